@@ -1,0 +1,156 @@
+"""Where Hydra's configs become plain arguments. Nothing above or below this floor knows Hydra."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from medssl import catalog
+from medssl.cli.main import _header
+from medssl.errors import UsageError, UserError, nearest
+
+PATHS = {"source", "out", "store", "run", "labels", "key", "test_store", "patient"}  # taken literally, whatever they hold
+WHERE = {"ingest": "medssl.store.ingest"}  # the others are in steps
+GROUPS = ("method", "encoder", "views")
+
+
+def run(command: str, args: list[str]) -> None:
+    """One run, or with -m one for each combination of comma-separated values."""
+    sweep = bool({"-m", "--multirun"} & set(args))
+    words = [_literal(w) for a in args if a not in {"-m", "--multirun"} for w in _any_timm(a)]
+    for word in words:
+        if "=" not in word or word.startswith("-"):
+            raise UsageError(f"cannot read {word!r}: options are key=value. {_header(command)[1]}")
+    parsed = _parse(words)
+    swept = [o.key_or_group for o in parsed if o.is_sweep_override()]
+    if swept and not sweep:
+        raise UsageError(f"{swept[0]} has several values; add -m to sweep over them")
+    cfg = _compose(command, [_first(o) if o.is_sweep_override() else w for o, w in zip(parsed, words, strict=True)])
+    if not sweep:
+        call(command, cfg, cfg.hydra.runtime.choices, None)
+        return
+    out = OmegaConf.select(cfg, "out")
+    kept = [o.key_or_group for o in parsed if o.key_or_group not in swept]
+    sys.argv = [
+        f"medssl {command}",
+        "--multirun",
+        *words,
+        f"hydra.sweep.dir={_quote(str(out))}",
+        "hydra.sweep.subdir=${hydra.job.override_dirname}",
+        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(kept)}]",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=disabled",
+        "hydra/hydra_logging=disabled",
+    ]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to cli.main as they are
+
+    def job(cfg: DictConfig) -> None:
+        hydra_cfg = HydraConfig.get()
+        call(command, cfg, hydra_cfg.runtime.choices, Path(hydra_cfg.runtime.output_dir))
+
+    hydra.main(version_base="1.3", config_path=str(catalog.root()), config_name=command)(job)()
+
+
+def call(command: str, cfg: DictConfig, choices: Any, out: Path | None) -> None:
+    """Hand plain arguments to the step of that name."""
+    with_defaults = {k: v for k, v in cfg.items() if k != "hydra"}
+    kwargs: dict[str, Any] = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in with_defaults.items()}
+    if out is not None:
+        kwargs["out"] = str(out)
+    if command == "pretrain":
+        for group in GROUPS:
+            options = kwargs.pop(group, None)
+            kwargs[group] = choices.get(group)
+            kwargs[f"{group}_options"] = {k: v for k, v in (options or {}).items() if not k.startswith("_")}
+    step = getattr(import_module(WHERE.get(command, f"medssl.steps.{command}")), command)
+    step(**kwargs)
+
+
+def _compose(command: str, words: list[str]) -> DictConfig:
+    """The config of one run. Every way a key can be wrong ends in one line."""
+    with initialize_config_dir(str(catalog.root()), version_base="1.3"):
+        try:
+            cfg = compose(command, words, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as e:
+            raise UsageError(_explain(command, words, e)) from e
+    missing = [str(k) for k in cfg if k != "hydra" and OmegaConf.is_missing(cfg, k)]
+    if missing:
+        raise UsageError(f"medssl {command} needs {', '.join(f'{k}=…' for k in missing)}. For example: {_header(command)[1]}")
+    return cfg
+
+
+def _explain(command: str, words: list[str], error: Exception) -> str:
+    """Which of the words is wrong, and what is near it."""
+    for word in words:
+        key, _, value = word.partition("=")
+        bare = key.lstrip("+~")
+        if bare in GROUPS and command == "pretrain":
+            if value.strip("'") not in catalog.choices(bare):
+                return f"there is no {bare} {value!r}.{nearest(value, catalog.choices(bare))}"
+    known = set(_keys(compose(command, [w for w in words if w.partition("=")[0] in GROUPS])))
+    for word in words:
+        bare = word.partition("=")[0].lstrip("+~")
+        if bare not in known and bare not in GROUPS:
+            group = bare.partition(".")[0]
+            hint = f" Choose the {group} first: {group}=NAME." if group in GROUPS and f"{group}." not in "".join(known) else ""
+            return f"medssl {command} has no key {bare!r}.{hint or nearest(bare, known)}"
+    return f"medssl {command}: {str(error).splitlines()[0]}"
+
+
+def _keys(cfg: Any, prefix: str = "") -> Iterator[str]:
+    for k in cfg:
+        inner = None if OmegaConf.is_missing(cfg, k) else cfg[k]
+        if isinstance(inner, DictConfig):
+            yield from (x for x in _keys(inner, f"{prefix}{k}.") if "._" not in x)
+        elif not str(k).startswith("_"):
+            yield f"{prefix}{k}"
+
+
+def _parse(words: list[str]) -> list[Override]:
+    parser = OverridesParser.create()
+    try:
+        return parser.parse_overrides(words)
+    except HydraException as e:
+        for word in words:
+            try:
+                parser.parse_override(word)
+            except HydraException:
+                raise UsageError(f"cannot read {word!r}: quote the value, as in \"key='…'\"") from e
+        raise
+
+
+def _first(o: Override) -> str:
+    """The override with the first of its values."""
+    value = next(iter(o.sweep_string_iterator()))
+    return f"{o.get_key_element()}={value}"
+
+
+def _any_timm(word: str) -> list[str]:
+    """encoder=NAME with a name that has no yaml means timm's model of that name."""
+    key, _, value = word.partition("=")
+    if key == "encoder" and re.fullmatch(r"[\w.\-]+", value) and value not in catalog.choices("encoder"):
+        return ["encoder=timm", f"encoder.model={value}"]
+    return [word]
+
+
+def _literal(word: str) -> str:
+    key, eq, value = word.partition("=")
+    if key in PATHS and eq and value[:1] not in "'\"[" and value not in {"null", ""}:
+        return f"{key}={_quote(value)}"
+    return word
+
+
+def _quote(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,0 +1,69 @@
+"""A small convolutional network for small scans, in 2D and 3D."""
+
+import torch.nn as nn
+from torch import Tensor
+
+from medssl.errors import UserError, nearest
+
+SMALL = 32  # pixels along the longest axis up to which the first stage keeps the resolution
+
+
+class CNN(nn.Module):
+    """(B, C, *size) -> (B, dim = last width): stages of two 3x3 convolutions, then the mean over positions.
+
+    Every stage halves the resolution, except the first on scans of up to 32 pixels. Meant for 28 to 64 pixels, where an
+    ImageNet stem throws most of the image away.
+
+    Attributes:
+        layers: the stages; applied in order they give `maps`.
+
+    Raises UserError for an unknown `norm` and for widths that groups of 8 do not divide.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, ...],
+        widths: tuple[int, ...] = (32, 64, 128, 256),
+        norm: str = "batch",
+    ):
+        super().__init__()
+        if norm not in ("batch", "group"):
+            raise UserError(f"encoder.norm: unknown {norm!r}.{nearest(norm, ['batch', 'group'])}")
+        if not widths or (norm == "group" and any(w % 8 for w in widths)):
+            raise UserError(
+                f"encoder.widths {list(widths)} must not be empty, and multiples of 8 for encoder.norm=group"
+            )
+        self.channels, self.size, self.dim = channels, tuple(size), widths[-1]
+        self.options = {"widths": list(widths), "norm": norm}
+        ins = (channels, *widths[:-1])
+        strides = [1 if i == 0 and max(size) <= SMALL else 2 for i in range(len(widths))]
+        self.layers = nn.ModuleList(_stage(len(size), *stage, norm) for stage in zip(ins, widths, strides, strict=True))
+
+    def maps(self, x: Tensor) -> Tensor:
+        """(B, C, *size) -> (B, dim, *s)."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *size) -> (B, dim)."""
+        return self.maps(x).flatten(2).mean(2)
+
+
+def _stage(dims: int, n_in: int, n_out: int, stride: int, norm: str) -> nn.Sequential:
+    conv = nn.Conv2d if dims == 2 else nn.Conv3d
+
+    def normalise() -> nn.Module:
+        if norm == "group":
+            return nn.GroupNorm(8, n_out)
+        return nn.BatchNorm2d(n_out) if dims == 2 else nn.BatchNorm3d(n_out)
+
+    return nn.Sequential(
+        conv(n_in, n_out, 3, stride, 1, bias=False),
+        normalise(),
+        nn.ReLU(),
+        conv(n_out, n_out, 3, 1, 1, bias=False),
+        normalise(),
+        nn.ReLU(),
+    )

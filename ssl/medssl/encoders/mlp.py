@@ -1,0 +1,46 @@
+"""A fully connected encoder: what deep belief nets and stacked autoencoders train layer by layer."""
+
+import math
+
+from torch import Tensor, nn
+
+from medssl.errors import UserError, nearest
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
+
+
+class MLP(nn.Module):
+    """(B, C, *size) -> (B, dim = last width).
+
+    Attributes:
+        layers: one `Sequential(Linear, activation)` per width; applied in order to the scan flattened to
+            (B, C * prod(size)).
+
+    Raises UserError for an unknown activation and for no widths.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, ...],
+        widths: tuple[int, ...] = (500, 500, 500),
+        activation: str = "sigmoid",
+    ):
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise UserError(f"encoder.activation: unknown {activation!r}.{nearest(activation, ACTIVATIONS)}")
+        if not widths:
+            raise UserError("encoder.widths is empty; give at least one layer, as in encoder.widths=[500,500]")
+        self.channels, self.size, self.dim = channels, tuple(size), widths[-1]
+        self.options = {"widths": list(widths), "activation": activation}
+        ins = (channels * math.prod(size), *widths[:-1])
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(i, o), ACTIVATIONS[activation]()) for i, o in zip(ins, widths, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *size) -> (B, dim)."""
+        x = x.flatten(1)
+        for layer in self.layers:
+            x = layer(x)
+        return x

@@ -1,0 +1,55 @@
+"""MONAI's residual networks for 3D scans."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from medssl.errors import UserError, nearest
+
+MODELS = ("resnet10", "resnet18", "resnet34", "resnet50")
+SMALL = 32  # voxels along the longest axis up to which the stem keeps the resolution
+
+
+class ResNet3d(nn.Module):
+    """(B, C, D, H, W) -> (B, dim): a 3D ResNet, globally average-pooled (He et al., 2015; Chen et al., 2019, Med3D).
+
+    `net` is MONAI's own module, so its state dict loads into `monai.networks.nets.resnet18(spatial_dims=3,
+    n_input_channels=channels, conv1_t_stride=encoder.net.conv1.stride, feed_forward=False)`. The stem halves the
+    volume, as in Med3D, except volumes of up to 32 voxels a side, of which five halvings would leave one voxel.
+
+    Raises UserError for a 2D size, an unknown model, and without MONAI.
+    """
+
+    def __init__(self, channels: int, size: tuple[int, ...], model: str = "resnet18"):
+        super().__init__()
+        if len(size) != 3:
+            raise UserError(f"ResNet3d takes volumes and this store is {len(size)}D; choose encoder=resnet18")
+        if model not in MODELS:
+            raise UserError(f"encoder.model: no 3D network {model!r}.{nearest(model, MODELS)}")
+        self.channels, self.size, self.options = channels, tuple(size), {"model": model}
+        self.net = _nets(model)(
+            spatial_dims=3,
+            n_input_channels=channels,
+            conv1_t_stride=1 if max(size) <= SMALL else 2,
+            feed_forward=False,
+        )
+        self.dim = self.net.in_planes
+
+    def forward(self, x_BCDHW: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B, dim)."""
+        return self.maps(x_BCDHW).mean((2, 3, 4))
+
+    def maps(self, x_BCDHW: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B, dim, d, h, w), 1/16 or 1/32 of the resolution."""
+        n = self.net
+        x = n.maxpool(n.act(n.bn1(n.conv1(x_BCDHW))))
+        return n.layer4(n.layer3(n.layer2(n.layer1(x))))
+
+
+def _nets(model: str) -> Any:
+    """The constructor, imported late: MONAI is an extra and takes seconds to import."""
+    try:
+        from monai.networks.nets import resnet
+    except ImportError as e:
+        raise UserError("3D ResNets need MONAI: pip install 'medssl[monai]' or choose encoder=cnn") from e
+    return getattr(resnet, model)

@@ -1,0 +1,120 @@
+"""Any timm model as an encoder for 2D scans, and ResNets that follow the store into 3D."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from medssl.encoders.monai3d import ResNet3d
+from medssl.errors import UserError
+
+
+class TimmEncoder(nn.Module):
+    """(B, C, H, W) -> (B, dim): the pooled features in front of a timm model's classifier.
+
+    `net` is the timm model itself: its state dict loads into `timm.create_model(model, in_chans=channels, num_classes=0)`,
+    with `img_size=size` for a transformer.
+
+    Raises UserError for a 3D size, a model timm does not know, a size it cannot take, and weights it cannot fetch.
+    """
+
+    def __init__(self, channels: int, size: tuple[int, ...], model: str = "resnet18", pretrained: bool = False):
+        super().__init__()
+        if len(size) != 2:
+            raise UserError(
+                f"timm's {model} takes 2D images and this store is {len(size)}D; "
+                "choose encoder=resnet18, encoder=cnn or encoder=vit, which do both"
+            )
+        if not timm.is_model(model):
+            raise UserError(f"encoder.model: timm has no model {model!r}.{_near(model)}")
+        self.channels, self.size = channels, tuple(size)
+        self.options = {"model": model, "pretrained": pretrained}
+        self.net: Any = _create(model, pretrained, channels, self.size)
+        self.dim = self._width(model)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, dim)."""
+        return self.net(x_BCHW)
+
+    def maps(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, dim, h, w) features before pooling; a transformer's tokens are laid out on their grid.
+
+        Raises UserError where the model has no such map of `dim` channels (a layer after pooling, a token pyramid).
+        """
+        f = self.net.forward_features(x_BCHW)
+        if isinstance(f, Tensor) and f.ndim == 3 and hasattr(self.net, "num_prefix_tokens"):
+            f = f[:, self.net.num_prefix_tokens :].transpose(1, 2).unflatten(2, self.net.patch_embed.grid_size)
+        elif getattr(self.net, "output_fmt", "NCHW") == "NHWC":
+            f = f.permute(0, 3, 1, 2)
+        if not isinstance(f, Tensor) or f.ndim != 4 or f.shape[1] != self.dim:
+            raise UserError(
+                f"timm's {self.options['model']} has no map of {self.dim} channels; choose encoder=resnet18"
+            )
+        return f
+
+    def _width(self, model: str) -> int:
+        """Runs an empty image through, so that a size the model cannot take fails here and not in the first epoch."""
+        patch = getattr(getattr(self.net, "patch_embed", None), "patch_size", (1, 1))
+        if any(n % p for n, p in zip(self.size, patch, strict=True)):
+            raise UserError(
+                f"size {self.size} is not a multiple of {tuple(patch)}, the patch of {model}; choose one that is"
+            )
+        was = self.net.training
+        try:
+            with torch.no_grad():
+                out = self.net.eval()(torch.zeros(1, self.channels, *self.size))
+        except (RuntimeError, ValueError, AssertionError) as e:
+            raise UserError(f"{model} cannot take size {self.size} ({e}); choose a larger one or encoder=cnn") from e
+        finally:
+            self.net.train(was)
+        if not isinstance(out, Tensor) or out.ndim != 2:
+            raise UserError(f"timm's {model} does not end in one vector per image; choose another encoder.model")
+        return out.shape[1]
+
+
+def resnet(channels: int, size: tuple[int, ...], model: str = "resnet18", pretrained: bool = False) -> nn.Module:
+    """The ResNet of that name for the store at hand: timm's in 2D, MONAI's in 3D (He et al., 2015, arXiv:1512.03385).
+
+    Raises UserError for pretrained weights in 3D (there are none here) and as the two encoders do.
+    """
+    if len(size) == 2:
+        return TimmEncoder(channels, size, model, pretrained)
+    if pretrained:
+        raise UserError(f"encoder.pretrained: there are no pretrained 3D weights for {model}; leave it off")
+    return ResNet3d(channels, size, model)
+
+
+def _create(model: str, pretrained: bool, channels: int, size: tuple[int, ...]) -> nn.Module:
+    def build(**more: Any) -> nn.Module:
+        return timm.create_model(model, pretrained=pretrained, in_chans=channels, num_classes=0, **more)
+
+    if not pretrained:
+        return _with_size(build, model, size)
+    try:
+        return _with_size(build, model, size)
+    except Exception as e:  # the hub's client raises its own, httpx's, requests' and urllib's errors, by version
+        why = str(e).split("\n", 1)[0]
+        raise UserError(
+            f"encoder.pretrained: the weights of {model} are not available offline ({type(e).__name__}: {why}); "
+            "run once with network access, or encoder.pretrained=false"
+        ) from e
+
+
+def _with_size(build: Callable[..., nn.Module], model: str, size: tuple[int, ...]) -> nn.Module:
+    """Transformers want the image size when they are built; convolutional nets refuse to hear of it."""
+    try:
+        return build(img_size=size)
+    except TypeError as e:
+        if "img_size" not in str(e):
+            raise
+    except (RuntimeError, ValueError, AssertionError) as e:
+        raise UserError(f"timm cannot build {model} for size {size} ({e}); choose another size or encoder.model") from e
+    return build()
+
+
+def _near(model: str) -> str:
+    close = difflib.get_close_matches(model, timm.list_models(), n=3)
+    return f" Did you mean {', '.join(close)}?" if close else " timm.list_models('*vit*') lists what it has."

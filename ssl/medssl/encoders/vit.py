@@ -1,0 +1,130 @@
+"""A plain vision transformer for images and volumes: patches, fixed positions, pre-norm blocks, mean of the tokens."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medssl.errors import UserError
+
+
+def sincos(grid: tuple[int, ...], dim: int) -> Tensor:
+    """(prod(grid), dim) float32 sine and cosine positions, rows in row-major order of the grid.
+
+    Each axis has 2 * (dim // (2 * axes)) channels, sines then cosines, at frequencies 10000^(-i/k) as in Vaswani et
+    al., 2017, section 3.5; what dim leaves over is zero.
+    """
+    k = dim // (2 * len(grid))
+    omega = 10_000.0 ** (-torch.arange(k) / k)
+    axes = torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in grid], indexing="ij")
+    parts = [f(a.flatten()[:, None] * omega) for a in axes for f in (torch.sin, torch.cos)]
+    return F.pad(torch.cat(parts, 1), (0, dim - 2 * k * len(grid)))
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention and MLP (Dosovitskiy et al., 2021, equations 2 and 3): (B, N, dim) -> (B, N, dim)."""
+
+    def __init__(self, dim: int, heads: int, mlp: float = 4.0):
+        super().__init__()
+        hidden = int(dim * mlp)
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """(B, N, dim) -> (B, N, dim)."""
+        q, k, v = self.qkv(self.norm1(x_BND)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x_BND = x_BND + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x_BND + self.mlp(self.norm2(x_BND))
+
+
+class ViT(nn.Module):
+    """(B, C, *size) -> (B, dim), 2D or 3D (Dosovitskiy et al., 2021, arXiv:2010.11929; without a class token).
+
+    `patch` is an edge in pixels, or one per axis; by default the divisor of each axis nearest to an eighth of it (in 2D
+    at most 16 pixels), so 49 to 196 tokens for images of 28 to 224 pixels and some 512 for volumes.
+
+    Attributes:
+        patch, grid: tuples, one number per axis; prod(grid) tokens in row-major order.
+        pos: (N, dim) fixed positions.
+
+    Raises UserError when a size is not a multiple of the patch or `dim` does not fit `heads` or the positions.
+    """
+
+    pos: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, ...],
+        patch: int | list[int] | None = None,
+        dim: int = 192,
+        depth: int = 6,
+        heads: int = 3,
+        mlp: float = 4.0,
+    ):
+        super().__init__()
+        if dim % heads or dim < 2 * len(size):
+            raise UserError(f"encoder.dim {dim} must be a multiple of encoder.heads {heads}, {2 * len(size)} or more")
+        self.channels, self.size, self.dim = channels, tuple(size), dim
+        self.patch = _patch(self.size, patch)
+        self.grid = tuple(n // p for n, p in zip(self.size, self.patch, strict=True))
+        self.options = {"patch": list(self.patch), "dim": dim, "depth": depth, "heads": heads, "mlp": mlp}
+        self.embed = nn.Linear(channels * math.prod(self.patch), dim)
+        self.register_buffer("pos", sincos(self.grid, dim), persistent=False)
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+        for m in self.modules():
+            if isinstance(m, nn.Linear):
+                nn.init.xavier_uniform_(m.weight)
+                nn.init.zeros_(m.bias)
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """(B, C, *size) -> (B, N, C * prod(patch)); a patch is flattened channel first, then in row-major order."""
+        n = len(self.patch)
+        split = [m for pair in zip(self.grid, self.patch, strict=True) for m in pair]
+        x = x.reshape(*x.shape[:2], *split)
+        cells, inner = range(2, 2 * n + 2, 2), range(3, 2 * n + 3, 2)
+        return x.permute(0, *cells, 1, *inner).flatten(n + 1).flatten(1, n)
+
+    def tokens(self, x: Tensor, keep_BK: Tensor | None = None) -> Tensor:
+        """(B, C, *size) -> (B, N, dim), or (B, K, dim) of the patches `keep_BK` alone; the others are not read."""
+        patches, pos = self.patchify(x), self.pos.expand(len(x), -1, -1)
+        if keep_BK is not None:
+            patches, pos = (t.gather(1, keep_BK[..., None].expand(-1, -1, t.shape[2])) for t in (patches, pos))
+        h = self.embed(patches) + pos
+        for block in self.blocks:
+            h = block(h)
+        return self.norm(h)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """(B, C, *size) -> (B, dim, *grid): the tokens on their grid."""
+        return self.tokens(x).transpose(1, 2).unflatten(2, self.grid)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *size) -> (B, dim): the mean of the tokens."""
+        return self.tokens(x).mean(1)
+
+
+def _patch(size: tuple[int, ...], patch: int | list[int] | None) -> tuple[int, ...]:
+    if patch is None:
+        return tuple(_divisor(n, min(n / 8, 16.0) if len(size) == 2 else n / 8) for n in size)
+    each = (patch,) * len(size) if isinstance(patch, int) else tuple(patch)
+    if len(each) != len(size):
+        raise UserError(f"encoder.patch {list(each)} has {len(each)} numbers and the scans are {len(size)}D")
+    if any(p < 1 or n % p for n, p in zip(size, each, strict=True)):
+        fits = tuple(max(1, round(n / max(p, 1))) * max(p, 1) for n, p in zip(size, each, strict=True))
+        raise UserError(f"size {size} is not a multiple of encoder.patch {list(each)}; choose {fits} or another patch")
+    return each
+
+
+def _divisor(n: int, target: float) -> int:
+    """The divisor of n nearest to `target` (the larger of two)."""
+    best = min((p for p in range(1, n + 1) if n % p == 0), key=lambda p: (abs(p - target), -p))
+    if best > max(2 * target, 1) or best < target / 2:
+        raise UserError(
+            f"size {n} has no divisor near {target:.0f} for a patch; choose a multiple of 8 or set encoder.patch"
+        )
+    return best

@@ -1,0 +1,44 @@
+"""BYOL: predict what a slow teacher makes of the other view. No negatives.
+
+Grill et al., 2020, https://arxiv.org/abs/2006.07733: equations 1 (teacher) and 2 (loss), symmetrised as in section 3.1.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.parts import follow, mlp, teacher_of
+from medssl.objectives.regression import cosine_distance
+from medssl.schedule import cosine
+
+
+class BYOL(Method):
+    """Encoder and projector, a predictor on top of them, and a teacher that is their moving average.
+
+    hidden, out: widths of projector and predictor. momentum: the teacher's at step 0, rising to 1 by half a cosine.
+    """
+
+    views = 2
+
+    def __init__(self, encoder: nn.Module, hidden: int, out: int, momentum: float):
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise UserError(f"method.momentum must lie between 0 and 1, got {momentum}")
+        self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
+        self.predictor = mlp(out, hidden, out)
+        self.teacher = teacher_of(self.student())
+        self.momentum = momentum
+
+    def student(self) -> nn.Sequential:
+        return nn.Sequential(self.encoder, self.projector)
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        views = torch.cat(batch["views"])
+        a, b = self.predictor(self.projector(self.encoder(views))).chunk(2)
+        with torch.no_grad():
+            teacher_a, teacher_b = self.teacher(views).chunk(2)
+        return {"loss": (cosine_distance(a, teacher_b) + cosine_distance(b, teacher_a)) / 2}
+
+    def after_step(self, clock: Clock) -> None:
+        follow(self.teacher, self.student(), cosine(clock.frac, self.momentum, 1.0))

@@ -1,0 +1,88 @@
+"""A bank of patch prototypes by k-means: no gradient, seconds of work, and a baseline that embarrasses weak pretraining.
+
+Coates, Ng & Lee, 2011, "An analysis of single-layer networks in unsupervised feature learning", sections 3.1 (patches,
+whitening) and 3.2.3 (k-means, triangle code). The first part of the run gathers the covariance of patches; then come
+rounds of Lloyd's algorithm, each over the patches of several batches.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.objectives.ranks import all_rows, world
+from medssl.rng import uniform
+
+PATCH_SLOT = 1000  # views use the slots below
+
+
+class KMeansBank(Method):
+    """Fits the buffers of an encoders.patch_bank.PatchBank.
+
+    per_scan: patches taken from a scan at a step. whitening: share of the run spent on the covariance. rounds: of Lloyd's
+    algorithm in the rest.
+    """
+
+    views = 1
+
+    def __init__(self, encoder: nn.Module, per_scan: int, whitening: float, rounds: int):
+        super().__init__()
+        if not hasattr(encoder, "centroids"):
+            raise UserError(f"kmeans_bank fits encoder=patch_bank, not {type(encoder).__name__}")
+        self.encoder = encoder.requires_grad_(False)
+        self.per_scan, self.whitening, self.rounds = per_scan, whitening, rounds
+        k, p = encoder.centroids.shape
+        for name, shape in {"first": (p,), "second": (p, p), "seen": (), "sums": (k, p), "counts": (k,)}.items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("round", torch.tensor(-1))
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        (x,) = batch["views"]
+        place = uniform(batch["key"], 0, PATCH_SLOT, self.per_scan)
+        patches = self.encoder.patches_at(x, place).double()
+        if clock.frac < self.whitening:
+            added = [patches.sum(0), patches.T @ patches, patches.new_tensor(float(len(patches)))]
+            for total, new in zip((self.first, self.second, self.seen), summed(added), strict=True):
+                total += new
+            return {"loss": patches.var(0).sum().float()}
+        if self.round < 0:
+            self.start(patches)
+        white = (patches - self.encoder.mean) @ self.encoder.whiten.double()
+        distance, nearest = torch.cdist(white, self.encoder.centroids.double()).min(1)
+        mine = torch.zeros_like(self.sums).index_add_(0, nearest, white)
+        added = [mine, torch.bincount(nearest, minlength=len(self.counts)).double(), distance.square().sum()]
+        sums, counts, error = summed(added)
+        self.sums += sums
+        self.counts += counts
+        return {"loss": (error / counts.sum()).float()}
+
+    def start(self, patches: Tensor) -> None:
+        """Whitening from the totals; the first centroids are whitened patches of this batch, the same on every rank."""
+        mean = self.first / self.seen
+        self.encoder.set_whitening(mean, self.second / self.seen - mean.outer(mean))
+        white = (all_rows(patches) - self.encoder.mean) @ self.encoder.whiten.double()
+        k = len(self.counts)
+        if len(white) < k:
+            raise UserError(f"{len(white)} patches a batch cannot start {k} centroids; raise batch or method.per_scan")
+        self.encoder.centroids.copy_(white[torch.linspace(0, len(white) - 1, k, device=white.device).long()])
+        self.round.zero_()
+
+    @torch.no_grad()
+    def after_step(self, clock: Clock) -> None:
+        done = ((clock.step + 1) / clock.steps - self.whitening) / (1 - self.whitening) * self.rounds
+        if self.round < 0 or done < self.round + 1 - 1e-9:
+            return
+        used = self.counts > 0  # a centroid that won nothing stays where it is
+        self.encoder.centroids[used] = (self.sums / self.counts[:, None])[used].to(self.encoder.centroids.dtype)
+        self.sums.zero_(), self.counts.zero_()
+        self.round += 1
+
+
+def summed(parts: list[Tensor]) -> list[Tensor]:
+    """Each tensor summed over ranks, in place."""
+    if world() > 1:
+        for part in parts:
+            dist.all_reduce(part)
+    return parts

@@ -1,0 +1,75 @@
+"""Small parts that methods share: a projector, a teacher, batch statistics over all ranks."""
+
+import copy
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_fn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from medssl.objectives.ranks import world
+
+
+def mlp(*dims: int) -> nn.Sequential:
+    """Linear, BatchNorm, ReLU between every pair of `dims`, with a bare Linear last."""
+    layers: list[nn.Module] = []
+    for a, b in zip(dims[:-2], dims[1:-1], strict=True):
+        layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(dims[-2], dims[-1]))
+
+
+def teacher_of(module: nn.Module) -> nn.Module:
+    """A copy with the same weights and no gradients."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher <- momentum * teacher + (1 - momentum) * student, in place. Buffers are copied."""
+    for t, s in zip(teacher.parameters(), student.parameters(), strict=True):
+        t.lerp_(s, 1 - momentum)
+    for t, s in zip(teacher.buffers(), student.buffers(), strict=True):
+        t.copy_(s)
+
+
+class RankBatchNorm(_BatchNorm):
+    """Batch normalisation with the statistics of all ranks, on any device (torch's SyncBatchNorm needs CUDA).
+
+    (B, C, *) -> the same shape, equal in value and gradient to one process on the whole batch.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or world() == 1:
+            return super().forward(x)
+        axes = [0, *range(2, x.ndim)]
+        x32 = x.float()
+        count = x32.new_full((1,), x32.numel() / x32.shape[1])
+        total = torch.cat([x32.sum(axes), x32.square().sum(axes), count])
+        total = dist_fn.all_reduce(total, op=dist.ReduceOp.SUM)
+        n = total[-1].detach()
+        mean, square = (total[:-1] / n).chunk(2)
+        variance = (square - mean.square()).clamp(min=0)
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                m = self.momentum if self.momentum is not None else 0.1
+                self.running_mean.lerp_(mean, m)
+                self.running_var.lerp_(variance * n / (n - 1), m)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked += 1
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        y = (x32 - mean.view(shape)) * (variance.view(shape) + self.eps).rsqrt()
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(x.dtype)
+
+
+def share_batch_norm(module: nn.Module) -> nn.Module:
+    """Make every batch normalisation in `module` a RankBatchNorm, in place; weights, buffers and names stay."""
+    for m in module.modules():
+        if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            m.__class__ = type(f"Rank{type(m).__name__}", (RankBatchNorm, type(m)), {})
+    return module

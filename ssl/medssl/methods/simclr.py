@@ -1,0 +1,36 @@
+"""SimCLR: two views of a scan attract, views of other scans repel.
+
+Chen et al., 2020, https://arxiv.org/abs/2002.05709: encoder, projector (section 2.1), NT-Xent (equation 1).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.parts import mlp
+from medssl.objectives.infonce import nt_xent
+from medssl.objectives.ranks import world
+
+
+class SimCLR(Method):
+    """Encoder (B, C, *spatial) -> (B, dim), projector (B, dim) -> (B, out), NT-Xent.
+
+    hidden, out: widths of the projector, thrown away afterwards. temperature: of the similarities; lower is harder.
+    """
+
+    views = 2
+
+    def __init__(self, encoder: nn.Module, hidden: int, out: int, temperature: float):
+        super().__init__()
+        if temperature <= 0:
+            raise UserError(f"method.temperature must be positive, got {temperature}")
+        self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
+        self.temperature = temperature
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        a, b = self.projector(self.encoder(torch.cat(batch["views"]))).chunk(2)
+        chance = math.log(2 * len(a) * world() - 1)  # what constant features cost
+        return {"loss": nt_xent(a, b, self.temperature), "chance": a.new_tensor(chance)}

@@ -1,0 +1,46 @@
+"""What losses need when a batch is spread over processes, and when autocast surrounds them."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_fn  # not reachable as an attribute of torch.distributed
+from torch import Tensor
+
+
+def world() -> int:
+    """The number of processes that share a batch."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's place among them."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def all_rows(x: Tensor) -> Tensor:
+    """Rows of every rank, in rank order; gradients flow back to the rank that made them."""
+    return x if world() == 1 else torch.cat(dist_fn.all_gather(x.contiguous()))
+
+
+def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Run a loss in float32 or better whatever the autocast around it: similarities and logs do not survive bfloat16.
+
+    Non-finite inputs are refused before they reach a weight.
+    """
+
+    @wraps(loss)
+    def wrapped(first: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        tensors = [a for a in (first, *args) if isinstance(a, Tensor) and a.is_floating_point()]
+        if not all(bool(torch.isfinite(t).all()) for t in tensors):
+            raise FloatingPointError(f"{loss.__name__} was given values that are not finite")
+        with torch.autocast(first.device.type, enabled=False):
+            return loss(*(_at_least_float32(a) for a in (first, *args)), **kwargs)
+
+    return wrapped
+
+
+def _at_least_float32(a: Any) -> Any:
+    return a.float() if isinstance(a, Tensor) and a.dtype in {torch.bfloat16, torch.float16} else a

@@ -1,0 +1,33 @@
+"""Objectives that compare a prediction with a target row by row: distillation and reconstruction."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from medssl.objectives.ranks import full_precision
+
+
+@full_precision
+def cosine_distance(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
+    """Mean over rows of 2 - 2 cos(prediction, target): Grill et al., 2020, https://arxiv.org/abs/2006.07733, equation 2.
+
+    No gradient flows to the target.
+    """
+    return 2 - 2 * F.cosine_similarity(prediction_BD, target_BD.detach(), dim=1).mean()
+
+
+@full_precision
+def masked_patch_error(prediction_BNP: Tensor, target_BNP: Tensor, hidden_BM: Tensor) -> Tensor:
+    """Mean squared error on hidden patches, each target patch standardised by its own mean and variance.
+
+    He et al., 2021, https://arxiv.org/abs/2111.06377, section 4.1 ("reconstruction target"). hidden_BM: int64 indices of
+    the patches that the encoder did not see; P is the number of values in a patch. The 1e-6 is their code's.
+    """
+    mean, variance = target_BNP.mean(-1, keepdim=True), target_BNP.var(-1, keepdim=True)
+    error = (prediction_BNP - (target_BNP - mean) / (variance + 1e-6).sqrt()).square().mean(-1)
+    return error.gather(1, hidden_BM).mean()
+
+
+@full_precision
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean over all elements of (prediction - target)^2; the target is taken as it is, without gradient."""
+    return F.mse_loss(prediction, target.detach())

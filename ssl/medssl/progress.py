@@ -1,0 +1,56 @@
+"""Progress with rate and time left: a bar on a terminal, a plain line now and then elsewhere, silence under CI."""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+EVERY = 10.0  # seconds between plain lines when the output is not a terminal
+
+
+class Progress:
+    """`with Progress("train", total=1000, unit="step") as bar: bar.update(1, loss="0.31")`."""
+
+    def __init__(self, what: str, total: int | None = None, unit: str = "it", done: int = 0, quiet: bool = False):
+        self.what, self.total, self.unit, self.done, self.first = what, total, unit, done, done
+        self.notes: dict[str, str] = {}
+        self.start = self.last = time.monotonic()
+        self.quiet = quiet or bool(os.environ.get("CI"))
+        terminal = sys.stderr.isatty() and not self.quiet
+        self.bar = tqdm(total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True) if terminal else None
+
+    def update(self, n: int = 1, **notes: str) -> None:
+        self.done += n
+        self.notes |= notes
+        if self.bar is not None:
+            self.bar.set_postfix(self.notes, refresh=False)
+            self.bar.update(n)
+        elif not self.quiet and time.monotonic() - self.last > EVERY:
+            self.last = time.monotonic()
+            self.say()
+
+    def say(self) -> None:
+        rate = (self.done - self.first) / max(time.monotonic() - self.start, 1e-9)
+        left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 else ""
+        of = f"/{self.total}" if self.total else ""
+        notes = "".join(f", {k} {v}" for k, v in self.notes.items())
+        print(f"{self.what}: {self.done}{of} {self.unit}, {rate:.3g} {self.unit}/s{left}{notes}", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def track(items: Iterable[T], what: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
+    """`items`, with progress shown as they are taken."""
+    with Progress(what, total if total is not None else (len(items) if hasattr(items, "__len__") else None), unit) as bar:
+        for item in items:
+            yield item
+            bar.update()

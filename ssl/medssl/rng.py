@@ -1,0 +1,96 @@
+"""All randomness starts here. A random number is a pure function of what it is for, never of who drew before.
+
+`uniform(key, view, slot)` is counter-based: Philox4x32-10 of Salmon et al., 2011 (https://doi.org/10.1145/2063384.2063405)
+with counter (epoch, scan, view and slot, block) and key (seed). It is integer arithmetic, so a resumed run, any number of
+workers or ranks, CPU and GPU all see the same bits.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MASK = 0xFFFFFFFF
+SLOTS = 1 << 16  # slots per view: view and slot share one counter word
+
+
+class Key(NamedTuple):
+    """What a batch's randomness depends on: the run's seed and, per scan, its epoch and its row in the store."""
+
+    seed: int
+    epoch: Tensor  # (B,) int64
+    scan: Tensor  # (B,) int64
+
+
+def philox(counter: Tensor, key: Tensor) -> Tensor:
+    """Philox4x32-10. counter (..., 4) and key (..., 2) hold 32-bit words in int64; returns (..., 4) words alike."""
+    c0, c1, c2, c3 = counter.unbind(-1)
+    k0, k1 = key.unbind(-1)
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2  # int64 wraps, so all 64 bits of the product are right
+        c0, c1, c2, c3 = (p1 >> 32 & MASK) ^ c1 ^ k0, p1 & MASK, (p0 >> 32 & MASK) ^ c3 ^ k1, p0 & MASK
+        k0, k1 = k0 + 0x9E3779B9 & MASK, k1 + 0xBB67AE85 & MASK
+    return torch.stack([c0, c1, c2, c3], -1)
+
+
+def words(key: Key, view: int, slot: int, n: int) -> Tensor:
+    """(B, n) independent 32-bit words, in int64."""
+    if not 0 <= slot < SLOTS:
+        raise ValueError(f"slot must lie in [0, {SLOTS}), got {slot}")
+    scan, epoch = key.scan.long(), key.epoch.to(key.scan.device).long()
+    blocks = torch.arange(-(-n // 4), device=scan.device)
+    counter = torch.stack(
+        torch.broadcast_tensors(
+            epoch[:, None] & MASK,
+            scan[:, None] & MASK,
+            torch.tensor(view * SLOTS + slot, device=scan.device),
+            blocks[None],
+        ),
+        -1,
+    )
+    seed = torch.tensor([key.seed & MASK, key.seed >> 32 & MASK], device=scan.device)
+    return philox(counter, seed).flatten(1)[:, :n]
+
+
+def uniform(key: Key, view: int, slot: int, n: int = 1) -> Tensor:
+    """(B, n) float32 in [0, 1), 24 bits each."""
+    return (words(key, view, slot, n) >> 8).float() * 2.0**-24
+
+
+def _scramble(x: Tensor) -> Tensor:
+    """A bijection of int32 with good avalanche (the 'lowbias32' constants of C. Wellons's hash-prospector)."""
+    x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ (x >> 15 & 0x1FFFF)) * -0x7B935975
+    return x ^ (x >> 16 & 0xFFFF)
+
+
+def _bits_field(key: Key, view: int, slot: int, shape: tuple[int, ...]) -> Tensor:
+    """(B, *shape) int32 hashes: one cheap hash per element, keyed by two Philox words per scan."""
+    seeds = words(key, view, slot, 2).to(torch.int32)  # keeps the low 32 bits
+    at = torch.arange(math.prod(shape), dtype=torch.int32, device=seeds.device) * -0x61C88647  # golden-ratio steps
+    return _scramble(_scramble(at + seeds[:, :1]) ^ seeds[:, 1:]).view(-1, *shape)
+
+
+def uniform_field(key: Key, view: int, slot: int, shape: tuple[int, ...]) -> Tensor:
+    """(B, *shape) float32 in [0, 1), for masks and noise: far cheaper per element than `uniform`."""
+    return ((_bits_field(key, view, slot, shape) >> 8) + 2**23).float() * 2.0**-24
+
+
+def normal_field(key: Key, view: int, slot: int, shape: tuple[int, ...]) -> Tensor:
+    """(B, *shape) float32 standard normals, by the inverse of their distribution."""
+    u = ((_bits_field(key, view, slot, shape) >> 8).float() + 0.5) * 2.0**-23  # in (-1, 1), never an end
+    return torch.erfinv(u) * 2**0.5
+
+
+def seed_from(*keys: int) -> int:
+    """One 63-bit seed that depends on all of `keys` and their order (Philox, chained)."""
+    h = torch.zeros(4, dtype=torch.int64)
+    for k in keys:
+        h = philox(h ^ torch.tensor([k & MASK, k >> 32 & MASK, 0, len(keys)]), torch.tensor([0x6D656473, 0x736C]))
+    return int(h[0] | (h[1] & 0x7FFFFFFF) << 32)
+
+
+def generator(*keys: int) -> torch.Generator:
+    """A CPU generator keyed by `keys`, for permutations and initial weights."""
+    return torch.Generator().manual_seed(seed_from(*keys))

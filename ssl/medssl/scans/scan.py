@@ -1,0 +1,49 @@
+"""What a file becomes once it has been read rightly, and before it is stored."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One image or volume in physical values, with pseudonymous ids only.
+
+    Attributes:
+        array: (C, H, W) or (C, D, H, W). HU for CT, values after the modality LUT otherwise, in the smallest type that
+            loses nothing (uint8, int16, uint16, float32). Higher is brighter.
+        spacing: mm per voxel along each spatial axis, in array order; None when the file does not say.
+        affine: (4, 4) float64 from voxel indices (in array order of the spatial axes) to RAS+ mm; None when unknown.
+        modality: DICOM's code (CT, MR, DX, CR, US, …), or "" when unknown.
+        patient, study, series, scan: pseudonyms.
+        patient_known: False when no patient id was found and the patient is the study or the file itself.
+        site, scanner: allow-listed words, or "".
+        facts: allow-listed acquisition facts (view, laterality, sex, age in years up to 90, kvp, …).
+        labels: name -> value, from the file itself (npz); tables are joined later.
+        split: "train", "val" or "test" where the source says so, else "".
+        steps: what was done to the pixels, in order ("rescale", "invert MONOCHROME1", …).
+    """
+
+    array: np.ndarray
+    scan: str
+    patient: str
+    study: str = ""
+    series: str = ""
+    patient_known: bool = True
+    spacing: tuple[float, ...] | None = None
+    affine: np.ndarray | None = None
+    modality: str = ""
+    site: str = ""
+    scanner: str = ""
+    facts: dict[str, str | float] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    split: str = ""
+    steps: tuple[str, ...] = ()
+
+
+class Unreadable(Exception):
+    """A file that cannot be used. `code` is machine-readable (TRUNCATED, NOT_AN_IMAGE, …), the message has no identifiers."""
+
+    def __init__(self, code: str, reason: str):
+        super().__init__(reason)
+        self.code = code

@@ -1,0 +1,225 @@
+"""Store -> run folder: an encoder pretrained by one method, resumable to the bit."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+
+from medssl import catalog
+from medssl.encoders.handover import save_encoder
+from medssl.errors import UserError
+from medssl.files import atomic, write_json
+from medssl.rng import seed_from
+from medssl.steps.monitor import Monitor
+from medssl.steps.run import Run
+from medssl.store.store import Store
+from medssl.train.log import Log
+from medssl.train.loop import train
+from medssl.train.optim import Optim
+
+DEFAULTS = {"encoder": "resnet18", "steps": 2000, "batch": 128, "lr": 1e-3, "lr_end": 0.0}
+FREE = {"workers", "accelerator", "devices", "log", "save_every", "store"}  # may differ between starts: bits do not
+
+
+def pretrain(
+    store: str | Path,
+    out: str | Path,
+    *,
+    method: str = "simclr",
+    encoder: str | None = None,
+    views: str | None = None,
+    method_options: dict[str, Any] | None = None,
+    encoder_options: dict[str, Any] | None = None,
+    views_options: dict[str, Any] | None = None,
+    size: int | None = None,
+    spacing: float | None = None,
+    steps: int | None = None,
+    batch: int | None = None,
+    accumulate: int = 1,
+    seed: int = 0,
+    optimizer: str = "adamw",
+    lr: float | None = None,
+    lr_end: float | None = None,
+    warmup: float = 0.05,
+    weight_decay: float = 1e-4,
+    momentum: float = 0.9,
+    clip: float = 10.0,
+    precision: str = "32-true",
+    accelerator: str = "auto",
+    devices: int = 1,
+    workers: int = 0,
+    log: str = "jsonl",
+    log_every: int = 10,
+    save_every: int = 100,
+    monitor_every: int | None = None,
+) -> Path:
+    """Pretrain an encoder on the training patients of a store; returns the run folder `out`.
+
+    What is None is the method's own default (its yaml), else a general one; `resolved.yaml` in the run says what was used.
+    Running the same call again goes on where a stopped run was, and ends with the same bits.
+
+    Args:
+        store: a folder made by `ingest`.
+        out: the run folder.
+        method, encoder, views: names of configs/method, configs/encoder, configs/views, with their `_options`. An encoder
+            may be any timm model's name. views=None takes the recipe of the store's modality.
+        size: edge of the square or cube that scans are brought to, in pixels; None: 64 in 2D, 32 in 3D, or what the scans have.
+        spacing: mm per pixel of that grid; None fits each scan into it.
+        steps, batch: updates, and scans per update over all devices.
+        accumulate: forward passes a batch is split into.
+        optimizer, lr, lr_end, warmup, weight_decay, momentum, clip: see train.optim.Optim.
+        precision: 32-true or bf16-mixed. accelerator: auto, cpu or cuda. devices: processes. workers: loading processes.
+        log: jsonl, wandb (offline) or wandb-online.
+        monitor_every: steps between looks at kNN and RankMe on held-out scans; None: ten in a run, 0: never.
+
+    Raises UserError for anything in the input that cannot work, before training where that can be known.
+    """
+    store = Store.open(store)
+    dims = store.info["dims"]
+    spec = catalog.spec("method", method, **(method_options or {}))
+    run_defaults = DEFAULTS | spec.pop("_run_", {})
+
+    def chosen(key: str, given: Any) -> Any:
+        return given if given is not None else run_defaults.get(key)
+
+    encoder_name = chosen("encoder", encoder)
+    encoder_spec = encoder_of(encoder_name, encoder_options)
+    views_name = chosen("views", views) or views_for(store)
+    rows = store.rows("train")
+    size = size or default_size(store)
+    steps = chosen("steps", steps)
+    asked_batch, batch = batch, chosen("batch", batch)
+    if asked_batch is None:
+        batch = min(batch, len(rows) - len(rows) % (devices * accumulate))
+    resolved: dict[str, Any] = {
+        "store": str(store.path),
+        "fingerprint": store.fingerprint,
+        "method": {"name": method} | spec,
+        "encoder": {"name": encoder_name} | encoder_spec,
+        "views": {"name": views_name} | catalog.spec("views", views_name, **(views_options or {})),
+        "size": [size] * dims,
+        "spacing": spacing,
+        "steps": steps,
+        "batch": batch,
+        "accumulate": accumulate,
+        "seed": seed,
+        "optimizer": optimizer,
+        "lr": chosen("lr", lr),
+        "lr_end": chosen("lr_end", lr_end),
+        "warmup": warmup,
+        "weight_decay": weight_decay,
+        "momentum": momentum,
+        "clip": clip,
+        "precision": precision,
+        "log_every": log_every,
+        "monitor_every": max(1, steps // 10) if monitor_every is None else monitor_every,
+        "accelerator": accelerator,
+        "devices": devices,
+        "workers": workers,
+        "log": log,
+        "save_every": save_every,
+    }
+    check(resolved, len(rows))
+    optim = Optim(optimizer, resolved["lr"], warmup, resolved["lr_end"], weight_decay, momentum, clip)
+    strategy = DDPStrategy(find_unused_parameters=True) if devices > 1 else "auto"
+    fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision, strategy=strategy)  # type: ignore[arg-type]
+    fabric.launch()
+    recipe = catalog.build(without_name(resolved["views"]), size=tuple(resolved["size"]))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_from(seed, 0))
+        model = catalog.build(encoder_spec, channels=store.info["channels"], size=tuple(resolved["size"]))
+        ssl_method = catalog.build(spec, encoder=model)
+        run = Run(Path(out))
+        if fabric.is_global_zero:
+            run.start(resolved, FREE)
+        fabric.barrier()
+        if fabric.is_global_zero:
+            epochs = steps * batch / len(rows)
+            print(f"{method}, {encoder_name}: {len(rows)} scans, {steps} steps of {batch} ({epochs:.0f} epochs)", file=sys.stderr)
+        canvas = store.canvas(tuple(resolved["size"]), spacing)
+        train(
+            fabric,
+            ssl_method,
+            canvas,
+            rows,
+            recipe,
+            run.checkpoints,
+            Log(run.path, log, resolved),
+            steps=steps,
+            batch=batch,
+            seed=seed,
+            optim=optim,
+            accumulate=accumulate,
+            log_every=log_every,
+            save_every=save_every,
+            workers=workers,
+            monitor=Monitor(store, canvas, seed, str(fabric.device)),
+            monitor_every=resolved["monitor_every"],
+        )
+    if fabric.is_global_zero:
+        hand_over(run, store, ssl_method.encoder, resolved)
+    fabric.barrier()
+    return run.path
+
+
+def check(resolved: dict[str, Any], n: int) -> None:
+    """Numbers that cannot work, said before anything is built."""
+    for key in ("steps", "batch", "accumulate", "devices", "log_every", "save_every"):
+        if resolved[key] < 1:
+            raise UserError(f"{key} must be at least 1, got {resolved[key]}")
+    if n == 0:
+        raise UserError(f"{resolved['store']} has no training scans; ingest more patients")
+    if resolved["batch"] > n:
+        raise UserError(f"batch={resolved['batch']} is more than the {n} training scans; lower batch to at most {n}")
+
+
+def encoder_of(name: str, options: dict[str, Any] | None) -> dict[str, Any]:
+    """The yaml of that name, or any timm model."""
+    if name in catalog.choices("encoder"):
+        return catalog.spec("encoder", name, **(options or {}))
+    return catalog.spec("encoder", "timm", model=name, **(options or {}))
+
+
+def views_for(store: Store) -> str:
+    """The recipe of the store's modality."""
+    return store.info["recipe"] if store.info["recipe"] in catalog.choices("views") else "neutral"
+
+
+def default_size(store: Store) -> int:
+    """64 in 2D and 32 in 3D, or the median of the scans' longest sides where that is less."""
+    longest = [max(shape[1:]) for shape in store.column("shape")]
+    return int(min(64 if store.info["dims"] == 2 else 32, math.ceil(np.median(longest))))
+
+
+def without_name(spec: dict[str, Any]) -> dict[str, Any]:
+    """A spec ready for catalog.build."""
+    return {k: v for k, v in spec.items() if k != "name"}
+
+
+def hand_over(run: Run, store: Store, encoder: torch.nn.Module, resolved: dict[str, Any]) -> None:
+    """The pair that other software loads, and the list of what the encoder has seen."""
+    rows = store.rows("train")
+    seen = {k: [str(v) for v in store.column(k)[rows]] for k in ("patient", "hash")}
+    with atomic(run.path / "pretrained_on.parquet") as part:
+        pq.write_table(pa.table(seen), part)
+    card = {
+        "mean": store.info["mean"],
+        "std": store.info["std"],
+        "modality": store.info["modality"],
+        "intensity": store.info["recipe"],
+        "orientation": "RAS+ reversed: (D, H, W) is (S, A, R)" if store.info["dims"] == 3 else "as displayed",
+        "spacing": resolved["spacing"],
+        "method": resolved["method"]["name"],
+        "encoder": resolved["encoder"]["name"],
+        "store": store.fingerprint,
+        "step": resolved["steps"],
+    }
+    save_encoder(run.path, encoder, card)
+    write_json(run.path / "done.json", {"step": resolved["steps"]})

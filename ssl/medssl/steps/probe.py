@@ -1,0 +1,247 @@
+"""Run + labelled store -> a table: linear probe and kNN of the encoder and of honest baselines, each number with its interval."""
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from medssl.errors import UserError, nearest
+from medssl.evals.bootstrap import difference, scores
+from medssl.evals.compare import table
+from medssl.evals.knn import knn_probe
+from medssl.evals.linear import linear_probe
+from medssl.evals.metrics import ACCURACY, AUPRC, AUROC, BALANCED_ACCURACY, ECE
+from medssl.files import atomic, write_json
+from medssl.steps import features
+from medssl.steps.run import Run
+from medssl.store.splits import leaks
+from medssl.store.store import Store
+
+METRICS = (AUROC, AUPRC, ACCURACY, BALANCED_ACCURACY, ECE)
+BASELINES = ("raw pixels", "PCA", "k-means patch bank", "random init", "supervised")
+MOST_CLASSES = 50
+Readings = dict[str, np.ndarray]  # reader -> (test scans, classes) probabilities
+
+
+class Labelled:
+    """The scans of a store that have the target, with their class."""
+
+    def __init__(self, store: Store, target: str, positive: Iterable[str] | None, rows: np.ndarray):
+        if target not in store.labels:
+            raise UserError(f"{store.path} has no label {target!r}.{nearest(target, store.labels or ['none at all'])}")
+        raw = store.column(f"label:{target}")
+        wanted = {str(p).casefold() for p in positive} if positive else None
+        if wanted:
+            name = " or ".join(sorted(str(p) for p in positive or ()))
+            raw = np.array([None if v is None else name if v.casefold() in wanted else f"not {name}" for v in raw], object)
+        self.store, self.rows = store, np.array([r for r in rows if raw[r] is not None], np.int64)
+        self.value = [str(v) for v in raw[self.rows]]
+        self.missing = len(rows) - len(self.rows)
+        self.patient = store.column("patient")[self.rows].astype(str)
+        self.hash = store.column("hash")[self.rows].astype(str)
+
+    def of_classes(self, classes: list[str]) -> np.ndarray:
+        """(N,) class indices; -1 where the class is not among `classes`."""
+        place = {c: i for i, c in enumerate(classes)}
+        return np.array([place.get(v, -1) for v in self.value], np.int64)
+
+    def keep(self, mask: np.ndarray) -> None:
+        self.rows, self.patient, self.hash = self.rows[mask], self.patient[mask], self.hash[mask]
+        self.value = [v for v, m in zip(self.value, mask, strict=True) if m]
+
+
+def probe(
+    run: str | Path,
+    store: str | Path,
+    target: str,
+    *,
+    positive: Iterable[str] | None = None,
+    test_store: str | Path | None = None,
+    baselines: Iterable[str] = BASELINES,
+    k: int = 20,
+    allow_overlap: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Score the frozen encoder of a run; prints a table, adds it to RUN/scores.json and returns it.
+
+    Classifiers are fitted on the store's training patients, the probe's penalty is chosen on its validation patients, and
+    the scores are of its test patients. Intervals are 95 % bootstrap intervals over patients; "minus run" is the paired
+    difference in AUROC to the run's row.
+
+    Args:
+        run: a finished run folder.
+        store: a labelled store.
+        target: the name of a label.
+        positive: values of it that count as the positive class, all others being negative (case is ignored).
+        test_store: another store, of another hospital say: all its labelled scans become the test.
+        baselines: which of BASELINES stand in the table.
+        k: neighbours of the kNN.
+        allow_overlap: score although the encoder has seen test patients or images; every number is then marked.
+        device: cpu or cuda.
+
+    Raises UserError when pretraining has seen a test patient or test image, and for labels that cannot be scored.
+    """
+    folder = Run(Path(run))
+    resolved = folder.finished()
+    train_store = Store.open(store)
+    other = Store.open(test_store) if test_store is not None else train_store
+    for name in baselines:
+        if name not in BASELINES:
+            raise UserError(f"there is no baseline {name!r}.{nearest(name, BASELINES)}")
+    train, val = (Labelled(train_store, target, positive, train_store.rows(s)) for s in ("train", "val"))
+    test = Labelled(other, target, positive, other.rows("test" if test_store is None else None))
+    classes = sorted(set(train.value), key=_as_number)
+    if not 2 <= len(classes) <= MOST_CLASSES:
+        raise UserError(f"label {target!r} has {len(classes)} classes among training patients; it needs 2 to {MOST_CLASSES}")
+    flags = _flags(folder, train, test, allow_overlap)
+    for part, what in ((val, "validation"), (test, "test")):
+        known = part.of_classes(classes) >= 0
+        if not known.all():
+            flags.append(f"{(~known).sum()} {what} scans left out: their class is not in training")
+            part.keep(known)
+    if test.missing:
+        flags.append(f"{test.missing} test scans have no {target!r}")
+    if not len(test.rows):
+        raise UserError(f"no test scan of {other.path} has the label {target!r}")
+    if set(np.bincount(test.of_classes(classes), minlength=len(classes))) & {0}:
+        raise UserError(f"a class of {target!r} ({', '.join(classes)}) has no test scan; AUROC would be undefined")
+
+    of_run, card = features.of_run(folder.path, device)
+    channels = other.info["channels"]
+    if (channels, other.info["dims"]) != (card["channels"], len(card["size"])):
+        raise UserError(f"the encoder takes {card['channels']} channels in {len(card['size'])}D, and {other.path} has {channels}")
+    name = f"{resolved['method']['name']} {resolved['encoder']['name']}"
+    y, y_val, y_test = (part.of_classes(classes) for part in (train, val, test))
+
+    def read(source: features.Source) -> Readings:
+        x, x_val, x_test = (source(part.store, part.rows) for part in (train, val, test))
+        fitted = linear_probe((x, y), (x_val, y_val), [x_test], classes=len(classes), patient=train.patient, seed=seed)
+        near = knn_probe(x, y, train.patient, x_test, test.patient, len(classes), k=min(k, len(x)))
+        return {"linear": fitted.probabilities[0], "kNN": near}
+
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        encoder = {key: resolved[key] for key in ("encoder", "size", "spacing", "seed")}
+        views = {key: resolved[key] for key in ("views", "steps", "batch")}
+        sources: dict[str, tuple[Any, Callable[[], Readings]]] = {
+            "raw pixels": ({}, lambda: read(features.raw_pixels)),
+            "PCA": ({}, lambda: read(features.pca(train_store))),
+            "k-means patch bank": (
+                {"size": resolved["size"][0]},
+                lambda: read(features.patch_bank(train_store, resolved["size"][0], 0, device, work / "bank")),
+            ),
+            "random init": (encoder, lambda: read(features.untrained(resolved, card, device))),
+            "supervised": (
+                encoder | views,
+                lambda: {
+                    "end to end": features.supervised(
+                        resolved, card, train_store, train.rows, y, len(classes), device, work / "supervised"
+                    )(other, test.rows)
+                },
+            ),
+        }
+        common = [train_store.fingerprint, other.fingerprint, target, sorted(map(str, positive or ())), k, seed, len(test.rows)]
+        readings = {name: read(of_run)}
+        for baseline in (b for b in BASELINES if b in set(baselines)):
+            depends, compute = sources[baseline]
+            print(f"baseline: {baseline}", file=sys.stderr)
+            readings[baseline] = _cached(train_store, [baseline, depends, *common], compute)
+
+    rows = []
+    for source, by_reader in readings.items():
+        for reader, p in by_reader.items():
+            rival = readings[name]["linear" if reader == "end to end" else reader]
+            minus = None if source == name else difference(AUROC, y_test, p, rival, test.patient, seed=seed)
+            mine = scores(METRICS, y_test, p, test.patient, seed=seed)
+            rows.append({"features": source, "reader": reader, "scores": mine, "minus run": minus})
+    result = {
+        "target": target,
+        "classes": classes,
+        "train_store": train_store.fingerprint,
+        "test_store": other.fingerprint,
+        "test": "held-out patients" if test_store is None else f"all patients of {other.path.name}",
+        "n_train": len(train.rows),
+        "patients_train": len(set(train.patient)),
+        "n_test": len(test.rows),
+        "patients_test": len(set(test.patient)),
+        "flags": flags,
+        "rows": [
+            {
+                "features": r["features"],
+                "reader": r["reader"],
+                "scores": {k: s.as_dict() for k, s in r["scores"].items()},
+                "minus_run": r["minus run"].as_dict() if r["minus run"] else None,
+            }
+            for r in rows
+        ],
+    }
+    _remember(folder.path / "scores.json", result)
+    print(headline(result))
+    columns = [m.name for m in METRICS]
+    print(table([{"features": r["features"], "reader": r["reader"], **r["scores"], "AUROC minus run": r["minus run"]} for r in rows],
+                ["features", "reader", *columns, "AUROC minus run"]))  # fmt: skip
+    return result
+
+
+def headline(result: dict[str, Any]) -> str:
+    """What the table is about."""
+    lines = [
+        f"{result['target']} ({', '.join(result['classes'])}): trained on {result['n_train']} scans of "
+        f"{result['patients_train']} patients, tested on {result['n_test']} scans of {result['patients_test']} patients "
+        f"({result['test']})"
+    ]
+    return "\n".join([*lines, *(f"! {flag}" for flag in result["flags"])])
+
+
+def _flags(folder: Run, train: Labelled, test: Labelled, allow_overlap: bool) -> list[str]:
+    """Refuses a test that pretraining has seen; says what else a reader must know."""
+    flags = []
+    seen = pq.read_table(folder.path / "pretrained_on.parquet").to_pydict()
+    overlap = leaks(seen["patient"], seen["hash"], test.patient, test.hash)
+    if overlap:
+        words = f"pretraining has seen {overlap.patients} of the test patients and {overlap.scans} of the test images"
+        if not allow_overlap:
+            raise UserError(f"{words}: scores would be too high. Test on other patients, or mark every number: allow_overlap=true")
+        flags.append(words)
+    shared = leaks(train.patient, train.hash, test.patient, test.hash)
+    if shared.patients:
+        raise UserError(f"{shared.patients} patients are in training and in test; ingest again with one split per patient")
+    if shared.scans:
+        flags.append(f"{shared.scans} test images are exact copies of training images")
+    return flags
+
+
+def _cached(store: Store, key: list[Any], compute: Callable[[], Readings]) -> Readings:
+    """Baselines do not change from run to run: their probabilities are kept with the store's other derived data."""
+    name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=12).hexdigest()
+    path = store.path / "cache" / f"baseline-{name}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as f:
+            return dict(f)
+    readings = compute()
+    with suppress(UserError, OSError), atomic(path) as part, part.open("wb") as f:
+        np.savez(f, **readings)  # type: ignore[arg-type]
+    return readings
+
+
+def _remember(path: Path, result: dict[str, Any]) -> None:
+    """Add the table, in place of an older one of the same question."""
+    same = ("target", "classes", "train_store", "test_store")
+    tables = json.loads(path.read_text())["tables"] if path.exists() else []
+    tables = [t for t in tables if any(t[k] != result[k] for k in same)]
+    write_json(path, {"tables": [*tables, result]})
+
+
+def _as_number(value: str) -> tuple[float, str]:
+    try:
+        return float(value), value
+    except ValueError:
+        return float("inf"), value

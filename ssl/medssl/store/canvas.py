@@ -1,0 +1,182 @@
+"""Every scan of a store on one grid, so that a batch is one slice of one array. Built once, then mapped from disk."""
+
+import errno
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medssl.errors import UserError
+from medssl.files import atomic, disk_errors
+from medssl.progress import Progress
+from medssl.resample import apply_axes, axis_weights
+from medssl.store.store import Store
+
+VERSION = 1  # of the resampling: part of the cache's key
+BATCH = 1 << 24  # voxels resampled at once
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """N scans of one size, in the store's physical values.
+
+    Attributes:
+        array: (N, C, *size), uint8, int16, uint16 or float32, mapped read-only from disk.
+        low, high: (N,) float32, the values that become 0 and 1; padding is `low`.
+        mean, std: of the store's train pixels in unit range, at native resolution and without padding.
+        size: voxels along each spatial axis.
+    """
+
+    array: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    mean: float
+    std: float
+    size: tuple[int, ...]
+
+
+def canvas(store: Store, size: int | Sequence[int], spacing: float | None = None) -> Canvas:
+    """Resamples every scan of `store` onto one grid, or opens what an earlier call left in the cache.
+
+    Proportions are physical: each voxel counts with its spacing (a scan without one is taken as isotropic). The scan is
+    centred and padded with its `low`; where the grid is smaller than the scan at `spacing`, the middle is kept.
+
+    Args:
+        store: the scans.
+        size: voxels along each spatial axis; one number means a square or a cube.
+        spacing: mm per voxel of the grid, the same for all scans. By default each scan's largest extent fills the grid.
+
+    Raises:
+        UserError: when `size` does not fit the store, when `spacing` is asked for and some scan has none, or when the
+            disk is full.
+    """
+    dims = store.info["dims"]
+    shape = (int(size),) * dims if isinstance(size, int | np.integer) else tuple(int(n) for n in size)
+    if len(shape) != dims or min(shape) < 1:
+        raise UserError(f"size={size} does not fit {store.path}: it needs one positive number, or {dims} of them")
+    if spacing is not None and not spacing > 0:
+        raise UserError(f"spacing={spacing} must be a positive number of mm")
+    unknown = sum(s is None for s in store.column("spacing"))
+    if spacing is not None and unknown:
+        raise UserError(f"{unknown} of {len(store)} scans in {store.path} have no voxel size; leave spacing out")
+    key = hashlib.blake2b(f"{VERSION}|{store.fingerprint}|{shape}|{spacing}".encode(), digest_size=16).hexdigest()
+    folder = _cache(store)
+    path = folder / f"canvas-{key}.npy"
+    dtype = _dtype(store)
+    full = (len(store), store.info["channels"], *shape)
+    if (array := _open(path, full, dtype)) is None:
+        with atomic(path) as part:
+            _build(store, part, full, dtype, spacing)
+        array = _open(path, full, dtype)
+        assert array is not None
+    low, high = (store.column(name).astype(np.float32) for name in ("low", "high"))
+    return Canvas(array, low, high, store.info["mean"], store.info["std"], shape)
+
+
+def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
+    """The cached array; None when there is none, or a damaged one."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return array if array.shape == shape and array.dtype == dtype else None
+
+
+def _cache(store: Store) -> Path:
+    """`cache/` in the store; when that is read-only, a private folder among the temporary files."""
+    folder = store.path / "cache"
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as e:
+        if e.errno not in {errno.EACCES, errno.EROFS, errno.EPERM}:
+            raise
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    private = Path(tempfile.gettempdir()) / f"medssl-cache-{user}"
+    with disk_errors(private):
+        private.mkdir(mode=0o700, exist_ok=True)
+    if private.stat().st_uid != user:
+        raise UserError(f"{private} belongs to somebody else; set TMPDIR to a folder of your own")
+    print(f"{store.path} is read-only: resampled scans are kept in {private}", file=sys.stderr)
+    return private
+
+
+def _dtype(store: Store) -> np.dtype:
+    """The smallest of the store's own types that holds all its scans."""
+    common = np.result_type(*set(store.column("dtype")))
+    return common if common in (np.uint8, np.int16, np.uint16) else np.dtype(np.float32)
+
+
+def _build(store: Store, path: Path, full: tuple[int, ...], dtype: np.dtype, spacing: float | None) -> None:
+    """Writes the .npy with plain writes: a full disk is then an error, where a memory map would kill the process."""
+    low = store.column("low")
+    stride = int(np.prod(full[1:])) * dtype.itemsize
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": full}
+    what = f"canvas {'x'.join(map(str, full[2:]))}"
+    with path.open("wb") as f, Progress(what, len(store), "scan") as bar:
+        np.lib.format.write_array_header_1_0(f, header)
+        start = f.tell()
+        for rows, starts, extents in _batches(store, full[2:], spacing):
+            x = np.stack(store.batch(rows))
+            for row, image in zip(rows, _place(x, low[rows], full[2:], starts, extents, dtype), strict=True):
+                f.seek(start + row * stride)
+                f.write(image.tobytes())
+            bar.update(len(rows))
+
+
+def _batches(
+    store: Store, size: tuple[int, ...], spacing: float | None
+) -> Iterator[tuple[list[int], list[float], list[float]]]:
+    """Rows of one shape and spacing, with the `box` of the scan that the grid covers."""
+    groups: dict[tuple[tuple[int, ...], tuple[float, ...]], list[int]] = {}
+    for row, (shape, voxel) in enumerate(zip(store.column("shape"), store.column("spacing"), strict=True)):
+        groups.setdefault((shape, voxel or (1.0,) * len(size)), []).append(row)
+    for (shape, voxel), rows in groups.items():
+        starts, extents = box(shape[1:], voxel, size, spacing)
+        n = max(1, BATCH // max(int(np.prod(shape)), shape[0] * int(np.prod(size))))
+        for i in range(0, len(rows), n):
+            yield rows[i : i + n], starts, extents
+
+
+def box(
+    shape: Sequence[int], voxel: Sequence[float], size: Sequence[int], spacing: float | None
+) -> tuple[list[float], list[float]]:
+    """The part of a scan that the grid covers, in the scan's voxels: (starts, extents). Negative starts mean padding.
+
+    shape and size: voxels per axis; voxel: mm per axis; spacing: mm of a grid voxel, None for the largest that fits.
+    """
+    grid = spacing or max(n * mm / m for n, mm, m in zip(shape, voxel, size, strict=True))
+    extents = [m * grid / mm for mm, m in zip(voxel, size, strict=True)]
+    return [(n - e) / 2 for n, e in zip(shape, extents, strict=True)], extents
+
+
+def _place(
+    x: np.ndarray, low: np.ndarray, size: tuple[int, ...], starts: list[float], extents: list[float], dtype: np.dtype
+) -> np.ndarray:
+    """x (B, C, *in) to (B, C, *size) in `dtype`."""
+    if x.shape[2:] == size and all(abs(e - n) < 1e-6 * n for e, n in zip(extents, size, strict=True)):
+        return x.astype(dtype)  # nothing to resample
+    weights = [_weights(s, e, n, m) for s, e, n, m in zip(starts, extents, x.shape[2:], size, strict=True)]
+    low_B1 = torch.from_numpy(low.astype(np.float32)).view(-1, *[1] * (x.ndim - 1))
+    # outside the scan all weights are zero: with `low` at 0, outside is `low`
+    y = (apply_axes(torch.from_numpy(x.astype(np.float32)) - low_B1, weights) + low_B1).numpy()
+    if dtype.kind == "f":
+        return y
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(y), limits.min, limits.max).astype(dtype)
+
+
+def _weights(start: float, extent: float, n_in: int, n_out: int) -> Tensor:
+    """(n_out, n_in). Grid voxels whose centre lies outside the scan get nothing, not even the edge's blur."""
+    first, length = torch.tensor([start], dtype=torch.float64), torch.tensor([extent], dtype=torch.float64)
+    weights = axis_weights(first, length, n_in, n_out)[0]
+    centre = start + (torch.arange(n_out, dtype=torch.float64) + 0.5) * extent / n_out
+    return (weights * ((centre > 0) & (centre < n_in))[:, None]).float()

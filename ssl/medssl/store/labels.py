@@ -1,0 +1,281 @@
+"""Joins a table to the scans: labels the user names, patients, splits, sites and four facts; nothing else is copied."""
+
+import csv
+import io
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from medssl.errors import UserError, nearest
+from medssl.scans.alias import Alias
+from medssl.store.splits import SPLITS
+
+FILE = ("file", "filename", "path", "image", "scan", "dicom")
+PATIENT = ("patient", "patient_id", "patientid", "subject", "subject_id")
+LABEL = ("label", "labels", "target", "class", "diagnosis", "finding", "lesion")
+ENCODINGS = ("utf-8-sig", "cp949")  # cp949: what Excel writes on a Korean Windows
+
+
+@dataclass
+class Labels:
+    """A table that has been read and not yet joined. Values are already those that may be stored.
+
+    Attributes:
+        rows: what each line says, under the manifest's column names ("label:NAME", "fact:NAME", patient, split, site).
+        files: the path each row names, or None when the table goes by patient.
+        folders: take the name of the folder a scan lies in as its label.
+        pattern: finds the patient in a path (its one group).
+        dropped: names of the columns that were not copied.
+        repeated: lines that say again what an earlier one said.
+    """
+
+    alias: Alias
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    files: list[str] | None = None
+    folders: bool = False
+    pattern: re.Pattern[str] | None = None
+    dropped: list[str] = field(default_factory=list)
+    repeated: int = 0
+
+    def join(self, scans: Sequence[dict[str, Any]], paths: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+        """Manifest rows with the table's values in them, and a report in lines for the terminal.
+
+        Args:
+            scans: manifest rows.
+            paths: the path of each, relative to the source, with "/".
+        """
+        scans = [self._from_path(scan, path) for scan, path in zip(scans, paths, strict=True)]
+        if not self.rows:
+            return scans, []
+        if self.files is None:
+            by_patient = {row["patient"]: i for i, row in enumerate(self.rows)}
+            found = [by_patient.get(scan["patient"]) for scan in scans]
+        else:
+            matches = match(paths, self.files)
+            found = [matches.get(path) for path in paths]
+        joined = [scan if i is None else scan | self.rows[i] for scan, i in zip(scans, found, strict=True)]
+        return joined, self._report(found)
+
+    def _from_path(self, scan: dict[str, Any], path: str) -> dict[str, Any]:
+        if self.folders and (folder := Path(path.split(".npz#")[0]).parent.name):
+            scan = scan | {"label:label": folder}
+        if self.pattern and (patient := _patient(self.pattern, path)):
+            scan = scan | {"patient": self.alias.alias("patient", patient), "patient_known": True}
+        return scan
+
+    def _report(self, found: Sequence[int | None]) -> list[str]:
+        used = set(found) - {None}
+        names = sorted({c.removeprefix("label:") for row in self.rows for c in row if c.startswith("label:")})
+        lines = [
+            f"{sum(i is not None for i in found)} of {len(found)} scans have a row in the table "
+            f"(labels: {', '.join(names) or 'none'})"
+        ]
+        if missing := sum(i is None for i in found):
+            lines.append(f"{missing} scans have no row in the table")
+        if left := len(self.rows) - len(used):
+            lines.append(f"{left} rows match no scan")
+        if self.repeated:
+            lines.append(f"{self.repeated} rows repeat another row")
+        if self.dropped:
+            lines.append(f"columns not copied: {', '.join(self.dropped)} (name labels with targets=[…])")
+        return lines
+
+
+def read_labels(
+    source: Path | str | None,
+    alias: Alias,
+    targets: Sequence[str] = (),
+    patient: str | None = None,
+    paths: Iterable[str] = (),
+) -> Labels:
+    r"""Reads what there is to know beside the scans.
+
+    Args:
+        source: a CSV file; "folders" when a scan's folder is its label; None for nothing.
+        alias: makes patient ids into pseudonyms.
+        targets: columns that are labels; by default those called label, target, class, diagnosis, finding or lesion.
+        patient: a regular expression with one group that finds the patient in a relative path, like "person(\d+)".
+        paths: the paths it must find some patient in.
+
+    Raises:
+        UserError: a missing, empty, undecodable or contradictory table, one that has no usable column, an unknown
+            target, a pattern that is wrong or finds nothing.
+    """
+    pattern = _pattern(patient, paths) if patient else None
+    if source == "folders" or source is None:
+        if targets:
+            raise UserError(f"targets={list(targets)} needs a table: labels=FILE.csv")
+        return Labels(alias, folders=source == "folders", pattern=pattern)
+    return _table(Path(source), alias, targets, pattern)
+
+
+def _pattern(patient: str, paths: Iterable[str]) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(unicodedata.normalize("NFC", patient))
+    except re.error as e:
+        raise UserError(f"patient={patient} is not a regular expression: {e}") from e
+    if pattern.groups != 1:
+        raise UserError(f"patient={patient} needs exactly one group, like person(\\d+); it has {pattern.groups}")
+    if not any(_patient(pattern, path) for path in paths):
+        raise UserError(f"patient={patient} finds a patient in no path of the source; paths are relative to the source")
+    return pattern
+
+
+def _patient(pattern: re.Pattern[str], path: str) -> str:
+    found = pattern.search(unicodedata.normalize("NFC", path))
+    return (found[1] or "") if found else ""
+
+
+class _Columns(NamedTuple):
+    """Where in a row to find what is taken from it."""
+
+    file: int | None
+    patient: int | None
+    split: int | None
+    site: int | None
+    labels: dict[int, str]
+    facts: dict[int, str]
+
+    def used(self) -> set[int | None]:
+        return {self.file, self.patient, self.split, self.site, *self.labels, *self.facts}
+
+
+def _table(path: Path, alias: Alias, targets: Sequence[str], pattern: re.Pattern[str] | None) -> Labels:
+    header, cells = _read(path)
+    columns = _columns(path, header, cells, targets)
+    if columns.file is not None and pattern:
+        columns = columns._replace(patient=None)  # the pattern was asked for by name
+    out = Labels(alias, files=None if columns.file is None else [], pattern=pattern)
+    out.dropped = [h for i, h in enumerate(header) if i not in columns.used()]
+    what = "patient" if columns.file is None else "file"
+    seen: dict[str, int] = {}
+    for line, cell in cells.items():
+        row = _row(cell, columns, alias)
+        key = row.get("patient", "") if columns.file is None else normal(cell[columns.file])
+        if not key:
+            continue
+        if key not in seen:
+            seen[key] = line
+            out.rows.append(row)
+            if out.files is not None:
+                out.files.append(key)
+        elif _row(cells[seen[key]], columns, alias) == row:
+            out.repeated += 1
+        else:
+            raise UserError(
+                f"{path}: lines {seen[key]} and {line} contradict each other on one {what}; keep one of them"
+            )
+    if not out.rows:
+        raise UserError(f"{path} has no row that names a {what}")
+    return out
+
+
+def _columns(path: Path, header: list[str], cells: dict[int, list[str]], targets: Sequence[str]) -> _Columns:
+    names = {h.casefold(): i for i, h in reversed(list(enumerate(header)))}  # of equal names the first
+    file, patient = (next((names[n] for n in known if n in names), None) for known in (FILE, PATIENT))
+    if file is None and patient is None:
+        raise UserError(
+            f"{path} has no column that names a file ({', '.join(FILE)}) or a patient ({', '.join(PATIENT)}); "
+            f"it has: {', '.join(header)}"
+        )
+    for name in targets:
+        if name not in header:
+            raise UserError(f"targets: {path} has no column {name!r}.{nearest(name, header)}")
+    labels = {header.index(n): n for n in targets} or {i: header[i] for n, i in names.items() if n in LABEL}
+    split = names.get("split")
+    if split is not None and not {cell[split].casefold() for cell in cells.values()} <= {*SPLITS, ""}:
+        split = None
+    facts = {i: n for n, i in names.items() if n in FACTS and i not in labels}
+    return _Columns(file, patient, split, names.get("site"), labels, facts)
+
+
+def _row(cell: list[str], columns: _Columns, alias: Alias) -> dict[str, Any]:
+    row: dict[str, Any] = {f"label:{name}": cell[i] or None for i, name in columns.labels.items()}
+    row |= {f"fact:{name}": v for i, name in columns.facts.items() if (v := FACTS[name](cell[i])) is not None}
+    if columns.split is not None and cell[columns.split]:
+        row["split"] = cell[columns.split].casefold()
+    if columns.site is not None and cell[columns.site]:
+        row["site"] = cell[columns.site]
+    if columns.patient is not None and (raw := cell[columns.patient]):
+        row |= {"patient": alias.alias("patient", raw), "patient_known": True}
+    return row
+
+
+def _read(path: Path) -> tuple[list[str], dict[int, list[str]]]:
+    """Header, and line number -> cells, of a CSV file (comma, semicolon or tab). Every row is as long as the header."""
+    if not path.is_file():
+        raise UserError(f"labels={path} does not exist; give a CSV file, or labels=folders")
+    data = path.read_bytes()
+    for encoding in ENCODINGS:
+        try:
+            text = data.decode(encoding)
+            break
+        except UnicodeDecodeError:
+            continue
+    else:
+        raise UserError(f"{path} is neither UTF-8 nor CP949 text; save it as CSV UTF-8")
+    first = text.split("\n", 1)[0]
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
+        lines = dict((reader.line_num, [cell.strip() for cell in line]) for line in reader)
+    except csv.Error as e:
+        raise UserError(f"{path} is not a CSV file ({e}); save it as CSV UTF-8") from e
+    lines = {number: line for number, line in lines.items() if any(line)}
+    if len(lines) < 2:
+        raise UserError(f"{path} is empty: it needs a line that names the columns and rows below it")
+    header = lines.pop(min(lines))
+    return header, {number: (line + [""] * len(header))[: len(header)] for number, line in lines.items()}
+
+
+def match(paths: Sequence[str], files: Sequence[str]) -> dict[str, int]:
+    """path -> the entry of `files` that means it: the same path, else the longest common tail that one path and one
+    entry have (at the shortest the file name), else a stem that one path and one entry have. `files` are normalised.
+    """
+    distinct = list(dict.fromkeys(paths))
+    exact = {name: i for i, name in enumerate(files)}
+    keys = [_keys(normal(path)) for path in distinct]
+    in_files = Counter(key for name in files for key in _keys(name))
+    in_paths = Counter(key for ks in keys for key in ks)
+    entry = {key: i for i, name in enumerate(files) for key in _keys(name)}
+    out: dict[str, int] = {}
+    for path, ks in zip(distinct, keys, strict=True):
+        if (i := exact.get(normal(path))) is not None:
+            out[path] = i
+        elif key := next((k for k in ks if in_files[k] == 1 and in_paths[k] == 1), None):
+            out[path] = entry[key]
+    return out
+
+
+def _keys(path: str) -> list[tuple[str, ...]]:
+    """Tails of a path, longest first, then its stem."""
+    parts = tuple(path.split("/"))
+    return [parts[i:] for i in range(len(parts))] + [("stem", "", re.sub(r"(\.nii)?(\.gz)?$|\.[^.]*$", "", parts[-1]))]
+
+
+def normal(path: str) -> str:
+    """NFC, case-folded, "/" between folders: how names on macOS, Windows and Linux compare."""
+    return unicodedata.normalize("NFC", path.strip()).casefold().replace("\\", "/").removeprefix("./")
+
+
+def _age(cell: str) -> float | None:
+    """Years, 90 at most; "45", "45.5", DICOM's "045Y", "006M"."""
+    found = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)\s*([YMWD]?)", cell.upper())
+    return min(float(found[1]) / {"M": 12, "W": 52, "D": 365}.get(found[2], 1), 90.0) if found else None
+
+
+def _word(choices: dict[str, str], cell: str) -> str | None:
+    return choices.get(cell.casefold())
+
+
+FACTS: dict[
+    str, Callable[[str], str | float | None]
+] = {  # only what these let through is stored: a free-text cell is not
+    "age": _age,
+    "sex": lambda cell: _word({"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"}, cell),
+    "view": lambda cell: cell.upper() if re.fullmatch(r"[A-Za-z]{1,9}", cell) else None,
+    "laterality": lambda cell: _word({"l": "L", "left": "L", "r": "R", "right": "R", "b": "B", "both": "B"}, cell),
+}

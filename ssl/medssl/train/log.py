@@ -1,0 +1,63 @@
+"""What a run writes down: deterministic rows in metrics.jsonl, wall-clock rows in timing.jsonl, and wandb if asked."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from medssl.errors import UserError
+from medssl.files import disk_errors, write_text
+
+SINKS = ("jsonl", "wandb", "wandb-online")
+
+
+class Log:
+    """Rows of a run. `metrics.jsonl` holds nothing that depends on the clock, so a resumed run writes the same bytes."""
+
+    def __init__(self, run: Path, sink: str, config: dict[str, Any]):
+        if sink not in SINKS:
+            raise UserError(f"log must be one of {', '.join(SINKS)}, got {sink!r}")
+        self.run, self.wandb = run, None
+        if sink != "jsonl":
+            self.wandb = _wandb(run, sink, config)
+
+    def rewind(self, step: int, writes: bool) -> list[dict[str, Any]]:
+        """Drop what a killed run wrote past its last checkpoint and any line it did not finish; the metrics kept.
+
+        `writes` is for one rank; the others only read.
+        """
+        kept: list[str] = []
+        for name in ("timing.jsonl", "metrics.jsonl"):
+            path = self.run / name
+            if path.exists():
+                kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
+                if writes:
+                    write_text(path, "".join(line + "\n" for line in kept))
+        return [json.loads(line) for line in kept]
+
+    def write(self, row: dict[str, Any], timing: dict[str, Any]) -> None:
+        for name, values in (("metrics.jsonl", row), ("timing.jsonl", timing)):
+            with disk_errors(self.run / name), (self.run / name).open("a") as f:
+                f.write(json.dumps(values) + "\n")
+        if self.wandb is not None:
+            self.wandb.log({k: v for k, v in (row | timing).items() if k != "step"}, step=row["step"])
+
+    def close(self) -> None:
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _wandb(run: Path, sink: str, config: dict[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError as e:
+        raise UserError(f"log={sink} needs wandb: pip install 'medssl[wandb]'") from e
+    identity = run.resolve().name
+    mode = "online" if sink == "wandb-online" else "offline"
+    return wandb.init(project="medssl", id=identity, resume="allow", mode=mode, dir=str(run), config=config)

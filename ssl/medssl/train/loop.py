@@ -1,0 +1,146 @@
+"""The one training loop. Read it top to bottom; behind it are Fabric and the sampler, nothing else."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.parts import share_batch_norm
+from medssl.progress import Progress
+from medssl.rng import seed_from
+from medssl.store.canvas import Canvas
+from medssl.train.checkpoint import load, not_finite, save
+from medssl.train.log import Log
+from medssl.train.optim import Optim
+from medssl.train.stop import StopRequest
+from medssl.views.recipes import Recipe
+from medssl.views.stream import loader, make_views
+
+
+def train(
+    fabric: Fabric,
+    method: Method,
+    canvas: Canvas,
+    rows: np.ndarray,
+    recipe: Recipe,
+    out: Path,
+    log: Log,
+    *,
+    steps: int,
+    batch: int,
+    seed: int,
+    optim: Optim,
+    accumulate: int = 1,
+    log_every: int = 10,
+    save_every: int = 100,
+    workers: int = 0,
+    targets: Sequence[int] | None = None,
+    monitor: Callable[[nn.Module, list[dict[str, Any]]], dict[str, Any]] | None = None,
+    monitor_every: int = 0,
+    quiet: bool = False,
+) -> Path:
+    """Train `method` for `steps` updates and return its checkpoint. Goes on from `out/last.ckpt` when there is one.
+
+    Exact: with the same settings, a run stopped at any moment and started again ends with the same bits as one that was
+    not, on the CPU with any number of workers, because a step's scans, views and masks depend on (seed, step) alone.
+
+    canvas, rows: where scans come from, and which of its rows. batch: scans per update, over all ranks; `accumulate`
+    splits it into that many forward passes, each with its own negatives. targets: class per canvas row, for tasks.
+    monitor(encoder, logged rows) -> scalars and perhaps a "warning" in words, every `monitor_every` steps.
+
+    Raises UserError when a gradient is not finite (nothing is updated) and after a stop that a signal asked for.
+    """
+    if batch % (fabric.world_size * accumulate):
+        raise UserError(f"batch={batch} does not divide over {fabric.world_size} processes x accumulate={accumulate}")
+    out.mkdir(parents=True, exist_ok=True)
+    last = out / "last.ckpt"
+    optimizer = optim.build(method)
+    if fabric.world_size > 1:
+        share_batch_norm(method)
+    if optimizer is None:  # nothing learns by gradient, so there is nothing for ranks to synchronise
+        module: Any = method.to(fabric.device)
+        state: dict[str, Any] = {"method": method, "step": 0}
+    else:
+        module, wrapped = fabric.setup(method, optimizer)
+        state = {"method": module, "optimizer": wrapped, "step": 0}
+    if last.exists():
+        load(fabric, last, state)
+    start = state["step"]
+    history = log.rewind(start, writes=fabric.is_global_zero)
+    batches = loader(
+        canvas,
+        rows,
+        batch // accumulate,
+        start * accumulate,
+        steps * accumulate,
+        seed,
+        fabric.global_rank,
+        fabric.world_size,
+        workers,
+        targets,
+    )
+    raws = iter(batches)
+    began, waited = time.perf_counter(), 0.0
+    bar = Progress(type(method).__name__, steps, "step", done=start, quiet=quiet or not fabric.is_global_zero)
+    with StopRequest() as stop, bar:
+        method.train()
+        for step in range(start, steps):
+            clock = Clock(step, steps)
+            lr = optim.lr_at(clock.frac)
+            torch.manual_seed(seed_from(seed, step, fabric.global_rank))  # dropout and the like
+            means: dict[str, Tensor] = {}
+            for micro in range(accumulate):
+                asked = time.perf_counter()
+                raw = fabric.to_device(next(raws))
+                views, key = make_views(raw, recipe, method.views, seed, canvas.mean, canvas.std)
+                waited += time.perf_counter() - asked
+                given: Batch = {"views": views, "key": key}
+                if "target" in raw:
+                    given["target"] = raw["target"]
+                more = optimizer is not None and micro < accumulate - 1
+                with fabric.no_backward_sync(module) if more else nullcontext():
+                    losses = module(given, clock)
+                    if optimizer is not None:
+                        fabric.backward(losses["loss"] / accumulate)
+                means = {k: means.get(k, 0) + v.detach().float() / accumulate for k, v in losses.items()}
+            norm = torch.zeros(())
+            if optimizer is not None:
+                norm = fabric.clip_gradients(module, wrapped, max_norm=optim.clip, error_if_nonfinite=False)
+                if not torch.isfinite(norm):  # already averaged over ranks, so all of them stop here
+                    raise not_finite(method, step, last)
+                for group in wrapped.param_groups:
+                    group["lr"] = lr
+                wrapped.step()
+                wrapped.zero_grad()
+            method.after_step(clock)
+            state["step"] = done = step + 1
+
+            final, watch = done == steps, monitor is not None and monitor_every and done % monitor_every == 0
+            if done % log_every == 0 or final or watch:
+                row = {"step": done} | {k: float(fabric.all_reduce(v)) for k, v in means.items()}
+                if optimizer is not None:
+                    row |= {"lr": lr, "grad_norm": float(norm)}
+                history.append(row)
+                if watch and monitor is not None:
+                    row |= monitor(method.encoder, history)
+                    method.train()
+                if fabric.is_global_zero:
+                    seconds = time.perf_counter() - began
+                    rate = batch * (done - start) / seconds
+                    log.write(row, {"step": done, "seconds": seconds, "data_seconds": waited, "scans_per_s": rate})
+                bar.update(0, loss=f"{row['loss']:.4g}")
+            if done % save_every == 0 or final or stop.asked:
+                save(fabric, last, state)
+            if stop.asked:
+                raise stop.reason(f"at step {done} of {steps}")
+            bar.update()
+    log.close()
+    return last

@@ -1,0 +1,41 @@
+"""Stopping between two steps, with everything saved, when a scheduler or a person asks for it."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+from medssl.errors import UserError
+
+PREEMPTED = 75  # EX_TEMPFAIL: schedulers read it as "try again"
+
+
+class StopRequest:
+    """Inside the `with`, SIGINT, SIGTERM and SIGUSR1 only set `asked`; the loop looks at it after every step."""
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+        self.before: dict[int, Any] = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked is not None:
+            raise KeyboardInterrupt  # asked twice: do not wait for the step
+        self.asked = signal.Signals(number)
+
+    def __enter__(self) -> "StopRequest":
+        try:
+            self.before = {s: signal.signal(s, self._note) for s in self.signals}
+        except ValueError:  # not the main thread: signals are somebody else's
+            self.before = {}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for s, handler in self.before.items():
+            signal.signal(s, handler)
+
+    def reason(self, where: str) -> UserError:
+        """What to raise after saving: code 1 for a person's Ctrl-C, 75 for a scheduler."""
+        assert self.asked is not None
+        code = 1 if self.asked == signal.SIGINT else PREEMPTED
+        return UserError(f"stopped by {self.asked.name}, saved {where}; run the same command again to go on", code)

@@ -1,0 +1,29 @@
+"""What every test may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real scans beside the checkout. Absent on a user's machine, so tests skip; under CI their absence is a failure."""
+    path = ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"real scans are missing at {path}")
+        pytest.skip("needs the real scans kept beside the developers' checkout")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Bits of a float sum depend on the number of threads; tests that compare bits need it fixed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
