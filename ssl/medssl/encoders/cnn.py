@@ -31,9 +31,7 @@ class CNN(nn.Module):
         if norm not in ("batch", "group"):
             raise UserError(f"encoder.norm: unknown {norm!r}.{nearest(norm, ['batch', 'group'])}")
         if not widths or (norm == "group" and any(w % 8 for w in widths)):
-            raise UserError(
-                f"encoder.widths {list(widths)} must not be empty, and multiples of 8 for encoder.norm=group"
-            )
+            raise UserError(f"encoder.widths {list(widths)} must be multiples of 8 for encoder.norm=group, one or more")
         self.channels, self.size, self.dim = channels, tuple(size), widths[-1]
         self.options = {"widths": list(widths), "norm": norm}
         ins = (channels, *widths[:-1])

@@ -79,9 +79,7 @@ def _card(file: Path) -> dict[str, Any]:
     try:
         card = json.loads(file.read_text())
     except FileNotFoundError as e:
-        raise UserError(
-            f"{file} is missing; give the folder of a finished run, or of an encoder.json with its weights"
-        ) from e
+        raise UserError(f"{file} is missing; give a run's folder, or one with encoder.json and its weights") from e
     except (ValueError, OSError) as e:
         raise UserError(f"cannot read {file}: {e}") from e
     if not isinstance(card, dict) or card.get("format") != FORMAT:
@@ -106,9 +104,7 @@ def _build(card: dict[str, Any], file: Path) -> Any:
     if "pretrained" in encoder.options:
         encoder.options = dict(card["options"])  # a second hand-over still says where the weights began
     if encoder.dim != card["dim"]:
-        raise UserError(
-            f"{file} says dim {card['dim']}, but {name} with its options has {encoder.dim}; hand it over again"
-        )
+        raise UserError(f"{file} says dim {card['dim']}, but this {name} has {encoder.dim}; hand it over again")
     return encoder
 
 

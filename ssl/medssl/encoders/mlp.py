@@ -13,8 +13,7 @@ class MLP(nn.Module):
     """(B, C, *size) -> (B, dim = last width).
 
     Attributes:
-        layers: one `Sequential(Linear, activation)` per width; applied in order to the scan flattened to
-            (B, C * prod(size)).
+        layers: one `Sequential(Flatten, Linear, activation)` per width, to be applied in order.
 
     Raises UserError for an unknown activation and for no widths.
     """
@@ -35,12 +34,12 @@ class MLP(nn.Module):
         self.options = {"widths": list(widths), "activation": activation}
         ins = (channels * math.prod(size), *widths[:-1])
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(i, o), ACTIVATIONS[activation]()) for i, o in zip(ins, widths, strict=True)
+            nn.Sequential(nn.Flatten(), nn.Linear(i, o), ACTIVATIONS[activation]())
+            for i, o in zip(ins, widths, strict=True)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *size) -> (B, dim)."""
-        x = x.flatten(1)
         for layer in self.layers:
             x = layer(x)
         return x

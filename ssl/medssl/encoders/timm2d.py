@@ -15,8 +15,8 @@ from medssl.errors import UserError
 class TimmEncoder(nn.Module):
     """(B, C, H, W) -> (B, dim): the pooled features in front of a timm model's classifier.
 
-    `net` is the timm model itself: its state dict loads into `timm.create_model(model, in_chans=channels, num_classes=0)`,
-    with `img_size=size` for a transformer.
+    `net` is the timm model itself: its state dict loads into `timm.create_model(model, in_chans=channels,
+    num_classes=0)`, with `img_size=size` for a transformer.
 
     Raises UserError for a 3D size, a model timm does not know, a size it cannot take, and weights it cannot fetch.
     """
@@ -50,18 +50,14 @@ class TimmEncoder(nn.Module):
         elif getattr(self.net, "output_fmt", "NCHW") == "NHWC":
             f = f.permute(0, 3, 1, 2)
         if not isinstance(f, Tensor) or f.ndim != 4 or f.shape[1] != self.dim:
-            raise UserError(
-                f"timm's {self.options['model']} has no map of {self.dim} channels; choose encoder=resnet18"
-            )
+            raise UserError(f"timm's {self.options['model']} has no {self.dim}-channel map; choose encoder=resnet18")
         return f
 
     def _width(self, model: str) -> int:
         """Runs an empty image through, so that a size the model cannot take fails here and not in the first epoch."""
         patch = getattr(getattr(self.net, "patch_embed", None), "patch_size", (1, 1))
         if any(n % p for n, p in zip(self.size, patch, strict=True)):
-            raise UserError(
-                f"size {self.size} is not a multiple of {tuple(patch)}, the patch of {model}; choose one that is"
-            )
+            raise UserError(f"size {self.size} is not a multiple of {model}'s patch {tuple(patch)}; choose one")
         was = self.net.training
         try:
             with torch.no_grad():

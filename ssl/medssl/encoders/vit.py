@@ -124,7 +124,5 @@ def _divisor(n: int, target: float) -> int:
     """The divisor of n nearest to `target` (the larger of two)."""
     best = min((p for p in range(1, n + 1) if n % p == 0), key=lambda p: (abs(p - target), -p))
     if best > max(2 * target, 1) or best < target / 2:
-        raise UserError(
-            f"size {n} has no divisor near {target:.0f} for a patch; choose a multiple of 8 or set encoder.patch"
-        )
+        raise UserError(f"size {n} has no divisor near {target:.0f}; choose a multiple of 8 or set encoder.patch")
     return best

@@ -43,7 +43,10 @@ def scores(
     y, p = checked(y, p)
     at = _patients(patient, y)
     replicates = _replicates(metrics, y, [p], at, n, seed)[:, 0]
-    return {m.name: _interval(m(y, p), r, y, at, level, "percentile bootstrap") for m, r in zip(metrics, replicates, strict=True)}
+    return {
+        m.name: _interval(m(y, p), r, y, at, level, "percentile bootstrap")
+        for m, r in zip(metrics, replicates, strict=True)
+    }
 
 
 def difference(

@@ -1,8 +1,8 @@
 """Metrics of class probabilities with sample weights, so that resampling scans or patients is only a reweighting.
 
 Every metric is `metric(y, p, w) -> float` with y (N,) integer classes in [0, K), p (N, K) probabilities and w (N,)
-non-negative weights or None. `metric.many(y, p, w_RN) -> (R,)` evaluates R weightings at once and sorts only once per
-call. A class that carries no weight makes the class-wise metrics undefined: nan, never a silent average over the others.
+non-negative weights or None. `metric.many(y, p, w_RN) -> (R,)` evaluates R weightings at once and sorts once. A class
+that carries no weight makes the class-wise metrics undefined: nan, never a silent average over the other classes.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,7 @@ class Metric:
     many: Callable[[NDArray[np.int64], Floats, Floats], Floats]
 
     def __call__(self, y: ArrayLike, p: ArrayLike, w: ArrayLike | None = None) -> float:
+        """y (N,), p (N, K), w (N,) -> the metric, nan where undefined."""
         y, p = checked(y, p)
         w = np.ones(len(y)) if w is None else np.asarray(w, np.float64)
         if w.shape != y.shape or not np.isfinite(w).all() or (w < 0).any():
@@ -56,7 +57,7 @@ def _one_vs_rest(
 
 
 def _auroc(positive: NDArray[np.bool_], s: Floats, w: Floats) -> Floats:
-    """The weight of pairs (positive, negative) in right order, ties counting half, over the weight of all such pairs."""
+    """Weight of the pairs (positive, negative) in right order, ties counting half, over the weight of all pairs."""
     up = np.argsort(s, kind="stable")
     pos, neg = up[positive[up]], up[~positive[up]]
     below = np.zeros((len(w), len(neg) + 1))  # [:, i] the weight of the i lowest negatives
@@ -97,16 +98,16 @@ def _ece(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
     return _divide(np.abs(w @ (in_bin * (hit - confidence)[:, None])).sum(1), w.sum(1))
 
 
-auroc = Metric("AUROC", lambda y, p, w: _one_vs_rest(_auroc, y, p, w))
+AUROC = Metric("AUROC", lambda y, p, w: _one_vs_rest(_auroc, y, p, w))
 """Area under the ROC curve of class 1, or for K > 2 the macro one-vs-rest mean."""
-auprc = Metric("AUPRC", lambda y, p, w: _one_vs_rest(_auprc, y, p, w))
+AUPRC = Metric("AUPRC", lambda y, p, w: _one_vs_rest(_auprc, y, p, w))
 """Average precision of class 1, or for K > 2 the macro mean."""
-accuracy = Metric("accuracy", _accuracy)
+ACCURACY = Metric("accuracy", _accuracy)
 """Share of scans whose most probable class is right; for two classes the threshold is 0.5."""
-balanced_accuracy = Metric("balanced accuracy", _balanced_accuracy)
+BALANCED_ACCURACY = Metric("balanced accuracy", _balanced_accuracy)
 """Mean over classes of the recall."""
-ece = Metric("ECE", _ece)
+ECE = Metric("ECE", _ece)
 """Expected calibration error, Guo et al., 2017 (https://arxiv.org/abs/1706.04599), eq. 3, on the top class's
 probability in 15 bins of equal width: sum over bins of |B|/n * |accuracy(B) - confidence(B)|. Biased upwards."""
 
-METRICS = {m.name: m for m in (auroc, auprc, accuracy, balanced_accuracy, ece)}
+METRICS = {m.name: m for m in (AUROC, AUPRC, ACCURACY, BALANCED_ACCURACY, ECE)}

@@ -38,4 +38,4 @@ class Score:
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> "Score":
         """The inverse of `as_dict`. Raises TypeError for missing or unknown keys."""
-        return cls(**{k: math.nan if v is None else v for k, v in d.items()})
+        return cls(**{k: math.nan if v is None else v for k, v in d.items()})  # type: ignore[arg-type]

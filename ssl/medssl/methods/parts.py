@@ -45,14 +45,14 @@ class RankBatchNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or world() == 1:
             return super().forward(x)
-        axes = [0, *range(2, x.ndim)]
-        x32 = x.float()
-        count = x32.new_full((1,), x32.numel() / x32.shape[1])
-        total = torch.cat([x32.sum(axes), x32.square().sum(axes), count])
+        axes, shape = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
+        wide = x if x.dtype == torch.float64 else x.float()
+        total = torch.cat([wide.sum(axes), wide.new_full((1,), wide.numel() / wide.shape[1])])
         total = dist_fn.all_reduce(total, op=dist.ReduceOp.SUM)
         n = total[-1].detach()
-        mean, square = (total[:-1] / n).chunk(2)
-        variance = (square - mean.square()).clamp(min=0)
+        mean = total[:-1] / n
+        centred = wide - mean.view(shape)
+        variance = dist_fn.all_reduce(centred.square().sum(axes), op=dist.ReduceOp.SUM) / n
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 m = self.momentum if self.momentum is not None else 0.1
@@ -60,8 +60,7 @@ class RankBatchNorm(_BatchNorm):
                 self.running_var.lerp_(variance * n / (n - 1), m)
                 if self.num_batches_tracked is not None:
                     self.num_batches_tracked += 1
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        y = (x32 - mean.view(shape)) * (variance.view(shape) + self.eps).rsqrt()
+        y = centred * (variance.view(shape) + self.eps).rsqrt()
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
         return y.to(x.dtype)

@@ -83,22 +83,22 @@ def _share(n: int, of: int) -> str:
 def score_table(scores: words.Table) -> Html:
     """All scores of one table with their intervals, the run's own rows marked, and a forest plot of the main score."""
     names, rows = words.metrics(scores), scores["rows"]
-    ours = [i for i, row in enumerate(rows) if words.is_ours(row, scores)]
+    ours = [i for i, row in enumerate(rows) if words.is_ours(row)]
     main = words.main_metric(scores)
     cells = [
         [
             row["features"],
             row["reader"],
             *(_cell(row["scores"].get(name)) for name in names),
-            _cell(row.get("minus_run") if i not in ours else None, signed=True),
+            _cell(row.get("minus_run"), signed=True),
         ]
-        for i, row in enumerate(rows)
+        for row in rows
     ]
     title = f"{scores['target']}: {', '.join(map(str, scores.get('classes', [])))}"
     sizes = (
         f"Trained on {scores['n_train']:,} scans of {scores['patients_train']:,} patients "
-        f"(store {scores['train_store']}), tested on {scores['test']}: {scores['n_test']:,} scans of "
-        f"{scores['patients_test']:,} patients (store {scores['test_store']})."
+        f"(store {scores['train_store'][:8]}), tested on {scores['test']}: {scores['n_test']:,} scans of "
+        f"{scores['patients_test']:,} patients (store {scores['test_store'][:8]})."
     )
     hows = dict.fromkeys(s["how"] for row in rows for s in row["scores"].values() if s.get("how"))
     parts = [

@@ -3,36 +3,25 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from medssl.errors import UserError
-from medssl.files import write_text
+from medssl.files import atomic
 from medssl.report import card, plots, words
+from medssl.report.embeddings import Embeddings, neighbours, read_embeddings
 from medssl.report.tags import Html, absent, bullets, element, facts, figure, page, paragraph
 from medssl.report.tsne import FEWEST, trustworthiness, tsne
 from medssl.rng import generator
 from medssl.store.store import Store
 
-COLOURED = 4  # at most so many labels get a t-SNE of their own
+LABELS = 4  # at most so many labels get a t-SNE of their own
 QUERIES, NEIGHBOURS, SAMPLES = 5, 6, 12
-VIEWS_PER_ROW, VIEWS = 6, 24
-
-
-@dataclass
-class Embeddings:
-    """The rows of embeddings.parquet, and the row of the store each belongs to (-1: not in this store)."""
-
-    x: NDArray[np.float32]
-    patient: NDArray[Any]
-    columns: dict[str, Sequence[object]] = field(default_factory=dict)
-    row: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+VIEWS = 24
 
 
 def write_report(
@@ -55,7 +44,7 @@ def write_report(
     name = run.resolve().name
     encoder, tables, rows = _json(run / "encoder.json"), _json(run / "scores.json"), _rows(run / "metrics.jsonl")
     all_tables = tables["tables"] if tables else []
-    embeddings = _embeddings(run / "embeddings.parquet", store)
+    embeddings = read_embeddings(run, store) if (run / "embeddings.parquet").exists() else None
     near, trust = _tsne(embeddings, name, seed)
     sites = len({s for s in store.column("site") if s})
     unknown = int((~np.asarray(store.column("patient_known"), bool)).sum())
@@ -64,7 +53,7 @@ def write_report(
         ("training", "How it was trained", _training(run, name, encoder)),
         ("curves", "Curves", _curves(rows, name)),
         ("scores", "Scores", _scores(all_tables, name)),
-        ("tsne", "The embedding, laid out", near),
+        ("tsne", "t-SNE of the embedding", near),
         ("views", "Views it learned from", _views(views, name)),
         ("neighbours", "Nearest neighbours", _neighbours(embeddings, store, name, seed)),
         (
@@ -82,7 +71,9 @@ def write_report(
         + _headline(all_tables, name)
     )
     path = out or run / "report.html"
-    write_text(path, page(f"{name}: {what}", sections, top, "Made by medssl from the run folder and its store."))
+    whole = page(f"{name}: {what}", sections, top, "Made by medssl from the run folder and its store.")
+    with atomic(path) as part:
+        part.write_text(whole, "utf-8")
     return path
 
 
@@ -106,28 +97,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
     except ValueError as e:
         raise _damaged(path, e) from e
-
-
-def _embeddings(path: Path, store: Store) -> Embeddings | None:
-    if not path.exists():
-        return None
-    try:
-        read = pq.read_table(path)
-        x = np.stack(read["embedding"].to_numpy()).astype(np.float32) if len(read) else np.zeros((0, 0), np.float32)
-        patient, scans = np.array(read["patient"].to_pylist(), object), read["scan"].to_pylist()
-    except (OSError, KeyError, ValueError) as e:
-        raise _damaged(path, e) from e
-    at = {scan: i for i, scan in enumerate(store.column("scan"))}
-    row = np.array([at.get(scan, -1) for scan in scans], np.int64)
-    columns: dict[str, Sequence[object]] = {
-        name.removeprefix("label:"): read[name].to_pylist() for name in read.column_names if name.startswith("label:")
-    }
-    columns = dict(list(columns.items())[:COLOURED])
-    for name in ("site", "scanner"):
-        known = store.column(name)
-        columns[name] = [known[i] if i >= 0 else "" for i in row]
-    columns["split"] = read["split"].to_pylist()
-    return Embeddings(x, patient, columns, row)
 
 
 def _headline(tables: Sequence[words.Table], name: str) -> Html:
@@ -166,11 +135,12 @@ def _picture(store: Store, row: int) -> NDArray[Any]:
 
 
 def _training(run: Path, name: str, encoder: dict[str, Any] | None) -> Html:
-    make = f"medssl pretrain run={name} store=STORE"
+    make = f"medssl pretrain store=STORE out={name}"
     parts: list[Html] = []
     if encoder:
-        keys = ("method", "name", "options", "channels", "size", "spacing", "dim", "step", "intensity", "store")
-        parts.append(facts((key, _plain(encoder.get(key))) for key in keys))
+        keys = ("options", "channels", "size", "spacing", "dim", "step", "intensity", "store")
+        named = [("method", encoder["method"]), ("encoder", encoder["name"])]
+        parts.append(facts([*named, *((key, _plain(encoder.get(key))) for key in keys)]))
     else:
         parts.append(absent("encoder.json is missing: pretraining has not finished.", make))
     resolved, env = run / "resolved.yaml", _json(run / "env.json")
@@ -201,7 +171,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _curves(rows: list[dict[str, Any]], name: str) -> Html:
     if not rows:
-        return absent("metrics.jsonl is missing or empty.", f"medssl pretrain run={name} store=STORE")
+        return absent("metrics.jsonl is missing or empty.", f"medssl pretrain store=STORE out={name}")
     last = rows[-1].get("step", len(rows) - 1)
     drawn = figure(plots.curves(rows), f"Training curves up to step {last}", f"Up to step {last:,}.")
     warnings = [f"Step {row.get('step', '?')}: {row['warning']}" for row in rows if row.get("warning")]
@@ -234,54 +204,53 @@ def _tsne(embeddings: Embeddings | None, name: str, seed: int) -> tuple[Html, fl
             "neighbour). Only nearness can be read from it: sizes, gaps and directions mean nothing."
         )
     ]
+    drawn: list[Html] = []
     for column, values in embeddings.columns.items():
+        if column in embeddings.labels[LABELS:]:
+            continue
         kinds = Counter(str(v) for i in chosen if not plots.is_empty(v := values[i]))
         if len(kinds) < 2:
             word = f"has one value only, {next(iter(kinds))}" if kinds else "is not recorded"
             parts.append(paragraph(f"By {column}: not drawn, since it {word}.", klass="note"))
             continue
-        parts.append(element("h3", f"By {column}"))
-        png = plots.scatter(xy, [values[i] for i in chosen], seed=seed)
+        png = plots.scatter(xy, values[chosen], seed=seed)
         counts = ", ".join(f"{k} {n}" for k, n in kinds.most_common(8))
-        parts.append(figure(png, f"t-SNE coloured by {column}: {counts}"))
+        drawn.append(Html(element("h3", f"By {column}") + figure(png, f"t-SNE coloured by {column}: {counts}")))
+    parts.append(element("div", *(element("div", d) for d in drawn), klass="pair"))
     return Html("\n".join(parts)), trust
 
 
 def _views(views: Sequence[tuple[str, NDArray[Any]]] | None, name: str) -> Html:
     if not views:
-        return absent("No views were drawn for this page.", f"medssl report run={name} store=STORE")
-    flat = [(n, a[len(a) // 2] if a.ndim == 3 else a) for n, a in views[:VIEWS]]
-    low, high = min(float(a.min()) for _, a in flat), max(float(a.max()) for _, a in flat)
-    lines = [flat[i : i + VIEWS_PER_ROW] for i in range(0, len(flat), VIEWS_PER_ROW)]
-    images = [[(a - low) / max(high - low, 1e-12) for _, a in line] for line in lines]
-    png = plots.grid(images, captions=[[n for n, _ in line] for line in lines])
+        return absent("No views were drawn for this page.", f"medssl report run={name}")
+    png = plots.sheet(views[:VIEWS])
     note = "As the encoder sees them, all on one grey scale."
-    return figure(png, f"{len(flat)} training views: " + ", ".join(dict.fromkeys(n for n, _ in flat)), note)
+    return figure(
+        png, f"{len(views[:VIEWS])} training views: " + ", ".join(dict.fromkeys(n for n, _ in views[:VIEWS])), note
+    )
 
 
 def _neighbours(embeddings: Embeddings | None, store: Store, name: str, seed: int) -> Html:
     if embeddings is None:
         return absent("embeddings.parquet is missing.", f"medssl embed run={name} store=STORE")
     there = np.flatnonzero(embeddings.row >= 0)
-    held_out = np.array([i for i in there if embeddings.columns["split"][int(i)] == "test"], np.int64)
+    held_out = there[embeddings.columns["split"][there] == "test"]
     if len(there) < 2 or len(set(embeddings.patient[there])) < 2:
         return paragraph("Too few scans of this store are embedded to look for neighbours.", klass="absent")
-    unit = embeddings.x / np.maximum(np.linalg.norm(embeddings.x, axis=1, keepdims=True), 1e-12)
-    label = next((n for n in embeddings.columns if n not in {"site", "scanner", "split"}), "split")
+    label = next(iter(embeddings.labels), "site")
     images: list[list[NDArray[Any] | None]] = []
     captions: list[list[str]] = []
     for q in _some(held_out if len(held_out) else there, QUERIES, seed, 2):
-        others = there[embeddings.patient[there] != embeddings.patient[q]]
-        near = others[np.argsort(-(unit[others] @ unit[q]), kind="stable")[:NEIGHBOURS]]
+        near = neighbours(embeddings, q, NEIGHBOURS)
         gap: list[NDArray[Any] | None] = [None] * (NEIGHBOURS - len(near))
         images.append([*(_picture(store, int(embeddings.row[i])) for i in (q, *near)), *gap])
-        captions.append([*(_caption(embeddings.columns[label][int(i)]) for i in (q, *near)), *[""] * len(gap)])
+        captions.append([*(_caption(embeddings.columns[label][i]) for i in (q, *near)), *[""] * len(gap)])
     heads = ["query", *(f"neighbour {i + 1}" for i in range(NEIGHBOURS))]
     alt = f"{len(images)} query scans, each with its {NEIGHBOURS} nearest neighbours, captioned by {label}"
     where = "held-out patients" if len(held_out) else "all patients (none is held out)"
     note = f"Queries are drawn at random from {where}; neighbours by cosine, never of the same patient. "
     note += f"Captions: {label}. "
-    return figure(plots.grid(images, captions=captions, heads=heads, cell=1.03), alt, note + _slice_note(store))
+    return figure(plots.grid(images, captions=captions, heads=heads), alt, note + _slice_note(store))
 
 
 def _caption(value: object) -> str:

@@ -9,10 +9,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from PIL import Image
@@ -43,9 +41,10 @@ STYLE: Any = {
     "legend.frameon": False,
     "figure.dpi": 144,
     "savefig.dpi": 144,
-    "path.simplify": True,
+    "text.parse_math": False,  # a label may hold a dollar sign
 }
-WIDTH = 7.2  # inches, the text width of the page
+WIDTH = 8.2  # inches, the text width of the page
+SUFFIXES = ("_low", "_high", "_of")  # of numbers that belong to another one
 POINTS = 600  # a curve is averaged down to about this many points
 
 
@@ -60,13 +59,13 @@ class Interval:
     marked: bool = False  # the row the page is about
 
 
-def _png(fig: Figure, colours: int = 96) -> bytes:
-    """The figure with an adaptive palette: a quarter of the bytes of full colour, and nothing to see of it."""
+def _png(fig: Figure) -> bytes:
+    """The figure with an adaptive palette: far fewer bytes than full colour, and exact for what these figures hold."""
     canvas = FigureCanvasAgg(fig)
     canvas.draw()
     rgb = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
     out = io.BytesIO()
-    rgb.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    rgb.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     fig.clear()
     return out.getvalue()
 
@@ -74,25 +73,38 @@ def _png(fig: Figure, colours: int = 96) -> bytes:
 def curves(rows: Sequence[Mapping[str, Any]], *, max_panels: int = 12) -> bytes:
     """One small panel per number in the rows of metrics.jsonl against `step`, the loss first. PNG.
 
-    Long curves are averaged in bins of steps; a number that appears on some rows only is drawn with its points.
+    Long curves are averaged in bins of steps. NAME_low and NAME_high shade an interval around NAME, and NAME_of, the
+    most that NAME can be, goes into its title.
     """
-    names = list(dict.fromkeys(k for row in rows for k, v in row.items() if k != "step" and _is_number(v)))
+    every = list(dict.fromkeys(k for row in rows for k, v in row.items() if k != "step" and _is_number(v)))
+    names = [name for name in every if not (name.endswith(SUFFIXES) and name.rpartition("_")[0] in every)]
     names = sorted(names, key=lambda name: (name != "loss", "loss" not in name))[:max_panels]
     columns = min(3, max(1, len(names)))
     lines = max(1, math.ceil(len(names) / columns))
     with mpl.rc_context(STYLE):
         fig = Figure(figsize=(WIDTH, 1.75 * lines), layout="constrained")
         for i, name in enumerate(names):
-            at = [row for row in rows if _is_number(row.get(name)) and math.isfinite(row[name])]
-            x, y = np.array([r.get("step", j) for j, r in enumerate(at)], float), np.array([r[name] for r in at], float)
             axes = fig.add_subplot(lines, columns, i + 1)
-            axes.set_title(name.replace("_", " "))
-            axes.plot(*_thin(x, y), color=COLOURS[0], marker="o" if len(at) <= 30 else "", markersize=2.5)
+            x, y = _series(rows, name)
+            most = {row[f"{name}_of"] for row in rows if f"{name}_of" in row}
+            axes.set_title(name.replace("_", " ") + (f" (of {max(most)})" if most else ""))
+            axes.plot(*_thin(x, y), color=COLOURS[0], marker="o" if len(x) <= 30 else "", markersize=2.5)
+            (at, low), (_, high) = _series(rows, f"{name}_low"), _series(rows, f"{name}_high")
+            if len(low) and len(low) == len(high):
+                axes.fill_between(at, low, high, color=COLOURS[0], alpha=0.18, linewidth=0)
             axes.margins(x=0.02)
             axes.locator_params(axis="both", nbins=4)
             if i + columns >= len(names):
                 axes.set_xlabel("step")
-        return _png(fig, 48)
+        return _png(fig)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(steps, values) of the rows where NAME is a finite number."""
+    at = [(row.get("step", i), row[name]) for i, row in enumerate(rows) if _is_number(row.get(name))]
+    pairs = np.array(at, float).reshape(-1, 2)
+    pairs = pairs[np.isfinite(pairs[:, 1])]
+    return pairs[:, 0], pairs[:, 1]
 
 
 def _is_number(value: object) -> bool:
@@ -107,7 +119,9 @@ def _thin(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]
     return np.array([x[p].mean() for p in parts]), np.array([y[p].mean() for p in parts])
 
 
-def scatter(xy: NDArray[Any], values: Sequence[object], *, seed: int = 0, unknown: str = "unknown") -> bytes:
+def scatter(
+    xy: NDArray[Any], values: Sequence[object] | NDArray[Any], *, seed: int = 0, unknown: str = "unknown"
+) -> bytes:
     """xy (n, 2) coloured by a categorical column, drawn in a shuffled order so that no category hides another. PNG.
 
     The seven most frequent values have colours, the others are grey together; empty values are `unknown`.
@@ -125,9 +139,10 @@ def scatter(xy: NDArray[Any], values: Sequence[object], *, seed: int = 0, unknow
     if unknown in names:
         legend.append((unknown, int(counts[names == unknown][0]), GREY))
     with mpl.rc_context(STYLE):
-        fig = Figure(figsize=(WIDTH, 4.1), layout="constrained")
+        lines = math.ceil(len(legend) / 2)
+        fig = Figure(figsize=(WIDTH / 2 - 0.1, 3.7 + 0.19 * lines), layout="constrained")
         axes = fig.add_subplot()
-        size = float(np.clip(4000 / max(len(xy), 1), 4, 26))
+        size = float(np.clip(5000 / max(len(xy), 1), 3, 22))
         paint = [colour.get(words[i], GREY) for i in order]
         axes.scatter(xy[order, 0], xy[order, 1], s=size, c=paint, alpha=0.75, linewidths=0)
         axes.set_xticks([])
@@ -136,10 +151,10 @@ def scatter(xy: NDArray[Any], values: Sequence[object], *, seed: int = 0, unknow
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
         dots = [
-            Line2D([], [], linestyle="", marker="o", markersize=6, color=c, label=f"{_short(n, 28)}  ({k:,})")
+            Line2D([], [], linestyle="", marker="o", markersize=6, color=c, label=f" {_short(n, 24)}  ({k:,})")
             for n, k, c in legend
         ]
-        axes.legend(handles=dots, loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.3, labelspacing=0.8)
+        fig.legend(handles=dots, loc="outside lower left", ncols=2, handletextpad=0.2, labelspacing=0.5)
         return _png(fig)
 
 
@@ -157,31 +172,43 @@ def grid(
     *,
     captions: Sequence[Sequence[str]] | None = None,
     heads: Sequence[str] | None = None,
-    cell: float = 1.2,
+    cell: float = 1.36,
 ) -> bytes:
     """Rows of pictures (H, W) or (H, W, 3) in [0, 1], None for a gap; captions below, heads above the columns. PNG."""
     columns = max(len(row) for row in images)
     cell = min(cell, WIDTH / columns)
-    under = 0.2 if captions else 0.05
-    height = len(images) * (cell + under) + (0.25 if heads else 0)
-    tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
+    gap, under, over = 0.03, 0.22 if captions else 0.03, 0.25 if heads else 0.0  # inches, as everything below
+    width, height = columns * cell, len(images) * (cell + under) + over
     with mpl.rc_context(STYLE):
-        fig = Figure(figsize=(columns * cell, height), layout=tight)
+        fig = Figure(figsize=(width, height))
+        axes = fig.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))  # one for all: axes are what costs time
+        axes.set_axis_off()
         for r, row in enumerate(images):
             for c, image in enumerate(row):
-                axes: Axes = fig.add_subplot(len(images), columns, r * columns + c + 1)
-                axes.set_axis_off()
                 if image is None:
                     continue
-                axes.imshow(np.clip(image, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                middle, top = (c + 0.5) * cell, over + r * (cell + under)
+                scale = (cell - 2 * gap) / max(image.shape[:2])
+                half_h, half_w = image.shape[0] * scale / 2, image.shape[1] * scale / 2
+                box = (middle - half_w, middle + half_w, top + cell / 2 + half_h, top + cell / 2 - half_h)
+                look: Any = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest", "aspect": "auto"}
+                axes.imshow(np.clip(image, 0, 1), extent=box, **look)
                 if captions:
-                    axes.text(
-                        0.5, -0.03, _short(captions[r][c], 22), transform=axes.transAxes, ha="center", va="top",
-                        fontsize=6.5, color=SOFT,
-                    )  # fmt: skip
+                    words = _short(captions[r][c], int(cell * 17))
+                    axes.text(middle, top + cell, words, ha="center", va="top", fontsize=6.5, color=SOFT)
                 if heads and r == 0:
-                    axes.set_title(_short(heads[c], 24), fontsize=7.5, loc="center", pad=3)
-        return _png(fig, 128)
+                    axes.text(middle, over - 0.06, _short(heads[c], int(cell * 15)), ha="center", fontsize=7.5)
+        axes.set(xlim=(0, width), ylim=(height, 0))
+        return _png(fig)
+
+
+def sheet(views: Sequence[tuple[str, NDArray[Any]]], *, columns: int = 6) -> bytes:
+    """(name, array (H, W) or (D, H, W)) pictures on one common grey scale; of a volume the middle slice. PNG."""
+    flat = [(name, a[len(a) // 2] if a.ndim == 3 else a) for name, a in views]
+    low, high = min(float(a.min()) for _, a in flat), max(float(a.max()) for _, a in flat)
+    lines = [flat[i : i + columns] for i in range(0, len(flat), columns)]
+    images = [[(a - low) / max(high - low, 1e-12) for _, a in line] for line in lines]
+    return grid(images, captions=[[name for name, _ in line] for line in lines])
 
 
 def forest(rows: Sequence[Interval], *, label: str) -> bytes:
@@ -207,7 +234,7 @@ def forest(rows: Sequence[Interval], *, label: str) -> bytes:
         axes.grid(axis="x", color="#e3e6ea", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.set_xlabel(label)
-        return _png(fig, 48)
+        return _png(fig)
 
 
 def picture(

@@ -15,6 +15,7 @@ Floats = NDArray[np.floating]
 
 FEWEST = 10  # points below which neighbourhoods mean nothing
 COMPONENTS = 50  # PCA first: van der Maaten and Hinton 2008, section 4.2, kept 30; openTSNE's and scanpy's custom is 50
+PARALLEL = 1000  # points from which a step is long enough for threads to pay for waiting on each other
 EXAGGERATED, PLAIN = 250, 500  # iterations with and without early exaggeration, openTSNE's defaults
 
 
@@ -53,7 +54,7 @@ def tsne(
             neighbors="exact",
             early_exaggeration_iter=EXAGGERATED,
             n_iter=PLAIN,
-            n_jobs=-1,  # the layout does not depend on it
+            n_jobs=-1 if len(points) >= PARALLEL else 1,  # the layout does not depend on it
             callbacks=shown,
             callbacks_every_iters=50,
             random_state=random,

@@ -41,18 +41,9 @@ def main_metric(table: Table) -> str | None:
     return "AUROC" if "AUROC" in names else next(iter(names), None)
 
 
-def is_ours(row: Row, table: Table) -> bool:
-    """Whether a row is the run itself: the features that other rows of the same reader are measured against."""
-    if _is_difference(row):
-        return False
-    compared = {r["reader"] for r in table["rows"] if _is_difference(r)}
-    ours = {r["features"] for r in table["rows"] if r["reader"] in compared and not _is_difference(r)}
-    return row["features"] in (ours or {table["rows"][0]["features"]})
-
-
-def _is_difference(row: Row) -> bool:
-    d = row.get("minus_run")
-    return has_interval(d) and any(d[k] != 0 for k in ("value", "low", "high"))
+def is_ours(row: Row) -> bool:
+    """Whether a row is the run itself: the only ones without a difference to the run."""
+    return row.get("minus_run") is None
 
 
 def sentences(table: Table) -> list[str]:
@@ -61,31 +52,27 @@ def sentences(table: Table) -> list[str]:
     if name is None:
         return [f"The table for {table['target']} has no scores."]
     scored = [row for row in table["rows"] if has_interval(row["scores"].get(name))]
-    ours = [row for row in scored if is_ours(row, table)]
+    ours = [row for row in scored if is_ours(row)]
     if not ours:
-        return [f"For {table['target']}, this run has no {name} with an interval, so nothing can be said."]
+        return [f"For {table['target']!r}, this run has no {name} with an interval, so nothing can be said."]
     row = max(ours, key=lambda r: r["scores"][name]["value"])
     score = row["scores"][name]
     value, ends = number(score)
     who = f"{score['n']:,} scans of {score['patients']:,} patients"
     test = table.get("test", "the test set")
-    out = [
-        f"For {table['target']} on {test}, {row['features']} read by {row['reader']} has {name} {value} {ends} ({who})."
-    ]
+    out = [f'For "{table["target"]}" on {test}, {row["features"]} ({row["reader"]}) has {name} {value} {ends}: {who}.']
     if name == "AUROC":
         out += _against(row, table)
     best = max(scored, key=lambda r: r["scores"][name]["value"])
-    if not is_ours(best, table):
+    if not is_ours(best):
         value, ends = number(best["scores"][name])
-        out.append(
-            f"The highest {name} in the table is not this run's: {best['features']}, {best['reader']}, {value} {ends}."
-        )
+        out.append(f"The highest {name} is not this run's: {best['features']} ({best['reader']}) has {value} {ends}.")
     return out
 
 
 def _against(ours: Row, table: Table) -> list[str]:
     """A sentence per baseline of the same reader. The stored difference, baseline minus run, is turned round."""
-    peers = [row for row in table["rows"] if row["reader"] == ours["reader"] and _is_difference(row)]
+    peers = [row for row in table["rows"] if row["reader"] == ours["reader"] and has_interval(row.get("minus_run"))]
     named = [row for row in peers if any(word in row["features"].lower() for word in BASELINES)]
     if not named:
         return ["Neither random weights nor a k-means patch bank stand beside it, so what training added is unknown."]

@@ -23,7 +23,7 @@ class Alias:
         self.key_id = _base32(self._digest(b"v1|key id"))[:8]
 
     def alias(self, domain: str, raw: str | bytes) -> str:
-        """26 characters of base32 of HMAC-SHA256(key, "v1|domain|raw"). Text is NFC-normalised; domains never collide."""
+        """26 characters of base32 of HMAC-SHA256(key, "v1|domain|raw"). Text is NFC-normalised."""
         return _base32(self._digest(f"v1|{domain}|".encode() + _bytes(raw)))[:LENGTH]
 
     def split_fraction(self, patient: str) -> float:
@@ -39,7 +39,7 @@ class Alias:
 
 
 def open_key(path: Path) -> Alias:
-    """The key in `path` (64 hex digits, readable by its owner only), made with fresh randomness when the file is absent.
+    """The key in `path` (64 hex digits, readable by its owner only), made with fresh randomness when absent.
 
     Raises:
         UserError: others can read the file, or it does not hold a key.

@@ -11,7 +11,14 @@ from medssl.scans.dicom import quiet
 from medssl.scans.pixels import one_channel
 from medssl.scans.scan import Scan, Unreadable
 
-GREY = {"L": np.uint8, "LA": np.uint8, "1": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I": np.uint16}
+GREY: dict[str, type[np.uint8] | type[np.uint16]] = {
+    "L": np.uint8,
+    "LA": np.uint8,
+    "1": np.uint8,
+    "I;16": np.uint16,
+    "I;16B": np.uint16,
+    "I": np.uint16,
+}
 
 
 def image(path: Path, alias: Alias, relative: str) -> Scan:

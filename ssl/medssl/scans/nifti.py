@@ -81,7 +81,7 @@ def _load(path: Path) -> nibabel.Nifti1Image:
     with path.open("rb") as plain:
         zipped = plain.read(2) == b"\x1f\x8b"
         plain.seek(0)
-        stream = gzip.open(plain) if zipped else plain
+        stream = gzip.GzipFile(fileobj=plain) if zipped else plain
         try:
             head = stream.read(540)
             kind = nibabel.Nifti2Image if head[4:7] == b"n+2" else nibabel.Nifti1Image

@@ -63,4 +63,3 @@ def _scan(record: np.ndarray, label: np.ndarray | None, split: str, alias: Alias
         split=split,
         steps=tuple(steps),
     )
-

@@ -49,7 +49,7 @@ def walk(source: Path) -> list[Path]:
 
 
 def sniff(path: Path) -> str:
-    """"dicom", "nifti", "png", "jpeg", "npz", or "" for anything else: by content, never by name."""
+    """ "dicom", "nifti", "png", "jpeg", "npz", or "" for anything else: by content, never by name."""
     with path.open("rb") as f:
         head = f.read(540)
         if head[:2] == b"\x1f\x8b":
@@ -94,6 +94,7 @@ def read(files: list[Path], alias: Alias, root: Path, on_reject: OnReject) -> It
     """
     slices: list[series.Slice] = []
     seen: dict[str, bytes] = {}
+    root = root.parent if root.is_file() else root
     for path in track(files, "read files", unit="file"):
         relative = relative_to(path, root)
         try:
@@ -130,10 +131,7 @@ def read(files: list[Path], alias: Alias, root: Path, on_reject: OnReject) -> It
 
 def relative_to(path: Path, root: Path) -> str:
     """The path below `root`, with /, in Unicode's composed form."""
-    try:
-        path = path.relative_to(root)
-    except ValueError:
-        path = Path(path.name)
+    path = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
     return unicodedata.normalize("NFC", path.as_posix())
 
 

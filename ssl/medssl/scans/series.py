@@ -1,7 +1,7 @@
 """From slices to volumes: which slices belong together, in which order, and where they lie in the patient.
 
-Positions come from Image Position and Orientation (Patient) alone (PS3.3 C.7.6.2); instance numbers, file names and slice
-thickness are never trusted for geometry. What does not form a regular stack is refused, never stretched.
+Positions come from Image Position and Orientation (Patient) alone (PS3.3 C.7.6.2); instance numbers, file names and
+slice thickness are never trusted for geometry. What does not form a regular stack is refused, never stretched.
 """
 
 from collections import Counter, defaultdict
@@ -42,12 +42,12 @@ def group(slices: list[Slice]) -> list[list[Slice]]:
 def stacks(slices: list[Slice], digest: Callable[[Slice], bytes]) -> tuple[list[list[Slice]], list[Slice]]:
     """Splits a group into volumes, each sorted along its normal, and the duplicates that were dropped.
 
-    When every position holds the same number of slices, these are repeats (time points, directions) and become one volume
-    each. `digest` hashes the pixel bytes of a slice; it is asked only where positions coincide.
+    When every position holds the same number of slices, these are repeats (time points, directions) and become one
+    volume each. `digest` hashes the pixel bytes of a slice; it is asked only where positions coincide.
 
     Raises:
-        Unreadable: REPEATED_POSITIONS when some positions hold more slices than others, VARYING_SPACING, MISSING_SLICES,
-            TOO_FEW_SLICES.
+        Unreadable: REPEATED_POSITIONS when some positions hold more slices than others, VARYING_SPACING,
+            MISSING_SLICES, TOO_FEW_SLICES.
     """
     at = _by_position(slices)
     dropped: list[Slice] = []
@@ -103,7 +103,9 @@ def _check_spacing(positions: list[float]) -> None:
         ratio = steps / steps.min()
         whole = np.abs(ratio - ratio.round()) <= 0.1
         if whole.all() and Counter(ratio.round()).most_common(1)[0][0] == 1:
-            raise Unreadable("MISSING_SLICES", f"{int(ratio.round().sum()) - len(steps)} slices of the stack are missing")
+            raise Unreadable(
+                "MISSING_SLICES", f"{int(ratio.round().sum()) - len(steps)} slices of the stack are missing"
+            )
         raise Unreadable("VARYING_SPACING", f"slice steps vary from {steps.min():.2f} to {steps.max():.2f} mm")
     if len(positions) < FEWEST:
         raise Unreadable("TOO_FEW_SLICES", f"{len(positions)} slices are no volume; at least {FEWEST} are needed")
@@ -112,8 +114,8 @@ def _check_spacing(positions: list[float]) -> None:
 def geometry(stack: list[Slice]) -> tuple[np.ndarray, float]:
     """((4, 4) affine from (d, h, w) to RAS+ mm, gantry tilt in degrees) of a sorted stack of two or more slices.
 
-    The slice vector is last minus first position over N - 1, so a tilted gantry stays a shear and every slice stays where
-    the scanner put it.
+    The slice vector is last minus first position over N - 1, so a tilted gantry stays a shear and every slice stays
+    where the scanner put it.
 
     Raises:
         Unreadable: BAD_GEOMETRY when the vectors do not span space.

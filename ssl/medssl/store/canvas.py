@@ -20,7 +20,7 @@ from medssl.resample import apply_axes, axis_weights
 from medssl.store.store import Store
 
 VERSION = 1  # of the resampling: part of the cache's key
-BATCH = 1 << 24  # voxels resampled at once
+BATCH = 1 << 21  # voxels resampled at once: what fits the cache
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def canvas(store: Store, size: int | Sequence[int], spacing: float | None = None
     """Resamples every scan of `store` onto one grid, or opens what an earlier call left in the cache.
 
     Proportions are physical: each voxel counts with its spacing (a scan without one is taken as isotropic). The scan is
-    centred and padded with its `low`; where the grid is smaller than the scan at `spacing`, the middle is kept.
+    centred, to whole voxels of the grid, and padded with its `low`. A grid smaller than the scan keeps its middle.
 
     Args:
         store: the scans.
@@ -99,7 +99,7 @@ def _cache(store: Store) -> Path:
     except OSError as e:
         if e.errno not in {errno.EACCES, errno.EROFS, errno.EPERM}:
             raise
-    user = os.getuid() if hasattr(os, "getuid") else 0
+    user = os.geteuid() if hasattr(os, "geteuid") else 0
     private = Path(tempfile.gettempdir()) / f"medssl-cache-{user}"
     with disk_errors(private):
         private.mkdir(mode=0o700, exist_ok=True)
@@ -154,8 +154,12 @@ def box(
     shape and size: voxels per axis; voxel: mm per axis; spacing: mm of a grid voxel, None for the largest that fits.
     """
     grid = spacing or max(n * mm / m for n, mm, m in zip(shape, voxel, size, strict=True))
-    extents = [m * grid / mm for mm, m in zip(voxel, size, strict=True)]
-    return [(n - e) / 2 for n, e in zip(shape, extents, strict=True)], extents
+    starts, extents = [], []
+    for n, mm, m in zip(shape, voxel, size, strict=True):
+        pad = round((m - n * mm / grid) / 2)  # whole, so that a scan at the grid's own scale is not blurred
+        starts.append(-pad * grid / mm)
+        extents.append(m * grid / mm)
+    return starts, extents
 
 
 def _place(
@@ -167,11 +171,10 @@ def _place(
     weights = [_weights(s, e, n, m) for s, e, n, m in zip(starts, extents, x.shape[2:], size, strict=True)]
     low_B1 = torch.from_numpy(low.astype(np.float32)).view(-1, *[1] * (x.ndim - 1))
     # outside the scan all weights are zero: with `low` at 0, outside is `low`
-    y = (apply_axes(torch.from_numpy(x.astype(np.float32)) - low_B1, weights) + low_B1).numpy()
-    if dtype.kind == "f":
-        return y
-    limits = np.iinfo(dtype)
-    return np.clip(np.rint(y), limits.min, limits.max).astype(dtype)
+    y = apply_axes(torch.from_numpy(x.astype(np.float32)).sub_(low_B1), weights).add_(low_B1)
+    if dtype.kind != "f":
+        y = y.round_().clamp_(np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return y.numpy().astype(dtype)
 
 
 def _weights(start: float, extent: float, n_in: int, n_out: int) -> Tensor:
@@ -179,4 +182,4 @@ def _weights(start: float, extent: float, n_in: int, n_out: int) -> Tensor:
     first, length = torch.tensor([start], dtype=torch.float64), torch.tensor([extent], dtype=torch.float64)
     weights = axis_weights(first, length, n_in, n_out)[0]
     centre = start + (torch.arange(n_out, dtype=torch.float64) + 0.5) * extent / n_out
-    return (weights * ((centre > 0) & (centre < n_in))[:, None]).float()
+    return (weights * ((centre >= 0) & (centre < n_in))[:, None]).float()

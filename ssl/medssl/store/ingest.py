@@ -117,7 +117,7 @@ def _summary(store: Store, report: list[str], key: Path) -> list[str]:
         f"store        {store.path} ({size_on_disk(store.path) / 1e6:.1f} MB)",
         f"scans        {counts['scans']}: {info['dims']}D, "
         f" "
-        f"{info['channels']} channels, {info['modality'] or 'modality unknown'}",
+        f"{info['channels']} channel{'s'[: info['channels'] > 1]}, {info['modality'] or 'modality unknown'}",
         f"patients     {counts['patients']}{alone}",
         f"splits       {splits}",
         f"intensity    {info['intensity']}; train mean {info['mean']:.4f}, standard deviation {info['std']:.4f}",

@@ -104,7 +104,9 @@ class Store:
             return _unpack(data, length, shape, dtype) if length else _volume(data, shape, dtype)
         except FileNotFoundError as e:
             raise UserError(f"{path} is missing; copy the store or ingest the scans again") from e
-        except (RuntimeError, ValueError) as e:
+        except OSError:
+            raise
+        except Exception as e:  # a decoder on damaged bytes raises whatever it likes
             raise UserError(f"{path} is damaged at scan {row}; copy the store or ingest the scans again") from e
 
     def batch(self, rows: Iterable[int]) -> list[np.ndarray]:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -81,6 +82,8 @@ class StoreWriter:
     def __enter__(self) -> "StoreWriter":
         with disk_errors(self.out):
             shutil.rmtree(self.part, ignore_errors=True)
+            for left in self.out.parent.glob(f".{self.out.name}.*.part"):
+                print(f"left over by a killed ingest, delete it unless one is running: {left}", file=sys.stderr)
             for folder in ("packs", "volumes"):
                 (self.part / folder).mkdir(parents=True)
         return self
@@ -153,7 +156,9 @@ class StoreWriter:
         name = f"volumes/{len(self.rows):07d}.b2nd"
         chunks = (1, *map(min, CHUNK, array.shape[1:]))
         blocks = (1, *map(min, BLOCK, array.shape[1:]))
-        packed = blosc2.asarray(array, chunks=chunks, blocks=blocks, cparams={"typesize": array.itemsize, **CODEC})
+        packed = blosc2.asarray(
+            array, chunks=chunks, blocks=blocks, cparams={"typesize": array.itemsize, **CODEC}, contiguous=True
+        )
         _write(self.part / name, packed.to_cframe())
         return name, 0, 0
 

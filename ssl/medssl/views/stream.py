@@ -4,6 +4,8 @@ Everything is a function of (seed, step), so resuming needs only the step, and t
 workers or ranks share it.
 """
 
+import signal
+import sys
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -87,6 +89,11 @@ def _as_is(raw: Any) -> Any:
     return raw
 
 
+def _leave_signals_to_the_loop(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the loop finishes its step first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def loader(
     canvas: Canvas,
     rows: np.ndarray,
@@ -106,6 +113,9 @@ def loader(
         collate_fn=_as_is,
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=_leave_signals_to_the_loop,
+        # forked from this process, workers see it die and follow; a fork server would keep them
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=torch.cuda.is_available(),
     )
 

@@ -1,0 +1,13 @@
+# docker build -t medssl .    docker run --gpus all -v /data:/data medssl pretrain store=/data/store out=/data/run
+FROM nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04
+RUN apt-get update && apt-get install -y --no-install-recommends python3 python3-venv && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home medssl
+ENV PATH=/opt/medssl/bin:$PATH PYTHONUNBUFFERED=1
+COPY pyproject.toml README.md LICENSE /src/
+COPY ssl /src/ssl
+COPY configs /src/configs
+RUN python3 -m venv /opt/medssl && pip install --no-cache-dir '/src[monai,wandb]'
+USER medssl
+WORKDIR /home/medssl
+ENTRYPOINT ["medssl"]
+CMD ["--help"]

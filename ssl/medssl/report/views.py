@@ -1,0 +1,24 @@
+"""What augmentation makes of a few scans, to be looked at before a GPU is spent on it."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medssl.views.recipes import Recipe
+from medssl.views.stream import Canvas, RawScans, make_views, unit
+
+
+def sample_views(
+    canvas: Canvas, recipe: Recipe, rows: NDArray[np.int64], *, views: int = 5, seed: int = 0
+) -> list[tuple[str, NDArray[np.float32]]]:
+    """Scans of a canvas, each followed by its first views: (name, first channel (H, W) or (D, H, W) in [0, 1]).
+
+    The views are those that a run with this seed sees in its first epoch.
+    """
+    raw = RawScans(canvas).__getitems__([(int(row), 0) for row in rows])
+    drawn, _ = make_views(raw, recipe, views, seed, mean=0.0, std=1.0)
+    whole = unit(raw)
+    out = []
+    for b in range(len(rows)):
+        out.append((f"scan {b + 1}", whole[b, 0].numpy()))
+        out += [(f"view {v + 1}", x_BC[b, 0].numpy()) for v, x_BC in enumerate(drawn)]
+    return out

@@ -1,0 +1,140 @@
+import csv
+import hashlib
+from collections import Counter
+
+import numpy as np
+import pydicom
+import pytest
+
+from medssl.errors import UserError
+from medssl.scans.alias import Alias
+from medssl.scans.cohort import BROKEN, SCANNERS, draw, person, planted, write_cohort
+from medssl.scans.read import read, walk
+
+PATIENTS, SIZE = 16, 48
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return write_cohort(tmp_path_factory.mktemp("cohort"), patients=PATIENTS, size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def ingested(cohort):
+    rejects = []
+    root = cohort / "scans"
+    scans = list(read(walk(root), Alias(b"k" * 32), root, lambda path, why: rejects.append((path, why))))
+    return scans, rejects
+
+
+def table(cohort):
+    with (cohort / "labels.csv").open(newline="") as f:
+        return {row["file"]: row["lesion"] for row in csv.DictReader(f)}
+
+
+def test_same_arguments_same_bytes(cohort, tmp_path):
+    again = write_cohort(tmp_path / "again", patients=PATIENTS, size=SIZE)
+    other = write_cohort(tmp_path / "other", patients=PATIENTS, size=SIZE, seed=1)
+
+    def hashes(folder):
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        return [(p.relative_to(folder), hashlib.sha256(p.read_bytes()).hexdigest()) for p in files]
+
+    assert hashes(again) == hashes(cohort)
+    assert hashes(other) != hashes(cohort)
+
+
+def test_patients_do_not_depend_on_their_number(cohort, tmp_path):
+    fewer = write_cohort(tmp_path / "fewer", patients=3, size=SIZE)
+    for path in (fewer / "scans" / "0002").iterdir():
+        assert path.read_bytes() == (cohort / "scans" / "0002" / path.name).read_bytes()
+
+
+def test_every_file_is_a_scan_or_a_reject(cohort, ingested):
+    scans, rejects = ingested
+    assert sorted(name for _, name in scans) == sorted(table(cohort))
+    codes = {path.relative_to(cohort / "scans").as_posix(): why.code for path, why in rejects}
+    assert codes == dict(zip(BROKEN, ("TRUNCATED", "EMPTY", "NOT_A_SCAN"), strict=True))
+
+
+def test_pixels_survive_every_encoding(ingested):
+    """Sign, inversion, implicit VR and rescale are undone: what was drawn comes back, scaled as the header says."""
+    seen = Counter()
+    for scan, name in ingested[0]:
+        patient, image = int(name[:4]), int(name[5])
+        who = person(0, patient)
+        drawn = draw(0, patient, image, SIZE, who.lesion, who.scanner).astype(int)
+        signed, rescaled, inverse = patient % 2 == 1, patient % 3 == 0, who.scanner == "B"
+        expected = drawn - 2048 if signed else drawn
+        expected = 2 * expected - 1000 if rescaled else expected
+        assert scan.array.shape == (1, SIZE, SIZE)
+        np.testing.assert_array_equal(scan.array[0].astype(int), expected)
+        assert ("invert MONOCHROME1" in scan.steps) == inverse
+        seen[signed, rescaled, inverse] += 1
+    assert len(seen) >= 6  # of the eight combinations
+
+
+def test_patients_scanners_and_facts(ingested):
+    by_patient = {}
+    for scan, name in ingested[0]:
+        who = person(0, int(name[:4]))
+        assert scan.patient_known
+        assert by_patient.setdefault(name[:4], scan.patient) == scan.patient
+        assert scan.modality == "DX"
+        assert scan.scanner == " ".join(SCANNERS[who.scanner][:2])
+        assert scan.facts["age"] == min(who.age, 90)
+        assert scan.facts["sex"] == who.sex
+        assert scan.facts["view"] == "PA"
+    assert len(set(by_patient.values())) == len(by_patient) == PATIENTS
+
+
+def test_no_planted_identifier_reaches_a_scan(cohort, ingested):
+    identifiers = planted(PATIENTS)
+    headers = b"".join(p.read_bytes() for p in (cohort / "scans").rglob("*.dcm"))
+    for word in identifiers:
+        assert word.encode() in headers, "a word that was never planted proves nothing"
+    with np.printoptions(threshold=10**9):
+        text = "\n".join(repr(scan) for scan, _ in ingested[0])
+    text += "".join(repr(why) + str(why) + why.code for _, why in ingested[1])
+    data = text.encode() + b"".join(scan.array.tobytes() for scan, _ in ingested[0])
+    assert [word for word in identifiers if word.encode() in data] == []
+
+
+def test_table_names_files_and_nothing_else(cohort):
+    rows = table(cohort)
+    for file in rows:
+        assert pydicom.dcmread(cohort / "scans" / file, stop_before_pixels=True).Modality == "DX"
+    text = (cohort / "labels.csv").read_text()
+    assert [word for word in planted(PATIENTS) if word in text] == []
+    assert {file[:4]: label for file, label in rows.items()} == {
+        f"{i:04d}": "yes" if person(0, i).lesion else "no" for i in range(PATIENTS)
+    }
+
+
+def test_prevalence_and_the_scanner_shortcut_are_as_asked():
+    n = 400
+    sd = (0.25 / n) ** 0.5
+    people = [person(3, i, 0.4) for i in range(n)]
+    lesion = np.array([p.lesion for p in people], float)
+    b = np.array([p.scanner == "B" for p in people], float)
+    assert abs(lesion.mean() - 0.4) < 4 * sd
+    assert abs(np.corrcoef(lesion, b)[0, 1]) < 4 / n**0.5
+    given_away = [person(3, i, 0.4, 1.0) for i in range(50)]
+    assert all(p.lesion == (p.scanner == "B") for p in given_away)
+
+
+def test_a_nodule_is_the_only_difference_a_lesion_makes():
+    healthy = draw(0, 5, 0, 96, False, "A").astype(int)
+    sick = draw(0, 5, 0, 96, True, "A").astype(int)
+    gain = sick - healthy
+    assert gain.max() > 200  # of 4095: well above the noise of 123
+    assert (np.abs(gain) <= 40).mean() > 0.6  # most of the picture stays as it was
+    assert gain.min() >= -1
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"patients": 0}, {"size": 8}, {"prevalence": 1.5}, {"scanner_label_correlation": -2}]
+)
+def test_impossible_cohorts_are_refused(tmp_path, wrong):
+    with pytest.raises(UserError):
+        write_cohort(tmp_path, **wrong)

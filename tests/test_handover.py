@@ -1,0 +1,156 @@
+"""The hand-over pair: what goes in comes out bit for bit, timm and MONAI read it, and nothing else gets in."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from medssl.encoders.cnn import CNN
+from medssl.encoders.handover import CLASSES, load_encoder, save_encoder
+from medssl.encoders.mlp import MLP
+from medssl.encoders.monai3d import ResNet3d
+from medssl.encoders.patch_bank import PatchBank
+from medssl.encoders.timm2d import TimmEncoder
+from medssl.encoders.vit import ViT
+from medssl.errors import UserError
+
+MADE = [
+    lambda: TimmEncoder(2, (32, 40), "resnet18"),
+    lambda: TimmEncoder(2, (32, 48), "vit_tiny_patch16_224"),
+    lambda: ResNet3d(2, (16, 16, 16), "resnet10"),
+    lambda: ViT(2, (16, 24), patch=[4, 8], dim=24, depth=1),
+    lambda: ViT(2, (8, 8, 8), dim=24, depth=1),
+    lambda: CNN(2, (16, 16), widths=(8, 16), norm="group"),
+    lambda: CNN(2, (8, 8, 8), widths=(8, 16)),
+    lambda: MLP(2, (8, 8), widths=(12, 6), activation="tanh"),
+    lambda: PatchBank(2, (12, 12), patch=4, centroids=7, pool=2, contrast=0.1),
+]
+
+
+def moved(make):
+    """An encoder whose every buffer and weight differs from a fresh one's."""
+    torch.manual_seed(5)
+    encoder = make()
+    with torch.no_grad():
+        for t in encoder.state_dict().values():
+            t.add_(0.01 * torch.rand_like(t) if t.is_floating_point() else 3)
+    return encoder
+
+
+@pytest.mark.parametrize("make", MADE)
+def test_round_trip_is_bit_identical(make, tmp_path):
+    encoder = moved(make)
+    x = torch.randn(2, 2, *encoder.size)
+    card = {"mean": 0.1, "std": 0.2, "modality": "DX", "spacing": None, "method": "simclr"}
+    save_encoder(tmp_path / "run", encoder, card)
+    for path in (tmp_path / "run", tmp_path / "run" / "encoder.json", tmp_path / "run" / "encoder.safetensors"):
+        again, read = load_encoder(path)
+        assert type(again) is type(encoder)
+        assert not any(m.training for m in again.modules())
+        assert torch.equal(again(x), encoder.eval()(x))
+    assert card.items() <= read.items()
+    assert (read["format"], read["channels"], read["size"], read["dim"]) == (1, 2, list(encoder.size), encoder.dim)
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_every_class_is_covered():
+    assert {type(make()).__name__ for make in MADE} == set(CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("model", "more"), [("resnet18", {}), ("vit_tiny_patch16_224", {"img_size": (32, 48)}), ("efficientnet_b0", {})]
+)
+def test_timm_loads_the_file(model, more, tmp_path):
+    encoder = moved(lambda: TimmEncoder(1, (32, 48), model)).eval()
+    save_encoder(tmp_path, encoder, {})
+    net = timm.create_model(
+        model, in_chans=1, num_classes=0, checkpoint_path=str(tmp_path / "encoder.safetensors"), **more
+    )
+    x = torch.randn(2, 1, 32, 48)
+    assert torch.equal(net.eval()(x), encoder(x))
+
+
+@pytest.mark.parametrize("side", [16, 40])
+def test_monai_loads_the_file(side, tmp_path):
+    resnet = pytest.importorskip("monai.networks.nets.resnet")
+    encoder = moved(lambda: ResNet3d(1, (side,) * 3, "resnet10")).eval()
+    save_encoder(tmp_path, encoder, {})
+    net = resnet.resnet10(
+        spatial_dims=3, n_input_channels=1, feed_forward=False, conv1_t_stride=encoder.net.conv1.stride
+    )
+    net.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
+    x = torch.randn(1, 1, side, side, side)
+    torch.testing.assert_close(net.eval()(x), encoder(x))
+
+
+def test_loading_never_fetches_weights_and_keeps_what_the_card_says(tmp_path):
+    encoder = TimmEncoder(1, (32, 32))
+    encoder.options["pretrained"] = True
+    save_encoder(tmp_path, encoder, {})
+    again, card = load_encoder(tmp_path)  # would be a UserError or a download if it did
+    assert again.options == card["options"] == {"model": "resnet18", "pretrained": True}
+
+
+def test_a_second_save_replaces_the_first(tmp_path):
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        encoder = MLP(1, (4, 4), widths=(3,))
+        save_encoder(tmp_path, encoder, {"step": seed})
+    again, card = load_encoder(tmp_path)
+    assert torch.equal(again.state_dict()["layers.0.1.weight"], encoder.state_dict()["layers.0.1.weight"])
+    assert card["step"] == 2
+
+
+def edit(folder, **changes):
+    card = json.loads((folder / "encoder.json").read_text()) | changes
+    (folder / "encoder.json").write_text(json.dumps({k: v for k, v in card.items() if v is not None}))
+
+
+def rewrite(folder, change):
+    """Other weights, with a digest that fits them."""
+    from medssl.encoders.handover import _digest
+
+    file = folder / "encoder.safetensors"
+    save_file(change(load_file(file)), file)
+    edit(folder, weights=_digest(file))
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda f: (f / "encoder.json").unlink(), "is missing"),
+        (lambda f: (f / "encoder.safetensors").unlink(), "is missing"),
+        (lambda f: (f / "encoder.json").write_text("{"), "cannot read"),
+        (lambda f: (f / "encoder.json").write_text("[]"), "format None"),
+        (lambda f: edit(f, format=2), "format 2"),
+        (lambda f: edit(f, dim=None), "lacks dim"),
+        (lambda f: edit(f, dim=4), "has 3"),
+        (lambda f: edit(f, name="MLB"), "'MLP'"),
+        (lambda f: edit(f, name="os.system"), "unknown encoder"),
+        (lambda f: edit(f, options={"widths": [3], "depth": 2}), "cannot be built"),
+        (lambda f: edit(f, options={"widths": [3], "activation": "x"}), "activation"),
+        (lambda f: edit(f, size=[4, 5]), "does not fit"),
+        (lambda f: rewrite(f, lambda t: {k: v for k, v in t.items() if "bias" not in k}), "does not fit"),
+        (lambda f: rewrite(f, lambda t: t | {"more": torch.zeros(1)}), "does not fit"),
+        (lambda f: (f / "encoder.safetensors").write_bytes(b"\x80\x04K\x01."), "damaged"),
+    ],
+)
+def test_a_pair_that_is_not_right_is_a_user_error(harm, says, tmp_path):
+    save_encoder(tmp_path, MLP(1, (4, 4), widths=(3,)), {})
+    harm(tmp_path)
+    with pytest.raises(UserError) as e:
+        load_encoder(tmp_path)
+    assert says in str(e.value)
+
+
+def test_a_pickle_is_refused_even_with_the_right_digest(tmp_path):
+    from medssl.encoders.handover import _digest
+
+    save_encoder(tmp_path, MLP(1, (4, 4), widths=(3,)), {})
+    file = tmp_path / "encoder.safetensors"
+    torch.save({"layers.0.1.weight": torch.zeros(3, 16), "layers.0.1.bias": torch.zeros(3)}, file)
+    edit(tmp_path, weights=_digest(file))
+    with pytest.raises(UserError, match="no safetensors file"):
+        load_encoder(tmp_path)

@@ -1,0 +1,119 @@
+"""The loop's other promises: schedules, optimisers, broken gradients, warnings in words, no step without its data."""
+
+import json
+import math
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+import tiny
+from medssl import catalog
+from medssl.errors import UserError
+from medssl.schedule import cosine, warmup_cosine
+from medssl.train.log import Log
+from medssl.train.loop import train
+from medssl.train.optim import Optim
+
+
+def go(tmp_path, method, steps=4, canvas=None, **options):
+    canvas = canvas or tiny.canvas()
+    options = {"batch": 16, "seed": 0, "optim": Optim(), "log_every": 1} | options
+    rows = torch.arange(len(canvas.array)).numpy()
+    recipe = catalog.build(catalog.spec("views", "neutral"), size=canvas.size)
+    log = Log(tmp_path, "jsonl", {})
+    train(Fabric(accelerator="cpu"), method, canvas, rows, recipe, tmp_path / "c", log, steps=steps, **options)
+    return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_schedule_closed_forms():
+    assert [cosine(f, 2.0, 0.0) for f in (0, 0.5, 1, 2)] == pytest.approx([2, 1, 0, 0])
+    assert warmup_cosine(0.05, 0.1) == pytest.approx(0.5)
+    assert warmup_cosine(0.55, 0.1) == pytest.approx(0.5)
+    assert warmup_cosine(1.0, 0.1, floor=0.3) == pytest.approx(0.3)
+    assert warmup_cosine(0.0, 0.0) == 1.0
+
+
+def test_the_logged_rate_is_the_one_used(tmp_path):
+    optim = Optim(lr=0.1, warmup=0.5, lr_end=0.2)
+    rows = go(tmp_path, tiny.method("simclr"), optim=optim)
+    assert [r["lr"] for r in rows] == pytest.approx([0.1 * warmup_cosine(s / 4, 0.5, 0.2) for s in range(4)])
+
+
+def test_rows_hold_nothing_that_depends_on_the_clock(tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    assert go(tmp_path / "a", tiny.method("byol")) == go(tmp_path / "b", tiny.method("byol"))
+    timing = [json.loads(line) for line in (tmp_path / "a/timing.jsonl").read_text().splitlines()]
+    assert all(t["seconds"] > 0 and t["scans_per_s"] > 0 for t in timing)
+
+
+def test_accumulated_gradients_are_the_mean_of_the_parts():
+    """For a loss that is a mean over scans (no batch statistics), two halves equal the whole."""
+    whole, halves = tiny.method("mae"), tiny.method("mae")
+    from medssl.methods.base import Clock
+
+    batch = tiny.batch(1, n=8)
+    whole(batch, Clock(0, 1))["loss"].backward()
+    for part in (slice(0, 4), slice(4, 8)):
+        half = {"views": [batch["views"][0][part]], "key": tiny.key(4, start=part.start)}
+        (halves(half, Clock(0, 1))["loss"] / 2).backward()
+    for a, b in zip(whole.parameters(), halves.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_a_broken_gradient_stops_before_the_update_and_is_named(tmp_path):
+    method = tiny.method("simclr")
+    before = {k: v.clone() for k, v in method.named_parameters()}
+    method.projector[0].weight.register_hook(lambda g: g * math.nan)
+    with pytest.raises(UserError, match=r"step 0: the gradient of projector\.0\.weight is not finite; nothing was updated"):
+        go(tmp_path, method)
+    assert all(torch.equal(v, before[k]) for k, v in method.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_every_optimiser_moves_every_weight_and_decays_matrices_only(name):
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
+    optimizer = Optim(name, lr=0.1, weight_decay=0.5).build(module)
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.5, 0.0]
+    before = [p.clone() for p in module.parameters()]
+    module(torch.randn(4, 3)).square().sum().backward()
+    optimizer.step()
+    assert not any(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True) if b.grad.abs().sum() > 1e-6)
+
+
+def test_lars_is_its_equation():
+    """You et al., 2017, equation 6: the step of a matrix is lr * trust * |w| / (|g| + decay |w|) * (g + decay w)."""
+    w = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
+    module = torch.nn.Module()
+    module.w = w
+    g, lr, decay, trust = torch.tensor([[0.6, 0.8]]), 0.1, 0.01, 0.001
+    optimizer = Optim("lars", lr=lr, weight_decay=decay, momentum=0.0).build(module)
+    w.grad = g.clone()
+    old = w.detach().clone()
+    optimizer.step()
+    expected = old - lr * trust * old.norm() / (g.norm() + decay * old.norm()) * (g + decay * old)
+    torch.testing.assert_close(w.detach(), expected)
+
+
+@pytest.mark.parametrize("options", [{"name": "adam"}, {"lr": 0.0}, {"clip": -1.0}])
+def test_an_optimiser_that_cannot_work_is_refused(options):
+    with pytest.raises(UserError):
+        Optim(**options)
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path):
+    with pytest.raises(UserError, match="does not divide"):
+        go(tmp_path, tiny.method("simclr"), batch=15, accumulate=2)
+
+
+def test_wandb_offline_with_one_word(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    log = Log(tmp_path, "wandb", {"lr": 0.1})
+    log.write({"step": 1, "loss": 2.0}, {"step": 1, "seconds": 0.1})
+    log.close()
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_an_unknown_sink_is_refused(tmp_path):
+    with pytest.raises(UserError, match="log must be one of"):
+        Log(tmp_path, "tensorboard", {})

@@ -1,0 +1,199 @@
+"""Every yaml in configs/method meets the contract, in 2D and 3D, on one channel and on three. A new one is tested by existing."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from medssl.errors import UserError
+from medssl.methods.base import Clock
+from medssl.methods.parts import follow, teacher_of
+from medssl.schedule import cosine
+
+WITHOUT_GRADIENT = {"kmeans_bank"}
+LEARNING = [m for m in tiny.METHODS if m not in WITHOUT_GRADIENT]
+SHAPES = [(2, 1), (2, 3), (3, 1), (3, 3)]
+
+
+@pytest.mark.parametrize(("dims", "channels"), SHAPES)
+@pytest.mark.parametrize("name", tiny.METHODS)
+def test_loss_is_finite_and_every_active_parameter_gets_a_gradient(name, dims, channels):
+    method = tiny.method(name, dims, channels)
+    out = method(tiny.batch(method.views, dims=dims, channels=channels), Clock(0, 10))
+    assert out["loss"].ndim == 0
+    assert torch.isfinite(out["loss"])
+    if name in WITHOUT_GRADIENT:
+        assert not any(p.requires_grad for p in method.parameters())
+        return
+    out["loss"].backward()
+    grads = {n: p.grad for n, p in method.named_parameters() if p.requires_grad}
+    idle = [n for n, g in grads.items() if g is None or not g.abs().sum() > 0]
+    if name == "greedy_ae":  # the first layer and its decoder alone, at the beginning
+        assert all(n.startswith(("encoder.layers.1", "decoders.1")) for n in idle)
+        assert any(n.startswith("encoder.layers.0") for n in set(grads) - set(idle))
+    else:
+        assert idle == []
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_few_steps_lower_the_loss(name):
+    method = tiny.method(name)
+    optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], 3e-3)
+    steps, losses = 40, []
+    for step in range(steps):
+        clock = Clock(step, 2 * steps if name == "greedy_ae" else steps)  # stay on the first layer
+        loss = method(tiny.batch(method.views), clock)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        method.after_step(clock)
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+@pytest.mark.parametrize("name", tiny.METHODS)
+def test_bfloat16_around_the_encoder_hardly_moves_the_loss(name):
+    """What is left is the encoder's own rounding: the loss itself stays in float32."""
+    a, b = tiny.method(name), tiny.method(name)
+    batch = tiny.batch(a.views, n=32)
+    plain = a(batch, Clock(0, 10))["loss"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = b(batch, Clock(0, 10))["loss"]
+    assert mixed.dtype == torch.float32
+    assert mixed.item() == pytest.approx(plain.item(), rel=2e-2)
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_nan_in_the_input_is_refused(name):
+    method = tiny.method(name)
+    batch = tiny.batch(method.views)
+    batch["views"][0][0] = float("nan")
+    with pytest.raises(FloatingPointError, match="finite"):
+        method(batch, Clock(0, 10))
+
+
+@pytest.mark.parametrize("name", tiny.METHODS)
+def test_randomness_inside_a_method_is_keyed_by_the_scan(name):
+    """Other draws from torch's generator change nothing; another epoch of the same scans may."""
+    a, b = tiny.method(name), tiny.method(name)
+    batch = tiny.batch(a.views)
+    first = a(batch, Clock(0, 10))["loss"]
+    torch.rand(7)
+    assert torch.equal(first, b(batch, Clock(0, 10))["loss"])
+
+
+def test_mae_hides_the_share_it_is_told_and_never_looks_at_it():
+    method = tiny.method("mae", ratio=0.75)
+    batch = tiny.batch(1, n=4)
+    before = method(batch, Clock(0, 1))["loss"]
+    seen = []
+    tokens = method.encoder.tokens
+    method.encoder.tokens = lambda x, keep: seen.append(keep) or tokens(x, keep)
+    assert torch.equal(method(batch, Clock(0, 1))["loss"], before)
+    assert seen[0].shape == (4, 4)  # 16 patches, 4 seen
+    assert not all(torch.equal(seen[0][0].sort()[0], row.sort()[0]) for row in seen[0])
+
+
+def test_byol_teacher_follows_by_the_schedule_and_gets_no_gradient():
+    method = tiny.method("byol")
+    with torch.no_grad():
+        for p in method.encoder.parameters():
+            p.add_(1.0)
+    before = copy.deepcopy(method.teacher)
+    clock = Clock(3, 10)
+    method.after_step(clock)
+    m = cosine(0.3, method.momentum, 1.0)
+    for t, old, s in zip(method.teacher.parameters(), before.parameters(), method.student().parameters(), strict=True):
+        assert not t.requires_grad
+        torch.testing.assert_close(t, m * old + (1 - m) * s)
+
+
+def test_teacher_is_a_copy():
+    student = torch.nn.Linear(2, 2)
+    teacher = teacher_of(student)
+    with torch.no_grad():
+        student.weight.add_(1)
+    assert not torch.equal(teacher.weight, student.weight)
+    follow(teacher, student, 0.0)
+    assert torch.equal(teacher.weight, student.weight)
+
+
+def test_greedy_layers_train_one_after_the_other_and_lower_ones_are_frozen():
+    method = tiny.method("greedy_ae", encoder="cnn")
+    layers = len(method.encoder.layers)
+    for at in range(layers):
+        method.zero_grad(set_to_none=True)
+        before = copy.deepcopy(method.encoder.layers[:at].state_dict())
+        method.train()
+        out = method(tiny.batch(1), Clock(at * 10, layers * 10))
+        out["loss"].backward()
+        assert int(out["layer"]) == at
+        trained = {i for i, layer in enumerate(method.encoder.layers) if any(p.grad is not None for p in layer.parameters())}
+        assert trained == {at}
+        after = method.encoder.layers[:at].state_dict()
+        assert all(torch.equal(after[k], v) for k, v in before.items()), "a frozen layer's statistics moved"
+
+
+def test_kmeans_bank_whitens_and_lowers_its_error():
+    method = tiny.method("kmeans_bank", whitening=0.25, rounds=4, per_scan=8)
+    losses = []
+    for step in range(40):
+        clock = Clock(step, 40)
+        losses.append(method({**tiny.batch(1, n=32, seed=step)}, clock)["loss"].item())
+        method.after_step(clock)
+    assert int(method.round) == 4
+    assert losses[-1] < losses[12]
+    patches = method.encoder.patches_at(tiny.batch(1, n=64, seed=99)["views"][0], torch.rand(64, 50))
+    white = method.encoder.whitened(patches)
+    spread = torch.linalg.eigvalsh(torch.cov(white.T))
+    assert spread.max() < 1.3
+
+
+def test_kmeans_bank_equals_sklearn_from_the_same_start():
+    """One round over one batch is one step of Lloyd's algorithm."""
+    from sklearn.cluster import KMeans
+
+    method = tiny.method("kmeans_bank", whitening=0.5, rounds=1, per_scan=8)
+    batch = tiny.batch(1, n=32)
+    method(batch, Clock(0, 2))
+    method.after_step(Clock(0, 2))
+    method.start(method.encoder.patches_at(*_places(method, batch)).double())
+    white = method.encoder.whitened(method.encoder.patches_at(*_places(method, batch))).double()
+    start = method.encoder.centroids.double().numpy().copy()
+    loss = method(batch, Clock(1, 2))["loss"]
+    method.after_step(Clock(1, 2))
+    reference = KMeans(len(start), init=start, n_init=1, max_iter=1).fit(white.numpy())
+    distance = ((white.numpy()[:, None] - start[None]) ** 2).sum(-1)
+    assert loss.item() == pytest.approx(distance.min(1).mean(), rel=1e-4)
+    nearest = distance.argmin(1)
+    expected = [white.numpy()[nearest == k].mean(0) if (nearest == k).any() else start[k] for k in range(len(start))]
+    torch.testing.assert_close(method.encoder.centroids.double(), torch.tensor(np.stack(expected)), rtol=1e-4, atol=1e-4)
+    assert reference.inertia_ <= distance.min(1).sum()
+
+
+def _places(method, batch):
+    from medssl.methods.kmeans_bank import PATCH_SLOT
+    from medssl.rng import uniform
+
+    return batch["views"][0], uniform(batch["key"], 0, PATCH_SLOT, method.per_scan)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("simclr", {"temperature": 0.0}, "temperature must be positive"),
+        ("byol", {"momentum": 1.5}, "momentum"),
+        ("contrastive", {"positive_margin": 1.2}, "margins"),
+        ("triplet", {"mining": "semi-hard"}, "Did you mean 'semihard'"),
+        ("triplet", {"margin": -1.0}, "margin must be positive"),
+        ("mae", {"ratio": 1.0}, "ratio"),
+        ("mae", {"encoder": "cnn"}, "use encoder=vit"),
+        ("greedy_ae", {"encoder": "vit"}, "encoder=mlp"),
+        ("kmeans_bank", {"encoder": "cnn"}, "encoder=patch_bank"),
+    ],
+)
+def test_what_cannot_work_is_said_at_construction(name, options, words):
+    with pytest.raises(UserError, match=words):
+        tiny.method(name, **options)

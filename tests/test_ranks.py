@@ -1,0 +1,89 @@
+"""Two gloo ranks equal one process on the whole batch: loss, gradients, state. One process alone cannot see this break."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import tiny
+from medssl.methods.base import Clock
+from medssl.methods.parts import share_batch_norm
+
+B = 16
+CLOCK = Clock(0, 10)
+
+
+def whole_batch(method) -> dict:
+    return tiny.batch(method.views, n=B)
+
+
+def prepared(name):
+    """float64, so that what differs is the algorithm and not the rounding; kmeans past its whitening."""
+    method = tiny.method(name).double()
+    if name == "kmeans_bank":
+        method.per_scan = 8
+    return method
+
+
+def steps_of(name):
+    return [Clock(0, 10), Clock(5, 10)] if name == "kmeans_bank" else [CLOCK]
+
+
+def go(method, batch, name) -> torch.Tensor:
+    for clock in steps_of(name):
+        loss = method({**batch, "views": [v.double() for v in batch["views"]]}, clock)["loss"]
+        if loss.requires_grad:
+            loss.backward()
+        method.after_step(clock)
+    return loss.detach()
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    results = {}
+    for name in tiny.METHODS:
+        method = share_batch_norm(prepared(name))
+        batch = whole_batch(method)
+        half = slice(rank * B // 2, (rank + 1) * B // 2)
+        mine = {"views": [v[half] for v in batch["views"]], "key": tiny.key(B // 2, start=half.start)}
+        loss = go(method, mine, name)
+        dist.all_reduce(loss)
+        grads = {}
+        for n, p in method.named_parameters():
+            if p.grad is not None:
+                dist.all_reduce(p.grad)
+                grads[n] = p.grad / 2  # DDP averages over ranks
+        results[name] = {"loss": loss / 2, "grads": grads, "buffers": dict(method.named_buffers())}
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(worker, args=(port, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(2)]
+
+
+@pytest.mark.parametrize("name", tiny.METHODS)
+def test_two_ranks_equal_one(ranks, name):
+    method = prepared(name)
+    loss = go(method, whole_batch(method), name)
+    grads = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+    for result in (r[name] for r in ranks):
+        torch.testing.assert_close(result["loss"], loss, rtol=1e-6, atol=1e-9)
+        assert result["grads"].keys() == grads.keys()
+        for n, g in grads.items():
+            torch.testing.assert_close(result["grads"][n], g, rtol=1e-6, atol=1e-8, msg=lambda m, n=n: f"{n}: {m}")
+        for n, b in method.named_buffers():
+            if b.is_floating_point():
+                torch.testing.assert_close(result["buffers"][n], b, rtol=1e-6, atol=1e-7, msg=lambda m, n=n: f"{n}: {m}")

@@ -1,0 +1,145 @@
+"""kill -9 at any step, with 0 and 2 workers: the same command again ends with the same bits as a run nobody touched."""
+
+import multiprocessing as mp
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+import tiny
+from medssl import catalog
+from medssl.errors import UserError
+from medssl.tasks.classify import Classify
+from medssl.train.log import Log
+from medssl.train.loop import train
+from medssl.train.optim import Optim
+
+STEPS = 12
+EVERYTHING = [*tiny.METHODS, "classify"]
+
+
+def go(name: str, out: str, workers: int = 0, die_at: int = 0, signal_at: int = 0, steps: int = STEPS, **options) -> None:
+    """One training run in this process, as the command line would start it. `die_at`: SIGKILL in the middle of a step."""
+    torch.set_num_threads(1)
+    canvas = tiny.canvas()
+    targets = None
+    if name == "classify":
+        encoder = tiny.method("simclr").encoder
+        torch.manual_seed(0)
+        method = Classify(encoder, 2)
+        targets = torch.arange(len(canvas.array)) % 2
+    else:
+        method = tiny.method(name)
+    views = catalog.load("method", name).get("_run_", {}).get("views", "neutral") if targets is None else "neutral"
+
+    def monitor(encoder, rows):
+        if rows[-1]["step"] == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if rows[-1]["step"] == signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"rows": len(rows), "weight": float(sum(p.double().abs().sum() for p in encoder.parameters()))}
+
+    run = Path(out)
+    run.mkdir(exist_ok=True)
+    settings = {"batch": 16, "save_every": 3, "log_every": 2} | options
+    optim = Optim(name=settings.pop("optimizer", "adamw"), lr=3e-3)
+    train(
+        Fabric(accelerator="cpu", devices=1),
+        method,
+        canvas,
+        torch.arange(len(canvas.array)).numpy(),
+        catalog.build(catalog.spec("views", views), size=canvas.size),
+        run / "checkpoints",
+        Log(run, "jsonl", {}),
+        steps=steps,
+        seed=7,
+        optim=optim,
+        workers=workers,
+        targets=None if targets is None else targets.numpy(),
+        monitor=monitor,
+        monitor_every=1,
+        **settings,
+    )
+
+
+def start(*args, **kwargs) -> int:
+    """`go` in a process of its own; its exit code."""
+    child = mp.get_context("fork").Process(target=go, args=args, kwargs=kwargs)
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+def equal(a, b) -> bool:
+    """Bit by bit, through dicts and lists."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def same(a: Path, b: Path) -> None:
+    left, right = (torch.load(p / "checkpoints" / "last.ckpt", weights_only=True) for p in (a, b))
+    assert left["step"] == right["step"]
+    assert equal(left["method"], right["method"])
+    assert equal(left.get("optimizer"), right.get("optimizer"))
+    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path, name, workers):
+    step = random.Random(f"{name} {workers}").randrange(2, STEPS)
+    go(name, str(tmp_path / "whole"))
+    assert start(name, str(tmp_path / "killed"), workers, die_at=step) == -signal.SIGKILL
+    assert start(name, str(tmp_path / "killed"), workers) == 0
+    same(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("options", [{"accumulate": 2}, {"optimizer": "lars"}, {"optimizer": "sgd"}], ids=str)
+def test_so_it_is_with_accumulation_and_every_optimiser(tmp_path, options):
+    go("simclr", str(tmp_path / "whole"), **options)
+    start("simclr", str(tmp_path / "killed"), die_at=8, **options)
+    go("simclr", str(tmp_path / "killed"), **options)
+    same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_run_killed_twice_and_before_its_first_checkpoint(tmp_path):
+    go("byol", str(tmp_path / "whole"))
+    for step in (1, 5):
+        assert start("byol", str(tmp_path / "killed"), die_at=step) == -signal.SIGKILL
+    go("byol", str(tmp_path / "killed"))
+    same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_sigterm_saves_the_step_and_says_try_again(tmp_path):
+    with pytest.raises(UserError, match="run the same command again") as stopped:
+        go("simclr", str(tmp_path / "stopped"), signal_at=5)
+    assert stopped.value.code == 75
+    assert torch.load(tmp_path / "stopped/checkpoints/last.ckpt", weights_only=True)["step"] == 5
+    go("simclr", str(tmp_path / "stopped"))
+    go("simclr", str(tmp_path / "whole"))
+    same(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_seeds_differ(tmp_path):
+    """The comparison above can tell runs apart."""
+    go("simclr", str(tmp_path / "a"))
+    go("simclr", str(tmp_path / "b"), batch=8)
+    with pytest.raises(AssertionError):
+        same(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    go("simclr", str(tmp_path / "a"), steps=3)
+    path = tmp_path / "a/checkpoints/last.ckpt"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"last\.ckpt is damaged"):
+        go("simclr", str(tmp_path / "a"), steps=3)

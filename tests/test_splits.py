@@ -1,0 +1,67 @@
+"""Patients stay in one split, whoever else comes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medssl.errors import UserError
+from medssl.scans.alias import Alias
+from medssl.store.splits import SPLITS, assign, empty_splits, leaks
+
+ALIAS = Alias(b"k" * 32)
+patients = st.lists(st.text("abcdef", min_size=1, max_size=3), max_size=40)
+
+
+@given(patients, patients)
+def test_adding_patients_moves_nobody(old, new):
+    before = dict(zip(old, assign(old, ALIAS), strict=True))
+    after = dict(zip(new + old, assign(new + old, ALIAS), strict=True))
+    assert {p: after[p] for p in old} == before
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from(["", *SPLITS])), max_size=30))
+def test_a_patient_is_in_one_split_and_given_splits_are_kept(rows):
+    people, fixed = [p for p, _ in rows], [s for _, s in rows]
+    given_splits = {p: {s for q, s in rows if q == p and s} for p in people}
+    torn = [p for p, s in given_splits.items() if len(s) > 1]
+    if torn:
+        with pytest.raises(UserError, match=f"{len(torn)} patients"):
+            assign(people, ALIAS, fixed)
+        return
+    splits = assign(people, ALIAS, fixed)
+    for p in people:
+        mine = {s for q, s in zip(people, splits, strict=True) if q == p}
+        assert len(mine) == 1
+        assert mine <= (given_splits[p] or set(SPLITS))
+
+
+def test_proportions_and_key():
+    people = [f"patient{i}" for i in range(20_000)]
+    splits = assign(people, ALIAS)
+    for split, share in (("train", 0.7), ("val", 0.1), ("test", 0.2)):
+        assert splits.count(split) / len(people) == pytest.approx(share, abs=0.01)
+    assert assign(people, Alias(b"q" * 32)) != splits
+
+
+def test_a_torn_patient_is_named_by_row_and_never_by_id():
+    with pytest.raises(UserError, match=r"1 patients .* scans 2 ") as e:
+        assign(["anna", "bert", "anna"], ALIAS, ["train", "", "test"])
+    assert "anna" not in str(e.value)
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(UserError, match="train, val, test"):
+        assign(["a"], ALIAS, ["training"])
+
+
+def test_an_empty_split_stays_empty_and_is_said():
+    assert "val" in empty_splits(["train", "test"], 12)
+    assert empty_splits(["train", "test"], 9) == ""
+    assert empty_splits(SPLITS, 12) == ""
+
+
+def test_leaks_count_patients_and_images():
+    assert leaks(["a", "b", "b"], ["1", "2"], ["b", "c"], ["2", "2", "1"]) == (1, 2)
+    assert leaks(["a"], ["1"], ["b"], ["1"])
+    assert leaks(["a"], ["1"], ["a"], ["2"])
+    assert not leaks(["a"], ["1"], ["b"], ["2"])

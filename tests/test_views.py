@@ -1,0 +1,382 @@
+"""Ops against torchvision or their closed form, one at a time against batched, and every recipe in configs/views."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from medssl import catalog, rng
+from medssl.errors import UsageError, UserError
+from medssl.rng import Key
+from medssl.views.geometry import Blur, Box, Crop, Flip, Resize, Rotate, gaussian_matrix
+from medssl.views.intensity import (
+    BiasField,
+    BrightnessContrast,
+    Colour,
+    Exposure,
+    Gamma,
+    Grain,
+    Noise,
+    Solarize,
+    ToGray,
+    Window,
+)
+from medssl.views.recipes import Recipe, plain
+
+LEVEL = 1 / 255
+WINDOWS = ((-600.0, 1500.0, 1.0), (40.0, 400.0, 1.0), (400.0, 1800.0, 2.0))
+SHAPES = [(13, 16), (7, 9, 8)]
+OPS: dict[str, Callable[[float, tuple[int, ...]], Any]] = {
+    "flip": lambda p, _: Flip((p, p)),
+    "blur": lambda p, _: Blur(p, (0.3, 1.2)),
+    "rotate": lambda p, _: Rotate(p, 15.0),
+    "gamma": lambda p, _: Gamma(p, (0.5, 2.0)),
+    "brightness and contrast": lambda p, _: BrightnessContrast(p, 0.4, 0.4),
+    "noise": lambda p, _: Noise(p, (0.01, 0.1)),
+    "window": lambda p, _: Window(p, (-1024.0, 3071.0), WINDOWS, 20.0, 0.2),
+    "bias field": lambda p, _: BiasField(p, 0.4),
+    "exposure": lambda p, _: Exposure(p, (0.5, 2.0), 0.3, 0.1),
+    "solarize": lambda p, _: Solarize(p),
+    "grey": lambda p, _: ToGray(p),
+    "colour": lambda p, _: Colour(p, 0.8, 0.2),
+}
+ALWAYS: dict[str, Callable[[tuple[int, ...]], Any]] = {
+    "crop": lambda shape: Crop(tuple(n - 2 for n in shape), (0.3, 1.0)),
+    "resize": lambda shape: Resize(tuple(n - 3 for n in shape)),
+}
+
+
+def image(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Random, with runs of black and white."""
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 1.3 - 0.15).clamp(0, 1)
+
+
+def key(n: int, seed: int = 1, epoch: int = 0) -> Key:
+    return Key(seed, torch.full((n,), epoch), torch.arange(n) * 17)
+
+
+def uniforms(op: Any, n: int) -> Tensor:
+    return rng.uniform(key(n), 0, 0, op.draws)
+
+
+# --- definitions ---
+
+
+@pytest.mark.parametrize(
+    ("box", "size"), [((5, 9, 31, 40), (32, 32)), ((0, 0, 48, 50), (24, 60)), ((7, 0, 20, 50), (20, 50))]
+)
+def test_crop_is_torchvisions(box, size):
+    x = image((2, 3, 48, 50))
+    top, left, height, width = box
+    op = Crop(size, (0.1, 1.0))
+    extent = torch.tensor([[height / 48, width / 50]]).expand(2, 2)
+    room = torch.tensor([[(top + 0.5) / (48 - height + 1), (left + 0.5) / (50 - width + 1)]]).expand(2, 2)
+    start, extents = op.boxes(Box(extent, room), [48, 50])
+    assert (start[0].tolist(), extents[0].tolist()) == ([top, left], [height, width])
+    theirs = tv.resized_crop(x, top, left, height, width, list(size), antialias=True)
+    assert (op.apply(x, Box(extent, room)) - theirs).abs().max() < LEVEL
+
+
+@pytest.mark.parametrize("shape", [(100, 80), (50, 60, 40)])
+def test_crop_boxes_keep_their_promises(shape):
+    op = Crop(shape, (0.3, 0.6), (0.8, 1.25))
+    params = op.params(uniforms(op, 4000))
+    start, extent = op.boxes(params, list(shape))
+    n = torch.tensor(shape)
+    assert torch.equal(start, start.round())
+    assert (start >= 0).all()
+    assert (start + extent <= n).all()
+    assert torch.equal(start.amin(0), torch.zeros(len(shape)))  # both ends are reached
+    assert torch.equal((start + extent).amax(0), n.float())
+    share = params.extent.prod(1)
+    assert share.min() >= 0.3 - 1e-4
+    assert share.max() <= 0.6 + 1e-4
+    assert abs(share.mean() - 0.45) < 0.01
+    sides = params.extent.log()
+    ratio = (sides.amax(1) - sides.amin(1)).exp()
+    assert ratio.max() <= 1.25 + 1e-4
+    assert ratio.max() > 1.2
+
+
+def test_flip_mirrors_the_axes_it_drew():
+    x = image((4, 2, 5, 6))
+    hit = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
+    out = Flip((0.5, 0.5)).apply(x, hit)
+    assert torch.equal(out, torch.stack([x[0], x[1].flip(1), x[2].flip(2), x[3].flip(1, 2)]))
+    assert torch.equal(Flip((0.5,)).apply(x, hit[:, :1]), torch.stack([x[0], x[1].flip(2), x[2], x[3].flip(2)]))
+    rate = Flip((0.2, 0.9)).params(uniforms(Flip((0.2, 0.9)), 4000)).float().mean(0)
+    assert torch.allclose(rate, torch.tensor([0.2, 0.9]), atol=0.03)
+
+
+@pytest.mark.parametrize("sigma", [0.2, 0.8, 2.0])
+@pytest.mark.parametrize("shape", [(40, 33), (7, 9)])
+def test_blur_is_torchvisions_at_the_borders_too(sigma, shape):
+    x = image((2, 3, *shape))
+    op = Blur(1.0, (0.1, 2.0))
+    radius = min(op.radius, *[n - 1 for n in shape])
+    theirs = tv.gaussian_blur(x, [2 * radius + 1] * 2, [sigma, sigma])
+    assert (op.apply(x, torch.tensor([sigma, sigma])) - theirs).abs().max() < LEVEL
+
+
+def test_blur_in_3d_is_the_product_of_its_axes():
+    x = image((1, 1, 6, 7, 8))
+    a, b, c = (gaussian_matrix(torch.tensor([0.9]), n, 3)[0] for n in (6, 7, 8))
+    expected = torch.einsum("ncdhw,Dd,Hh,Ww->ncDHW", x, a, b, c)
+    assert torch.allclose(Blur(1.0, (0.1, 0.9)).apply(x, torch.tensor([0.9])), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("degrees", [-12.0, 3.0, 30.0])
+@pytest.mark.parametrize("shape", [(31, 31), (24, 40)])
+def test_rotation_is_torchvisions(degrees, shape):
+    x = image((1, 2, *shape))
+    angles = torch.tensor([[math.radians(degrees), 9.0, 9.0]])
+    theirs = tv.rotate(x, degrees, interpolation=tv.InterpolationMode.BILINEAR)
+    assert (Rotate(1.0, 45.0).apply(x, angles) - theirs).abs().max() < LEVEL
+
+
+def test_rotation_in_3d_turns_each_plane():
+    x = image((1, 1, 9, 9, 9))
+    for axis, dims in ((0, (3, 4)), (1, (2, 4)), (2, (2, 3))):
+        angles = torch.zeros(1, 3)
+        angles[0, axis] = math.pi / 2
+        turned = Rotate(1.0, 90.0).apply(x, angles)
+        assert any(torch.allclose(turned, torch.rot90(x, k, dims), atol=1e-4) for k in (1, -1))
+    full = torch.tensor([[0.1, 0.2, -0.15]])
+    inside = Rotate(1.0, 90.0).apply(torch.ones(1, 1, 9, 9, 9), full)
+    assert inside[0, 0, 2:7, 2:7, 2:7].min() > 0.999
+
+
+def test_gamma_is_torchvisions():
+    x = image((2, 3, 8, 9))
+    out = Gamma(1.0, (0.5, 2.0)).apply(x, torch.tensor([0.6, 1.7]))
+    for row, g in enumerate((0.6, 1.7)):
+        assert (out[row] - tv.adjust_gamma(x[row], g)).abs().max() < LEVEL
+
+
+@pytest.mark.parametrize("factors", [(1.3, 0.6), (0.7, 1.5), (1.0, 2.0)])
+def test_brightness_and_contrast_are_torchvisions_on_grey_images(factors):
+    x = image((2, 1, 11, 12))
+    theirs = tv.adjust_contrast(tv.adjust_brightness(x, factors[0]), factors[1])
+    ours = BrightnessContrast(1.0, 0.5, 0.5).apply(x, torch.tensor([factors, factors]))
+    assert (ours - theirs).abs().max() < LEVEL
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_contrast_is_about_the_mean_of_everything(shape):
+    x = image((1, 4, *shape)) * 0.2 + 0.4
+    out = BrightnessContrast(1.0, 0.0, 0.5).apply(x, torch.tensor([[1.0, 1.5]]))
+    assert torch.allclose(out, (x - x.mean()) * 1.5 + x.mean(), atol=1e-6)
+
+
+def test_noise_has_the_spread_it_drew_and_every_scan_its_own():
+    x = torch.full((3, 1, 80, 80), 0.5)
+    op = Noise(1.0, (0.01, 0.1))
+    grain = op.params(uniforms(op, 3))
+    out = op.apply(x, grain) - x
+    assert torch.allclose(out.flatten(1).std(1), grain.std, rtol=0.05)
+    assert abs(torch.corrcoef(out.flatten(1))[0, 1]) < 4 / 80
+    quiet = Grain(torch.tensor([0.0, 0.05, 0.0]), grain.seed)
+    assert torch.equal(op.apply(x, quiet)[[0, 2]], x[[0, 2]])
+
+
+def test_window_is_the_linear_ramp_in_hounsfield_units():
+    low, high = -1024.0, 3071.0
+    hu = torch.tensor([-1000.0, -160.0, 40.0, 240.0, 1000.0])
+    x = ((hu - low) / (high - low)).view(1, 1, 1, 5)
+    op = Window(1.0, (low, high), ((40.0, 400.0, 1.0),), level=0.0, width=0.0)
+    out = op.apply(x, op.params(torch.tensor([[0.0, 0.3, 0.9, 0.9]])))
+    assert torch.allclose(out.flatten(), torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0]), atol=1e-5)
+
+
+def test_windows_come_by_weight_with_bounded_jitter():
+    op = Window(0.75, (0.0, 1.0), WINDOWS, level=20.0, width=0.2)
+    params = op.params(uniforms(op, 4000))
+    hit = (params != torch.tensor([0.0, 1.0])).any(1)
+    assert abs(hit.float().mean() - 0.75) < 0.03
+    level, width = params[hit].mean(1), params[hit].diff(dim=1)[:, 0]
+    shares = []
+    for c, w, _ in WINDOWS:
+        mine = ((level - c).abs() <= 20.01) & ((width / w - 1).abs() <= 0.2001)
+        shares.append(mine.float().mean().item())
+    assert sum(shares) == pytest.approx(1)
+    assert shares == pytest.approx([0.25, 0.25, 0.5], abs=0.03)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bias_field_is_the_exponential_of_a_quadratic(shape):
+    x = torch.full((1, 2, *shape), 0.3)
+    coefficients = torch.linspace(-0.3, 0.25, 9)[None]
+    out = BiasField(1.0, 0.3).apply(x, coefficients)[0]
+    axes = torch.meshgrid(*[torch.linspace(-1, 1, n) for n in shape], indexing="ij")
+    terms = [*axes, *(axes[i] * axes[j] for i in range(len(shape)) for j in range(i, len(shape)))]
+    log = sum(c * (t - t.mean()) for c, t in zip(coefficients[0].tolist(), terms, strict=False))
+    assert torch.allclose(out, (0.3 * log.exp()).clamp(0, 1).expand_as(out), atol=1e-5)
+    assert abs((out / 0.3).log().mean()) < 1e-4  # it does not brighten as a whole
+
+
+def test_exposure_is_its_formula():
+    x = image((2, 1, 6, 7))
+    out = Exposure(1.0, (0.5, 2.0), 0.5, 0.5).apply(x, torch.tensor([[0.7, 1.2, -0.1], [1.4, 0.8, 0.05]]))
+    assert torch.allclose(out[0], (1.2 * x[0] ** 0.7 - 0.1).clamp(0, 1), atol=1e-6)
+    assert torch.allclose(out[1], (0.8 * x[1] ** 1.4 + 0.05).clamp(0, 1), atol=1e-6)
+
+
+def test_photographic_ops_are_torchvisions():
+    x = image((2, 3, 9, 8))
+    assert (Solarize(1.0).apply(x, torch.tensor([0.5, 0.5])) - tv.solarize(x, 0.5)).abs().max() < LEVEL
+    grey = ToGray(1.0).apply(x, torch.tensor([True, True]))
+    assert (grey - tv.rgb_to_grayscale(x, num_output_channels=3)).abs().max() < LEVEL
+    for saturation, hue in ((1.0, 0.2), (0.4, -0.13), (1.7, 0.0), (1.3, 0.5), (0.0, 0.1)):
+        theirs = tv.adjust_hue(tv.adjust_saturation(x, saturation), hue)
+        ours = Colour(1.0, 1.0, 0.5).apply(x, torch.tensor([[saturation, hue]] * 2))
+        assert (ours - theirs).abs().max() < LEVEL
+
+
+# --- what every op promises ---
+
+
+@pytest.mark.parametrize("name", [*OPS, *ALWAYS])
+@pytest.mark.parametrize("shape", SHAPES, ids=["2D", "3D"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_every_op_does_to_a_batch_what_it_does_to_one_in_unit_range(name, shape, channels):
+    op = OPS[name](0.6, shape) if name in OPS else ALWAYS[name](shape)
+    x = image((6, channels, *shape))
+    before = x.clone()
+    u = uniforms(op, 6)
+    together = op.apply(x, op.params(u))
+    alone = torch.cat([op.apply(x[i : i + 1], op.params(u[i : i + 1])) for i in range(6)])
+    assert torch.allclose(together, alone, atol=1e-6)
+    assert together.min() >= 0
+    assert together.max() <= 1 + 1e-6
+    assert torch.equal(x, before)  # inputs are not written to
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("shape", SHAPES, ids=["2D", "3D"])
+def test_rows_that_are_not_hit_keep_every_bit(name, shape):
+    x = image((40, 3, *shape))
+    never = OPS[name](0.0, shape)
+    u = uniforms(never, 40)
+    assert torch.equal(never.apply(x, never.params(u)), x)
+    sometimes = OPS[name](0.5, shape)
+    out = sometimes.apply(x, sometimes.params(u))
+    missed = u[:, 0] >= 0.5
+    if name == "flip":
+        missed &= u[:, 1] >= 0.5
+    assert 3 < missed.sum() < 37
+    assert torch.equal(out[missed], x[missed])
+    moved = (out != x).flatten(1).any(1)
+    assert torch.equal(moved, ~missed)
+
+
+@pytest.mark.parametrize("name", sorted(set(OPS) - {"flip", "blur"}))
+def test_a_batch_without_hits_costs_nothing(name):
+    x = image((3, 3, 13, 16))
+    never = OPS[name](0.0, (13, 16))
+    assert never.apply(x, never.params(uniforms(never, 3))) is x
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["2D", "3D"])
+def test_the_whole_crop_at_the_same_size_keeps_every_bit(shape):
+    x = image((3, 2, *shape))
+    op = Crop(shape, (1.0, 1.0), (1.0, 1.0))
+    assert torch.equal(op.apply(x, op.params(uniforms(op, 3))), x)
+
+
+# --- recipes ---
+
+
+def build(name: str, size: tuple[int, ...], **options: Any) -> Recipe:
+    return catalog.build(catalog.spec("views", name, **options), size=size)
+
+
+NAMES = sorted(catalog.choices("views"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("shape", "size"), [((20, 18), (16, 12)), ((10, 12, 9), (8, 8, 8))], ids=["2D", "3D"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_every_recipe_views_each_scan_by_its_key_alone(name, shape, size, channels):
+    recipe = build(name, size)
+    x, k = image((7, channels, *shape)), key(7)
+    views = [recipe(x, k, v) for v in range(2)]
+    for v, view in enumerate(views):
+        assert view.shape == (7, channels, *size)
+        assert view.dtype == torch.float32
+        assert view.is_contiguous()
+        assert torch.isfinite(view).all()
+        assert view.min() >= 0
+        assert view.max() <= 1 + 1e-5
+        assert torch.equal(view, recipe(x, k, v))
+        alone = torch.cat([recipe(x[i : i + 1], Key(1, k.epoch[i : i + 1], k.scan[i : i + 1]), v) for i in range(7)])
+        assert torch.allclose(view, alone, atol=2e-6)
+    if name != "plain":
+        assert not torch.allclose(views[0], views[1], atol=1e-2)
+        assert not torch.allclose(views[0], recipe(x, key(7, epoch=1), 0), atol=1e-2)
+        assert not torch.allclose(views[0], recipe(x, key(7, seed=2), 0), atol=1e-2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_its_ops_one_after_the_other(name):
+    """Folding crop, flip and blur into one product per axis changes no more than rounding."""
+    recipe = build(name, (14, 14))
+    x, k = image((12, 3, 20, 17)), key(12)
+    u = rng.uniform(k, 1, 0, sum(op.draws for op in recipe.ops))
+    step = x
+    for op, mine in zip(recipe.ops, u.split([op.draws for op in recipe.ops], 1), strict=True):
+        step = op.apply(step, op.params(mine))
+    assert torch.allclose(recipe(x, k, 1), step, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"natural"}))
+@pytest.mark.parametrize("shape", [(32, 32), (16, 16, 16)], ids=["2D", "3D"])
+def test_nothing_but_photographs_is_ever_mirrored(name, shape):
+    recipe = build(name, shape)
+    for axis, n in enumerate(shape, start=2):
+        inner = [slice(n // 4, 3 * n // 4)] * len(shape)
+
+        def rise(x: Tensor, axis: int = axis, n: int = n, inner: list[slice] = inner) -> Tensor:
+            """(B,) how much brighter the axis's last quarter is than its first, away from the other borders."""
+            out, rows = recipe(x, key(64), 0), list(inner)
+            rows[axis - 2] = slice(None)
+            out = out[(slice(None), slice(None), *rows)]
+            return (out.narrow(axis, 3 * n // 4, n // 4) - out.narrow(axis, 0, n // 4)).flatten(1).mean(1)
+
+        x = torch.where(torch.arange(n) < n // 2, 0.02, 0.6).view(-1, *[1] * (len(shape) + 1 - axis))
+        x = x.expand(64, 1, *shape)
+        assert rise(x).min() > -0.2  # noise and the black corners of a rotation stay below that
+        assert rise(x.flip(axis)).min() < -0.2  # a mirrored scan is seen
+
+
+def test_photographs_are_mirrored_left_and_right_half_of_the_time():
+    x = torch.linspace(0, 1, 32).expand(200, 1, 32, 32)
+    out = build("natural", (32, 32), jitter_p=0.0, solarize_p=0.0)(x, key(200), 0)
+    mirrored = out[..., 0].flatten(1).mean(1) > out[..., -1].flatten(1).mean(1)
+    assert 70 < mirrored.sum() < 130
+
+
+def test_plain_changes_nothing_but_the_size():
+    x = image((2, 3, 24, 20))
+    assert torch.equal(plain((24, 20))(x, key(2), 0), x)
+    theirs = tv.resize(x, [12, 16], antialias=True)
+    assert (plain((12, 16))(x, key(2), 0) - theirs).abs().max() < LEVEL
+
+
+def test_the_strength_of_one_op_leaves_the_others_alone():
+    x = image((8, 1, 20, 20))
+    with_noise, without = (build("xray", (20, 20), noise_p=p)(x, key(8), 0) for p in (1.0, 0.0))
+    assert not torch.equal(with_noise, without)
+    assert (with_noise - without).abs().max() < 0.4  # six standard deviations of the noise: the same crops
+
+
+def test_wrong_dimensions_and_windows_are_said():
+    with pytest.raises(UserError, match="2 spatial axes"):
+        plain((8, 8))(torch.rand(1, 1, 8, 8, 8), key(1), 0)
+    with pytest.raises(UserError, match="'soft'"):
+        build("ct", (8, 8), windows={"soft": [40, -400, 1]})
+    with pytest.raises(UsageError, match="crop_scale"):
+        build("xray", (8, 8), crop_scal=[0.5, 1])

@@ -1,0 +1,52 @@
+"""Small real objects that several tests build on: encoders, methods, batches and a canvas of drawn scans."""
+
+import numpy as np
+import torch
+
+from medssl import catalog
+from medssl.rng import Key
+from medssl.store.canvas import Canvas
+
+METHODS = sorted(catalog.choices("method"))
+SMALL = {
+    "cnn": {"widths": [8, 16]},
+    "mlp": {"widths": [32, 16]},
+    "vit": {"patch": 4, "dim": 24, "depth": 2, "heads": 2},
+    "patch_bank": {"patch": 3, "centroids": 16},
+}
+SHRINK = {"hidden": 32, "out": 16, "width": 24, "depth": 1, "heads": 2, "rounds": 3}
+
+
+def method(name: str, dims: int = 2, channels: int = 1, size: int = 16, encoder: str | None = None, **options):
+    """The method of that yaml, at a size for tests, on its own default encoder (a small cnn where it has none)."""
+    spec = catalog.load("method", name)
+    run = spec.pop("_run_", {})
+    spec |= {k: v for k, v in SHRINK.items() if k in spec} | options
+    encoder = encoder or run.get("encoder", "cnn")
+    torch.manual_seed(0)
+    model = catalog.build(catalog.spec("encoder", encoder, **SMALL[encoder]), channels=channels, size=(size,) * dims)
+    return catalog.build(spec, encoder=model)
+
+
+def key(n: int, start: int = 0, seed: int = 0) -> Key:
+    return Key(seed, torch.zeros(n, dtype=torch.int64), torch.arange(start, start + n))
+
+
+def batch(views: int, n: int = 8, dims: int = 2, channels: int = 1, size: int = 16, seed: int = 0) -> dict:
+    """Views of one scan share most of their content, as real views do."""
+    g = torch.Generator().manual_seed(seed)
+    shape = (n, channels, *(size,) * dims)
+    scan = torch.randn(shape, generator=g)
+    return {"views": [scan + 0.3 * torch.randn(shape, generator=g) for _ in range(views)], "key": key(n)}
+
+
+def canvas(n: int = 48, dims: int = 2, channels: int = 1, size: int = 16, seed: int = 0) -> Canvas:
+    """Bright discs of two sizes in noise."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.arange(size)] * dims, indexing="ij"))
+    centre = size / 2 + rng.normal(0, 1, (n, dims, *[1] * dims))
+    radius = np.where(np.arange(n) % 2, 0.22, 0.36).reshape(n, *[1] * dims) * size
+    disc = ((grid[None] - centre) ** 2).sum(1) < radius**2
+    image = disc[:, None] * 120 + 60 + rng.normal(0, 12, (n, channels, *(size,) * dims))
+    array = np.clip(image, 0, 255).astype(np.uint8)
+    return Canvas(array, np.zeros(n, np.float32), np.full(n, 255, np.float32), 0.35, 0.2, (size,) * dims)
