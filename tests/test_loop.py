@@ -112,8 +112,3 @@ def test_wandb_offline_with_one_word(tmp_path, monkeypatch):
     log.write({"step": 1, "loss": 2.0}, {"step": 1, "seconds": 0.1})
     log.close()
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-
-
-def test_an_unknown_sink_is_refused(tmp_path):
-    with pytest.raises(UserError, match="log must be one of"):
-        Log(tmp_path, "tensorboard", {})

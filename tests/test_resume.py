@@ -41,7 +41,7 @@ def go(name: str, out: str, workers: int = 0, die_at: int = 0, signal_at: int = 
             os.kill(os.getpid(), signal.SIGKILL)
         if rows[-1]["step"] == signal_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        return {"rows": len(rows), "weight": float(sum(p.double().abs().sum() for p in encoder.parameters()))}
+        return {"rows": len(rows), "weight": float(sum(p.detach().double().abs().sum() for p in encoder.parameters()))}
 
     run = Path(out)
     run.mkdir(exist_ok=True)

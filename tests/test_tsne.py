@@ -47,11 +47,12 @@ def test_sample_is_keyed_and_its_rows_are_named():
 
 
 @pytest.mark.parametrize(("n", "dim"), [(10, 64), (11, 2), (25, 3)])
-def test_few_points_and_few_dimensions_are_enough(n, dim):
+def test_few_points_and_few_dimensions_are_enough(n, dim, caplog):
     xy, rows = tsne(clusters(n, dim=dim)[0])
     assert xy.shape == (n, 2)
     assert np.isfinite(xy).all()
     assert rows.tolist() == list(range(n))
+    assert caplog.records == []  # openTSNE warns of a perplexity that n points cannot have
 
 
 def broken(value: float) -> np.ndarray:

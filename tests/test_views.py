@@ -359,6 +359,13 @@ def test_photographs_are_mirrored_left_and_right_half_of_the_time():
     assert 70 < mirrored.sum() < 130
 
 
+def test_working_in_pieces_changes_nothing(monkeypatch):
+    x, k, recipe = image((7, 1, 18, 18)), key(7), build("xray", (16, 16))
+    whole = recipe(x, k, 0)
+    monkeypatch.setattr("medssl.views.recipes.CHUNK", 3 * 18 * 18)
+    assert torch.allclose(recipe(x, k, 0), whole, atol=2e-6)
+
+
 def test_plain_changes_nothing_but_the_size():
     x = image((2, 3, 24, 20))
     assert torch.equal(plain((24, 20))(x, key(2), 0), x)

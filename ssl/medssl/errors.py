@@ -19,6 +19,10 @@ class UsageError(UserError):
         super().__init__(message, code=2)
 
 
+class Stopped(UserError):
+    """A run that somebody stopped between two steps, with everything saved."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """' Did you mean X?' when something is close, else ' Known: …' with the whole list."""
     known = sorted(known)

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medssl import catalog
 from medssl.cli.main import _header
-from medssl.errors import UsageError, UserError, nearest
+from medssl.errors import Stopped, UsageError, UserError, nearest
 
 PATHS = {"source", "out", "store", "run", "labels", "key", "test_store", "patient"}  # taken literally, whatever they hold
 WHERE = {"ingest": "medssl.store.ingest"}  # the others are in steps
@@ -56,11 +56,22 @@ def run(command: str, args: list[str]) -> None:
     ]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to cli.main as they are
 
+    failed: list[UserError] = []
+
     def job(cfg: DictConfig) -> None:
+        """One wrong combination does not stop the others; a stop that was asked for does."""
         hydra_cfg = HydraConfig.get()
-        call(command, cfg, hydra_cfg.runtime.choices, Path(hydra_cfg.runtime.output_dir))
+        if any(isinstance(e, Stopped) for e in failed):
+            return
+        try:
+            call(command, cfg, hydra_cfg.runtime.choices, Path(hydra_cfg.runtime.output_dir))
+        except UserError as e:
+            print(f"medssl: {hydra_cfg.job.override_dirname}: {e}", file=sys.stderr)
+            failed.append(e)
 
     hydra.main(version_base="1.3", config_path=str(catalog.root()), config_name=command)(job)()
+    if failed:
+        raise UserError(f"{len(failed)} of the runs under {out} did not finish; {failed[-1]}", failed[-1].code)
 
 
 def call(command: str, cfg: DictConfig, choices: Any, out: Path | None) -> None:

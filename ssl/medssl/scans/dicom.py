@@ -33,7 +33,7 @@ def opened(path: Path) -> Iterator[tuple[Dataset, BinaryIO]]:
     """The header of `path`, and a stream that stands at its pixel data. Nothing a library says about it is printed.
 
     Raises:
-        Unreadable: EMPTY, NOT_DICOM, UNSUPPORTED_SYNTAX, NOT_AN_IMAGE.
+        Unreadable: EMPTY, TRUNCATED, BAD_HEADER, NOT_DICOM, NO_PIXELS, UNSUPPORTED_SYNTAX, NOT_AN_IMAGE.
     """
     with path.open("rb") as stream:
         start = stream.read(2048)
@@ -47,6 +47,8 @@ def opened(path: Path) -> Iterator[tuple[Dataset, BinaryIO]]:
                 ds = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
             except (EOFError, OSError):
                 raise Unreadable("TRUNCATED", "the file ends inside the header") from None
+            except Exception as e:
+                raise Unreadable("BAD_HEADER", f"the header cannot be parsed ({type(e).__name__})") from None
             sop = str(ds.get("SOPClassUID", "") or "")
             if any(sop.startswith(prefix) for prefix in NOT_IMAGES):
                 raise Unreadable("NOT_AN_IMAGE", "this kind of DICOM object has no image")

@@ -14,17 +14,19 @@ from lightning_fabric.strategies import DDPStrategy
 
 from medssl import catalog
 from medssl.encoders.handover import save_encoder
-from medssl.errors import UserError
+from medssl.errors import UserError, nearest
 from medssl.files import atomic, write_json
 from medssl.rng import seed_from
 from medssl.steps.monitor import Monitor
 from medssl.steps.run import Run
 from medssl.store.store import Store
-from medssl.train.log import Log
+from medssl.train.log import SINKS, Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
 
 DEFAULTS = {"encoder": "resnet18", "steps": 2000, "batch": 128, "lr": 1e-3, "lr_end": 0.0}
+PRECISIONS = ("32-true", "bf16-mixed")
+ACCELERATORS = ("auto", "cpu", "cuda")
 FREE = {"workers", "accelerator", "devices", "log", "save_every", "store"}  # may differ between starts: bits do not
 
 
@@ -174,6 +176,9 @@ def check(resolved: dict[str, Any], n: int) -> None:
     for key in ("steps", "batch", "accumulate", "devices", "log_every", "save_every"):
         if resolved[key] < 1:
             raise UserError(f"{key} must be at least 1, got {resolved[key]}")
+    for key, known in {"log": SINKS, "precision": PRECISIONS, "accelerator": ACCELERATORS}.items():
+        if resolved[key] not in known:
+            raise UserError(f"{key} is {resolved[key]!r}.{nearest(str(resolved[key]), known)}")
     if n == 0:
         raise UserError(f"{resolved['store']} has no training scans; ingest more patients")
     if resolved["batch"] > n:

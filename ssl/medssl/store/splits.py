@@ -32,7 +32,7 @@ def assign(patients: Sequence[str], alias: Alias, fixed: Sequence[str] | None = 
         rows = sorted(rows[0] for rows in torn.values())[:5]
         raise UserError(
             f"the given splits put {len(torn)} patients into more than one split (first at scans "
-            f"{', '.join(map(str, rows))} in order of path): scores would be too high; "
+            f"{', '.join(map(str, rows))} in the order they were read): scores would be too high; "
             "give each patient one split, or leave the split column out"
         )
     drawn = {p: kept.get(p) or _drawn(alias.split_fraction(p)) for p in dict.fromkeys(patients)}

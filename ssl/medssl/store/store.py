@@ -18,12 +18,14 @@ import pyarrow.parquet as pq
 
 from medssl.errors import UserError, nearest
 from medssl.progress import track
+from medssl.store.intensity import unit
 from medssl.store.splits import SPLITS
 
 if TYPE_CHECKING:
     from medssl.store.canvas import Canvas
 
 SCHEMA = 1
+SAMPLE = 2000  # scans the mean and the standard deviation are taken from
 DTYPES = ("uint8", "int16", "uint16", "float32")
 
 
@@ -174,6 +176,24 @@ class Store:
             return content_hash(self[row]) == self.table["hash"][row].as_py()
         except UserError:
             return False
+
+
+def statistics(store: Store) -> tuple[float, float]:
+    """Mean and standard deviation of train pixels in unit range, every scan weighing the same.
+
+    Taken from at most SAMPLE scans, the ones with the smallest content hash; from all splits when nobody trains.
+    """
+    rows = store.rows("train")
+    rows = rows if len(rows) else store.rows()
+    rows = rows[np.argsort(store.column("hash")[rows], kind="stable")][:SAMPLE]
+    low, high = store.column("low"), store.column("high")
+    moments = np.zeros(2)
+    for row in track(rows, "statistics", unit="scan"):
+        x = unit(store[row], low[row], high[row])
+        moments += x.mean(dtype=np.float64), np.square(x).mean(dtype=np.float64)
+    mean, square = moments / len(rows)
+    std = float(np.sqrt(max(square - mean**2, 0.0)))
+    return float(mean), std if std > 1e-6 else 1.0
 
 
 _ADDRESS = ("file", "offset", "length", "shape", "dtype")

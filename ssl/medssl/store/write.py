@@ -17,12 +17,11 @@ import pyarrow.parquet as pq
 
 from medssl.errors import UserError
 from medssl.files import disk_errors
-from medssl.progress import track
 from medssl.scans.alias import Alias
 from medssl.scans.scan import Scan, Unreadable
-from medssl.store.intensity import RECIPES, check, resolve, unit, window
+from medssl.store.intensity import RECIPES, check, resolve, window
 from medssl.store.splits import SPLITS, assign
-from medssl.store.store import DTYPES, SCHEMA, Store, content_hash, fingerprint
+from medssl.store.store import DTYPES, SCHEMA, Store, content_hash, fingerprint, statistics
 
 PACK = 64 << 20  # bytes of compressed images in one file
 CHUNK, BLOCK = (64, 128, 128), (16, 32, 32)  # of a volume: a crop touches few chunks, a block fits the L1 cache
@@ -33,7 +32,6 @@ CODEC = {
     "filters_meta": [0],
     "nthreads": 1,  # the same bytes on every machine
 }
-SAMPLE = 2000  # scans the mean and the standard deviation are taken from
 
 Row = dict[str, Any]  # of the manifest
 Join = Callable[[list[Row], list[str]], list[Row]]
@@ -256,24 +254,6 @@ class StoreWriter:
             "key_id": self.alias.key_id,
             "created_by": created_by(),
         }
-
-
-def statistics(store: Store) -> tuple[float, float]:
-    """Mean and standard deviation of train pixels in unit range, every scan weighing the same.
-
-    Taken from at most SAMPLE scans, the ones with the smallest content hash; from all splits when nobody trains.
-    """
-    rows = store.rows("train")
-    rows = rows if len(rows) else store.rows()
-    rows = rows[np.argsort(store.column("hash")[rows], kind="stable")][:SAMPLE]
-    low, high = store.column("low"), store.column("high")
-    moments = np.zeros(2)
-    for row in track(rows, "statistics", unit="scan"):
-        x = unit(store[row], low[row], high[row])
-        moments += x.mean(dtype=np.float64), np.square(x).mean(dtype=np.float64)
-    mean, square = moments / len(rows)
-    std = float(np.sqrt(max(square - mean**2, 0.0)))
-    return float(mean), std if std > 1e-6 else 1.0
 
 
 def check_out(out: Path, overwrite: bool) -> None:

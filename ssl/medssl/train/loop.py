@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
@@ -113,9 +114,10 @@ def train(
                 means = {k: means.get(k, 0) + v.detach().float() / accumulate for k, v in losses.items()}
             norm = torch.zeros(())
             if optimizer is not None:
-                norm = fabric.clip_gradients(module, wrapped, max_norm=optim.clip, error_if_nonfinite=False)
+                norm = get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
                 if not torch.isfinite(norm):  # already averaged over ranks, so all of them stop here
                     raise not_finite(method, step, last)
+                clip_grads_with_norm_(method.parameters(), optim.clip, norm)
                 for group in wrapped.param_groups:
                     group["lr"] = lr
                 wrapped.step()

@@ -4,7 +4,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-from medssl.errors import UserError
+from medssl.errors import Stopped
 
 PREEMPTED = 75  # EX_TEMPFAIL: schedulers read it as "try again"
 
@@ -34,8 +34,8 @@ class StopRequest:
         for s, handler in self.before.items():
             signal.signal(s, handler)
 
-    def reason(self, where: str) -> UserError:
+    def reason(self, where: str) -> Stopped:
         """What to raise after saving: code 1 for a person's Ctrl-C, 75 for a scheduler."""
         assert self.asked is not None
         code = 1 if self.asked == signal.SIGINT else PREEMPTED
-        return UserError(f"stopped by {self.asked.name}, saved {where}; run the same command again to go on", code)
+        return Stopped(f"stopped by {self.asked.name}, saved {where}; run the same command again to go on", code)

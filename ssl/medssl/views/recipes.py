@@ -6,10 +6,12 @@ volume), because a small lesion outside the box makes two views of different dis
 pixel view and scales with the view. The numbers and their sources are in configs/views.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from medssl import rng
@@ -29,6 +31,9 @@ from medssl.views.intensity import (
 )
 
 Range = Sequence[float]  # [low, high]
+CHUNK = (
+    1 << 20
+)  # elements worked on at once on a CPU; more and fresh memory costs more than the work (RGB at 224: twice)
 
 
 class Op(Protocol):
@@ -60,9 +65,14 @@ class Recipe:
         The key may live on the CPU while x is on a GPU; that is quicker, since no op then waits for the device.
         """
         if x.ndim - 2 != len(self.size):
-            raise UserError(
-                f"views of size {self.size} need {len(self.size)} spatial axes, scans have {x.ndim - 2}"
-            )
+            raise UserError(f"views of size {self.size} need {len(self.size)} spatial axes, scans have {x.ndim - 2}")
+        rows = max(1, CHUNK // (x.shape[1] * max(math.prod(x.shape[2:]), math.prod(self.size))))
+        if x.is_cpu and rows < len(x):
+            pieces = zip(x.split(rows), key.epoch.split(rows), key.scan.split(rows), strict=True)
+            return torch.cat([self._view(x, rng.Key(key.seed, epoch, scan), view) for x, epoch, scan in pieces])
+        return self._view(x, key, view)
+
+    def _view(self, x: Tensor, key: rng.Key, view: int) -> Tensor:
         draws = [op.draws for op in self.ops]
         u = rng.uniform(key, view, 0, sum(draws))
         weights: Weights | None = None

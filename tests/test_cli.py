@@ -1,0 +1,173 @@
+"""The command line as a tired person meets it: one line, the file or key, the way out, the right exit code."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medssl.cli.main import COMMANDS, main
+
+ENV = {"PYTHONPATH": "ssl", "PATH": os.environ["PATH"], "CI": "true", "OMP_NUM_THREADS": "1"}
+
+
+def medssl(capsys, *args: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a command in this process."""
+    with pytest.raises(SystemExit) as done:
+        main(args)
+    out = capsys.readouterr()
+    return done.value.code, out.out, out.err
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    """Forty bright or dark discs of twenty patients, with a table."""
+    folder = tmp_path_factory.mktemp("scans")
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:32, :32]
+    rows = ["file,patient,label"]
+    for i in range(40):
+        disc = ((y - 16) ** 2 + (x - 16) ** 2 < (5 + 4 * (i % 2)) ** 2) * 110
+        Image.fromarray((disc + rng.integers(20, 100, (32, 32))).astype(np.uint8)).save(folder / f"{i:02}.png")
+        rows.append(f"{i:02}.png,p{i // 2},{'big' if i % 2 else 'small'}")
+    (folder.parent / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(scans, tmp_path_factory) -> Path:
+    from medssl import ingest
+
+    out = tmp_path_factory.mktemp("made") / "store"
+    ingest(scans, out, labels=scans.parent / "labels.csv", key=out.parent / "key")
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(store) -> Path:
+    from medssl import pretrain
+
+    return pretrain(store, store.parent / "run", encoder="mlp", encoder_options={"widths": [16]}, steps=6, batch=8)
+
+
+def test_help_lists_every_command_and_every_choice(capsys):
+    code, out, _ = medssl(capsys, "--help")
+    assert code == 0
+    assert all(f"medssl {c}" in out for c in COMMANDS)
+    for command in COMMANDS:
+        code, out, _ = medssl(capsys, command, "--help")
+        assert code == 0
+        assert f"medssl {command}" in out
+    code, out, _ = medssl(capsys, "pretrain", "--help")
+    assert all(word in out for word in ("simclr", "greedy_ae", "resnet18", "xray", "temperature") if word != "temperature")
+
+
+USAGE = [
+    (["pretain"], "Did you mean 'pretrain'"),
+    (["pretrain", "store=x", "out=y", "method.temprature=1"], "Did you mean 'method.temperature'"),
+    (["pretrain", "store=x", "out=y", "method=simcrl"], "Did you mean 'simclr'"),
+    (["pretrain", "store=x", "out=y", "views=xry"], "Did you mean 'xray'"),
+    (["pretrain", "store=x", "out=y", "stes=3"], "Did you mean 'steps'"),
+    (["pretrain", "store=x", "out=y", "encoder.widths=[8]"], "encoder=NAME"),
+    (["pretrain", "out=y"], "store=…"),
+    (["pretrain", "store=x", "out=y", "seed=0,1"], "add -m"),
+    (["probe", "run=x", "--store", "y"], "options are key=value"),
+    (["ingest"], "source=…"),
+    (["ingest", "source=x", "out=y", "recipe=xry"], "Did you mean 'xray'"),
+]
+
+
+@pytest.mark.parametrize(("args", "words"), USAGE, ids=lambda a: " ".join(a) if isinstance(a, list) else "")
+def test_a_command_that_cannot_be_understood_exits_2_with_one_line(capsys, args, words):
+    code, _, err = medssl(capsys, *args)
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def wrong_inputs(scans, store, run, tmp_path):
+    """(arguments, words of the error) of everything that is understood and cannot work."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    return [
+        (["ingest", "source=/no/such folder(1)=x,y", f"out={tmp_path / 'a'}"], "/no/such folder(1)=x,y"),
+        (["ingest", f"source={empty}", f"out={tmp_path / 'a'}"], str(empty)),
+        (["ingest", f"source={scans}", f"out={store}"], "overwrite"),
+        (["ingest", f"source={scans}", f"out={tmp_path / 'a'}", "labels=/no/labels.csv"], "/no/labels.csv"),
+        (["pretrain", f"store={empty}", f"out={tmp_path / 'r'}"], str(empty)),
+        (["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "batch=1000"], "lower batch to at most"),
+        (["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "encoder=resnet19"], "resnet1"),
+        (["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "steps=0"], "steps must be at least 1"),
+        (["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "lr=-1"], "lr must be positive"),
+        (["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "method=mae", "encoder=cnn"], "encoder=vit"),
+        (["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "log=tensorboard"], "wandb"),
+        (["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "precision=16"], "precision"),
+        (["pretrain", f"store={store}", f"out={run}", "steps=7"], "choose another out="),
+        (["embed", f"run={empty}", f"store={store}"], "medssl pretrain"),
+        (["probe", f"run={run}", f"store={store}", "target=lable"], "Did you mean 'label'"),
+        (["probe", f"run={run}", f"store={store}", "target=label", "baselines=[raw]"], "raw pixels"),
+        (["report", f"run={empty}"], "medssl pretrain"),
+    ]
+
+
+def test_wrong_input_exits_1_with_one_line_and_leaves_nothing(capsys, scans, store, run, tmp_path):
+    for args, words in wrong_inputs(scans, store, run, tmp_path):
+        code, _, err = medssl(capsys, *args)
+        last = err.strip().splitlines()[-1]
+        assert code == 1, (args, err)
+        assert last.startswith("medssl: "), (args, err)
+        assert words in last, (args, err)
+        assert "unexpected" not in last, (args, err)
+        assert "Traceback" not in err
+    assert [p.name for p in tmp_path.iterdir() if p.name != "empty"] == []
+
+
+def test_debug_shows_where(capsys, monkeypatch):
+    monkeypatch.setenv("MEDSSL_DEBUG", "1")
+    _, _, err = medssl(capsys, "pretain")
+    assert "Traceback" in err
+
+
+def test_a_sweep_makes_a_run_for_each_combination(store, tmp_path):
+    out = tmp_path / "sweep"
+    args = ["pretrain", "-m", f"store={store}", f"out={out}", "method=simclr,byol", "seed=0,1", "steps=2", "batch=8"]
+    args += ["encoder=mlp", "encoder.widths=[16]", "monitor_every=0"]
+    done = subprocess.run([sys.executable, "-m", "medssl.cli", *args], env=ENV, cwd=Path(__file__).parents[1], check=False,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    runs = {p.name for p in out.iterdir() if (p / "encoder.json").exists()}
+    assert runs == {f"method={m},seed={s}" for m in ("simclr", "byol") for s in (0, 1)}
+
+
+def test_any_timm_model_by_its_name(capsys, store, tmp_path):
+    args = (f"store={store}", f"out={tmp_path / 'r'}", "encoder=resnet10t", "steps=1", "batch=4", "monitor_every=0")
+    code, _, err = medssl(capsys, "pretrain", *args)
+    assert code == 0, err
+    import timm
+
+    path = str(tmp_path / "r" / "encoder.safetensors")
+    timm.create_model("resnet10t", in_chans=1, num_classes=0, checkpoint_path=path)
+
+
+def test_ctrl_c_is_one_line(store, tmp_path):
+    """SIGINT in the middle of a run: saved, said, code 1; the same command then finishes."""
+    import signal
+
+    out = tmp_path / "r"
+    args = ["pretrain", f"store={store}", f"out={out}", "steps=3000", "batch=8", "encoder=mlp", "encoder.widths=[16]",
+            "log_every=1", "monitor_every=0"]  # fmt: skip
+    command = [sys.executable, "-m", "medssl.cli", *args]
+    child = subprocess.Popen(command, env=ENV, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True)
+    rows = out / "metrics.jsonl"
+    while child.poll() is None and not (rows.exists() and rows.read_text().count("\n") > 3):
+        pass
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate()
+    assert child.returncode == 1, err
+    assert "run the same command again" in err.strip().splitlines()[-1]
+    assert "Traceback" not in err
+    assert (out / "checkpoints" / "last.ckpt").exists()
