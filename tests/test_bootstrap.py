@@ -142,7 +142,18 @@ def test_seeds_come_in_pairs():
     y, p, patient = cohort(0)
     with pytest.raises(ValueError, match="paired"):
         difference_seeds(AUROC, y, [p, p], [p], patient)
-    assert "3 seeds and 80 patients" in difference_seeds(AUROC, y, [p] * 3, [p] * 3, patient, n=100).how
+    how = difference_seeds(AUROC, y, [p] * 3, [p] * 3, patient, n=100).how
+    assert "over 3 seeds and 80 patients" in how
+    assert "3 seeds are few" in how
+    assert "few" not in difference_seeds(AUROC, y, [p] * 10, [p] * 10, patient, n=100).how
+
+
+def test_one_seed_fewer_is_drawn_than_there_are():
+    """Two of four seeds are always right, patients do not matter: a resample is the mean of three fair coins."""
+    y = np.arange(40) % 2
+    right, wrong = np.eye(2)[y], np.eye(2)[1 - y]
+    d = difference_seeds(ACCURACY, y, [right, right, wrong, wrong], [wrong] * 4, np.arange(40), n=1000, level=0.5)
+    assert (d.low, d.value, d.high) == (pytest.approx(1 / 3), 0.5, pytest.approx(2 / 3))
 
 
 def test_patients_must_match_scans():

@@ -135,7 +135,7 @@ def test_probes_that_cannot_be_are_refused_in_words():
 
 
 def test_raw_pixels_of_pneumonia(shared):
-    """.927 [.901, .949] is scikit-learn's on this rebuilt set; validation chooses the penalty, the test is scored once."""
+    """.927 [.901, .949] is scikit-learn's on this rebuilt set; validation chooses the penalty, never the test."""
     with np.load(shared / "medmnist" / "pneumoniamnist_rebuilt.npz") as f:
         x = {s: f[f"{s}_images"].reshape(len(f[f"{s}_images"]), -1) / 255 for s in ("train", "val", "test")}
         y = {s: f[f"{s}_labels"].ravel().astype(int) for s in x}
