@@ -28,5 +28,7 @@ def test_the_loop_fits_on_a_page():
 
 
 def test_a_method_fits_on_a_page():
-    long = {f.name: n for f in (ROOT / "ssl/medssl/methods").glob("*.py") if (n := len(f.read_text().splitlines())) > 110}
+    long = {
+        f.name: n for f in (ROOT / "ssl/medssl/methods").glob("*.py") if (n := len(f.read_text().splitlines())) > 110
+    }
     assert long == {}

@@ -4,10 +4,10 @@ import json
 import math
 
 import pytest
+import tiny
 import torch
 from lightning_fabric import Fabric
 
-import tiny
 from medssl import catalog
 from medssl.errors import UserError
 from medssl.schedule import cosine, warmup_cosine
@@ -65,7 +65,9 @@ def test_a_broken_gradient_stops_before_the_update_and_is_named(tmp_path):
     method = tiny.method("simclr")
     before = {k: v.clone() for k, v in method.named_parameters()}
     method.projector[0].weight.register_hook(lambda g: g * math.nan)
-    with pytest.raises(UserError, match=r"step 0: the gradient of projector\.0\.weight is not finite; nothing was updated"):
+    with pytest.raises(
+        UserError, match=r"step 0: the gradient of projector\.0\.weight is not finite; nothing was updated"
+    ):
         go(tmp_path, method)
     assert all(torch.equal(v, before[k]) for k, v in method.named_parameters())
 
@@ -78,7 +80,9 @@ def test_every_optimiser_moves_every_weight_and_decays_matrices_only(name):
     before = [p.clone() for p in module.parameters()]
     module(torch.randn(4, 3)).square().sum().backward()
     optimizer.step()
-    assert not any(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True) if b.grad.abs().sum() > 1e-6)
+    assert not any(
+        torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True) if b.grad.abs().sum() > 1e-6
+    )
 
 
 def test_lars_is_its_equation():

@@ -4,9 +4,9 @@ import copy
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
-import tiny
 from medssl.errors import UserError
 from medssl.methods.base import Clock
 from medssl.methods.parts import follow, teacher_of
@@ -130,7 +130,9 @@ def test_greedy_layers_train_one_after_the_other_and_lower_ones_are_frozen():
         out = method(tiny.batch(1), Clock(at * 10, layers * 10))
         out["loss"].backward()
         assert int(out["layer"]) == at
-        trained = {i for i, layer in enumerate(method.encoder.layers) if any(p.grad is not None for p in layer.parameters())}
+        trained = {
+            i for i, layer in enumerate(method.encoder.layers) if any(p.grad is not None for p in layer.parameters())
+        }
         assert trained == {at}
         after = method.encoder.layers[:at].state_dict()
         assert all(torch.equal(after[k], v) for k, v in before.items()), "a frozen layer's statistics moved"
@@ -169,7 +171,9 @@ def test_kmeans_bank_equals_sklearn_from_the_same_start():
     assert loss.item() == pytest.approx(distance.min(1).mean(), rel=1e-4)
     nearest = distance.argmin(1)
     expected = [white.numpy()[nearest == k].mean(0) if (nearest == k).any() else start[k] for k in range(len(start))]
-    torch.testing.assert_close(method.encoder.centroids.double(), torch.tensor(np.stack(expected)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        method.encoder.centroids.double(), torch.tensor(np.stack(expected)), rtol=1e-4, atol=1e-4
+    )
     assert reference.inertia_ <= distance.min(1).sum()
 
 

@@ -90,7 +90,9 @@ def test_triplet_is_its_definition(points, group, mining):
                 if a == p or g[a] != g[p] or g[a] == g[n]:
                     continue
                 gap = (d[a, n] - d[a, p]).item()
-                kept = {"all": gap <= margin, "easy": gap > margin, "semihard": 0 < gap <= margin, "hard": gap <= 0}[mining]
+                kept = {"all": gap <= margin, "easy": gap > margin, "semihard": 0 < gap <= margin, "hard": gap <= 0}[
+                    mining
+                ]
                 if kept:
                     terms.append(max(0.0, margin - gap))
     loss, grad = gradient(lambda z: triplet(z, g, margin, mining), z)
@@ -121,7 +123,13 @@ def test_contrastive_of_two_points_is_hadsells_equation():
 
 def test_cosine_distance_is_the_distance_of_unit_vectors_and_the_target_gets_no_gradient():
     p, t = rows(4, 5).requires_grad_(), rows(4, 5, seed=1).requires_grad_()
-    expected = sum(math.dist(F.normalize(a, dim=0), F.normalize(b, dim=0)) ** 2 for a, b in zip(p.detach(), t.detach(), strict=True)) / 4
+    expected = (
+        sum(
+            math.dist(F.normalize(a, dim=0), F.normalize(b, dim=0)) ** 2
+            for a, b in zip(p.detach(), t.detach(), strict=True)
+        )
+        / 4
+    )
     loss = cosine_distance(p, t)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
     loss.backward()
@@ -137,7 +145,10 @@ def test_masked_patch_error_is_its_definition():
             patch = t[b, n]
             mean = sum(patch.tolist()) / 9
             variance = sum((v - mean) ** 2 for v in patch.tolist()) / 8
-            total += sum((p[b, n, i].item() - (patch[i].item() - mean) / math.sqrt(variance + 1e-6)) ** 2 for i in range(9)) / 9
+            total += (
+                sum((p[b, n, i].item() - (patch[i].item() - mean) / math.sqrt(variance + 1e-6)) ** 2 for i in range(9))
+                / 9
+            )
     assert masked_patch_error(p, t, hidden).item() == pytest.approx(total / 4, rel=1e-12)
 
 
@@ -146,7 +157,9 @@ LOSSES = {
     "contrastive": lambda z: contrastive(z, GROUPS["mixed"], 0.1, 1.1),
     "triplet": lambda z: triplet(z, GROUPS["mixed"], 0.4, "all"),
     "cosine_distance": lambda z: cosine_distance(z, POINTS["random"].flip(0)),
-    "masked_patch_error": lambda z: masked_patch_error(z.view(4, 4, 6), rows(4, 4, 6, seed=3), torch.tensor([[0, 1]] * 4)),
+    "masked_patch_error": lambda z: masked_patch_error(
+        z.view(4, 4, 6), rows(4, 4, 6, seed=3), torch.tensor([[0, 1]] * 4)
+    ),
     "squared_error": lambda z: squared_error(z, POINTS["random"].flip(0)),
 }
 

@@ -4,11 +4,11 @@ import os
 import socket
 
 import pytest
+import tiny
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-import tiny
 from medssl.methods.base import Clock
 from medssl.methods.parts import share_batch_norm
 
@@ -86,4 +86,6 @@ def test_two_ranks_equal_one(ranks, name):
             torch.testing.assert_close(result["grads"][n], g, rtol=1e-6, atol=1e-8, msg=lambda m, n=n: f"{n}: {m}")
         for n, b in method.named_buffers():
             if b.is_floating_point():
-                torch.testing.assert_close(result["buffers"][n], b, rtol=1e-6, atol=1e-7, msg=lambda m, n=n: f"{n}: {m}")
+                torch.testing.assert_close(
+                    result["buffers"][n], b, rtol=1e-6, atol=1e-7, msg=lambda m, n=n: f"{n}: {m}"
+                )

@@ -7,10 +7,10 @@ import signal
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from lightning_fabric import Fabric
 
-import tiny
 from medssl import catalog
 from medssl.errors import UserError
 from medssl.tasks.classify import Classify
@@ -22,7 +22,9 @@ STEPS = 12
 EVERYTHING = [*tiny.METHODS, "classify"]
 
 
-def go(name: str, out: str, workers: int = 0, die_at: int = 0, signal_at: int = 0, steps: int = STEPS, **options) -> None:
+def go(
+    name: str, out: str, workers: int = 0, die_at: int = 0, signal_at: int = 0, steps: int = STEPS, **options
+) -> None:
     """One training run in this process, as the command line would start it. `die_at`: SIGKILL in the middle of a step."""
     torch.set_num_threads(1)
     canvas = tiny.canvas()

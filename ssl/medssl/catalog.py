@@ -42,7 +42,9 @@ def spec(group: str, choice: str | dict[str, Any], **options: Any) -> dict[str, 
     known = load(group, choice)
     for option in options:
         if option not in known:
-            raise UsageError(f"{group} {choice!r} has no option {option!r}.{nearest(option, set(known) - {'_target_'})}")
+            raise UsageError(
+                f"{group} {choice!r} has no option {option!r}.{nearest(option, set(known) - {'_target_'})}"
+            )
     return known | options
 
 

@@ -36,14 +36,14 @@ def disk_errors(path: Path) -> Iterator[None]:
         full = e.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
         if full or e.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
             remedy = "free some space and run the same command again" if full else "choose a folder you may write to"
-            raise UserError(f"cannot write {path}: {os.strerror(e.errno)}; {remedy}") from e
+            raise UserError(f"cannot write {path}: {e.strerror}; {remedy}") from e
         raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Atomic."""
     with atomic(path) as part:
-        part.write_text(text)
+        part.write_text(text, "utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -24,6 +24,7 @@ class Progress:
         self.bar = tqdm(total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True) if terminal else None
 
     def update(self, n: int = 1, **notes: str) -> None:
+        """`n` more are done; `notes` are shown beside the rate."""
         self.done += n
         self.notes |= notes
         if self.bar is not None:
@@ -34,11 +35,16 @@ class Progress:
             self.say()
 
     def say(self) -> None:
+        """One plain line."""
         rate = (self.done - self.first) / max(time.monotonic() - self.start, 1e-9)
         left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 else ""
         of = f"/{self.total}" if self.total else ""
         notes = "".join(f", {k} {v}" for k, v in self.notes.items())
-        print(f"{self.what}: {self.done}{of} {self.unit}, {rate:.3g} {self.unit}/s{left}{notes}", file=sys.stderr, flush=True)
+        print(
+            f"{self.what}: {self.done}{of} {self.unit}, {rate:.3g} {self.unit}/s{left}{notes}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def __enter__(self) -> "Progress":
         return self
@@ -50,7 +56,9 @@ class Progress:
 
 def track(items: Iterable[T], what: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
     """`items`, with progress shown as they are taken."""
-    with Progress(what, total if total is not None else (len(items) if hasattr(items, "__len__") else None), unit) as bar:
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with Progress(what, total, unit) as bar:
         for item in items:
             yield item
             bar.update()

@@ -6,6 +6,7 @@ workers or ranks, CPU and GPU all see the same bits.
 """
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -58,29 +59,40 @@ def uniform(key: Key, view: int, slot: int, n: int = 1) -> Tensor:
     return (words(key, view, slot, n) >> 8).float() * 2.0**-24
 
 
-def _scramble(x: Tensor) -> Tensor:
-    """A bijection of int32 with good avalanche (the 'lowbias32' constants of C. Wellons's hash-prospector)."""
-    x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D
-    x = (x ^ (x >> 15 & 0x1FFFF)) * -0x7B935975
-    return x ^ (x >> 16 & 0xFFFF)
+def _scramble_(x: Tensor) -> Tensor:
+    """In place, a bijection of int32 with good avalanche (constants 'lowbias32' of C. Wellons's hash-prospector)."""
+    spare = torch.empty_like(x)
+    for shift, mask, factor in ((16, 0xFFFF, 0x7FEB352D), (15, 0x1FFFF, -0x7B935975), (16, 0xFFFF, 1)):
+        torch.bitwise_right_shift(x, shift, out=spare)
+        x.bitwise_xor_(spare.bitwise_and_(mask)).mul_(factor)
+    return x
 
 
-def _bits_field(key: Key, view: int, slot: int, shape: tuple[int, ...]) -> Tensor:
-    """(B, *shape) int32 hashes: one cheap hash per element, keyed by two Philox words per scan."""
+def _bits_field(key: Key, view: int, slot: int, n: int) -> Tensor:
+    """(B, n) int32 hashes: one cheap hash per element, keyed by two Philox words per scan."""
     seeds = words(key, view, slot, 2).to(torch.int32)  # keeps the low 32 bits
-    at = torch.arange(math.prod(shape), dtype=torch.int32, device=seeds.device) * -0x61C88647  # golden-ratio steps
-    return _scramble(_scramble(at + seeds[:, :1]) ^ seeds[:, 1:]).view(-1, *shape)
+    at = torch.arange(n, dtype=torch.int32, device=seeds.device) * -0x61C88647  # golden-ratio steps
+    return _scramble_(_scramble_(at + seeds[:, :1]).bitwise_xor_(seeds[:, 1:]))
+
+
+@cache
+def _normal_quantiles(device: torch.device) -> Tensor:
+    """The 2^16 midpoint quantiles of the normal distribution, scaled to variance 1."""
+    q = torch.special.ndtri((torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16))
+    return (q / q.square().mean().sqrt()).float().to(device)
 
 
 def uniform_field(key: Key, view: int, slot: int, shape: tuple[int, ...]) -> Tensor:
     """(B, *shape) float32 in [0, 1), for masks and noise: far cheaper per element than `uniform`."""
-    return ((_bits_field(key, view, slot, shape) >> 8) + 2**23).float() * 2.0**-24
+    return ((_bits_field(key, view, slot, math.prod(shape)) >> 8) + 2**23).float().mul_(2.0**-24).view(-1, *shape)
 
 
 def normal_field(key: Key, view: int, slot: int, shape: tuple[int, ...]) -> Tensor:
-    """(B, *shape) float32 standard normals, by the inverse of their distribution."""
-    u = ((_bits_field(key, view, slot, shape) >> 8).float() + 0.5) * 2.0**-23  # in (-1, 1), never an end
-    return torch.erfinv(u) * 2**0.5
+    """(B, *shape) float32 standard normals, one of 2^16 quantiles (up to 4.3) for each half of a hash."""
+    n = math.prod(shape)
+    halves = _bits_field(key, view, slot, -(-n // 2)).view(torch.int16).int().add_(1 << 15)
+    field = _normal_quantiles(halves.device).index_select(0, halves.flatten())
+    return field.view(len(halves), -1)[:, :n].reshape(-1, *shape)
 
 
 def seed_from(*keys: int) -> int:

@@ -56,7 +56,9 @@ def overview() -> str:
     """The commands, a line each."""
     lines = ["medssl: self-supervised representation learning for medical scans", ""]
     lines += [f"  medssl {c:<10}{_header(c)[0]}" for c in COMMANDS]
-    return "\n".join([*lines, "", "  medssl COMMAND --help lists its keys and choices; -m sweeps: method=simclr,byol seed=0,1,2"])
+    return "\n".join(
+        [*lines, "", "  medssl COMMAND --help lists its keys and choices; -m sweeps: method=simclr,byol seed=0,1,2"]
+    )
 
 
 def help_of(command: str) -> str:
@@ -64,7 +66,10 @@ def help_of(command: str) -> str:
     about, example = _header(command)
     text = (catalog.root() / f"{command}.yaml").read_text()
     body = [line for line in text.splitlines() if not line.startswith(("#", "defaults:", "  - "))]
-    pairs = [(setting.strip().replace(": ", "=", 1).replace("???", "…"), note) for setting, _, note in (b.partition("# ") for b in body)]
+    pairs = [
+        (setting.strip().replace(": ", "=", 1).replace("???", "…"), note)
+        for setting, _, note in (b.partition("# ") for b in body)
+    ]
     keys = [f"{setting:<24}{note}" for setting, note in pairs]
     groups = [line.strip("- ").split(":")[0] for line in text.splitlines() if line.startswith("  - ") and ":" in line]
     parts = [about, "", f"  {example}", "", "Keys (… must be given):", *(f"  {k}" for k in keys)]

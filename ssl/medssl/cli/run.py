@@ -21,7 +21,16 @@ from medssl import catalog
 from medssl.cli.main import _header
 from medssl.errors import Stopped, UsageError, UserError, nearest
 
-PATHS = {"source", "out", "store", "run", "labels", "key", "test_store", "patient"}  # taken literally, whatever they hold
+PATHS = {
+    "source",
+    "out",
+    "store",
+    "run",
+    "labels",
+    "key",
+    "test_store",
+    "patient",
+}  # taken literally, whatever they hold
 WHERE = {"ingest": "medssl.store.ingest"}  # the others are in steps
 GROUPS = ("method", "encoder", "views")
 
@@ -76,8 +85,10 @@ def run(command: str, args: list[str]) -> None:
 
 def call(command: str, cfg: DictConfig, choices: Any, out: Path | None) -> None:
     """Hand plain arguments to the step of that name."""
-    with_defaults = {k: v for k, v in cfg.items() if k != "hydra"}
-    kwargs: dict[str, Any] = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in with_defaults.items()}
+    with_defaults = {str(k): v for k, v in cfg.items() if k != "hydra"}
+    kwargs: dict[str, Any] = {
+        k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in with_defaults.items()
+    }
     if out is not None:
         kwargs["out"] = str(out)
     if command == "pretrain":
@@ -98,7 +109,9 @@ def _compose(command: str, words: list[str]) -> DictConfig:
             raise UsageError(_explain(command, words, e)) from e
     missing = [str(k) for k in cfg if k != "hydra" and OmegaConf.is_missing(cfg, k)]
     if missing:
-        raise UsageError(f"medssl {command} needs {', '.join(f'{k}=…' for k in missing)}. For example: {_header(command)[1]}")
+        raise UsageError(
+            f"medssl {command} needs {', '.join(f'{k}=…' for k in missing)}. For example: {_header(command)[1]}"
+        )
     return cfg
 
 
@@ -107,15 +120,18 @@ def _explain(command: str, words: list[str], error: Exception) -> str:
     for word in words:
         key, _, value = word.partition("=")
         bare = key.lstrip("+~")
-        if bare in GROUPS and command == "pretrain":
-            if value.strip("'") not in catalog.choices(bare):
-                return f"there is no {bare} {value!r}.{nearest(value, catalog.choices(bare))}"
+        if bare in GROUPS and command == "pretrain" and value.strip("'") not in catalog.choices(bare):
+            return f"there is no {bare} {value!r}.{nearest(value, catalog.choices(bare))}"
     known = set(_keys(compose(command, [w for w in words if w.partition("=")[0] in GROUPS])))
     for word in words:
         bare = word.partition("=")[0].lstrip("+~")
         if bare not in known and bare not in GROUPS:
             group = bare.partition(".")[0]
-            hint = f" Choose the {group} first: {group}=NAME." if group in GROUPS and f"{group}." not in "".join(known) else ""
+            hint = (
+                f" Choose the {group} first: {group}=NAME."
+                if group in GROUPS and f"{group}." not in "".join(known)
+                else ""
+            )
             return f"medssl {command} has no key {bare!r}.{hint or nearest(bare, known)}"
     return f"medssl {command}: {str(error).splitlines()[0]}"
 

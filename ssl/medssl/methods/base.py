@@ -1,6 +1,6 @@
 """The contract every method meets: one nn.Module that owns an encoder, its heads and its loss. The loop knows no more."""
 
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor, nn
 
@@ -35,7 +35,7 @@ class Method(nn.Module):
     """
 
     views: int = 1
-    encoder: nn.Module
+    encoder: Any  # a module with channels, size, dim and what else the method needs: tokens, layers, …
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         raise NotImplementedError

@@ -3,6 +3,8 @@
 Grill et al., 2020, https://arxiv.org/abs/2006.07733: equations 1 (teacher) and 2 (loss), symmetrised as in section 3.1.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ class BYOL(Method):
 
     views = 2
 
-    def __init__(self, encoder: nn.Module, hidden: int, out: int, momentum: float):
+    def __init__(self, encoder: Any, hidden: int, out: int, momentum: float):
         super().__init__()
         if not 0 <= momentum <= 1:
             raise UserError(f"method.momentum must lie between 0 and 1, got {momentum}")

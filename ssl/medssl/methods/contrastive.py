@@ -3,8 +3,10 @@
 Hadsell et al., 2006, https://doi.org/10.1109/CVPR.2006.100, equation 4.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
@@ -20,7 +22,7 @@ class Contrastive(Method):
 
     views = 2
 
-    def __init__(self, encoder: nn.Module, hidden: int, out: int, positive_margin: float, negative_margin: float):
+    def __init__(self, encoder: Any, hidden: int, out: int, positive_margin: float, negative_margin: float):
         super().__init__()
         if not 0 <= positive_margin < negative_margin <= 2:
             raise UserError(

@@ -8,6 +8,8 @@ Bengio et al., 2007, "Greedy layer-wise training of deep networks", algorithm 1;
 with a linear decoder at every layer, as Vincent et al., 2010 (section 3.3), have it for real-valued inputs.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -27,10 +29,12 @@ class GreedyAE(Method):
 
     views = 1
 
-    def __init__(self, encoder: nn.Module, corruption: float):
+    def __init__(self, encoder: Any, corruption: float):
         super().__init__()
         if not hasattr(encoder, "layers"):
-            raise UserError(f"greedy_ae needs an encoder made of layers, not {type(encoder).__name__}; use encoder=mlp or cnn")
+            raise UserError(
+                f"greedy_ae needs an encoder made of layers, not {type(encoder).__name__}; use encoder=mlp or cnn"
+            )
         if not 0 <= corruption < 1:
             raise UserError(f"method.corruption must lie in [0, 1), got {corruption}")
         self.encoder, self.corruption = encoder, corruption
@@ -59,7 +63,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.target = tuple(target)
         if len(source) == 1:
-            self.map: nn.Module = nn.Sequential(nn.Linear(source[0], torch.Size(target).numel()), nn.Unflatten(1, target))
+            self.map: nn.Module = nn.Sequential(
+                nn.Linear(source[0], torch.Size(target).numel()), nn.Unflatten(1, target)
+            )
         else:
             convolution = nn.Conv3d if len(source) == 4 else nn.Conv2d
             self.map = nn.Sequential(nn.Upsample(self.target[1:]), convolution(source[0], target[0], 3, padding=1))

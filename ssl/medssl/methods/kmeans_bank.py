@@ -5,9 +5,11 @@ whitening) and 3.2.3 (k-means, triangle code). The first part of the run gathers
 rounds of Lloyd's algorithm, each over the patches of several batches.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
@@ -25,8 +27,14 @@ class KMeansBank(Method):
     """
 
     views = 1
+    first: Tensor  # (P,) sum of patches
+    second: Tensor  # (P, P) sum of their outer products
+    seen: Tensor  # how many
+    sums: Tensor  # (K, P) whitened patches won by each centroid in this round
+    counts: Tensor  # (K,) how many
+    round: Tensor  # rounds finished; -1 before the first
 
-    def __init__(self, encoder: nn.Module, per_scan: int, whitening: float, rounds: int):
+    def __init__(self, encoder: Any, per_scan: int, whitening: float, rounds: int):
         super().__init__()
         if not hasattr(encoder, "centroids"):
             raise UserError(f"kmeans_bank fits encoder=patch_bank, not {type(encoder).__name__}")

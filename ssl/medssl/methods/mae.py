@@ -4,6 +4,7 @@ He et al., 2021, https://arxiv.org/abs/2111.06377, section 3, in two or three di
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,9 @@ class MAE(Method):
     """
 
     views = 1
+    positions: Tensor  # (N, width)
 
-    def __init__(self, encoder: nn.Module, ratio: float, width: int, depth: int, heads: int):
+    def __init__(self, encoder: Any, ratio: float, width: int, depth: int, heads: int):
         super().__init__()
         if not hasattr(encoder, "tokens"):
             raise UserError(f"mae needs an encoder with tokens, and {type(encoder).__name__} has none; use encoder=vit")
@@ -37,9 +39,7 @@ class MAE(Method):
         self.hole = nn.Parameter(torch.zeros(width))
         self.register_buffer("positions", sincos(encoder.grid, width), persistent=False)
         self.blocks = nn.Sequential(*[Block(width, heads) for _ in range(depth)])
-        self.rebuild = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, encoder.channels * math.prod(encoder.patch))
-        )
+        self.rebuild = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, encoder.channels * math.prod(encoder.patch)))
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]

@@ -1,6 +1,7 @@
 """Small parts that methods share: a projector, a teacher, batch statistics over all ranks."""
 
 import copy
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,7 @@ from medssl.objectives.ranks import world
 def mlp(*dims: int) -> nn.Sequential:
     """Linear, BatchNorm, ReLU between every pair of `dims`, with a bare Linear last."""
     layers: list[nn.Module] = []
-    for a, b in zip(dims[:-2], dims[1:-1], strict=True):
+    for a, b in pairwise(dims[:-1]):
         layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(dims[-2], dims[-1]))
 
@@ -27,10 +28,10 @@ def teacher_of(module: nn.Module) -> nn.Module:
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, in place. Buffers are copied."""
-    for t, s in zip(teacher.parameters(), student.parameters(), strict=True):
-        t.lerp_(s, 1 - momentum)
-    for t, s in zip(teacher.buffers(), student.buffers(), strict=True):
-        t.copy_(s)
+    for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
+        old.lerp_(new, 1 - momentum)
+    for kept, now in zip(teacher.buffers(), student.buffers(), strict=True):
+        kept.copy_(now)
 
 
 class RankBatchNorm(_BatchNorm):

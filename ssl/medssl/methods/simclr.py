@@ -4,9 +4,10 @@ Chen et al., 2020, https://arxiv.org/abs/2002.05709: encoder, projector (section
 """
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
@@ -23,7 +24,7 @@ class SimCLR(Method):
 
     views = 2
 
-    def __init__(self, encoder: nn.Module, hidden: int, out: int, temperature: float):
+    def __init__(self, encoder: Any, hidden: int, out: int, temperature: float):
         super().__init__()
         if temperature <= 0:
             raise UserError(f"method.temperature must be positive, got {temperature}")

@@ -3,8 +3,10 @@
 Schroff et al., 2015, https://arxiv.org/abs/1503.03832, equation 3 and section 3.2 (mining).
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medssl.errors import UserError, nearest
 from medssl.methods.base import Batch, Clock, Method
@@ -20,7 +22,7 @@ class Triplet(Method):
 
     views = 2
 
-    def __init__(self, encoder: nn.Module, hidden: int, out: int, margin: float, mining: str):
+    def __init__(self, encoder: Any, hidden: int, out: int, margin: float, mining: str):
         super().__init__()
         if mining not in MINING:
             raise UserError(f"method.mining is {mining!r}.{nearest(mining, MINING)}")

@@ -14,7 +14,13 @@ from medssl.store.ingest import ingest
 
 
 def demo(
-    out: str | Path = "demo", *, patients: int = 240, method: str = "simclr", encoder: str = "cnn", steps: int = 400, seed: int = 0
+    out: str | Path = "demo",
+    *,
+    patients: int = 240,
+    method: str = "simclr",
+    encoder: str = "cnn",
+    steps: int = 400,
+    seed: int = 0,
 ) -> Path:
     """Write a cohort, ingest, pretrain, embed, probe and report under `out`; returns the path of report.html.
 
@@ -29,7 +35,14 @@ def demo(
     shutil.rmtree(cohort, ignore_errors=True)
     write_cohort(cohort, patients=patients, seed=seed)
     _step(2, f"medssl ingest source={cohort / 'scans'} out={store} labels={cohort / 'labels.csv'}")
-    ingest(cohort / "scans", store, labels=cohort / "labels.csv", site="synthetic", key=folder / "medssl.key", overwrite=store.exists())
+    ingest(
+        cohort / "scans",
+        store,
+        labels=cohort / "labels.csv",
+        site="synthetic",
+        key=folder / "medssl.key",
+        overwrite=store.exists(),
+    )
     _step(3, f"medssl pretrain store={store} out={run} method={method} encoder={encoder} steps={steps}")
     pretrain(store, run, method=method, encoder=encoder, steps=steps, seed=seed)
     _step(4, f"medssl embed run={run} store={store}")

@@ -88,13 +88,22 @@ def patch_bank(store: Store, size: int, seed: int, device: str, work: Path) -> S
         encoder = catalog.build(catalog.spec("encoder", run["encoder"]), channels=store.info["channels"], size=edge)
         method = catalog.build(spec, encoder=encoder)
         rows = store.rows("train")
-        _train(method, store, edge, None, rows, "plain", {}, work, run["steps"], min(256, len(rows)), seed, device, Optim())
+        _train(
+            method, store, edge, None, rows, "plain", {}, work, run["steps"], min(256, len(rows)), seed, device, Optim()
+        )
     card = {"size": edge, "spacing": None, "mean": store.info["mean"], "std": store.info["std"]}
     return of_encoder(encoder, card, device)
 
 
 def supervised(
-    resolved: dict[str, Any], card: dict[str, Any], store: Store, rows: np.ndarray, y: np.ndarray, classes: int, device: str, work: Path
+    resolved: dict[str, Any],
+    card: dict[str, Any],
+    store: Store,
+    rows: np.ndarray,
+    y: np.ndarray,
+    classes: int,
+    device: str,
+    work: Path,
 ) -> Callable[[Store, np.ndarray], np.ndarray]:
     """The run's own encoder trained on labels from scratch with the run's own views, steps and batch: probabilities."""
     target = np.full(len(store), -1, np.int64)

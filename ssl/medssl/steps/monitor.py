@@ -33,7 +33,9 @@ class Monitor:
         self.label: np.ndarray | None = None
         if store.labels:
             label = store.column(f"label:{store.labels[0]}")
-            self.train, self.held_out = ([r for r in rows if label[r] is not None] for rows in (self.train, self.held_out))
+            self.train, self.held_out = (
+                [r for r in rows if label[r] is not None] for rows in (self.train, self.held_out)
+            )
             names = sorted({label[r] for r in self.train} & {label[r] for r in self.held_out})
             if 2 <= len(names) <= 20:
                 self.held_out = [r for r in self.held_out if label[r] in names]
@@ -42,6 +44,7 @@ class Monitor:
                 self.classes = len(names)
 
     def __call__(self, encoder: nn.Module, logged: list[dict[str, Any]]) -> dict[str, Any]:
+        """Scalars for the log, and a "warning" where there is something to say."""
         rows = [*self.held_out, *self.train] if self.label is not None else self.held_out or self.train
         if len(rows) < 3:
             return {}

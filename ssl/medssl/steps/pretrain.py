@@ -83,8 +83,8 @@ def pretrain(
 
     Raises UserError for anything in the input that cannot work, before training where that can be known.
     """
-    store = Store.open(store)
-    dims = store.info["dims"]
+    scans = Store.open(store)
+    dims = scans.info["dims"]
     spec = catalog.spec("method", method, **(method_options or {}))
     run_defaults = DEFAULTS | spec.pop("_run_", {})
 
@@ -93,16 +93,16 @@ def pretrain(
 
     encoder_name = chosen("encoder", encoder)
     encoder_spec = encoder_of(encoder_name, encoder_options)
-    views_name = chosen("views", views) or views_for(store)
-    rows = store.rows("train")
-    size = size or default_size(store)
+    views_name = chosen("views", views) or views_for(scans)
+    rows = scans.rows("train")
+    size = size or default_size(scans)
     steps = chosen("steps", steps)
     asked_batch, batch = batch, chosen("batch", batch)
     if asked_batch is None:
         batch = min(batch, len(rows) - len(rows) % (devices * accumulate))
     resolved: dict[str, Any] = {
-        "store": str(store.path),
-        "fingerprint": store.fingerprint,
+        "store": str(scans.path),
+        "fingerprint": scans.fingerprint,
         "method": {"name": method} | spec,
         "encoder": {"name": encoder_name} | encoder_spec,
         "views": {"name": views_name} | catalog.spec("views", views_name, **(views_options or {})),
@@ -136,7 +136,7 @@ def pretrain(
     recipe = catalog.build(without_name(resolved["views"]), size=tuple(resolved["size"]))
     with torch.random.fork_rng():
         torch.manual_seed(seed_from(seed, 0))
-        model = catalog.build(encoder_spec, channels=store.info["channels"], size=tuple(resolved["size"]))
+        model = catalog.build(encoder_spec, channels=scans.info["channels"], size=tuple(resolved["size"]))
         ssl_method = catalog.build(spec, encoder=model)
         run = Run(Path(out))
         if fabric.is_global_zero:
@@ -144,8 +144,11 @@ def pretrain(
         fabric.barrier()
         if fabric.is_global_zero:
             epochs = steps * batch / len(rows)
-            print(f"{method}, {encoder_name}: {len(rows)} scans, {steps} steps of {batch} ({epochs:.0f} epochs)", file=sys.stderr)
-        canvas = store.canvas(tuple(resolved["size"]), spacing)
+            print(
+                f"{method}, {encoder_name}: {len(rows)} scans, {steps} steps of {batch} ({epochs:.0f} epochs)",
+                file=sys.stderr,
+            )
+        canvas = scans.canvas(tuple(resolved["size"]), spacing)
         train(
             fabric,
             ssl_method,
@@ -162,11 +165,11 @@ def pretrain(
             log_every=log_every,
             save_every=save_every,
             workers=workers,
-            monitor=Monitor(store, canvas, seed, str(fabric.device)),
+            monitor=Monitor(scans, canvas, seed, str(fabric.device)),
             monitor_every=resolved["monitor_every"],
         )
     if fabric.is_global_zero:
-        hand_over(run, store, ssl_method.encoder, resolved)
+        hand_over(run, scans, ssl_method.encoder, resolved)
     fabric.barrier()
     return run.path
 

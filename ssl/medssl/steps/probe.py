@@ -1,4 +1,4 @@
-"""Run + labelled store -> a table: linear probe and kNN of the encoder and of honest baselines, each number with its interval."""
+"""Run + labelled store -> a table: linear probe and kNN of the encoder and of baselines, with intervals."""
 
 import hashlib
 import json
@@ -18,6 +18,7 @@ from medssl.evals.compare import table
 from medssl.evals.knn import knn_probe
 from medssl.evals.linear import linear_probe
 from medssl.evals.metrics import ACCURACY, AUPRC, AUROC, BALANCED_ACCURACY, ECE
+from medssl.evals.score import Score
 from medssl.files import atomic, write_json
 from medssl.steps import features
 from medssl.steps.run import Run
@@ -40,7 +41,9 @@ class Labelled:
         wanted = {str(p).casefold() for p in positive} if positive else None
         if wanted:
             name = " or ".join(sorted(str(p) for p in positive or ()))
-            raw = np.array([None if v is None else name if v.casefold() in wanted else f"not {name}" for v in raw], object)
+            raw = np.array(
+                [None if v is None else name if v.casefold() in wanted else f"not {name}" for v in raw], object
+            )
         self.store, self.rows = store, np.array([r for r in rows if raw[r] is not None], np.int64)
         self.value = [str(v) for v in raw[self.rows]]
         self.missing = len(rows) - len(self.rows)
@@ -53,6 +56,7 @@ class Labelled:
         return np.array([place.get(v, -1) for v in self.value], np.int64)
 
     def keep(self, mask: np.ndarray) -> None:
+        """Drop the scans that are not in `mask` (N,)."""
         self.rows, self.patient, self.hash = self.rows[mask], self.patient[mask], self.hash[mask]
         self.value = [v for v, m in zip(self.value, mask, strict=True) if m]
 
@@ -100,7 +104,9 @@ def probe(
     test = Labelled(other, target, positive, other.rows("test" if test_store is None else None))
     classes = sorted(set(train.value), key=_as_number)
     if not 2 <= len(classes) <= MOST_CLASSES:
-        raise UserError(f"label {target!r} has {len(classes)} classes among training patients; it needs 2 to {MOST_CLASSES}")
+        raise UserError(
+            f"label {target!r} has {len(classes)} classes among training patients; it needs 2 to {MOST_CLASSES}"
+        )
     flags = _flags(folder, train, test, allow_overlap)
     for part, what in ((val, "validation"), (test, "test")):
         known = part.of_classes(classes) >= 0
@@ -117,7 +123,9 @@ def probe(
     of_run, card = features.of_run(folder.path, device)
     channels = other.info["channels"]
     if (channels, other.info["dims"]) != (card["channels"], len(card["size"])):
-        raise UserError(f"the encoder takes {card['channels']} channels in {len(card['size'])}D, and {other.path} has {channels}")
+        raise UserError(
+            f"the encoder takes {card['channels']} channels in {len(card['size'])}D, and {other.path} has {channels}"
+        )
     name = f"{resolved['method']['name']} {resolved['encoder']['name']}"
     y, y_val, y_test = (part.of_classes(classes) for part in (train, val, test))
 
@@ -148,20 +156,32 @@ def probe(
                 },
             ),
         }
-        common = [train_store.fingerprint, other.fingerprint, target, sorted(map(str, positive or ())), k, seed, len(test.rows)]
+        common = [
+            train_store.fingerprint,
+            other.fingerprint,
+            target,
+            sorted(map(str, positive or ())),
+            k,
+            seed,
+            len(test.rows),
+        ]
         readings = {name: read(of_run)}
         for baseline in (b for b in BASELINES if b in set(baselines)):
             depends, compute = sources[baseline]
             print(f"baseline: {baseline}", file=sys.stderr)
             readings[baseline] = _cached(train_store, [baseline, depends, *common], compute)
 
-    rows = []
+    rows: list[dict[str, Any]] = []
+    lines: list[dict[str, str | Score | None]] = []
     for source, by_reader in readings.items():
         for reader, p in by_reader.items():
             rival = readings[name]["linear" if reader == "end to end" else reader]
             minus = None if source == name else difference(AUROC, y_test, p, rival, test.patient, seed=seed)
             mine = scores(METRICS, y_test, p, test.patient, seed=seed)
-            rows.append({"features": source, "reader": reader, "scores": mine, "minus run": minus})
+            lines.append({"features": source, "reader": reader, **mine, "AUROC minus run": minus})
+            as_dicts = {metric: s.as_dict() for metric, s in mine.items()}
+            apart = minus.as_dict() if minus else None
+            rows.append({"features": source, "reader": reader, "scores": as_dicts, "minus_run": apart})
     result = {
         "target": target,
         "classes": classes,
@@ -173,21 +193,11 @@ def probe(
         "n_test": len(test.rows),
         "patients_test": len(set(test.patient)),
         "flags": flags,
-        "rows": [
-            {
-                "features": r["features"],
-                "reader": r["reader"],
-                "scores": {k: s.as_dict() for k, s in r["scores"].items()},
-                "minus_run": r["minus run"].as_dict() if r["minus run"] else None,
-            }
-            for r in rows
-        ],
+        "rows": rows,
     }
     _remember(folder.path / "scores.json", result)
     print(headline(result))
-    columns = [m.name for m in METRICS]
-    print(table([{"features": r["features"], "reader": r["reader"], **r["scores"], "AUROC minus run": r["minus run"]} for r in rows],
-                ["features", "reader", *columns, "AUROC minus run"]))  # fmt: skip
+    print(table(lines, ["features", "reader", *(m.name for m in METRICS), "AUROC minus run"]))
     return result
 
 
@@ -209,11 +219,15 @@ def _flags(folder: Run, train: Labelled, test: Labelled, allow_overlap: bool) ->
     if overlap:
         words = f"pretraining has seen {overlap.patients} of the test patients and {overlap.scans} of the test images"
         if not allow_overlap:
-            raise UserError(f"{words}: scores would be too high. Test on other patients, or mark every number: allow_overlap=true")
+            raise UserError(
+                f"{words}: scores would be too high. Test on other patients, or mark every number: allow_overlap=true"
+            )
         flags.append(words)
     shared = leaks(train.patient, train.hash, test.patient, test.hash)
     if shared.patients:
-        raise UserError(f"{shared.patients} patients are in training and in test; ingest again with one split per patient")
+        raise UserError(
+            f"{shared.patients} patients are in training and in test; ingest again with one split per patient"
+        )
     if shared.scans:
         flags.append(f"{shared.scans} test images are exact copies of training images")
     return flags

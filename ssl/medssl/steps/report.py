@@ -2,16 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from medssl import catalog
 from medssl.errors import UserError
 from medssl.report.html import write_report
+from medssl.report.views import sample_views
 from medssl.steps.pretrain import without_name
 from medssl.steps.run import Run
 from medssl.store.store import Store
-from medssl.views.stream import RawScans, make_views
 
 SHOWN = 4  # scans whose views are shown
 
@@ -27,20 +24,10 @@ def report(run: str | Path, *, store: str | Path | None = None, out: str | Path 
     scans = Store.open(store or resolved["store"])
     if scans.fingerprint != resolved["fingerprint"]:
         raise UserError(f"{scans.path} is not the store this run was trained on; give that one as store=")
-    path = write_report(folder.path, scans, out=Path(out) if out else None, views=_views(resolved, scans))
+    size = tuple(resolved["size"])
+    recipe = catalog.build(without_name(resolved["views"]), size=size)
+    canvas = scans.canvas(size, resolved["spacing"])
+    shown = sample_views(canvas, recipe, scans.rows("train")[:SHOWN], views=2, seed=resolved["seed"])
+    path = write_report(folder.path, scans, out=Path(out) if out else None, views=shown)
     print(f"report: {path}")
     return path
-
-
-def _views(resolved: dict, store: Store) -> list[tuple[str, np.ndarray]]:  # type: ignore[type-arg]
-    """A few training scans, each as it is and as the method saw it in the first epoch."""
-    size = tuple(resolved["size"])
-    canvas = store.canvas(size, resolved["spacing"])
-    rows = store.rows("train")[:SHOWN]
-    raw = RawScans(canvas).__getitems__([(int(r), 0) for r in rows])
-    shown = []
-    for name, spec in (("scan", catalog.spec("views", "plain")), ("view", without_name(resolved["views"]))):
-        with torch.no_grad():
-            views, _ = make_views(raw, catalog.build(spec, size=size), 1 if name == "scan" else 2, resolved["seed"], 0.0, 1.0)
-        shown += [(f"{name} {v}" if name == "view" else name, view) for v, view in enumerate(views, 1)]
-    return [(f"{name} of scan {i + 1}", view[i, 0].numpy()) for i in range(len(rows)) for name, view in shown]

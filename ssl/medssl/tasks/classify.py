@@ -1,5 +1,7 @@
 """Classify whole scans: an encoder and a linear head, trained together. From scratch it is the rival of any pretraining."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ class Classify(Method):
 
     views = 1
 
-    def __init__(self, encoder: nn.Module, classes: int):
+    def __init__(self, encoder: Any, classes: int):
         super().__init__()
         self.encoder, self.head = encoder, nn.Linear(encoder.dim, classes)
 

@@ -27,7 +27,9 @@ def load(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
     try:
         fabric.load(path, state, weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
-        raise UserError(f"{path} is damaged or belongs to another run ({type(e).__name__}); delete it to start again") from e
+        raise UserError(
+            f"{path} is damaged or belongs to another run ({type(e).__name__}); delete it to start again"
+        ) from e
 
 
 def not_finite(method: Method, step: int, last: Path) -> UserError:

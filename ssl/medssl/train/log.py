@@ -33,6 +33,7 @@ class Log:
         return [json.loads(line) for line in kept]
 
     def write(self, row: dict[str, Any], timing: dict[str, Any]) -> None:
+        """Append one row to each file."""
         for name, values in (("metrics.jsonl", row), ("timing.jsonl", timing)):
             with disk_errors(self.run / name), (self.run / name).open("a") as f:
                 f.write(json.dumps(values) + "\n")
@@ -40,6 +41,7 @@ class Log:
             self.wandb.log({k: v for k, v in (row | timing).items() if k != "step"}, step=row["step"])
 
     def close(self) -> None:
+        """The run is over."""
         if self.wandb is not None:
             self.wandb.finish()
 
@@ -57,5 +59,5 @@ def _wandb(run: Path, sink: str, config: dict[str, Any]) -> Any:
     except ImportError as e:
         raise UserError(f"log={sink} needs wandb: pip install 'medssl[wandb]'") from e
     identity = run.resolve().name
-    mode = "online" if sink == "wandb-online" else "offline"
+    mode: Any = "online" if sink == "wandb-online" else "offline"
     return wandb.init(project="medssl", id=identity, resume="allow", mode=mode, dir=str(run), config=config)

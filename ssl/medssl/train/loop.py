@@ -1,7 +1,7 @@
 """The one training loop. Read it top to bottom; behind it are Fabric and the sampler, nothing else."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def train(
     log_every: int = 10,
     save_every: int = 100,
     workers: int = 0,
-    targets: Sequence[int] | None = None,
+    targets: np.ndarray | None = None,
     monitor: Callable[[nn.Module, list[dict[str, Any]]], dict[str, Any]] | None = None,
     monitor_every: int = 0,
     quiet: bool = False,
@@ -127,7 +127,7 @@ def train(
 
             final, watch = done == steps, monitor is not None and monitor_every and done % monitor_every == 0
             if done % log_every == 0 or final or watch:
-                row = {"step": done} | {k: float(fabric.all_reduce(v)) for k, v in means.items()}
+                row = {"step": done} | {k: torch.as_tensor(fabric.all_reduce(v)).item() for k, v in means.items()}
                 if optimizer is not None:
                     row |= {"lr": lr, "grad_norm": float(norm)}
                 history.append(row)

@@ -125,7 +125,7 @@ class Crop(Separable):
         lengths = _lengths(weights, x)
         start, extent = (t.to(x.device, non_blocking=True) for t in self.boxes(params, lengths))
         axes = enumerate(zip(lengths, self.size, strict=True))
-        return _after([axis_weights(start[:, a], extent[:, a], n, m) for a, (n, m) in axes], weights)
+        return _after([axis_weights(start[:, a], extent[:, a], n, m, longest=n) for a, (n, m) in axes], weights)
 
 
 @dataclass(frozen=True)

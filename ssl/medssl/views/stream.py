@@ -7,7 +7,7 @@ workers or ranks share it.
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,17 +16,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medssl import rng
 from medssl.errors import UserError
+from medssl.store.canvas import Canvas
 from medssl.views.recipes import Recipe
 
 Raw = dict[str, Tensor]
-
-
-class Canvas(Protocol):
-    """Every scan of a store on one grid."""
-
-    array: np.ndarray  # (N, C, *S), memory-mapped
-    low: np.ndarray  # (N,) float32, the value that becomes 0
-    high: np.ndarray  # (N,) float32, the value that becomes 1
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
