@@ -13,13 +13,17 @@ from medssl.steps.report import report
 from medssl.store.ingest import ingest
 
 
+SIZE = 48  # pixels: a nodule is still several of them
+WIDTHS = [16, 32, 64, 128]  # a quarter of the work of the default
+
+
 def demo(
     out: str | Path = "demo",
     *,
     patients: int = 240,
     method: str = "simclr",
     encoder: str = "cnn",
-    steps: int = 400,
+    steps: int = 300,
     seed: int = 0,
 ) -> Path:
     """Write a cohort, ingest, pretrain, embed, probe and report under `out`; returns the path of report.html.
@@ -43,8 +47,12 @@ def demo(
         key=folder / "medssl.key",
         overwrite=store.exists(),
     )
-    _step(3, f"medssl pretrain store={store} out={run} method={method} encoder={encoder} steps={steps}")
-    pretrain(store, run, method=method, encoder=encoder, steps=steps, seed=seed)
+    narrow = {"widths": WIDTHS} if encoder == "cnn" else {}
+    words = f" encoder.widths={WIDTHS}".replace(" ", "").replace("encoder", " encoder") if narrow else ""
+    _step(
+        3, f"medssl pretrain store={store} out={run} method={method} encoder={encoder}{words} size={SIZE} steps={steps}"
+    )
+    pretrain(store, run, method=method, encoder=encoder, encoder_options=narrow, size=SIZE, steps=steps, seed=seed)
     _step(4, f"medssl embed run={run} store={store}")
     embed(run, store)
     _step(5, f"medssl probe run={run} store={store} target=lesion")
