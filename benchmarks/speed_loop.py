@@ -2,8 +2,8 @@
 
     python benchmarks/speed_loop.py --steps 6 --rounds 3
 
-SimCLR, ResNet-18, 64 pixels, batch 128 (256 views), float32, two threads. Ours: the real loop with the xray recipe on grey scans
-from a memory-mapped canvas, no workers. lightly: its SimCLRTransform, DataLoader and NTXentLoss with two workers on PIL images
+SimCLR, ResNet-18, 64 pixels, batch 128 (256 views), float32, two threads. Ours: the real loop with the xray recipe on
+grey scans of a canvas, no workers. lightly: its SimCLRTransform, DataLoader and NTXentLoss with two workers on PIL images
 already in memory; grey scans become RGB, since its colour operations need it. Rounds alternate, so that other load on
 the machine meets all alike; ratios are medians over steps. `inside` is the share of our loop's own time not spent on data.
 """
@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,9 @@ def scans() -> np.ndarray:
 def our_method() -> nn.Module:
     torch.manual_seed(0)
     spec = catalog.load("method", "simclr")
-    return catalog.build(spec, encoder=catalog.build(catalog.load("encoder", "resnet18"), channels=1, size=(SIZE, SIZE)))
+    return catalog.build(
+        spec, encoder=catalog.build(catalog.load("encoder", "resnet18"), channels=1, size=(SIZE, SIZE))
+    )
 
 
 def ours(images: np.ndarray, steps: int) -> tuple[list[float], float]:
@@ -63,7 +66,7 @@ def ours(images: np.ndarray, steps: int) -> tuple[list[float], float]:
             steps=steps + 1, batch=BATCH, seed=0, optim=Optim(), log_every=1, save_every=10**6, quiet=True,
         )  # fmt: skip
         rows = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
-    spent = [b["seconds"] - a["seconds"] for a, b in zip(rows, rows[1:], strict=False)]
+    spent = [b["seconds"] - a["seconds"] for a, b in pairwise(rows)]
     data = rows[-1]["data_seconds"] - rows[0]["data_seconds"]
     return spent[:-1] or spent, 1 - data / sum(spent)  # the last step also writes the checkpoint
 
@@ -85,6 +88,8 @@ def our_model_alone(steps: int) -> list[float]:
 
 
 class Pictures(Dataset):
+    """What lightly's loader reads."""
+
     def __init__(self, images: np.ndarray):
         self.images = [Image.fromarray(x).convert("RGB") for x in images]
         self.transform = SimCLRTransform(input_size=SIZE)
@@ -152,8 +157,13 @@ def main() -> None:
     middle = {k: statistics.median(v) for k, v in spent.items()}
     for k, v in middle.items():
         low, high = np.percentile(spent[k], [10, 90])
-        print(f"{k:<14} {BATCH / v:7.1f} scans/s   step {v:.2f} s (10th to 90th percentile {low:.2f} to {high:.2f}, n = {len(spent[k])})")
-    print(f"ours:    end to end / model alone = {middle['our model'] / middle['ours']:.3f}; inside the loop {statistics.median(inside):.3f}")
+        print(
+            f"{k:<14} {BATCH / v:7.1f} scans/s, step {v:.2f} s (10 to 90 %: {low:.2f} to {high:.2f}, n = {len(spent[k])})"
+        )
+    share = statistics.median(inside)
+    print(
+        f"ours:    end to end / model alone = {middle['our model'] / middle['ours']:.3f}; inside the loop {share:.3f}"
+    )
     print(f"lightly: end to end / model alone = {middle['lightly model'] / middle['lightly']:.3f}")
 
 

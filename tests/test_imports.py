@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from conftest import ROOT
 
 PACKAGE = ROOT / "ssl" / "medssl"
@@ -16,7 +17,7 @@ FLOORS = [
     {"methods"},
     {"tasks"},
     {"train", "evals"},
-    {"report"},
+    {"reporting"},
     {"steps"},
     {"cli"},
 ]

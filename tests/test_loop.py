@@ -4,10 +4,10 @@ import json
 import math
 
 import pytest
-import tiny
 import torch
 from lightning_fabric import Fabric
 
+import tiny
 from medssl import catalog
 from medssl.errors import UserError
 from medssl.schedule import cosine, warmup_cosine

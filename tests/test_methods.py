@@ -4,9 +4,9 @@ import copy
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from medssl.errors import UserError
 from medssl.methods.base import Clock
 from medssl.methods.parts import follow, teacher_of

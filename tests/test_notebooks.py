@@ -5,8 +5,9 @@ import os
 
 import nbformat
 import pytest
-from conftest import ROOT
 from nbconvert.preprocessors import ExecutePreprocessor
+
+from conftest import ROOT
 from test_report import make_run, make_store
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

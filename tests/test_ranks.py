@@ -4,11 +4,11 @@ import os
 import socket
 
 import pytest
-import tiny
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+import tiny
 from medssl.methods.base import Clock
 from medssl.methods.parts import share_batch_norm
 

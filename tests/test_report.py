@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from medssl.errors import UserError
-from medssl.report import plots, words
-from medssl.report.embeddings import neighbours, read_embeddings
-from medssl.report.html import write_report
+from medssl.reporting import plots, words
+from medssl.reporting.embeddings import neighbours, read_embeddings
+from medssl.reporting.html import write_report
 from medssl.scans.alias import Alias
 from medssl.scans.scan import Scan, Unreadable
 from medssl.store.store import Store

@@ -7,10 +7,10 @@ import signal
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from lightning_fabric import Fabric
 
+import tiny
 from medssl import catalog
 from medssl.errors import UserError
 from medssl.tasks.classify import Classify

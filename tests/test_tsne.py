@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medssl.errors import UserError
-from medssl.report.tsne import trustworthiness, tsne
+from medssl.reporting.tsne import trustworthiness, tsne
 
 
 def clusters(n: int, k: int = 3, dim: int = 64) -> tuple[np.ndarray, np.ndarray]:

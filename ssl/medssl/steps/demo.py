@@ -12,7 +12,6 @@ from medssl.steps.probe import probe
 from medssl.steps.report import report
 from medssl.store.ingest import ingest
 
-
 SIZE = 48  # pixels: a nodule is still several of them
 WIDTHS = [16, 32, 64, 128]  # a quarter of the work of the default
 

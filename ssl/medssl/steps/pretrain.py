@@ -83,6 +83,7 @@ def pretrain(
 
     Raises UserError for anything in the input that cannot work, before training where that can be known.
     """
+    asked = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items() if v is not None}
     scans = Store.open(store)
     dims = scans.info["dims"]
     spec = catalog.spec("method", method, **(method_options or {}))
@@ -140,7 +141,7 @@ def pretrain(
         ssl_method = catalog.build(spec, encoder=model)
         run = Run(Path(out))
         if fabric.is_global_zero:
-            run.start(resolved, FREE)
+            run.start(asked, resolved, FREE)
         fabric.barrier()
         if fabric.is_global_zero:
             epochs = steps * batch / len(rows)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from medssl import catalog
 from medssl.errors import UserError
-from medssl.report.html import write_report
-from medssl.report.views import sample_views
+from medssl.reporting.html import write_report
+from medssl.reporting.views import sample_views
 from medssl.steps.pretrain import without_name
 from medssl.steps.run import Run
 from medssl.store.store import Store

@@ -24,8 +24,8 @@ class Run:
         self.path = path
         self.checkpoints = path / "checkpoints"
 
-    def start(self, resolved: dict[str, Any], free: set[str]) -> None:
-        """Write resolved.yaml and env.json, or make sure they say the same as before.
+    def start(self, asked: dict[str, Any], resolved: dict[str, Any], free: set[str]) -> None:
+        """Write config.yaml (as asked), resolved.yaml (what that meant) and env.json, or make sure it is the same run.
 
         Raises UserError when the folder holds something else, or a run whose settings (but for `free` ones) differ.
         """
@@ -42,6 +42,7 @@ class Run:
                 )
         elif self.path.exists() and any(self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and holds no run; choose another out=")
+        write_text(self.path / "config.yaml", yaml.safe_dump(json.loads(json.dumps(asked)), sort_keys=False))
         write_text(config, yaml.safe_dump(json.loads(json.dumps(resolved)), sort_keys=False))
         write_json(self.path / "env.json", environment() | {"store": resolved["fingerprint"]})
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.report import plots, words
-from medssl.report.tags import Html, element, facts, figure, paragraph, table
+from medssl.reporting import plots, words
+from medssl.reporting.tags import Html, element, facts, figure, paragraph, table
 from medssl.store.store import Store
 
 SPLITS = ("train", "val", "test")

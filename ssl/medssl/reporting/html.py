@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from medssl.errors import UserError
 from medssl.files import atomic
-from medssl.report import card, plots, words
-from medssl.report.embeddings import Embeddings, neighbours, read_embeddings
-from medssl.report.tags import Html, absent, bullets, element, facts, figure, page, paragraph
-from medssl.report.tsne import FEWEST, trustworthiness, tsne
+from medssl.reporting import card, plots, words
+from medssl.reporting.embeddings import Embeddings, neighbours, read_embeddings
+from medssl.reporting.tags import Html, absent, bullets, element, facts, figure, page, paragraph
+from medssl.reporting.tsne import FEWEST, trustworthiness, tsne
 from medssl.rng import generator
 from medssl.store.store import Store
 

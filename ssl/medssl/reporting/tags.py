@@ -85,7 +85,7 @@ def absent(what: str, command: str) -> Html:
 
 def page(title: str, sections: Sequence[tuple[str, str, Html]], top: Html, foot: str) -> str:
     """A whole page. `sections` are (id, heading, body). Its policy forbids loading anything from anywhere."""
-    style = resources.files("medssl.report").joinpath("page.css").read_text("utf-8")
+    style = resources.files("medssl.reporting").joinpath("page.css").read_text("utf-8")
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     links = Html(" ".join(element("a", heading, href=f"#{key}") for key, heading, _ in sections))
     body = [

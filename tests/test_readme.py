@@ -1,0 +1,109 @@
+"""What the README says is so: its tree, its commands, its Python. And the wheel runs where there is no checkout."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+import medssl
+from conftest import ROOT
+from medssl import catalog
+from medssl.cli.main import COMMANDS
+from medssl.cli.run import _compose, _literal
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.S)
+COMMAND_LINES = [
+    line.split("#")[0].split() for _, block in BLOCKS for line in block.splitlines() if line.startswith("medssl ")
+]
+
+
+def test_every_command_is_shown_and_can_be_parsed():
+    assert {words[1] for words in COMMAND_LINES} == set(COMMANDS) - {"demo"}
+    for words in COMMAND_LINES:
+        _compose(words[1], [_literal(w) for w in words[2:]])
+
+
+def test_the_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make (\w+) ", README):
+        assert f"\n{target}:" in makefile, target
+
+
+def test_the_python_is_real():
+    (code,) = [block for language, block in BLOCKS if language == "python"]
+    for call in (n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call)):
+        function = getattr(medssl, call.func.attr)
+        inspect.signature(function).bind(*call.args, **{k.arg: None for k in call.keywords})
+
+
+def test_the_tree_is_true():
+    (tree,) = [block for _, block in BLOCKS if "└── medssl/" in block]
+    folders = re.findall(r"[├└]── (\w+)/", tree)
+    assert set(folders) - {"medssl"} == {
+        p.name for p in (ROOT / "ssl/medssl").iterdir() if p.is_dir() and p.name[0] != "_"
+    }
+    ground = re.search(r"├── ([a-z ]+?)   ", tree).group(1).split()
+    assert set(ground) == {p.stem for p in (ROOT / "ssl/medssl").glob("*.py")} - {"__init__"}
+    for folder in re.findall(r"^(\w+)/", tree, re.M):
+        assert (ROOT / folder).is_dir(), folder
+
+
+def test_the_methods_are_listed():
+    assert set(re.findall(r"^\| `(\w+)` \|", README, re.M)) == set(catalog.choices("method"))
+
+
+def test_the_top_level_is_what_it_should_be():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout, so untracked files cannot be told from tracked ones")
+    top = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    allowed = {
+        "ssl",
+        "configs",
+        "benchmarks",
+        "tests",
+        "notebooks",
+        "pyproject.toml",
+        "README.md",
+        "Makefile",
+        "Dockerfile",
+    }
+    assert top <= allowed | {"LICENSE", "CONTRIBUTING.md", ".ci", ".gitignore", ".pre-commit-config.yaml"}
+
+
+def test_a_wheel_runs_outside_the_checkout(tmp_path):
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
+    subprocess.run([*pip, "--wheel-dir", str(tmp_path), str(ROOT)], check=True, capture_output=True, text=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    assert not [p for p in (tmp_path / "site").iterdir() if p.name == "ssl"]
+    code = (
+        "import medssl, sys; assert medssl.__file__.startswith(sys.argv[1]); from medssl import catalog;"
+        "assert str(catalog.root()).startswith(sys.argv[1]); from medssl.cli.main import main; main(['pretrain', '--help'])"
+    )
+    site = str(tmp_path / "site")
+    done = subprocess.run(
+        [sys.executable, "-c", code, site],
+        cwd=tmp_path,
+        env={"PYTHONPATH": site},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in catalog.choices("method"))
+    assert (tmp_path / "site/medssl/reporting/page.css").is_file()

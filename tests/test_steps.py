@@ -1,0 +1,237 @@
+"""From scans to scores through the public functions, on a small synthetic cohort and on real scans."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import medssl
+from conftest import ROOT
+from medssl.errors import UserError
+from medssl.scans.cohort import planted, write_cohort
+
+PATIENTS, SEED = 60, 3
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A cohort of DICOM files, its store, and a short run."""
+    folder = tmp_path_factory.mktemp("made")
+    cohort = write_cohort(folder / "cohort", patients=PATIENTS, size=48, seed=SEED)
+    medssl.ingest(cohort / "scans", folder / "store", labels=cohort / "labels.csv", key=folder / "key")
+    run = medssl.pretrain(
+        folder / "store",
+        folder / "run",
+        encoder="cnn",
+        encoder_options={"widths": [8, 16, 32]},
+        size=24,
+        steps=30,
+        batch=32,
+    )
+    return folder, run
+
+
+@pytest.fixture(scope="module")
+def scored(made):
+    folder, run = made
+    medssl.embed(run, folder / "store")
+    result = medssl.probe(run, folder / "store", "lesion")
+    medssl.report(run)
+    return result
+
+
+def test_every_number_has_an_interval_and_its_rivals(scored, made):
+    rows = {(r["features"], r["reader"]) for r in scored["rows"]}
+    for source in ("simclr cnn", "raw pixels", "PCA", "k-means patch bank", "random init"):
+        assert {(source, "linear"), (source, "kNN")} <= rows
+    assert ("supervised", "end to end") in rows
+    for row in scored["rows"]:
+        assert set(row["scores"]) == {"AUROC", "AUPRC", "accuracy", "balanced accuracy", "ECE"}
+        for s in [*row["scores"].values(), *([row["minus_run"]] if row["minus_run"] else [])]:
+            assert s["low"] <= s["high"]
+            assert s["patients"] == scored["patients_test"] < s["n"] == scored["n_test"]
+        assert (row["minus_run"] is None) == (row["features"] == "simclr cnn")
+    assert json.loads((made[1] / "scores.json").read_text())["tables"] == [json.loads(json.dumps(scored))]
+
+
+def test_a_second_probe_gives_the_same_table_in_its_place(scored, made):
+    folder, run = made
+    again = medssl.probe(run, folder / "store", "lesion")
+    assert json.dumps(again) == json.dumps(scored)
+    assert len(json.loads((run / "scores.json").read_text())["tables"]) == 1
+
+
+def test_no_planted_identifier_is_in_any_file(scored, made):
+    """Names, dates, ids and institutions of the headers, in the bytes of store, run and report."""
+    folder, run = made
+    secrets = [s.encode() for s in planted(PATIENTS, SEED) if len(s) > 3]
+    assert len(secrets) > PATIENTS
+    files = [p for top in (folder / "store", run) for p in top.rglob("*") if p.is_file()]
+    assert run / "report.html" in files
+    leaks = {(p.name, s) for p in files for s in secrets if s in p.read_bytes()}
+    assert leaks == set()
+
+
+def test_the_report_is_one_closed_file(scored, made):
+    page = (made[1] / "report.html").read_text()
+    assert "lesion" in page
+    assert "http://" not in page
+    assert len(page) < 4_000_000
+
+
+def test_a_run_folder_holds_what_is_promised(scored, made):
+    folder, run = made
+    for name in ("config.yaml", "resolved.yaml", "env.json", "metrics.jsonl", "encoder.safetensors", "encoder.json"):
+        assert (run / name).is_file(), name
+    table = pq.read_table(run / "embeddings.parquet")
+    store = medssl.Store.open(folder / "store")
+    assert table["scan"].to_pylist() == store.column("scan").tolist()
+    assert len(table["embedding"][0]) == 32
+    seen = set(pq.read_table(run / "pretrained_on.parquet")["patient"].to_pylist())
+    assert seen == set(store.column("patient")[store.rows("train")])
+
+
+def test_the_monitor_looked_and_said_its_interval(made):
+    rows = [json.loads(line) for line in (made[1] / "metrics.jsonl").read_text().splitlines()]
+    looked = [r for r in rows if "rankme" in r]
+    assert len(looked) == 10
+    assert all(r["knn_auroc_low"] <= r["knn_auroc_high"] for r in looked if "knn_auroc" in r)
+
+
+def test_a_test_that_shares_patients_is_refused(made):
+    folder, run = made
+    with pytest.raises(UserError, match="pretraining has seen"):
+        medssl.probe(run, folder / "store", "lesion", test_store=folder / "store", baselines=[])
+    with pytest.raises(UserError, match="in training and in test"):
+        medssl.probe(run, folder / "store", "lesion", test_store=folder / "store", baselines=[], allow_overlap=True)
+
+
+def test_images_that_pretraining_has_seen_are_refused_or_marked(made, tmp_path):
+    """The same files under another key: other pseudonyms, another split, the same pixels."""
+    folder, run = made
+    cohort = folder / "cohort"
+    medssl.ingest(cohort / "scans", tmp_path / "again", labels=cohort / "labels.csv", key=tmp_path / "other key")
+    with pytest.raises(UserError, match="test images: scores would be too high"):
+        medssl.probe(run, tmp_path / "again", "lesion", baselines=[])
+    result = medssl.probe(run, tmp_path / "again", "lesion", baselines=[], allow_overlap=True)
+    assert any("pretraining has seen" in flag for flag in result["flags"])
+
+
+def test_another_hospital_is_tested_on_all_its_patients(made, tmp_path):
+    folder, run = made
+    other = write_cohort(tmp_path / "other", patients=20, size=48, seed=99)
+    medssl.ingest(other / "scans", tmp_path / "there", labels=other / "labels.csv", key=folder / "key")
+    result = medssl.probe(
+        run, folder / "store", "lesion", positive=["YES"], test_store=tmp_path / "there", baselines=[]
+    )
+    assert result["patients_test"] == 20
+    assert result["classes"] == ["YES", "not YES"]
+
+
+def test_collapse_is_said_in_words(tmp_path, capsys):
+    """Scans that all look the same, as under a wrong intensity window: nothing can be learnt, and somebody says so."""
+    (tmp_path / "scans").mkdir()
+    picture = np.random.default_rng(0).integers(0, 255, (16, 16)).astype(np.uint8)
+    for i in range(60):
+        Image.fromarray(picture).save(tmp_path / "scans" / f"{i}.png")
+    medssl.ingest(tmp_path / "scans", tmp_path / "store", key=tmp_path / "key")
+    medssl.pretrain(
+        tmp_path / "store", tmp_path / "run", encoder="mlp", encoder_options={"widths": [16]}, views="plain", steps=50, batch=32,
+        log_every=1,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert "collapsed" in rows[4]["warning"]
+    assert rows[-1]["loss"] == pytest.approx(np.log(63), abs=1e-3)
+    assert "collapsed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["simclr", "mae"])
+def test_volumes_by_changing_the_store_alone(shared, tmp_path, name):
+    source = tmp_path / "volumes"
+    source.mkdir()
+    for path in sorted((shared / "hippocampus" / "images").glob("*.nii.gz"))[:40]:
+        shutil.copy(path, source)
+    store = medssl.ingest(source, tmp_path / "store", recipe="mr", key=tmp_path / "key")
+    assert store.info["dims"] == 3
+    encoder = {"simclr": "cnn", "mae": "vit"}[name]
+    small = {"cnn": {"widths": [8, 16]}, "vit": {"dim": 24, "depth": 1, "heads": 2}}[encoder]
+    run = medssl.pretrain(
+        store.path,
+        tmp_path / "run",
+        method=name,
+        encoder=encoder,
+        encoder_options=small,
+        size=16,
+        steps=6,
+        batch=8,
+        log_every=1,
+    )
+    encoder, card = medssl.load_encoder(run)
+    assert card["size"] == [16, 16, 16]
+    assert encoder(torch.zeros(2, 1, 16, 16, 16)).shape == (2, encoder.dim)
+
+
+def test_timm_loads_the_hand_over(made, tmp_path):
+    folder, _ = made
+    run = medssl.pretrain(
+        folder / "store", tmp_path / "r", encoder="resnet18", size=32, steps=1, batch=4, monitor_every=0
+    )
+    ours, _ = medssl.load_encoder(run)
+    theirs = timm.create_model(
+        "resnet18", in_chans=1, num_classes=0, checkpoint_path=str(run / "encoder.safetensors")
+    ).eval()
+    x = torch.randn(2, 1, 32, 32)
+    assert torch.equal(ours(x), theirs(x))
+
+
+def test_it_learns_on_real_scans(shared, tmp_path):
+    """SimCLR beats its own encoder untrained by more than the paired interval, on 624 test scans it has never seen."""
+    store = medssl.ingest(shared / "medmnist" / "pneumoniamnist_rebuilt.npz", tmp_path / "store", key=tmp_path / "key")
+    torch.set_num_threads(2)
+    run = medssl.pretrain(
+        store.path,
+        tmp_path / "run",
+        encoder="cnn",
+        encoder_options={"widths": [8, 16, 32, 64]},
+        steps=200,
+        batch=128,
+        monitor_every=0,
+    )
+    result = medssl.probe(run, store.path, "label", baselines=["random init", "k-means patch bank"])
+    rows = {(r["features"], r["reader"]): r for r in result["rows"]}
+    assert rows["random init", "linear"]["minus_run"]["high"] < 0
+    assert rows["k-means patch bank", "linear"]["scores"]["AUROC"]["value"] >= 0.965
+
+
+def test_two_processes_train_as_the_command_says(made, tmp_path):
+    """devices=2 on the CPU: the loop, the sampler and the hand-over, through the real launcher."""
+    folder, _ = made
+    args = [
+        f"store={folder / 'store'}",
+        f"out={tmp_path / 'r'}",
+        "encoder=mlp",
+        "encoder.widths=[16]",
+        "size=16",
+        "steps=4",
+    ]
+    args += ["batch=16", "devices=2", "accelerator=cpu", "monitor_every=2", "log_every=1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "medssl.cli", "pretrain", *args], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    one = medssl.pretrain(
+        folder / "store", tmp_path / "one", encoder="mlp", encoder_options={"widths": [16]}, size=16, steps=4, batch=16,
+        accelerator="cpu", monitor_every=2, log_every=1,
+    )  # fmt: skip
+    losses = [
+        [json.loads(line)["loss"] for line in (r / "metrics.jsonl").read_text().splitlines()]
+        for r in (tmp_path / "r", one)
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
