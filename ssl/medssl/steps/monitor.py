@@ -15,7 +15,7 @@ from medssl.rng import generator
 from medssl.store.canvas import Canvas
 from medssl.store.store import Store
 
-TRAIN, HELD_OUT = 512, 256  # scans looked at: enough for a trend, cheap enough to do often
+TRAIN, HELD_OUT = {2: 512, 3: 128}, {2: 256, 3: 64}  # scans looked at: enough for a trend, cheap enough to do often
 RESAMPLES = 200
 
 
@@ -28,7 +28,8 @@ class Monitor:
 
     def __init__(self, store: Store, canvas: Canvas, seed: int, device: str):
         self.canvas, self.device = canvas, device
-        self.train, self.held_out = (_some(store.rows(s), n, seed) for s, n in (("train", TRAIN), ("val", HELD_OUT)))
+        looked_at = (("train", TRAIN), ("val", HELD_OUT))
+        self.train, self.held_out = (_some(store.rows(s), n[store.info["dims"]], seed) for s, n in looked_at)
         self.patient = store.column("patient")
         self.label: np.ndarray | None = None
         if store.labels:
