@@ -1,5 +1,6 @@
 # docker build -t medssl .    docker run --gpus all -v /data:/data medssl pretrain store=/data/store out=/data/run
-FROM nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04
+# torch brings its own CUDA libraries; the base image adds what the driver needs
+FROM nvidia/cuda:12.8.1-base-ubuntu24.04
 RUN apt-get update && apt-get install -y --no-install-recommends python3 python3-venv && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home medssl
 ENV PATH=/opt/medssl/bin:$PATH PYTHONUNBUFFERED=1

@@ -37,8 +37,8 @@ def main() -> None:
         for name, scans, labels in (("A", given.a, given.a_labels), ("B", given.b, given.b_labels)):
             medssl.ingest(scans, work / name, labels=labels, site=name, recipe="xray", key=work / "key")
         run = medssl.pretrain(
-            work / "A", work / "run", method=given.method, encoder="cnn", encoder_options={"widths": given.widths}, size=given.size,
-            steps=given.steps, batch=given.batch,
+            work / "A", work / "run", method=given.method, encoder="cnn", encoder_options={"widths": given.widths},
+            size=given.size, steps=given.steps, batch=given.batch,
         )  # fmt: skip
         print(f"ingest and pretraining: {time.perf_counter() - start:.0f} s on {os.cpu_count()} cores", flush=True)
         for test in (None, work / "B"):

@@ -6,19 +6,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medssl.files import atomic
-from medssl.steps.features import of_run
+from medssl.steps.features import device_of, of_run
 from medssl.steps.run import Run
 from medssl.store.store import Store
 
 
-def embed(run: str | Path, store: str | Path, *, out: str | Path | None = None, device: str = "cpu") -> Path:
+def embed(run: str | Path, store: str | Path, *, out: str | Path | None = None, device: str = "auto") -> Path:
     """Features of every scan of a store by the encoder of a run; returns the parquet file (default RUN/embeddings.parquet).
 
     Columns: scan, patient (pseudonyms), split, site, scanner, label:NAME for each label, embedding (list of float32).
     """
     folder, source_store = Run(Path(run)), Store.open(store)
     folder.finished()
-    source, _ = of_run(folder.path, device)
+    source, _ = of_run(folder.path, device_of(device))
     x = source(source_store, source_store.rows())
     names = ["scan", "patient", "split", "site", "scanner", *(f"label:{name}" for name in source_store.labels)]
     columns = {name: pa.array(source_store.column(name).tolist(), pa.string()) for name in names}

@@ -15,6 +15,7 @@ from torch import nn
 
 from medssl import catalog
 from medssl.encoders.handover import load_encoder
+from medssl.errors import UserError, nearest
 from medssl.evals.embed import embed
 from medssl.methods.base import Method
 from medssl.rng import seed_from
@@ -30,6 +31,17 @@ Source = Callable[[Store, np.ndarray], np.ndarray]  # (store, rows) -> (len(rows
 RAW = {2: 32, 3: 16}  # edge of the grid of the raw-pixel baseline
 BANK = {2: 64, 3: 32}  # largest edge the patch bank is given
 COMPONENTS = 64
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def device_of(asked: str) -> str:
+    """ "auto" is the GPU where there is one."""
+    if asked not in DEVICES:
+        raise UserError(f"device is {asked!r}.{nearest(asked, DEVICES)}")
+    found = torch.cuda.is_available()
+    if asked == "cuda" and not found:
+        raise UserError("device=cuda, and torch sees no GPU; use device=cpu")
+    return "cuda" if found and asked != "cpu" else "cpu"
 
 
 def of_encoder(encoder: nn.Module, card: dict[str, Any], device: str) -> Source:

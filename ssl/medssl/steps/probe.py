@@ -72,7 +72,7 @@ def probe(
     k: int = 20,
     allow_overlap: bool = False,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Score the frozen encoder of a run; prints a table, adds it to RUN/scores.json and returns it.
 
@@ -89,10 +89,11 @@ def probe(
         baselines: which of BASELINES stand in the table.
         k: neighbours of the kNN.
         allow_overlap: score although the encoder has seen test patients or images; every number is then marked.
-        device: cpu or cuda.
+        device: auto, cpu or cuda.
 
     Raises UserError when pretraining has seen a test patient or test image, and for labels that cannot be scored.
     """
+    device = features.device_of(device)
     folder = Run(Path(run))
     resolved = folder.finished()
     train_store = Store.open(store)
