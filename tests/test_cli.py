@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from medssl.cli.main import COMMANDS, main
+from medssl.cli.run import _compose, _literal
 
 ENV = {"PYTHONPATH": "ssl", "PATH": os.environ["PATH"], "CI": "true", "OMP_NUM_THREADS": "1"}
 
@@ -78,6 +79,9 @@ USAGE = [
     (["pretrain", "store=x", "out=y", "seed=0,1"], "add -m"),
     (["probe", "run=x", "--store", "y"], "options are key=value"),
     (["ingest"], "source=…"),
+    (["probe", "-m", "run=x", "store=y", "target=z", "k=1,2"], "-m sweeps medssl pretrain"),
+    (["pretrain", "-m", "store=x", "out=y", "encoder=mlp,resnet10t"], "encoder=timm"),
+    (["pretrain", "-m", "store=x", "out=y", "method=simclr,nope"], "there is no method 'nope'"),
     (["ingest", "source=x", "out=y", "recipe=xry"], "Did you mean 'xray'"),
 ]
 
@@ -109,6 +113,27 @@ def wrong_inputs(scans, store, run, tmp_path):
         (["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "log=tensorboard"], "wandb"),
         (["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "precision=16"], "precision"),
         (["pretrain", f"store={store}", f"out={run}", "steps=7"], "choose another out="),
+        (["ingest", f"source={scans}", f"out={store}", "overwrite=no"], "overwrite must be true or false"),
+        (
+            ["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "steps=ten"],
+            "steps must be a whole number, got 'ten'",
+        ),
+        (["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "lr=fast"], "lr must be a number"),
+        (["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "size=0"], "size must be at least 4"),
+        (
+            ["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "warmup=5"],
+            "warmup must be at least 0 and at most 0.99",
+        ),
+        (["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "batch=1"], "batch must be at least 2"),
+        (["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "seed=-1"], "seed must be at least 0"),
+        (["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "method.hidden=wide"], "hidden=wide"),
+        (["pretrain", f"store={store}", f"out={scans / '00.png'}"], "is a file"),
+        (["probe", f"run={run}", f"store={store}", "target=label", "k=0"], "k must be at least 1"),
+        (
+            ["probe", f"run={run}", f"store={store}", "target=label", "allow_overlap=no"],
+            "allow_overlap must be true or false",
+        ),
+        (["probe", f"run={run}", f"store={store}", "target=label", "device=tpu"], "device is 'tpu'"),
         (["embed", f"run={empty}", f"store={store}"], "medssl pretrain"),
         (["probe", f"run={run}", f"store={store}", "target=lable"], "Did you mean 'label'"),
         (["probe", f"run={run}", f"store={store}", "target=label", "baselines=[raw]"], "raw pixels"),
@@ -126,6 +151,14 @@ def test_wrong_input_exits_1_with_one_line_and_leaves_nothing(capsys, scans, sto
         assert "unexpected" not in last, (args, err)
         assert "Traceback" not in err
     assert [p.name for p in tmp_path.iterdir() if p.name != "empty"] == []
+
+
+@pytest.mark.parametrize(
+    "value", ["a b(1)=c,d", "it's", "back\\slash", "end\\", "한글 폴더", "${HOME}", "person(\\d+)"]
+)
+def test_a_path_is_taken_as_it_is(value):
+    word = _literal(f"source={value}")
+    assert _compose("ingest", [word, "out=x"]).source == value
 
 
 def test_debug_shows_where(capsys, monkeypatch):

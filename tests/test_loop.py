@@ -1,5 +1,6 @@
 """The loop's other promises: schedules, optimisers, broken gradients, warnings in words, no step without its data."""
 
+import dataclasses
 import json
 import math
 
@@ -59,6 +60,20 @@ def test_accumulated_gradients_are_the_mean_of_the_parts():
         (halves(half, Clock(0, 1))["loss"] / 2).backward()
     for a, b in zip(whole.parameters(), halves.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_the_loop_accumulates_what_one_pass_would_give(tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    whole, halves = (go(tmp_path / name, tiny.method("mae"), accumulate=n) for name, n in (("a", 1), ("b", 2)))
+    for key in ("loss", "grad_norm"):
+        assert halves[0][key] == pytest.approx(whole[0][key], rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_way_out(tmp_path):
+    canvas = tiny.canvas()
+    bad = dataclasses.replace(canvas, std=0.0)
+    with pytest.raises(UserError, match=r"step 0: .* is not finite; nothing was updated.*Lower lr"):
+        go(tmp_path, tiny.method("simclr"), canvas=bad)
 
 
 def test_a_broken_gradient_stops_before_the_update_and_is_named(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from timm.layers import BatchNormAct2d
 
 import tiny
 from medssl.methods.base import Clock
@@ -59,9 +60,20 @@ def worker(rank: int, port: int, folder: str) -> None:
                 dist.all_reduce(p.grad)
                 grads[n] = p.grad / 2  # DDP averages over ranks
         results[name] = {"loss": loss / 2, "grads": grads, "buffers": dict(method.named_buffers())}
+    act = share_batch_norm(BatchNormAct2d(4, act_layer=torch.nn.SiLU).double())
+    results["norm"] = act(pictures()[rank * 4 : rank * 4 + 4]).detach()
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def pictures() -> torch.Tensor:
+    return torch.randn(8, 4, 5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def test_timms_norm_with_activation_keeps_its_activation(ranks):
+    whole = BatchNormAct2d(4, act_layer=torch.nn.SiLU).double()(pictures())
+    torch.testing.assert_close(torch.cat([r["norm"] for r in ranks]), whole)
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def go(
 
     run = Path(out)
     run.mkdir(exist_ok=True)
-    settings = {"batch": 16, "save_every": 3, "log_every": 2} | options
+    settings = {"batch": 16, "save_every": 3, "log_every": 2, "seed": 7} | options
     optim = Optim(name=settings.pop("optimizer", "adamw"), lr=3e-3)
     train(
         Fabric(accelerator="cpu", devices=1),
@@ -58,7 +58,6 @@ def go(
         run / "checkpoints",
         Log(run, "jsonl", {}),
         steps=steps,
-        seed=7,
         optim=optim,
         workers=workers,
         targets=None if targets is None else targets.numpy(),
@@ -134,7 +133,7 @@ def test_sigterm_saves_the_step_and_says_try_again(tmp_path):
 def test_seeds_differ(tmp_path):
     """The comparison above can tell runs apart."""
     go("simclr", str(tmp_path / "a"))
-    go("simclr", str(tmp_path / "b"), batch=8)
+    go("simclr", str(tmp_path / "b"), seed=8)
     with pytest.raises(AssertionError):
         same(tmp_path / "a", tmp_path / "b")
 

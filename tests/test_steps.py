@@ -75,7 +75,14 @@ def test_no_planted_identifier_is_in_any_file(scored, made):
     assert len(secrets) > PATIENTS
     files = [p for top in (folder / "store", run) for p in top.rglob("*") if p.is_file()]
     assert run / "report.html" in files
-    leaks = {(p.name, s) for p in files for s in secrets if s in p.read_bytes()}
+
+    def content(path):
+        """Tables are compressed, so they are written out; packs are compressed pixels."""
+        return str(pq.read_table(path).to_pydict()).encode() if path.suffix == ".parquet" else path.read_bytes()
+
+    texts = {p: content(p) for p in files}
+    assert b"train" in texts[folder / "store" / "manifest.parquet"]
+    leaks = {(p.name, s) for p, text in texts.items() for s in secrets if s in text}
     assert leaks == set()
 
 
@@ -132,7 +139,39 @@ def test_another_hospital_is_tested_on_all_its_patients(made, tmp_path):
         run, folder / "store", "lesion", positive=["YES"], test_store=tmp_path / "there", baselines=[]
     )
     assert result["patients_test"] == 20
-    assert result["classes"] == ["YES", "not YES"]
+    assert result["classes"] == ["not YES", "YES"]  # the second is the one that is scored
+
+
+def test_the_positive_class_is_the_one_named(made, tmp_path):
+    """AUPRC of the rarer class is lower than of the commoner one; AUROC is the same for both."""
+    folder, run = made
+    found = []
+    for value in ("yes", "no"):
+        result = medssl.probe(run, folder / "store", "lesion", positive=value, baselines=[])
+        found.append(result["rows"][0]["scores"])
+    assert found[0]["AUROC"]["value"] == pytest.approx(found[1]["AUROC"]["value"], abs=1e-6)
+    assert found[0]["AUPRC"]["value"] < found[1]["AUPRC"]["value"]
+    with pytest.raises(UserError, match="no training scan has lesion=maybe"):
+        medssl.probe(run, folder / "store", "lesion", positive="maybe", baselines=[])
+
+
+def test_baselines_do_not_depend_on_which_run_was_probed_first(made, tmp_path):
+    """A run from another hospital standardises by that hospital: its baselines are its own, cached or not."""
+    folder, run = made
+    other = write_cohort(tmp_path / "other", patients=30, size=48, seed=5)
+    medssl.ingest(other / "scans", tmp_path / "there", labels=other / "labels.csv", key=folder / "key")
+    settings = {"encoder": "cnn", "encoder_options": {"widths": [8, 16, 32]}, "size": 24, "steps": 30, "batch": 32}
+    foreign = medssl.pretrain(tmp_path / "there", tmp_path / "foreign", monitor_every=0, **settings)
+    first = medssl.probe(foreign, folder / "store", "lesion", baselines=["random init", "supervised"])
+    shutil.rmtree(folder / "store" / "cache")
+    medssl.probe(run, folder / "store", "lesion", baselines=["random init", "supervised"])
+    assert medssl.probe(foreign, folder / "store", "lesion", baselines=["random init", "supervised"]) == first
+
+
+def test_a_run_folder_names_no_code(made):
+    """What is rebuilt from a run folder is found in the catalog by name: a folder from elsewhere cannot choose what runs."""
+    assert "_target_" not in (made[1] / "resolved.yaml").read_text()
+    assert "medssl." not in (made[1] / "encoder.json").read_text()
 
 
 def test_collapse_is_said_in_words(tmp_path, capsys):

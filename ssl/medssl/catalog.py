@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from medssl.errors import UsageError, nearest
+from medssl.errors import UsageError, UserError, nearest
 
 
 @cache
@@ -35,10 +35,8 @@ def load(group: str, name: str) -> dict[str, Any]:
     return yaml.safe_load((root() / group / f"{name}.yaml").read_text())
 
 
-def spec(group: str, choice: str | dict[str, Any], **options: Any) -> dict[str, Any]:
-    """A choice by name with some options replaced, or a ready dict as it is. An unknown option is an error."""
-    if not isinstance(choice, str):
-        return dict(choice)
+def spec(group: str, choice: str, **options: Any) -> dict[str, Any]:
+    """A choice by name with some options replaced. An unknown option is an error."""
     known = load(group, choice)
     for option in options:
         if option not in known:
@@ -49,7 +47,12 @@ def spec(group: str, choice: str | dict[str, Any], **options: Any) -> dict[str, 
 
 
 def build(spec: dict[str, Any], **extra: Any) -> Any:
-    """Import `_target_` and call it with the other keys and `extra`."""
+    """Import `_target_` and call it with the other keys and `extra`. UserError when the options make no sense to it."""
     options = {k: v for k, v in spec.items() if k != "_target_"}
     module, _, name = spec["_target_"].rpartition(".")
-    return getattr(importlib.import_module(module), name)(**options, **extra)
+    make = getattr(importlib.import_module(module), name)
+    try:
+        return make(**options, **extra)
+    except (TypeError, ValueError, AttributeError, RuntimeError, ZeroDivisionError) as e:
+        given = ", ".join(f"{k}={v}" for k, v in options.items())
+        raise UserError(f"cannot make {name} with {given}: {e}") from e

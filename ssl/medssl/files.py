@@ -14,7 +14,8 @@ from medssl.errors import UserError
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and renamed over `path`, else removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with disk_errors(path):
@@ -23,7 +24,7 @@ def atomic(path: Path) -> Iterator[Path]:
                 os.fsync(f.fileno())
             part.replace(path)
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             part.unlink()
 
 
@@ -34,8 +35,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as e:
         full = e.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-        if full or e.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
-            remedy = "free some space and run the same command again" if full else "choose a folder you may write to"
+        if full or e.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}:
+            remedy = "free some space and run the same command again" if full else "choose another place"
             raise UserError(f"cannot write {path}: {e.strerror}; {remedy}") from e
         raise
 

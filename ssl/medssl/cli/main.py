@@ -1,9 +1,12 @@
 """`medssl COMMAND key=value …`. Keys are Hydra's; errors are one line; nothing heavy is imported before it is needed."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from types import FrameType
 
 from medssl import __version__, catalog
 from medssl.errors import UsageError, UserError, nearest
@@ -14,6 +17,9 @@ COMMANDS = ("ingest", "pretrain", "embed", "probe", "report", "demo")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0, 1 for wrong input, 2 for a command that cannot be understood, 75 for preemption."""
     args = list(sys.argv[1:] if argv is None else argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        with suppress(ValueError):  # not the main thread
+            signal.signal(number, _interrupt)
     try:
         _dispatch(args)
         code = 0
@@ -24,10 +30,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left, as `| head` does
         code = 0
+    except OSError as e:
+        code = _fail(f"cannot use {e.filename or 'a file'}: {e.strerror or e}; check the path and its permissions", 1)
     except Exception as e:
         words = " ".join(f"{type(e).__name__}: {e}".split())[:300]
         code = _fail(f"unexpected {words}; MEDSSL_DEBUG=1 shows where", 1)
     sys.exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A scheduler's signal ends a command as Ctrl-C does, so that nothing half-written stays."""
+    raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> int:

@@ -3,10 +3,12 @@
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -21,16 +23,8 @@ from medssl import catalog
 from medssl.cli.main import _header
 from medssl.errors import Stopped, UsageError, UserError, nearest
 
-PATHS = {
-    "source",
-    "out",
-    "store",
-    "run",
-    "labels",
-    "key",
-    "test_store",
-    "patient",
-}  # taken literally, whatever they hold
+# taken literally, whatever they hold
+PATHS = {"source", "out", "store", "run", "labels", "key", "test_store", "patient", "site", "target"}
 WHERE = {"ingest": "medssl.store.ingest"}  # the others are in steps
 GROUPS = ("method", "encoder", "views")
 
@@ -50,6 +44,19 @@ def run(command: str, args: list[str]) -> None:
     if not sweep:
         call(command, cfg, cfg.hydra.runtime.choices, None)
         return
+    if command != "pretrain" or int(cfg.devices) > 1:
+        raise UsageError("-m sweeps medssl pretrain on one device; for anything else use a loop of the shell")
+    for o in parsed:
+        if o.is_sweep_override() and o.key_or_group in GROUPS:
+            for value in (str(v) for v in o.sweep_string_iterator()):
+                if value not in catalog.choices(o.key_or_group):
+                    timm = (
+                        " A timm model in a sweep: encoder=timm encoder.model=A,B."
+                        if o.key_or_group == "encoder"
+                        else ""
+                    )
+                    near = timm or nearest(value, catalog.choices(o.key_or_group))
+                    raise UsageError(f"there is no {o.key_or_group} {value!r}.{near}")
     out = OmegaConf.select(cfg, "out")
     kept = [o.key_or_group for o in parsed if o.key_or_group not in swept]
     sys.argv = [
@@ -74,9 +81,10 @@ def run(command: str, args: list[str]) -> None:
             return
         try:
             call(command, cfg, hydra_cfg.runtime.choices, Path(hydra_cfg.runtime.output_dir))
-        except UserError as e:
-            print(f"medssl: {hydra_cfg.job.override_dirname}: {e}", file=sys.stderr)
-            failed.append(e)
+        except Exception as e:
+            error = e if isinstance(e, UserError) else UserError(f"unexpected {type(e).__name__}: {e}")
+            print(f"medssl: {hydra_cfg.job.override_dirname}: {error}", file=sys.stderr)
+            failed.append(error)
 
     hydra.main(version_base="1.3", config_path=str(catalog.root()), config_name=command)(job)()
     if failed:
@@ -97,7 +105,34 @@ def call(command: str, cfg: DictConfig, choices: Any, out: Path | None) -> None:
             kwargs[group] = choices.get(group)
             kwargs[f"{group}_options"] = {k: v for k, v in (options or {}).items() if not k.startswith("_")}
     step = getattr(import_module(WHERE.get(command, f"medssl.steps.{command}")), command)
-    step(**kwargs)
+    step(**{k: typed(k, v, hint) for k, v, hint in zip(kwargs, kwargs.values(), _hints(step, kwargs), strict=True)})
+
+
+def _hints(step: Any, keys: Iterable[str]) -> Iterator[Any]:
+    hints = get_type_hints(step)
+    return (hints[k] for k in keys)
+
+
+def typed(key: str, value: Any, hint: Any) -> Any:
+    """`value` as the step's own annotation wants it; UserError when it is of another kind."""
+    kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+    if value is None and NoneType in kinds:
+        return None
+    if bool in kinds:
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif int in kinds:
+        fits, wanted = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    elif float in kinds:
+        fits, wanted = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value), "a number"
+    elif str in kinds:
+        fits, wanted = isinstance(value, str | int | float) and value != "", "a word"
+        value = str(value) if fits else value
+        fits = fits or (key == "site" and value == "")
+    else:
+        return value
+    if not fits:
+        raise UserError(f"{key} must be {wanted}, got {value!r}")
+    return value
 
 
 def _compose(command: str, words: list[str]) -> DictConfig:
@@ -180,4 +215,6 @@ def _literal(word: str) -> str:
 
 
 def _quote(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """Hydra's quoting: a backslash counts only before a quote or at the end, and ${ is kept from being looked up."""
+    value = re.sub(r"(\\*)'", r"\1\1\\'", value.replace("${", "\\${"))
+    return "'" + re.sub(r"(\\+)$", r"\1\1", value) + "'"

@@ -38,6 +38,8 @@ class KMeansBank(Method):
         super().__init__()
         if not hasattr(encoder, "centroids"):
             raise UserError(f"kmeans_bank fits encoder=patch_bank, not {type(encoder).__name__}")
+        if not 0 < whitening < 1:
+            raise UserError(f"method.whitening must lie between 0 and 1, got {whitening}")
         self.encoder = encoder.requires_grad_(False)
         self.per_scan, self.whitening, self.rounds = per_scan, whitening, rounds
         k, p = encoder.centroids.shape

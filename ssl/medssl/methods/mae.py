@@ -34,6 +34,10 @@ class MAE(Method):
             raise UserError(f"mae needs an encoder with tokens, and {type(encoder).__name__} has none; use encoder=vit")
         if not 0 < ratio < 1:
             raise UserError(f"method.ratio must lie between 0 and 1, got {ratio}")
+        if encoder.channels * math.prod(encoder.patch) < 2:
+            raise UserError(
+                "a patch of one value cannot be standardised; use a size that 8 divides, or set encoder.patch"
+            )
         self.encoder, self.ratio = encoder, ratio
         self.narrow = nn.Linear(encoder.dim, width)
         self.hole = nn.Parameter(torch.zeros(width))

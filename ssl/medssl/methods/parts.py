@@ -6,9 +6,11 @@ from itertools import pairwise
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_fn
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from medssl.errors import UserError
 from medssl.objectives.ranks import world
 
 
@@ -64,12 +66,20 @@ class RankBatchNorm(_BatchNorm):
         y = centred * (variance.view(shape) + self.eps).rsqrt()
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
-        return y.to(x.dtype)
+        y = y.to(x.dtype)
+        return self.act(self.drop(y)) if isinstance(self, BatchNormAct2d) else y
+
+
+KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
 
 def share_batch_norm(module: nn.Module) -> nn.Module:
     """Make every batch normalisation in `module` a RankBatchNorm, in place; weights, buffers and names stay."""
     for m in module.modules():
-        if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+        if isinstance(m, _BatchNorm) and type(m) not in KNOWN:
+            raise UserError(
+                f"{type(m).__name__} cannot share its statistics over processes; use devices=1 or another encoder"
+            )
+        if type(m) in KNOWN:
             m.__class__ = type(f"Rank{type(m).__name__}", (RankBatchNorm, type(m)), {})
     return module

@@ -11,7 +11,7 @@ from medssl.steps.run import Run
 from medssl.store.store import Store
 
 
-def embed(run: str | Path, store: str | Path, *, out: str | Path | None = None, device: str = "auto") -> Path:
+def embed(run: str | Path, store: str | Path | Store, *, out: str | Path | None = None, device: str = "auto") -> Path:
     """Features of every scan of a store by the encoder of a run; returns the parquet file (default RUN/embeddings.parquet).
 
     Columns: scan, patient (pseudonyms), split, site, scanner, label:NAME for each label, embedding (list of float32).
@@ -24,7 +24,7 @@ def embed(run: str | Path, store: str | Path, *, out: str | Path | None = None, 
     columns = {name: pa.array(source_store.column(name).tolist(), pa.string()) for name in names}
     flat = pa.array(x.reshape(-1), pa.float32())
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, x.shape[1])
-    path = Path(out) if out is not None else folder.path / "embeddings.parquet"
+    path = Path(out).expanduser() if out is not None else folder.path / "embeddings.parquet"
     with atomic(path) as part:
         pq.write_table(pa.table(columns).replace_schema_metadata({"store": source_store.fingerprint}), part)
     print(f"{len(x)} scans x {x.shape[1]} features: {path}")

@@ -19,7 +19,7 @@ from medssl.errors import UserError, nearest
 from medssl.evals.embed import embed
 from medssl.methods.base import Method
 from medssl.rng import seed_from
-from medssl.steps.pretrain import without_name
+from medssl.steps.pretrain import spec_of
 from medssl.store.canvas import Canvas
 from medssl.store.store import Store
 from medssl.tasks.classify import Classify
@@ -46,8 +46,14 @@ def device_of(asked: str) -> str:
 
 def of_encoder(encoder: nn.Module, card: dict[str, Any], device: str) -> Source:
     """Features of an encoder; `card` says the grid and the standardisation it was trained with, whatever the store."""
+    encoder_channels = card["channels"]
 
     def features(store: Store, rows: np.ndarray) -> np.ndarray:
+        has, takes = (store.info["channels"], store.info["dims"]), (encoder_channels, len(card["size"]))
+        if has != takes:
+            raise UserError(
+                f"the encoder takes {takes[0]}-channel scans in {takes[1]}D, and {store.path} has {has[0]} in {has[1]}D"
+            )
         canvas = store.canvas(tuple(card["size"]), card["spacing"])
         as_trained = Canvas(canvas.array, canvas.low, canvas.high, card["mean"], card["std"], canvas.size)
         return embed(encoder, as_trained, rows, device=device)
@@ -70,7 +76,9 @@ def fresh(resolved: dict[str, Any], card: dict[str, Any]) -> nn.Module:
     """The encoder as the run started it."""
     with torch.random.fork_rng():
         torch.manual_seed(seed_from(resolved["seed"], 0))
-        spec = without_name(resolved["encoder"])
+        spec = spec_of("encoder", resolved["encoder"])
+        if "pretrained" in spec:
+            spec["pretrained"] = False
         return catalog.build(spec, channels=card["channels"], size=tuple(card["size"]))
 
 
@@ -85,7 +93,7 @@ def raw_pixels(store: Store, rows: np.ndarray) -> np.ndarray:
 def pca(store: Store) -> Source:
     """Whitened principal components of the raw pixels of training patients."""
     x = raw_pixels(store, store.rows("train"))
-    model = PCA(min(COMPONENTS, *x.shape), whiten=True, svd_solver="covariance_eigh").fit(x)
+    model = PCA(min(COMPONENTS, len(x) - 1, x.shape[1]), whiten=True, svd_solver="covariance_eigh").fit(x)
     return lambda other, rows: model.transform(raw_pixels(other, rows)).astype(np.float32)
 
 
@@ -100,10 +108,9 @@ def patch_bank(store: Store, size: int, seed: int, device: str, work: Path) -> S
         encoder = catalog.build(catalog.spec("encoder", run["encoder"]), channels=store.info["channels"], size=edge)
         method = catalog.build(spec, encoder=encoder)
         rows = store.rows("train")
-        _train(
-            method, store, edge, None, rows, "plain", {}, work, run["steps"], min(256, len(rows)), seed, device, Optim()
-        )
-    card = {"size": edge, "spacing": None, "mean": store.info["mean"], "std": store.info["std"]}
+        card = {key: store.info[key] for key in ("channels", "mean", "std")} | {"size": edge, "spacing": None}
+        plain, batch = catalog.spec("views", "plain"), min(256, len(rows))
+        _train(method, store, card, rows, plain, work, run["steps"], batch, seed, device, Optim())
     return of_encoder(encoder, card, device)
 
 
@@ -123,14 +130,10 @@ def supervised(
     with torch.random.fork_rng():
         encoder = fresh(resolved, card)
         method = Classify(encoder, classes)
-        views = resolved["views"]
-        options = {k: v for k, v in views.items() if k not in {"name", "_target_"}}
         optim = Optim(lr=1e-3, weight_decay=1e-2)
         batch = min(resolved["batch"], len(rows))
-        _train(
-            method, store, tuple(card["size"]), card["spacing"], rows, views["name"], options, work, resolved["steps"], batch,
-            resolved["seed"], device, optim, target,
-        )  # fmt: skip
+        views, budget = spec_of("views", resolved["views"]), (resolved["steps"], batch, resolved["seed"])
+        _train(method, store, card, rows, views, work, *budget, device, optim, target)
     logits = of_encoder(nn.Sequential(encoder, method.head), card, device)
 
     def probabilities(other: Store, at: np.ndarray) -> np.ndarray:
@@ -142,11 +145,9 @@ def supervised(
 def _train(
     method: Method,
     store: Store,
-    size: tuple[int, ...],
-    spacing: float | None,
+    card: dict[str, Any],
     rows: np.ndarray,
-    views: str,
-    options: dict[str, Any],
+    views: dict[str, Any],
     work: Path,
     steps: int,
     batch: int,
@@ -155,11 +156,11 @@ def _train(
     optim: Optim,
     target: np.ndarray | None = None,
 ) -> None:
-    fabric = Fabric(accelerator="cuda" if device.startswith("cuda") else "cpu", devices=1)
-    recipe = catalog.build(catalog.spec("views", views, **options), size=size)
-    canvas = store.canvas(size, spacing)
-    log = Log(work, "jsonl", {})
+    """Train in a scratch folder, on the grid and with the standardisation that `card` says."""
+    grid = store.canvas(tuple(card["size"]), card["spacing"])
+    canvas = Canvas(grid.array, grid.low, grid.high, card["mean"], card["std"], grid.size)
+    recipe = catalog.build(views, size=grid.size)
     train(
-        fabric, method, canvas, rows, recipe, work / "checkpoints", log, steps=steps, batch=batch, seed=seed, optim=optim,
-        save_every=steps, targets=target,
+        Fabric(accelerator=device, devices=1), method, canvas, rows, recipe, work / "checkpoints", Log(work, "jsonl", {}),
+        steps=steps, batch=batch, seed=seed, optim=optim, save_every=steps, targets=target,
     )  # fmt: skip

@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from medssl.evals.bootstrap import score
@@ -17,6 +18,7 @@ from medssl.store.store import Store
 
 TRAIN, HELD_OUT = {2: 512, 3: 128}, {2: 256, 3: 64}  # scans looked at: enough for a trend, cheap enough to do often
 RESAMPLES = 200
+MOST_CLASSES = 20
 
 
 class Monitor:
@@ -28,39 +30,39 @@ class Monitor:
 
     def __init__(self, store: Store, canvas: Canvas, seed: int, device: str):
         self.canvas, self.device = canvas, device
-        looked_at = (("train", TRAIN), ("val", HELD_OUT))
-        self.train, self.held_out = (_some(store.rows(s), n[store.info["dims"]], seed) for s, n in looked_at)
+        dims = store.info["dims"]
+        self.watched = _some(store.rows("val"), HELD_OUT[dims], seed) or _some(
+            store.rows("train"), HELD_OUT[dims], seed
+        )
         self.patient = store.column("patient")
         self.label: np.ndarray | None = None
         if store.labels:
             label = store.column(f"label:{store.labels[0]}")
-            self.train, self.held_out = (
-                [r for r in rows if label[r] is not None] for rows in (self.train, self.held_out)
-            )
-            names = sorted({label[r] for r in self.train} & {label[r] for r in self.held_out})
-            if 2 <= len(names) <= 20:
-                self.held_out = [r for r in self.held_out if label[r] in names]
-                self.train = [r for r in self.train if label[r] in names]
-                self.label = np.array([names.index(v) if v in names else -1 for v in label])
-                self.classes = len(names)
+            train, held_out = ([r for r in store.rows(s) if label[r] is not None] for s in ("train", "val"))
+            names = sorted({label[r] for r in train} & {label[r] for r in held_out})
+            if 2 <= len(names) <= MOST_CLASSES:
+                known = np.array([names.index(v) if v in names else -1 for v in label])
+                self.train, self.held_out = (
+                    _some(np.array([r for r in rows if known[r] >= 0]), n[dims], seed)
+                    for rows, n in ((train, TRAIN), (held_out, HELD_OUT))
+                )
+                all_there = len(set(known[self.held_out])) == len(names) == len(set(known[self.train]))
+                self.label, self.classes = known if all_there else None, len(names)
 
     def __call__(self, encoder: nn.Module, logged: list[dict[str, Any]]) -> dict[str, Any]:
         """Scalars for the log, and a "warning" where there is something to say."""
-        rows = [*self.held_out, *self.train] if self.label is not None else self.held_out or self.train
-        if len(rows) < 3:
+        if len(self.watched) < 3:
             return {}
-        features = embed(encoder, self.canvas, np.array(rows), device=self.device, quiet=True)
-        n = len(self.held_out) or len(rows)
-        rank = rankme(features[:n])
+        features = embed(encoder, self.canvas, np.array(self.watched), device=self.device, quiet=True)
+        rank = rankme(features)
         out: dict[str, Any] = {"rankme": rank["centred"], "rankme_of": rank["of"]}
-        if self.label is not None and len(set(self.label[self.held_out])) == self.classes:
+        if self.label is not None:
             test, train = np.array(self.held_out), np.array(self.train)
-            p = knn_probe(
-                features[n:], self.label[train], self.patient[train], features[:n], self.patient[test], self.classes
-            )
+            x, x_train = (embed(encoder, self.canvas, rows, device=self.device, quiet=True) for rows in (test, train))
+            p = knn_probe(x_train, self.label[train], self.patient[train], x, self.patient[test], self.classes)
             s = score(AUROC, self.label[test], p, self.patient[test], n=RESAMPLES)
             out |= {"knn_auroc": s.value, "knn_auroc_low": s.low, "knn_auroc_high": s.high}
-        words = verdict(features[:n])
+        words = verdict(features)
         if logged and "chance" in logged[-1]:
             words = words or flat_at_chance([row["loss"] for row in logged], logged[-1]["chance"])
         if words:
@@ -70,6 +72,4 @@ class Monitor:
 
 
 def _some(rows: np.ndarray, n: int, seed: int) -> list[int]:
-    import torch
-
     return sorted(rows[torch.randperm(len(rows), generator=generator(seed, 1)).numpy()[:n]].tolist())

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,29 @@ from lightning_fabric.strategies import DDPStrategy
 from medssl import catalog
 from medssl.encoders.handover import save_encoder
 from medssl.errors import UserError, nearest
-from medssl.files import atomic, write_json
+from medssl.files import atomic
 from medssl.rng import seed_from
 from medssl.steps.monitor import Monitor
 from medssl.steps.run import Run
+from medssl.store.intensity import resolve
 from medssl.store.store import Store
 from medssl.train.log import SINKS, Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
 
 DEFAULTS = {"encoder": "resnet18", "steps": 2000, "batch": 128, "lr": 1e-3, "lr_end": 0.0}
+RANGES = {  # what can work, both ends included
+    "steps": (1, inf), "batch": (2, inf), "accumulate": (1, inf), "devices": (1, inf), "workers": (0, inf), "seed": (0, inf),
+    "log_every": (1, inf), "save_every": (1, inf), "monitor_every": (0, inf), "warmup": (0, 0.99), "lr_end": (0, 1),
+    "weight_decay": (0, inf), "momentum": (0, 0.9999), "spacing": (1e-3, inf),
+}  # fmt: skip
 PRECISIONS = ("32-true", "bf16-mixed")
 ACCELERATORS = ("auto", "cpu", "cuda")
-FREE = {"workers", "accelerator", "devices", "log", "save_every", "store"}  # may differ between starts: bits do not
+FREE = {"workers", "accelerator", "devices", "log", "save_every", "store"}  # may differ between starts of one run
 
 
 def pretrain(
-    store: str | Path,
+    store: str | Path | Store,
     out: str | Path,
     *,
     method: str = "simclr",
@@ -92,21 +99,21 @@ def pretrain(
     def chosen(key: str, given: Any) -> Any:
         return given if given is not None else run_defaults.get(key)
 
-    encoder_name = chosen("encoder", encoder)
-    encoder_spec = encoder_of(encoder_name, encoder_options)
+    encoder_name, encoder_spec = encoder_of(chosen("encoder", encoder), encoder_options)
     views_name = chosen("views", views) or views_for(scans)
     rows = scans.rows("train")
-    size = size or default_size(scans)
+    size = default_size(scans) if size is None else size
     steps = chosen("steps", steps)
     asked_batch, batch = batch, chosen("batch", batch)
     if asked_batch is None:
         batch = min(batch, len(rows) - len(rows) % (devices * accumulate))
+    views_spec = catalog.spec("views", views_name, **(views_options or {}))
     resolved: dict[str, Any] = {
         "store": str(scans.path),
         "fingerprint": scans.fingerprint,
-        "method": {"name": method} | spec,
-        "encoder": {"name": encoder_name} | encoder_spec,
-        "views": {"name": views_name} | catalog.spec("views", views_name, **(views_options or {})),
+        "method": described(method, spec),
+        "encoder": described(encoder_name, encoder_spec),
+        "views": described(views_name, views_spec),
         "size": [size] * dims,
         "spacing": spacing,
         "steps": steps,
@@ -134,22 +141,22 @@ def pretrain(
     strategy = DDPStrategy(find_unused_parameters=True) if devices > 1 else "auto"
     fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision, strategy=strategy)  # type: ignore[arg-type]
     fabric.launch()
-    recipe = catalog.build(without_name(resolved["views"]), size=tuple(resolved["size"]))
+    recipe = catalog.build(views_spec, size=tuple(resolved["size"]))
     with torch.random.fork_rng():
         torch.manual_seed(seed_from(seed, 0))
         model = catalog.build(encoder_spec, channels=scans.info["channels"], size=tuple(resolved["size"]))
         ssl_method = catalog.build(spec, encoder=model)
+        canvas = scans.canvas(tuple(resolved["size"]), spacing)
         run = Run(Path(out))
         if fabric.is_global_zero:
             run.start(asked, resolved, FREE)
-        fabric.barrier()
-        if fabric.is_global_zero:
             epochs = steps * batch / len(rows)
             print(
                 f"{method}, {encoder_name}: {len(rows)} scans, {steps} steps of {batch} ({epochs:.0f} epochs)",
                 file=sys.stderr,
             )
-        canvas = scans.canvas(tuple(resolved["size"]), spacing)
+        fabric.barrier()
+        sink = log if fabric.is_global_zero else "jsonl"
         train(
             fabric,
             ssl_method,
@@ -157,7 +164,7 @@ def pretrain(
             rows,
             recipe,
             run.checkpoints,
-            Log(run.path, log, resolved),
+            Log(run.path, sink, {k: v for k, v in resolved.items() if k != "store"}),
             steps=steps,
             batch=batch,
             seed=seed,
@@ -177,39 +184,55 @@ def pretrain(
 
 def check(resolved: dict[str, Any], n: int) -> None:
     """Numbers that cannot work, said before anything is built."""
-    for key in ("steps", "batch", "accumulate", "devices", "log_every", "save_every"):
-        if resolved[key] < 1:
-            raise UserError(f"{key} must be at least 1, got {resolved[key]}")
+    for key, (low, high) in RANGES.items():
+        value = resolved[key]
+        if value is not None and not low <= value <= high:
+            most = f" and at most {high:g}" if high < inf else ""
+            raise UserError(f"{key} must be at least {low:g}{most}, got {value}")
+    if resolved["size"][0] < 4:
+        raise UserError(f"size must be at least 4 pixels, got {resolved['size'][0]}")
     for key, known in {"log": SINKS, "precision": PRECISIONS, "accelerator": ACCELERATORS}.items():
         if resolved[key] not in known:
             raise UserError(f"{key} is {resolved[key]!r}.{nearest(str(resolved[key]), known)}")
-    if n == 0:
-        raise UserError(f"{resolved['store']} has no training scans; ingest more patients")
+    if resolved["accelerator"] == "cuda" and not torch.cuda.is_available():
+        raise UserError("accelerator=cuda, and torch sees no GPU; use accelerator=cpu")
+    if n < 2:
+        raise UserError(f"{resolved['store']} has {n} training scans; ingest more patients")
     if resolved["batch"] > n:
         raise UserError(f"batch={resolved['batch']} is more than the {n} training scans; lower batch to at most {n}")
 
 
-def encoder_of(name: str, options: dict[str, Any] | None) -> dict[str, Any]:
-    """The yaml of that name, or any timm model."""
+def described(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """A choice for resolved.yaml: its name and options, and no import path, since that file may come from elsewhere."""
+    return {"name": name} | {k: v for k, v in spec.items() if k != "_target_"}
+
+
+def spec_of(group: str, choice: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `described`, with the import path from the catalog."""
+    options = {k: v for k, v in choice.items() if k != "name"}
+    if group == "encoder":
+        return encoder_of(choice["name"], options)[1]
+    return catalog.spec(group, choice["name"], **options)
+
+
+def encoder_of(name: str, options: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """(what to call it, its spec): the yaml of that name, or any timm model."""
     if name in catalog.choices("encoder"):
-        return catalog.spec("encoder", name, **(options or {}))
-    return catalog.spec("encoder", "timm", model=name, **(options or {}))
+        spec = catalog.spec("encoder", name, **(options or {}))
+        return (spec["model"] if name == "timm" else name), spec
+    return name, catalog.spec("encoder", "timm", **({"model": name} | (options or {})))
 
 
-def views_for(store: Store) -> str:
-    """The recipe of the store's modality."""
-    return store.info["recipe"] if store.info["recipe"] in catalog.choices("views") else "neutral"
+def views_for(scans: Store) -> str:
+    """The recipe of the store's modality; ultrasound and what else has none of its own gets the neutral one."""
+    recipe = resolve(scans.info["recipe"], scans.info["modality"])
+    return recipe if recipe in catalog.choices("views") else "neutral"
 
 
 def default_size(store: Store) -> int:
     """64 in 2D and 32 in 3D, or the median of the scans' longest sides where that is less."""
     longest = [max(shape[1:]) for shape in store.column("shape")]
     return int(min(64 if store.info["dims"] == 2 else 32, math.ceil(np.median(longest))))
-
-
-def without_name(spec: dict[str, Any]) -> dict[str, Any]:
-    """A spec ready for catalog.build."""
-    return {k: v for k, v in spec.items() if k != "name"}
 
 
 def hand_over(run: Run, store: Store, encoder: torch.nn.Module, resolved: dict[str, Any]) -> None:
@@ -222,7 +245,8 @@ def hand_over(run: Run, store: Store, encoder: torch.nn.Module, resolved: dict[s
         "mean": store.info["mean"],
         "std": store.info["std"],
         "modality": store.info["modality"],
-        "intensity": store.info["recipe"],
+        "intensity": store.info["intensity"],
+        "key_id": store.info["key_id"],
         "orientation": "RAS+ reversed: (D, H, W) is (S, A, R)" if store.info["dims"] == 3 else "as displayed",
         "spacing": resolved["spacing"],
         "method": resolved["method"]["name"],
@@ -231,4 +255,3 @@ def hand_over(run: Run, store: Store, encoder: torch.nn.Module, resolved: dict[s
         "step": resolved["steps"],
     }
     save_encoder(run.path, encoder, card)
-    write_json(run.path / "done.json", {"step": resolved["steps"]})

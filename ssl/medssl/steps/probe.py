@@ -4,15 +4,18 @@ import hashlib
 import json
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medssl.errors import UserError, nearest
+from medssl import catalog
+from medssl.errors import Stopped, UserError, nearest
 from medssl.evals.bootstrap import difference, scores
 from medssl.evals.compare import table
 from medssl.evals.knn import knn_probe
@@ -28,6 +31,7 @@ from medssl.store.store import Store
 METRICS = (AUROC, AUPRC, ACCURACY, BALANCED_ACCURACY, ECE)
 BASELINES = ("raw pixels", "PCA", "k-means patch bank", "random init", "supervised")
 MOST_CLASSES = 50
+VERSION = 1  # of the baselines: part of their cache's key
 Readings = dict[str, np.ndarray]  # reader -> (test scans, classes) probabilities
 
 
@@ -39,8 +43,9 @@ class Labelled:
             raise UserError(f"{store.path} has no label {target!r}.{nearest(target, store.labels or ['none at all'])}")
         raw = store.column(f"label:{target}")
         wanted = {str(p).casefold() for p in positive} if positive else None
+        self.positive = " or ".join(sorted(map(str, positive))) if positive else ""
         if wanted:
-            name = " or ".join(sorted(str(p) for p in positive or ()))
+            name = self.positive
             raw = np.array(
                 [None if v is None else name if v.casefold() in wanted else f"not {name}" for v in raw], object
             )
@@ -63,11 +68,11 @@ class Labelled:
 
 def probe(
     run: str | Path,
-    store: str | Path,
+    store: str | Path | Store,
     target: str,
     *,
     positive: Iterable[str] | None = None,
-    test_store: str | Path | None = None,
+    test_store: str | Path | Store | None = None,
     baselines: Iterable[str] = BASELINES,
     k: int = 20,
     allow_overlap: bool = False,
@@ -94,6 +99,9 @@ def probe(
     Raises UserError when pretraining has seen a test patient or test image, and for labels that cannot be scored.
     """
     device = features.device_of(device)
+    if k < 1:
+        raise UserError(f"k must be at least 1, got {k}")
+    positive, baselines = _words(positive), _words(baselines) or []
     folder = Run(Path(run))
     resolved = folder.finished()
     train_store = Store.open(store)
@@ -103,12 +111,18 @@ def probe(
             raise UserError(f"there is no baseline {name!r}.{nearest(name, BASELINES)}")
     train, val = (Labelled(train_store, target, positive, train_store.rows(s)) for s in ("train", "val"))
     test = Labelled(other, target, positive, other.rows("test" if test_store is None else None))
+    if positive and train.positive not in train.value:
+        there = sorted({v for v in train_store.column(f"label:{target}") if v is not None})
+        raise UserError(f"no training scan has {target}={train.positive}.{nearest(positive[0], there)}")
     classes = sorted(set(train.value), key=_as_number)
+    if positive and len(classes) == 2:  # the second class is the one that scores are of
+        classes = [f"not {train.positive}", train.positive]
     if not 2 <= len(classes) <= MOST_CLASSES:
         raise UserError(
             f"label {target!r} has {len(classes)} classes among training patients; it needs 2 to {MOST_CLASSES}"
         )
-    flags = _flags(folder, train, test, allow_overlap)
+    of_run, card = features.of_run(folder.path, device)
+    flags = _flags(folder, card, train, test, allow_overlap)
     for part, what in ((val, "validation"), (test, "test")):
         known = part.of_classes(classes) >= 0
         if not known.all():
@@ -121,30 +135,26 @@ def probe(
     if set(np.bincount(test.of_classes(classes), minlength=len(classes))) & {0}:
         raise UserError(f"a class of {target!r} ({', '.join(classes)}) has no test scan; AUROC would be undefined")
 
-    of_run, card = features.of_run(folder.path, device)
-    channels = other.info["channels"]
-    if (channels, other.info["dims"]) != (card["channels"], len(card["size"])):
-        raise UserError(
-            f"the encoder takes {card['channels']} channels in {len(card['size'])}D, and {other.path} has {channels}"
-        )
     name = f"{resolved['method']['name']} {resolved['encoder']['name']}"
     y, y_val, y_test = (part.of_classes(classes) for part in (train, val, test))
 
     def read(source: features.Source) -> Readings:
-        x, x_val, x_test = (source(part.store, part.rows) for part in (train, val, test))
-        fitted = linear_probe((x, y), (x_val, y_val), [x_test], classes=len(classes), patient=train.patient, seed=seed)
+        x, x_test = source(train.store, train.rows), source(test.store, test.rows)
+        chooses = (source(val.store, val.rows), y_val) if len(val.rows) else None
+        fitted = linear_probe((x, y), chooses, [x_test], classes=len(classes), patient=train.patient, seed=seed)
         near = knn_probe(x, y, train.patient, x_test, test.patient, len(classes), k=min(k, len(x)))
         return {"linear": fitted.probabilities[0], "kNN": near}
 
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         encoder = {key: resolved[key] for key in ("encoder", "size", "spacing", "seed")}
+        encoder |= {key: card[key] for key in ("mean", "std")}
         views = {key: resolved[key] for key in ("views", "steps", "batch")}
         sources: dict[str, tuple[Any, Callable[[], Readings]]] = {
             "raw pixels": ({}, lambda: read(features.raw_pixels)),
             "PCA": ({}, lambda: read(features.pca(train_store))),
             "k-means patch bank": (
-                {"size": resolved["size"][0]},
+                {"size": resolved["size"][0], "bank": catalog.load("method", "kmeans_bank")},
                 lambda: read(features.patch_bank(train_store, resolved["size"][0], 0, device, work / "bank")),
             ),
             "random init": (encoder, lambda: read(features.untrained(resolved, card, device))),
@@ -157,20 +167,16 @@ def probe(
                 },
             ),
         }
-        common = [
-            train_store.fingerprint,
-            other.fingerprint,
-            target,
-            sorted(map(str, positive or ())),
-            k,
-            seed,
-            len(test.rows),
-        ]
+        common = [VERSION, device, train_store.fingerprint, other.fingerprint, target, sorted(positive or []), k, seed]
+        common += [len(test.rows)]
         readings = {name: read(of_run)}
         for baseline in (b for b in BASELINES if b in set(baselines)):
             depends, compute = sources[baseline]
             print(f"baseline: {baseline}", file=sys.stderr)
-            readings[baseline] = _cached(train_store, [baseline, depends, *common], compute)
+            try:
+                readings[baseline] = _cached(train_store, [baseline, depends, *common], compute)
+            except Stopped as e:  # its half-trained state is not worth keeping
+                raise UserError("stopped; run the same command again", e.code) from e
 
     rows: list[dict[str, Any]] = []
     lines: list[dict[str, str | Score | None]] = []
@@ -207,15 +213,20 @@ def headline(result: dict[str, Any]) -> str:
     lines = [
         f"{result['target']} ({', '.join(result['classes'])}): trained on {result['n_train']} scans of "
         f"{result['patients_train']} patients, tested on {result['n_test']} scans of {result['patients_test']} patients "
-        f"({result['test']})"
+        f"({result['test']})" + (f"; AUPRC is of {result['classes'][1]!r}" if len(result["classes"]) == 2 else "")
     ]
     return "\n".join([*lines, *(f"! {flag}" for flag in result["flags"])])
 
 
-def _flags(folder: Run, train: Labelled, test: Labelled, allow_overlap: bool) -> list[str]:
+def _flags(folder: Run, card: dict[str, Any], train: Labelled, test: Labelled, allow_overlap: bool) -> list[str]:
     """Refuses a test that pretraining has seen; says what else a reader must know."""
     flags = []
-    seen = pq.read_table(folder.path / "pretrained_on.parquet").to_pydict()
+    try:
+        seen = pq.read_table(folder.path / "pretrained_on.parquet").to_pydict()
+    except (OSError, pa.ArrowException) as e:
+        raise UserError(f"{folder.path / 'pretrained_on.parquet'} is missing or damaged; pretrain again") from e
+    if card.get("key_id") != test.store.info["key_id"]:
+        flags.append("the test store was made with another key: shared images are found, shared patients are not")
     overlap = leaks(seen["patient"], seen["hash"], test.patient, test.hash)
     if overlap:
         words = f"pretraining has seen {overlap.patients} of the test patients and {overlap.scans} of the test images"
@@ -238,9 +249,8 @@ def _cached(store: Store, key: list[Any], compute: Callable[[], Readings]) -> Re
     """Baselines do not change from run to run: their probabilities are kept with the store's other derived data."""
     name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=12).hexdigest()
     path = store.path / "cache" / f"baseline-{name}.npz"
-    if path.exists():
-        with np.load(path, allow_pickle=False) as f:
-            return dict(f)
+    with suppress(OSError, ValueError, zipfile.BadZipFile), np.load(path, allow_pickle=False) as f:
+        return dict(f)  # absent or damaged is the same: made anew
     readings = compute()
     with suppress(UserError, OSError), atomic(path) as part, part.open("wb") as f:
         np.savez(f, **readings)  # type: ignore[arg-type]
@@ -250,9 +260,17 @@ def _cached(store: Store, key: list[Any], compute: Callable[[], Readings]) -> Re
 def _remember(path: Path, result: dict[str, Any]) -> None:
     """Add the table, in place of an older one of the same question."""
     same = ("target", "classes", "train_store", "test_store")
-    tables = json.loads(path.read_text())["tables"] if path.exists() else []
+    try:
+        tables = json.loads(path.read_text())["tables"] if path.exists() else []
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} is damaged; delete it and probe again") from e
     tables = [t for t in tables if any(t[k] != result[k] for k in same)]
     write_json(path, {"tables": [*tables, result]})
+
+
+def _words(given: Iterable[str] | None) -> list[str] | None:
+    """A lone word is a list of one."""
+    return [given] if isinstance(given, str) else None if given is None else [str(word) for word in given]
 
 
 def _as_number(value: str) -> tuple[float, str]:

@@ -6,14 +6,14 @@ from medssl import catalog
 from medssl.errors import UserError
 from medssl.reporting.html import write_report
 from medssl.reporting.views import sample_views
-from medssl.steps.pretrain import without_name
+from medssl.steps.pretrain import spec_of
 from medssl.steps.run import Run
 from medssl.store.store import Store
 
 SHOWN = 4  # scans whose views are shown
 
 
-def report(run: str | Path, *, store: str | Path | None = None, out: str | Path | None = None) -> Path:
+def report(run: str | Path, *, store: str | Path | Store | None = None, out: str | Path | None = None) -> Path:
     """Write RUN/report.html (or `out`) from what the run folder holds; returns its path.
 
     `store` is needed only when the store is no longer where the run was trained on it. Sections whose input is missing
@@ -25,9 +25,9 @@ def report(run: str | Path, *, store: str | Path | None = None, out: str | Path 
     if scans.fingerprint != resolved["fingerprint"]:
         raise UserError(f"{scans.path} is not the store this run was trained on; give that one as store=")
     size = tuple(resolved["size"])
-    recipe = catalog.build(without_name(resolved["views"]), size=size)
+    recipe = catalog.build(spec_of("views", resolved["views"]), size=size)
     canvas = scans.canvas(size, resolved["spacing"])
     shown = sample_views(canvas, recipe, scans.rows("train")[:SHOWN], views=2, seed=resolved["seed"])
-    path = write_report(folder.path, scans, out=Path(out) if out else None, views=shown)
+    path = write_report(folder.path, scans, out=Path(out).expanduser() if out else None, views=shown)
     print(f"report: {path}")
     return path

@@ -21,8 +21,8 @@ class Run:
     """Paths of a run folder, and the check that it is the same run."""
 
     def __init__(self, path: Path):
-        self.path = path
-        self.checkpoints = path / "checkpoints"
+        self.path = path.expanduser()
+        self.checkpoints = self.path / "checkpoints"
 
     def start(self, asked: dict[str, Any], resolved: dict[str, Any], free: set[str]) -> None:
         """Write config.yaml (as asked), resolved.yaml (what that meant) and env.json, or make sure it is the same run.
@@ -31,7 +31,7 @@ class Run:
         """
         config = self.path / "resolved.yaml"
         if config.exists():
-            before = yaml.safe_load(config.read_text())
+            before = self.resolved()
             now = json.loads(json.dumps(resolved))
             differs = [k for k in now | before if k not in free and before.get(k) != now.get(k)]
             if differs:
@@ -40,7 +40,10 @@ class Run:
                     f"{self.path} holds a run with {k}={before.get(k)!r}, and now {k}={now.get(k)!r} is asked for; "
                     "choose another out=, or delete that folder"
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+            return
+        if self.path.is_file():
+            raise UserError(f"{self.path} is a file; choose another out=")
+        if self.path.exists() and any(self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and holds no run; choose another out=")
         write_text(self.path / "config.yaml", yaml.safe_dump(json.loads(json.dumps(asked)), sort_keys=False))
         write_text(config, yaml.safe_dump(json.loads(json.dumps(resolved)), sort_keys=False))
@@ -51,7 +54,11 @@ class Run:
         config = self.path / "resolved.yaml"
         if not config.exists():
             raise UserError(f"{self.path} is not a run folder: it has no resolved.yaml; make one with medssl pretrain")
-        return yaml.safe_load(config.read_text())
+        try:
+            resolved = yaml.safe_load(config.read_text())
+            return {"store": resolved["store"], **resolved}
+        except (yaml.YAMLError, TypeError, KeyError) as e:
+            raise UserError(f"{config} is damaged; pretrain again into another folder") from e
 
     def finished(self) -> dict[str, Any]:
         """`resolved()`; UserError when pretraining has not come to its end."""

@@ -62,7 +62,8 @@ def ingest(
     if not files:
         raise UserError(f"source={source} has no files")
     alias = open_key(key)
-    beside = read_labels(table or labels, alias, targets, patient, [relative_to(f, root) for f in files])
+    wanted = [targets] if isinstance(targets, str) else targets
+    beside = read_labels(table or labels, alias, wanted, patient, [relative_to(f, root) for f in files])
     report: list[str] = []
 
     def join(rows: list[Row], paths: list[str]) -> list[Row]:
@@ -110,13 +111,9 @@ def _summary(store: Store, report: list[str], key: Path) -> list[str]:
     alone = f" ({unknown} scans name none: each stands alone)" if unknown else ""
     rejected = ", ".join(f"{code} {n}" for code, n in counts["rejected"].items())
     rejected = f": {rejected} (rejects.jsonl)" if rejected else ""
-    alone = f" ({unknown} scans name none: each stands alone)" if unknown else ""
-    rejected = ", ".join(f"{code} {n}" for code, n in counts["rejected"].items())
-    rejected = f": {rejected} (rejects.jsonl)" if rejected else ""
     lines = [
         f"store        {store.path} ({size_on_disk(store.path) / 1e6:.1f} MB)",
         f"scans        {counts['scans']}: {info['dims']}D, "
-        f" "
         f"{info['channels']} channel{'s'[: info['channels'] > 1]}, {info['modality'] or 'modality unknown'}",
         f"patients     {counts['patients']}{alone}",
         f"splits       {splits}",

@@ -58,9 +58,11 @@ class Store:
         self.path, self.info, self.table = path, info, table
 
     @classmethod
-    def open(cls, path: str | Path) -> "Store":
+    def open(cls, path: "str | Path | Store") -> "Store":
         """Reads the two files that describe a store. Raises UserError when they are missing or of another version."""
-        path = Path(path)
+        if isinstance(path, Store):
+            return path
+        path = Path(path).expanduser()
         if not (path / "store.json").is_file():
             what = "is not a store (it has no store.json)" if path.is_dir() else "does not exist"
             raise UserError(f"{path} {what}; make one with: medssl ingest source=FOLDER out={path}")

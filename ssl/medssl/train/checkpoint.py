@@ -1,6 +1,5 @@
 """Checkpoints that survive a kill, and the words for a run that cannot go on."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,22 @@ from medssl.methods.base import Method
 def save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
     """Write beside, then rename: a kill leaves the old checkpoint or the new one. Called on every rank."""
     part = path.with_suffix(".part")
-    with disk_errors(path):
-        fabric.save(part, state)
-        fabric.barrier()
+    try:
+        with disk_errors(path):
+            fabric.save(part, state)
+            fabric.barrier()
+            if fabric.is_global_zero:
+                part.replace(path)
+    finally:
         if fabric.is_global_zero:
-            part.replace(path)
+            part.unlink(missing_ok=True)
 
 
 def load(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
     """Fill `state` from a checkpoint; tensors and numbers only, no pickled code."""
     try:
         fabric.load(path, state, weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
+    except Exception as e:  # whatever torch makes of damaged bytes
         raise UserError(
             f"{path} is damaged or belongs to another run ({type(e).__name__}); delete it to start again"
         ) from e
@@ -37,6 +40,6 @@ def not_finite(method: Method, step: int, last: Path) -> UserError:
     bad = [n for n, p in method.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
     good = f"The last good checkpoint is {last}. " if last.exists() else ""
     return UserError(
-        f"step {step}: the gradient of {bad[-1] if bad else 'the loss'} is not finite; nothing was updated. {good}"
+        f"step {step}: {f'the gradient of {bad[-1]}' if bad else 'the loss'} is not finite; nothing was updated. {good}"
         "Lower lr or clip, use precision=32-true, or look for scans with extreme values"
     )

@@ -1,5 +1,6 @@
 """What a run writes down: deterministic rows in metrics.jsonl, wall-clock rows in timing.jsonl, and wandb if asked."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def _wandb(run: Path, sink: str, config: dict[str, Any]) -> Any:
         import wandb
     except ImportError as e:
         raise UserError(f"log={sink} needs wandb: pip install 'medssl[wandb]'") from e
-    identity = run.resolve().name
+    path = run.resolve()
+    identity = f"{path.name}-{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
     mode: Any = "online" if sink == "wandb-online" else "offline"
     return wandb.init(project="medssl", id=identity, resume="allow", mode=mode, dir=str(run), config=config)

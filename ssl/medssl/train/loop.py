@@ -76,18 +76,9 @@ def train(
         load(fabric, last, state)
     start = state["step"]
     history = log.rewind(start, writes=fabric.is_global_zero)
-    batches = loader(
-        canvas,
-        rows,
-        batch // accumulate,
-        start * accumulate,
-        steps * accumulate,
-        seed,
-        fabric.global_rank,
-        fabric.world_size,
-        workers,
-        targets,
-    )
+    window = start * accumulate, steps * accumulate
+    where = fabric.global_rank, fabric.world_size
+    batches = loader(canvas, rows, batch // accumulate, *window, seed, *where, workers, targets)
     raws = iter(batches)
     began, waited = time.perf_counter(), 0.0
     bar = Progress(type(method).__name__, steps, "step", done=start, quiet=quiet or not fabric.is_global_zero)
@@ -108,11 +99,13 @@ def train(
                     given["target"] = raw["target"]
                 more = optimizer is not None and micro < accumulate - 1
                 with fabric.no_backward_sync(module) if more else nullcontext():
-                    losses = module(given, clock)
+                    try:
+                        losses = module(given, clock)
+                    except FloatingPointError as e:
+                        raise not_finite(method, step, last) from e
                     if optimizer is not None:
                         fabric.backward(losses["loss"] / accumulate)
                 means = {k: means.get(k, 0) + v.detach().float() / accumulate for k, v in losses.items()}
-            norm = torch.zeros(())
             if optimizer is not None:
                 norm = get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
                 if not torch.isfinite(norm):  # already averaged over ranks, so all of them stop here
@@ -139,9 +132,10 @@ def train(
                     rate = batch * (done - start) / seconds
                     log.write(row, {"step": done, "seconds": seconds, "data_seconds": waited, "scans_per_s": rate})
                 bar.update(0, loss=f"{row['loss']:.4g}")
-            if done % save_every == 0 or final or stop.asked:
+            stopping = stop.wanted(fabric)
+            if done % save_every == 0 or final or stopping:
                 save(fabric, last, state)
-            if stop.asked:
+            if stopping:
                 raise stop.reason(f"at step {done} of {steps}")
             bar.update()
     log.close()

@@ -4,6 +4,9 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
+from lightning_fabric import Fabric
+
 from medssl.errors import Stopped
 
 PREEMPTED = 75  # EX_TEMPFAIL: schedulers read it as "try again"
@@ -36,8 +39,15 @@ class StopRequest:
         for s, handler in self.before.items():
             signal.signal(s, handler)
 
+    def wanted(self, fabric: Fabric) -> bool:
+        """Whether any process was asked: they stop at the same step, or the others would wait for ever."""
+        if fabric.world_size == 1:
+            return self.asked is not None
+        mine = torch.tensor(float(self.asked is not None), device=fabric.device)
+        return float(torch.as_tensor(fabric.all_reduce(mine, reduce_op="sum"))) > 0
+
     def reason(self, where: str) -> Stopped:
         """What to raise after saving: code 1 for a person's Ctrl-C, 75 for a scheduler."""
-        assert self.asked is not None
-        code = 1 if self.asked == signal.SIGINT else PREEMPTED
-        return Stopped(f"stopped by {self.asked.name}, saved {where}; run the same command again to go on", code)
+        asked = self.asked or signal.SIGTERM
+        code = 1 if asked == signal.SIGINT else PREEMPTED
+        return Stopped(f"stopped by {asked.name}, saved {where}; run the same command again to go on", code)
