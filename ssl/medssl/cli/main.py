@@ -17,9 +17,10 @@ COMMANDS = ("ingest", "pretrain", "embed", "probe", "report", "demo")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0, 1 for wrong input, 2 for a command that cannot be understood, 75 for preemption."""
     args = list(sys.argv[1:] if argv is None else argv)
+    before = {}
     for number in (signal.SIGTERM, signal.SIGHUP):
         with suppress(ValueError):  # not the main thread
-            signal.signal(number, _interrupt)
+            before[number] = signal.signal(number, _interrupt)
     try:
         _dispatch(args)
         code = 0
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as e:
         words = " ".join(f"{type(e).__name__}: {e}".split())[:300]
         code = _fail(f"unexpected {words}; MEDSSL_DEBUG=1 shows where", 1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     sys.exit(code)
 
 
