@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tiny
 from medssl.cli.main import COMMANDS, main
 from medssl.cli.run import _compose, _literal
 
@@ -43,7 +44,7 @@ def store(scans, tmp_path_factory) -> Path:
     from medssl import ingest
 
     out = tmp_path_factory.mktemp("made") / "store"
-    ingest(scans, out, labels=scans.parent / "labels.csv", key=out.parent / "key")
+    ingest(scans, out, labels=scans.parent / "labels.csv", key=tiny.secret(out.parent / "key"))
     return out
 
 

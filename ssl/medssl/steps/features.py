@@ -129,6 +129,7 @@ def supervised(
     target[rows] = y
     with torch.random.fork_rng():
         encoder = fresh(resolved, card)
+        torch.manual_seed(seed_from(resolved["seed"], 1))
         method = Classify(encoder, classes)
         optim = Optim(lr=1e-3, weight_decay=1e-2)
         batch = min(resolved["batch"], len(rows))

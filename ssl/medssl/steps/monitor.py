@@ -18,6 +18,7 @@ from medssl.store.store import Store
 
 TRAIN, HELD_OUT = {2: 512, 3: 128}, {2: 256, 3: 64}  # scans looked at: enough for a trend, cheap enough to do often
 RESAMPLES = 200
+ENOUGH = 16
 MOST_CLASSES = 20
 
 
@@ -31,9 +32,10 @@ class Monitor:
     def __init__(self, store: Store, canvas: Canvas, seed: int, device: str):
         self.canvas, self.device = canvas, device
         dims = store.info["dims"]
-        self.watched = _some(store.rows("val"), HELD_OUT[dims], seed) or _some(
-            store.rows("train"), HELD_OUT[dims], seed
-        )
+        source = (
+            "val" if len(store.rows("val")) >= ENOUGH else "train"
+        )  # a rank needs some scans more than new patients
+        self.watched = _some(store.rows(source), HELD_OUT[dims], seed)
         self.patient = store.column("patient")
         self.label: np.ndarray | None = None
         if store.labels:
