@@ -145,7 +145,10 @@ def _training(run: Path, name: str, encoder: dict[str, Any] | None) -> Html:
         parts.append(absent("encoder.json is missing: pretraining has not finished.", make))
     resolved, env = run / "resolved.yaml", _json(run / "env.json")
     if resolved.exists():
-        inside = element("pre", resolved.read_text("utf-8").strip())
+        lines = resolved.read_text("utf-8").strip().splitlines()
+        inside = element(
+            "pre", "\n".join(line for line in lines if not line.startswith("store: "))
+        )  # a path may name people
         parts.append(Html(element("h3", "Every setting") + "\n" + inside))
     else:
         parts.append(absent("resolved.yaml is missing, so the settings are unknown.", make))
