@@ -107,7 +107,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path, name, workers):
 @pytest.mark.parametrize("options", [{"accumulate": 2}, {"optimizer": "lars"}, {"optimizer": "sgd"}], ids=str)
 def test_so_it_is_with_accumulation_and_every_optimiser(tmp_path, options):
     go("simclr", str(tmp_path / "whole"), **options)
-    start("simclr", str(tmp_path / "killed"), die_at=8, **options)
+    assert start("simclr", str(tmp_path / "killed"), die_at=8, **options) == -signal.SIGKILL
     go("simclr", str(tmp_path / "killed"), **options)
     same(tmp_path / "whole", tmp_path / "killed")
 

@@ -225,7 +225,13 @@ def test_volumes_by_changing_the_store_alone(shared, tmp_path, name):
 def test_timm_loads_the_hand_over(made, tmp_path):
     folder, _ = made
     run = medssl.pretrain(
-        folder / "store", tmp_path / "r", encoder="resnet18", size=32, steps=1, batch=4, monitor_every=0
+        medssl.Store.open(folder / "store"),
+        tmp_path / "r",
+        encoder="resnet18",
+        size=32,
+        steps=1,
+        batch=4,
+        monitor_every=0,
     )
     ours, _ = medssl.load_encoder(run)
     theirs = timm.create_model(

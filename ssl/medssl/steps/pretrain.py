@@ -92,6 +92,7 @@ def pretrain(
     """
     asked = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items() if v is not None}
     scans = Store.open(store)
+    asked["store"] = str(scans.path)
     dims = scans.info["dims"]
     spec = catalog.spec("method", method, **(method_options or {}))
     run_defaults = DEFAULTS | spec.pop("_run_", {})

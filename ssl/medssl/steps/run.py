@@ -67,11 +67,6 @@ class Run:
             raise UserError(f"the run in {self.path} is not finished; run its medssl pretrain command again to go on")
         return resolved
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl."""
-        path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
 
 def environment() -> dict[str, Any]:
     """Versions, hardware and, in a checkout, the commit."""
