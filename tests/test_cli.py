@@ -78,6 +78,8 @@ USAGE = [
     (["pretrain", "store=x", "out=y", "seed=0,1"], "add -m"),
     (["probe", "run=x", "--store", "y"], "options are key=value"),
     (["ingest"], "source=…"),
+    (["release", "store=x"], "where=…"),
+    (["inspect", "-m", "store=x", "where=dims == 2,dims == 3"], "-m sweeps medssl pretrain"),
     (["probe", "-m", "run=x", "store=y", "target=z", "k=1,2"], "-m sweeps medssl pretrain"),
     (["pretrain", "-m", "store=x", "out=y", "encoder=mlp,resnet10t"], "encoder=timm"),
     (["pretrain", "-m", "store=x", "out=y", "method=simclr,nope"], "there is no method 'nope'"),
@@ -137,6 +139,12 @@ def wrong_inputs(scans, store, run, tmp_path):
         (["probe", f"run={run}", f"store={store}", "target=lable"], "Did you mean 'label'"),
         (["probe", f"run={run}", f"store={store}", "target=label", "baselines=[raw]"], "raw pixels"),
         (["report", f"run={empty}"], "medssl pretrain"),
+        (["inspect", f"store={empty}"], str(empty)),
+        (["inspect", f"store={store}", "where=lable == 'big'"], "Did you mean 'label'"),
+        (["inspect", f"store={store}", 'where="big" == label and (dims = 2)'], "Equal is written =="),
+        (["inspect", f"store={store}", f"sheet={scans / '00.png' / 'a.png'}"], "choose another place"),
+        (["rejects", f"store={store}", "code=TRUNCATE"], "Did you mean 'TRUNCATED'"),
+        (["release", f"store={store}", "where=label in ['big', 'small']"], "none of them is held"),
     ]
 
 
@@ -158,6 +166,25 @@ def test_wrong_input_exits_1_with_one_line_and_leaves_nothing(capsys, scans, sto
 def test_a_path_is_taken_as_it_is(value):
     word = _literal(f"source={value}")
     assert _compose("ingest", [word, "out=x"]).source == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        'modality == "CT" and spacing <= 2',
+        '"cut off" in flags',
+        "'it''s' != label.x",
+        "modality in ['CT', \"MR\"]",
+        "[1, 2] == dims",
+        "finding == '폐렴, 좌' or ${HOME} == \\",
+        "a=b",
+        "3 < slices",
+        "true",
+    ],
+)
+def test_a_where_is_taken_as_it_is(value):
+    assert _compose("inspect", ["store=x", _literal(f"where={value}")]).where == value
+    assert _compose("inspect", ["store=x", _literal("where=null")]).where is None
 
 
 def test_debug_shows_where(capsys, monkeypatch):

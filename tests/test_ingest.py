@@ -109,7 +109,7 @@ def test_real_volumes(shared, tmp_path, key):
     (source / "broken.nii.gz").write_bytes(gzip.compress(b"\0" * 100))
     store = ingest(source, tmp_path / "out", recipe="mr", key=key)
     store.verify()
-    assert (len(store), store.info["dims"], store.info["channels"]) == (8, 3, 1)
+    assert (len(store), store.dims, store.channels) == (8, 3, 1)
     assert len(store.column("affine")[0]) == 16
     canvas = store.canvas(32)
     assert canvas.array.shape == (8, 1, 32, 32, 32)

@@ -1,12 +1,16 @@
 """Tables join the right scan, copy what was asked for and nothing else."""
 
+import re
 import unicodedata
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medssl.errors import UserError
 from medssl.scans.alias import Alias
-from medssl.store.labels import match, normal, read_labels
+from medssl.store.labels import read_labels
+from medssl.store.match import match, normal, stem
 
 ALIAS = Alias(b"k" * 32)
 
@@ -40,6 +44,44 @@ def test_several_scans_of_one_path_share_its_row():
 def test_names_compare_across_unicode_forms_case_and_slashes():
     korean = "환자/사진.PNG"
     assert match([unicodedata.normalize("NFD", korean)], [normal("환자\\사진.png")])
+
+
+def defined(paths, files):
+    """What `match` promises, by counting every tail of everything."""
+
+    def tails(name):
+        parts = name.split("/")
+        return ["/".join(parts[i:]) for i in range(len(parts))] + ["stem of " + stem(name)]
+
+    def count(names, tail):
+        return sum(tail in tails(name) for name in names)
+
+    out = {}
+    for path in dict.fromkeys(paths):
+        if path in files:
+            out[path] = files.index(path)
+            continue
+        once = [t for t in tails(path) if count(dict.fromkeys(paths), t) == 1 and count(files, t) == 1]
+        if once:
+            out[path] = next(i for i, name in enumerate(files) if once[0] in tails(name))
+    return out
+
+
+NAMES = st.lists(st.sampled_from("ab"), max_size=2).flatmap(
+    lambda folders: st.sampled_from(["x.png", "x.dcm", "y.png", "x", "z.nii.gz"]).map(lambda n: "/".join([*folders, n]))
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.lists(NAMES, max_size=7), st.lists(NAMES, max_size=7, unique=True))
+def test_match_against_its_definition(paths, files):
+    assert match(paths, files) == defined(paths, files)
+
+
+def test_names_in_archives_and_uids():
+    files = [normal(f) for f in ["a.zip/b/1.2.840.7", "a.zip!/1.dcm", "b.zip/1.dcm", "c\\set.npz", "d/set.npz#train/3"]]
+    paths = ["s/a.zip!/b/1.2.840.7.dcm", "s/a.zip!/1.dcm", "s/b.zip!/1.dcm", "c/set.npz#train/1", "d/set.npz#train/3"]
+    assert match(paths, files) == {path: i for i, path in enumerate(paths)}
 
 
 @pytest.mark.parametrize("column", ["label", "Diagnosis", "CLASS"])
@@ -81,9 +123,9 @@ def test_a_pattern_names_the_patient_before_the_table_does(tmp_path):
 
 
 def test_folders_are_labels():
-    paths = ["x/sick/a.png", "b.png", "set.npz#train/3"]
+    paths = ["x/sick/a.png", "b.png", "set.npz#train/3", "x/well/y.nii.gz#volume/2", "x/mild.zip!/a.png"]
     out, _ = read_labels("folders", ALIAS).join(rows(paths), paths)
-    assert [r.get("label:label") for r in out] == ["sick", None, None]
+    assert [r.get("label:label") for r in out] == ["sick", None, None, "well", "mild"]
 
 
 def test_splits_count_only_when_all_are_splits(tmp_path):
@@ -102,6 +144,31 @@ def test_facts_let_no_free_text_through(tmp_path):
     assert facts[1] == {}
     assert facts[2] == {"age": 0.5, "sex": "F", "view": "AP", "laterality": "R"}
     assert [r["site"] for r in out] == ["A", "", "B"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "age"),
+    [("45세", 45.0), ("6개월", 0.5), ("104", 90.0), ("999", None), ("999D", 999 / 365), ("45 Kim", None)],
+)
+def test_ages(tmp_path, cell, age):
+    out, _ = join(tmp_path, f"file,age\na,{cell}\n", ["a"])
+    assert out[0].get("fact:age") == age
+
+
+def test_korean_and_differently_written_columns(tmp_path):
+    out, report = join(tmp_path, "파일명;환자 번호;진단명;성별;View Position\na.png;7;폐렴;여;pa\n", ["a.png"])
+    assert out[0] | {"label:진단명": "폐렴", "fact:sex": "F", "fact:view": "PA"} == out[0]
+    assert out[0]["patient"] == ALIAS.alias("patient", "7")
+    assert not any("not copied" in line for line in report)
+
+
+def test_a_table_that_means_no_scan(tmp_path):
+    with pytest.raises(UserError, match=r"names files like folder/name.png, the source has paths like name.dcm;") as e:
+        join(tmp_path, "file,label\nsecret/kim.png,1\n", ["lee.dcm"])
+    assert not {"kim", "lee", "secret"} & set(re.findall(r"\w+", str(e.value)))
+    with pytest.raises(UserError, match="no patient in the table") as e:
+        join(tmp_path, "patient,label\n880101,1\n", ["lee.dcm"])
+    assert "880101" not in str(e.value)
 
 
 def test_rows_that_repeat_are_counted_and_rows_that_disagree_are_refused(tmp_path):

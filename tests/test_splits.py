@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from medssl.errors import UserError
 from medssl.scans.alias import Alias
-from medssl.store.splits import SPLITS, assign, empty_splits, leaks
+from medssl.store.splits import SPLITS, assign, empty_splits, leaks, torn
 
 ALIAS = Alias(b"k" * 32)
 patients = st.lists(st.text("abcdef", min_size=1, max_size=3), max_size=40)
@@ -47,6 +47,35 @@ def test_a_torn_patient_is_named_by_row_and_never_by_id():
     with pytest.raises(UserError, match=r"1 patients .* scans 2 ") as e:
         assign(["anna", "bert", "anna"], ALIAS, ["train", "", "test"])
     assert "anna" not in str(e.value)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["", *SPLITS])), max_size=30))
+def test_a_group_is_in_one_split_but_where_the_source_puts_its_patients_elsewhere(rows):
+    """Two patients to a group, and the first given split of a patient counts."""
+    first = {}
+    for patient, split in rows:
+        first[patient] = first.get(patient) or split
+    people, fixed = [p for p, _ in rows], [first[p] for p, _ in rows]
+    group = ["abcdefgh"["abcdefgh".index(p) // 2 * 2] for p in people]
+    splits = assign(people, ALIAS, fixed, group)
+    assert all(f in ("", s) for f, s in zip(fixed, splits, strict=True))
+    several = 0
+    for g in set(group):
+        ours = {s for h, s in zip(group, splits, strict=True) if h == g}
+        theirs = {f for h, f in zip(group, fixed, strict=True) if h == g and f}
+        assert ours == theirs or (not theirs and len(ours) == 1)
+        several += len(ours) > 1
+    assert torn(group, splits) == several
+
+
+def test_the_group_draws_and_not_the_patient():
+    people = [f"p{i}" for i in range(200)]
+    group = [f"p{i // 2 * 2}" for i in range(200)]
+    assert assign(people, ALIAS, None, group) == assign(group, ALIAS)
+
+
+def test_a_free_patient_of_a_torn_group_trains():
+    assert assign(["a", "b", "c"], ALIAS, ["test", "", "train"], ["a", "a", "a"]) == ["test", "train", "train"]
 
 
 def test_an_unknown_split_is_refused():

@@ -3,6 +3,7 @@
 The steps of the command line, as functions with plain arguments:
 
     store = medssl.ingest("scans/", "store/", labels="labels.csv")
+    medssl.inspect("store/", sheet="sheet.png")
     run = medssl.pretrain("store/", "run/", method="simclr", encoder="resnet18")
     medssl.embed(run, "store/")
     medssl.probe(run, "store/", "label")
@@ -18,6 +19,12 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "ingest": "medssl.store.ingest",
+    "inspect": "medssl.steps.inspect",
+    "rejects": "medssl.steps.rejects",
+    "release": "medssl.steps.release",
+    "nifti": "medssl.steps.nifti",
+    "png": "medssl.steps.png",
+    "shard": "medssl.steps.shard",
     "pretrain": "medssl.steps.pretrain",
     "embed": "medssl.steps.embed",
     "probe": "medssl.steps.probe",

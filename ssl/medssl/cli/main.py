@@ -11,7 +11,10 @@ from types import FrameType
 from medssl import __version__, catalog
 from medssl.errors import UsageError, UserError, nearest
 
-COMMANDS = ("ingest", "pretrain", "embed", "probe", "report", "demo")
+COMMANDS = (
+    *("ingest", "inspect", "rejects", "release", "nifti", "png", "shard"),
+    *("pretrain", "embed", "probe", "report", "demo"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -24,7 +24,8 @@ from medssl.cli.main import _header
 from medssl.errors import Stopped, UsageError, UserError, nearest
 
 # taken literally, whatever they hold
-PATHS = {"source", "out", "store", "run", "labels", "key", "test_store", "patient", "site", "target"}
+PATHS = {"source", "out", "store", "run", "labels", "key", "test_store", "patient", "site", "target", "aihub"}
+PATHS |= {"csv", "sheet", "privacy"}
 WHERE = {"ingest": "medssl.store.ingest"}  # the others are in steps
 GROUPS = ("method", "encoder", "views")
 
@@ -209,6 +210,8 @@ def _any_timm(word: str) -> list[str]:
 
 def _literal(word: str) -> str:
     key, eq, value = word.partition("=")
+    if key == "where" and value not in {"null", ""}:
+        return f"where={_quote(value)}"  # it may well begin with a quote of its own
     if key in PATHS and eq and value[:1] not in "'\"[" and value not in {"null", ""}:
         return f"{key}={_quote(value)}"
     return word

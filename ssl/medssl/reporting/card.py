@@ -26,13 +26,13 @@ def data_card(store: Store) -> Html:
             "patients",
             f"{len(set(patients)):,}" + ("" if known.all() else f" ({(~known).sum():,} scans without a patient id)"),
         ),
-        ("modality", info["modality"]),
-        ("dimensions", f"{info['dims']}D, {info['channels']} channel{'s' if info['channels'] != 1 else ''}"),
+        ("modality", store.modality),
+        ("dimensions", f"{store.dims}D, {store.channels} channel{'s'[: store.channels > 1]}"),
         ("sites", _counted(store.column("site"))),
         ("scanners", _counted(store.column("scanner"))),
-        ("intensity", info["intensity"]),
+        ("intensity", store.intensity),
         ("files rejected", ", ".join(f"{code} {n:,}" for code, n in codes.items()) or "none"),
-        ("equal pixels", f"{twins['within']:,} repeats within a split, {twins['between']:,} images in several splits"),
+        ("equal pixels", f"{twins['within']:,} repeats within a split, {twins['between']:,} images in several splits, {twins['near']:,} nearly equal pairs"),
         ("fingerprint", element("code", store.fingerprint)),
     ]
     split = store.column("split")

@@ -66,7 +66,7 @@ def write_report(
     top = Html(
         element("h1", f"{name}: {what}")
         + paragraph(
-            f"{store.info['modality'] or 'Scans'} in {store.info['dims']}D, store {store.fingerprint}", klass="under"
+            f"{store.modality or 'Scans'} in {store.dims}D, store {store.fingerprint}", klass="under"
         )
         + _headline(all_tables, name)
     )
@@ -126,7 +126,7 @@ def _data(store: Store, seed: int) -> Html:
 
 
 def _slice_note(store: Store) -> str:
-    return "Of a volume, the middle slice of its first axis." if store.info["dims"] == 3 else ""
+    return "Of a volume, the middle slice of its first axis." if store.dims == 3 else ""
 
 
 def _picture(store: Store, row: int) -> NDArray[Any]:

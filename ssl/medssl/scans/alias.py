@@ -30,6 +30,10 @@ class Alias:
         """Where a patient (a pseudonym) falls in [0, 1). Depends on nothing else, so adding patients moves nobody."""
         return (int.from_bytes(self._digest(f"v1|split|{patient}".encode())[:8], "big") >> 11) * 2.0**-53
 
+    def secret(self) -> str:
+        """The key itself, for a child's standard input. Never to be written, logged or passed as an argument."""
+        return self._key.hex()
+
     def __repr__(self) -> str:
         """Never the key."""
         return f"Alias(key_id={self.key_id!r})"

@@ -4,221 +4,240 @@ Every length is proved before anything is decoded, every transfer syntax has one
 have the shape that the header promised.
 """
 
+import io
 import math
-from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import imagecodecs
 import numpy as np
-from pydicom import Dataset
-from pydicom.pixels import get_decoder
 
-from medssl.scans.header import integer
+from medssl.scans.header import UNDEFINED, Header
+from medssl.scans.layout import FLOATS, JPEG, JPEG_LS, MAX_FRAMES, RLE, YBR_DECODED, Layout
 from medssl.scans.scan import Unreadable
 
-MAX_PIXELS = 1 << 28  # per frame; a header that asks for more is lying
+PAD = 3  # bytes of padding after native pixels that are seen in practice
 
-NATIVE = {"", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
-
-RLE = "1.2.840.10008.1.2.5"
-
-JPEG = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70)}
-
-JPEG_LS = {f"1.2.840.10008.1.2.4.{n}" for n in (80, 81)}
-
-JPEG_2000 = {f"1.2.840.10008.1.2.4.{n}" for n in (90, 91)}
+Place = tuple[tuple[int, int], ...]  # (offset, length) of every fragment of one frame; a native frame has one
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How the header says the pixels are laid out."""
-
-    rows: int
-    columns: int
-    samples: int
-    allocated: int
-    stored: int
-    high: int
-    signed: bool
-    photometric: str
-    planar: bool
-    syntax: str
-    implicit: bool
-    little: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(rows, columns) or (rows, columns, samples)."""
-        return (self.rows, self.columns) if self.samples == 1 else (self.rows, self.columns, self.samples)
-
-    @property
-    def encapsulated(self) -> bool:
-        """Whether the pixel data is compressed fragments."""
-        return self.syntax not in NATIVE
-
-    @property
-    def limits(self) -> tuple[int, int]:
-        """Smallest and largest stored value that Bits Stored and Pixel Representation allow."""
-        return (-(1 << self.stored - 1), (1 << self.stored - 1) - 1) if self.signed else (0, (1 << self.stored) - 1)
+# ---- where the frames lie
 
 
-def read_layout(ds: Dataset) -> Layout:
-    """The header's promises, checked against each other."""
-    allocated = integer(ds, "BitsAllocated", 0)
-    stored = integer(ds, "BitsStored", allocated)
-    syntax = str(getattr(getattr(ds, "file_meta", None), "TransferSyntaxUID", ""))
-    implicit, little = ds.original_encoding
-    layout = Layout(
-        rows=integer(ds, "Rows", 0),
-        columns=integer(ds, "Columns", 0),
-        samples=integer(ds, "SamplesPerPixel", 1),
-        allocated=allocated,
-        stored=stored,
-        high=integer(ds, "HighBit", stored - 1),
-        signed=integer(ds, "PixelRepresentation", 0) == 1,
-        photometric=str(ds.get("PhotometricInterpretation", "") or "MONOCHROME2").strip().upper(),
-        planar=integer(ds, "PlanarConfiguration", 0) == 1,
-        syntax=syntax,
-        implicit=bool(implicit),
-        little=little is not False,
-    )
-    if layout.rows < 1 or layout.columns < 1:
-        raise Unreadable("NO_PIXELS", "the header has no rows or no columns")
-    if layout.rows * layout.columns > MAX_PIXELS:
-        raise Unreadable("TOO_LARGE", f"the header asks for {layout.rows} x {layout.columns} pixels")
-    if layout.allocated not in {8, 16}:
-        raise Unreadable("UNSUPPORTED_PIXELS", f"{layout.allocated} bits allocated; 8 and 16 are read")
-    if not (1 <= layout.stored <= layout.allocated and layout.stored - 1 <= layout.high < layout.allocated):
-        raise Unreadable("BAD_HEADER", "bits stored, high bit and bits allocated contradict each other")
-    if layout.samples not in {1, 3} or (layout.samples == 3) != (layout.photometric.split("_")[0] in {"RGB", "YBR"}):
-        raise Unreadable(
-            "UNSUPPORTED_PIXELS", "this number of samples with this photometric interpretation is not read"
-        )
-    if layout.samples == 3 and layout.stored != 8:
-        raise Unreadable("UNSUPPORTED_PIXELS", f"colour with {layout.stored} bits stored; 8 are read")
-    if layout.syntax not in NATIVE | JPEG | JPEG_LS | JPEG_2000 | {RLE}:
-        raise Unreadable("UNSUPPORTED_SYNTAX", "no decoder for this transfer syntax")
-    if integer(ds, "NumberOfFrames", 1) > 1:
-        raise Unreadable("MULTI_FRAME_UNSUPPORTED", "more than one frame in one file is not read yet")
-    return layout
-
-
-def read_words(stream: BinaryIO, layout: Layout) -> np.ndarray:
-    """Words of the only frame, of `layout.shape`, unsigned; `stream` stands at the pixel data element.
+def frames(stream: BinaryIO, header: Header, layout: Layout) -> list[Place]:
+    """Where each frame lies in `stream` (pass `header.stream`): min(declared, present) places, every length proved.
 
     Raises:
-        Unreadable: TRUNCATED, NO_PIXELS, BAD_LENGTH, UNSUPPORTED_PIXELS, DECODE_FAILED.
+        Unreadable: NO_PIXELS, TRUNCATED, BAD_LENGTH, TOO_LARGE.
     """
-    data = _element(stream, layout)
-    return _decode(data, layout) if layout.encapsulated else _native(data, layout)
-
-
-def _element(stream: BinaryIO, layout: Layout) -> bytes:
-    """Bytes of the pixel data element; proves that all of them are there."""
-    order: Literal["little", "big"] = "little" if layout.little else "big"
-    head = stream.read(8 if layout.implicit else 12)
-    if len(head) < (8 if layout.implicit else 12):
+    if header.pixels is None:
         raise Unreadable("NO_PIXELS", "the file ends without pixel data")
-    group, element = (int.from_bytes(head[i : i + 2], order) for i in (0, 2))
-    if (group, element) != (0x7FE0, 0x0010):
-        raise Unreadable("NO_PIXELS", "no pixel data, or pixel data as floating point")
-    length = int.from_bytes(head[-4:], order)
-    if layout.encapsulated != (length == 0xFFFFFFFF):
+    _, start, length = header.pixels
+    if layout.encapsulated != (length == UNDEFINED):
         raise Unreadable("BAD_LENGTH", "the pixel data's length contradicts the transfer syntax")
+    size = stream.seek(0, io.SEEK_END)
     if layout.encapsulated:
-        return stream.read()
-    if not layout.implicit and not layout.little and layout.allocated == 8:
-        raise Unreadable("UNSUPPORTED_PIXELS", "8 bits in big-endian words are not read")
-    if layout.photometric == "YBR_FULL_422":
-        raise Unreadable("UNSUPPORTED_PIXELS", "uncompressed subsampled colour is not read")
-    expected = math.prod(layout.shape) * layout.allocated // 8
-    if not expected <= length <= expected + 3:  # up to three bytes of padding are seen in practice
+        return _compressed(stream, header, layout, start, size)
+    return _native(layout, start, length, size)
+
+
+def repaired(layout: Layout, places: list[Place]) -> tuple[str, ...]:
+    """The step to record when fewer frames are there than declared, else ()."""
+    return () if len(places) == layout.frames else ("number of frames corrected",)
+
+
+def _native(layout: Layout, start: int, length: int, size: int) -> list[Place]:
+    each = layout.length
+    if layout.photometric == "YBR_FULL_422" and length >= math.prod(layout.shape) * layout.frames:
+        each = math.prod(layout.shape)  # some writers name it so and do not subsample
+    if layout.frames > 1 and math.prod(layout.shape) * layout.allocated % 8:
+        raise Unreadable("UNSUPPORTED_PIXELS", "frames of single bits that do not begin at a byte are not read")
+    if layout.swapped and each % 2:
+        if layout.frames > 1:
+            raise Unreadable("UNSUPPORTED_PIXELS", "frames that begin inside a big-endian word are not read")
+        each += 1
+    count = length // each
+    if count == 0 or length - count * each > PAD:  # more frames than declared are left where they are
         raise Unreadable("BAD_LENGTH", "the pixel data's length is not rows x columns x samples x bytes")
-    data = stream.read(expected)
-    if len(data) < expected:
+    count = min(count, layout.frames)
+    if start + count * each > size:
         raise Unreadable("TRUNCATED", "the file ends inside the pixel data")
-    return data
+    return [((start + k * each, each),) for k in range(count)]
 
 
-def _native(data: bytes, layout: Layout) -> np.ndarray:
-    dtype = np.dtype(np.uint8 if layout.allocated == 8 else ("<u2" if layout.little else ">u2"))
-    words = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
-    if layout.samples == 3 and layout.planar:
-        return np.ascontiguousarray(words.reshape(3, layout.rows, layout.columns).transpose(1, 2, 0))
-    return words.reshape(layout.shape)
-
-
-def _fragments(data: bytes) -> bytes:
-    """The only frame of encapsulated pixel data: all fragments after the offset table (PS3.5 A.4)."""
-    at, parts = 0, []
-    while True:
-        tag, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        if tag == b"\xfe\xff\xdd\xe0" and len(data) >= at + 8:
-            break
-        if tag != b"\xfe\xff\x00\xe0" or at + 8 + length > len(data):
-            raise Unreadable("TRUNCATED", "the compressed pixel data has no end")
-        parts.append(data[at + 8 : at + 8 + length])
-        at += 8 + length
-    if not any(parts[1:]):
+def _compressed(stream: BinaryIO, header: Header, layout: Layout, start: int, size: int) -> list[Place]:
+    """Fragments to frames by offset table, else by where codestreams begin (PS3.5 A.4)."""
+    table, fragments = _fragments(stream, start, size)
+    if not any(length for _, length in fragments):
         raise Unreadable("NO_PIXELS", "the compressed pixel data is empty")
-    return b"".join(parts[1:])
+    starts = _long_table(header) or table
+    origin = fragments[0][0] - 8
+    heads = {offset - 8 - origin: i for i, (offset, _) in enumerate(fragments)}
+    if len(starts) > 1 and starts[0] == 0 and sorted(set(starts)) == starts and set(starts) <= heads.keys():
+        firsts = [heads[s] for s in starts]
+    elif layout.frames == 1 and layout.syntax != RLE:
+        firsts = [0]
+    elif layout.syntax == RLE:  # a frame is one fragment (PS3.5 A.4.2)
+        firsts = list(range(len(fragments)))
+    else:
+        firsts = [i for i, (offset, _) in enumerate(fragments) if _begins(stream, offset)]
+        if not firsts or firsts[0] != 0:
+            raise Unreadable("BAD_LENGTH", "the compressed fragments cannot be told apart into frames")
+    ends = [*firsts[1:], len(fragments)]
+    places = [tuple(fragments[a:b]) for a, b in zip(firsts, ends, strict=True)]
+    return places[: layout.frames]
+
+
+def _fragments(stream: BinaryIO, start: int, size: int) -> tuple[list[int], list[tuple[int, int]]]:
+    """The basic offset table and the (offset, length) of every fragment, by seeking from item to item."""
+    found: list[tuple[int, int]] = []
+    at = start
+    while True:
+        stream.seek(at)
+        head = stream.read(8)
+        length = int.from_bytes(head[4:], "little")
+        if head[:4] == b"\xfe\xff\xdd\xe0" and len(head) == 8:
+            break
+        if head[:4] != b"\xfe\xff\x00\xe0" or len(head) < 8 or at + 8 + length > size:
+            raise Unreadable("TRUNCATED", "the compressed pixel data has no end")
+        if len(found) > MAX_FRAMES:
+            raise Unreadable("TOO_LARGE", "more compressed fragments than any scan has")
+        found.append((at + 8, length))
+        at += 8 + length
+    if len(found) < 2:
+        raise Unreadable("NO_PIXELS", "the compressed pixel data is empty")
+    stream.seek(found[0][0])
+    table = np.frombuffer(stream.read(found[0][1] // 4 * 4), "<u4").tolist()
+    return table, found[1:]
+
+
+def _long_table(header: Header) -> list[int]:
+    """The extended offset table (PS3.3 C.7.6.3.1.8), which counts from the same byte as the basic one."""
+    value = header.value("ExtendedOffsetTable")
+    return np.frombuffer(value[: len(value) // 8 * 8], "<u8").tolist()
+
+
+def _begins(stream: BinaryIO, offset: int) -> bool:
+    """Whether a codestream begins there: start of image (JPEG, JPEG-LS), start of codestream or box (JPEG 2000)."""
+    stream.seek(offset)
+    head = stream.read(8)
+    return head[:3] == b"\xff\xd8\xff" or head[:4] == b"\xff\x4f\xff\x51" or head[4:] == b"jP  "
+
+
+# ---- one frame
+
+
+def words(stream: BinaryIO, layout: Layout, place: Place) -> np.ndarray:
+    """One frame of `layout.shape`: words as they were stored, unsigned unless a JPEG 2000 codestream has a sign; floats.
+
+    Raises:
+        Unreadable: TRUNCATED, DECODE_FAILED.
+    """
+    parts = []
+    for offset, length in place:
+        stream.seek(offset)
+        parts.append(stream.read(length))
+        if len(parts[-1]) < length:
+            raise Unreadable("TRUNCATED", "the file ends inside the pixel data")
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    return _decode(data, layout) if layout.encapsulated else _read_native(data, layout)
+
+
+def _read_native(data: bytes, layout: Layout) -> np.ndarray:
+    if layout.swapped:
+        data = np.frombuffer(data, np.uint16).byteswap().tobytes()[: layout.length]
+    if layout.allocated == 1:
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+        return bits[: math.prod(layout.shape)].reshape(layout.shape)
+    kind = "f" if layout.keyword in FLOATS else "u"
+    dtype = np.dtype(f"{'<' if layout.little else '>'}{kind}{layout.allocated // 8}")
+    flat = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
+    if layout.photometric == "YBR_FULL_422" and len(data) < math.prod(layout.shape):
+        pairs = flat.reshape(layout.rows, layout.columns // 2, 4)
+        luma, chroma = pairs[..., :2].reshape(layout.rows, layout.columns, 1), pairs[..., 2:].repeat(2, axis=1)
+        return np.concatenate([luma, chroma], -1)
+    if layout.samples == 3 and layout.planar:
+        return np.ascontiguousarray(flat.reshape(3, layout.rows, layout.columns).transpose(1, 2, 0))
+    return flat.reshape(layout.shape)
 
 
 def _decode(data: bytes, layout: Layout) -> np.ndarray:
     """One pinned decoder per transfer syntax, no second try: a fallback turned bit flips into plausible noise."""
-    frame = _fragments(data)
-    size = stream_size(frame)
-    if layout.syntax != RLE and size != (layout.rows, layout.columns):
+    if layout.syntax == RLE:
+        return _rle(data, layout)
+    if stream_size(data) != (layout.rows, layout.columns, layout.samples):
         raise Unreadable("DECODE_FAILED", "the compressed image is not of the size that the header says")
-    space = "YCBCR" if layout.photometric.startswith("YBR") else "RGB"
-    colours: dict[str, Any] = {} if layout.samples == 1 else {"colorspace": space, "outcolorspace": "RGB"}
     try:
-        if layout.syntax == RLE:
-            words = _rle(data, layout)
-        elif layout.syntax in JPEG:
-            words = imagecodecs.jpeg_decode(frame, **colours)
+        if layout.syntax in JPEG:  # libjpeg-turbo: 8 and 12 bits, and lossless
+            space = "YCBCR" if layout.photometric.startswith("YBR") else "RGB"
+            both = layout.samples == 3 and layout.syntax in YBR_DECODED
+            colours: dict[str, Any] = {"colorspace": space, "outcolorspace": "RGB"} if both else {}
+            found = imagecodecs.jpeg8_decode(data, **colours)
         elif layout.syntax in JPEG_LS:
-            words = imagecodecs.jpegls_decode(frame)
+            found = imagecodecs.jpegls_decode(data)
         else:
-            words = imagecodecs.jpeg2k_decode(frame)
+            found = imagecodecs.jpeg2k_decode(data)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as e:  # a decoder's panic need not be an Exception
         raise Unreadable("DECODE_FAILED", f"the decoder raised {type(e).__name__}") from None
-    if words.shape != layout.shape or words.dtype.kind not in "iu" or words.dtype.itemsize > 2:
+    if found.shape != layout.shape or found.dtype.kind not in "iu" or found.dtype.itemsize * 8 > layout.allocated:
         raise Unreadable("DECODE_FAILED", "the decoder's answer has another shape or type than the header says")
-    return words.view(f"u{words.dtype.itemsize}")
+    return found
 
 
 def _rle(data: bytes, layout: Layout) -> np.ndarray:
-    options: dict[str, Any] = {
-        "rows": layout.rows,
-        "columns": layout.columns,
-        "number_of_frames": 1,
-        "samples_per_pixel": layout.samples,
-        "planar_configuration": 1 if layout.samples == 3 else 0,
-        "bits_allocated": layout.allocated,
-        "bits_stored": layout.stored,
-        "pixel_representation": 0,
-        "photometric_interpretation": layout.photometric,
-        "pixel_keyword": "PixelData",
-    }
-    return get_decoder(RLE).as_array(data, index=0, raw=True, decoding_plugin="pydicom", **options)[0]
+    """PS3.5 annex G: a header of 64 bytes, then one run-length coded segment per byte of a sample, highest first."""
+    width, pixels = layout.allocated // 8, layout.rows * layout.columns
+    count = int.from_bytes(data[:4], "little")
+    starts = [int.from_bytes(data[4 * i : 4 * i + 4], "little") for i in range(1, count + 1)] if count < 16 else []
+    bounds = [*starts, len(data)]
+    if (
+        count != layout.samples * width
+        or bounds[0] < 64
+        or any(a >= b for a, b in zip(starts, bounds[1:], strict=True))
+    ):
+        raise Unreadable("DECODE_FAILED", "the run-length segments contradict the header")
+    planes = np.empty((layout.samples, pixels, width), np.uint8)
+    for i, (start, stop) in enumerate(zip(starts, bounds[1:], strict=True)):
+        segment = _unpack(data[start:stop], pixels)
+        if len(segment) < pixels:
+            raise Unreadable("DECODE_FAILED", "a run-length segment is too short")
+        planes[i // width, :, width - 1 - i % width] = np.frombuffer(segment, np.uint8, pixels)
+    found = planes.view(f"<u{width}")[..., 0].reshape(layout.samples, layout.rows, layout.columns)
+    return found[0] if layout.samples == 1 else np.ascontiguousarray(found.transpose(1, 2, 0))
 
 
-def stream_size(frame: bytes) -> tuple[int, int] | None:
-    """(rows, columns) written in a JPEG, JPEG-LS or JPEG 2000 stream; None when it has no size."""
-    siz = frame.find(b"\xff\x4f\xff\x51")
-    if 0 <= siz < 512:  # JPEG 2000 (T.800 A.5.1): Xsiz, Ysiz, XOsiz, YOsiz
+def _unpack(data: bytes, size: int) -> bytearray:
+    """PS3.5 G.3.2. imagecodecs' PackBits and DICOM RLE decoders hang or crash on damaged data; this loop cannot."""
+    out = bytearray()
+    at, end = 0, len(data)
+    while at < end and len(out) < size:
+        n = data[at]
+        if n < 128:
+            out += data[at + 1 : at + 2 + n]
+            at += 2 + n
+        elif n > 128:
+            out += data[at + 1 : at + 2] * (257 - n)
+            at += 2
+        else:
+            at += 1
+    return out
+
+
+def stream_size(frame: bytes) -> tuple[int, int, int] | None:
+    """(rows, columns, components) written in a JPEG, JPEG-LS or JPEG 2000 stream; None when it has no size."""
+    siz = -1 if frame.startswith(b"\xff\xd8") else frame.find(b"\xff\x4f\xff\x51", 0, 1 << 16)
+    if siz >= 0:  # T.800 A.5.1: Xsiz, Ysiz, XOsiz, YOsiz, four of tiles, Csiz
         x, y, x0, y0 = (int.from_bytes(frame[siz + 8 + 4 * i : siz + 12 + 4 * i], "big") for i in range(4))
-        return y - y0, x - x0
+        return y - y0, x - x0, int.from_bytes(frame[siz + 40 : siz + 42], "big")
     at = 2
-    while at + 9 <= len(frame) and frame[at] == 0xFF:
+    while at + 10 <= len(frame) and frame[at] == 0xFF:
         marker = frame[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1
         elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}):  # start of frame
-            return int.from_bytes(frame[at + 5 : at + 7], "big"), int.from_bytes(frame[at + 7 : at + 9], "big")
+            rows, columns = (int.from_bytes(frame[at + i : at + i + 2], "big") for i in (5, 7))
+            return rows, columns, frame[at + 9]
         else:
             at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
     return None

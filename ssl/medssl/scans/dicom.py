@@ -1,194 +1,245 @@
 """DICOM files to scans. Only allow-listed facts leave a header; identifiers leave it as pseudonyms or not at all."""
 
 import hashlib
-import logging
-import warnings
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from typing import Any, BinaryIO
 
 import numpy as np
-import pydicom
-from pydicom import Dataset
 
+from medssl.scans import codecs, frames
 from medssl.scans.alias import Alias
-from medssl.scans.header import facts_of, image_type, modality_of, numbers, raw, scanner_of
-from medssl.scans.pixels import AIR, Pixels, one_channel, read_pixels, smallest
-from medssl.scans.scan import Scan, Unreadable
-from medssl.scans.series import Slice, canonical, geometry, spacing_of
+from medssl.scans.codecs import Layout, Place
+from medssl.scans.facts import facts_of, held_of, identify, image_type, modality_of, numbers, scanner_of
+from medssl.scans.header import DEFLATED, Header, parse
+from medssl.scans.pixels import AIR, Pixels, arguments, one_channel, smallest, to_values
+from medssl.scans.scan import Scan, Slice, Unreadable
+from medssl.scans.series import canonical, geometry, spacing_of
+from medssl.scans.tables import window
+from medssl.scans.ultrasound import crop, ultrasound_crop
 
 STACKED = {"CT", "MR", "PT"}  # modalities whose single images are slices of a volume
-DEFLATED = b"1.2.840.10008.1.2.1.99"
-PLACEHOLDERS = {"", "ANON", "ANONYMOUS", "ANONYMIZED", "0", "UNKNOWN", "NONE"}
+PROJECTIONS = {"CR", "DX", "MG", "RG", "IO", "PX", "XA", "RF"}  # whose window the machine has chosen for the picture
+TILTED = 0.1  # degrees
 # Prefixes of SOP classes without an image to learn from: reports, plans, waveforms, segmentations, documents.
-NOT_IMAGES = (
-    "1.2.840.10008.1.3.10",
-    *(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("9.", "11.", "66", "88.", "104.", "481.")),
-)
+NOT_IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("9.", "11.", "66", "67", "68", "88.", "104.", "481."))
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[tuple[Dataset, BinaryIO]]:
-    """The header of `path`, and a stream that stands at its pixel data. Nothing a library says about it is printed.
+def read(stream: BinaryIO, name: str, alias: Alias, file: str) -> Slice | Iterator[tuple[Scan | Unreadable, str]]:
+    """A slice of a volume, its pixels proved to be there but not decoded; else the images of the file.
+
+    name: the file's path relative to its source. file: the pseudonym of the file, which becomes `Slice.file`.
 
     Raises:
-        Unreadable: EMPTY, TRUNCATED, BAD_HEADER, NOT_DICOM, NO_PIXELS, UNSUPPORTED_SYNTAX, NOT_AN_IMAGE.
+        Unreadable: the codes of `header.parse`, `Layout.of`, `codecs.frames`, `pixels.arguments` and
+            `pixels.to_values`, NOT_AN_IMAGE, NOT_DICOM, NO_PIXELS.
     """
-    with path.open("rb") as stream:
-        start = stream.read(2048)
-        if not start:
-            raise Unreadable("EMPTY", "the file has no bytes")
-        if DEFLATED in start:
-            raise Unreadable("UNSUPPORTED_SYNTAX", "deflated files are not read: they may inflate without limit")
-        stream.seek(0)
-        with quiet():
-            try:
-                ds = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
-            except (EOFError, OSError):
-                raise Unreadable("TRUNCATED", "the file ends inside the header") from None
-            except Exception as e:
-                raise Unreadable("BAD_HEADER", f"the header cannot be parsed ({type(e).__name__})") from None
-            sop = str(ds.get("SOPClassUID", "") or "")
-            if any(sop.startswith(prefix) for prefix in NOT_IMAGES):
-                raise Unreadable("NOT_AN_IMAGE", "this kind of DICOM object has no image")
-            if "Rows" not in ds:
-                raise Unreadable("NO_PIXELS" if sop else "NOT_DICOM", "the header describes no image")
-            yield ds, stream
+    header = parse(stream)
+    sop = header.word("SOPClassUID")
+    if sop.startswith(NOT_IMAGES) or "DirectoryRecordSequence" in header:
+        raise Unreadable("NOT_AN_IMAGE", "this kind of DICOM object has no image")
+    if "Rows" not in header:
+        raise Unreadable("NO_PIXELS" if sop else "NOT_DICOM", "the header describes no image")
+    layout = Layout.of(header)
+    groups = "PerFrameFunctionalGroupsSequence" in header or "SharedFunctionalGroupsSequence" in header
+    if groups or layout.frames > 1 or "MOSAIC" in image_type(header):
+        return frames.read(header, name, alias, file)
+    modality = modality_of(header)
+    place = codecs.frames(header.stream, header, layout)[0]
+    how = arguments(header, layout, modality)
+    uid = alias.alias("scan", header.raw("SOPInstanceUID") or b"file|" + name.encode())
+    about = {
+        "modality": modality,
+        "scanner": scanner_of(header),
+        "facts": facts_of(header),
+        "held": held_of(header, modality),
+        **identify(header, alias, name),
+    }
+    if modality in STACKED:
+        found = _slice(header, alias, file=file, uid=uid, about=about)
+        if found is not None:
+            again = how["lut"] is not None or layout.syntax == DEFLATED
+            found.frame.update({"parse": True} if again else {"layout": dict(vars(layout)), "place": place, **how})
+            return found
+    return iter([(_image(header, layout, place, how, uid, about), name)])
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences what readers warn about and log: their words quote the header."""
-    loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel", "nibabel.global", "PIL")]
-    before = [logger.disabled for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.disabled = True
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, was in zip(loggers, before, strict=True):
-            logger.disabled = was
+def _slice(header: Header, alias: Alias, **known: Any) -> Slice | None:
+    """What grouping needs to know; None when the place in the patient is not known, though the pixels may be fine."""
+    position, orientation, spacing = (
+        numbers(header, k) for k in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+    )
+    if (len(position), len(orientation), len(spacing)) != (3, 6, 2):
+        return None
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
+    if min(spacing) <= 0 or max(abs(v - 1) for v in lengths) > 1e-3 or abs(row @ column) > 1e-3:
+        return None
+    # A trigger time is a phase of the heart only where there are several; elsewhere it is the time of the slice.
+    beating = (numbers(header, "CardiacNumberOfImages") or (0.0,))[0] > 1
+    time = numbers(header, "TemporalPositionIdentifier") or (numbers(header, "TriggerTime") if beating else ())
+    return Slice(
+        key=alias.alias("group", repr(group_key(header, orientation, spacing))),
+        position=position,
+        orientation=(*(row / lengths[0]).tolist(), *(column / lengths[1]).tolist()),
+        spacing=spacing,
+        order=tuple(
+            next(iter(v), 0.0) for v in (time, *(numbers(header, k) for k in ("AcquisitionNumber", "InstanceNumber")))
+        ),
+        **known,
+    )
 
 
-def look(path: Path) -> Slice | None:
-    """What grouping needs to know, if this file is a slice of a volume; None for an image that stands alone."""
-    with opened(path) as (ds, _):
-        kind = image_type(ds)
-        if "MOSAIC" in kind:
-            raise Unreadable("MOSAIC_UNSUPPORTED", "slices tiled into one image are not read yet")
-        if modality_of(ds) not in STACKED or (numbers(ds, "NumberOfFrames") or (1.0,))[0] > 1:
-            return None
-        position, orientation = (numbers(ds, k) for k in ("ImagePositionPatient", "ImageOrientationPatient"))
-        spacing = numbers(ds, "PixelSpacing")
-        if (len(position), len(orientation), len(spacing)) != (3, 6, 2):
-            return None
-        row, column = np.array(orientation[:3]), np.array(orientation[3:])
-        lengths = np.linalg.norm(row), np.linalg.norm(column)
-        if min(spacing) <= 0 or max(abs(v - 1) for v in lengths) > 1e-3 or abs(row @ column) > 1e-3:
-            return None  # pixels are fine, the place is not known
-        return Slice(
-            path=path,
-            uid=raw(ds, "SOPInstanceUID"),
-            key=group_key(ds, orientation, spacing, kind),
-            position=position,
-            orientation=(*(row / lengths[0]).tolist(), *(column / lengths[1]).tolist()),
-            spacing=spacing,
-            order=tuple(
-                (numbers(ds, k) or (0.0,))[0]
-                for k in ("TemporalPositionIdentifier", "AcquisitionNumber", "InstanceNumber")
-            ),
-        )
-
-
-def group_key(
-    ds: Dataset, orientation: tuple[float, ...], spacing: tuple[float, ...], kind: tuple[str, ...]
-) -> tuple[Hashable, ...]:
+def group_key(header: Header, orientation: tuple[float, ...], spacing: tuple[float, ...]) -> tuple[Any, ...]:
     """What slices of one volume share. Tube current and acquisition number differ inside volumes: neither is in it."""
+    words = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "PhotometricInterpretation", "ConvolutionKernel")
+    values = (
+        "Rows",
+        "Columns",
+        "SamplesPerPixel",
+        "EchoTime",
+        "EchoNumbers",
+        "DiffusionBValue",
+        "DiffusionGradientOrientation",
+        "FlipAngle",
+        "InversionTime",
+        "ReconstructionDiameter",
+    )
     return (
-        raw(ds, "StudyInstanceUID"),
-        raw(ds, "SeriesInstanceUID"),
-        modality_of(ds),
-        *(int(v) for k in ("Rows", "Columns", "SamplesPerPixel") for v in numbers(ds, k)[:1]),
-        str(ds.get("PhotometricInterpretation", "")),
+        modality_of(header),
+        *(header.raw(k) for k in words),
+        header.raw("StackID"),
+        *(numbers(header, k) for k in values),
         tuple(round(v, 3) + 0.0 for v in orientation),
         tuple(round(v, 4) for v in spacing),
-        kind[:4],
-        *(
-            numbers(ds, k)
-            for k in (
-                "EchoTime",
-                "EchoNumbers",
-                "DiffusionBValue",
-                "FlipAngle",
-                "InversionTime",
-                "ReconstructionDiameter",
-            )
-        ),
-        str(ds.get("ConvolutionKernel", "")),
+        image_type(header)[:4],
     )
 
 
-def image(path: Path, alias: Alias, relative: str) -> Scan:
-    """One file that stands alone, as (C, H, W)."""
-    with opened(path) as (ds, stream):
-        modality = modality_of(ds)
-        if "MOSAIC" in image_type(ds):
-            raise Unreadable("MOSAIC_UNSUPPORTED", "slices tiled into one image are not read yet")
-        frame = read_pixels(ds, stream, modality)
-        array, steps = assemble([frame], modality)
-        spacing = numbers(ds, "PixelSpacing") or numbers(ds, "ImagerPixelSpacing")
-        known = len(spacing) == 2 and min(spacing) > 0
-        ids = identify(ds, alias, relative)
-        return Scan(
-            array=array[:, 0],
-            scan=alias.alias("scan", raw(ds, "SOPInstanceUID") or b"file|" + relative.encode()),
-            spacing=spacing if known else None,
-            modality=modality,
-            scanner=scanner_of(ds),
-            facts=facts_of(ds),
-            steps=steps,
-            **ids,  # type: ignore[arg-type]
-        )
+def _image(header: Header, layout: Layout, place: Place, how: dict[str, Any], uid: str, about: dict[str, Any]) -> Scan:
+    """One image that stands alone, as (C, H, W)."""
+    modality = about["modality"]
+    pixels = to_values(codecs.words(header.stream, layout, place), layout, **how)
+    array, steps = assemble([pixels], modality)
+    array = array[:, 0]
+    spacing = numbers(header, "PixelSpacing") or numbers(header, "ImagerPixelSpacing")
+    if modality == "US":
+        box, scale = ultrasound_crop(header)
+        spacing = scale or spacing
+        if box is not None:
+            array, steps = np.ascontiguousarray(crop(array, box)), (*steps, "crop to ultrasound region")
+    seen = window(header) if modality in PROJECTIONS and layout.samples == 1 else None
+    if seen is not None:
+        low, high = seen if pixels.mirror is None else (pixels.mirror - seen[1], pixels.mirror - seen[0])
+        about = about | {"facts": about["facts"] | {"voi_low": low, "voi_high": high}}
+    known = len(spacing) == 2 and min(spacing) > 0
+    return Scan(array=array, scan=uid, spacing=spacing if known else None, steps=steps, **about)
 
 
-def volume(stack: list[Slice], repeat: int, alias: Alias, relative: str) -> Scan:
-    """A sorted stack as (C, D, H, W), axes pointing to superior, anterior and right."""
-    affine, tilt = geometry(stack)
-    with opened(stack[0].path) as (ds, _):
-        modality, ids, facts, scanner = modality_of(ds), identify(ds, alias, relative), facts_of(ds), scanner_of(ds)
-    frames = []
-    for s in stack:
-        with opened(s.path) as (ds, stream):
-            frames.append(_compact(read_pixels(ds, stream, modality)))
-    array, steps = assemble(frames, modality)
+def decode(stream: BinaryIO, frame: dict[str, Any]) -> Pixels:
+    """The pixels of a slice by its `Slice.frame`.
+
+    Raises:
+        Unreadable: TRUNCATED, DECODE_FAILED, UNSUPPORTED_PIXELS, NON_FINITE; with frame["parse"] also as `read`.
+    """
+    stream, layout, place, how = _opened(stream, frame)
+    return to_values(codecs.words(stream, layout, place), layout, **how)
+
+
+def digest(stream: BinaryIO, frame: dict[str, Any]) -> str:
+    """Hash of the pixel bytes of a slice as they stand in its file, to tell a copy from a repeat."""
+    stream, _, place, _ = _opened(stream, frame)
+    hashed = hashlib.blake2b(digest_size=16)
+    for offset, length in place:
+        stream.seek(offset)
+        hashed.update(stream.read(length))
+    return hashed.hexdigest()
+
+
+def _opened(stream: BinaryIO, frame: dict[str, Any]) -> tuple[BinaryIO, Layout, Place, dict[str, Any]]:
+    """Where to read, how it is laid out, where it is, and the arguments of `to_values`."""
+    if "parse" in frame:
+        header = parse(stream)
+        layout = Layout.of(header)
+        place = codecs.frames(header.stream, header, layout)[0]
+        return header.stream, layout, place, arguments(header, layout, modality_of(header))
+    how = {k: v for k, v in frame.items() if k not in {"layout", "place"}}
+    return stream, Layout(**frame["layout"]), frame["place"], how
+
+
+def single(s: Slice, stream: BinaryIO, alias: Alias) -> Scan:
+    """A slice without neighbours as an image (C, H, W).
+
+    Raises:
+        Unreadable: as `decode`.
+    """
+    array, steps = assemble([decode(stream, s.frame)], s.about["modality"])
+    return Scan(array=array[:, 0], scan=s.uid, spacing=s.spacing, steps=steps, **s.about)
+
+
+def volume(
+    slices: list[Slice],
+    open_slice: Callable[[Slice], BinaryIO],
+    alias: Alias,
+    name: str,
+    part: str,
+    beat: Callable[[int], None],
+) -> Scan | list[tuple[int, Unreadable]]:
+    """A sorted stack as (C, D, H, W), axes pointing to superior, anterior and right; or (index, why) of every slice
+    that cannot be decoded. `beat(k)` is called before slice k.
+
+    Raises:
+        Unreadable: BAD_GEOMETRY, NO_PIXELS.
+    """
+    affine, tilt = geometry(slices)
+    pixels, failed = [], []
+    for k, s in enumerate(slices):
+        beat(k)
+        try:
+            with closing(open_slice(s)) as stream:
+                pixels.append(_compact(decode(stream, s.frame)))
+        except Unreadable as e:
+            failed.append((k, e))
+    if failed:
+        return failed
+    about = slices[0].about | {
+        "facts": _shared(slices),
+        "held": next((h for s in slices if (h := s.about["held"])), ""),
+    }
+    array, steps = assemble(pixels, about["modality"])
     array, affine = canonical(array, affine)
-    if tilt > 0.1:
-        facts["tilt"] = round(tilt, 1)
+    if tilt > TILTED:
+        about["facts"]["tilt"] = round(tilt, 1)
     return Scan(
         array=array,
-        scan=alias.alias("scan", f"{stack[0].key!r}|{repeat}"),
+        scan=alias.alias("scan", "volume|" + "|".join(sorted(s.uid for s in slices))),
         affine=affine,
         spacing=spacing_of(affine),
-        modality=modality,
-        scanner=scanner,
-        facts=facts,
         steps=(*steps, "reorient to RAS"),
-        **ids,  # type: ignore[arg-type]
+        **about,
     )
+
+
+def _shared(slices: list[Slice]) -> dict[str, str | float]:
+    """The facts that hold for every slice. One lossy slice makes a volume lossy."""
+    all_facts = [s.about["facts"] for s in slices]
+    shared = {k: v for k, v in all_facts[0].items() if all(f.get(k) == v for f in all_facts)}
+    return shared | ({"lossy": "yes"} if any("lossy" in f for f in all_facts) else {})
 
 
 def _compact(p: Pixels) -> Pixels:
     """The same frame in few bytes: all frames of a volume are held at once."""
-    return Pixels(
-        p.values.astype(smallest(p.values.min(), p.values.max(), p.preferred)), p.preferred, p.padding, p.steps
-    )
+    dtype = smallest(p.values.min(), p.values.max(), p.preferred)
+    return replace(p, values=p.values.astype(dtype, copy=False))
 
 
 def assemble(frames: list[Pixels], modality: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Frames to (C, D, H, W) in one type, padding filled, grey written as colour reduced to one channel."""
+    """Frames to (C, D, H, W) in one type, padding filled, grey written as colour reduced to one channel; and the steps.
+
+    Raises:
+        Unreadable: BAD_GEOMETRY when frames differ in size, NO_PIXELS when all is padding.
+    """
     if len({f.values.shape for f in frames}) > 1:
         raise Unreadable("BAD_GEOMETRY", "the slices of a stack differ in size")
     low, high = min(f.values.min() for f in frames), max(f.values.max() for f in frames)
@@ -196,9 +247,8 @@ def assemble(frames: list[Pixels], modality: str) -> tuple[np.ndarray, tuple[str
     padded = any(f.padding is not None for f in frames)
     if padded and modality == "CT":
         low = min(low, AIR)
-    array = np.empty(
-        (frames[0].values.shape[0], len(frames), *frames[0].values.shape[1:]), smallest(low, high, preferred)
-    )
+    shape = (frames[0].values.shape[0], len(frames), *frames[0].values.shape[1:])
+    array = np.empty(shape, smallest(low, high, preferred))
     for d, f in enumerate(frames):
         array[:, d] = f.values
     steps = list(dict.fromkeys(step for f in frames for step in f.steps))
@@ -217,23 +267,3 @@ def _fill(array: np.ndarray, frames: list[Pixels], modality: str) -> None:
     if mask.all():
         raise Unreadable("NO_PIXELS", "every pixel is padding")
     array[:, mask] = AIR if modality == "CT" else array[:, ~mask].min()
-
-
-def pixel_digest(s: Slice) -> bytes:
-    """Hash of everything from the pixel data on, to tell a copy from a repeat."""
-    with opened(s.path) as (_, stream):
-        return hashlib.blake2b(stream.read(), digest_size=16).digest()
-
-
-def identify(ds: Dataset, alias: Alias, relative: str) -> dict[str, str | bool]:
-    """Pseudonyms of patient, study and series. Without a patient id the study, or else the file, stands in for it."""
-    issuer, patient = raw(ds, "IssuerOfPatientID"), raw(ds, "PatientID")
-    study, series = raw(ds, "StudyInstanceUID"), raw(ds, "SeriesInstanceUID")
-    known = patient.decode("latin-1").strip().upper() not in PLACEHOLDERS
-    stand_in = b"study|" + study if study else b"file|" + relative.encode()
-    return {
-        "patient": alias.alias("patient", issuer + b"|" + patient if known else stand_in),
-        "patient_known": known,
-        "study": alias.alias("study", study) if study else "",
-        "series": alias.alias("series", series) if series else "",
-    }

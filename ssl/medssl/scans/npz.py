@@ -1,63 +1,175 @@
-"""MedMNIST archives (https://medmnist.com): arrays train_images, train_labels, val_…, test_… in one npz file."""
+"""MedMNIST archives (https://medmnist.com): arrays train_images, train_labels, val_…, test_… in one npz file.
 
+Images are read one record at a time, so that an archive of any size needs little memory; before the first is handed
+out, every array has been read to its end, where zip keeps the checksum.
+"""
+
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, BinaryIO
 
 import numpy as np
 
 from medssl.scans.alias import Alias
-from medssl.scans.nifti import lossless
-from medssl.scans.pixels import one_channel
 from medssl.scans.scan import Scan, Unreadable
+from medssl.scans.values import lossless, one_channel
 
 SPLITS = ("train", "val", "test")
-DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError)  # what a broken archive raises
+MAX_RECORD = 1 << 31  # bytes of one image
+MAX_LABELS = 1 << 28  # bytes of one table of labels
+MOST_LABELS = 128  # numbers per image; more is a mask, not a label
+MAX_HEADER = 1 << 12  # characters of an npy header
+CHUNK = 1 << 22
+DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, NotImplementedError)  # of a broken archive
 
 
-def images(path: Path, alias: Alias, relative: str) -> Iterator[tuple[Scan, str]]:
-    """Every record with its name, `relative#train/12`. A record is its own patient, its split is the archive's.
+@dataclass(frozen=True)
+class Array:
+    """One npy member: its name, and the shape, type and order of axes its header gives."""
+
+    member: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fortran: bool
+
+    @property
+    def record(self) -> int:
+        """Bytes of one entry of the first axis."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+
+def read(stream: BinaryIO, name: str, alias: Alias) -> Iterator[tuple[Scan | Unreadable, str]]:
+    """Every record as `name#train/12`, in the order train, val, test. A record is its own patient and keeps its split.
+
+    Records: (H, W), (H, W, 3), (D, H, W) or (D, H, W, 3). One that cannot be stored does not stop the others.
 
     Raises:
-        Unreadable: NOT_AN_IMAGE for another layout, TRUNCATED, UNSUPPORTED_PIXELS.
+        Unreadable: EMPTY, NOT_AN_IMAGE for another layout, TRUNCATED, BAD_HEADER, BAD_LENGTH, TOO_LARGE,
+            UNSUPPORTED_PIXELS.
     """
-    try:
-        archive = np.load(path, allow_pickle=False)
-    except DAMAGE:
-        raise Unreadable("TRUNCATED", "the archive is damaged or incomplete") from None
+    if not stream.read(1):
+        raise Unreadable("EMPTY", "the file has no bytes")
+    with _guarded():
+        archive = zipfile.ZipFile(stream)
     with archive:
-        splits = [s for s in SPLITS if f"{s}_images" in archive.files]
+        splits = [s for s in SPLITS if f"{s}_images.npy" in archive.NameToInfo]
         if not splits:
             raise Unreadable("NOT_AN_IMAGE", "the archive has no train_images, val_images or test_images")
-        for split in splits:
-            try:
-                pixels = archive[f"{split}_images"]
-                labels = archive[f"{split}_labels"] if f"{split}_labels" in archive.files else None
-            except DAMAGE:
-                raise Unreadable("TRUNCATED", f"the {split} part is damaged or incomplete") from None
-            if pixels.ndim not in {3, 4, 5} or pixels.dtype.kind not in "iufb":
-                raise Unreadable("UNSUPPORTED_PIXELS", f"{split}_images is no stack of images")
-            if labels is not None and (len(labels) != len(pixels) or labels.dtype.kind not in "iub"):
-                raise Unreadable("UNSUPPORTED_PIXELS", f"{split}_labels are not one row of integers per image")
-            for i, record in enumerate(pixels):
-                name = f"{relative}#{split}/{i}"
-                yield _scan(record, None if labels is None else labels[i], split, alias, name), name
+        parts = [(split, *_part(archive, split)) for split in splits]
+        for split, images, labels in parts:
+            for i, record in enumerate(_records(archive, images)):
+                part = f"{name}#{split}/{i}"
+                try:
+                    yield _scan(record, None if labels is None else labels[i], split, alias, part), part
+                except Unreadable as why:
+                    yield why, part
 
 
-def _scan(record: np.ndarray, label: np.ndarray | None, split: str, alias: Alias, name: str) -> Scan:
+@contextmanager
+def _guarded() -> Iterator[None]:
+    try:
+        yield
+    except DAMAGE:
+        raise Unreadable("TRUNCATED", "the archive is damaged or incomplete") from None
+
+
+def _part(archive: zipfile.ZipFile, split: str) -> tuple[Array, np.ndarray | None]:
+    """The images of a split, checked to their end, and its labels, (N,) or (N, K)."""
+    images = _check(archive, f"{split}_images.npy")
+    if len(images.shape) not in {3, 4, 5} or images.dtype.kind not in "iufb" or not all(images.shape[1:]):
+        raise Unreadable("UNSUPPORTED_PIXELS", f"{split}_images is no stack of images")
+    if max(images.record, images.record * images.shape[0] * images.fortran) > MAX_RECORD:
+        raise Unreadable("TOO_LARGE", f"an image of {split}_images is larger than any scan")
+    if f"{split}_labels.npy" not in archive.NameToInfo:
+        return images, None
+    found = _check(archive, f"{split}_labels.npy")
+    wide = math.prod(found.shape[1:])
+    if found.shape[:1] != images.shape[:1] or found.dtype.kind not in "iub" or not 1 <= wide <= MOST_LABELS:
+        raise Unreadable("UNSUPPORTED_PIXELS", f"{split}_labels are not one row of integers per image")
+    if found.record * found.shape[0] > MAX_LABELS:
+        raise Unreadable("TOO_LARGE", f"{split}_labels are larger than any table of labels")
+    return images, _whole(archive, found).reshape(found.shape[0], wide)
+
+
+def _check(archive: zipfile.ZipFile, member: str) -> Array:
+    """The header of a member whose bytes are exactly as many as it says, and undamaged.
+
+    Raises:
+        Unreadable: TRUNCATED, BAD_HEADER, BAD_LENGTH, UNSUPPORTED_PIXELS.
+    """
+    info = archive.NameToInfo[member]
+    if info.flag_bits & 1 or info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise Unreadable("UNSUPPORTED_PIXELS", "the archive is encrypted, or compressed as numpy never does")
+    with _guarded(), archive.open(info) as opened:
+        array = _header(opened, member)
+        if info.file_size != opened.tell() + array.record * array.shape[0]:
+            raise Unreadable("BAD_LENGTH", "an array is not as long as its header says")
+        while opened.read(CHUNK):
+            pass
+    return array
+
+
+def _header(opened: IO[bytes], member: str) -> Array:
+    """Reads the header of an npy file (numpy.lib.format), evaluating nothing but literals."""
+    version = np.lib.format.read_magic(opened)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise Unreadable("UNSUPPORTED_PIXELS", "an array of an unknown npy version")
+    try:
+        shape, fortran, dtype = readers[version](opened, max_header_size=MAX_HEADER)
+    except DAMAGE:
+        raise
+    except Exception:  # whatever the tokenizer makes of bytes that are no header
+        raise Unreadable("BAD_HEADER", "the header of an array cannot be understood") from None
+    if dtype.hasobject or dtype.names or dtype.subdtype or not dtype.itemsize or not shape or min(shape) < 0:
+        raise Unreadable("UNSUPPORTED_PIXELS", "an array of something else than numbers")
+    return Array(member, shape, dtype, fortran)
+
+
+def _records(archive: zipfile.ZipFile, images: Array) -> Iterator[np.ndarray]:
+    if images.fortran:  # records are interleaved, so all of them are needed
+        yield from _whole(archive, images)
+        return
+    with archive.open(images.member) as opened:
+        _header(opened, images.member)
+        for _ in range(images.shape[0]):
+            yield np.frombuffer(bytearray(_exactly(opened, images.record)), images.dtype).reshape(images.shape[1:])
+
+
+def _whole(archive: zipfile.ZipFile, array: Array) -> np.ndarray:
+    with archive.open(array.member) as opened:
+        _header(opened, array.member)
+        data = np.frombuffer(_exactly(opened, array.record * array.shape[0]), array.dtype)
+    return data.reshape(array.shape, order="F" if array.fortran else "C")
+
+
+def _exactly(opened: IO[bytes], size: int) -> bytes:
+    with _guarded():
+        data = opened.read(size)
+    if len(data) != size:
+        raise Unreadable("TRUNCATED", "the archive changed while it was read")
+    return data
+
+
+def _scan(record: np.ndarray, label: np.ndarray | None, split: str, alias: Alias, part: str) -> Scan:
     """record: (H, W), (H, W, 3), (D, H, W) or (D, H, W, 3)."""
     colour = record.ndim > 2 and record.shape[-1] == 3
-    array = np.ascontiguousarray(np.moveaxis(record, -1, 0)) if colour else record[None]
-    array, steps = lossless(array)
+    array = np.moveaxis(record, -1, 0) if colour else record[None]
+    array, steps = lossless(np.ascontiguousarray(array))
+    if array.ndim > 4:
+        raise Unreadable("UNSUPPORTED_PIXELS", "neither an image nor a volume")
     if one_channel(array):
         array = array[:1].copy()
         steps.append("grey from colour")
-    values = [] if label is None else [str(int(v)) for v in np.ravel(label)]
+    values = [] if label is None else [str(int(v)) for v in label]
     return Scan(
         array=array,
-        scan=alias.alias("scan", f"file|{name}"),
-        patient=alias.alias("patient", f"file|{name}"),
+        scan=alias.alias("scan", f"file|{part}"),
+        patient=alias.alias("patient", f"file|{part}"),
         patient_known=False,
         labels={"label": values[0]} if len(values) == 1 else {f"label_{k}": v for k, v in enumerate(values)},
         split=split,

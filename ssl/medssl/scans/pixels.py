@@ -1,19 +1,22 @@
-"""Words to modality values: DICOM PS3.3 C.7.5.1 (padding), C.7.6.3 (pixels) and C.11.1 (modality LUT, rescale)."""
+"""Words to modality values: DICOM PS3.3 C.7.5.1 (padding), C.7.6.3 (pixels) and C.11.1 (modality LUT, rescale).
+
+The VOI LUT is not applied: a store keeps modality values, and whoever trains chooses the window.
+"""
 
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
-from pydicom import Dataset
-from pydicom.pixels import apply_color_lut, convert_color_space
 
-from medssl.scans.codecs import JPEG, Layout, read_layout, read_words
-from medssl.scans.header import numbers
+from medssl.scans.header import Header
+from medssl.scans.layout import FLOATS, JPEG_2000, RLE, YBR_DECODED, Layout
 from medssl.scans.scan import Unreadable
+from medssl.scans.tables import Palette, Table, modality_table, palette
 
 AIR = -1024  # HU, what padding becomes in CT
-
 QUANTITATIVE = {"CT", "MR", "PT", "NM"}  # values mean something: never inverted for display
+EXACT = 1 << 24  # integers up to here are exact in float32
+MOST_NOT_FINITE = 0.01  # of the pixels of a frame; more is no image
 
 
 @dataclass(frozen=True)
@@ -21,137 +24,194 @@ class Pixels:
     """One frame.
 
     Attributes:
-        values: (C, H, W), integers unless a slope is fractional (then float64). Not yet in its smallest type.
+        values: (C, H, W), integers unless a slope is fractional (then float64) or the words are floats (float32). Not
+            yet in its smallest type.
         preferred: the type for these values, if they fit: int16 for CT, else the stored type; float32 for fractions.
         padding: (H, W) bool, where the scanner wrote no measurement; None when nowhere.
         steps: what was done.
+        mirror: what values were subtracted from if they were inverted for display, else None: a window [a, b] of values
+            before the inversion is [mirror - b, mirror - a] after it.
     """
 
     values: np.ndarray
     preferred: np.dtype
     padding: np.ndarray | None
     steps: tuple[str, ...]
+    mirror: float | None = None
 
 
-def read_pixels(ds: Dataset, stream: BinaryIO, modality: str) -> Pixels:
-    """The frame of `ds`, whose pixel data element starts where `stream` stands.
+def arguments(header: Header, layout: Layout, modality: str) -> dict[str, Any]:
+    """Keyword arguments of `to_values` as one data set gives them. Plain values, but for the tables in "lut".
 
     Raises:
-        Unreadable: TRUNCATED, NO_PIXELS, BAD_LENGTH, BAD_HEADER, TOO_LARGE, UNSUPPORTED_SYNTAX, UNSUPPORTED_PIXELS,
-            MULTI_FRAME_UNSUPPORTED, DECODE_FAILED, NO_RESCALE.
+        Unreadable: BAD_HEADER; NO_RESCALE for a CT image that has no Hounsfield units.
     """
-    layout = read_layout(ds)
-    words = read_words(stream, layout)
-    if layout.samples == 3 or layout.photometric == "PALETTE COLOR":
-        if modality == "CT":
-            raise Unreadable("NO_RESCALE", "a colour image in a CT series is not in Hounsfield units")
-        return _colour(ds, words, layout)
-    stored = sign_extend(words, layout, shift=not layout.encapsulated)
-    return _grey(ds, stored, layout, modality)
+    slope, intercept = (next(iter(header.numbers(k)), None) for k in ("RescaleSlope", "RescaleIntercept"))
+    prefix = layout.keyword.removesuffix("PixelData")
+    ends = [v for end in ("Value", "RangeLimit") for v in header.numbers(f"{prefix}PixelPadding{end}")[:1]]
+    inverse = layout.photometric == "MONOCHROME1" or header.word("PresentationLUTShape") == "INVERSE"
+    coloured = layout.samples == 3 or layout.photometric == "PALETTE COLOR"
+    lut = palette(header) if layout.photometric == "PALETTE COLOR" else modality_table(header)
+    if modality == "CT" and (coloured or (lut is None and slope is None and intercept is None)):
+        raise Unreadable("NO_RESCALE", "a CT image in colour, or without slope and intercept, has no Hounsfield units")
+    return {
+        "modality": modality,
+        "slope": slope,
+        "intercept": intercept,
+        "lut": lut,
+        "padding": tuple(ends) if f"{prefix}PixelPaddingValue" in header and ends else None,
+        "invert": inverse and modality not in QUANTITATIVE and layout.samples == 1,
+    }
 
 
-def sign_extend(words: np.ndarray, layout: Layout, shift: bool = True) -> np.ndarray:
-    """Stored values (int32): Bits Stored bits below High Bit, two's complement when signed."""
-    x = words.astype(np.int32)
-    if shift:  # a codestream has no unused low bits
-        x >>= layout.high + 1 - layout.stored
-    x &= (1 << layout.stored) - 1
-    if layout.signed:
-        half = 1 << layout.stored - 1
-        x = (x ^ half) - half
-    return x
+def to_values(
+    words: np.ndarray,
+    layout: Layout,
+    *,
+    modality: str,
+    slope: float | None,
+    intercept: float | None,
+    lut: Table | Palette | None,
+    padding: tuple[float, ...] | None,
+    invert: bool,
+) -> Pixels:
+    """Words of one frame, as `codecs.words` gives them, to modality values. The rest is what `arguments` finds.
 
+    slope, intercept: None where the header has none. lut: the modality LUT, which replaces them, or the palette.
+    padding: Pixel Padding Value and perhaps its Range Limit, in stored units. invert: whether bright and dark are to
+    change places.
 
-def _grey(ds: Dataset, stored: np.ndarray, layout: Layout, modality: str) -> Pixels:
+    Raises:
+        Unreadable: UNSUPPORTED_PIXELS, NON_FINITE.
+    """
+    if layout.samples == 3 or isinstance(lut, tuple):
+        return _colour(words, layout, lut if isinstance(lut, tuple) else None)
+    table = lut if isinstance(lut, Table) else None
+    if layout.keyword in FLOATS:
+        return _floats(words, slope, intercept, padding)
     steps = []
-    padding = _padding(ds, stored, layout)
+    stored = stored_values(words, layout)
+    if layout.syntax in JPEG_2000 and (words.dtype.kind == "i") != layout.signed:
+        steps.append("sign of the codestream replaced by the header's")
+    mask = _padding(stored, layout, padding)
     low, high = (float(v) for v in layout.limits)
-    lut = ds.get("ModalityLUTSequence")
-    slope, intercept, repaired = rescale_of(ds)
-    if modality == "CT" and not lut and slope is None and intercept is None:
-        raise Unreadable("NO_RESCALE", "a CT image without slope and intercept is not in Hounsfield units")
-    if lut:
-        values, (low, high) = _modality_lut(lut[0], stored)
+    if table is not None:
+        values, low, high = table(stored), 0.0, float((1 << table.bits) - 1)
         steps.append("modality LUT")
     else:
-        m, b = 1.0 if slope is None else slope, intercept or 0.0
-        if (m, b) == (1.0, 0.0):
-            values = stored
-        elif m.is_integer() and b.is_integer():
-            values = stored.astype(np.int64) * int(m) + int(b)
-            steps.append("rescale")
-        else:
-            values = stored * m + b
-            steps.append("rescale")
+        m, b = slope or 1.0, intercept or 0.0
+        values = _rescale(stored, m, b)
         low, high = low * m + b, high * m + b
-        if repaired:
+        if (m, b) != (1.0, 0.0):
+            steps.append("rescale")
+        if slope == 0 or (slope is None) != (intercept is None):
             steps.append("missing or invalid slope or intercept replaced")
-    if modality not in QUANTITATIVE and (
-        layout.photometric == "MONOCHROME1" or str(ds.get("PresentationLUTShape", "")).strip().upper() == "INVERSE"
-    ):
-        total = low + high
-        values = (int(total) if values.dtype.kind == "i" else total) - values
+    if invert:
+        values = _rescale(values, -1.0, low + high)
         steps.append("invert MONOCHROME1")
-    preferred: np.dtype
+    if layout.allocated == 32 and max(-float(stored.min()), float(stored.max())) > EXACT:
+        raise Unreadable("UNSUPPORTED_PIXELS", "integers that need more than 24 bits are not read")
+    return Pixels(
+        values[None], _preferred(values, layout, modality), mask, tuple(steps), low + high if invert else None
+    )
+
+
+def stored_values(words: np.ndarray, layout: Layout) -> np.ndarray:
+    """Bits Stored bits below High Bit, two's complement when signed; what stands above them is no part of the image."""
+    if words.dtype.itemsize * 8 < layout.allocated:  # a codestream of fewer bits than the header allocates
+        words = words.astype(f"{words.dtype.kind}{layout.allocated // 8}")
+    width = words.dtype.itemsize * 8
+    x = words.view(f"u{width // 8}")
+    low = layout.high + 1 - layout.stored
+    if low and (not layout.encapsulated or layout.syntax == RLE):  # other codestreams have no unused low bits
+        x = x >> low
+    spare = width - layout.stored
+    if layout.signed:
+        return (x << spare).view(f"i{width // 8}") >> spare if spare else x.view(f"i{width // 8}")
+    return x & x.dtype.type((1 << layout.stored) - 1) if spare else x
+
+
+def _rescale(x: np.ndarray, m: float, b: float) -> np.ndarray:
+    """x * m + b: in the smallest integers of 16 bits or more if they stay integers, else float64."""
+    if (m, b) == (1.0, 0.0):
+        return x
+    if x.dtype.kind == "f" or not (m.is_integer() and b.is_integer()):
+        return x * m + b
+    ends = [int(x.min()), int(x.max())]
+    reach = [int(m), int(b), *ends, *(v * int(m) for v in ends), *(v * int(m) + int(b) for v in ends)]
+    fit = next(
+        (t for t in (np.int16, np.int32) if np.iinfo(t).min <= min(reach) and max(reach) <= np.iinfo(t).max), None
+    )
+    if fit is None:
+        return x.astype(np.int64) * int(m) + int(b) if max(map(abs, reach)) < 1 << 62 else x * m + b
+    if m == 1:
+        return np.add(x, fit(b), dtype=fit, casting="unsafe")
+    values: np.ndarray = np.multiply(x, fit(m), dtype=fit, casting="unsafe")
+    values += fit(b)  # type: ignore[misc]  # of one type, as chosen above
+    return values
+
+
+def _preferred(values: np.ndarray, layout: Layout, modality: str) -> np.dtype:
     if values.dtype.kind == "f":
-        preferred = np.dtype(np.float32)
-    elif modality == "CT" or layout.signed:
-        preferred = np.dtype(np.int16)
-    else:
-        preferred = np.dtype(f"uint{layout.allocated}")
-    return Pixels(values[None], preferred, padding, tuple(steps))
+        return np.dtype(np.float32)
+    if modality == "CT" or layout.signed:
+        return np.dtype(np.int16)
+    return np.dtype(np.uint8 if layout.allocated <= 8 else np.uint16)
 
 
-def rescale_of(ds: Dataset) -> tuple[float | None, float | None, bool]:
-    """Rescale slope and intercept, None where absent, and whether one of them had to be made up (C.11.1)."""
-    slope, intercept = (next(iter(numbers(ds, name)), None) for name in ("RescaleSlope", "RescaleIntercept"))
-    repaired = (slope is None) != (intercept is None)
-    if slope == 0:
-        slope, repaired = 1.0, True
-    return slope, intercept, repaired
-
-
-def _modality_lut(item: Dataset, stored: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
-    """Values through the table (C.11.1.1), clamped at its ends, and the range its bits allow."""
-    entries, first, bits = (int(v) for v in item.LUTDescriptor)
-    entries = entries or 1 << 16
-    data = item.LUTData
-    table = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data, np.int64)
-    if bits not in range(1, 17) or len(table) < entries:
-        raise Unreadable("BAD_HEADER", "the modality LUT is shorter than its descriptor says")
-    if stored.min() < 0 and first > 0x7FFF:
-        first -= 1 << 16  # written as unsigned beside signed pixels
-    at = np.clip(stored.astype(np.int64) - first, 0, entries - 1)
-    return table.astype(np.int64)[at], (0.0, float((1 << bits) - 1))
-
-
-def _padding(ds: Dataset, stored: np.ndarray, layout: Layout) -> np.ndarray | None:
+def _padding(stored: np.ndarray, layout: Layout, ends: tuple[float, ...] | None) -> np.ndarray | None:
     """Where stored values lie between Pixel Padding Value and its Range Limit, read with the sign of the pixels."""
-    ends = [v for name in ("PixelPaddingValue", "PixelPaddingRangeLimit") for v in numbers(ds, name)[:1]]
-    if not ends or "PixelPaddingValue" not in ds:
+    if ends is None:
         return None
     bits = [int(v) & (1 << layout.allocated) - 1 for v in ends]
     if layout.signed:
         half = 1 << layout.allocated - 1
         bits = [(v ^ half) - half for v in bits]
-    mask = (stored >= min(bits)) & (stored <= max(bits))
+    if stored.min() > max(bits):
+        return None
+    mask = stored == bits[0] if len(set(bits)) == 1 else (stored >= min(bits)) & (stored <= max(bits))
     return mask if mask.any() else None
 
 
-def _colour(ds: Dataset, words: np.ndarray, layout: Layout) -> Pixels:
+def _floats(
+    words: np.ndarray, slope: float | None, intercept: float | None, padding: tuple[float, ...] | None
+) -> Pixels:
+    """Parametric maps (PS3.3 C.7.6.24): the words are the values."""
+    finite = np.isfinite(words)
+    if finite.mean() < 1 - MOST_NOT_FINITE:
+        raise Unreadable("NON_FINITE", "more than one in a hundred pixels is not finite")
+    mask = ~finite
+    if padding is not None:
+        mask |= (words >= min(padding)) & (words <= max(padding))
+    values = np.where(finite, words, words[finite].min()).astype(np.float64) * (slope or 1.0) + (intercept or 0.0)
+    return Pixels(
+        values.astype(np.float32)[None],
+        np.dtype(np.float32),
+        mask if mask.any() else None,
+        () if slope is None and intercept is None else ("rescale",),
+    )
+
+
+def _colour(words: np.ndarray, layout: Layout, table: Palette | None) -> Pixels:
     """RGB, converted once. JPEG and JPEG 2000 decoders have already undone their own colour transform."""
     steps = []
-    if layout.photometric == "PALETTE COLOR":
-        rgb = apply_color_lut(words & np.asarray((1 << layout.stored) - 1, words.dtype), ds)
-        if rgb.dtype.itemsize > 1:
-            rgb = (rgb >> 8).astype(np.uint8)
+    if table is not None:
+        stored = stored_values(words, layout)
+        rgb = np.stack([t(stored) >> max(t.bits - 8, 0) for t in table]).astype(np.uint8)
         steps.append("palette to RGB")
-    elif layout.photometric == "YBR_FULL" and layout.syntax not in JPEG:
-        rgb = convert_color_space(words.astype(np.uint8, copy=False), "YBR_FULL", "RGB")
-        steps.append("YBR to RGB")
     else:
-        rgb = words
-    return Pixels(np.moveaxis(rgb[..., :3], -1, 0), np.dtype(np.uint8), None, tuple(steps))
+        rgb = np.moveaxis(words, -1, 0)
+        if layout.photometric in {"YBR_FULL", "YBR_FULL_422"} and layout.syntax not in YBR_DECODED:
+            rgb = _from_ybr(rgb)
+            steps.append("YBR to RGB")
+    return Pixels(rgb.view(np.uint8), np.dtype(np.uint8), None, tuple(steps))
+
+
+def _from_ybr(ybr: np.ndarray) -> np.ndarray:
+    """C.7.6.3.1.2, inverted. ybr: (3, H, W) uint8."""
+    y, b, r = ybr[0].astype(np.float32), ybr[1].astype(np.float32) - 128, ybr[2].astype(np.float32) - 128
+    rgb = np.stack([y + 1.402 * r, y - 0.114 * 1.772 / 0.587 * b - 0.299 * 1.402 / 0.587 * r, y + 1.772 * b])
+    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
 
 
 def one_channel(array: np.ndarray) -> bool:

@@ -1,6 +1,7 @@
 """What a file becomes once it has been read rightly, and before it is stored."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,8 @@ class Scan:
         labels: name -> value, from the file itself (npz); tables are joined later.
         split: "train", "val" or "test" where the source says so, else "".
         steps: what was done to the pixels, in order ("rescale", "invert MONOCHROME1", …).
+        held: why a human must look before anybody trains on it ("burned-in risk", "localizer", "label map"), or "".
+        born: pseudonym of the birth date, to tell a patient id that several people share; never stored in a manifest.
     """
 
     array: np.ndarray
@@ -39,6 +42,45 @@ class Scan:
     labels: dict[str, str] = field(default_factory=dict)
     split: str = ""
     steps: tuple[str, ...] = ()
+    held: str = ""
+    born: str = ""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What grouping and reading need to know of one DICOM file that is a slice of a volume. Plain values: it is JSON.
+
+    Attributes:
+        file: pseudonym of the file.
+        uid: pseudonym of the SOP Instance UID.
+        key: pseudonym of what slices of one volume share.
+        position: Image Position (Patient), mm, LPS.
+        orientation: row and column direction cosines, LPS, of unit length.
+        spacing: mm between rows, mm between columns.
+        order: sorts repeats at one position: temporal position, acquisition, instance number.
+        frame: how to get at the pixels without parsing the header again; see `dicom`.
+        about: the fields of `Scan` that every slice of the series shares (patient, study, modality, facts, …).
+    """
+
+    file: str
+    uid: str
+    key: str
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing: tuple[float, ...]
+    order: tuple[float, ...] = (0.0, 0.0, 0.0)
+    frame: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; `Slice.of` takes it back."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Slice":
+        """From JSON, where tuples have become lists."""
+        tuples = {k: tuple(values[k]) for k in ("position", "orientation", "spacing", "order")}
+        return cls(**values | tuples)
 
 
 class Unreadable(Exception):

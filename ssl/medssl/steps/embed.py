@@ -11,12 +11,21 @@ from medssl.steps.run import Run
 from medssl.store.store import Store
 
 
-def embed(run: str | Path, store: str | Path | Store, *, out: str | Path | None = None, device: str = "auto") -> Path:
+def embed(
+    run: str | Path,
+    store: str | Path | Store,
+    *,
+    where: str | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+) -> Path:
     """Features of every scan of a store by the encoder of a run; returns the parquet file (default RUN/embeddings.parquet).
+
+    `where` selects scans; see `medssl.store.where`.
 
     Columns: scan, patient (pseudonyms), split, site, scanner, label:NAME for each label, embedding (list of float32).
     """
-    folder, source_store = Run(Path(run)), Store.open(store)
+    folder, source_store = Run(Path(run)), Store.open(store, where)
     folder.finished()
     source, _ = of_run(folder.path, device_of(device))
     x = source(source_store, source_store.rows())

@@ -49,7 +49,7 @@ def of_encoder(encoder: nn.Module, card: dict[str, Any], device: str) -> Source:
     encoder_channels = card["channels"]
 
     def features(store: Store, rows: np.ndarray) -> np.ndarray:
-        has, takes = (store.info["channels"], store.info["dims"]), (encoder_channels, len(card["size"]))
+        has, takes = (store.channels, store.dims), (encoder_channels, len(card["size"]))
         if has != takes:
             raise UserError(
                 f"the encoder takes {takes[0]}-channel scans in {takes[1]}D, and {store.path} has {has[0]} in {has[1]}D"
@@ -84,7 +84,7 @@ def fresh(resolved: dict[str, Any], card: dict[str, Any]) -> nn.Module:
 
 def raw_pixels(store: Store, rows: np.ndarray) -> np.ndarray:
     """Pixels in unit range on a small grid."""
-    canvas = store.canvas(RAW[store.info["dims"]])
+    canvas = store.canvas(RAW[store.dims])
     shape = (-1,) + (1,) * (canvas.array.ndim - 1)
     low, high = canvas.low[rows].reshape(shape), canvas.high[rows].reshape(shape)
     return np.clip((canvas.array[rows] - low) / (high - low), 0, 1).reshape(len(rows), -1).astype(np.float32)
@@ -101,14 +101,14 @@ def patch_bank(store: Store, size: int, seed: int, device: str, work: Path) -> S
     """The k-means patch bank, fitted on training patients."""
     spec = catalog.spec("method", "kmeans_bank")
     run = spec.pop("_run_")
-    size = min(size, BANK[store.info["dims"]])
-    edge = (size,) * store.info["dims"]
+    size = min(size, BANK[store.dims])
+    edge = (size,) * store.dims
     with torch.random.fork_rng():
         torch.manual_seed(seed_from(seed, 0))
-        encoder = catalog.build(catalog.spec("encoder", run["encoder"]), channels=store.info["channels"], size=edge)
+        encoder = catalog.build(catalog.spec("encoder", run["encoder"]), channels=store.channels, size=edge)
         method = catalog.build(spec, encoder=encoder)
         rows = store.rows("train")
-        card = {key: store.info[key] for key in ("channels", "mean", "std")} | {"size": edge, "spacing": None}
+        card = {"channels": store.channels, "mean": store.mean, "std": store.std, "size": edge, "spacing": None}
         plain, batch = catalog.spec("views", "plain"), min(256, len(rows))
         _train(method, store, card, rows, plain, work, run["steps"], batch, seed, device, Optim())
     return of_encoder(encoder, card, device)

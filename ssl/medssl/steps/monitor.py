@@ -31,7 +31,7 @@ class Monitor:
 
     def __init__(self, store: Store, canvas: Canvas, seed: int, device: str):
         self.canvas, self.device = canvas, device
-        dims = store.info["dims"]
+        dims = store.dims
         # a rank needs some scans more than it needs new patients
         source = "val" if len(store.rows("val")) >= ENOUGH else "train"
         self.watched = _some(store.rows(source), HELD_OUT[dims], seed)

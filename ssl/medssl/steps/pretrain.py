@@ -47,6 +47,7 @@ def pretrain(
     method_options: dict[str, Any] | None = None,
     encoder_options: dict[str, Any] | None = None,
     views_options: dict[str, Any] | None = None,
+    where: str | None = None,
     size: int | None = None,
     spacing: float | None = None,
     steps: int | None = None,
@@ -76,6 +77,7 @@ def pretrain(
 
     Args:
         store: a folder made by `ingest`.
+        where: which of its scans; see `medssl.store.where`.
         out: the run folder.
         method, encoder, views: names of configs/method, configs/encoder, configs/views, with their `_options`. An encoder
             may be any timm model's name. views=None takes the recipe of the store's modality.
@@ -91,9 +93,9 @@ def pretrain(
     Raises UserError for anything in the input that cannot work, before training where that can be known.
     """
     asked = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items() if v is not None}
-    scans = Store.open(store)
+    scans = Store.open(store, where)
     asked["store"] = str(scans.path)
-    dims = scans.info["dims"]
+    dims = scans.dims
     spec = catalog.spec("method", method, **(method_options or {}))
     run_defaults = DEFAULTS | spec.pop("_run_", {})
 
@@ -111,6 +113,7 @@ def pretrain(
     views_spec = catalog.spec("views", views_name, **(views_options or {}))
     resolved: dict[str, Any] = {
         "store": str(scans.path),
+        "where": scans.where,
         "fingerprint": scans.fingerprint,
         "method": described(method, spec),
         "encoder": described(encoder_name, encoder_spec),
@@ -145,7 +148,7 @@ def pretrain(
     recipe = catalog.build(views_spec, size=tuple(resolved["size"]))
     with torch.random.fork_rng():
         torch.manual_seed(seed_from(seed, 0))
-        model = catalog.build(encoder_spec, channels=scans.info["channels"], size=tuple(resolved["size"]))
+        model = catalog.build(encoder_spec, channels=scans.channels, size=tuple(resolved["size"]))
         ssl_method = catalog.build(spec, encoder=model)
         canvas = scans.canvas(tuple(resolved["size"]), spacing)
         run = Run(Path(out))
@@ -226,14 +229,13 @@ def encoder_of(name: str, options: dict[str, Any] | None) -> tuple[str, dict[str
 
 def views_for(scans: Store) -> str:
     """The recipe of the store's modality; ultrasound and what else has none of its own gets the neutral one."""
-    recipe = resolve(scans.info["recipe"], scans.info["modality"])
-    return recipe if recipe in catalog.choices("views") else "neutral"
+    return scans.recipe if scans.recipe in catalog.choices("views") else "neutral"
 
 
 def default_size(store: Store) -> int:
     """64 in 2D and 32 in 3D, or the median of the scans' longest sides where that is less."""
     longest = [max(shape[1:]) for shape in store.column("shape")]
-    return int(min(64 if store.info["dims"] == 2 else 32, math.ceil(np.median(longest))))
+    return int(min(64 if store.dims == 2 else 32, math.ceil(np.median(longest))))
 
 
 def hand_over(run: Run, store: Store, encoder: torch.nn.Module, resolved: dict[str, Any]) -> None:
@@ -243,12 +245,12 @@ def hand_over(run: Run, store: Store, encoder: torch.nn.Module, resolved: dict[s
     with atomic(run.path / "pretrained_on.parquet") as part:
         pq.write_table(pa.table(seen), part)
     card = {
-        "mean": store.info["mean"],
-        "std": store.info["std"],
-        "modality": store.info["modality"],
-        "intensity": store.info["intensity"],
+        "mean": store.mean,
+        "std": store.std,
+        "modality": store.modality,
+        "intensity": store.intensity,
         "key_id": store.info["key_id"],
-        "orientation": "RAS+ reversed: (D, H, W) is (S, A, R)" if store.info["dims"] == 3 else "as displayed",
+        "orientation": "RAS+ reversed: (D, H, W) is (S, A, R)" if store.dims == 3 else "as displayed",
         "spacing": resolved["spacing"],
         "method": resolved["method"]["name"],
         "encoder": resolved["encoder"]["name"],

@@ -71,6 +71,8 @@ def probe(
     store: str | Path | Store,
     target: str,
     *,
+    where: str | None = None,
+    test_where: str | None = None,
     positive: Iterable[str] | None = None,
     test_store: str | Path | Store | None = None,
     baselines: Iterable[str] = BASELINES,
@@ -89,6 +91,7 @@ def probe(
         run: a finished run folder.
         store: a labelled store.
         target: the name of a label.
+        where, test_where: which scans of the two stores; see `medssl.store.where`.
         positive: values of it that count as the positive class, all others being negative (case is ignored).
         test_store: another store, of another hospital say: all its labelled scans become the test.
         baselines: which of BASELINES stand in the table.
@@ -104,8 +107,8 @@ def probe(
     positive, baselines = _words(positive), _words(baselines) or []
     folder = Run(Path(run))
     resolved = folder.finished()
-    train_store = Store.open(store)
-    other = Store.open(test_store) if test_store is not None else train_store
+    train_store = Store.open(store, where)
+    other = Store.open(test_store, test_where) if test_store is not None else train_store
     for name in baselines:
         if name not in BASELINES:
             raise UserError(f"there is no baseline {name!r}.{nearest(name, BASELINES)}")

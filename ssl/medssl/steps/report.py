@@ -21,7 +21,7 @@ def report(run: str | Path, *, store: str | Path | Store | None = None, out: str
     """
     folder = Run(Path(run))
     resolved = folder.resolved()
-    scans = Store.open(store or resolved["store"])
+    scans = Store.open(store or resolved["store"], resolved["where"])
     if scans.fingerprint != resolved["fingerprint"]:
         raise UserError(f"{scans.path} is not the store this run was trained on; give that one as store=")
     size = tuple(resolved["size"])

@@ -57,7 +57,7 @@ def canvas(store: Store, size: int | Sequence[int], spacing: float | None = None
         UserError: when `size` does not fit the store, when `spacing` is asked for and some scan has none, or when the
             disk is full.
     """
-    dims = store.info["dims"]
+    dims = store.dims
     shape = (int(size),) * dims if isinstance(size, int | np.integer) else tuple(int(n) for n in size)
     if len(shape) != dims or min(shape) < 1:
         raise UserError(f"size={size} does not fit {store.path}: it needs one positive number, or {dims} of them")
@@ -70,14 +70,14 @@ def canvas(store: Store, size: int | Sequence[int], spacing: float | None = None
     folder = _cache(store)
     path = folder / f"canvas-{key}.npy"
     dtype = _dtype(store)
-    full = (len(store), store.info["channels"], *shape)
+    full = (len(store), store.channels, *shape)
     if (array := _open(path, full, dtype)) is None:
         with atomic(path) as part:
             _build(store, part, full, dtype, spacing)
         array = _open(path, full, dtype)
         assert array is not None
     low, high = (store.column(name).astype(np.float32) for name in ("low", "high"))
-    return Canvas(array, low, high, store.info["mean"], store.info["std"], shape)
+    return Canvas(array, low, high, store.mean, store.std, shape)
 
 
 def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:

@@ -1,18 +1,27 @@
-"""A folder of scans becomes a store: `ingest("scans", "store")`."""
+"""A folder of scans becomes a store: `ingest("scans", "store")`. Killed anywhere, the same call goes on; later, it adds."""
 
+import json
 import os
+import sqlite3
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from medssl.errors import UserError
 from medssl.scans.alias import open_key
-from medssl.scans.read import read, relative_to, walk
-from medssl.scans.scan import Unreadable
 from medssl.store.intensity import check
 from medssl.store.labels import read_labels
+from medssl.store.ledger import Ledger
+from medssl.store.reading import FLEETING, READERS, Reading
+from medssl.store.row import Row
+from medssl.store.settle import Found, settle
+from medssl.store.sidecar import Sidecars
 from medssl.store.splits import SPLITS, empty_splits
 from medssl.store.store import Store
-from medssl.store.write import Row, StoreWriter, check_out
+from medssl.store.supervise import Supervisor
+from medssl.store.write import Draft, check_out
+
+GIGABYTE = 1 << 30
 
 
 def ingest(
@@ -23,63 +32,180 @@ def ingest(
     labels: str | Path | None = None,
     targets: Sequence[str] = (),
     patient: str | None = None,
+    aihub: str | None = None,
+    keys: dict[str, str] | None = None,
+    archives: bool = False,
     site: str = "",
     key: str | Path | None = None,
+    workers: int | None = None,
+    memory: float = 4.0,
     overwrite: bool = False,
 ) -> Store:
     r"""Reads every scan below `source` and writes a store at `out`: arrays, pseudonyms, allow-listed facts.
 
     Each scan keeps its physical values (HU for CT) in the smallest type that loses nothing. Files that cannot be used
-    are left out and listed with a reason in `rejects.jsonl`. A keyed hash divides the patients into train (70 %), val
-    (10 %) and test (20 %), so a later ingest with more patients and the same key moves nobody. The same source and key
-    give the same store. Prints a summary.
+    are left out and listed with a reason in `rejects.jsonl`; scans that a human should see first are held back
+    (`medssl release`). A keyed hash divides the patients, with all who share an image, into train (70 %), val (10 %) and
+    test (20 %), so more patients under the same key move nobody. The same source and key give the same store, whatever
+    was interrupted and however many workers read. Where `out` is a store of the same source already, only files that
+    are new or have changed are read, and scans whose files are gone leave it. Prints a summary.
 
     Args:
         source: a folder with DICOM, NIfTI, PNG, JPEG, TIFF or npz files at any depth, or one such file.
-        out: the store's folder; it must not exist, nor lie in `source`.
-        recipe: which values count as black and white: auto (by modality), ct, mr, xray, natural or neutral.
+        out: the store's folder; it must not lie in `source`.
+        recipe: which values count as black and white: auto (by modality), ct, mr, xray, us, fundus, pet, natural, neutral.
         labels: a CSV file with one row per file or per patient, or "folders" when a scan's folder is its label. From a
             table come labels, and the columns patient, split (train, val, test), site, age, sex, view and laterality.
-        targets: columns of the table that are labels; by default those called label, target, class, diagnosis, finding
-            or lesion.
+        targets: columns of the table, or keys of the JSON files, that are labels; by default those called label, target,
+            class, diagnosis, finding or lesion.
         patient: a regular expression with one group that finds the patient in a file's path below `source`, like
             "person(\d+)". Without it the patient comes from the table or from the scan; else each file is a patient.
+        aihub: for folders where a DICOM, its PNG and a JSON belong together by name, as AI-Hub's: "auto" to pair files by
+            their name without suffix, or a regular expression with a group named stem that finds what they share.
+        keys: where in the JSON files to look: {"patient": "info.id", "sex": …, "age": …, "label": …}; else found by name.
+        archives: also read what is inside zip files.
         site: a word for where the scans come from, for comparisons across sites.
         key: the file of the project's secret key, made when absent. Default: $MEDSSL_KEY, else ~/.config/medssl/key.
             Keep it, keep it secret, and keep it apart from the store: it links pseudonyms to patients.
-        overwrite: replace a store at `out`, once the new one is whole.
+        workers: processes that read; default: one per core. The result does not depend on it.
+        memory: GB that one of them may use; a file that needs more is left out.
+        overwrite: replace a store at `out` by a new one, once that is whole; nothing of the old one is used.
 
     Raises:
         UserError: for whatever is wrong with the arguments, the table, the disk, or when no file can be used.
     """
     source, out, key = Path(source).expanduser(), Path(out).expanduser(), _key(key)
     check(recipe)
+    workers = cores() if workers is None else workers
+    if workers < 1 or memory < 0.5:
+        raise UserError(f"workers={workers} must be at least 1, and memory={memory} at least 0.5 GB")
     _check_places(source, out, key)
-    check_out(out, overwrite)
-    root = source if source.is_dir() else source.parent
+    check_out(out, overwrite=True)
     table = None if labels is None or labels == "folders" else Path(labels).expanduser()
-    files = sorted(f for f in walk(source) if table is None or f.resolve() != table.resolve())
-    if not files:
-        raise UserError(f"source={source} has no files")
-    alias = open_key(key)
     wanted = [targets] if isinstance(targets, str) else targets
-    beside = read_labels(table or labels, alias, wanted, patient, [relative_to(f, root) for f in files])
-    report: list[str] = []
-
-    def join(rows: list[Row], paths: list[str]) -> list[Row]:
-        rows, lines = beside.join(rows, paths)
-        report.extend(lines)
-        return [row | {"site": row["site"] or site} for row in rows]
-
-    with StoreWriter(out, alias, recipe, overwrite) as writer:
-        for scan, path in read(files, alias, root, lambda file, why: writer.reject(relative_to(file, root), why)):
-            try:
-                writer.add(scan, path)
-            except Unreadable as why:
-                writer.reject(path, why)
-        store = writer.finish(join)
-    print("\n".join(_summary(store, report, key)))
+    sidecars = None
+    alias = open_key(key)
+    if aihub is not None:
+        sidecars = Sidecars(alias, aihub, keys or {}, () if table else wanted)
+    elif keys:
+        raise UserError(f"keys={keys} are looked up in JSON files: add aihub=auto")
+    made_with = {"readers": READERS, "recipe": recipe, "key_id": alias.key_id}
+    old = None if overwrite else _old_store(out, made_with)
+    draft = Draft(out)
+    ledger, whole, news = None, False, True
+    try:
+        ledger = _begin(draft, old, made_with, overwrite)
+        reading = Reading(ledger, draft, alias)
+        reading.look(source, archives, table, sidecars)
+        gone = _mirror(ledger, source, old)
+        if not ledger.seen():
+            raise UserError(f"source={source} has no files")
+        beside = read_labels(table or labels, alias, wanted if table or not sidecars else (), patient, ledger.names())
+        hello = {"key": alias.secret(), "recipe": recipe, "memory": int(memory * GIGABYTE), "out": str(draft.folder)}
+        with Supervisor(workers, hello) as children:
+            reading.read(children)
+            reading.stack(children)
+        ledger.forget_unplanned()
+        if ledger.empty():
+            raise UserError(f"none of the files can be used: {_reasons(ledger)}; nothing was written to {out}")
+        found = ledger.rows
+        settled = settle(lambda: (Found(*f) for f in found()), alias, draft.folder, beside, sidecars, site)
+        settled.info["counts"]["files"] = ledger.seen()
+        rejects = [*ledger.rejects(), *settled.rejects]
+        ledger.close()
+        ledger = None
+        news = old is None or _differs(old, settled.info["fingerprint"], rejects)
+        store = draft.publish(settled, iter(rejects), alias, recipe) if news or old is None else old
+        whole = True
+    finally:
+        kept = not whole and ledger is not None and not ledger.empty()
+        if ledger is not None:
+            ledger.close()
+        draft.close(keep=kept)
+        if kept:
+            print("what was read is kept; the same command goes on from there", file=sys.stderr)
+    lines = _summary(store, settled.report, key)
+    if old is not None:
+        lines.insert(1, f"since then   {gone} files gone or changed" if news else "since then   nothing has changed")
+    print("\n".join(lines))
     return store
+
+
+def cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _old_store(out: Path, made_with: dict[str, str]) -> Store | None:
+    """The store to go on from. Raises UserError when what is there was made in another way."""
+    if not out.exists():
+        return None
+    store = Store.open(out, held=True)
+    if not (out / "ledger.sqlite").exists():
+        raise UserError(f"{out} is final (it has no ledger), nothing is added to it; choose another out=, or overwrite=true")
+    db = sqlite3.connect(f"{(out / 'ledger.sqlite').resolve().as_uri()}?mode=ro", uri=True)
+    try:
+        before = dict(db.execute("SELECT name, value FROM meta").fetchall())
+    except sqlite3.DatabaseError:
+        raise UserError(f"{out / 'ledger.sqlite'} is damaged; make the store anew with overwrite=true") from None
+    finally:
+        db.close()
+    if before.get("key_id") != made_with["key_id"]:
+        raise UserError(f"{out} was made with another key; give that one with key=, or make it anew with overwrite=true")
+    if before.get("recipe") != made_with["recipe"]:
+        was = before.get("recipe")
+        raise UserError(f"{out} was made with recipe={was}; keep that, or make it anew with overwrite=true")
+    return store
+
+
+def _begin(draft: Draft, old: Store | None, made_with: dict[str, str], overwrite: bool) -> Ledger:
+    """The ledger of an interrupted ingest, or else of the store that is there, or else an empty one."""
+    draft.open(fresh=False)
+    made_with = made_with | {"base": "" if old is None else old.info["fingerprint"], "overwrite": str(overwrite)}
+    path = draft.folder / "ledger.sqlite"
+    if path.exists():
+        try:
+            ledger = Ledger(path)
+            if ledger.meta() == made_with:
+                ledger.retry(FLEETING)
+                return ledger
+            ledger.close()
+        except sqlite3.DatabaseError:
+            pass
+    draft.empty()
+    draft.make()
+    if old is not None:
+        draft.link(old.path)
+    ledger = Ledger(path)
+    if ledger.meta().get("readers", READERS) != READERS:
+        ledger.close()
+        draft.empty()
+        draft.make()
+        ledger = Ledger(path)
+    ledger.set_meta(made_with)
+    ledger.retry(FLEETING)
+    return ledger
+
+
+def _mirror(ledger: Ledger, source: Path, old: Store | None) -> int:
+    """Forgets files that are gone or have changed; how many. Raises UserError when that is all of them."""
+    before, still = ledger.known()
+    if before and not still and old is not None:
+        raise UserError(
+            f"none of the {before} files of the last ingest is below source={source}; "
+            "name that source (more files in it are added), choose another out=, or overwrite=true"
+        )
+    return ledger.forget_gone()
+
+
+def _differs(old: Store, fingerprint: str, rejects: list[Row]) -> bool:
+    path = old.path / "rejects.jsonl"
+    before = path.read_text() if path.exists() else ""
+    return old.info["fingerprint"] != fingerprint or before != "".join(json.dumps(r) + "\n" for r in rejects)
+
+
+def _reasons(ledger: Ledger) -> str:
+    return "; ".join(f"{n} × {code} ({reason})" for code, reason, n in ledger.worst()) or "there are none"
 
 
 def _key(key: str | Path | None) -> Path:
@@ -110,25 +236,29 @@ def _summary(store: Store, report: list[str], key: Path) -> list[str]:
     unknown = int((~store.column("patient_known")).sum())
     alone = f" ({unknown} scans name none: each stands alone)" if unknown else ""
     rejected = ", ".join(f"{code} {n}" for code, n in counts["rejected"].items())
-    rejected = f": {rejected} (rejects.jsonl)" if rejected else ""
+    rejected = f": {rejected} (medssl rejects store={store.path})" if rejected else ""
     lines = [
         f"store        {store.path} ({size_on_disk(store.path) / 1e6:.1f} MB)",
-        f"scans        {counts['scans']}: {info['dims']}D, "
-        f"{info['channels']} channel{'s'[: info['channels'] > 1]}, {info['modality'] or 'modality unknown'}",
+        f"files        {counts['files']}",
+        *(f"scans        {kind}" for kind in store.kinds),
         f"patients     {counts['patients']}{alone}",
         f"splits       {splits}",
-        f"intensity    {info['intensity']}; train mean {info['mean']:.4f}, standard deviation {info['std']:.4f}",
+        f"intensity    {info['recipe']}: {store.intensity}",
         f"left out     {sum(counts['rejected'].values())}{rejected}",
     ]
+    if counts["held"]:
+        held = ", ".join(f"{reason} {n}" for reason, n in counts["held"].items())
+        lines.append(f"held back    {held} (look: medssl inspect store={store.path} held=true sheet=sheet.png; then medssl release)")
     lines += [f"table        {line}" for line in report]
     copies = info["duplicates"]
     if any(copies.values()):
         lines.append(
-            f"duplicates   {copies['within']} within a split, {copies['between']} images in more than one split"
+            f"duplicates   {copies['within']} within a split, {copies['between']} images in more than one split, "
+            f"{copies['near']} pairs nearly the same"
         )
     if warning := empty_splits(store.column("split"), counts["patients"]):
         lines.append(f"warning      {warning}")
-    return [*lines, f"key          {key} (id {info['key_id']})", f"fingerprint  {store.fingerprint}"]
+    return [*lines, f"key          {key} (id {info['key_id']})", f"fingerprint  {info['fingerprint']}"]
 
 
 def size_on_disk(folder: Path) -> int:

@@ -4,19 +4,50 @@ import csv
 import io
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from medssl.errors import UserError, nearest
 from medssl.scans.alias import Alias
+from medssl.store.match import PART, match, normal, shape
 from medssl.store.splits import SPLITS
 
-FILE = ("file", "filename", "path", "image", "scan", "dicom")
-PATIENT = ("patient", "patient_id", "patientid", "subject", "subject_id")
-LABEL = ("label", "labels", "target", "class", "diagnosis", "finding", "lesion")
+# Names of columns, and of keys in JSON files; case, spaces and "_-." do not count.
+FILE = ("file", "filename", "path", "image", "scan", "dicom", "파일", "파일명", "영상")
+PATIENT = (
+    "patient",
+    "patient_id",
+    "patient_no",
+    "subject",
+    "subject_id",
+    "환자번호",
+    "환자id",
+    "등록번호",
+    "대상자번호",
+)
+LABEL = (
+    "label",
+    "labels",
+    "target",
+    "class",
+    "diagnosis",
+    "finding",
+    "lesion",
+    "라벨",
+    "진단",
+    "진단명",
+    "병명",
+    "질환명",
+)
+FACT = {
+    "age": ("age", "patient_age", "나이", "연령"),
+    "sex": ("sex", "gender", "patient_sex", "성별"),
+    "view": ("view", "view_position"),
+    "laterality": ("laterality",),
+}
 ENCODINGS = ("utf-8-sig", "cp949")  # cp949: what Excel writes on a Korean Windows
 
 
@@ -46,7 +77,11 @@ class Labels:
 
         Args:
             scans: manifest rows.
-            paths: the path of each, relative to the source, with "/".
+            paths: the path of each, relative to the source, with "/"; "a.zip!/b.dcm" in an archive, "x.npz#train/3" in
+                a file with several.
+
+        Raises:
+            UserError: no row of the table means any scan.
         """
         scans = [self._from_path(scan, path) for scan, path in zip(scans, paths, strict=True)]
         if not self.rows:
@@ -57,11 +92,13 @@ class Labels:
         else:
             matches = match(paths, self.files)
             found = [matches.get(path) for path in paths]
+        if all(i is None for i in found):
+            raise UserError(_no_match(self.files, paths))
         joined = [scan if i is None else scan | self.rows[i] for scan, i in zip(scans, found, strict=True)]
         return joined, self._report(found)
 
     def _from_path(self, scan: dict[str, Any], path: str) -> dict[str, Any]:
-        if self.folders and (folder := Path(path.split(".npz#")[0]).parent.name):
+        if self.folders and (folder := re.sub(r"(\.zip)?!$", "", Path(PART.sub("", path)).parent.name)):
             scan = scan | {"label:label": folder}
         if self.pattern and (patient := _patient(self.pattern, path)):
             scan = scan | {"patient": self.alias.alias("patient", patient), "patient_known": True}
@@ -175,8 +212,8 @@ def _table(path: Path, alias: Alias, targets: Sequence[str], pattern: re.Pattern
 
 
 def _columns(path: Path, header: list[str], cells: dict[int, list[str]], targets: Sequence[str]) -> _Columns:
-    names = {h.casefold(): i for i, h in reversed(list(enumerate(header)))}  # of equal names the first
-    file, patient = (next((names[n] for n in known if n in names), None) for known in (FILE, PATIENT))
+    names = {squash(h): i for i, h in reversed(list(enumerate(header)))}  # of equal names the first
+    file, patient = (next((names[n] for n in squashed(known) if n in names), None) for known in (FILE, PATIENT))
     if file is None and patient is None:
         raise UserError(
             f"{path} has no column that names a file ({', '.join(FILE)}) or a patient ({', '.join(PATIENT)}); "
@@ -185,11 +222,12 @@ def _columns(path: Path, header: list[str], cells: dict[int, list[str]], targets
     for name in targets:
         if name not in header:
             raise UserError(f"targets: {path} has no column {name!r}.{nearest(name, header)}")
-    labels = {header.index(n): n for n in targets} or {i: header[i] for n, i in names.items() if n in LABEL}
+    labels = {header.index(n): n for n in targets} or {i: header[i] for n, i in names.items() if n in squashed(LABEL)}
     split = names.get("split")
     if split is not None and not {cell[split].casefold() for cell in cells.values()} <= {*SPLITS, ""}:
         split = None
-    facts = {i: n for n, i in names.items() if n in FACTS and i not in labels}
+    facts = {names[n]: fact for fact, known in FACT.items() for n in squashed(known) if n in names}
+    facts = {i: fact for i, fact in facts.items() if i not in labels}
     return _Columns(file, patient, split, names.get("site"), labels, facts)
 
 
@@ -231,51 +269,50 @@ def _read(path: Path) -> tuple[list[str], dict[int, list[str]]]:
     return header, {number: (line + [""] * len(header))[: len(header)] for number, line in lines.items()}
 
 
-def match(paths: Sequence[str], files: Sequence[str]) -> dict[str, int]:
-    """path -> the entry of `files` that means it: the same path, else the longest common tail that one path and one
-    entry have (at the shortest the file name), else a stem that one path and one entry have. `files` are normalised.
-    """
-    distinct = list(dict.fromkeys(paths))
-    exact = {name: i for i, name in enumerate(files)}
-    keys = [_keys(normal(path)) for path in distinct]
-    in_files = Counter(key for name in files for key in _keys(name))
-    in_paths = Counter(key for ks in keys for key in ks)
-    entry = {key: i for i, name in enumerate(files) for key in _keys(name)}
-    out: dict[str, int] = {}
-    for path, ks in zip(distinct, keys, strict=True):
-        if (i := exact.get(normal(path))) is not None:
-            out[path] = i
-        elif key := next((k for k in ks if in_files[k] == 1 and in_paths[k] == 1), None):
-            out[path] = entry[key]
-    return out
+@lru_cache(1 << 12)
+def squash(name: str) -> str:
+    """How names of columns and keys compare."""
+    return re.sub(r"[\s_.-]", "", unicodedata.normalize("NFC", name).casefold())
 
 
-def _keys(path: str) -> list[tuple[str, ...]]:
-    """Tails of a path, longest first, then its stem."""
-    parts = tuple(path.split("/"))
-    return [parts[i:] for i in range(len(parts))] + [("stem", "", re.sub(r"(\.nii)?(\.gz)?$|\.[^.]*$", "", parts[-1]))]
+@cache
+def squashed(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names as `squash` makes them."""
+    return tuple(squash(name) for name in names)
 
 
-def normal(path: str) -> str:
-    """NFC, case-folded, "/" between folders: how names on macOS, Windows and Linux compare."""
-    return unicodedata.normalize("NFC", path.strip()).casefold().replace("\\", "/").removeprefix("./")
+def _no_match(files: Sequence[str] | None, paths: Sequence[str]) -> str:
+    """What to do when a table and the scans have nothing in common, without quoting either: names may identify."""
+    if files is None:
+        return (
+            "no patient in the table of labels is a patient of the scans; write their ids as in the scans' Patient ID, "
+            "or say where a path has them with patient=PATTERN"
+        )
+    return (
+        f"no row of the table of labels means a scan: the table names files like {shape(files[0])}, the source has paths "
+        f"like {shape(paths[0])}; write paths below the source, or file names that occur once"
+    )
+
+
+YEARS = {"": 1.0, "Y": 1.0, "세": 1.0, "M": 1 / 12, "개월": 1 / 12, "W": 1 / 52, "D": 1 / 365}
 
 
 def _age(cell: str) -> float | None:
-    """Years, 90 at most; "45", "45.5", DICOM's "045Y", "006M"."""
-    found = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)\s*([YMWD]?)", cell.upper())
-    return min(float(found[1]) / {"M": 12, "W": 52, "D": 365}.get(found[2], 1), 90.0) if found else None
+    """Years, 90 at most; "45", "45.5", "45세", DICOM's "045Y", "006M". What is over 120 stands for something else."""
+    found = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)\s*(Y|M|W|D|세|개월)?", cell.upper())
+    years = float(found[1]) * YEARS[found[2] or ""] if found else 121.0
+    return min(years, 90.0) if years <= 120 else None
 
 
 def _word(choices: dict[str, str], cell: str) -> str | None:
     return choices.get(cell.casefold())
 
 
-FACTS: dict[
-    str, Callable[[str], str | float | None]
-] = {  # only what these let through is stored: a free-text cell is not
+SEX = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"}
+SEX |= {"남": "M", "남성": "M", "남자": "M", "여": "F", "여성": "F", "여자": "F"}
+FACTS: dict[str, Callable[[str], str | float | None]] = {  # only what these let through is stored, never free text
     "age": _age,
-    "sex": lambda cell: _word({"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"}, cell),
+    "sex": lambda cell: _word(SEX, cell),
     "view": lambda cell: cell.upper() if re.fullmatch(r"[A-Za-z]{1,9}", cell) else None,
     "laterality": lambda cell: _word({"l": "L", "left": "L", "r": "R", "right": "R", "b": "B", "both": "B"}, cell),
 }

@@ -1,5 +1,9 @@
-"""Which patients train, validate and test: decided by a keyed hash of the patient, so adding patients moves nobody."""
+"""Which patients train, validate and test: decided by a keyed hash of the patient, so adding patients moves nobody.
 
+Patients whose images equal or resemble each other are one group, and the hash is the group's: see groups.py.
+"""
+
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -10,17 +14,23 @@ SPLITS = ("train", "val", "test")
 TEST, VAL = 0.2, 0.3  # a patient's fraction below TEST tests, from TEST to VAL validates, the rest trains
 
 
-def assign(patients: Sequence[str], alias: Alias, fixed: Sequence[str] | None = None) -> list[str]:
-    """The split of every row. All rows of a patient share it.
+def assign(
+    patients: Sequence[str], alias: Alias, fixed: Sequence[str] | None = None, groups: Sequence[str] | None = None
+) -> list[str]:
+    """The split of every row. All rows of a patient share it, and all rows of a group but where the source says otherwise.
 
     Args:
-        patients: the pseudonym of each row's patient.
+        patients: who each row is: a pseudonym, as of `groups.identities`.
         alias: holds the project's key.
         fixed: "train", "val", "test" or "" per row, where the source says so; such a patient keeps it.
+        groups: the group of each row, as of `groups.groups`: whole patients that equal or similar images tie together. Where
+            the source puts patients of one group into several splits, it wins (public archives have such duplicates; see
+            `torn`), and the group's other patients follow the first of train, val and test that it gives.
 
     Raises:
         UserError: when the source puts a patient into two splits.
     """
+    groups = patients if groups is None else groups
     kept: dict[str, str] = {}
     torn: dict[str, list[int]] = {}
     for row, (patient, split) in enumerate(zip(patients, fixed or [""] * len(patients), strict=True)):
@@ -35,8 +45,18 @@ def assign(patients: Sequence[str], alias: Alias, fixed: Sequence[str] | None = 
             f"{', '.join(map(str, rows))} in the order they were read): scores would be too high; "
             "give each patient one split, or leave the split column out"
         )
-    drawn = {p: kept.get(p) or _drawn(alias.split_fraction(p)) for p in dict.fromkeys(patients)}
-    return [drawn[p] for p in patients]
+    led: dict[str, str] = {}
+    for patient, group in zip(patients, groups, strict=True):
+        if split := kept.get(patient):
+            led[group] = min(split, led.get(group, split), key=SPLITS.index)
+    drawn = {group: led.get(group) or _drawn(alias.split_fraction(group)) for group in dict.fromkeys(groups)}
+    return [kept.get(patient) or drawn[group] for patient, group in zip(patients, groups, strict=True)]
+
+
+def torn(groups: Sequence[str], splits: Sequence[str]) -> int:
+    """How many groups are in more than one split: leakage that the source's own splits bring along."""
+    splits_of = Counter(group for group, _ in set(zip(groups, splits, strict=True)))
+    return sum(n > 1 for n in splits_of.values())
 
 
 def _drawn(u: float) -> str:

@@ -1,67 +1,97 @@
 """The store: every scan as an array that reads fast, and one table that says what each is. Opening it runs nothing.
 
 A folder with `store.json` (what it is), `manifest.parquet` (one row per scan), `packs/` (2D images, many to a file) and
-`volumes/` (3D, one .b2nd file each). `rejects.jsonl` lists what was left out and why; `cache/` may always be deleted.
+`volumes/` (3D, one file each). `rejects.jsonl` lists what was left out and why, `ledger.sqlite` lets the next ingest
+read only what is new, `released.json` names the scans a human has let in; `cache/` may always be deleted.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import blosc2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medssl.errors import UserError, nearest
 from medssl.progress import track
-from medssl.store.intensity import unit
+from medssl.store.intensity import RECIPES, resolve
+from medssl.store.row import content_hash
 from medssl.store.splits import SPLITS
+from medssl.store.volume import read_crop, read_overview, unpack
+from medssl.store.where import select
 
 if TYPE_CHECKING:
     from medssl.store.canvas import Canvas
 
-SCHEMA = 1
-SAMPLE = 2000  # scans the mean and the standard deviation are taken from
-DTYPES = ("uint8", "int16", "uint16", "float32")
-
-
-def content_hash(array: np.ndarray) -> str:
-    """BLAKE2b-128 of dtype, shape and little-endian bytes: equal for equal images and nothing else."""
-    h = hashlib.blake2b(f"{array.dtype.name}{array.shape}".encode(), digest_size=16)
-    h.update(np.ascontiguousarray(array).data)
-    return h.hexdigest()
+SCHEMA_VERSION = 2
 
 
 def fingerprint(table: pa.Table) -> str:
     """BLAKE2b-128 over every row's content, ids, split, window, facts and labels, but not over where its bytes lie."""
     kept = [c for c in table.column_names if c not in {"file", "offset", "length"}]
-    h = hashlib.blake2b(json.dumps([SCHEMA, kept]).encode(), digest_size=16)
+    h = hashlib.blake2b(json.dumps([SCHEMA_VERSION, kept]).encode(), digest_size=16)
     for batch in table.select(kept).to_batches(4096):
         h.update(json.dumps(batch.to_pylist(), sort_keys=True).encode())
     return h.hexdigest()
 
 
+def read_array(folder: Path, row: Mapping[str, Any]) -> np.ndarray:
+    """The array of one row of a manifest. Raises UserError when its bytes are missing or damaged."""
+    path = folder / row["file"]
+    try:
+        with path.open("rb", buffering=0) as f:
+            f.seek(row["offset"])
+            data = f.read(row["length"]) if row["length"] else f.read()
+        return unpack(data, row["shape"], row["dtype"])
+    except FileNotFoundError as e:
+        raise UserError(f"{path} is missing; copy the store or ingest the scans again") from e
+    except ValueError as e:
+        raise UserError(f"{path} is damaged; copy the store or ingest the scans again") from e
+
+
 class Store:
     """`store[i]` is scan i as stored, (C, H, W) or (C, D, H, W), in physical values. Any number of workers may read.
 
+    Scans that a human should look at first (`held`) are left out unless asked for; `where` selects among the others.
+
     Attributes:
         path: the folder.
-        info: store.json: schema, dims, channels, modality, recipe, mean and std of unit-range train pixels, counts, ….
-        table: the manifest.
+        info: store.json: schema, recipe, key_id, counts, duplicates, grouping, fingerprint (of the whole), created_by.
+        table: the manifest's rows of the selection.
+        where, held: the selection.
     """
 
-    def __init__(self, path: Path, info: dict[str, Any], table: pa.Table):
-        self.path, self.info, self.table = path, info, table
+    def __init__(self, path: Path, info: dict[str, Any], table: pa.Table, where: str | None = None, held: bool = False):
+        self.path, self.info, self.where, self.held = path, info, where, held
+        self.total = table.num_rows
+        if not held:
+            table = table.filter(pc.equal(table["held"], ""))
+        if where is not None:
+            table = table.take(select(table, where))
+        self.table = table.combine_chunks()
 
     @classmethod
-    def open(cls, path: "str | Path | Store") -> "Store":
-        """Reads the two files that describe a store. Raises UserError when they are missing or of another version."""
+    def open(cls, path: "str | Path | Store", where: str | None = None, held: bool = False) -> "Store":
+        """Reads the two files that describe a store.
+
+        Args:
+            path: its folder. A Store is returned as it is, unless `where` or `held` ask for another selection of it.
+            where: which scans, in the language of `medssl.store.where`.
+            held: also those that nobody has released yet.
+
+        Raises:
+            UserError: when they are missing or of another version, or the selection is empty or cannot be understood.
+        """
         if isinstance(path, Store):
-            return path
+            if where is None and not held:
+                return path
+            path = path.path
         path = Path(path).expanduser()
         if not (path / "store.json").is_file():
             what = "is not a store (it has no store.json)" if path.is_dir() else "does not exist"
@@ -71,51 +101,137 @@ class Store:
             schema = info["schema"]
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(f"{path / 'store.json'} is damaged; ingest the scans again") from e
-        if schema != SCHEMA:
+        if schema != SCHEMA_VERSION:
             raise UserError(
-                f"{path} was made by another version (its schema is {schema}, this version reads {SCHEMA}); "
+                f"{path} was made by another version (its schema is {schema}, this version reads {SCHEMA_VERSION}); "
                 "ingest the scans again"
             )
         try:
-            table = pq.read_table(path / "manifest.parquet").combine_chunks()
+            table = pq.read_table(path / "manifest.parquet")
         except FileNotFoundError as e:
             raise UserError(f"{path / 'manifest.parquet'} is missing; copy the store or ingest the scans again") from e
         except (OSError, pa.ArrowException) as e:
             raise UserError(f"{path / 'manifest.parquet'} is damaged; ingest the scans again") from e
         if table.num_rows != info["counts"]["scans"]:
             raise UserError(f"{path}: store.json and manifest.parquet do not belong together; ingest the scans again")
-        return cls(path, info, table)
+        store = cls(path, info, table, where, held)
+        if not len(store) and table.num_rows and not held:
+            if where is not None:
+                raise UserError(f"where={where} selects none of the scans of {path}; look with: medssl inspect store={path}")
+            raise UserError(
+                f"all {table.num_rows} scans of {path} are held back until somebody has looked at them: "
+                f"medssl inspect store={path} held=true sheet=sheet.png, then medssl release"
+            )
+        return store
 
-    def __reduce__(self) -> tuple[Callable[[Path], "Store"], tuple[Path]]:
-        return Store.open, (self.path,)  # a worker opens the store itself
+    def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[Any, ...]]:
+        return Store.open, (self.path, self.where, self.held)  # a worker opens the store itself
 
     def __repr__(self) -> str:
-        return f"Store({str(self.path)!r}, {len(self)} scans, {self.info['dims']}D, {self.info['channels']} channels)"
+        return f"Store({str(self.path)!r}, {len(self)} scans: {', '.join(self.kinds)})"
 
     def __len__(self) -> int:
         return self.table.num_rows
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Scan `row` in its own dtype. Raises UserError when its bytes are missing or damaged."""
+        return read_array(self.path, self._row(row))
+
+    def crop(self, row: int, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+        """The box of `size` voxels from `start` on (spatial axes), (C, *size): reads little more than it.
+
+        Raises:
+            UserError: when its bytes are missing or damaged.
+            ValueError: when the box is not inside the scan.
+        """
+        at = self._row(row)
+        shape = at["shape"]
+        if any(a < 0 or n < 1 or a + n > m for a, n, m in zip(start, size, shape[1:], strict=True)):
+            raise ValueError(f"a crop of {tuple(size)} from {tuple(start)} is not inside {tuple(shape[1:])}")
+        return self._part(read_crop, at, start, size)
+
+    def overview(self, row: int) -> np.ndarray:
+        """One voxel per 8 along each axis, (C, ceil(D/8), ceil(H/8), ceil(W/8)), of a volume: where there is something."""
+        return self._part(read_overview, self._row(row))
+
+    def _row(self, row: int) -> dict[str, Any]:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a store with {len(self)} scans")
-        file, offset, length, shape, dtype = (self.table[c][int(row)].as_py() for c in _ADDRESS)
-        path = self.path / file
+        return {name: self.table[name][int(row)].as_py() for name in _ADDRESS}
+
+    def _part(self, read: Callable[..., np.ndarray], at: dict[str, Any], *box: Sequence[int]) -> np.ndarray:
+        path = self.path / at["file"]
         try:
-            with path.open("rb", buffering=0) as f:
-                f.seek(offset)
-                data = f.read(length) if length else f.read()
-            return _unpack(data, length, shape, dtype) if length else _volume(data, shape, dtype)
+            return read(path, at["offset"], at["length"], at["shape"], at["dtype"], *box)
         except FileNotFoundError as e:
             raise UserError(f"{path} is missing; copy the store or ingest the scans again") from e
-        except OSError:
-            raise
-        except Exception as e:  # a decoder on damaged bytes raises whatever it likes
-            raise UserError(f"{path} is damaged at scan {row}; copy the store or ingest the scans again") from e
+        except ValueError as e:
+            raise UserError(f"{path} is damaged; copy the store or ingest the scans again") from e
 
     def batch(self, rows: Iterable[int]) -> list[np.ndarray]:
         """The scans of `rows`, in that order; their shapes may differ."""
         return [self[int(i)] for i in rows]
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """What the selection holds, the most frequent first: "812 CT in 3D, 1 channel"."""
+        shapes, modality = self.table["shape"].to_pylist(), self.table["modality"].to_pylist()
+        counts = Counter((m, len(s) - 1, s[0]) for s, m in zip(shapes, modality, strict=True))
+        return [
+            f"{n} {m or 'of unknown modality'} in {d}D, {c} channel{'s'[: c > 1]}" for (m, d, c), n in counts.most_common()
+        ]
+
+    def _one(self, what: str, values: Iterable[int]) -> int:
+        found = sorted(set(values))
+        if len(found) > 1:
+            raise UserError(
+                f"{self.path} holds scans of several kinds ({'; '.join(self.kinds)}); choose one, "
+                f'for example where="{what} == {found[-1]}"'
+            )
+        return found[0]
+
+    @cached_property
+    def dims(self) -> int:
+        """2 or 3. Raises UserError when the selection holds both."""
+        return self._one("dims", (len(s) - 1 for s in self.table["shape"].to_pylist()))
+
+    @cached_property
+    def channels(self) -> int:
+        """Raises UserError when the selection holds several numbers of them."""
+        return self._one("channels", (s[0] for s in self.table["shape"].to_pylist()))
+
+    @cached_property
+    def modality(self) -> str:
+        """The most frequent modality, "" when unknown."""
+        return Counter(self.table["modality"].to_pylist()).most_common(1)[0][0]
+
+    @property
+    def intensity(self) -> str:
+        """The intensity window in words."""
+        return RECIPES[self.recipe]
+
+    @property
+    def recipe(self) -> str:
+        """The intensity recipe of the most frequent modality."""
+        return resolve(self.info["recipe"], self.modality)
+
+    @cached_property
+    def _moments(self) -> tuple[float, float]:
+        rows = self.rows("train")
+        rows = rows if len(rows) else self.rows()
+        mean, square = (float(self.column(c)[rows].mean()) for c in ("unit_mean", "unit_square"))
+        std = float(np.sqrt(max(square - mean**2, 0.0)))
+        return mean, std if std > 1e-6 else 1.0
+
+    @property
+    def mean(self) -> float:
+        """Of train pixels in unit range, every scan weighing the same; of all scans when nobody trains."""
+        return self._moments[0]
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the same pixels."""
+        return self._moments[1]
 
     def column(self, name: str) -> np.ndarray:
         """One manifest column, (N,): numbers as they are, words and lists as objects (None where unknown).
@@ -136,10 +252,13 @@ class Store:
         """Names of the labels; the values of NAME are `column("label:NAME")`."""
         return [c.removeprefix("label:") for c in self.table.column_names if c.startswith("label:")]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """One word for the content: equal for equal scans, ids, splits and labels under the same key."""
-        return str(self.info["fingerprint"])
+        if len(self) == self.total:
+            return str(self.info["fingerprint"])
+        rows = "|".join([self.info["fingerprint"], *self.table["scan"].to_pylist()])
+        return hashlib.blake2b(rows.encode(), digest_size=16).hexdigest()
 
     def rows(self, split: str | None = None) -> np.ndarray:
         """Row numbers, int64, of a split or of all. Raises UserError when there is no such split."""
@@ -161,7 +280,7 @@ class Store:
 
     def verify(self) -> None:
         """Reads every scan and compares it with its hash. Raises UserError that counts the damaged ones."""
-        if fingerprint(self.table) != self.fingerprint:
+        if fingerprint(pq.read_table(self.path / "manifest.parquet")) != self.info["fingerprint"]:
             raise UserError(
                 f"{self.path / 'manifest.parquet'} was changed after it was written; ingest the scans again"
             )
@@ -180,40 +299,4 @@ class Store:
             return False
 
 
-def statistics(store: Store) -> tuple[float, float]:
-    """Mean and standard deviation of train pixels in unit range, every scan weighing the same.
-
-    Taken from at most SAMPLE scans, the ones with the smallest content hash; from all splits when nobody trains.
-    """
-    rows = store.rows("train")
-    rows = rows if len(rows) else store.rows()
-    rows = rows[np.argsort(store.column("hash")[rows], kind="stable")][:SAMPLE]
-    low, high = store.column("low"), store.column("high")
-    moments = np.zeros(2)
-    for row in track(rows, "statistics", unit="scan"):
-        x = unit(store[row], low[row], high[row])
-        moments += x.mean(dtype=np.float64), np.square(x).mean(dtype=np.float64)
-    mean, square = moments / len(rows)
-    std = float(np.sqrt(max(square - mean**2, 0.0)))
-    return float(mean), std if std > 1e-6 else 1.0
-
-
 _ADDRESS = ("file", "offset", "length", "shape", "dtype")
-
-
-def _unpack(data: bytes, length: int, shape: list[int], dtype: str) -> np.ndarray:
-    """One record of a pack. Raises ValueError or RuntimeError when its length or its bytes are not right."""
-    out = np.empty(shape, dtype)
-    if len(data) != length or blosc2.get_cbuffer_sizes(data)[:2] != (out.nbytes, length):
-        raise ValueError("wrong length")
-    blosc2.decompress2(data, dst=out, nthreads=1)
-    return out
-
-
-def _volume(data: bytes, shape: list[int], dtype: str) -> np.ndarray:
-    """One .b2nd file. Read from its bytes, because blosc2.open may rebuild (and so run) expressions saved in a file."""
-    array = blosc2.ndarray_from_cframe(data)
-    array.schunk.dparams = blosc2.DParams(nthreads=1)
-    if list(array.shape) != shape or array.dtype != dtype:
-        raise ValueError("wrong shape")
-    return array[...]

@@ -1,0 +1,88 @@
+"""One CT slice of 512 x 512 from its file to pixels: this project's reader beside pydicom, in one run.
+
+    python benchmarks/speed_ingest.py
+
+`medssl` parses, takes facts and pseudonyms, proves the lengths and decodes to Hounsfield units; pydicom's `dcmread(...).
+pixel_array` gives stored values, and `apply_modality_lut` Hounsfield units in float64. The header is that of pydicom's
+own CT_small.dcm, the pixels are drawn. The rounds take turns, so that other work on the machine hits all alike; the
+median round of each counts. On one thread, with warm files.
+"""
+
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.data import get_testdata_file
+from pydicom.pixels import apply_modality_lut
+
+from medssl.scans import dicom
+from medssl.scans.alias import Alias
+from medssl.scans.scan import Slice
+
+FILES, ROUNDS, SIZE = 20, 15, 512
+
+
+def make(folder: Path) -> list[Path]:
+    """CT slices of 16 bits with a real header."""
+    ds = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
+    ds.Rows = ds.Columns = SIZE
+    rng = np.random.default_rng(0)
+    paths = [folder / f"{k}.dcm" for k in range(FILES)]
+    for k, path in enumerate(paths):
+        ds.SOPInstanceUID = f"1.2.3.{k}"
+        ds.PixelData = rng.integers(0, 4096, (SIZE, SIZE), np.int16).tobytes()
+        ds.save_as(path)
+    return paths
+
+
+def contestants(alias: Alias) -> dict[str, Callable[[Path], object]]:
+    """name -> what reads one file."""
+
+    def ours(path: Path) -> object:
+        with path.open("rb") as stream:
+            found = dicom.read(stream, path.name, alias, path.name)
+            assert isinstance(found, Slice)
+            return dicom.decode(stream, found.frame)
+
+    def facts_only(path: Path) -> object:
+        with path.open("rb") as stream:
+            return dicom.read(stream, path.name, alias, path.name)
+
+    def hounsfield(path: Path) -> object:
+        ds = pydicom.dcmread(path)
+        return apply_modality_lut(ds.pixel_array, ds)
+
+    return {
+        "medssl, HU": ours,
+        "medssl, header only": facts_only,
+        "pydicom, stored": lambda path: pydicom.dcmread(path).pixel_array,
+        "pydicom, HU": hounsfield,
+        "pydicom, header only": lambda path: pydicom.dcmread(path, stop_before_pixels=True),
+    }
+
+
+def main() -> None:
+    print(f"{platform.machine()}, pydicom {pydicom.__version__}, numpy {np.__version__}")
+    entries = contestants(Alias(bytes(32)))
+    times: dict[str, list[float]] = {name: [] for name in entries}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = make(Path(folder))
+        for _ in range(ROUNDS + 1):
+            for name, read in entries.items():
+                start = time.process_time()
+                for path in paths:
+                    read(path)
+                times[name].append((time.process_time() - start) / FILES)
+    reference = statistics.median(times["pydicom, stored"][1:])
+    for name, rounds in times.items():  # the first round warms up
+        median = statistics.median(rounds[1:])
+        print(f"{name:22} {1e3 * median:7.2f} ms a slice   {reference / median:5.2f} x pydicom, stored")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Lookup tables of a DICOM header: modality and VOI LUT (PS3.3 C.11.1, C.11.2), palettes (C.7.6.3.1.5, C.7.9)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from medssl.scans.facts import numbers
+from medssl.scans.header import Header
+from medssl.scans.scan import Unreadable
+
+COLOURS = ("Red", "Green", "Blue")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A lookup table: input `first` and below gives values[0], inputs beyond the end its last; outputs have `bits` bits."""
+
+    values: np.ndarray
+    first: int
+    bits: int
+
+    def __call__(self, stored: np.ndarray) -> np.ndarray:
+        """Outputs of stored values."""
+        first = self.first
+        if first > 0x7FFF and stored.min() < 0:
+            first -= 1 << 16  # written as unsigned beside signed pixels
+        return self.values[np.clip(stored.astype(np.int64) - first, 0, len(self.values) - 1)]
+
+
+Palette = tuple[Table, Table, Table]  # red, green, blue
+
+
+def modality_table(header: Header) -> Table | None:
+    """The Modality LUT, which replaces slope and intercept; None when there is none.
+
+    Raises:
+        Unreadable: BAD_HEADER.
+    """
+    items = header.items("ModalityLUTSequence")
+    return lut(items[0]) if items else None
+
+
+def lut(item: Header) -> Table:
+    """An item of a modality or VOI LUT sequence.
+
+    Raises:
+        Unreadable: BAD_HEADER.
+    """
+    return _table(item, "LUTDescriptor", item.value("LUTData"))
+
+
+def window(header: Header) -> tuple[float, float] | None:
+    """[low, high] in modality values of the first VOI LUT or else window (C.11.2), before any inversion.
+
+    Outside a window the display is black or white; of a VOI LUT the constant ends count as outside. None when there is
+    neither, or none that is valid.
+    """
+    try:
+        items = header.items("VOILUTSequence")
+        if items:
+            table = lut(items[0])
+            inside = np.flatnonzero((table.values != table.values[0]) & (table.values != table.values[-1]))
+            first = table.first - (1 << 16 if table.first > 0x7FFF and header.integer("PixelRepresentation", 0) else 0)
+            return (first + float(inside[0]) - 1, first + float(inside[-1]) + 1) if len(inside) else None
+    except Unreadable:
+        return None
+    centre, width = (next(iter(numbers(header, k)), None) for k in ("WindowCenter", "WindowWidth"))
+    linear = header.word("VOILUTFunction") in {"", "LINEAR"}
+    if centre is None or width is None or width < (2 if linear else 1e-9):
+        return None
+    if linear:  # C.11.2.1.2.1: the ends of the ramp
+        return centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
+    return centre - width / 2, centre + width / 2
+
+
+def palette(header: Header) -> Palette:
+    """The palette, whole or segmented.
+
+    Raises:
+        Unreadable: BAD_HEADER.
+    """
+    red, green, blue = (_colour(header, colour) for colour in COLOURS)
+    return red, green, blue
+
+
+def _colour(header: Header, colour: str) -> Table:
+    descriptor = f"{colour}PaletteColorLookupTableDescriptor"
+    segmented = f"Segmented{colour}PaletteColorLookupTableData"
+    if segmented not in header:
+        return _table(header, descriptor, header.value(f"{colour}PaletteColorLookupTableData"))
+    _, _, bits = _descriptor(header, descriptor)
+    dtype: np.dtype = np.dtype(np.uint8 if bits == 8 else "<u2" if header.little else ">u2")
+    data = header.value(segmented)
+    words = np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype).tolist()
+    try:
+        entries = _segments(words, bits)
+    except IndexError:
+        raise Unreadable("BAD_HEADER", "a segmented palette ends inside a segment") from None
+    return _table(header, descriptor, np.array(entries, "<u2" if header.little else ">u2").tobytes())
+
+
+def _descriptor(header: Header, keyword: str) -> tuple[int, int, int]:
+    """(entries, first input, bits of an output)."""
+    found = header.numbers(keyword)
+    if len(found) != 3 or not 1 <= found[2] <= 16:
+        raise Unreadable("BAD_HEADER", f"{keyword} does not describe a table")
+    return int(found[0]) & 0xFFFF or 1 << 16, int(found[1]), int(found[2])
+
+
+def _table(header: Header, keyword: str, data: bytes) -> Table:
+    entries, first, bits = _descriptor(header, keyword)
+    if bits <= 8 and entries <= len(data) < 2 * entries:
+        dtype: np.dtype = np.dtype(np.uint8)
+    else:
+        dtype = np.dtype("<u2" if header.little else ">u2")
+    if len(data) < entries * dtype.itemsize:
+        raise Unreadable("BAD_HEADER", "a lookup table is shorter than its descriptor says")
+    return Table(np.frombuffer(data, dtype, entries).astype(np.int32), first, bits)
+
+
+def _segments(words: list[int], bits: int) -> list[int]:
+    """C.7.9.2: discrete (0), linear (1) and indirect (2) segments, expanded.
+
+    Raises:
+        IndexError: a segment goes on behind the end.
+        Unreadable: BAD_HEADER.
+    """
+    found: list[int] = []
+    jobs = [(0, -1)]  # (next word, segments still to do there; -1: until the end)
+    while jobs:
+        at, left = jobs.pop()
+        if left == 0 or at >= len(words) - 1:
+            continue
+        kind, length = words[at], words[at + 1]
+        if len(found) + length > 1 << 16 or (kind == 2 and jobs):
+            raise Unreadable("BAD_HEADER", "a segmented palette is longer than any palette")
+        if kind == 0:
+            if at + 2 + length > len(words):
+                raise IndexError
+            found += words[at + 2 : at + 2 + length]
+            jobs.append((at + 2 + length, left - 1))
+        elif kind == 1 and found:
+            start, stop = found[-1], words[at + 2]
+            found += [round(start + (stop - start) * k / length) for k in range(1, length + 1)]
+            jobs.append((at + 3, left - 1))
+        elif kind == 2:
+            parts = 4 if bits == 8 else 2  # of the 32 bits of a byte offset
+            offset = sum(words[at + 2 + i] << (32 // parts) * i for i in range(parts))
+            jobs += [(at + 2 + parts, left - 1), (offset // (1 if bits == 8 else 2), length)]
+        else:
+            raise Unreadable("BAD_HEADER", "a segmented palette has a segment of unknown kind")
+    return found

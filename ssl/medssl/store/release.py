@@ -1,0 +1,45 @@
+"""Lets held scans into training, once somebody has looked at them."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from medssl.errors import UserError
+from medssl.files import atomic, write_json
+from medssl.store.store import Store, fingerprint
+
+
+def release(store: Store, rows: Iterable[int]) -> int:
+    """Lets `rows` of `store` (opened with held=True) into training; how many were held.
+
+    released.json takes their pseudonyms with the reason they were held for, so that a later ingest lets them in again;
+    manifest.parquet and store.json are written anew, each atomically. Other processes must open the store again.
+
+    Raises:
+        UserError: none of the rows is held, or the disk is full.
+    """
+    scans, held = store.column("scan"), store.column("held")
+    found = {str(scans[i]): str(held[i]) for i in rows if held[i]}
+    if not found:
+        raise UserError("none of these scans is held; medssl inspect store=… shows which are, and why")
+    path = store.path / "released.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, dict(sorted((before | found).items())))
+
+    manifest = store.path / "manifest.parquet"
+    table = pq.read_table(manifest)
+    reasons = [
+        "" if scan in found else reason
+        for scan, reason in zip(table["scan"].to_pylist(), table["held"].to_pylist(), strict=True)
+    ]
+    table = table.set_column(table.column_names.index("held"), "held", pa.array(reasons, pa.string()))
+    with atomic(manifest) as part:
+        pq.write_table(table, part, compression="zstd")
+    info = json.loads((store.path / "store.json").read_text())
+    info["counts"]["held"] = dict(sorted(Counter(r for r in reasons if r).items()))
+    info["fingerprint"] = fingerprint(table)
+    write_json(store.path / "store.json", info)
+    return len(found)

@@ -1,0 +1,91 @@
+"""A scan as one row of the manifest: what is stored of it beside its voxels."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from medssl.scans.phash import phash
+from medssl.scans.quality import flags
+from medssl.scans.scan import Scan, Unreadable
+from medssl.store.intensity import stats, unit, window
+
+Row = dict[str, Any]
+DTYPES = ("uint8", "int16", "uint16", "float32")
+COLUMNS = {
+    **dict.fromkeys(("scan", "patient", "study", "series", "group"), pa.string()),
+    "patient_known": pa.bool_(),
+    **dict.fromkeys(("site", "scanner", "modality", "split", "held"), pa.string()),
+    "flags": pa.list_(pa.string()),
+    "shape": pa.list_(pa.int32()),
+    "spacing": pa.list_(pa.float32()),
+    "affine": pa.list_(pa.float64()),
+    "dtype": pa.string(),
+    "file": pa.string(),
+    "offset": pa.int64(),
+    "length": pa.int64(),
+    **dict.fromkeys(("low", "high", "unit_mean", "unit_square"), pa.float64()),
+    "hash": pa.string(),
+    "phash": pa.string(),
+}
+SCHEMA = pa.schema(list(COLUMNS.items()))
+
+
+def content_hash(array: np.ndarray) -> str:
+    """BLAKE2b-128 of dtype, shape and little-endian bytes: equal for equal images and nothing else."""
+    h = hashlib.blake2b(f"{array.dtype.name}{array.shape}".encode(), digest_size=16)
+    h.update(np.ascontiguousarray(array).data)
+    return h.hexdigest()
+
+
+def stored(scan: Scan) -> np.ndarray:
+    """The scan's array as it is written: contiguous, in native byte order.
+
+    Raises:
+        Unreadable: EMPTY, NON_FINITE or CONSTANT: nothing can be learnt from it.
+    """
+    array = np.ascontiguousarray(scan.array, scan.array.dtype.newbyteorder("="))
+    assert array.dtype.name in DTYPES, array.dtype
+    assert array.ndim in {3, 4}, array.shape
+    if array.size == 0:
+        raise Unreadable("NO_PIXELS", "the image has no pixels")
+    low, high = array.min(), array.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise Unreadable("NON_FINITE", "it has values that are not finite")
+    if low == high:
+        raise Unreadable("CONSTANT", "every pixel has the same value")
+    return array
+
+
+def row_of(scan: Scan, array: np.ndarray, recipe: str) -> Row:
+    """Everything about a scan but the address of its bytes, in plain values that JSON can hold.
+
+    Args:
+        scan: as read.
+        array: `stored(scan)`.
+        recipe: the intensity policy, a name in `intensity.RECIPES`.
+    """
+    low, high = window(scan, recipe)
+    mean, square = stats(array, low, high)
+    middle = array[0] if array.ndim == 3 else array[0, array.shape[1] // 2]
+    return (
+        {name: getattr(scan, name) for name in ("scan", "patient", "study", "series", "patient_known")}
+        | {name: getattr(scan, name) for name in ("site", "scanner", "modality", "split", "held", "born")}
+        | {
+            "flags": list(flags(array, low, high, scan.modality)),
+            "shape": list(array.shape),
+            "spacing": None if scan.spacing is None else [float(v) for v in scan.spacing],
+            "affine": None if scan.affine is None else [float(v) for v in np.ravel(scan.affine)],
+            "dtype": array.dtype.name,
+            "low": low,
+            "high": high,
+            "unit_mean": mean,
+            "unit_square": square,
+            "hash": content_hash(array),
+            "phash": phash(unit(middle, low, high)),
+        }
+        | {f"fact:{k}": v if isinstance(v, str) else float(v) for k, v in scan.facts.items()}
+        | ({"fact:steps": "; ".join(scan.steps)} if scan.steps else {})
+        | {f"label:{k}": v for k, v in scan.labels.items()}
+    )

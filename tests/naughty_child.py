@@ -1,0 +1,39 @@
+"""A child for tests of the supervisor: does what each message asks, however bad."""
+
+import os
+import signal
+import sys
+import time
+
+from medssl.store.supervise import limit, receive, send
+
+
+def main():
+    asks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    hello, _ = receive(asks)
+    limit(hello["memory"])
+    send(answers, {"ready": True})
+    while True:
+        message, _ = receive(asks)
+        if message["do"] == "die":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if message["do"] == "die once" and not os.path.exists(message["mark"]):
+            send(answers, {"half": 1}, b"x" * 1000)
+            with open(message["mark"], "w"):
+                os.kill(os.getpid(), signal.SIGKILL)
+        if message["do"] == "sleep":
+            time.sleep(message["seconds"])
+        if message["do"] == "gibberish":
+            answers.write(b"\xff" * 64)
+            answers.flush()
+        if message["do"] == "fill":
+            try:
+                bytearray(1 << 40)
+            except MemoryError:
+                send(answers, {"full": True})
+        send(answers, {"did": message["do"], "n": message.get("n")}, b"payload" * message.get("big", 1))
+        send(answers, {"end": True})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Good scans go without a flag; each way to spoil one gets its own."""
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import gaussian_filter
+
+from medssl.scans.quality import FLAGS, flags
+
+TEXT = [
+    "person1214_virus_2059.jpeg",
+    "person125_virus_254.jpeg",
+    "person1266_virus_2158.jpeg",
+    "person1269_virus_2162.jpeg",
+    "person1270_virus_2163.jpeg",
+]
+NO_TEXT = [
+    "IM-0115-0001.jpeg",
+    "NORMAL2-IM-0798-0001.jpeg",
+    "person1201_bacteria_3151.jpeg",
+    "person1567_bacteria_4100.jpeg",
+    "person337_bacteria_1557.jpeg",
+]
+
+
+@pytest.fixture(scope="module")
+def xrays(shared):
+    files = sorted((shared / "cxr_nih" / "images").iterdir())[::13]
+    return [np.asarray(Image.open(f).convert("L")) for f in files]
+
+
+@pytest.fixture(scope="module")
+def ct(shared):
+    read = [pydicom.dcmread(f) for f in (shared / "dicom" / "ct_ge_variable_spacing_tilt").glob("*.dcm")]
+    read.sort(key=lambda d: float(d.ImagePositionPatient[2]))
+    return np.stack([d.pixel_array * int(d.RescaleSlope) + int(d.RescaleIntercept) for d in read]).astype(np.int16)
+
+
+def eight_bits(x):
+    return np.clip(np.round(x), 0, 255).astype(np.uint8)
+
+
+def written(x, text="KIM 1234"):
+    image = Image.fromarray(x)
+    ImageDraw.Draw(image).text((4, 4), text, fill=255, font=ImageFont.load_default(12))
+    return np.asarray(image)
+
+
+def share(images, flag, low=0, high=255, modality="DX"):
+    return np.mean([flag in flags(x[None], low, high, modality) for x in images])
+
+
+def test_good_xrays_go_without_a_flag(xrays):
+    assert [flags(x[None], 0, 255, "DX") for x in xrays] == [()] * len(xrays)
+
+
+@pytest.mark.parametrize(
+    ("flag", "spoil", "least"),
+    [
+        ("blurred", lambda x: eight_bits(gaussian_filter(x.astype(float), 1.5)), 1),
+        ("saturated", lambda x: eight_bits(x * 1.8), 1),
+        ("low contrast", lambda x: eight_bits(128 + (x - 128.0) * 0.2), 0.95),
+        ("blank", lambda x: eight_bits(100 + x / 128), 1),
+        ("text in border", written, 0.85),
+    ],
+)
+def test_a_spoilt_xray_is_flagged(xrays, flag, spoil, least):
+    assert share([spoil(x) for x in xrays], flag) >= least
+
+
+def test_a_lone_letter_is_no_text(xrays):
+    assert share([written(x, "R") for x in xrays], "text in border") == 0
+
+
+def test_real_text_in_real_xrays_is_found(shared):
+    """By eye: the first five carry the time of the exposure or its kV in the border, the others carry none."""
+    folder = shared / "cxr_guangzhou" / "images"
+    names = TEXT + NO_TEXT
+    found = [flags(np.asarray(Image.open(folder / n).convert("L"))[None], 0, 255, "DX") for n in names]
+    assert ["text in border" in f for f in found] == [True] * len(TEXT) + [False] * len(NO_TEXT)
+
+
+def test_text_in_the_middle_is_anatomy(xrays):
+    x = np.roll(written(xrays[0]), (100, 60), (0, 1))
+    x[:20] = x[20]
+    assert "text in border" not in flags(x[None], 0, 255, "DX")
+
+
+def test_a_good_ct_goes_without_a_flag_as_volume_and_as_slices(ct):
+    assert flags(ct[None], -1024, 1500, "CT") == ()
+    assert [flags(x[None], -1024, 1500, "CT") for x in ct[::5]] == [()] * len(ct[::5])
+
+
+def test_a_cropped_ct_is_cut_off(ct):
+    assert flags(ct[None, :, 150:350, 150:350], -1024, 1500, "CT") == ("cut off",)
+
+
+def test_a_limb_that_leaves_by_two_opposite_borders_is_whole():
+    x = np.full((1, 200, 200), -1000, np.int16)
+    x[:, :, 60:140] = 100 + np.random.default_rng(0).integers(-200, 200, (1, 200, 80))
+    assert "cut off" not in flags(x, -1024, 1500, "CT")
+    x[:, 60:140] = 100
+    assert "cut off" in flags(x, -1024, 1500, "CT")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda ct: np.clip(ct // 16 + 64, 0, 255),  # a screenshot
+        lambda ct: ct - 1024,  # the intercept twice
+        lambda ct: (ct + 1024).astype(np.uint16),  # no intercept
+    ],
+    ids=["screenshot", "twice", "none"],
+)
+def test_a_ct_that_is_not_in_hu_is_flagged(ct, spoil):
+    assert "wrong modality" in flags(spoil(np.maximum(ct, -1024))[None], -1024, 1500, "CT")
+
+
+def test_negative_mr_is_flagged(ct):
+    assert "wrong modality" in flags(ct[None], -1500, 1500, "MR")
+
+
+def test_mr_and_its_labels(shared):
+    for name in sorted(f.name for f in (shared / "hippocampus" / "labels").glob("*.nii.gz"))[:5]:
+        image, label = (
+            np.asarray(nibabel.load(shared / "hippocampus" / kind / name).dataobj)[None]
+            for kind in ("images", "labels")
+        )
+        assert flags(image, *np.percentile(image, (0.5, 99.5)), "MR") == ("cut off",)  # a crop around the hippocampus
+        assert "label map" in flags(label, 0, 2, "MR")
+        assert "label map" in flags(label.astype(np.float32), 0, 2, "")
+
+
+def test_few_grey_values_alone_make_no_label_map(xrays):
+    assert "label map" not in flags((xrays[0] // 16)[None], 0, 15, "DX")
+
+
+def test_colours_and_odd_shapes_are_looked_at_too(xrays):
+    colour = np.stack([xrays[0]] * 3)
+    assert flags(colour, 0, 255, "") == flags(xrays[0][None], 0, 255, "")
+    rng = np.random.default_rng(0)
+    for shape in [(1, 1, 1), (1, 3, 200), (1, 1, 5, 5), (3, 2, 40, 1)]:
+        assert set(flags(rng.random(shape).astype(np.float32), 0, 1, "MR")) <= set(FLAGS)
+
+
+def test_words_come_sorted_and_have_a_meaning(xrays):
+    x = gaussian_filter(100 + xrays[0] * 0.05, 2)
+    found = flags(x[None], 0, 255, "DX")
+    assert list(found) == sorted(found)
+    assert len(found) > 1
+    assert set(found) <= set(FLAGS)

@@ -1,0 +1,530 @@
+"""Grouping slices: the truth is the position in every slice's own header."""
+
+import hashlib
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medssl.scans.header import parse
+from medssl.scans.scan import Slice, Unreadable
+from medssl.scans.series import FEWEST, canonical, geometry, group, plan, spacing_of
+
+RAS = np.array([-1.0, -1.0, 1.0])
+QUICK = settings(max_examples=60, deadline=None)
+AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+def flat(heights, orders=None, xs=None, orientation=AXIAL):
+    """Axial slices at these heights (mm); file and UID say which one it is."""
+    n = len(heights)
+    return [
+        Slice(f"f{i}", f"u{i}", "k", (x, 0.0, float(z)), orientation, (1.0, 2.0), order)
+        for i, z, x, order in zip(
+            range(n), heights, xs or [0.0] * n, orders or [(0.0, 1.0, float(i)) for i in range(n)], strict=True
+        )
+    ]
+
+
+def unlike(slices):
+    """A digest that finds no two slices equal."""
+    return {s.file: s.file for s in slices}
+
+
+def never(slices):
+    raise AssertionError("asked though no positions coincide")
+
+
+@st.composite
+def series(draw, fewest=FEWEST, most=16):
+    """A regular stack of any orientation, spacing, tilt and place, as headers have it: rounded."""
+    q = np.array(draw(st.tuples(*[st.floats(-1, 1)] * 4)))
+    if np.linalg.norm(q) < 0.1:
+        q = np.array([1.0, 0, 0, 0])
+    w, x, y, z = q / np.linalg.norm(q)
+    row = np.array([1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)])
+    column = np.array([2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)])
+    step = draw(st.floats(0.3, 12))
+    tilt = np.radians(draw(st.just(0.0) | st.floats(-30, 30)))
+    vector = step * (np.cross(row, column) + np.tan(tilt) * column)
+    origin = np.array(draw(st.tuples(*[st.floats(-400, 400)] * 3)))
+    spacing = draw(st.tuples(st.floats(0.2, 3), st.floats(0.2, 3)))
+    n = draw(st.integers(fewest, most))
+    orientation = tuple(np.round(np.concatenate([row, column]), 6).tolist())
+    return [
+        Slice(f"f{i}", f"u{i}", "k", tuple(np.round(origin + i * vector, 4).tolist()), orientation, spacing)
+        for i in range(n)
+    ]
+
+
+def check(slices, result):
+    """What must hold of every plan: nothing lost, nothing twice, everything where its header says."""
+    out = [s.file for stack in result.stacks for s in stack] + [s.file for s, _ in result.rejected]
+    assert Counter(out) == Counter(s.file for s in slices)
+    assert len(result.notes) == len(result.stacks)
+    for stack in result.stacks:
+        assert len(stack) == 1 or len(stack) >= FEWEST
+        if len(stack) == 1:
+            continue
+        affine, _ = geometry(stack)
+        for d, s in enumerate(stack):
+            row, column = np.split(np.array(s.orientation), 2)
+            for h, w in ((0, 0), (99, 0), (0, 99), (99, 99)):
+                truth = np.array(s.position) + h * s.spacing[0] * column + w * s.spacing[1] * row
+                assert np.linalg.norm((affine @ (d, h, w, 1))[:3] - truth * RAS) <= 0.1 + 1e-4
+
+
+def files(stacks):
+    return [[s.file for s in stack] for stack in stacks]
+
+
+def codes(result):
+    return {s.file: why.code for s, why in result.rejected}
+
+
+# ---- one regular stack
+
+
+@QUICK
+@given(series(), st.randoms(use_true_random=False))
+def test_any_stack_in_any_order_is_one_volume_where_its_headers_say(slices, random):
+    shuffled = random.sample(slices, len(slices))
+    result = plan(shuffled, never)
+    check(slices, result)
+    assert files(result.stacks) == [[s.file for s in slices]]
+    assert result.notes == [{}]
+    affine, tilt = geometry(result.stacks[0])
+    np.testing.assert_allclose(spacing_of(affine)[1:], slices[0].spacing, rtol=1e-5)
+    step = np.subtract(slices[-1].position, slices[0].position) / (len(slices) - 1)
+    normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
+    assert np.cos(np.radians(tilt)) == pytest.approx(step @ normal / np.linalg.norm(step), abs=1e-5)
+
+
+@pytest.mark.parametrize("orientation", [AXIAL, (-1.0, 0, 0, 0, 1.0, 0), (0, 1.0, 0, -1.0, 0, 0)], ids=repr)
+def test_instance_numbers_and_patient_position_mean_nothing(orientation):
+    """Head first, feet first, lying on the side: the directions in the header already say so."""
+    normal = np.cross(orientation[:3], orientation[3:])
+    for numbers in (range(5), range(5, 0, -1), [1] * 5, [3, 1, 4, 1, 5]):
+        slices = flat([0, 3, 6, 9, 12], [(0.0, 0.0, float(k)) for k in numbers], orientation=orientation)
+        result = plan(slices, never)
+        check(slices, result)
+        upward = ["f0", "f1", "f2", "f3", "f4"]
+        assert files(result.stacks) == [upward if normal[2] > 0 else upward[::-1]]
+
+
+def test_positions_rounded_to_a_tenth_of_a_millimetre_are_one_volume():
+    slices = flat([round(0.625 * i, 1) for i in range(40)])
+    result = plan(slices, never)
+    check(slices, result)
+    assert len(result.stacks) == 1
+
+
+def test_positions_of_repeats_may_differ_in_their_last_digit():
+    heights = [0, 3, 6, 9, 0.004, 3.001, 5.998, 9.0]
+    result = plan(flat(heights, [(float(t), 1.0, 1.0) for t in range(2) for _ in range(4)]), never)
+    assert files(result.stacks) == [["f0", "f1", "f2", "f3"], ["f4", "f5", "f6", "f7"]]
+    assert result.notes == [{"repeat": 0.0}, {"repeat": 1.0}]
+
+
+def test_groups_follow_the_key():
+    a, b = flat([0, 1, 2, 3]), [replace(s, key="other echo", file=s.file + "b") for s in flat([0, 1, 2, 3])]
+    mixed = [s for pair in zip(a, b, strict=True) for s in pair]
+    assert group(mixed) == [a, b]
+
+
+@pytest.mark.parametrize(
+    ("heights", "code"),
+    [([5], None), ([5, 6], "TOO_FEW_SLICES"), ([5, 6, 9], "TOO_FEW_SLICES"), ([5, 5, 5, 5], "REPEATED_POSITIONS")],
+)
+def test_few_slices(heights, code):
+    slices = flat(heights)
+    result = plan(slices, unlike)
+    check(slices, result)
+    assert len(result.stacks) == (code is None)
+    assert set(codes(result).values()) == ({code} if code else set())
+
+
+# ---- slices that are missing, and steps that change
+
+
+@QUICK
+@given(series(8, 24), st.data())
+def test_a_gap_is_never_stretched_over(slices, data):
+    gone = data.draw(st.integers(1, len(slices) - 2))
+    left = [s for i, s in enumerate(slices) if i != gone]
+    result = plan(left, never)
+    check(left, result)
+    runs = [[s.file for s in run] for run in (slices[:gone], slices[gone + 1 :])]
+    assert files(result.stacks) == [run for run in runs if len(run) >= FEWEST]
+    assert result.notes == [{"gap": "yes"}] * len(result.stacks)
+    assert codes(result) == {f: "MISSING_SLICES" for run in runs if len(run) < FEWEST for f in run}
+
+
+@QUICK
+@given(series(6, 24), st.data())
+def test_whatever_is_missing_each_volume_has_even_steps(slices, data):
+    gone = data.draw(st.sets(st.integers(0, len(slices) - 1), max_size=len(slices) - 1))
+    left = [s for i, s in enumerate(slices) if i not in gone]
+    result = plan(left, never)
+    check(left, result)
+    for stack in result.stacks:
+        assert len(set(np.diff([int(s.file[1:]) for s in stack]))) <= 1
+
+
+@QUICK
+@given(st.integers(4, 12), st.integers(4, 12), st.floats(1, 5), st.floats(1.2, 4), st.booleans())
+def test_two_spacings_become_two_volumes(n, m, step, ratio, own_step):
+    """As in head CT. The slice where the step changes is in one of them."""
+    first = [step * i for i in range(n)]
+    second = [first[-1] + (ratio * step if own_step else step) + ratio * step * i for i in range(m)]
+    slices = flat(first + second)
+    result = plan(slices, never)
+    check(slices, result)
+    assert files(result.stacks) == [[f"f{i}" for i in range(n)], [f"f{i}" for i in range(n, n + m)]] or (
+        sum(map(len, result.stacks)) == n + m
+    )
+    assert [len(stack) for stack in result.stacks] in ([n, m], [n + 1, m - 1], [n - 1, m + 1])
+
+
+def test_the_slice_between_two_spacings_goes_to_the_smaller_volume():
+    for heights, sizes in (([0, 1, 2, 3, 8, 13, 18, 23], [4, 4]), ([0, 5, 10, 15, 20, 25, 26, 27, 28], [5, 4])):
+        result = plan(flat(heights), never)
+        assert [len(stack) for stack in result.stacks] == sizes
+        assert result.notes == [{}, {}]
+
+
+def test_steps_without_a_pattern_are_refused():
+    slices = flat([0, 1.3, 2.0, 4.1, 5.0, 8.3])
+    result = plan(slices, never)
+    check(slices, result)
+    assert set(codes(result).values()) == {"VARYING_SPACING"}
+    assert len(result.rejected) == 6
+
+
+# ---- several slices at one position
+
+
+@QUICK
+@given(series(), st.data())
+def test_copies_are_dropped(slices, data):
+    """Under the same UID or another, and only what lies at one position is compared."""
+    chosen = data.draw(st.lists(st.sampled_from(slices), min_size=1, unique_by=lambda s: s.file))
+    new_uid = data.draw(st.booleans())
+    copies = [replace(s, file=s.file + "copy", uid=s.uid + "copy" * new_uid) for s in chosen]
+    asked = []
+
+    def digest(some):
+        asked.extend(some)
+        return {s.file: s.file.removesuffix("copy") for s in some}
+
+    result = plan([*copies, *slices], digest)
+    check([*copies, *slices], result)
+    assert files(result.stacks) == [[s.file for s in slices]]
+    assert codes(result) == {s.file: "DUPLICATE" for s in copies}
+    assert {s.file for s in asked} == {s.file for s in copies + chosen}
+
+
+@QUICK
+@given(series(), st.integers(2, 4), st.booleans(), st.randoms(use_true_random=False))
+def test_repeats_become_one_volume_each(slices, times, temporal, random):
+    """Told apart by temporal position or else by instance number; blank slices of repeats are no copies."""
+    repeats = [
+        replace(s, file=f"{t}{s.file}", uid=f"{t}{s.uid}", order=(t * temporal, 1.0, 100.0 * t + i))
+        for t in range(times)
+        for i, s in enumerate(slices)
+    ]
+    random.shuffle(repeats)
+    result = plan(repeats, lambda some: {s.file: "blank" if s.file.endswith("f0") else s.file for s in some})
+    check(repeats, result)
+    assert files(result.stacks) == [[f"{t}{s.file}" for s in slices] for t in range(times)]
+    assert result.notes == [{"repeat": float(t)} for t in range(times)]
+
+
+def test_time_points_are_not_opened_when_the_header_tells_them_apart():
+    slices = flat([0, 1, 2, 3] * 2, [(float(t), 1.0, float(i)) for t in range(2) for i in range(4)])
+    assert files(plan(slices, never).stacks) == [["f0", "f1", "f2", "f3"], ["f4", "f5", "f6", "f7"]]
+
+
+@QUICK
+@given(series(9, 14), st.sampled_from([0, 1]), st.data())
+def test_a_slice_lost_from_one_of_three_time_points(slices, component, data):
+    """Temporal position or acquisition number tells the time points apart where positions cannot."""
+    gone = data.draw(st.integers(0, len(slices) - 1))
+    repeats = [
+        replace(s, file=f"{t}{s.file}", uid=f"{t}{s.uid}", order=(*(t if c == component else 0 for c in (0, 1)), 7.0))
+        for t in (0, 1, 2)
+        for i, s in enumerate(slices)
+        if (t, i) != (1, gone)
+    ]
+    result = plan(repeats, unlike)
+    check(repeats, result)
+    runs = [[f"1{s.file}" for s in run] for run in (slices[:gone], slices[gone + 1 :])]
+    whole = [[f"{t}{s.file}" for s in slices] for t in (0, 2)]
+    assert sorted(files(result.stacks)) == sorted([*whole, *(run for run in runs if len(run) >= FEWEST)])
+    assert set(codes(result).values()) <= {"MISSING_SLICES"}
+
+
+@QUICK
+@given(series(5), st.floats(-0.5, 1.5), st.floats(0, 100), st.booleans())
+def test_a_scout_of_another_acquisition_stays_out(slices, where, shift, between):
+    """At any place, also where a slice of the volume lies or between two of them."""
+    row = np.array(slices[0].orientation[:3])
+    along = where * (len(slices) - 1) if between else round(where * (len(slices) - 1))
+    step = np.subtract(slices[-1].position, slices[0].position) / (len(slices) - 1)
+    place = np.array(slices[0].position) + along * step + shift * row
+    scout = Slice("scout", "scout", "k", tuple(place.tolist()), slices[0].orientation, slices[0].spacing, (0, 9.0, 1))
+    result = plan([*slices, scout], unlike)
+    check([*slices, scout], result)
+    whole = [s.file for s in slices]
+    if shift < 0.2 and codes(result) == {} and len(result.stacks) == 1:  # as good as the volume's next slice
+        assert files(result.stacks) in ([["scout", *whole]], [[*whole, "scout"]])
+        return
+    assert whole in files(result.stacks)
+    assert ["scout"] in files(result.stacks)
+    assert result.notes == [{}] * 2
+
+
+def test_two_passes_that_do_not_fit_each_other():
+    """The second pass lies between the slices of the first and overlaps half of it."""
+    orders = [(0.0, 1.0, float(i)) for i in range(6)] + [(0.0, 2.0, float(i)) for i in range(6)]
+    slices = flat([0, 5, 10, 15, 20, 25, 17, 22, 27, 32, 37, 42], orders)
+    result = plan(slices, never)
+    check(slices, result)
+    assert files(result.stacks) == [[f"f{i}" for i in range(6)], [f"f{i}" for i in range(6, 12)]]
+
+
+def test_an_interleaved_volume_is_not_torn_apart_by_a_missing_slice():
+    heights = [5 * i for i in range(14) if i != 8]
+    orders = [(0.0, float(z / 5 % 2), 1.0) for z in heights]
+    result = plan(flat(heights, orders), never)
+    assert [len(stack) for stack in result.stacks] == [8, 5]
+
+
+def test_what_cannot_be_told_apart_is_refused_and_the_rest_kept():
+    """Slices 0 to 4, two different images at 5, slices 6 to 9, and not a word on which is which."""
+    slices = flat([*range(10), 5], [(0.0, 1.0, 1.0)] * 11)
+    result = plan(slices, unlike)
+    check(slices, result)
+    assert codes(result) == {"f5": "REPEATED_POSITIONS", "f10": "REPEATED_POSITIONS"}
+    assert [len(stack) for stack in result.stacks] == [5, 4]
+    assert result.notes == [{"gap": "yes"}] * 2
+    twice = flat([0, 1, 2, 3] * 2, [(0.0, 1.0, 1.0)] * 8)
+    assert Counter(codes(plan(twice, unlike)).values()) == {"REPEATED_POSITIONS": 8}
+
+
+# ---- slices that do not lie on one line
+
+
+def test_two_stacks_side_by_side():
+    slices = flat([0, 5, 10, 15, 20] * 2, xs=[0.0] * 5 + [80.0] * 5)
+    result = plan(slices, unlike)
+    check(slices, result)
+    assert sorted(files(result.stacks)) == [[f"f{i}" for i in range(5)], [f"f{i}" for i in range(5, 10)]]
+    one_off = flat([0, 5, 10, 15, 20, 25], xs=[0.0, 0.0, 0.3, 0.0, 0.0, 0.0])
+    result = plan(one_off, never)
+    check(one_off, result)
+    assert codes(result)["f2"] == "BAD_GEOMETRY"
+
+
+@QUICK
+@given(series(6), st.data())
+def test_a_slice_out_of_place_is_never_misplaced(slices, data):
+    i = data.draw(st.integers(0, len(slices) - 1))
+    off = np.array(data.draw(st.tuples(*[st.floats(-20, 20)] * 3)))
+    moved = replace(slices[i], position=tuple((np.array(slices[i].position) + off).tolist()))
+    some = [*slices[:i], moved, *slices[i + 1 :]]
+    result = plan(some, unlike)
+    check(some, result)
+
+
+@QUICK
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40), st.randoms()
+)
+def test_chaos_is_accounted_for_whatever_its_order(cells, random):
+    slices = flat(
+        [0.7 * z for z, _, _ in cells], [(float(t), 1.0, 1.0) for _, t, _ in cells], [0.3 * x for _, _, x in cells]
+    )
+    result = plan(slices, unlike)
+    check(slices, result)
+    other = plan(random.sample(slices, len(slices)), unlike)
+    assert files(other.stacks) == files(result.stacks)
+    assert codes(other) == codes(result)
+
+
+def test_slices_that_turn_are_not_one_volume():
+    turn = 5e-4  # 0.25 mm at a corner 500 mm away; the key rounds to 0.001
+    turned = (np.cos(turn), np.sin(turn), 0.0, -np.sin(turn), np.cos(turn), 0.0)
+    slices = flat([0, 1, 2, 3]) + [replace(s, file=s.file + "t", orientation=turned) for s in flat([4, 5, 6, 7])]
+    with pytest.raises(Unreadable) as why:
+        geometry(slices)
+    assert why.value.code == "BAD_GEOMETRY"
+    result = plan(slices, never)
+    check(slices, result)
+    assert [len(stack) for stack in result.stacks] == [4, 4]
+
+
+# ---- affines
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"position": (0.0, 0.0, 2.2)},  # in the middle of the stack: its ends are in order
+        {"position": (0.2, 0.0, 2.0)},
+        {"position": (float("nan"), 0.0, 2.0)},
+    ],
+    ids=repr,
+)
+def test_every_slice_is_checked_against_its_header(wrong):
+    stack = flat([0, 1, 2, 3, 4])
+    geometry(stack)
+    stack[2] = replace(stack[2], **wrong)
+    with pytest.raises(Unreadable) as why:
+        geometry(stack)
+    assert why.value.code == "BAD_GEOMETRY"
+
+
+@pytest.mark.parametrize(
+    "orientation",
+    [(1.0, 0, 0, 0.1, 1.0, 0), (2.0, 0, 0, 0, 1.0, 0), (0.0,) * 6, (0, 1.0, 0, 0, 0, 1.0)],
+    ids=["skew", "long", "zero", "in plane"],
+)
+def test_directions_that_span_no_volume(orientation):
+    with pytest.raises(Unreadable) as why:
+        geometry(flat([0, 1, 2, 3], orientation=orientation))
+    assert why.value.code == "BAD_GEOMETRY"
+
+
+def test_directions_of_almost_unit_length_are_made_unit():
+    affine, tilt = geometry(flat([0, 3, 6, 9], orientation=(1.0005, 0, 0, 0, 0.9996, 0)))
+    np.testing.assert_allclose(spacing_of(affine), (3, 1, 2), rtol=1e-12)
+    assert tilt == 0
+
+
+@QUICK
+@given(series(4, 5))
+def test_canonical_moves_axes_and_no_voxel(slices):
+    affine, _ = geometry(slices)
+    shape = (2, len(slices), 3, 6)
+    array = np.arange(np.prod(shape)).reshape(shape)
+    turned, where = canonical(array, affine)
+    places = {v: (affine @ (*i[1:], 1))[:3] for i, v in np.ndenumerate(array)}
+    for i, v in np.ndenumerate(turned):
+        np.testing.assert_allclose((where @ (*i[1:], 1))[:3], places[v], atol=1e-6)
+    assert np.linalg.det(where[:3, 2::-1]) > 0
+    again, _ = canonical(turned, where)
+    np.testing.assert_array_equal(again, turned)
+
+
+# ---- real series
+
+
+def headers(folder):
+    """Slices of a folder as plain headers give them, keyed without exposure and acquisition number; mosaics left out."""
+    slices = []
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        with path.open("rb") as stream:
+            try:
+                h = parse(stream)
+            except Unreadable:
+                continue
+        position, orientation, spacing = (
+            h.numbers(k) for k in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+        )
+        if "MOSAIC" in h.words("ImageType") or len(orientation) != 6:
+            continue
+        key = (h.raw("SeriesInstanceUID"), h.integer("Rows", 0), h.words("ImageType"), h.numbers("EchoTime"))
+        order = [
+            (h.numbers(k) or (0.0,))[0] for k in ("TemporalPositionIdentifier", "AcquisitionNumber", "InstanceNumber")
+        ]
+        shape = tuple(round(v, 3) + 0.0 for v in orientation), tuple(round(v, 4) for v in spacing)
+        uid = h.raw("SOPInstanceUID").decode()
+        slices.append(Slice(str(path), uid, repr(key + shape), position, orientation, spacing, tuple(order)))
+    return slices
+
+
+def pixels(slices):
+    hashes = {}
+    for s in slices:
+        with open(s.file, "rb") as stream:
+            header = parse(stream)
+            stream.seek(header.pixels[1])
+            hashes[s.file] = hashlib.sha256(stream.read()).hexdigest()
+    return hashes
+
+
+def plans(folder):
+    """(sizes of the stacks, codes of the rejects) of a folder, every slice checked against its header."""
+    slices = headers(folder)
+    sizes, why = [], Counter()
+    for some in group(slices):
+        result = plan(some, pixels)
+        check(some, result)
+        sizes += map(len, result.stacks)
+        why.update(w.code for _, w in result.rejected)
+    return sorted(sizes), dict(why), slices
+
+
+REAL = [
+    ("ct_ge_variable_spacing_tilt", [14, 14]),  # 4.22 mm steps, then 7.38 mm
+    *((f"dcm_qa_nih/In/20180918GE/mr_000{n}", [15] * 10) for n in (4, 5, 6, 7)),
+    ("dicom2nifti/generic/anatomical/001", [4]),
+    ("dicom2nifti/generic/anatomical/001_implicit", [4]),
+    ("dicom2nifti/generic/anatomical/002_non_isotropic", [4]),
+    *((f"dicom2nifti/generic/compressed{kind}/001", [4]) for kind in ("", "_rle", "_jpeg", "_jpegls", "_j2k")),
+    ("dicom2nifti/generic/rgb/001", [4]),
+    ("dicom2nifti/ge/anatomical/001", [4]),
+    ("dicom2nifti/ge/anatomical/001_implicit", [4]),
+    ("dicom2nifti/ge/anatomical/001_single_slice", [1]),
+    ("dicom2nifti/ge/fmri/001", [4, 4]),
+    ("dicom2nifti/ge/fmri/001_implicit", [4, 4]),
+    ("dicom2nifti/ge/dti/001", [4, 4]),
+    ("dicom2nifti/ge/dti/001_implicit", [4, 4]),
+    ("dicom2nifti/ge/dti/002", [4] * 4),
+    ("dicom2nifti/failing/gantrytilting/001", [4]),  # others fail on it: tilt is a shear, and no fault
+]
+
+
+@pytest.mark.parametrize(("folder", "sizes"), REAL, ids=[r[0] for r in REAL])
+def test_every_slice_of_a_real_series_lies_where_its_header_says(shared, folder, sizes):
+    assert plans(shared / "dicom" / folder)[:2] == (sizes, {})
+
+
+@pytest.mark.parametrize(
+    ("folder", "degrees"), [("ct_ge_variable_spacing_tilt", 18.5), ("dicom2nifti/failing/gantrytilting/001", 14.0)]
+)
+def test_tilt_of_the_gantry(shared, folder, degrees):
+    for some in group(headers(shared / "dicom" / folder)):
+        [stack] = plan(some, never).stacks
+        assert geometry(stack)[1] == pytest.approx(degrees, abs=0.05)
+
+
+REFUSED = [
+    ("sliceincrement/001", "MISSING_SLICES"),  # steps of 5, 5 and 10 mm: three slices are no volume
+    ("sliceincrement/002", "MISSING_SLICES"),  # the fourth of five is gone
+    ("sliceorientation/001", "TOO_FEW_SLICES"),  # two orientations, two slices of each
+    ("slicecount/001", "TOO_FEW_SLICES"),  # two slices
+    ("notavolume/001", "REPEATED_POSITIONS"),  # a bolus is watched at one position
+]
+
+
+@pytest.mark.parametrize(("folder", "code"), REFUSED, ids=[r[0] for r in REFUSED])
+def test_real_series_that_are_no_volume_are_refused(shared, folder, code):
+    sizes, why, slices = plans(shared / "dicom" / "dicom2nifti" / "failing" / folder)
+    assert sizes == []
+    assert why == {code: len(slices)}
+    assert len(slices) in (2, 4)
+
+
+def test_a_real_head_ct_in_one_group_is_cut_where_the_step_changes(shared):
+    """Its scanner gave each spacing its own key; together, and without some slices, the cut must still be found."""
+    slices = [replace(s, key="k") for s in headers(shared / "dicom" / "ct_ge_variable_spacing_tilt")]
+    result = plan(slices, pixels)
+    check(slices, result)
+    assert sum(map(len, result.stacks)) + len(result.rejected) == 28
+    steps = sorted(round(spacing_of(geometry(stack)[0])[0], 1) for stack in result.stacks)
+    assert steps == [4.2, 7.4]
