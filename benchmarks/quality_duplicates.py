@@ -12,6 +12,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel
@@ -116,7 +117,7 @@ def neighbours(name: str, volumes: list[np.ndarray]) -> None:
     for volume in volumes:
         hashes = packed([phash(x) for x in volume])
         bits += hamming(hashes[1:], hashes[:-1]).tolist()
-        alike += [similar(x, y) for x, y in zip(volume, volume[1:], strict=False)]
+        alike += [similar(x, y) for x, y in pairwise(volume)]
     print(
         f"{name}: {len(bits)} pairs of neighbour slices: bits min {min(bits)}, p5 {np.percentile(bits, 5):.0f}, median "
         f"{np.median(bits):.0f}; within 10 bits {np.sum(np.array(bits) <= 10)}, within 40 {np.sum(np.array(bits) <= 40)}, "

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -43,6 +43,7 @@ def slow_pairs(hashes, limit):
     ]
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 15))
 def test_every_pair_up_to_15_bits_is_found(seed, limit):
     rng = np.random.default_rng(seed)
@@ -200,6 +201,7 @@ def test_coverage_and_the_warning_about_a_chain():
     assert (report["warning"], report["largest"]) == ("", 9)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=12))
 def test_groups_are_the_connected_components(pairs):
     names, _ = groups([row(i) for i in range(12)], pairs)

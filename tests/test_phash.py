@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -68,6 +68,7 @@ def test_it_is_the_dct_of_the_small_image():
     assert phash(x) == "".join(f"{int(''.join(map(str, bits[k : k + 4])), 2):x}" for k in range(0, 256, 4))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.floats(-2, 2))
 def test_weights_average(n, shift):
     w = weights(n, shift)
@@ -89,6 +90,7 @@ def test_a_volume_is_its_middle_slice_and_a_flat_image_is_blank():
     assert phash(np.full((40, 50), np.nan)) == BLANK
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.uint8, (5, 32)), hnp.arrays(np.uint8, (5, 32)))
 def test_hamming_counts_bits(a, b):
     slow = [

@@ -416,8 +416,22 @@ def test_canonical_moves_axes_and_no_voxel(slices):
     for i, v in np.ndenumerate(turned):
         np.testing.assert_allclose((where @ (*i[1:], 1))[:3], places[v], atol=1e-6)
     assert np.linalg.det(where[:3, 2::-1]) > 0
-    again, _ = canonical(turned, where)
+    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if np.abs(cosines).max(0).min() > 0.8:  # no axis lies between two directions of the body
+        pointing = where[:3, :3] / np.linalg.norm(where[:3, :3], axis=0)
+        assert pointing[[2, 1, 0], [0, 1, 2]].min() > 0.8, "superior, anterior, right"
+
+
+def test_a_canonical_volume_stays_as_it_is():
+    """Rows run to posterior and columns to the right: they change places, and one is turned round."""
+    affine, _ = geometry(flat([0, 3, 6, 9], orientation=(0.0, 1.0, 0.0, -1.0, 0.0, 0.0)))
+    array = np.arange(2 * 4 * 3 * 6).reshape(2, 4, 3, 6)
+    turned, where = canonical(array, affine)
+    np.testing.assert_array_equal(turned, array.swapaxes(2, 3)[:, :, ::-1])
+    np.testing.assert_allclose(where, [[0, 0, 1, 0], [0, 2, 0, -10], [3, 0, 0, 0], [0, 0, 0, 1]], atol=1e-12)
+    again, there = canonical(turned, where)
     np.testing.assert_array_equal(again, turned)
+    np.testing.assert_array_equal(there, where)
 
 
 # ---- real series

@@ -261,8 +261,8 @@ def _end(window: _Window, at: int, implicit: bool, little: bool) -> int:
 def _items(data: bytes, at: int, stop: int, implicit: bool, little: bool) -> list[Header]:
     """Items between two bytes of a header that `parse` has walked to its end."""
     found = []
-    window = _Window(io.BytesIO(data[:stop]), stop)
-    window.data = data[:stop]
+    window = _Window(io.BytesIO(), 0)
+    window.data = data  # all there is: nothing is read further
     while at + 8 <= stop:
         tag, _, value, length = _element(data, at, True, little)
         if tag == SEQUENCE_END:

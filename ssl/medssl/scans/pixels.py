@@ -147,7 +147,7 @@ def _rescale(x: np.ndarray, m: float, b: float) -> np.ndarray:
     if m == 1:
         return np.add(x, fit(b), dtype=fit, casting="unsafe")
     values: np.ndarray = np.multiply(x, fit(m), dtype=fit, casting="unsafe")
-    values += fit(b)  # type: ignore[misc]  # of one type, as chosen above
+    values += fit(b)  # of one type, as chosen above
     return values
 
 

@@ -1,6 +1,6 @@
 """What a file becomes once it has been read rightly, and before it is stored."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ class Slice:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; `Slice.of` takes it back."""
-        return asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Slice":

@@ -164,7 +164,9 @@ def placeholders(rows: Sequence[Row]) -> set[str]:
     """Patients that are several people ("ANON", "0"): their scans disagree in sex and in birth date, or in one of the two
     over more than 50 studies.
     """
-    sex, born, study = defaultdict(set), defaultdict(set), defaultdict(set)
+    sex: defaultdict[str, set[str]] = defaultdict(set)
+    born: defaultdict[str, set[str]] = defaultdict(set)
+    study: defaultdict[str, set[str]] = defaultdict(set)
     for row in rows:
         if row["patient_known"]:
             for seen, value in ((sex, row.get("fact:sex")), (born, row.get("born")), (study, row["study"])):

@@ -256,8 +256,9 @@ def _summary(store: Store, report: list[str], key: Path) -> list[str]:
             f"duplicates   {copies['within']} within a split, {copies['between']} images in more than one split, "
             f"{copies['near']} pairs nearly the same"
         )
-    if warning := empty_splits(store.column("split"), counts["patients"]):
-        lines.append(f"warning      {warning}")
+    for warning in (empty_splits(store.column("split"), counts["patients"]), info["grouping"]["warning"]):
+        if warning:
+            lines.append(f"warning      {warning}")
     return [*lines, f"key          {key} (id {info['key_id']})", f"fingerprint  {info['fingerprint']}"]
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +110,7 @@ class Reading:
                 self._settle_file(file_id, [("", Unreadable("DECODER_CRASHED", CODES["DECODER_CRASHED"][0]))])
                 bar.update()
                 continue
-            yield Task({"read": asdict(file), "id": file_id}, file_id, file.size)
+            yield Task({"read": vars(file), "id": file_id}, file_id, file.size)
 
     def _check_disk(self, event: Event) -> None:
         """A child that cannot write is nobody's fault but the disk's."""
@@ -173,7 +172,7 @@ class Reading:
             self.ledger.plan(name, group, files, facts)
 
     def _digests(self, slices: list[Slice], children: Supervisor) -> dict[str, str]:
-        files = {s.file: asdict(self.ledger.file(s.file)) for s in slices}
+        files = {s.file: vars(self.ledger.file(s.file)) for s in slices}
         message = {"digest": [s.as_dict() for s in slices], "files": files}
         found: dict[str, str] = {}
         for event in children.run([Task(message, size=sum(f["size"] for f in files.values()))]):
@@ -215,7 +214,7 @@ class Reading:
 
     def _stacks(self, todo: list[tuple[str, str, list[str], Row]]) -> Iterator[Task]:
         for stack, group, names, facts in todo:
-            files = {f: asdict(self.ledger.file(f)) for f in names}
+            files = {f: vars(self.ledger.file(f)) for f in names}
             slices = [s.as_dict() for s in self.ledger.slices_of(names)]
             message = {"stack": slices, "files": files, "facts": facts}
             yield Task(message, (stack, group, names), max(f["size"] for f in files.values()))

@@ -100,8 +100,6 @@ def settle(
     group, grouping = groups(joined, pairs)
     split = assign(identities(joined), alias, [r["split"] for r in joined], group)
     grouping |= {"torn": torn(group, split)}
-    if grouping["warning"]:
-        report.append(grouping["warning"])
     updates = {
         k: row | {"group": g, "split": s} for k, row, g, s in zip(keep, joined, group, split, strict=True)
     }

@@ -47,8 +47,8 @@ def assign(
         )
     led: dict[str, str] = {}
     for patient, group in zip(patients, groups, strict=True):
-        if split := kept.get(patient):
-            led[group] = min(split, led.get(group, split), key=SPLITS.index)
+        if patient in kept:
+            led[group] = min(kept[patient], led.get(group, kept[patient]), key=SPLITS.index)
     drawn = {group: led.get(group) or _drawn(alias.split_fraction(group)) for group in dict.fromkeys(groups)}
     return [kept.get(patient) or drawn[group] for patient, group in zip(patients, groups, strict=True)]
 
