@@ -192,3 +192,12 @@ def test_meta_information_may_be_missing(name):
         theirs = pydicom.dcmread(path, force=True, stop_before_pixels=True)
         with open(path, "rb") as f:
             assert same(parse(f), theirs) > 0
+
+
+def test_an_item_ends_where_its_sequence_ends():
+    inside = explicit(0x00080100, b"SH", b"ab")
+    item = struct.pack("<HHI", 0xFFFE, 0xE000, len(inside) + 10) + inside  # reaches into what follows the sequence
+    header = parse(io.BytesIO(PREFIX + FIRST + explicit(0x00081140, b"SQ", item) + explicit(0x00081150, b"UI", b"1.")))
+    with pytest.raises(Unreadable) as why:
+        header.items(0x00081140)
+    assert why.value.code == "TRUNCATED"

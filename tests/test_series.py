@@ -163,6 +163,13 @@ def test_a_gap_is_never_stretched_over(slices, data):
     assert codes(result) == {f: "MISSING_SLICES" for run in runs if len(run) < FEWEST for f in run}
 
 
+def test_a_gap_shorter_than_the_tolerance_is_a_gap():
+    slices = flat([round(0.1 * i, 1) for i in range(11) if i != 5])
+    result = plan(slices, never)
+    check(slices, result)
+    assert [len(stack) for stack in result.stacks] == [5, 5]
+
+
 @QUICK
 @given(series(6, 24), st.data())
 def test_whatever_is_missing_each_volume_has_even_steps(slices, data):
@@ -241,6 +248,17 @@ def test_repeats_become_one_volume_each(slices, times, temporal, random):
     check(repeats, result)
     assert files(result.stacks) == [[f"{t}{s.file}" for s in slices] for t in range(times)]
     assert result.notes == [{"repeat": float(t)} for t in range(times)]
+
+
+def test_a_file_copied_into_a_series_of_time_points():
+    """Blank slices of the time points are equal too, but each has its own UID."""
+    slices = flat([0, 1, 2, 3] * 2, [(float(t), 1.0, 1.0) for t in range(2) for _ in range(4)])
+    copy = replace(slices[5], file="copy")
+    same = {"f0": "blank", "f4": "blank", "f6": "blank", "f2": "blank", "copy": "f5"}
+    result = plan([copy, *slices], lambda some: {s.file: same.get(s.file, s.file) for s in some})
+    check([copy, *slices], result)
+    assert files(result.stacks) == [["f0", "f1", "f2", "f3"], ["f4", "copy", "f6", "f7"]]
+    assert codes(result) == {"f5": "DUPLICATE"}
 
 
 def test_time_points_are_not_opened_when_the_header_tells_them_apart():

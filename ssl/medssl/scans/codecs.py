@@ -59,7 +59,7 @@ def _native(layout: Layout, start: int, length: int, size: int) -> list[Place]:
     if count == 0 or length - count * each > PAD:  # more frames than declared are left where they are
         raise Unreadable("BAD_LENGTH", "the pixel data's length is not rows x columns x samples x bytes")
     count = min(count, layout.frames)
-    if start + count * each > size:
+    if start + max(count * each, length - PAD) > size:
         raise Unreadable("TRUNCATED", "the file ends inside the pixel data")
     return [((start + k * each, each),) for k in range(count)]
 

@@ -112,7 +112,9 @@ def _members(file: File) -> Iterator[File]:
     try:
         for member in archive.members(file.path):
             name = unicodedata.normalize("NFC", f"{file.name}!/{member.name}")
-            yield File(name, file.path, member.name, member.size, file.stamp, "" if member.size else "EMPTY")
+            hidden = any(p.startswith(".") or p == "__MACOSX" or p.upper() in LITTER for p in member.name.split("/"))
+            problem = "LITTER" if hidden else "" if member.size else "EMPTY"
+            yield File(name, file.path, member.name, member.size, file.stamp, problem)
     except Unreadable as why:
         yield File(file.name, file.path, size=file.size, stamp=file.stamp, problem=why.code)
 

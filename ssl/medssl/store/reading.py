@@ -15,13 +15,12 @@ from medssl.scans.scan import Slice, Unreadable
 from medssl.scans.source import File, open_file, walk
 from medssl.store.ledger import Ledger
 from medssl.store.row import Row
-from medssl.store.sidecar import Sidecars
+from medssl.store.sidecar import LARGEST, Sidecars
 from medssl.store.supervise import Event, Supervisor, Task
 from medssl.store.write import Draft
 
 READERS = "2"  # a change in what is read from a file is another number: everything is then read again
 EVERY = 2.0  # seconds after which what was done survives a crash
-LONGEST_JSON = 1 << 24  # bytes
 DEATHS = 3  # of a volume, after which no slice of it is tried again
 FLEETING = ("CANNOT_OPEN", "TOO_SLOW", "TOO_BIG_TO_READ")  # reasons that may be gone the next time
 
@@ -228,10 +227,7 @@ def _take(file: File, sidecars: Sidecars) -> Unreadable:
     """Hands a JSON file over. It is never a scan, so the answer says why it is none."""
     try:
         with open_file(file) as stream:
-            data = stream.read(LONGEST_JSON + 1)
-        if len(data) > LONGEST_JSON:
-            raise Unreadable("TOO_LARGE", "a JSON file larger than any about scans")
-        sidecars.add(file.name, data)
+            sidecars.add(file.name, stream.read(LARGEST + 1))  # one byte too many is refused there
     except Unreadable as why:
         return why
     except OSError as e:

@@ -1,5 +1,7 @@
 """Whether a PNG or JPEG is a copy of a DICOM image: by its pixels, whatever was done to make it look good."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from scipy.optimize import isotonic_regression
 
@@ -27,6 +29,20 @@ def same(dicom: np.ndarray, image: np.ndarray) -> bool:
         if _fit(_shrink(np.interp(x, *curve), size), small, True)[1] >= AGREED:
             return True
     return False
+
+
+def planes(array: np.ndarray, k: int, n: int) -> Iterator[np.ndarray]:
+    """Every way slice k of n may lie in an array: itself when (H, W); of a (D, H, W) volume, which was turned to lie as
+    all volumes do, slice k from either end of each axis of n voxels, turned and mirrored in every way.
+    """
+    if array.ndim == 2:
+        yield array
+        return
+    for axis in (a for a in range(3) if array.shape[a] == n):
+        for at in dict.fromkeys((k, n - 1 - k)):
+            plane = np.take(array, at, axis)
+            for side in (plane, plane.T):
+                yield from (side, side[::-1], side[:, ::-1], side[::-1, ::-1])
 
 
 def _fit(x: np.ndarray, y: np.ndarray, up: bool) -> tuple[tuple[np.ndarray, np.ndarray], float]:

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ def settle(
     Raises:
         UserError: when no scan is left, or a patient is in two given splits.
     """
-    slim, at, names, extra = _collect(rows)
+    slim, at, names, files, extra = _collect(rows, sidecars is not None)
     rejects = _copies(slim, at, alias)
     keep = [i for i, s in enumerate(slim) if s]
     if not keep:
@@ -87,7 +88,7 @@ def settle(
             joined, lines = beside.join(joined, paths)
             report += lines
     if sidecars is not None:
-        copies = _renditions(joined, paths, sidecars, folder, [at[i][2] for i in keep])
+        copies = _renditions(joined, [files[i] for i in keep], sidecars, folder, [at[i][2] for i in keep])
         rejects += [_reject(at[keep[i]], "RENDITION") for i in sorted(copies)]
         keep = [k for i, k in enumerate(keep) if i not in copies]
         joined = [row for i, row in enumerate(joined) if i not in copies]
@@ -108,9 +109,11 @@ def settle(
     return Settled(table, _info(table, grouping, len(pairs)), rejects, report)
 
 
-def _collect(rows: Callable[[], Iterator[Found]]) -> tuple[list[Row], list[tuple[str, str, Row]], list[str], set[str]]:
-    """(slim rows, (file, part, address) of each, the path of each for joining, names of all facts and labels)."""
-    slim, at, paths, extra = [], [], [], set()
+def _collect(
+    rows: Callable[[], Iterator[Found]], with_files: bool
+) -> tuple[list[Row], list[tuple[str, str, Row]], list[str], list[list[str]], set[str]]:
+    """(slim rows, (file, part, address) of each, the path of each for joining, its files, names of all facts and labels)."""
+    slim, at, paths, files, extra = [], [], [], [], set()
     for file, part, names, row in rows():
         kept = {name: row[name] for name in SLIM} | {"fact:sex": row.get("fact:sex")}
         kept |= {k: v for k, v in row.items() if k.startswith("label:")}
@@ -118,8 +121,9 @@ def _collect(rows: Callable[[], Iterator[Found]]) -> tuple[list[Row], list[tuple
         at.append((file, part, {n: row[n] for n in ("file", "offset", "length", "shape", "dtype", "low", "high")}))
         common = names[0] + part if len(names) == 1 else posixpath.commonpath([posixpath.dirname(n) for n in names])
         paths.append(common)
+        files.append((names if len(names) > 1 else [common]) if with_files else [])
         extra.update(name for name in row if name.startswith(("fact:", "label:")))
-    return slim, at, paths, extra
+    return slim, at, paths, files, extra
 
 
 def _copies(slim: list[Row], at: list[tuple[str, str, Row]], alias: Alias) -> list[Row]:
@@ -148,19 +152,22 @@ def _reject(at: tuple[str, str, Row], code: str) -> Row:
 
 
 def _renditions(
-    rows: list[Row], paths: list[str], sidecars: Sidecars, folder: Path, addresses: list[Row]
+    rows: list[Row], names: list[list[str]], sidecars: Sidecars, folder: Path, addresses: list[Row]
 ) -> set[int]:
-    """Images that are copies of a DICOM image, by name and by pixels. One that is no copy shares the DICOM's patient."""
-    flat = [len(row["shape"]) == 3 for row in rows]
-    kinds = {
-        path: "other" if not f else "dicom" if row["modality"] else "image"
-        for path, row, f in zip(paths, rows, flat, strict=True)
-    }
-    place = {path: i for i, path in enumerate(paths)}
+    """Images that are copies of a DICOM image, by name and by pixels. One that is no copy shares the DICOM's patient.
+
+    names: of each row's files; those of a volume are its slices, from one end to the other.
+    """
+    kinds, place = {}, {}
+    for i, (row, files) in enumerate(zip(rows, names, strict=True)):
+        for k, name in enumerate(files):
+            kinds[name] = "dicom" if row["modality"] else "image" if len(row["shape"]) == 3 else "other"
+            place[name] = i, k
     found = set()
-    for image, dicom in sidecars.renditions(kinds):
-        i, j = place[image], place[dicom]
-        if rendition.same(*(read_array(folder, addresses[k]).mean(0) for k in (j, i))):
+    kept = lru_cache(maxsize=2)(lambda i: read_array(folder, addresses[i]))
+    for image, dicom in sorted(sidecars.renditions(kinds), key=lambda pair: place[pair[1]]):
+        (i, _), (j, k) = place[image], place[dicom]
+        if any(rendition.same(p, kept(i).mean(0)) for p in rendition.planes(kept(j).mean(0), k, len(names[j]))):
             found.add(i)
         else:
             rows[i] |= {name: rows[j][name] for name in ("patient", "patient_known")}

@@ -1,0 +1,192 @@
+"""Every row of the list of failures through the whole door at once: each file used rightly or refused with the right code."""
+
+import json
+import sqlite3
+import sys
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom import Dataset
+
+import bad_files
+from bad_files import CASES, USED, Case, ct, data, hounsfield, uid
+from medssl.scans.alias import Alias
+from medssl.scans.codes import CODES
+from medssl.store.ingest import ingest
+from medssl.store.store import Store, read_array
+from tiny import secret
+
+# Making odd files on purpose, pydicom and Pillow warn about them.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+ALIAS = Alias(bytes(32))
+RAS = np.array([-1.0, -1.0, 1.0])
+AWAY = 0.1  # mm
+
+
+class World:
+    """The one store of all cases, and what was refused on the way."""
+
+    def __init__(self, source: Path, store: Store):
+        self.source, self.store = source, store
+        self.rejects = [json.loads(line) for line in (store.path / "rejects.jsonl").read_text().splitlines()]
+        self.rows = {row["scan"]: row for row in store.table.to_pylist()}
+        db = sqlite3.connect(store.path / "ledger.sqlite")
+        self.files = {f for (f,) in db.execute("SELECT file FROM files")}
+        self.scans = {(f, part): json.loads(row) for f, part, row in db.execute("SELECT file, part, row FROM scans")}
+        self.slices = {f for (f,) in db.execute("SELECT file FROM slices")}
+        db.close()
+
+
+class View:
+    """One case of it.
+
+    Attributes:
+        codes: name of a file that was refused -> code.
+        used: names of the files that were used.
+    """
+
+    def __init__(self, world: World, case: Case):
+        self.world, self.store, self.folder = world, world.store, world.source / case.name
+        refused = {r["file"]: r["code"] for r in world.rejects}
+        names = {name: ALIAS.alias("path", f"{case.name}/{name}") for name in case.expect}
+        self.codes = {name: refused[f] for name, f in names.items() if f in refused}
+        self.used = [n for n, f in names.items() if f not in refused and f in world.files]
+
+    def scan(self, name: str, part: str = "") -> str:
+        """The pseudonym of a scan that is no volume of slices."""
+        path = f"{self.folder.name}/{name}"
+        file = ALIAS.alias("path", path)
+        if file in self.world.slices:
+            return ALIAS.alias("scan", uid(self.folder.name, name))
+        return str(self.world.scans[file, part]["scan"])
+
+    def row(self, name: str, part: str = "") -> dict:
+        return self.world.rows[self.scan(name, part)]
+
+    def image(self, name: str, part: str = "") -> np.ndarray:
+        return read_array(self.store.path, self.row(name, part))
+
+    @cached_property
+    def rows(self) -> list[dict]:
+        """Rows of this case: of its patient, or without one of its files."""
+        patients = {ALIAS.alias("patient", f"|{self.folder.name}")}
+        patients |= {ALIAS.alias("patient", f"file|{self.folder.name}/{name}") for name in self.used}
+        return [row for row in self.world.rows.values() if row["patient"] in patients]
+
+    @property
+    def images(self) -> list[dict]:
+        return [row for row in self.rows if len(row["shape"]) == 3]
+
+    @property
+    def volumes(self) -> list[dict]:
+        return [row for row in self.rows if len(row["shape"]) == 4]
+
+    def expected_shapes(self, depths: tuple[int, ...]) -> list[list[int]]:
+        """Of volumes with so many slices; the axes of one that was turned are where its row says."""
+        found = [row["shape"][1:] for row in self.volumes]
+        sizes = sorted(int(np.prod(s)) // bad_files.SIDE**2 for s in found)
+        assert sizes == sorted(depths)
+        assert all(sorted(s)[1:] == [bad_files.SIDE] * 2 for s in found)
+        return found
+
+    def every_slice_is_in_place(self) -> None:
+        """Looks for the corners of every slice in the volumes and compares where they lie with the slice's own header."""
+        truth = {}
+        for name in self.used:
+            for k, corners in _corners(self.folder / name):
+                truth.setdefault(k, corners)
+        seen: Counter[int] = Counter()
+        for row in self.volumes:
+            array = read_array(self.store.path, row)[0]
+            affine = np.array(row["affine"]).reshape(4, 4)
+            for k, corners in truth.items():
+                places = [np.argwhere(array == 1000 + 3 * k + i) for i in range(3)]
+                if any(len(p) for p in places):
+                    assert [len(p) for p in places] == [1, 1, 1]
+                    seen[k] += 1
+                    for place, corner in zip(places, corners, strict=True):
+                        assert np.linalg.norm((affine @ (*place[0], 1))[:3] - corner * RAS) <= AWAY
+        alone = len(self.images)
+        assert set(seen.values()) <= {1}
+        assert len(truth) - len(seen) == alone
+
+
+def _corners(path: Path) -> list[tuple[int, list[np.ndarray]]]:
+    """For every frame its number and where its first pixel, last of the first row and first of the last row lie, LPS."""
+    ds = pydicom.dcmread(path, stop_before_pixels=True)
+    if "PerFrameFunctionalGroupsSequence" not in ds:
+        name = path.name if path.name.startswith("s") else COPIES[path.name]
+        return [(int(name[1:3]), _three(ds, ds, ds, ds))]
+    measures = ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    return [
+        (k, _three(ds, measures, item.PlanePositionSequence[0], item.PlaneOrientationSequence[0]))
+        for k, item in enumerate(ds.PerFrameFunctionalGroupsSequence)
+    ]
+
+
+COPIES = {"copy.dcm": "s03.dcm", "again.dcm": "s04.dcm"}
+
+
+def _three(ds: Dataset, measures: Dataset, position: Dataset, orientation: Dataset) -> list[np.ndarray]:
+    """PS3.3 equation C.7.6.2.1-1."""
+    first = np.array(position.ImagePositionPatient, float)
+    row, column = np.array(orientation.ImageOrientationPatient, float).reshape(2, 3)
+    down, right = measures.PixelSpacing
+    return [first, first + (ds.Columns - 1) * right * row, first + (ds.Rows - 1) * down * column]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """All cases in folders of their own beside one good scan, read once."""
+    folder = tmp_path_factory.mktemp("bad")
+    source = folder / "source"
+    (source / "good").mkdir(parents=True)
+    (source / "good" / "good.dcm").write_bytes(data(ct(source / "good", "good.dcm")))
+    for case in CASES:
+        (source / case.name).mkdir()
+        case.make(source / case.name)
+    assert Alias(bytes.fromhex("00" * 32)).key_id == ALIAS.key_id
+    store = ingest(
+        source, folder / "store", key=secret(folder / "key"), workers=1, archives=True, aihub="auto", memory=2.0
+    )
+    return World(source, store)
+
+
+def test_the_good_scan_is_there(world):
+    good = View(world, Case("", bad_files.f00_control, {"good.dcm": USED}, None))
+    good.folder = world.source / "good"
+    np.testing.assert_array_equal(good.image("good.dcm"), hounsfield("good", "good.dcm")[None])
+    assert good.row("good.dcm")["spacing"] == [0.5, 0.75]
+
+
+def test_everything_seen_is_used_or_refused(world):
+    expected = {f"{c.name}/{name}" for c in CASES for name in c.expect} | {"good/good.dcm"}
+    assert world.files == {ALIAS.alias("path", name) for name in expected}
+    assert world.store.info["counts"]["files"] == len(expected)
+    used = {f for f, _ in world.scans} | world.slices
+    assert world.files == used | {r["file"] for r in world.rejects}
+    world.store.verify()
+
+
+def test_every_code_is_one_of_the_list(world):
+    assert {r["code"] for r in world.rejects} <= CODES.keys()
+    assert not [r for r in world.rejects if r["code"] == "READER_FAILED"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_case(world, case):
+    view = View(world, case)
+    for name, allowed in case.expect.items():
+        found = view.codes.get(name, USED if name in view.used else "unseen")
+        assert found in ({allowed} if isinstance(allowed, str) else allowed), name
+    if case.check is not None:
+        case.check(view)
+
+
+def test_the_list_is_whole():
+    left_out = {70}
+    assert {int(c.number) for c in CASES} - {0} == set(range(1, 70)) - left_out

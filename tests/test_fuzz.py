@@ -1,0 +1,214 @@
+"""Damage of every kind to good files of every kind: a reader gives scans or says why not. Nothing hangs, nothing is guessed.
+
+The files go through a real child, as decoders may crash; the draws are the same every time.
+"""
+
+import gzip
+import io
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from pydicom.uid import ImplicitVRLittleEndian, RLELossless
+
+import bad_files
+from bad_files import ct, data, grey, nifti, packed, picture, stored
+from medssl.scans import dicom
+from medssl.scans.alias import Alias
+from medssl.scans.codes import CODES
+from medssl.scans.source import File
+from medssl.store.supervise import Supervisor, Task
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+ALIAS = Alias(bytes(32))
+HERE = Path("fuzz")
+QUICK = settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
+
+
+def _compressed(name: str, syntax: str, stream: bytes) -> bytes:
+    return packed(ct(HERE, name), [stream], syntax)
+
+
+def _rle() -> bytes:
+    ds = ct(HERE, "rle")
+    data(ds)
+    ds.compress(RLELossless)
+    return data(ds, RLELossless)
+
+
+def _enhanced(folder: Path) -> bytes:
+    bad_files.f54_enhanced_with_two_stacks(folder)
+    return (folder / "f54.dcm").read_bytes()
+
+
+def _npz() -> bytes:
+    out = io.BytesIO()
+    images = np.random.default_rng(0).integers(0, 255, (3, 9, 9), np.uint8)
+    np.savez_compressed(out, train_images=images, train_labels=np.arange(3)[:, None])
+    return out.getvalue()
+
+
+def _zip() -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("a.png", picture(grey("zip")))
+    return out.getvalue()
+
+
+def good_files(folder: Path) -> dict[str, bytes]:
+    """One of every kind."""
+    words = stored(HERE, "words")
+    tags = {"Modality": "DX", "SOPClassUID": bad_files.DX, "WindowCenter": 100, "WindowWidth": 900}
+    return {
+        "native.dcm": data(ct(HERE, "native")),
+        "implicit.dcm": data(ct(HERE, "implicit"), ImplicitVRLittleEndian),
+        "deflated.dcm": data(ct(HERE, "deflated"), bad_files.DEFLATED),
+        "radiograph.dcm": data(ct(HERE, "radiograph", PhotometricInterpretation="MONOCHROME1", **tags)),
+        "rle.dcm": _rle(),
+        "jpegls.dcm": _compressed("ls", bad_files.JPEG_LS, imagecodecs.jpegls_encode(words)),
+        "j2k.dcm": _compressed("j2k", bad_files.JPEG_2000, imagecodecs.jpeg2k_encode(words, level=0, reversible=True)),
+        "lossless.dcm": _compressed(
+            "ll", bad_files.JPEG_LOSSLESS, imagecodecs.jpeg8_encode(words, lossless=True, bitspersample=12)
+        ),
+        "extended.dcm": _compressed("ext", bad_files.JPEG_EXTENDED, imagecodecs.jpeg8_encode(words, bitspersample=12)),
+        "enhanced.dcm": _enhanced(folder),
+        "plain.nii": nifti("plain"),
+        "packed.nii.gz": gzip.compress(nifti("packed"), mtime=0),
+        "two.nii": nifti("two", version=2),
+        "grey.png": picture(grey("png")),
+        "photo.jpg": picture(grey("jpg"), "jpeg"),
+        "page.tif": picture(grey("tif"), "tiff"),
+        "deflated.tif": picture(grey("tif"), "tiff", compression="tiff_deflate"),
+        "medmnist.npz": _npz(),
+        "images.zip": _zip(),
+    }
+
+
+@st.composite
+def damage(draw, most: int = 6) -> list[tuple[str, int, int, int]]:
+    """What is done to a file, in order: (what, where, how many bytes, value). Half of it near the beginning."""
+    where = st.integers(0, 700) | st.integers(0, 1 << 20)
+    one = st.tuples(
+        st.sampled_from(["flip", "set", "number", "cut out", "repeat", "cut off", "zero"]),
+        where,
+        st.integers(1, 64),
+        st.integers(0, 255),
+    )
+    return draw(st.lists(one, min_size=1, max_size=most))
+
+
+def damaged(file: bytes, what: list[tuple[str, int, int, int]]) -> bytes:
+    """The file after that."""
+    out = bytearray(file)
+    for how, place, count, value in what:
+        at = place % max(1, len(out))
+        if how == "flip":
+            out[at : at + 1] = bytes([out[at] ^ (1 << value % 8)]) if out else b""
+        elif how == "set":
+            out[at : at + 1] = bytes([value])
+        elif how == "number":
+            width = 2 if value % 2 else 4
+            number = NUMBERS[value % len(NUMBERS)] & ((1 << 8 * width) - 1)
+            out[at : at + width] = number.to_bytes(width, "little" if value % 3 else "big")
+        elif how == "cut out":
+            del out[at : at + count]
+        elif how == "repeat":
+            out[at:at] = out[at : at + count]
+        elif how == "zero":
+            out[at : at + count] = bytes(len(out[at : at + count]))
+        elif value < 64:  # else most files would be short and nothing more
+            del out[at:]
+    return bytes(out)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, bytes]:
+    return good_files(tmp_path_factory.mktemp("good"))
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory):
+    """Asks a real child what a file is, and for its pixels when it is a slice: [(what it said, value), …]."""
+    folder = tmp_path_factory.mktemp("door")
+    (folder / "volumes").mkdir()
+    hello = {"key": "00" * 32, "recipe": "auto", "memory": 1 << 30, "out": str(folder)}
+    with Supervisor(1, hello, patience=20) as children:
+
+        def ask(file: bytes, name: str) -> list[tuple[str, object]]:
+            path = folder / name
+            path.write_bytes(file)
+            member = "a.png" if name.endswith(".zip") else ""
+            entry = asdict(File(name, str(path), member, len(file)))
+            said, slices = [], []
+            for event in children.run([Task({"read": entry, "id": "f"}, size=len(file))]):
+                said += [("death", event.death)] if event.death else []
+                said += [(k, event.message[k]) for k in ("scan", "reject") if k in event.message]
+                slices += [event.message["slice"]] if "slice" in event.message else []
+            for s in slices:
+                for event in children.run([Task({"stack": [s], "files": {"f": entry}, "facts": {}})]):
+                    said += [("death", event.death)] if event.death else []
+                    said += [(k, event.message[k]) for k in ("scan", "reject") if k in event.message]
+                    said += [("reject", ["", *bad[1:]]) for bad in event.message.get("bad", [])]
+            return said
+
+        yield ask
+
+
+NAMES = (
+    "native.dcm implicit.dcm deflated.dcm radiograph.dcm rle.dcm jpegls.dcm j2k.dcm lossless.dcm extended.dcm enhanced.dcm "
+    "plain.nii packed.nii.gz two.nii grey.png photo.jpg page.tif deflated.tif medmnist.npz images.zip"
+).split()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@QUICK
+@given(what=damage())
+@example(what=[])
+def test_damage_is_read_or_refused(files, door, name, what):
+    said = door(damaged(files[name], what), name)
+    assert said
+    for kind, value in said:
+        if kind == "death":
+            assert value == "DECODER_CRASHED"  # may happen in native code, and costs one file; it must not hang
+        elif kind == "reject":
+            part, code, reason = value
+            assert code in CODES
+            assert code != "READER_FAILED", reason
+            assert name.split(".")[0] not in reason
+        else:
+            assert np.isfinite([value["low"], value["high"], value["unit_mean"], value["unit_square"]]).all()
+            assert value["low"] < value["high"]
+    if not what:
+        assert {kind for kind, _ in said} == {"scan"}
+
+
+@QUICK
+@given(at=st.integers(0, 2 * bad_files.SIDE**2 - 1), value=st.integers(1, 255))
+def test_a_changed_pixel_changes_nothing_else(files, at, value):
+    file = files["native.dcm"]
+    start = len(file) - 2 * bad_files.SIDE**2
+    changed = bytearray(file)
+    changed[start + at] ^= value
+    before, after = (_values(bytes(f)) for f in (file, changed))
+    row, column = divmod(at // 2, bad_files.SIDE)
+    words = np.frombuffer(changed[start:], "<u2").reshape(before.shape).astype(int)
+    assert after[row, column] == (words[row, column] & 0xFFF) - 1024
+    before[row, column] = after[row, column]
+    np.testing.assert_array_equal(before, after)
+
+
+def _values(file: bytes) -> np.ndarray:
+    found = dicom.read(io.BytesIO(file), "x", ALIAS, "f")
+    return dicom.decode(io.BytesIO(file), found.frame).values[0].copy()
