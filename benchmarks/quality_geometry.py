@@ -11,9 +11,9 @@ Every folder below DICOM_FOLDER that holds DICOM files is one series folder; eac
 2. Agreement with dcm2niix: volumes in canonical orientation with equal voxels (to 1e-3) and corners within 0.05 mm.
 
 dcm2niix is used when it is on the PATH, the others when they can be imported. What dcm2niix resampled (`_Eq`, `_Tilt`)
-counts for neither question. Times are of one run; dcm2niix's include the start of a process, medssl's the start of its reading
-processes, a store and its export (about 2 s before the first file). A folder whose slices are refused, each with a
-reason, counts as dropped; so does a single image, which is in the store but no volume.
+counts for neither question. Slices that were refused with a reason count as dropped; so does a single image, which is
+in the store but no volume. Times are of one run; dcm2niix's include the start of a process, medssl's the start of its
+reading processes for every folder, a store and its export.
 """
 
 import argparse

@@ -26,7 +26,14 @@ from PIL import Image
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, generate_uid
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+    generate_uid,
+)
 
 USED = "used"
 SIDE = 48  # pixels
@@ -254,9 +261,7 @@ def f05_hangul_names(folder: Path) -> None:
     (folder / unicodedata.normalize("NFD", "환자.png")).write_bytes(picture(grey(folder)))
     (folder / "환자.json").write_text(json.dumps({"diagnosis": "normal"}))
     raw = picture(grey(folder, "zip"))
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-    content = deflate.compress(raw) + deflate.flush()
-    write(folder, cp949_zip=member("영상.png".encode("cp949"), content, len(raw), zlib.crc32(raw)))
+    write(folder, cp949_zip=member("영상.png".encode("cp949"), zlib.compress(raw)[2:-4], len(raw), zlib.crc32(raw)))
 
 
 @case(
@@ -268,10 +273,14 @@ def f05_hangul_names(folder: Path) -> None:
         "lying.zip!/e.dcm": "BAD_ARCHIVE",
         "damaged.zip!/f.png": "BAD_ARCHIVE",
         "cut.zip": "BAD_ARCHIVE",
+        "dots.zip!/./g.png": USED,
+        "mac.zip!/__MACOSX/._h.png": "LITTER",
     }
 )
 def f06_archives(folder: Path) -> None:
     tiny = zlib.compress(b"x" * 999, 9)[2:-4]
+    dots = picture(grey(folder, "dots"))
+    image = zlib.compress(dots)[2:-4]
     inner = io.BytesIO()
     with zipfile.ZipFile(inner, "w") as z:
         z.writestr("b.png", picture(grey(folder)))
@@ -285,6 +294,8 @@ def f06_archives(folder: Path) -> None:
         lying_zip=member(b"e.dcm", zeros(300), 5000),
         damaged_zip=member(b"f.png", tiny, 999, crc=7),
         cut_zip=inner.getvalue()[:-30],
+        dots_zip=member(b"./g.png", image, len(dots), zlib.crc32(dots)),
+        mac_zip=member(b"__MACOSX/._h.png", tiny, 999, zlib.crc32(b"x" * 999)),
     )
 
 
@@ -540,14 +551,20 @@ def f29_number_of_frames(folder: Path) -> None:
     )
 
 
-@case({"rows.dcm": "NO_PIXELS", "twelve.dcm": USED, "bits.dcm": "BAD_HEADER"}, check=same_values)
+@case(
+    {"rows.dcm": "NO_PIXELS", "twelve.dcm": USED, "bits.dcm": "BAD_HEADER", "colour.dcm": "UNSUPPORTED_PIXELS"},
+    check=same_values,
+)
 def f30_impossible_numbers(folder: Path) -> None:
+    wide = {"Modality": "DX", "SOPClassUID": DX, "SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}
+    wide |= {"BitsAllocated": 16, "BitsStored": 8, "HighBit": 7, "PlanarConfiguration": 0}
     twelve = edit(data(ct(folder, "twelve.dcm")), b"\x28\x00\x00\x01US\x02\0", b"\x0c\0")
     write(
         folder,
         rows_dcm=data(ct(folder, "rows.dcm", Rows=0)),
         twelve_dcm=twelve,
         bits_dcm=data(ct(folder, "bits.dcm", BitsStored=20)),
+        colour_dcm=data(ct(folder, "colour.dcm", PixelData=bytes(6 * SIDE * SIDE), **wide)),
     )
 
 
@@ -939,10 +956,10 @@ def _flat(view: Any) -> None:
     for row in view.images:
         assert row["affine"] is None
     assert view.row("zero.dcm")["spacing"] is None
-    assert view.row("turned.dcm")["spacing"] == [0.5, 0.75]
+    assert view.row("aslant.dcm")["spacing"] == [0.5, 0.75]
 
 
-@case(USED, "zero.dcm missing.dcm turned.dcm nowhere.dcm", check=_flat)
+@case(USED, "zero.dcm missing.dcm aslant.dcm nowhere.dcm", check=_flat)
 def f53_unknown_geometry(folder: Path) -> None:
     missing = ct(folder, "missing.dcm")
     del missing.PixelSpacing
@@ -952,9 +969,19 @@ def f53_unknown_geometry(folder: Path) -> None:
         folder,
         zero_dcm=data(ct(folder, "zero.dcm", PixelSpacing=[0, 0])),
         missing_dcm=data(missing),
-        turned_dcm=data(ct(folder, "turned.dcm", ImageOrientationPatient=[1, 0, 0, 0, 2, 0])),
+        aslant_dcm=data(ct(folder, "aslant.dcm", ImageOrientationPatient=[1, 0, 0, 0, 2, 0])),
         nowhere_dcm=data(nowhere),
     )
+
+
+def _no_volume(view: Any) -> None:
+    assert len(view.images) == 6
+    assert not view.volumes
+
+
+@case(USED, names(6), check=_no_volume)
+def f53_series_with_wrong_directions(folder: Path) -> None:
+    series(folder, [2.5 * k for k in range(6)], orientation=(1, 0, 0, 0, 1.2, 0))
 
 
 def _item(**tags: Any) -> Dataset:
@@ -1007,7 +1034,9 @@ def f56_damaged_gzip(folder: Path) -> None:
     file = gzip.compress(nifti(folder, shape=(20, 20, 20)))
     (folder / "checksum.nii.gz").write_bytes(file[:-8] + bytes(4) + file[-4:])
     middle = len(file) // 2
-    (folder / "flips.nii.gz").write_bytes(file[:middle] + bytes(b ^ 255 for b in file[middle : middle + 4]) + file[middle + 4 :])
+    (folder / "flips.nii.gz").write_bytes(
+        file[:middle] + bytes(b ^ 255 for b in file[middle : middle + 4]) + file[middle + 4 :]
+    )
 
 
 def _voxels(view: Any) -> None:

@@ -151,10 +151,11 @@ def test_pixels_equal_plain_arithmetic(encoding, syntax, slope, intercept, inver
         assert refusal(data) == "NO_RESCALE"
         return
     scan = only(data)
-    x = stored
+    m, b = 1.0 if slope is None else slope, intercept or 0.0
+    expected = stored * m + b
     if inverse and modality not in {"CT", "MR"}:
-        x = (-1 if signed else (1 << bits) - 1) - stored
-    expected = x * (1.0 if slope is None else slope) + (intercept or 0.0)
+        low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+        expected = (low * m + b) + (high * m + b) - expected
     np.testing.assert_array_equal(scan.array[0], expected.astype(np.float32))
     if float(slope or 1).is_integer() and float(intercept or 0).is_integer():
         fits = expected.min() >= -(1 << 15) and expected.max() < 1 << 15
@@ -632,7 +633,7 @@ def slices_of(files):
 def build(files, slices=None):
     beats = []
     slices = slices or slices_of(files)
-    made = dicom.volume(slices, lambda s: io.BytesIO(files[int(s.file)]), ALIAS, "", "", beats.append)
+    made = dicom.volume(slices, lambda s: io.BytesIO(files[int(s.file)]), ALIAS, beats.append)
     assert beats == list(range(len(slices)))
     return made
 

@@ -314,11 +314,27 @@ def test_two_passes_that_do_not_fit_each_other():
     assert files(result.stacks) == [[f"f{i}" for i in range(6)], [f"f{i}" for i in range(6, 12)]]
 
 
-def test_an_interleaved_volume_is_not_torn_apart_by_a_missing_slice():
-    heights = [5 * i for i in range(14) if i != 8]
-    orders = [(0.0, float(z / 5 % 2), 1.0) for z in heights]
-    result = plan(flat(heights, orders), never)
-    assert [len(stack) for stack in result.stacks] == [8, 5]
+def test_an_interleaved_volume_is_not_torn_apart():
+    """Even and odd slices are two acquisitions, each of which alone would lose fewer slices to the fault."""
+    missing = flat([z for z in range(14) if z != 3], [(0.0, float(z % 2), 1.0) for z in range(14) if z != 3])
+    assert [len(stack) for stack in plan(missing, never).stacks] == [10]
+    repeated = flat([*range(24), 3], [(0.0, float(z % 2), 1.0) for z in [*range(24), 3]])
+    assert [len(stack) for stack in plan(repeated, unlike).stacks] == [20]
+
+
+@pytest.mark.parametrize("kind", ["every slice its own acquisition", "two acquisitions of two time points"])
+def test_time_points_with_a_slice_lost_whatever_acquisitions_are(kind):
+    times = [(t, a) for t in range(2) for a in range(1 + kind.startswith("two"))]
+    cells = [(t, a, z) for t, a in times for z in range(9) if (t, a, z) != (1, 0, 8)]
+    own = kind.startswith("every")
+    orders = [(float(t), float(10 * t + z if own else a), 1.0) for t, a, z in cells]
+    slices = flat([z for _, _, z in cells], orders)
+    result = plan(slices, unlike)
+    check(slices, result)
+    assert codes(result) == {}
+    assert sorted(map(len, result.stacks)) == [8] + [9] * (len(times) - 1)
+    for stack in result.stacks:
+        assert len({s.order[0] if own else s.order[:2] for s in stack}) == 1
 
 
 def test_what_cannot_be_told_apart_is_refused_and_the_rest_kept():

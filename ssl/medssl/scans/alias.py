@@ -1,7 +1,6 @@
 """Pseudonyms: keyed hashes of identifiers. Without the key file nobody can go back, not even by trying every number."""
 
 import base64
-import hashlib
 import hmac
 import os
 import secrets
@@ -39,7 +38,7 @@ class Alias:
         return f"Alias(key_id={self.key_id!r})"
 
     def _digest(self, message: bytes) -> bytes:
-        return hmac.new(self._key, message, hashlib.sha256).digest()
+        return hmac.digest(self._key, message, "sha256")
 
 
 def open_key(path: Path) -> Alias:
@@ -79,4 +78,4 @@ def _bytes(raw: str | bytes) -> bytes:
 
 
 def _base32(digest: bytes) -> str:
-    return base64.b32encode(digest).decode().lower()
+    return base64.b32encode(digest[:20]).decode().lower()  # 32 characters, and none of them padding

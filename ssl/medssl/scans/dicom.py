@@ -1,9 +1,11 @@
 """DICOM files to scans. Only allow-listed facts leave a header; identifiers leave it as pseudonyms or not at all."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from operator import mul
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -13,11 +15,12 @@ from medssl.scans.alias import Alias
 from medssl.scans.codecs import Layout, Place
 from medssl.scans.facts import facts_of, held_of, identify, image_type, modality_of, numbers, scanner_of
 from medssl.scans.header import DEFLATED, Header, parse
-from medssl.scans.pixels import AIR, Pixels, arguments, one_channel, smallest, to_values
+from medssl.scans.pixels import AIR, Pixels, arguments, smallest, to_values
 from medssl.scans.scan import Scan, Slice, Unreadable
 from medssl.scans.series import canonical, geometry, spacing_of
 from medssl.scans.tables import window
 from medssl.scans.ultrasound import crop, ultrasound_crop
+from medssl.scans.values import one_channel
 
 STACKED = {"CT", "MR", "PT"}  # modalities whose single images are slices of a volume
 PROJECTIONS = {"CR", "DX", "MG", "RG", "IO", "PX", "XA", "RF"}  # whose window the machine has chosen for the picture
@@ -72,9 +75,9 @@ def _slice(header: Header, alias: Alias, **known: Any) -> Slice | None:
     )
     if (len(position), len(orientation), len(spacing)) != (3, 6, 2):
         return None
-    row, column = np.array(orientation[:3]), np.array(orientation[3:])
-    lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
-    if min(spacing) <= 0 or max(abs(v - 1) for v in lengths) > 1e-3 or abs(row @ column) > 1e-3:
+    row, column = orientation[:3], orientation[3:]
+    lengths = math.hypot(*row), math.hypot(*column)
+    if min(spacing) <= 0 or max(abs(v - 1) for v in lengths) > 1e-3 or abs(sum(map(mul, row, column))) > 1e-3:
         return None
     # A trigger time is a phase of the heart only where there are several; elsewhere it is the time of the slice.
     beating = (numbers(header, "CardiacNumberOfImages") or (0.0,))[0] > 1
@@ -82,7 +85,7 @@ def _slice(header: Header, alias: Alias, **known: Any) -> Slice | None:
     return Slice(
         key=alias.alias("group", repr(group_key(header, orientation, spacing))),
         position=position,
-        orientation=(*(row / lengths[0]).tolist(), *(column / lengths[1]).tolist()),
+        orientation=(*(v / lengths[0] for v in row), *(v / lengths[1] for v in column)),
         spacing=spacing,
         order=tuple(
             next(iter(v), 0.0) for v in (time, *(numbers(header, k) for k in ("AcquisitionNumber", "InstanceNumber")))
@@ -148,13 +151,14 @@ def decode(stream: BinaryIO, frame: dict[str, Any]) -> Pixels:
 
 
 def digest(stream: BinaryIO, frame: dict[str, Any]) -> str:
-    """Hash of the pixel bytes of a slice as they stand in its file, to tell a copy from a repeat."""
-    stream, _, place, _ = _opened(stream, frame)
-    hashed = hashlib.blake2b(digest_size=16)
-    for offset, length in place:
-        stream.seek(offset)
-        hashed.update(stream.read(length))
-    return hashed.hexdigest()
+    """Hash of a slice's stored values, to tell a copy from a repeat, also one in another transfer syntax.
+
+    Raises:
+        Unreadable: as `decode`.
+    """
+    stream, layout, place, _ = _opened(stream, frame)
+    words = codecs.words(stream, layout, place)
+    return hashlib.blake2b(np.ascontiguousarray(words).data, digest_size=16).hexdigest()
 
 
 def _opened(stream: BinaryIO, frame: dict[str, Any]) -> tuple[BinaryIO, Layout, Place, dict[str, Any]]:
@@ -182,8 +186,6 @@ def volume(
     slices: list[Slice],
     open_slice: Callable[[Slice], BinaryIO],
     alias: Alias,
-    name: str,
-    part: str,
     beat: Callable[[int], None],
 ) -> Scan | list[tuple[int, Unreadable]]:
     """A sorted stack as (C, D, H, W), axes pointing to superior, anterior and right; or (index, why) of every slice

@@ -59,6 +59,10 @@ WORDS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
     "photometric": (("PhotometricInterpretation",), COLOURS),
     "lossy_method": (("LossyImageCompressionMethod",), LOSSY),
 }
+LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 203))  # these can be nothing else, or mostly
+# Convolution kernels: GE's words; letters and numbers of Siemens (B30f, Br40d, I31f), Philips (YC) and Canon (FC08).
+KERNELS = frozenset("STANDARD STND STD STD+ SOFT DETAIL EDGE BONE BONEPLUS LUNG CHST ULTRA".split())  # noqa: SIM905
+KERNEL = re.compile(r"[A-Z][a-z]?[0-9]{2}[a-z]?|FC[0-9]{2}|[A-Z]{1,2}")
 SYNTAXES = NATIVE | JPEG | JPEG_LS | JPEG_2000 | {RLE}
 PLACEHOLDERS = frozenset({"", "ANON", "ANONYMOUS", "ANONYMIZED", "0", "UNKNOWN", "NONE"})
 
@@ -107,9 +111,9 @@ def facts_of(header: Header) -> dict[str, str | float]:
         years = int(age[1]) // {"Y": 1, "M": 12, "W": 52, "D": 365}[age[2]]
         facts["age"] = float(min(years, OLDEST))
     kernel = header.raw("ConvolutionKernel").decode("latin-1").split("\\")[0].strip()
-    if re.fullmatch(r"[A-Z][A-Za-z]{0,9}[0-9]{0,3}[a-z]?[+]{0,2}", kernel):
+    if kernel.upper() in KERNELS or KERNEL.fullmatch(kernel):
         facts["kernel"] = kernel
-    if header.word("LossyImageCompression") == "01":
+    if header.word("LossyImageCompression") == "01" or header.syntax in LOSSY_SYNTAXES:
         facts["lossy"] = "yes"
     if header.syntax and header.syntax in SYNTAXES:
         facts["transfer_syntax"] = header.syntax

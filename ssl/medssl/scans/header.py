@@ -102,18 +102,16 @@ class Header:
         found = self.elements.get(tag)
         if found is None or not found[2]:
             return ()
-        value = self.value(tag)
-        vr = found[0] if found[0] not in {"", "UN"} else _dictionary(tag)
-        code = NUMBER.get(vr)
+        vr, at, length = found
+        code = NUMBER.get(vr if vr not in {"", "UN"} else _dictionary(tag))
+        values: tuple[float, ...]
         try:
             if code:
-                width = struct.calcsize(code)
-                values: tuple[float, ...] = struct.unpack(
-                    f"{'<' if self.little else '>'}{len(value) // width}{code}", value[: len(value) // width * width]
-                )
+                count = length // struct.calcsize(code)
+                values = struct.unpack_from(f"{'<' if self.little else '>'}{count}{code}", self._data, at)
             else:
-                parts = (part.strip(b" \0").replace(b",", b".") for part in value.split(b"\\"))
-                values = tuple(float(part) for part in parts if part)
+                text = self._data[at : at + length].replace(b",", b".").replace(b"\0", b" ")
+                values = tuple([float(part) for part in text.split(b"\\") if part.strip()])
         except ValueError:
             raise Unreadable("BAD_HEADER", f"{keyword} is not a number") from None
         return values if all(map(math.isfinite, values)) else ()

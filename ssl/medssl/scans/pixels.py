@@ -214,14 +214,6 @@ def _from_ybr(ybr: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
 
 
-def one_channel(array: np.ndarray) -> bool:
-    """Whether three channels are one grey channel written three times (differences of 2 come from lossy coding)."""
-    if array.shape[0] != 3:
-        return False
-    a, b, c = (array[i].astype(np.int32) if array.dtype.kind in "iu" else array[i] for i in range(3))
-    return bool(max(np.abs(a - b).max(), np.abs(a - c).max(), np.abs(b - c).max()) <= 2)
-
-
 def smallest(low: float, high: float, preferred: np.dtype) -> np.dtype:
     """The type that holds [low, high] without loss: `preferred` when it does, so that stores have one type."""
     if preferred.kind == "f":

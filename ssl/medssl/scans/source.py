@@ -112,7 +112,8 @@ def _members(file: File) -> Iterator[File]:
     try:
         for member in archive.members(file.path):
             name = unicodedata.normalize("NFC", f"{file.name}!/{member.name}")
-            hidden = any(p.startswith(".") or p == "__MACOSX" or p.upper() in LITTER for p in member.name.split("/"))
+            parts = [p for p in member.name.split("/") if p.strip(".")]  # without "." and "..", which hide nothing
+            hidden = any(p.startswith(".") or p == "__MACOSX" or p.upper() in LITTER for p in parts)
             problem = "LITTER" if hidden else "" if member.size else "EMPTY"
             yield File(name, file.path, member.name, member.size, file.stamp, problem)
     except Unreadable as why:

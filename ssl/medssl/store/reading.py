@@ -161,8 +161,9 @@ class Reading:
         slices = self.ledger.slices(group)
         if not slices:
             return
+        slices, copies = without_lossy_copies(slices)
         plan = series.plan(slices, lambda some: self._digests(some, children))
-        for s, why in plan.rejected:
+        for s, why in [*plan.rejected, *copies]:
             self.ledger.reject(s.file, "", why.code, "volume", str(why))
         for stack, facts in zip(plan.stacks, plan.notes, strict=True):
             files = [s.file for s in stack]
@@ -221,6 +222,15 @@ class Reading:
     def _drop(self, files: list[str], why: Unreadable) -> None:
         for file in files:
             self.ledger.reject(file, "", why.code, "decode", str(why))
+
+
+def without_lossy_copies(slices: list[Slice]) -> tuple[list[Slice], list[tuple[Slice, Unreadable]]]:
+    """(the others, those that are there without loss as well): one image that somebody has saved in two ways."""
+    whole = {s.uid for s in slices if "lossy" not in s.about["facts"]}
+    why = Unreadable("DUPLICATE", "the same image is there without loss")
+    copies = [s for s in slices if "lossy" in s.about["facts"] and s.uid in whole]
+    gone = {s.file for s in copies}
+    return [s for s in slices if s.file not in gone], [(s, why) for s in copies]
 
 
 def _take(file: File, sidecars: Sidecars) -> Unreadable:

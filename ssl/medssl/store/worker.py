@@ -118,7 +118,7 @@ class Worker:
                 with opened(slices[0]) as stream:
                     found: Any = dicom.single(slices[0], stream, self.alias)
             else:
-                found = dicom.volume(slices, opened, self.alias, "", "", beat)
+                found = dicom.volume(slices, opened, self.alias, beat)
         except BaseException as e:
             why = unreadable(e)
             found = [(k, why) for k in range(len(slices))]
