@@ -170,7 +170,7 @@ def test_nothing_new_leaves_the_store_alone(hospital, tmp_path, capsys):
 
 def test_another_source_does_not_empty_a_store(hospital, tmp_path):
     make(hospital / "pictures", tmp_path / "s", tmp_path)
-    with pytest.raises(UserError, match="none of the .* files of the last ingest"):
+    with pytest.raises(UserError, match=r"none of the .* files of the last ingest"):
         make(hospital / "nifti", tmp_path / "s", tmp_path)
     assert len(Store.open(tmp_path / "s")) == len(list((hospital / "pictures").iterdir()))
     assert make(hospital / "nifti", tmp_path / "s", tmp_path, overwrite=True).dims == 3

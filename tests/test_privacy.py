@@ -25,19 +25,24 @@ from tiny import secret
 # Standard elements of free text, names, dates and numbers, each planted with a word of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR", "ignore:The value length")
 TEXTS = {
-    **dict.fromkeys("InstitutionName InstitutionalDepartmentName StationName DeviceSerialNumber".split(), "LO"),
-    **dict.fromkeys("StudyDescription SeriesDescription ProtocolName PatientComments ImageComments".split(), "LO"),
-    **dict.fromkeys("AdditionalPatientHistory RequestedProcedureDescription PatientAddress".split(), "LO"),
-    **dict.fromkeys("AccessionNumber StudyID OtherPatientIDs MedicalRecordLocator Occupation EthnicGroup".split(), "LO"),
-    **dict.fromkeys("PatientTelephoneNumbers MilitaryRank CountryOfResidence RegionOfResidence".split(), "LO"),
-    **dict.fromkeys("DerivationDescription AcquisitionComments CommentsOnThePerformedProcedureStep".split(), "LO"),
-    **dict.fromkeys("BodyPartExamined ConvolutionKernel ManufacturerModelName SoftwareVersions".split(), "LO"),
-    **dict.fromkeys("ViewPosition PatientPosition AcquisitionDeviceProcessingDescription FilterType".split(), "LO"),
+    **dict.fromkeys(["InstitutionName", "InstitutionalDepartmentName", "StationName", "DeviceSerialNumber"], "LO"),
+    **dict.fromkeys(
+        ["StudyDescription", "SeriesDescription", "ProtocolName", "PatientComments", "ImageComments"], "LO"
+    ),
+    **dict.fromkeys(["AdditionalPatientHistory", "RequestedProcedureDescription", "PatientAddress"], "LO"),
+    **dict.fromkeys(
+        ["AccessionNumber", "StudyID", "OtherPatientIDs", "MedicalRecordLocator", "Occupation", "EthnicGroup"], "LO"
+    ),
+    **dict.fromkeys(["PatientTelephoneNumbers", "MilitaryRank", "CountryOfResidence", "RegionOfResidence"], "LO"),
+    **dict.fromkeys(["DerivationDescription", "AcquisitionComments", "CommentsOnThePerformedProcedureStep"], "LO"),
+    **dict.fromkeys(["BodyPartExamined", "ConvolutionKernel", "ManufacturerModelName", "SoftwareVersions"], "LO"),
+    **dict.fromkeys(["ViewPosition", "PatientPosition", "AcquisitionDeviceProcessingDescription", "FilterType"], "LO"),
 }
-NAMES = (
-    "PatientName OtherPatientNames PatientBirthName PatientMotherBirthName ReferringPhysicianName OperatorsName "
-    "PerformingPhysicianName NameOfPhysiciansReadingStudy ResponsiblePerson RequestingPhysician"
-).split()
+NAMES = [
+    *("PatientName", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName", "ReferringPhysicianName"),
+    *("OperatorsName", "PerformingPhysicianName", "NameOfPhysiciansReadingStudy", "ResponsiblePerson"),
+    "RequestingPhysician",
+]
 ALLOWED = {"ManufacturerModelName"}  # a model is kept; so its words are harmless ones
 
 
@@ -76,7 +81,14 @@ def dicom(plant, path, sop, modality, k=0, ids=None):
             setattr(ds, keyword, plant())
     for keyword in NAMES:
         setattr(ds, keyword, plant("name"))
-    for keyword in ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "PatientBirthDate", "DateOfLastCalibration"):
+    for keyword in (
+        "StudyDate",
+        "SeriesDate",
+        "AcquisitionDate",
+        "ContentDate",
+        "PatientBirthDate",
+        "DateOfLastCalibration",
+    ):
         setattr(ds, keyword, plant("date"))
     ds.PatientAge = "093Y"
     ds.Manufacturer, ds.ManufacturerModelName = "SIEMENS", "Definition"
@@ -163,7 +175,9 @@ def planted(tmp_path_factory):
         z.writestr(f"{plant()}/{plant()}.png", buffer.getvalue())
         z.writestr(f"{plant()}.txt", plant())
         z.comment = plant().encode()
-    (source / f"{plant()}.csv").write_text(f"file,label,comment\n{plant()}.png,yes,{plant()}\n{plant()}.png,no,{plant()}\n")
+    (source / f"{plant()}.csv").write_text(
+        f"file,label,comment\n{plant()}.png,yes,{plant()}\n{plant()}.png,no,{plant()}\n"
+    )
     (source / f"{plant()}.txt").write_text(plant())
     return source, plant.words
 

@@ -203,8 +203,9 @@ def test_the_slice_between_two_spacings_goes_to_the_smaller_volume():
         assert result.notes == [{}, {}]
 
 
-def test_steps_without_a_pattern_are_refused():
-    slices = flat([0, 1.3, 2.0, 4.1, 5.0, 8.3])
+@pytest.mark.parametrize("heights", [[0, 1.3, 2.0, 4.1, 5.0, 8.3], [0, 1, 3, 6, 10, 15]])
+def test_steps_without_a_pattern_are_refused(heights):
+    slices = flat(heights)
     result = plan(slices, never)
     check(slices, result)
     assert set(codes(result).values()) == {"VARYING_SPACING"}
@@ -305,6 +306,14 @@ def test_a_scout_of_another_acquisition_stays_out(slices, where, shift, between)
     assert result.notes == [{}] * 2
 
 
+def test_a_scout_beside_a_slice_takes_no_slice_place():
+    """So near that without its acquisition number two volumes would do, with the scout at the end of one."""
+    slices = flat([*range(8), 3.94], [(0.0, 1.0, 1.0)] * 8 + [(0.0, 2.0, 1.0)])
+    result = plan(slices, never)
+    check(slices, result)
+    assert files(result.stacks) == [[f"f{i}" for i in range(8)], ["f8"]]
+
+
 def test_two_passes_that_do_not_fit_each_other():
     """The second pass lies between the slices of the first and overlaps half of it."""
     orders = [(0.0, 1.0, float(i)) for i in range(6)] + [(0.0, 2.0, float(i)) for i in range(6)]
@@ -357,6 +366,13 @@ def test_two_stacks_side_by_side():
     result = plan(slices, unlike)
     check(slices, result)
     assert sorted(files(result.stacks)) == [[f"f{i}" for i in range(5)], [f"f{i}" for i in range(5, 10)]]
+    kinked = [
+        replace(s, position=(0.0, s.position[2] / 3 + 60 * (i > 4), s.position[2]))
+        for i, s in enumerate(flat(range(10)))
+    ]
+    result = plan(kinked, never)
+    check(kinked, result)
+    assert [len(stack) for stack in result.stacks] == [5, 5]
     one_off = flat([0, 5, 10, 15, 20, 25], xs=[0.0, 0.0, 0.3, 0.0, 0.0, 0.0])
     result = plan(one_off, never)
     check(one_off, result)
@@ -380,7 +396,7 @@ def test_a_slice_out_of_place_is_never_misplaced(slices, data):
 )
 def test_chaos_is_accounted_for_whatever_its_order(cells, random):
     slices = flat(
-        [0.7 * z for z, _, _ in cells], [(float(t), 1.0, 1.0) for _, t, _ in cells], [0.3 * x for _, _, x in cells]
+        [0.7 * z for z, _, _ in cells], [(float(t), 1.0, 1.0) for _, t, _ in cells], [0.08 * x for _, _, x in cells]
     )
     result = plan(slices, unlike)
     check(slices, result)

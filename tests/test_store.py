@@ -136,9 +136,7 @@ def test_mean_and_std_are_of_train_pixels_in_unit_range(tmp_path):
     units = [a / 255 for a in arrays[:3]]
     mean = np.mean([u.mean() for u in units])
     assert store.mean == pytest.approx(mean, abs=1e-6)
-    assert store.std == pytest.approx(
-        np.sqrt(np.mean([np.square(u).mean() for u in units]) - mean**2), abs=1e-6
-    )
+    assert store.std == pytest.approx(np.sqrt(np.mean([np.square(u).mean() for u in units]) - mean**2), abs=1e-6)
 
 
 def test_kinds_live_side_by_side_and_are_chosen(tmp_path):
@@ -149,9 +147,9 @@ def test_kinds_live_side_by_side_and_are_chosen(tmp_path):
         "1 of unknown modality in 2D, 3 channels",
         "1 of unknown modality in 3D, 1 channel",
     ]
-    with pytest.raises(UserError, match='several kinds .* where="dims == 3"'):
+    with pytest.raises(UserError, match=r'several kinds .* where="dims == 3"'):
         _ = store.dims
-    with pytest.raises(UserError, match='several kinds .* where="channels == 3"'):
+    with pytest.raises(UserError, match=r'several kinds .* where="channels == 3"'):
         _ = store.channels
     some = Store.open(store, "dims == 2 and channels == 1")
     assert (some.dims, some.channels, len(some)) == (2, 1, 2)
@@ -173,7 +171,7 @@ def test_held_scans_are_not_in_a_store_until_they_are_asked_for(tmp_path):
     assert np.array_equal(store[1], scans[2].array)
     assert store.fingerprint != everything.fingerprint
     make(tmp_path / "t", scans[1:2])
-    with pytest.raises(UserError, match="all 1 scans .* held back .* medssl release"):
+    with pytest.raises(UserError, match=r"all 1 scans .* held back .* medssl release"):
         Store.open(tmp_path / "t")
 
 

@@ -84,10 +84,10 @@ def test_nonsense_counts_as_a_crash(children):
 
 def test_leaving_early_leaves_no_process(children):
     before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt), children(2) as c:
+    with children(2) as c:
         for n, _ in enumerate(c.run(tasks(*({"do": "sleep", "seconds": 0.01} for _ in range(200))))):
             if n == 10:
-                raise KeyboardInterrupt
+                break
     processes = [child.process for child in c.children]
     for process in processes:
         process.wait(10)

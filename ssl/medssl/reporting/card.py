@@ -32,7 +32,11 @@ def data_card(store: Store) -> Html:
         ("scanners", _counted(store.column("scanner"))),
         ("intensity", store.intensity),
         ("files rejected", ", ".join(f"{code} {n:,}" for code, n in codes.items()) or "none"),
-        ("equal pixels", f"{twins['within']:,} repeats within a split, {twins['between']:,} images in several splits, {twins['near']:,} nearly equal pairs"),
+        (
+            "equal pixels",
+            f"{twins['within']:,} repeats within a split, {twins['between']:,} images in several splits, "
+            f"{twins['near']:,} nearly equal pairs",
+        ),
         ("fingerprint", element("code", store.fingerprint)),
     ]
     split = store.column("split")

@@ -65,9 +65,7 @@ def write_report(
     what = f"{encoder['method']}, {encoder['name']}" if encoder else "an unfinished run"
     top = Html(
         element("h1", f"{name}: {what}")
-        + paragraph(
-            f"{store.modality or 'Scans'} in {store.dims}D, store {store.fingerprint}", klass="under"
-        )
+        + paragraph(f"{store.modality or 'Scans'} in {store.dims}D, store {store.fingerprint}", klass="under")
         + _headline(all_tables, name)
     )
     path = out or run / "report.html"

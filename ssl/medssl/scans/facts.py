@@ -59,7 +59,9 @@ WORDS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
     "photometric": (("PhotometricInterpretation",), COLOURS),
     "lossy_method": (("LossyImageCompressionMethod",), LOSSY),
 }
-LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 203))  # these can be nothing else, or mostly
+LOSSY_SYNTAXES = frozenset(
+    f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 203)
+)  # these can be nothing else, or mostly
 # Convolution kernels: GE's words; letters and numbers of Siemens (B30f, Br40d, I31f), Philips (YC) and Canon (FC08).
 KERNELS = frozenset("STANDARD STND STD STD+ SOFT DETAIL EDGE BONE BONEPLUS LUNG CHST ULTRA".split())  # noqa: SIM905
 KERNEL = re.compile(r"[A-Z][a-z]?[0-9]{2}[a-z]?|FC[0-9]{2}|[A-Z]{1,2}")

@@ -124,6 +124,8 @@ def _check(layout: Layout) -> None:
     if layout.samples not in {1, 3} or (layout.samples == 3) != colour or "PARTIAL" in layout.photometric:
         raise Unreadable("UNSUPPORTED_PIXELS", "these samples with this photometric interpretation are not read")
     if layout.samples == 3 and (layout.allocated, layout.stored) != (8, 8):
-        raise Unreadable("UNSUPPORTED_PIXELS", f"colour with {layout.stored} of {layout.allocated} bits; 8 of 8 are read")
+        raise Unreadable(
+            "UNSUPPORTED_PIXELS", f"colour with {layout.stored} of {layout.allocated} bits; 8 of 8 are read"
+        )
     if layout.photometric == "YBR_FULL_422" and not layout.encapsulated and layout.columns % 2:
         raise Unreadable("UNSUPPORTED_PIXELS", "colour for every second of an odd number of columns")

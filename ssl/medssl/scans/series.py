@@ -147,8 +147,8 @@ def _coincident(ordered: list[Slice]) -> list[list[Slice]]:
 
 
 def _told_apart(there: list[Slice]) -> bool:
-    """Whether the slices of one position differ in UID, and in more than the instance number."""
-    return len({s.uid for s in there}) == len({s.order[:-1] for s in there}) == len(there)
+    """Whether the slices of one position differ in more than the instance number."""
+    return len({s.order[:-1] for s in there}) == len(there)
 
 
 def _copies(at: list[list[Slice]], what: Callable[[Slice], object]) -> set[str]:

@@ -20,7 +20,6 @@ from medssl.files import atomic
 from medssl.rng import seed_from
 from medssl.steps.monitor import Monitor
 from medssl.steps.run import Run
-from medssl.store.intensity import resolve
 from medssl.store.store import Store
 from medssl.train.log import SINKS, Log
 from medssl.train.loop import train

@@ -142,7 +142,9 @@ def _old_store(out: Path, made_with: dict[str, str]) -> Store | None:
         return None
     store = Store.open(out, held=True)
     if not (out / "ledger.sqlite").exists():
-        raise UserError(f"{out} is final (it has no ledger), nothing is added to it; choose another out=, or overwrite=true")
+        raise UserError(
+            f"{out} is final (it has no ledger), nothing is added to it; choose another out=, or overwrite=true"
+        )
     db = sqlite3.connect(f"{(out / 'ledger.sqlite').resolve().as_uri()}?mode=ro", uri=True)
     try:
         before = dict(db.execute("SELECT name, value FROM meta").fetchall())
@@ -151,7 +153,9 @@ def _old_store(out: Path, made_with: dict[str, str]) -> Store | None:
     finally:
         db.close()
     if before.get("key_id") != made_with["key_id"]:
-        raise UserError(f"{out} was made with another key; give that one with key=, or make it anew with overwrite=true")
+        raise UserError(
+            f"{out} was made with another key; give that one with key=, or make it anew with overwrite=true"
+        )
     if before.get("recipe") != made_with["recipe"]:
         was = before.get("recipe")
         raise UserError(f"{out} was made with recipe={was}; keep that, or make it anew with overwrite=true")
@@ -248,7 +252,9 @@ def _summary(store: Store, report: list[str], key: Path) -> list[str]:
     ]
     if counts["held"]:
         held = ", ".join(f"{reason} {n}" for reason, n in counts["held"].items())
-        lines.append(f"held back    {held} (look: medssl inspect store={store.path} held=true sheet=sheet.png; then medssl release)")
+        lines.append(
+            f"held back    {held} (look: medssl inspect store={store.path} held=true sheet=sheet.png; then medssl release)"
+        )
     lines += [f"table        {line}" for line in report]
     copies = info["duplicates"]
     if any(copies.values()):

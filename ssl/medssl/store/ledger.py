@@ -155,7 +155,8 @@ class Ledger:
     def worst(self, n: int = 3) -> list[tuple[str, str, int]]:
         """The most frequent (code, reason, count)."""
         return self.db.execute(
-            "SELECT code, reason, count(*) AS many FROM rejects GROUP BY code, reason ORDER BY many DESC, code LIMIT ?", (n,)
+            "SELECT code, reason, count(*) AS many FROM rejects GROUP BY code, reason ORDER BY many DESC, code LIMIT ?",
+            (n,),
         ).fetchall()
 
     def killers(self, size: int) -> set[str]:
@@ -182,9 +183,7 @@ class Ledger:
 
     def add_slice(self, s: Slice) -> None:
         """A slice of a volume."""
-        self.db.execute(
-            "INSERT OR REPLACE INTO slices VALUES (?, ?, ?)", (s.file, s.key, json.dumps(s.as_dict()))
-        )
+        self.db.execute("INSERT OR REPLACE INTO slices VALUES (?, ?, ?)", (s.file, s.key, json.dumps(s.as_dict())))
 
     def groups(self) -> list[tuple[str, int]]:
         """Every group of slices and how many it has."""

@@ -19,9 +19,9 @@ import pyarrow as pa
 from medssl.errors import UserError
 from medssl.scans.alias import Alias
 from medssl.scans.codes import CODES
+from medssl.store import rendition
 from medssl.store.groups import confirmed, groups, identities
 from medssl.store.intensity import unit
-from medssl.store import rendition
 from medssl.store.labels import Labels
 from medssl.store.row import COLUMNS, Row
 from medssl.store.sidecar import Sidecars
@@ -30,8 +30,10 @@ from medssl.store.store import SCHEMA_VERSION, fingerprint, read_array
 
 BATCH = 4096  # rows made into a table at once
 # What a table of labels, a group or a split may need to know or to change; the rest of a row is not held in memory.
-SLIM = ("scan", "patient", "patient_known", "study", "series", "born", "site", "split", "held", "modality")
-SLIM += ("hash", "phash", "shape")
+SLIM = (
+    *("scan", "patient", "patient_known", "study", "series", "born", "site", "split", "held", "modality"),
+    *("hash", "phash", "shape"),
+)
 SHARED = ("patient", "study", "series", "site", "split", "held", "modality")  # values many rows have in common
 
 
@@ -101,9 +103,7 @@ def settle(
     group, grouping = groups(joined, pairs)
     split = assign(identities(joined), alias, [r["split"] for r in joined], group)
     grouping |= {"torn": torn(group, split)}
-    updates = {
-        k: row | {"group": g, "split": s} for k, row, g, s in zip(keep, joined, group, split, strict=True)
-    }
+    updates = {k: row | {"group": g, "split": s} for k, row, g, s in zip(keep, joined, group, split, strict=True)}
     extra |= {name for row in joined for name in row if name.startswith(("fact:", "label:"))}
     table = _table(rows, updates, sorted(extra))
     return Settled(table, _info(table, grouping, len(pairs)), rejects, report)
@@ -113,7 +113,8 @@ def _collect(
     rows: Callable[[], Iterator[Found]], with_files: bool
 ) -> tuple[list[Row], list[tuple[str, str, Row]], list[str], list[list[str]], set[str]]:
     """(slim rows, (file, part, address) of each, the path of each for joining, its files, names of all facts and labels)."""
-    slim, at, paths, files, extra = [], [], [], [], set()
+    slim, at, paths, files = [], [], [], []
+    extra: set[str] = set()
     for file, part, names, row in rows():
         kept = {name: row[name] for name in SLIM} | {"fact:sex": row.get("fact:sex")}
         kept |= {k: v for k, v in row.items() if k.startswith("label:")}
@@ -154,7 +155,7 @@ def _reject(at: tuple[str, str, Row], code: str) -> Row:
 def _renditions(
     rows: list[Row], names: list[list[str]], sidecars: Sidecars, folder: Path, addresses: list[Row]
 ) -> set[int]:
-    """Images that are copies of a DICOM image, by name and by pixels. One that is no copy shares the DICOM's patient.
+    """Images that are copies of a DICOM image, by name and by pixels: an equal name alone proves nothing.
 
     names: of each row's files; those of a volume are its slices, from one end to the other.
     """
@@ -169,8 +170,6 @@ def _renditions(
         (i, _), (j, k) = place[image], place[dicom]
         if any(rendition.same(p, kept(i).mean(0)) for p in rendition.planes(kept(j).mean(0), k, len(names[j]))):
             found.add(i)
-        else:
-            rows[i] |= {name: rows[j][name] for name in ("patient", "patient_known")}
     return found
 
 
@@ -201,9 +200,7 @@ def _table(rows: Callable[[], Iterator[Found]], updates: dict[int, Row], extra: 
         for name in numeric:
             numeric[name] &= isinstance(row.get(name), int | float | None)
         order.append(tuple(row[n] for n in ("patient", "study", "series", "scan")))
-    schema = pa.schema(
-        [*COLUMNS.items(), *((n, pa.float64() if numeric.get(n) else pa.string()) for n in extra)]
-    )
+    schema = pa.schema([*COLUMNS.items(), *((n, pa.float64() if numeric.get(n) else pa.string()) for n in extra)])
     tables = []
     for columns in batches:
         arrays = []

@@ -117,7 +117,9 @@ class Store:
         store = cls(path, info, table, where, held)
         if not len(store) and table.num_rows and not held:
             if where is not None:
-                raise UserError(f"where={where} selects none of the scans of {path}; look with: medssl inspect store={path}")
+                raise UserError(
+                    f"where={where} selects none of the scans of {path}; look with: medssl inspect store={path}"
+                )
             raise UserError(
                 f"all {table.num_rows} scans of {path} are held back until somebody has looked at them: "
                 f"medssl inspect store={path} held=true sheet=sheet.png, then medssl release"
@@ -178,7 +180,8 @@ class Store:
         shapes, modality = self.table["shape"].to_pylist(), self.table["modality"].to_pylist()
         counts = Counter((m, len(s) - 1, s[0]) for s, m in zip(shapes, modality, strict=True))
         return [
-            f"{n} {m or 'of unknown modality'} in {d}D, {c} channel{'s'[: c > 1]}" for (m, d, c), n in counts.most_common()
+            f"{n} {m or 'of unknown modality'} in {d}D, {c} channel{'s'[: c > 1]}"
+            for (m, d, c), n in counts.most_common()
         ]
 
     def _one(self, what: str, values: Iterable[int]) -> int:

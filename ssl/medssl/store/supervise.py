@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import medssl
 
@@ -191,13 +191,17 @@ def limit(memory: int) -> None:
         import resource
     except ImportError:  # Windows
         return
-    for what, most in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_FSIZE, MOST_WRITTEN), (resource.RLIMIT_CORE, 0)):
+    for what, most in (
+        (resource.RLIMIT_DATA, memory),
+        (resource.RLIMIT_FSIZE, MOST_WRITTEN),
+        (resource.RLIMIT_CORE, 0),
+    ):
         _, hard = resource.getrlimit(what)
         with suppress(ValueError, OSError):
             resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
-def send(stream: BinaryIO, message: Message, payload: bytes = b"") -> None:
+def send(stream: IO[bytes], message: Message, payload: bytes = b"") -> None:
     """One message: two lengths, JSON, bytes."""
     text = json.dumps(message).encode()
     stream.write(HEAD.pack(len(text), len(payload)) + text)
@@ -206,7 +210,7 @@ def send(stream: BinaryIO, message: Message, payload: bytes = b"") -> None:
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> tuple[Message, bytes]:
+def receive(stream: IO[bytes]) -> tuple[Message, bytes]:
     """The next message. Raises EOFError at the end, ValueError for what is no message."""
     text, payload = HEAD.unpack(_exactly(stream, HEAD.size))
     if max(text, payload) > LONGEST:
@@ -217,7 +221,7 @@ def receive(stream: BinaryIO) -> tuple[Message, bytes]:
     return message, _exactly(stream, payload)
 
 
-def _exactly(stream: BinaryIO, n: int) -> bytes:
+def _exactly(stream: IO[bytes], n: int) -> bytes:
     data = stream.read(n) if n else b""
     if len(data) < n:
         raise EOFError

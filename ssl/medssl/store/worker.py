@@ -9,7 +9,6 @@ packed image, {"reject"}, {"bad"}, {"beat"}, {"digests"}, and {"end"} after the 
 
 import hashlib
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -176,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

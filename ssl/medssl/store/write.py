@@ -54,7 +54,9 @@ class Draft:
                 except OSError:
                     self.lock.close()
                     self.lock = None
-                    raise UserError(f"another ingest is writing {self.out}; wait for it, or choose another out=") from None
+                    raise UserError(
+                        f"another ingest is writing {self.out}; wait for it, or choose another out="
+                    ) from None
             if fresh:
                 self.empty()
             self.make()
