@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -18,7 +19,7 @@ from medssl.cli.run import _compose, _literal
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.S)
 COMMAND_LINES = [
-    line.split("#")[0].split() for _, block in BLOCKS for line in block.splitlines() if line.startswith("medssl ")
+    shlex.split(line, comments=True) for _, block in BLOCKS for line in block.splitlines() if line.startswith("medssl ")
 ]
 
 

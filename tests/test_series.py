@@ -405,6 +405,14 @@ def test_chaos_is_accounted_for_whatever_its_order(cells, random):
     assert codes(other) == codes(result)
 
 
+def test_ambiguous_neighbours_do_not_depend_on_the_order_of_the_files():
+    """Three lines, each within the tolerance of the next only."""
+    slices = flat([0, 1, 2, 3] * 3, [(0.0, 1.0, 1.0)] * 12, [0.0] * 4 + [0.08] * 4 + [0.16] * 4)
+    one, other = plan(slices, unlike), plan(slices[::-1], unlike)
+    assert files(one.stacks) == files(other.stacks)
+    assert codes(one) == codes(other)
+
+
 def test_slices_that_turn_are_not_one_volume():
     turn = 5e-4  # 0.25 mm at a corner 500 mm away; the key rounds to 0.001
     turned = (np.cos(turn), np.sin(turn), 0.0, -np.sin(turn), np.cos(turn), 0.0)

@@ -43,18 +43,15 @@ def stored(scan: Scan) -> np.ndarray:
     """The scan's array as it is written: contiguous, in native byte order.
 
     Raises:
-        Unreadable: EMPTY, NON_FINITE or CONSTANT: nothing can be learnt from it.
+        Unreadable: NO_PIXELS or NON_FINITE.
     """
     array = np.ascontiguousarray(scan.array, scan.array.dtype.newbyteorder("="))
     assert array.dtype.name in DTYPES, array.dtype
     assert array.ndim in {3, 4}, array.shape
     if array.size == 0:
         raise Unreadable("NO_PIXELS", "the image has no pixels")
-    low, high = array.min(), array.max()
-    if not (np.isfinite(low) and np.isfinite(high)):
+    if array.dtype.kind == "f" and not (np.isfinite(array.min()) and np.isfinite(array.max())):
         raise Unreadable("NON_FINITE", "it has values that are not finite")
-    if low == high:
-        raise Unreadable("CONSTANT", "every pixel has the same value")
     return array
 
 

@@ -71,6 +71,8 @@ class Worker:
             if isinstance(scan, Unreadable):
                 raise scan
             array = stored(scan)
+            if array.min() == array.max():
+                raise Unreadable("CONSTANT", "every pixel has the same value")
             row = row_of(scan, array, self.recipe)
             data = pack(array)
         except BaseException as e:

@@ -213,7 +213,7 @@ class StoreWriter:
         """Writes one scan. `name` is what a table of labels calls it, and is not stored.
 
         Raises:
-            Unreadable: when the array cannot be stored (NO_PIXELS, NON_FINITE, CONSTANT).
+            Unreadable: when the array cannot be stored (NO_PIXELS, NON_FINITE).
             UserError: when the disk is full.
         """
         array = stored(scan)
