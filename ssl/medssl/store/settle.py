@@ -46,6 +46,20 @@ class Found(NamedTuple):
     row: Row
 
 
+class _At(NamedTuple):
+    """The source of a scan and the address of its bytes."""
+
+    source: str
+    part: str
+    file: str
+    offset: int
+    length: int
+    shape: list[int]
+    dtype: str
+    low: float
+    high: float
+
+
 @dataclass
 class Settled:
     """The manifest, what store.json says of it, what was left out on the way, and lines for the terminal."""
@@ -84,50 +98,63 @@ def settle(
         raise UserError("no scan is left")
     paths = [names[i] for i in keep]
     joined = [slim[i] for i in keep]
+    slim.clear()  # what the tables replace need not be held twice
     report: list[str] = []
     for beside in (sidecars, table):
         if beside is not None:
             joined, lines = beside.join(joined, paths)
             report += lines
     if sidecars is not None:
-        copies = _renditions(joined, [files[i] for i in keep], sidecars, folder, [at[i][2] for i in keep])
+        copies = _renditions(joined, [files[i] for i in keep], sidecars, folder, [at[i] for i in keep])
         rejects += [_reject(at[keep[i]], "RENDITION") for i in sorted(copies)]
         keep = [k for i, k in enumerate(keep) if i not in copies]
         joined = [row for i, row in enumerate(joined) if i not in copies]
-    addresses = [at[k][2] for k in keep]
-    joined = [row | {"site": row["site"] or site} for row in joined]
     released = _released(folder)
-    joined = [row | {"held": ""} if row["scan"] in released else row for row in joined]
+    for row in joined:
+        row["site"] = row["site"] or site
+        row["held"] = "" if row["scan"] in released else row["held"]
 
-    pairs = confirmed(joined, lambda i: _middle(folder, addresses[i]))
+    pairs = confirmed(joined, lambda i: _middle(folder, at[keep[i]]))
     group, grouping = groups(joined, pairs)
     split = assign(identities(joined), alias, [r["split"] for r in joined], group)
     grouping |= {"torn": torn(group, split)}
-    updates = {k: row | {"group": g, "split": s} for k, row, g, s in zip(keep, joined, group, split, strict=True)}
-    extra |= {name for row in joined for name in row if name.startswith(("fact:", "label:"))}
-    table = _table(rows, updates, sorted(extra))
+    for row, g, s in zip(joined, group, split, strict=True):
+        row |= {"group": g, "split": s}
+        _note(extra, row)
+    updates = dict(zip(keep, joined, strict=True))
+    kinds = ((name, pa.float64() if numeric else pa.string()) for name, numeric in sorted(extra.items()))
+    table = _table(rows, updates, pa.schema([*COLUMNS.items(), *kinds]))
     return Settled(table, _info(table, grouping, len(pairs)), rejects, report)
 
 
 def _collect(
     rows: Callable[[], Iterator[Found]], with_files: bool
-) -> tuple[list[Row], list[tuple[str, str, Row]], list[str], list[list[str]], set[str]]:
-    """(slim rows, (file, part, address) of each, the path of each for joining, its files, names of all facts and labels)."""
+) -> tuple[list[Row], list[_At], list[str], list[list[str]], dict[str, bool]]:
+    """(slim rows, where each is, the path of each for joining, its files, all facts and labels)."""
     slim, at, paths, files = [], [], [], []
-    extra: set[str] = set()
+    extra: dict[str, bool] = {}
     for file, part, names, row in rows():
         kept = {name: row[name] for name in SLIM} | {"fact:sex": row.get("fact:sex")}
         kept |= {k: v for k, v in row.items() if k.startswith("label:")}
         slim.append(kept | {name: sys.intern(kept[name]) for name in SHARED})
-        at.append((file, part, {n: row[n] for n in ("file", "offset", "length", "shape", "dtype", "low", "high")}))
+        where = (row[n] for n in ("file", "offset", "length", "shape", "dtype", "low", "high"))
+        at.append(_At(file, part, *where))
         common = names[0] + part if len(names) == 1 else posixpath.commonpath([posixpath.dirname(n) for n in names])
         paths.append(common)
         files.append((names if len(names) > 1 else [common]) if with_files else [])
-        extra.update(name for name in row if name.startswith(("fact:", "label:")))
+        _note(extra, row)
     return slim, at, paths, files, extra
 
 
-def _copies(slim: list[Row], at: list[tuple[str, str, Row]], alias: Alias) -> list[Row]:
+def _note(extra: dict[str, bool], row: Row) -> None:
+    """Names of facts and labels, and whether all values of it are numbers; labels are words whatever they look like."""
+    for name, value in row.items():
+        if name.startswith(("fact:", "label:")):
+            number = name.startswith("fact:") and isinstance(value, int | float | None)
+            extra[name] = extra.get(name, True) and number
+
+
+def _copies(slim: list[Row], at: list[_At], alias: Alias) -> list[Row]:
     """Empties rows that are copies of another; scans that share a pseudonym but not their pixels get new ones.
 
     An identifier that returns with other pixels is a broken anonymiser's work: the pixels then are part of the identity.
@@ -148,12 +175,12 @@ def _copies(slim: list[Row], at: list[tuple[str, str, Row]], alias: Alias) -> li
     return rejects
 
 
-def _reject(at: tuple[str, str, Row], code: str) -> Row:
-    return {"file": at[0], "part": at[1], "code": code, "stage": "store", "reason": CODES[code][0]}
+def _reject(at: _At, code: str) -> Row:
+    return {"file": at.source, "part": at.part, "code": code, "stage": "store", "reason": CODES[code][0]}
 
 
 def _renditions(
-    rows: list[Row], names: list[list[str]], sidecars: Sidecars, folder: Path, addresses: list[Row]
+    rows: list[Row], names: list[list[str]], sidecars: Sidecars, folder: Path, addresses: list[_At]
 ) -> set[int]:
     """Images that are copies of a DICOM image, by name and by pixels: an equal name alone proves nothing.
 
@@ -165,7 +192,7 @@ def _renditions(
             kinds[name] = "dicom" if row["modality"] else "image" if len(row["shape"]) == 3 else "other"
             place[name] = i, k
     found = set()
-    kept = lru_cache(maxsize=2)(lambda i: read_array(folder, addresses[i]))
+    kept = lru_cache(maxsize=2)(lambda i: read_array(folder, addresses[i]._asdict()))
     for image, dicom in sorted(sidecars.renditions(kinds), key=lambda pair: place[pair[1]]):
         (i, _), (j, k) = place[image], place[dicom]
         if any(rendition.same(p, kept(i).mean(0)) for p in rendition.planes(kept(j).mean(0), k, len(names[j]))):
@@ -179,37 +206,37 @@ def _released(folder: Path) -> set[str]:
     return set(json.loads(path.read_text())) if path.exists() else set()
 
 
-def _middle(folder: Path, address: Row) -> np.ndarray:
+def _middle(folder: Path, at: _At) -> np.ndarray:
     """(H, W) in the unit range: an image, or the middle slice of a volume."""
-    array = read_array(folder, address)
-    return unit(array[0] if array.ndim == 3 else array[0, array.shape[1] // 2], address["low"], address["high"])
+    array = read_array(folder, at._asdict())
+    return unit(array[0] if array.ndim == 3 else array[0, array.shape[1] // 2], at.low, at.high)
 
 
-def _table(rows: Callable[[], Iterator[Found]], updates: dict[int, Row], extra: list[str]) -> pa.Table:
-    numeric = dict.fromkeys((n for n in extra if n.startswith("fact:")), True)
-    batches: list[dict[str, list[Any]]] = []
+def _table(rows: Callable[[], Iterator[Found]], updates: dict[int, Row], schema: pa.Schema) -> pa.Table:
+    tables: list[pa.Table] = []
     order: list[tuple[str, ...]] = []
-    for i, found in enumerate(rows()):
-        if (update := updates.get(i)) is None:
-            continue
-        if len(order) % BATCH == 0:
-            batches.append({name: [] for name in (*COLUMNS, *extra)})
-        row = found.row | update
-        for name, values in batches[-1].items():
-            values.append(row.get(name))
-        for name in numeric:
-            numeric[name] &= isinstance(row.get(name), int | float | None)
-        order.append(tuple(row[n] for n in ("patient", "study", "series", "scan")))
-    schema = pa.schema([*COLUMNS.items(), *((n, pa.float64() if numeric.get(n) else pa.string()) for n in extra)])
-    tables = []
-    for columns in batches:
+    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+
+    def convert() -> None:
         arrays = []
         for part in schema:
             values = columns[part.name]
             if part.type == pa.string():
                 values = [v if v is None or isinstance(v, str) else str(v) for v in values]
             arrays.append(pa.array(values, part.type))
+            columns[part.name] = []
         tables.append(pa.Table.from_arrays(arrays, schema=schema))
+
+    for i, found in enumerate(rows()):
+        if (update := updates.get(i)) is None:
+            continue
+        row = found.row | update
+        for name, values in columns.items():
+            values.append(row.get(name))
+        order.append(tuple(row[n] for n in ("patient", "study", "series", "scan")))
+        if len(order) % BATCH == 0:
+            convert()
+    convert()
     return pa.concat_tables(tables).take(sorted(range(len(order)), key=order.__getitem__)).combine_chunks()
 
 
