@@ -1,11 +1,11 @@
-"""One CT slice of 512 x 512 from its file to pixels: this project's reader beside pydicom, in one run.
+"""One CT slice of 512 x 512 from its file to pixels: this project's reader, pydicom and MONAI in one run.
 
     python benchmarks/speed_ingest.py
 
 `medssl` parses, takes facts and pseudonyms, proves the lengths and decodes to Hounsfield units; pydicom's `dcmread(...).
-pixel_array` gives stored values, and `apply_modality_lut` Hounsfield units in float64. The header is that of pydicom's
-own CT_small.dcm, the pixels are drawn. The rounds take turns, so that other work on the machine hits all alike; the
-median round of each counts. On one thread, with warm files.
+pixel_array` gives stored values, and `apply_modality_lut` Hounsfield units in float64; MONAI's LoadImage gives float32. The
+header is that of pydicom's own CT_small.dcm, the pixels are drawn. The rounds take turns, so that other work on the
+machine hits all alike; the median round of each counts. On one thread, with warm files.
 """
 
 import platform
@@ -57,12 +57,20 @@ def contestants(alias: Alias) -> dict[str, Callable[[Path], object]]:
         ds = pydicom.dcmread(path)
         return apply_modality_lut(ds.pixel_array, ds)
 
+    rivals: dict[str, Callable[[Path], object]] = {}
+    try:
+        from monai.transforms import LoadImage
+    except ImportError:
+        print("MONAI is not installed")
+    else:
+        rivals["MONAI LoadImage"] = LoadImage(reader="PydicomReader", image_only=True)
     return {
         "medssl, HU": ours,
         "medssl, header only": facts_only,
         "pydicom, stored": lambda path: pydicom.dcmread(path).pixel_array,
         "pydicom, HU": hounsfield,
         "pydicom, header only": lambda path: pydicom.dcmread(path, stop_before_pixels=True),
+        **rivals,
     }
 
 

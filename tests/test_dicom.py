@@ -203,6 +203,16 @@ def test_padding_is_a_range_where_a_limit_is_given():
     assert refusal(make(np.full((2, 2), 5), modality="MR", **limits)) == "NO_PIXELS"
 
 
+@pytest.mark.parametrize(("signed", "outside"), [(False, 63536), (True, -32768)])
+def test_padding_beyond_the_bits_stored_is_known_before_they_are_cut(signed, outside):
+    words = np.array([[outside, outside, outside & 0x7FF], [100, 200, 300]])
+    ds = dataset(words, bits=16, signed=signed, modality="MR", PixelPaddingValue=outside & 0xFFFF)
+    ds["PixelPaddingValue"].VR = "US"
+    ds.BitsStored, ds.HighBit = 12, 11
+    darkest = min(100, outside & 0x7FF)
+    assert only(saved(ds)).array[0].tolist() == [[darkest, darkest, outside & 0x7FF], [100, 200, 300]]
+
+
 def test_inverted_padding_is_dark_not_bright():
     stored = np.array([[0, 0, 4000], [100, 200, 300]])
     pad = DataElement("PixelPaddingValue", "US", 0)
@@ -285,6 +295,42 @@ def test_ybr_is_converted_once():
     ybr = np.asarray(Image.fromarray(rgb).convert("YCbCr"))
     back = np.moveaxis(only(saved(coloured(ybr, "YBR_FULL"))).array, 0, -1).astype(int)
     assert np.abs(back - rgb).max() <= 3  # 8-bit rounding on the way there and back
+
+
+def jpegs():
+    """(what it is, codestream, the header's word for it, whether that is right) of one red picture."""
+    red = np.tile(np.array([201, 40, 30], np.uint8), (16, 16, 1))
+    out = io.BytesIO()
+    Image.fromarray(red).save(out, "JPEG", quality=95)
+    jfif = out.getvalue()
+    bare = jfif[:2] + jfif[20:]  # without its APP0 of 18 bytes
+    adobe = [b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform]) for transform in (0, 1)]
+    rgb = imagecodecs.jpeg8_encode(red, level=95, colorspace="RGB", outcolorspace="RGB")
+    at = rgb.index(b"\xff\xc0")
+    plain = b"\xff\xd8" + rgb[rgb.index(b"\xff\xdb") : at] + rgb[at:]
+    yield from (("JFIF", jfif, word, word != "RGB") for word in ("RGB", "YBR_FULL_422"))
+    yield from (("Adobe YCbCr", bare[:2] + adobe[1] + bare[2:], w, w != "RGB") for w in ("RGB", "YBR_FULL_422"))
+    yield from (("names", plain, w, w == "RGB") for w in ("RGB", "YBR_FULL_422"))
+    numbered = bytearray(plain)
+    frame, scan = plain.index(b"\xff\xc0"), plain.index(b"\xff\xda")
+    for k in range(3):
+        numbered[frame + 10 + 3 * k] = numbered[scan + 5 + 2 * k] = k + 1
+    numbered = bytes(numbered)
+    yield from (("Adobe RGB", numbered[:2] + adobe[0] + numbered[2:], w, w == "RGB") for w in ("RGB", "YBR_FULL_422"))
+    yield "nothing: the header", numbered, "RGB", True
+    yield "nothing: the header", bare, "YBR_FULL_422", True
+
+
+@pytest.mark.parametrize(("what", "data", "word", "right"), jpegs())
+def test_a_jpeg_knows_its_colour_space_better_than_the_header(what, data, word, right):
+    ds = coloured(np.zeros((16, 16, 3), np.uint8), word)
+    file = compressed([data], ds, UID("1.2.840.10008.1.2.4.50"))
+    scan = only(file)
+    assert np.abs(scan.array.reshape(3, -1).T.astype(int) - [201, 40, 30]).max() <= 3
+    assert ("colour space from the codestream" in scan.steps) == (not right)
+    if what in {"JFIF", "Adobe RGB"} or (what, word) == ("Adobe YCbCr", "YBR_FULL_422"):
+        truth = pydicom.dcmread(io.BytesIO(file)).pixel_array
+        np.testing.assert_array_equal(np.moveaxis(scan.array, 0, -1), truth)
 
 
 def test_big_endian_words_of_two_samples_are_swapped():
@@ -387,8 +433,7 @@ def test_nine_real_transfer_syntaxes_give_one_picture(shared):
             header = parse(f)
             layout = Layout.of(header)
             [place] = codecs.frames(f, header, layout)
-            words = codecs.words(f, layout, place)
-            pictures.append(to_values(words, layout, **arguments(header, layout, "MR")).values)
+            pictures.append(to_values(*codecs.words(f, layout, place), layout, **arguments(header, layout, "MR")).values)
             syntaxes.add(layout.syntax)
     assert (len(pictures), len(syntaxes)) == (9, 7)
     for picture in pictures[1:]:
@@ -439,7 +484,7 @@ def test_rle_of_thirty_two_bits_equals_pydicom():
     stream = io.BytesIO(bundled("rtdose_rle"))
     header = parse(stream)
     layout = Layout.of(header)
-    frames = [codecs.words(stream, layout, place) for place in codecs.frames(stream, header, layout)]
+    frames = [codecs.words(stream, layout, place)[0] for place in codecs.frames(stream, header, layout)]
     np.testing.assert_array_equal(frames, pydicom.dcmread(io.BytesIO(bundled("rtdose_rle"))).pixel_array)
 
 
@@ -502,7 +547,7 @@ def test_frames_are_found_by_table_or_by_fragments(table, per_frame, declared):
     assert len(places) == min(declared, len(images))
     assert bool(codecs.repaired(layout, places)) == (declared > len(images))
     for place, image in zip(places, images, strict=False):
-        np.testing.assert_array_equal(codecs.words(stream, layout, place), image)
+        np.testing.assert_array_equal(codecs.words(stream, layout, place)[0], image)
 
 
 def test_compressed_pixels_without_their_end_are_truncated():
@@ -575,7 +620,7 @@ def test_native_frames_are_the_declared_or_the_present_whichever_are_fewer():
         layout = Layout.of(header)
         places = codecs.frames(stream, header, layout)
         np.testing.assert_array_equal(
-            np.concatenate([codecs.words(stream, layout, p) for p in places]), whole[: 4 * expected]
+            np.concatenate([codecs.words(stream, layout, p)[0] for p in places]), whole[: 4 * expected]
         )
         assert bool(codecs.repaired(layout, places)) == (declared > 3)
 
@@ -634,7 +679,7 @@ def build(files, slices=None):
     beats = []
     slices = slices or slices_of(files)
     made = dicom.volume(slices, lambda s: io.BytesIO(files[int(s.file)]), ALIAS, beats.append)
-    assert beats == list(range(len(slices)))
+    assert beats == list(range(len(slices) + isinstance(made, Scan)))  # the last: all are decoded
     return made
 
 
@@ -680,7 +725,45 @@ def test_a_slice_says_early_what_is_wrong_with_it():
         dicom.read(io.BytesIO(saved(ds)), "x", ALIAS, "f")
 
 
+def test_slices_that_cannot_be_opened_are_named_and_their_paths_are_not():
+    files, _ = series()
+
+    class Torn(io.BytesIO):
+        def read(self, *_):
+            raise OSError(5, "Input/output error", "/home/MUELLER/x.dcm")
+
+    def opened(s):
+        if s.file == "1":
+            raise FileNotFoundError(2, "No such file", "/home/MUELLER/x.dcm")
+        return Torn() if s.file == "3" else io.BytesIO(files[int(s.file)])
+
+    bad = dicom.volume(slices_of(files), opened, ALIAS, lambda k: None)
+    assert [(k, why.code) for k, why in bad] == [(1, "CANNOT_OPEN"), (3, "CANNOT_OPEN")]
+    assert "MUELLER" not in "".join(str(why) for _, why in bad)
+
+
+@pytest.mark.parametrize(
+    ("patients", "folders", "series_uid", "groups"),
+    [
+        (("P1", "P2"), ("a", "a"), "1.2.3.9", 2),
+        (("P1", "P2"), ("a", "a"), "", 2),
+        (("", ""), ("a", "b"), "", 2),
+        (("P1", "P1"), ("a", "b"), "1.2.3.9", 1),
+        (("", ""), ("a", "a"), "", 1),
+    ],
+)
+def test_slices_of_two_people_are_never_one_volume_whatever_uids_say(patients, folders, series_uid, groups):
+    keys = set()
+    for patient, folder in zip(patients, folders, strict=True):
+        files, _ = series(2, PatientID=patient, SeriesInstanceUID=series_uid, StudyInstanceUID="")
+        keys |= {dicom.read(io.BytesIO(f), f"{folder}/{k}.dcm", ALIAS, "f").key for k, f in enumerate(files)}
+    assert len(keys) == groups
+
+
 SPLITTING = {
+    "PatientID": "P2",
+    "IssuerOfPatientID": "another hospital",
+    "FrameOfReferenceUID": "9.7",
     "SeriesInstanceUID": "9.9",
     "StudyInstanceUID": "9.8",
     "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7",

@@ -1,5 +1,6 @@
 """The whole door on mixed folders: everything seen is accounted for, and no way to get to a store changes the store."""
 
+import errno
 import json
 import os
 import random
@@ -11,13 +12,18 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
 from medssl.errors import UserError
 from medssl.store.ingest import ingest
+from medssl.store.reading import Reading
+from medssl.store.release import release
 from medssl.store.store import Store
+from medssl.store.write import Draft
 from tiny import secret
 
 SERIES = (
@@ -149,6 +155,107 @@ def test_what_is_gone_from_the_source_leaves_the_store(hospital, whole, tmp_path
     assert len(list((store.path / "volumes").iterdir())) == len({f for f in store.column("file") if "volumes" in f})
 
 
+def test_taking_away_and_adding_again_and_again(hospital, tmp_path):
+    """Bytes of what is gone are dropped, and what stays is still found in every later ingest."""
+    source = tmp_path / "source"
+    shutil.copytree(hospital / "pictures", source)
+    make(source, tmp_path / "s", tmp_path)
+    files = sorted(source.iterdir())
+    shutil.copy(files[0], source / "a twin.jpg")
+    draw = random.Random(0)
+    for step in range(4):
+        files[step].rename(tmp_path / files[step].name)
+        image = np.random.default_rng(step).integers(0, 255, (30, 40), np.uint8)
+        Image.fromarray(image).save(source / f"new {draw.random()}.png")
+        store = make(source, tmp_path / "s", tmp_path)
+        store.verify()
+        assert everything(store) == everything(make(source, tmp_path / f"fresh{step}", tmp_path))
+
+
+def test_a_kill_between_compaction_and_the_move_loses_nothing(hospital, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    shutil.copytree(hospital / "pictures", source)
+    make(source, tmp_path / "s", tmp_path)
+    sorted(source.iterdir())[0].unlink()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Draft, "publish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make(source, tmp_path / "s", tmp_path)
+    Store.open(tmp_path / "s").verify()
+    monkeypatch.undo()
+    store = make(source, tmp_path / "s", tmp_path)
+    store.verify()
+    assert everything(store) == everything(make(source, tmp_path / "fresh", tmp_path))
+
+
+def test_a_store_left_aside_by_a_kill_comes_back(hospital, tmp_path):
+    make(hospital / "pictures", tmp_path / "s", tmp_path)
+    (tmp_path / "s").rename(tmp_path / ".s.123.old")
+    make(hospital / "pictures", tmp_path / "s", tmp_path).verify()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["key", "s"]
+
+
+def test_a_full_disk_at_the_end_keeps_what_was_read(hospital, tmp_path, monkeypatch, capfd):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("medssl.store.write.write_synced", full)
+    with pytest.raises(UserError, match="free some space"):
+        make(hospital / "pictures", tmp_path / "s", tmp_path)
+    assert "the same command goes on" in capfd.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(Reading, "_settle_file", full)  # nothing may be read again
+    make(hospital / "pictures", tmp_path / "s", tmp_path).verify()
+
+
+def test_code_in_the_folder_of_the_scans_is_not_run(hospital, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    shutil.copytree(hospital / "pictures", source)
+    for module in ("blosc2", "random", "imagecodecs"):
+        (source / f"{module}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(source)
+    store = make(".", tmp_path / "s", tmp_path)
+    assert not (tmp_path / "ran").exists()
+    assert set(store.info["counts"]["rejected"]) == {"NOT_A_SCAN"}
+
+
+def test_what_was_released_stays_so_only_while_it_is_the_same(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+
+    def draw(seed):
+        mask = np.random.default_rng(seed).integers(0, 3, (8, 9, 10)).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), source / "a_seg.nii")
+
+    draw(0)
+    store = make(source, tmp_path / "s", tmp_path)
+    assert store.column("held").tolist() == ["label map"]
+    release(store, [0])
+    (source / "note.txt").write_text("new")
+    assert make(source, tmp_path / "s", tmp_path).column("held").tolist() == [""]
+    draw(1)
+    assert make(source, tmp_path / "s", tmp_path).column("held").tolist() == ["label map"]
+
+
+def test_folders_and_patterns_see_volumes_too(shared, tmp_path):
+    source = tmp_path / "source"
+    for i, label in enumerate(("sick", "well")):
+        shutil.copytree(shared / SERIES[0], source / label)
+        for path in (source / label).iterdir():
+            ds = pydicom.dcmread(path)
+            ds.PatientID, ds.SeriesInstanceUID, ds.StudyInstanceUID = "ANON", f"1.2.{i}", f"1.3.{i}"
+            ds.SOPInstanceUID = f"{ds.SOPInstanceUID}.{i}"
+            ds.save_as(path.with_name(f"P{i}_{path.name}"))
+            path.unlink()
+    store = make(source, tmp_path / "s", tmp_path, labels="folders", patient=r"(P\d)_")
+    assert sorted(store.column("label:label")) == ["sick", "well"]
+    assert store.column("patient_known").all()
+    assert len(set(store.column("patient"))) == 2
+
+
 def test_a_changed_file_is_read_again(hospital, whole, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(hospital / "pictures", source)
@@ -194,6 +301,7 @@ def test_two_at_once_are_refused(hospital, tmp_path):
             time.sleep(0.01)
         with pytest.raises(UserError, match="another ingest is writing"):
             make(hospital, tmp_path / "s", tmp_path)
+        assert (tmp_path / ".s.part" / "ledger.sqlite").exists()  # it is not ours to remove
     finally:
         process.kill()
         process.wait()
@@ -204,8 +312,6 @@ def test_a_file_that_needs_too_much_memory_is_left_out(tmp_path):
     source.mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
     Image.fromarray(noise).save(source / "small.png")
-    import nibabel
-
     big = np.zeros((400, 400, 900), np.float32)
     big[0, 0, 0] = 1
     nibabel.save(nibabel.Nifti1Image(big, np.eye(4)), source / "big.nii.gz")

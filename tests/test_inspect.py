@@ -286,7 +286,9 @@ def test_release_lets_scans_into_training_and_says_which(fresh, capsys):
         rows = [after.column("scan").tolist().index(s) for s in before.column("scan")]
         assert after.table[name].take(rows).equals(before.table[name]), name
     assert json.loads((fresh / "released.json").read_text()) == {
-        s: "burned-in risk" for s, p in zip(held.column("scan"), held.column("patient"), strict=True) if p == some
+        s: {"held": "burned-in risk", "hash": h}
+        for s, p, h in zip(*(held.column(c) for c in ("scan", "patient", "hash")), strict=True)
+        if p == some
     }
     release(fresh, where="dims == 2")
     assert set(json.loads((fresh / "released.json").read_text())) == set(held.column("scan"))

@@ -358,6 +358,19 @@ def test_what_cannot_be_told_apart_is_refused_and_the_rest_kept():
     assert Counter(codes(plan(twice, unlike)).values()) == {"REPEATED_POSITIONS": 8}
 
 
+def test_a_short_piece_is_called_missing_slices_only_where_slices_are_missing():
+    alike = flat([0, 1, 2, 2, 3, 4, 5, 6], [(0.0, 1.0, 1.0)] * 8)
+    assert codes(plan(alike, unlike)) == {
+        "f0": "TOO_FEW_SLICES",
+        "f1": "TOO_FEW_SLICES",
+        "f2": "REPEATED_POSITIONS",
+        "f3": "REPEATED_POSITIONS",
+    }
+    both = flat([0, 1, 3, 4, 5, 6, 7, 7, 8, 9, 11, 12, 13, 14], [(0.0, 1.0, 1.0)] * 14)
+    found = codes(plan(both, unlike))
+    assert {f: found[f] for f in ("f0", "f1", "f8", "f9")} == dict.fromkeys(("f0", "f1", "f8", "f9"), "MISSING_SLICES")
+
+
 # ---- slices that do not lie on one line
 
 

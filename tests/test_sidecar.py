@@ -1,6 +1,7 @@
 """A set as AI-Hub has them: every JSON finds its scan, every copy its original, and nothing that identifies gets out."""
 
 import io
+import tracemalloc
 import json
 import unicodedata
 import zipfile
@@ -381,9 +382,20 @@ def test_the_picture_of_a_slice_is_found_in_its_volume():
     rng = np.random.default_rng(0)
     volume = rng.integers(0, 2000, (5, 40, 30)).astype(float)  # slices along the first axis
     turned = volume[::-1].transpose(2, 0, 1)[::-1]  # as the volume may lie in a store
+    turned = np.stack([turned, turned + 10, turned - 10])
     for k in range(5):
         image = np.clip(volume[k] / 8, 0, 255).astype(np.uint8)
-        assert any(rendition.same(p, image) for p in rendition.planes(turned, k, 5))
+        assert any(rendition.same(p, image) for p in rendition.of_scan(turned, k, 5))
         if k < 3:  # neither this slice nor the one as far from the other end
-            assert not any(rendition.same(p, image) for p in rendition.planes(turned, k + 1, 5) if k + 1 != 4 - k)
-    assert [p.shape for p in rendition.planes(volume[0], 0, 1)] == [(40, 30)]
+            assert not any(rendition.same(p, image) for p in rendition.of_scan(turned, k + 1, 5) if k + 1 != 4 - k)
+    [alone] = rendition.of_scan(np.stack([volume[0], volume[1]]), 0, 1)
+    np.testing.assert_array_equal(alone, (volume[0] + volume[1]) / 2)
+
+
+def test_a_whole_volume_is_never_copied_to_look_at_a_plane():
+    volume = np.zeros((1, 20, 200, 200), np.int16)
+    tracemalloc.start()
+    assert len(list(rendition.of_scan(volume, 3, 20))) == 16
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < volume.nbytes

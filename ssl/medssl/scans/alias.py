@@ -11,6 +11,7 @@ from pathlib import Path
 from medssl.errors import UserError
 
 KEY_BYTES = 32
+PADDING = b" \t\r\n\0"  # of an element of DICOM or a cell of a table
 LENGTH = 26  # base32 characters: 130 bits
 
 
@@ -24,6 +25,17 @@ class Alias:
     def alias(self, domain: str, raw: str | bytes) -> str:
         """26 characters of base32 of HMAC-SHA256(key, "v1|domain|raw"). Text is NFC-normalised."""
         return _base32(self._digest(f"v1|{domain}|".encode() + _bytes(raw)))[:LENGTH]
+
+    def patient(self, number: str | bytes, issuer: str | bytes = b"") -> str:
+        """The pseudonym of a patient's number, the same from a header, a table or a JSON file.
+
+        Args:
+            number: Patient ID; spaces and NUL around it do not count.
+            issuer: Issuer of Patient ID, where there is one: numbers of different issuers are different people. The
+                number "issuer|number" means the same.
+        """
+        person, of = (_bytes(x.strip() if isinstance(x, str) else x).strip(PADDING) for x in (number, issuer))
+        return self.alias("patient", of + b"|" + person if of else person)
 
     def split_fraction(self, patient: str) -> float:
         """Where a patient (a pseudonym) falls in [0, 1). Depends on nothing else, so adding patients moves nobody."""

@@ -6,6 +6,7 @@ have the shape that the header promised.
 
 import io
 import math
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import imagecodecs
@@ -126,8 +127,9 @@ def _begins(stream: BinaryIO, offset: int) -> bool:
 # ---- one frame
 
 
-def words(stream: BinaryIO, layout: Layout, place: Place) -> np.ndarray:
+def words(stream: BinaryIO, layout: Layout, place: Place) -> tuple[np.ndarray, tuple[str, ...]]:
     """One frame of `layout.shape`: words as they were stored, unsigned unless a JPEG 2000 codestream has a sign; floats.
+    And the steps to record.
 
     Raises:
         Unreadable: TRUNCATED, DECODE_FAILED.
@@ -139,7 +141,7 @@ def words(stream: BinaryIO, layout: Layout, place: Place) -> np.ndarray:
         if len(parts[-1]) < length:
             raise Unreadable("TRUNCATED", "the file ends inside the pixel data")
     data = parts[0] if len(parts) == 1 else b"".join(parts)
-    return _decode(data, layout) if layout.encapsulated else _read_native(data, layout)
+    return _decode(data, layout) if layout.encapsulated else (_read_native(data, layout), ())
 
 
 def _read_native(data: bytes, layout: Layout) -> np.ndarray:
@@ -160,17 +162,21 @@ def _read_native(data: bytes, layout: Layout) -> np.ndarray:
     return flat.reshape(layout.shape)
 
 
-def _decode(data: bytes, layout: Layout) -> np.ndarray:
+def _decode(data: bytes, layout: Layout) -> tuple[np.ndarray, tuple[str, ...]]:
     """One pinned decoder per transfer syntax, no second try: a fallback turned bit flips into plausible noise."""
     if layout.syntax == RLE:
-        return _rle(data, layout)
+        return _rle(data, layout), ()
     if stream_size(data) != (layout.rows, layout.columns, layout.samples):
         raise Unreadable("DECODE_FAILED", "the compressed image is not of the size that the header says")
+    steps: tuple[str, ...] = ()
+    colours: dict[str, Any] = {}
+    if layout.samples == 3 and layout.syntax in YBR_DECODED:
+        said = "YCBCR" if layout.photometric.startswith("YBR") else "RGB"
+        space = colour_space(data) or said
+        colours = {"colorspace": space, "outcolorspace": "RGB"}
+        steps = () if space == said else ("colour space from the codestream",)
     try:
         if layout.syntax in JPEG:  # libjpeg-turbo: 8 and 12 bits, and lossless
-            space = "YCBCR" if layout.photometric.startswith("YBR") else "RGB"
-            both = layout.samples == 3 and layout.syntax in YBR_DECODED
-            colours: dict[str, Any] = {"colorspace": space, "outcolorspace": "RGB"} if both else {}
             found = imagecodecs.jpeg8_decode(data, **colours)
         elif layout.syntax in JPEG_LS:
             found = imagecodecs.jpegls_decode(data)
@@ -182,7 +188,7 @@ def _decode(data: bytes, layout: Layout) -> np.ndarray:
         raise Unreadable("DECODE_FAILED", f"the decoder raised {type(e).__name__}") from None
     if found.shape != layout.shape or found.dtype.kind not in "iu" or found.dtype.itemsize * 8 > layout.allocated:
         raise Unreadable("DECODE_FAILED", "the decoder's answer has another shape or type than the header says")
-    return found
+    return found, steps
 
 
 def _rle(data: bytes, layout: Layout) -> np.ndarray:
@@ -230,14 +236,43 @@ def stream_size(frame: bytes) -> tuple[int, int, int] | None:
     if siz >= 0:  # T.800 A.5.1: Xsiz, Ysiz, XOsiz, YOsiz, four of tiles, Csiz
         x, y, x0, y0 = (int.from_bytes(frame[siz + 8 + 4 * i : siz + 12 + 4 * i], "big") for i in range(4))
         return y - y0, x - x0, int.from_bytes(frame[siz + 40 : siz + 42], "big")
+    for marker, content in _segments(frame):
+        if marker not in {0xE0, 0xEE} and len(content) > 5:
+            return int.from_bytes(content[1:3], "big"), int.from_bytes(content[3:5], "big"), content[5]
+    return None
+
+
+def colour_space(frame: bytes) -> str:
+    """ "RGB" or "YCBCR" where a JPEG stream of three components tells, else "". It knows better than a DICOM header.
+
+    JFIF (T.871) is YCbCr; else Adobe's marker (T.872 6.5.3) tells; else components may be called R, G and B.
+    """
+    adobe = ""
+    for marker, content in _segments(frame):
+        if marker == 0xE0 and content[:5] == b"JFIF\0":
+            return "YCBCR"
+        if marker == 0xEE:
+            if content[:5] == b"Adobe" and len(content) > 11:
+                adobe = "YCBCR" if content[11] else "RGB"
+        elif marker != 0xE0:
+            return adobe or ("RGB" if content[6:15:3] == b"RGB" else "")
+    return adobe
+
+
+def _segments(frame: bytes) -> Iterator[tuple[int, bytes]]:
+    """(marker, content) of the JFIF and Adobe segments (APP0, APP14) before the start of frame of a JPEG stream, and
+    of that, which is the last.
+    """
     at = 2
     while at + 10 <= len(frame) and frame[at] == 0xFF:
         marker = frame[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1
-        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}):  # start of frame
-            rows, columns = (int.from_bytes(frame[at + i : at + i + 2], "big") for i in (5, 7))
-            return rows, columns, frame[at + 9]
-        else:
-            at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
-    return None
+            continue
+        end = at + 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
+        start = marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC})
+        if start or marker in {0xE0, 0xEE}:
+            yield marker, frame[at + 4 : end]
+        if start:
+            return
+        at = end

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from operator import mul
+from posixpath import dirname
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -60,7 +61,7 @@ def read(stream: BinaryIO, name: str, alias: Alias, file: str) -> Slice | Iterat
         **identify(header, alias, name),
     }
     if modality in STACKED:
-        found = _slice(header, alias, file=file, uid=uid, about=about)
+        found = _slice(header, name, alias, file=file, uid=uid, about=about)
         if found is not None:
             again = how["lut"] is not None or layout.syntax == DEFLATED
             found.frame.update({"parse": True} if again else {"layout": dict(vars(layout)), "place": place, **how})
@@ -68,7 +69,7 @@ def read(stream: BinaryIO, name: str, alias: Alias, file: str) -> Slice | Iterat
     return iter([(_image(header, layout, place, how, uid, about), name)])
 
 
-def _slice(header: Header, alias: Alias, **known: Any) -> Slice | None:
+def _slice(header: Header, name: str, alias: Alias, **known: Any) -> Slice | None:
     """What grouping needs to know; None when the place in the patient is not known, though the pixels may be fine."""
     position, orientation, spacing = (
         numbers(header, k) for k in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
@@ -83,7 +84,7 @@ def _slice(header: Header, alias: Alias, **known: Any) -> Slice | None:
     beating = (numbers(header, "CardiacNumberOfImages") or (0.0,))[0] > 1
     time = numbers(header, "TemporalPositionIdentifier") or (numbers(header, "TriggerTime") if beating else ())
     return Slice(
-        key=alias.alias("group", repr(group_key(header, orientation, spacing))),
+        key=alias.alias("group", repr(group_key(header, name, orientation, spacing))),
         position=position,
         orientation=(*(v / lengths[0] for v in row), *(v / lengths[1] for v in column)),
         spacing=spacing,
@@ -94,9 +95,23 @@ def _slice(header: Header, alias: Alias, **known: Any) -> Slice | None:
     )
 
 
-def group_key(header: Header, orientation: tuple[float, ...], spacing: tuple[float, ...]) -> tuple[Any, ...]:
-    """What slices of one volume share. Tube current and acquisition number differ inside volumes: neither is in it."""
-    words = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "PhotometricInterpretation", "ConvolutionKernel")
+def group_key(
+    header: Header, name: str, orientation: tuple[float, ...], spacing: tuple[float, ...]
+) -> tuple[Any, ...]:
+    """What slices of one volume share. Tube current and acquisition number differ inside volumes: neither is in it.
+
+    UIDs may be empty or everywhere the same, so the patient is in it, and without a series the folder of the file.
+    """
+    words = (
+        "IssuerOfPatientID",
+        "PatientID",
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "FrameOfReferenceUID",
+        "SOPClassUID",
+        "PhotometricInterpretation",
+        "ConvolutionKernel",
+    )
     values = (
         "Rows",
         "Columns",
@@ -111,6 +126,7 @@ def group_key(header: Header, orientation: tuple[float, ...], spacing: tuple[flo
     )
     return (
         modality_of(header),
+        "" if header.raw("SeriesInstanceUID") else dirname(name),
         *(header.raw(k) for k in words),
         header.raw("StackID"),
         *(numbers(header, k) for k in values),
@@ -123,7 +139,7 @@ def group_key(header: Header, orientation: tuple[float, ...], spacing: tuple[flo
 def _image(header: Header, layout: Layout, place: Place, how: dict[str, Any], uid: str, about: dict[str, Any]) -> Scan:
     """One image that stands alone, as (C, H, W)."""
     modality = about["modality"]
-    pixels = to_values(codecs.words(header.stream, layout, place), layout, **how)
+    pixels = to_values(*codecs.words(header.stream, layout, place), layout, **how)
     array, steps = assemble([pixels], modality)
     array = array[:, 0]
     spacing = numbers(header, "PixelSpacing") or numbers(header, "ImagerPixelSpacing")
@@ -147,7 +163,7 @@ def decode(stream: BinaryIO, frame: dict[str, Any]) -> Pixels:
         Unreadable: TRUNCATED, DECODE_FAILED, UNSUPPORTED_PIXELS, NON_FINITE; with frame["parse"] also as `read`.
     """
     stream, layout, place, how = _opened(stream, frame)
-    return to_values(codecs.words(stream, layout, place), layout, **how)
+    return to_values(*codecs.words(stream, layout, place), layout, **how)
 
 
 def digest(stream: BinaryIO, frame: dict[str, Any]) -> str:
@@ -157,7 +173,7 @@ def digest(stream: BinaryIO, frame: dict[str, Any]) -> str:
         Unreadable: as `decode`.
     """
     stream, layout, place, _ = _opened(stream, frame)
-    words = codecs.words(stream, layout, place)
+    words, _ = codecs.words(stream, layout, place)
     return hashlib.blake2b(np.ascontiguousarray(words).data, digest_size=16).hexdigest()
 
 
@@ -189,7 +205,7 @@ def volume(
     beat: Callable[[int], None],
 ) -> Scan | list[tuple[int, Unreadable]]:
     """A sorted stack as (C, D, H, W), axes pointing to superior, anterior and right; or (index, why) of every slice
-    that cannot be decoded. `beat(k)` is called before slice k.
+    that cannot be opened or decoded. `beat(k)` is called before slice k, `beat(len(slices))` before they are assembled.
 
     Raises:
         Unreadable: BAD_GEOMETRY, NO_PIXELS.
@@ -203,8 +219,11 @@ def volume(
                 pixels.append(_compact(decode(stream, s.frame)))
         except Unreadable as e:
             failed.append((k, e))
+        except OSError as e:  # its words may quote the path
+            failed.append((k, Unreadable("CANNOT_OPEN", f"the file cannot be read ({type(e).__name__})")))
     if failed:
         return failed
+    beat(len(slices))
     about = slices[0].about | {
         "facts": _shared(slices),
         "held": next((h for s in slices if (h := s.about["held"])), ""),

@@ -145,17 +145,20 @@ def _method_codes(header: Header) -> list[str]:
 
 
 def identify(header: Header, alias: Alias, name: str) -> dict[str, str | bool]:
-    """Pseudonyms: patient, patient_known, study, series, born. Without a patient id the study, or else the file, stands in."""
+    """Pseudonyms: patient, patient_known, study, series, born. Without a patient id the study, or else the file, stands in.
+
+    born tells people apart who share one patient id; two ids of people born on one day have nothing in common.
+    """
     issuer, patient = header.raw("IssuerOfPatientID"), header.raw("PatientID")
     study, series, born = (header.raw(k) for k in ("StudyInstanceUID", "SeriesInstanceUID", "PatientBirthDate"))
     known = patient.decode("latin-1").strip().upper() not in PLACEHOLDERS
     stand_in = b"study|" + study if study else b"file|" + name.encode()
     return {
-        "patient": alias.alias("patient", issuer + b"|" + patient if known else stand_in),
+        "patient": alias.patient(patient, issuer) if known else alias.alias("patient", stand_in),
         "patient_known": known,
         "study": alias.alias("study", study) if study else "",
         "series": alias.alias("series", series) if series else "",
-        "born": alias.alias("born", born) if born else "",
+        "born": alias.alias("born", patient + b"|" + born) if born and known else "",
     }
 
 

@@ -71,8 +71,8 @@ class _Frames:
 
     def pixels(self, k: int) -> Pixels:
         """Frame k by its own slope and intercept, in few bytes: all frames of a volume are held at once."""
-        words = codecs.words(self.stream, self.layout, self.places[k])
-        p = to_values(words, self.layout, **arguments(self.headers[k], self.layout, self.modality))
+        words, steps = codecs.words(self.stream, self.layout, self.places[k])
+        p = to_values(words, steps, self.layout, **arguments(self.headers[k], self.layout, self.modality))
         return replace(p, values=p.values.astype(smallest(p.values.min(), p.values.max(), p.preferred), copy=False))
 
     def digest(self, slices: list[Slice]) -> dict[str, str]:

@@ -66,6 +66,7 @@ def arguments(header: Header, layout: Layout, modality: str) -> dict[str, Any]:
 
 def to_values(
     words: np.ndarray,
+    done: tuple[str, ...],
     layout: Layout,
     *,
     modality: str,
@@ -75,7 +76,9 @@ def to_values(
     padding: tuple[float, ...] | None,
     invert: bool,
 ) -> Pixels:
-    """Words of one frame, as `codecs.words` gives them, to modality values. The rest is what `arguments` finds.
+    """Words of one frame and the steps already done, as `codecs.words` gives them, to modality values.
+
+    The rest is what `arguments` finds.
 
     slope, intercept: None where the header has none. lut: the modality LUT, which replaces them, or the palette.
     padding: Pixel Padding Value and perhaps its Range Limit, in stored units. invert: whether bright and dark are to
@@ -85,15 +88,15 @@ def to_values(
         Unreadable: UNSUPPORTED_PIXELS, NON_FINITE.
     """
     if layout.samples == 3 or isinstance(lut, tuple):
-        return _colour(words, layout, lut if isinstance(lut, tuple) else None)
+        return _colour(words, done, layout, lut if isinstance(lut, tuple) else None)
     table = lut if isinstance(lut, Table) else None
     if layout.keyword in FLOATS:
         return _floats(words, slope, intercept, padding)
-    steps = []
+    steps = [*done]
     stored = stored_values(words, layout)
     if layout.syntax in JPEG_2000 and (words.dtype.kind == "i") != layout.signed:
         steps.append("sign of the codestream replaced by the header's")
-    mask = _padding(stored, layout, padding)
+    mask = _padding(words, stored, layout, padding)
     low, high = (float(v) for v in layout.limits)
     if table is not None:
         values, low, high = table(stored), 0.0, float((1 << table.bits) - 1)
@@ -118,10 +121,8 @@ def to_values(
 
 def stored_values(words: np.ndarray, layout: Layout) -> np.ndarray:
     """Bits Stored bits below High Bit, two's complement when signed; what stands above them is no part of the image."""
-    if words.dtype.itemsize * 8 < layout.allocated:  # a codestream of fewer bits than the header allocates
-        words = words.astype(f"{words.dtype.kind}{layout.allocated // 8}")
-    width = words.dtype.itemsize * 8
-    x = words.view(f"u{width // 8}")
+    x = _unsigned(words, layout)
+    width = x.dtype.itemsize * 8
     low = layout.high + 1 - layout.stored
     if low and (not layout.encapsulated or layout.syntax == RLE):  # other codestreams have no unused low bits
         x = x >> low
@@ -129,6 +130,13 @@ def stored_values(words: np.ndarray, layout: Layout) -> np.ndarray:
     if layout.signed:
         return (x << spare).view(f"i{width // 8}") >> spare if spare else x.view(f"i{width // 8}")
     return x & x.dtype.type((1 << layout.stored) - 1) if spare else x
+
+
+def _unsigned(words: np.ndarray, layout: Layout) -> np.ndarray:
+    """All bits of the words, Bits Allocated or more of them."""
+    if words.dtype.itemsize * 8 < layout.allocated:  # a codestream of fewer bits than the header allocates
+        words = words.astype(f"{words.dtype.kind}{layout.allocated // 8}")
+    return words.view(f"u{words.dtype.itemsize}")
 
 
 def _rescale(x: np.ndarray, m: float, b: float) -> np.ndarray:
@@ -159,14 +167,23 @@ def _preferred(values: np.ndarray, layout: Layout, modality: str) -> np.dtype:
     return np.dtype(np.uint8 if layout.allocated <= 8 else np.uint16)
 
 
-def _padding(stored: np.ndarray, layout: Layout, ends: tuple[float, ...] | None) -> np.ndarray | None:
-    """Where stored values lie between Pixel Padding Value and its Range Limit, read with the sign of the pixels."""
+def _padding(
+    words: np.ndarray, stored: np.ndarray, layout: Layout, ends: tuple[float, ...] | None
+) -> np.ndarray | None:
+    """Where stored values lie between Pixel Padding Value and its Range Limit, read with the sign of the pixels.
+
+    Both shall be possible stored values (C.7.5.1.1.2). Where they need more than Bits Stored they can only mean whole
+    words, which are compared before the bits above are dropped: what is left of them may be a value of tissue.
+    """
     if ends is None:
         return None
     bits = [int(v) & (1 << layout.allocated) - 1 for v in ends]
     if layout.signed:
         half = 1 << layout.allocated - 1
         bits = [(v ^ half) - half for v in bits]
+    if min(bits) < layout.limits[0] or max(bits) > layout.limits[1]:
+        whole = _unsigned(words, layout)
+        stored = whole.view(f"i{whole.dtype.itemsize}") if layout.signed else whole
     if stored.min() > max(bits):
         return None
     mask = stored == bits[0] if len(set(bits)) == 1 else (stored >= min(bits)) & (stored <= max(bits))
@@ -192,9 +209,9 @@ def _floats(
     )
 
 
-def _colour(words: np.ndarray, layout: Layout, table: Palette | None) -> Pixels:
+def _colour(words: np.ndarray, done: tuple[str, ...], layout: Layout, table: Palette | None) -> Pixels:
     """RGB, converted once. JPEG and JPEG 2000 decoders have already undone their own colour transform."""
-    steps = []
+    steps = [*done]
     if table is not None:
         stored = stored_values(words, layout)
         rgb = np.stack([t(stored) >> max(t.bits - 8, 0) for t in table]).astype(np.uint8)

@@ -257,16 +257,14 @@ def _cut(at: list[list[Slice]], straight: bool, result: Plan) -> None:
             else:
                 runs[i] = (a, b - 1)
     volumes = [_volumes(at[a : b + 1]) for a, b in runs]
-    code, reason = _why(at) if straight else ("BAD_GEOMETRY", "the slices do not lie on one line")
     for i, (a, b) in enumerate(runs):
         if not volumes[i]:
             there = at[a : b + 1]
-            repeated = any(len(t) != 1 for t in there)
-            result.refuse(
-                [s for t in there for s in t],
-                "REPEATED_POSITIONS" if repeated else code,
-                "images at one position that cannot be told apart" if repeated else reason,
-            )
+            if any(len(t) != 1 for t in there):
+                why = "REPEATED_POSITIONS", "images at one position that cannot be told apart"
+            else:
+                why = _why(at, a, b) if straight else ("BAD_GEOMETRY", "the slices do not lie on one line")
+            result.refuse([s for t in there for s in t], *why)
         beside = [volumes[j] for j in (i - 1, i + 1) if 0 <= j < len(runs)]
         for repeat, stack in enumerate(volumes[i]):
             result.stacks.append(stack)
@@ -298,10 +296,13 @@ def _volumes(at: list[list[Slice]]) -> list[list[Slice]]:
     return stacks if all(_regular(_table(stack)) for stack in stacks) else []
 
 
-def _why(at: list[list[Slice]]) -> tuple[str, str]:
-    """What is wrong with the steps between positions."""
+def _why(at: list[list[Slice]], first: int, last: int) -> tuple[str, str]:
+    """What keeps these positions of a line, each of one slice, from being a volume."""
     steps = np.diff([_along(there[0]) for there in at])
     ratio = steps / steps.min()
+    around = slice(max(first - 1, 0), last + 2)  # with the neighbours
+    if np.abs(ratio[around.start : last + 1] - 1).max(initial=0) <= 0.1 and any(len(there) > 1 for there in at[around]):
+        return "TOO_FEW_SLICES", f"fewer than {FEWEST} slices beside a repeated position are no volume"
     if np.abs(ratio - ratio.round()).max() <= 0.1 and 2 * np.sum(ratio.round() == 1) >= len(steps):
         return "MISSING_SLICES", f"fewer than {FEWEST} slices between gaps are no volume"
     return "VARYING_SPACING", f"slice steps vary from {steps.min():.2f} to {steps.max():.2f} mm"

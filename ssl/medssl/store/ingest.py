@@ -5,14 +5,17 @@ import os
 import sqlite3
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from medssl.errors import UserError
+from medssl.files import disk_errors, write_json
 from medssl.scans.alias import open_key
 from medssl.store.intensity import check
 from medssl.store.labels import read_labels
 from medssl.store.ledger import Ledger
 from medssl.store.reading import FLEETING, READERS, Reading
+from medssl.store.release import read_released
 from medssl.store.row import Row
 from medssl.store.settle import Found, settle
 from medssl.store.sidecar import Sidecars
@@ -90,10 +93,12 @@ def ingest(
     elif keys:
         raise UserError(f"keys={keys} are looked up in JSON files: add aihub=auto")
     made_with = {"readers": READERS, "recipe": recipe, "key_id": alias.key_id}
-    old = None if overwrite else _old_store(out, made_with)
     draft = Draft(out)
-    ledger, whole, news = None, False, True
+    ledger: Ledger | None = None
+    old, started, whole = None, False, False
     try:
+        draft.open(fresh=False)
+        old = None if overwrite else _old_store(out, made_with)
         ledger = _begin(draft, old, made_with, overwrite)
         reading = Reading(ledger, draft, alias)
         reading.look(source, archives, table, sidecars)
@@ -101,34 +106,54 @@ def ingest(
         if not ledger.seen():
             raise UserError(f"source={source} has no files")
         beside = read_labels(table or labels, alias, wanted if table or not sidecars else (), patient, ledger.names())
+        unread, _ = ledger.count_unread()
         hello = {"key": alias.secret(), "recipe": recipe, "memory": int(memory * GIGABYTE), "out": str(draft.folder)}
         with Supervisor(workers, hello) as children:
             reading.read(children)
+            started = not ledger.empty()
             reading.stack(children)
         ledger.forget_unplanned()
         if ledger.empty():
             raise UserError(f"none of the files can be used: {_reasons(ledger)}; nothing was written to {out}")
+        started = True
+        with disk_errors(out):
+            draft.compact(ledger)
+        released = read_released(out) | read_released(draft.folder)
+        write_json(draft.folder / "released.json", released)
         found = ledger.rows
-        settled = settle(lambda: (Found(*f) for f in found()), alias, draft.folder, beside, sidecars, site)
+        settled = settle(lambda: (Found(*f) for f in found()), alias, draft.folder, released, beside, sidecars, site)
         settled.info["counts"]["files"] = ledger.seen()
         rejects = [*ledger.rejects(), *settled.rejects]
         ledger.close()
         ledger = None
-        news = old is None or _differs(old, settled.info["fingerprint"], rejects)
+        before = {} if old is None else dict(zip(old.column("patient"), old.column("split"), strict=True))
+        news = old is None or bool(unread or gone) or _differs(old, settled.info["fingerprint"], rejects)
         store = draft.publish(settled, iter(rejects), alias, recipe) if news or old is None else old
         whole = True
+    except sqlite3.OperationalError as e:
+        raise UserError(f"cannot write {draft.folder}: {e}; free some space and run the same command again") from e
     finally:
-        kept = not whole and ledger is not None and not ledger.empty()
         if ledger is not None:
-            ledger.close()
-        draft.close(keep=kept)
-        if kept:
+            with suppress(sqlite3.OperationalError):
+                ledger.close()
+        draft.close(keep=started and not whole)
+        if started and not whole:
             print("what was read is kept; the same command goes on from there", file=sys.stderr)
     lines = _summary(store, settled.report, key)
     if old is not None:
-        lines.insert(1, f"since then   {gone} files gone or changed" if news else "since then   nothing has changed")
+        lines.insert(1, f"since then   {_since(store, before, unread, gone)}")
     print("\n".join(lines))
     return store
+
+
+def _since(store: Store, before: dict[str, str], read: int, gone: int) -> str:
+    """What an ingest into a store that was there has changed."""
+    if not read and not gone:
+        return "nothing has changed"
+    now = dict(zip(store.column("patient"), store.column("split"), strict=True))
+    moved = sum(now.get(patient, split) != split for patient, split in before.items())
+    tied = f"; {moved} patients changed their split, because new scans tie them to others" if moved else ""
+    return f"{read} files read, {gone} gone or changed{tied}"
 
 
 def cores() -> int:
@@ -164,7 +189,6 @@ def _old_store(out: Path, made_with: dict[str, str]) -> Store | None:
 
 def _begin(draft: Draft, old: Store | None, made_with: dict[str, str], overwrite: bool) -> Ledger:
     """The ledger of an interrupted ingest, or else of the store that is there, or else an empty one."""
-    draft.open(fresh=False)
     made_with = made_with | {"base": "" if old is None else old.info["fingerprint"], "overwrite": str(overwrite)}
     path = draft.folder / "ledger.sqlite"
     if path.exists():
@@ -174,6 +198,8 @@ def _begin(draft: Draft, old: Store | None, made_with: dict[str, str], overwrite
                 ledger.retry(FLEETING)
                 return ledger
             ledger.close()
+        except sqlite3.OperationalError:  # a full disk, say: no reason to begin anew
+            raise
         except sqlite3.DatabaseError:
             pass
     draft.empty()
@@ -194,6 +220,12 @@ def _begin(draft: Draft, old: Store | None, made_with: dict[str, str], overwrite
 def _mirror(ledger: Ledger, source: Path, old: Store | None) -> int:
     """Forgets files that are gone or have changed; how many. Raises UserError when that is all of them."""
     before, still = ledger.known()
+    closed = ledger.unlisted()
+    if closed and still < before and old is not None:
+        raise UserError(
+            f"{closed} folders or files below source={source} cannot be read, and {before - still} files of the last ingest "
+            "are not found; check permissions and mounts and run again, so that scans do not leave the store by mistake"
+        )
     if before and not still and old is not None:
         raise UserError(
             f"none of the {before} files of the last ingest is below source={source}; "

@@ -2,9 +2,10 @@
 
 import csv
 import io
+import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 from medssl.errors import UserError, nearest
 from medssl.scans.alias import Alias
+from medssl.scans.facts import VIEWS
 from medssl.store.match import PART, match, normal, shape
 from medssl.store.splits import SPLITS
 
@@ -48,6 +50,11 @@ FACT = {
     "view": ("view", "view_position"),
     "laterality": ("laterality",),
 }
+LONGEST, WORDS = 64, 5  # of a value that is a word, not a text: letters and words
+# What no label has: telephone and identity numbers, dates, addresses of mail and pages, line ends.
+IDENTIFIER = re.compile(r"\d{6}|\d{2,4}[-. ]\d{3,4}[-. ]\d{4}|\d{1,4}[-./]\d{1,2}[-./]\d{1,4}|@|://|[\x00-\x1f]")
+NUMBER = re.compile(r"[-+]?(0|[1-9]\d{0,4})?\.\d+(e[-+]?\d{1,2})?", re.IGNORECASE)  # its digits are no telephone number
+DISTINCT = 20  # different values of a label that nobody named, before it counts as an identifier or a text
 ENCODINGS = ("utf-8-sig", "cp949")  # cp949: what Excel writes on a Korean Windows
 
 
@@ -60,7 +67,10 @@ class Labels:
         files: the path each row names, or None when the table goes by patient.
         folders: take the name of the folder a scan lies in as its label.
         pattern: finds the patient in a path (its one group).
+        names: paths of all files of the source, scans or not.
         dropped: names of the columns that were not copied.
+        texts: names of those that would have been, but look like free text.
+        refused: column -> how many values of it were not copied.
         repeated: lines that say again what an earlier one said.
     """
 
@@ -69,7 +79,10 @@ class Labels:
     files: list[str] | None = None
     folders: bool = False
     pattern: re.Pattern[str] | None = None
+    names: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    refused: dict[str, int] = field(default_factory=dict)
     repeated: int = 0
 
     def join(self, scans: Sequence[dict[str, Any]], paths: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -90,18 +103,18 @@ class Labels:
             by_patient = {row["patient"]: i for i, row in enumerate(self.rows)}
             found = [by_patient.get(scan["patient"]) for scan in scans]
         else:
-            matches = match(paths, self.files)
+            matches = match(paths, self.files, self.names)
             found = [matches.get(path) for path in paths]
         if all(i is None for i in found):
             raise UserError(_no_match(self.files, paths))
-        joined = [scan if i is None else scan | self.rows[i] for scan, i in zip(scans, found, strict=True)]
+        joined = [scan if i is None else told(scan, self.rows[i]) for scan, i in zip(scans, found, strict=True)]
         return joined, self._report(found)
 
     def _from_path(self, scan: dict[str, Any], path: str) -> dict[str, Any]:
         if self.folders and (folder := re.sub(r"(\.zip)?!$", "", Path(PART.sub("", path)).parent.name)):
             scan = scan | {"label:label": folder}
         if self.pattern and (patient := _patient(self.pattern, path)):
-            scan = scan | {"patient": self.alias.alias("patient", patient), "patient_known": True}
+            scan = told(scan, {"patient": self.alias.patient(patient), "patient_known": True})
         return scan
 
     def _report(self, found: Sequence[int | None]) -> list[str]:
@@ -117,6 +130,12 @@ class Labels:
             lines.append(f"{left} rows match no scan")
         if self.repeated:
             lines.append(f"{self.repeated} rows repeat another row")
+        for name in self.texts:
+            lines.append(
+                f"column {name!r} looks like free text and was not copied: name it with targets=[{name}] if it is a label"
+            )
+        for name, count in self.refused.items():
+            lines.append(f"{count} values of column {name!r} were not copied: they look like texts, dates or numbers of people")
         if self.dropped:
             lines.append(f"columns not copied: {', '.join(self.dropped)} (name labels with targets=[…])")
         return lines
@@ -136,18 +155,21 @@ def read_labels(
         alias: makes patient ids into pseudonyms.
         targets: columns that are labels; by default those called label, target, class, diagnosis, finding or lesion.
         patient: a regular expression with one group that finds the patient in a relative path, like "person(\d+)".
-        paths: the paths it must find some patient in.
+        paths: those of all files of the source. The pattern must find some patient in them.
 
     Raises:
         UserError: a missing, empty, undecodable or contradictory table, one that has no usable column, an unknown
             target, a pattern that is wrong or finds nothing.
     """
-    pattern = _pattern(patient, paths) if patient else None
+    names = list(paths)
+    pattern = _pattern(patient, names) if patient else None
     if source == "folders" or source is None:
         if targets:
             raise UserError(f"targets={list(targets)} needs a table: labels=FILE.csv")
         return Labels(alias, folders=source == "folders", pattern=pattern)
-    return _table(Path(source), alias, targets, pattern)
+    table = _table(Path(source), alias, targets, pattern)
+    table.names = names if table.files is not None else []
+    return table
 
 
 def _pattern(patient: str, paths: Iterable[str]) -> re.Pattern[str]:
@@ -187,7 +209,8 @@ def _table(path: Path, alias: Alias, targets: Sequence[str], pattern: re.Pattern
     if columns.file is not None and pattern:
         columns = columns._replace(patient=None)  # the pattern was asked for by name
     out = Labels(alias, files=None if columns.file is None else [], pattern=pattern)
-    out.dropped = [h for i, h in enumerate(header) if i not in columns.used()]
+    columns = _screen(header, cells, columns, bool(targets), out)
+    out.dropped = [h for i, h in enumerate(header) if i not in columns.used() and h not in out.texts]
     what = "patient" if columns.file is None else "file"
     seen: dict[str, int] = {}
     for line, cell in cells.items():
@@ -231,6 +254,48 @@ def _columns(path: Path, header: list[str], cells: dict[int, list[str]], targets
     return _Columns(file, patient, split, names.get("site"), labels, facts)
 
 
+def _screen(
+    header: list[str], cells: dict[int, list[str]], columns: _Columns, named: bool, out: Labels
+) -> _Columns:
+    """The columns that are labels or the site and no free text. In `cells` what may not be kept becomes ""."""
+    texts = set()
+    for i in [*columns.labels, *([] if columns.site is None else [columns.site])]:
+        values = [cell[i] for cell in cells.values() if cell[i]]
+        refused = sum(allowed(v) is None for v in values)
+        if named and i in columns.labels:
+            if refused:
+                out.refused[header[i]] = refused
+            for cell in cells.values():
+                cell[i] = allowed(cell[i]) or ""
+        elif refused or many(values):
+            texts.add(i)
+            out.texts.append(header[i])
+    labels = {i: name for i, name in columns.labels.items() if i not in texts}
+    return columns._replace(labels=labels, site=None if columns.site in texts else columns.site)
+
+
+def allowed(value: Any) -> str | None:
+    """A label or a site as text; None when it is no short word, or looks like a date or a number of a person."""
+    text = str(value).lower() if isinstance(value, bool) else unicodedata.normalize("NFC", str(value)).strip()
+    if len(text) > LONGEST:
+        return None
+    number = math.isfinite(value) if isinstance(value, float) else NUMBER.fullmatch(text)
+    return text if number or (len(text.split()) <= WORDS and not IDENTIFIER.search(text)) else None
+
+
+def many(values: Sequence[Any]) -> bool:
+    """Whether nearly every value is another, as names, numbers and texts are."""
+    return len(set(values)) > max(DISTINCT, len(values) / 2)
+
+
+def told(scan: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest row with what is said of it. The birth date's pseudonym is one with the patient's, and goes with it."""
+    row = {**scan, **said}
+    if row.get("born") and row["patient"] != scan["patient"]:
+        row["born"] = ""
+    return row
+
+
 def _row(cell: list[str], columns: _Columns, alias: Alias) -> dict[str, Any]:
     row: dict[str, Any] = {f"label:{name}": cell[i] or None for i, name in columns.labels.items()}
     row |= {f"fact:{name}": v for i, name in columns.facts.items() if (v := FACTS[name](cell[i])) is not None}
@@ -239,7 +304,7 @@ def _row(cell: list[str], columns: _Columns, alias: Alias) -> dict[str, Any]:
     if columns.site is not None and cell[columns.site]:
         row["site"] = cell[columns.site]
     if columns.patient is not None and (raw := cell[columns.patient]):
-        row |= {"patient": alias.alias("patient", raw), "patient_known": True}
+        row |= {"patient": alias.patient(raw), "patient_known": True}
     return row
 
 
@@ -285,7 +350,8 @@ def _no_match(files: Sequence[str] | None, paths: Sequence[str]) -> str:
     """What to do when a table and the scans have nothing in common, without quoting either: names may identify."""
     if files is None:
         return (
-            "no patient in the table of labels is a patient of the scans; write their ids as in the scans' Patient ID, "
+            "no patient in the table of labels is a patient of the scans; write their ids as in the scans' Patient ID (or "
+            "issuer|id where the scans name an issuer), "
             "or say where a path has them with patient=PATTERN"
         )
     return (
@@ -313,6 +379,6 @@ SEX |= {"남": "M", "남성": "M", "남자": "M", "여": "F", "여성": "F", "�
 FACTS: dict[str, Callable[[str], str | float | None]] = {  # only what these let through is stored, never free text
     "age": _age,
     "sex": lambda cell: _word(SEX, cell),
-    "view": lambda cell: cell.upper() if re.fullmatch(r"[A-Za-z]{1,9}", cell) else None,
+    "view": lambda cell: cell.upper() if cell.upper() in VIEWS else None,
     "laterality": lambda cell: _word({"l": "L", "left": "L", "r": "R", "right": "R", "b": "B", "both": "B"}, cell),
 }

@@ -29,9 +29,11 @@ CREATE TABLE now.paths (
 ) WITHOUT ROWID;
 CREATE TABLE now.plan (stack TEXT PRIMARY KEY, grp TEXT NOT NULL, files TEXT NOT NULL, facts TEXT NOT NULL);
 """
+KEYS = {"scans": ("file", "part"), "stacks": ("stack",)}
 OF_A_FILE = ("files", "scans", "slices", "rejects")
 
 Row = dict[str, Any]
+Address = tuple[str, int, int]  # file, offset, length
 
 
 class Ledger:
@@ -39,7 +41,10 @@ class Ledger:
 
     def __init__(self, path: Path):
         self.db = sqlite3.connect(path, isolation_level=None)
-        self.db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; ATTACH DATABASE '' AS now;" + TABLES)
+        self.db.executescript(
+            "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA secure_delete=ON; ATTACH DATABASE '' AS now;"
+            + TABLES
+        )
         self.db.execute("BEGIN")
 
     def close(self) -> None:
@@ -76,6 +81,10 @@ class Ledger:
         except sqlite3.IntegrityError:
             return False
         return True
+
+    def unlisted(self) -> int:
+        """Folders and files of this walk that could not be looked at."""
+        return self.db.execute("SELECT count(*) FROM now.paths WHERE problem = 'CANNOT_OPEN'").fetchone()[0]
 
     def known(self) -> tuple[int, int]:
         """How many files were read before this walk, and how many of these it has seen."""
@@ -230,6 +239,20 @@ class Ledger:
     def forget_unplanned(self) -> None:
         """Volumes whose slices have changed, gone or been divided otherwise."""
         self.db.execute("DELETE FROM stacks WHERE stack NOT IN (SELECT stack FROM now.plan)")
+
+    def addresses(self) -> Iterator[tuple[str, tuple[str, ...], Address]]:
+        """(table, key, address) of every scan and volume."""
+        for table, keys in KEYS.items():
+            for *key, row in self.db.execute(f"SELECT {', '.join(keys)}, row FROM {table}"):
+                found = json.loads(row)
+                yield table, tuple(key), (found["file"], found["offset"], found["length"])
+
+    def move(self, table: str, key: tuple[str, ...], address: Address) -> None:
+        """A scan's bytes are somewhere else now."""
+        where = " AND ".join(f"{k} = ?" for k in KEYS[table])
+        (row,) = self.db.execute(f"SELECT row FROM {table} WHERE {where}", key).fetchone()
+        moved = json.loads(row) | dict(zip(("file", "offset", "length"), address, strict=True))
+        self.db.execute(f"UPDATE {table} SET row = ? WHERE {where}", (json.dumps(moved), *key))
 
     def rows(self) -> Iterator[tuple[str, str, list[str], Row]]:
         """Every scan: (pseudonym of its first file, part, names of its files, row). In the order of the pseudonyms."""

@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 SUFFIX = re.compile(r"(\.nii)?\.gz$|\.(dcm|dicom|ima|nii|png|jpe?g|tiff?|bmp|npz|json|csv|xml)$", re.IGNORECASE)
+BESIDE = re.compile(r"\.(json|csv|tsv|xml|txt|xlsx?)$")  # of a normalised name: what is beside scans, never one
 PART = re.compile(r"#([a-z]+)/(\d+)$")  # of a file with several scans
 
 # Words that tell the two halves of a set apart, and not two patients or hospitals.
@@ -27,35 +28,61 @@ KINDS = {
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
-def match(paths: Sequence[str], files: Sequence[str]) -> dict[str, int]:
+def match(paths: Sequence[str], files: Sequence[str], names: Iterable[str] = ()) -> dict[str, int]:
     """path -> the entry of `files` that means it: the same path, else the longest common tail that one path and one
-    entry have (at the shortest the file name), else a stem that one path and one entry have. The scans of one file share
-    its entry, unless one of their own is there. `files` are normalised.
+    entry have (at the shortest the file name), else a stem that one path and one entry have. Where both name folders the
+    last folder must be the same. The scans of one file share its entry, unless one of their own is there.
+
+    Args:
+        paths: of scans.
+        files: normalised.
+        names: further files of the source, which are no scans or cannot be read: a name that they have too is not
+            one of a kind.
     """
-    found = _match(list(dict.fromkeys(paths)), files)
-    if parts := {path: whole for path in paths if path not in found and (whole := PART.sub("", path)) != path}:
-        by_file = _match(list(dict.fromkeys(PART.sub("", path) for path in paths)), files)
-        found |= {path: by_file[whole] for path, whole in parts.items() if whole in by_file}
+    whole = [PART.sub("", path) for path in paths]
+    others = {name for name in map(normal, names) if not BESIDE.search(name)}
+    others -= set(map(normal, paths)) | set(map(normal, whole))
+    found = _together(_match(list(dict.fromkeys(paths)), files, others), files)
+    if parts := {p: w for p, w in zip(paths, whole, strict=True) if p not in found and w != p}:
+        by_file = _together(_match(list(dict.fromkeys(whole)), files, others), files)
+        found |= {path: by_file[name] for path, name in parts.items() if name in by_file}
     return found
 
 
-def _match(paths: list[str], files: Sequence[str]) -> dict[str, int]:
-    """Tails from short to long: one that occurs once on both sides decides like the longest common one, for that holds it."""
+def _together(found: dict[str, int], files: Sequence[str]) -> dict[str, int]:
+    """Without pairs that lie in folders of different names: these are two cases, or two hospitals."""
+    ends = ((path, i, _folder(normal(path)), _folder(files[i])) for path, i in found.items())
+    return {path: i for path, i, a, b in ends if a == b or not a or not b}
+
+
+def _folder(path: str) -> str:
+    """The name of the folder that a file lies in, "" when the path has none."""
+    return path.rpartition("/")[0].rpartition("/")[2].removesuffix(".zip")
+
+
+def _match(paths: list[str], files: Sequence[str], others: Iterable[str] = ()) -> dict[str, int]:
+    """Tails from short to long: one that occurs once on both sides decides like the longest common one, for that holds it.
+
+    `others`, normalised, only make names occur again; as stems not those beside a scan of the same stem, as its copies are.
+    """
     keys = [normal(path) for path in paths]
+    near = {SUFFIX.sub("", key) for key in keys}
+    every = [*keys, *others]
     same = {name: i for i, name in enumerate(files)}
     out = {path: same[key] for path, key in zip(paths, keys, strict=True) if key in same}
     unsure = [n for n, path in enumerate(paths) if path not in out]
     depth = 0
     while unsure:
         depth += 1
-        ours, theirs = (_places(_tail(name, depth) for name in names) for names in (keys, files))
+        ours, theirs = (_places(_tail(name, depth) for name in names) for names in (every, files))
         tails = {n: tail for n in unsure if (tail := _tail(keys[n], depth)) in theirs}
         sure = {n for n, tail in tails.items() if ours[tail] >= 0 and theirs[tail] >= 0}
         out |= {paths[n]: theirs[tails[n]] for n in sure}
         unsure = [n for n in tails if n not in sure]  # the others share no tail with any entry
-    ours, theirs = (_places(stem(name) for name in names) for names in (keys, files))
+    every[len(keys) :] = [name for name in every[len(keys) :] if SUFFIX.sub("", name) not in near]
+    ours, theirs = (_places(stem(name) for name in names) for names in (every, files))
     for word, n in ours.items():
-        if n >= 0 and paths[n] not in out and theirs.get(word, -1) >= 0:
+        if 0 <= n < len(keys) and paths[n] not in out and theirs.get(word, -1) >= 0:
             out[paths[n]] = theirs[word]
     return out
 
@@ -123,7 +150,7 @@ def pair(scans: Sequence[str], others: Sequence[str]) -> dict[str, list[int]]:
         entries = {entry: i for entry, i in entries.items() if entry}
         left = [key for key in keys if key not in found]
         names = list(entries)
-        for key, n in match(left, names).items():
+        for key, n in _match(left, names).items():
             if not _contradict(key, names[n], *parents):
                 found[key] = entries[names[n]]
     return {scan: found[key] for scan, key in ours.items() if key in found}

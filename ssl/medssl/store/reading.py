@@ -37,6 +37,7 @@ class Reading:
     def __init__(self, ledger: Ledger, draft: Draft, alias: Alias):
         self.ledger, self.draft, self.alias = ledger, draft, alias
         self.saved = time.monotonic()
+        self.left_out = 0
 
     def save(self, now: bool = False) -> None:
         """First the bytes, then the word that they are there."""
@@ -47,23 +48,24 @@ class Reading:
 
     def look(self, source: Path, archives: bool, table: Path | None, sidecars: Sidecars | None) -> None:
         """Walks the source: notes every file, and takes the JSON files when somebody wants them."""
-        skip = None if table is None else str(table.resolve())
+        skip = None if table is None else table.resolve()
         with Progress("look for files", unit="file") as bar:
             for file in walk(source, archives):
-                if skip is not None and not file.member and str(Path(file.path).resolve()) == skip:
+                if skip is not None and file.path.endswith(skip.name) and Path(file.path).resolve() == skip:
                     continue
                 bar.update()
                 self._note(file, sidecars)
         self.save(now=True)
 
     def _note(self, file: File, sidecars: Sidecars | None) -> None:
-        stamp = self.alias.alias("stamp", file.stamp or file.problem)[:16]
+        facts = sidecars is not None and file.name.lower().endswith(".json")
+        stamp = self.alias.alias("stamp", f"{file.stamp or file.problem}|{facts}")[:16]
         name, repeat = file.name, 1
         while not self.ledger.saw(pseudonym := self.alias.alias("path", name), file, stamp):
             repeat += 1  # two names that differ in their Unicode form only
             name = f"{file.name}|{repeat}"
         why = Unreadable(file.problem, CODES[file.problem][0]) if file.problem else None
-        if why is None and sidecars is not None and file.name.lower().endswith(".json"):
+        if why is None and facts and sidecars is not None:
             why = _take(file, sidecars)
         if why is not None:
             self.ledger.forget(pseudonym)
@@ -73,6 +75,7 @@ class Reading:
     def read(self, children: Supervisor) -> None:
         """Reads every file that is new: images and whole volumes are packed at once, slices are noted."""
         n, _ = self.ledger.count_unread()
+        self.left_out = self.ledger.count_rejects()
         waiting: dict[str, list[tuple[str, Any]]] = {}
         done = 0
         start = time.monotonic()
@@ -98,7 +101,7 @@ class Reading:
                 self._settle_file(file_id, waiting.pop(file_id))
                 done += event.task.size
                 rate = f"{done / max(time.monotonic() - start, 1e-9) / 1e6:.1f}"
-                bar.update(1, **{"MB/s": rate, "left out": str(self.ledger.count_rejects())})
+                bar.update(1, **{"MB/s": rate, "left out": str(self.left_out)})
                 self.save()
         self.save(now=True)
 
@@ -132,6 +135,7 @@ class Reading:
         for part, what in said:
             if isinstance(what, Unreadable):
                 self.ledger.reject(file_id, part, what.code, "read", str(what))
+                self.left_out += 1
             elif isinstance(what, Slice):
                 self.ledger.add_slice(what)
             else:
@@ -165,6 +169,7 @@ class Reading:
         plan = series.plan(slices, lambda some: self._digests(some, children))
         for s, why in [*plan.rejected, *copies]:
             self.ledger.reject(s.file, "", why.code, "volume", str(why))
+            self.left_out += 1
         for stack, facts in zip(plan.stacks, plan.notes, strict=True):
             files = [s.file for s in stack]
             words = [READERS, repr(sorted(facts.items())), *(f"{f}:{self.ledger.stamp(f)}" for f in files)]
@@ -203,12 +208,14 @@ class Reading:
                     again.add(group)
                 if event.death:
                     deaths[group] = deaths.get(group, 0) + 1
-                    k = at.get(stack)
-                    guilty = files if k is None or deaths[group] > DEATHS else files[k : k + 1]
+                    k = at.get(
+                        stack, len(files)
+                    )  # that many: all are decoded, and the volume as a whole is the trouble
+                    guilty = files if k >= len(files) or deaths[group] > DEATHS else files[k : k + 1]
                     self._drop(guilty, _died(event))
                     again.add(group)
                 if event.last:
-                    bar.update(len(files), **{"left out": str(self.ledger.count_rejects())})
+                    bar.update(len(files), **{"left out": str(self.left_out)})
                     self.save()
         return again
 
@@ -217,7 +224,7 @@ class Reading:
             files = {f: vars(self.ledger.file(f)) for f in names}
             slices = [s.as_dict() for s in self.ledger.slices_of(names)]
             message = {"stack": slices, "files": files, "facts": facts}
-            yield Task(message, (stack, group, names), max(f["size"] for f in files.values()))
+            yield Task(message, (stack, group, names), sum(f["size"] for f in files.values()))
 
     def _drop(self, files: list[str], why: Unreadable) -> None:
         for file in files:
@@ -236,6 +243,8 @@ def without_lossy_copies(slices: list[Slice]) -> tuple[list[Slice], list[tuple[S
 def _take(file: File, sidecars: Sidecars) -> Unreadable:
     """Hands a JSON file over. It is never a scan, so the answer says why it is none."""
     try:
+        if file.size > LARGEST:  # before a member of an archive is unpacked
+            raise Unreadable("TOO_LARGE", "a JSON file larger than any about scans")
         with open_file(file) as stream:
             sidecars.add(file.name, stream.read(LARGEST + 1))  # one byte too many is refused there
     except Unreadable as why:

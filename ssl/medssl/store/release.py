@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,19 +16,20 @@ from medssl.store.store import Store, fingerprint
 def release(store: Store, rows: Iterable[int]) -> int:
     """Lets `rows` of `store` (opened with held=True) into training; how many were held.
 
-    released.json takes their pseudonyms with the reason they were held for, so that a later ingest lets them in again;
+    released.json takes their pseudonyms with the reason they were held for and the hash of what was looked at, so that a
+    later ingest lets the same in again;
     manifest.parquet and store.json are written anew, each atomically. Other processes must open the store again.
 
     Raises:
         UserError: none of the rows is held, or the disk is full.
     """
     scans, held = store.column("scan"), store.column("held")
-    found = {str(scans[i]): str(held[i]) for i in rows if held[i]}
+    pixels = store.column("hash")
+    found = {str(scans[i]): {"held": str(held[i]), "hash": str(pixels[i])} for i in rows if held[i]}
     if not found:
         raise UserError("none of these scans is held; medssl inspect store=… shows which are, and why")
     path = store.path / "released.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
-    write_json(path, dict(sorted((before | found).items())))
+    write_json(path, dict(sorted((read_released(store.path) | found).items())))
 
     manifest = store.path / "manifest.parquet"
     table = pq.read_table(manifest)
@@ -43,3 +45,9 @@ def release(store: Store, rows: Iterable[int]) -> int:
     info["fingerprint"] = fingerprint(table)
     write_json(store.path / "store.json", info)
     return len(found)
+
+
+def read_released(folder: Path) -> dict[str, dict[str, str]]:
+    """Scan -> {"held": why it was held, "hash": of the pixels that a human has seen}."""
+    path = folder / "released.json"
+    return json.loads(path.read_text()) if path.exists() else {}

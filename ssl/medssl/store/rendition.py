@@ -31,16 +31,17 @@ def same(dicom: np.ndarray, image: np.ndarray) -> bool:
     return False
 
 
-def planes(array: np.ndarray, k: int, n: int) -> Iterator[np.ndarray]:
-    """Every way slice k of n may lie in an array: itself when (H, W); of a (D, H, W) volume, which was turned to lie as
-    all volumes do, slice k from either end of each axis of n voxels, turned and mirrored in every way.
+def of_scan(array: np.ndarray, k: int, n: int) -> Iterator[np.ndarray]:
+    """Every way slice k of n may lie in a scan, as (H, W), the mean of its channels: itself when (C, H, W); of a
+    (C, D, H, W) volume, which was turned to lie as all volumes do, slice k from either end of each axis of n voxels,
+    turned and mirrored in every way.
     """
-    if array.ndim == 2:
-        yield array
+    if array.ndim == 3:
+        yield array.mean(0)
         return
-    for axis in (a for a in range(3) if array.shape[a] == n):
+    for axis in (a for a in (1, 2, 3) if array.shape[a] == n):
         for at in dict.fromkeys((k, n - 1 - k)):
-            plane = np.take(array, at, axis)
+            plane = array.take(at, axis).mean(0)  # not the mean of the whole volume, which is large
             for side in (plane, plane.T):
                 yield from (side, side[::-1], side[:, ::-1], side[::-1, ::-1])
 

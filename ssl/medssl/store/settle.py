@@ -3,11 +3,10 @@
 The order in which files were read, and by how many children, leaves no trace: rows are sorted by pseudonyms.
 """
 
-import json
 import posixpath
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +22,7 @@ from medssl.store import rendition
 from medssl.store.groups import confirmed, groups, identities
 from medssl.store.intensity import unit
 from medssl.store.labels import Labels
+from medssl.store.match import match
 from medssl.store.row import COLUMNS, Row
 from medssl.store.sidecar import Sidecars
 from medssl.store.splits import SPLITS, assign, torn
@@ -74,6 +74,7 @@ def settle(
     rows: Callable[[], Iterator[Found]],
     alias: Alias,
     folder: Path,
+    released: Mapping[str, Mapping[str, str]],
     table: Labels | None = None,
     sidecars: Sidecars | None = None,
     site: str = "",
@@ -84,6 +85,7 @@ def settle(
         rows: everything that was read, in an order that depends on nothing but the files; asked for twice.
         alias: the project's pseudonyms.
         folder: where the bytes of the scans are, for looking at images that seem to be the same.
+        released: scan -> what a human has let in: the reason it was held for, and the hash of its pixels.
         table: joined to the scans.
         sidecars: JSON files, joined before it; they also tell which images are copies of DICOM images.
         site: of scans that name none.
@@ -91,12 +93,12 @@ def settle(
     Raises:
         UserError: when no scan is left, or a patient is in two given splits.
     """
-    slim, at, names, files, extra = _collect(rows, sidecars is not None)
+    slim, at, files, extra = _collect(rows)
     rejects = _copies(slim, at, alias)
     keep = [i for i, s in enumerate(slim) if s]
     if not keep:
         raise UserError("no scan is left")
-    paths = [names[i] for i in keep]
+    paths = _paths([files[i] for i in keep], table)
     joined = [slim[i] for i in keep]
     slim.clear()  # what the tables replace need not be held twice
     report: list[str] = []
@@ -109,10 +111,10 @@ def settle(
         rejects += [_reject(at[keep[i]], "RENDITION") for i in sorted(copies)]
         keep = [k for i, k in enumerate(keep) if i not in copies]
         joined = [row for i, row in enumerate(joined) if i not in copies]
-    released = _released(folder)
     for row in joined:
         row["site"] = row["site"] or site
-        row["held"] = "" if row["scan"] in released else row["held"]
+        if released.get(row["scan"]) == {"held": row["held"], "hash": row["hash"]}:
+            row["held"] = ""
 
     pairs = confirmed(joined, lambda i: _middle(folder, at[keep[i]]))
     group, grouping = groups(joined, pairs)
@@ -127,11 +129,9 @@ def settle(
     return Settled(table, _info(table, grouping, len(pairs)), rejects, report)
 
 
-def _collect(
-    rows: Callable[[], Iterator[Found]], with_files: bool
-) -> tuple[list[Row], list[_At], list[str], list[list[str]], dict[str, bool]]:
-    """(slim rows, where each is, the path of each for joining, its files, all facts and labels)."""
-    slim, at, paths, files = [], [], [], []
+def _collect(rows: Callable[[], Iterator[Found]]) -> tuple[list[Row], list[_At], list[list[str]], dict[str, bool]]:
+    """(slim rows, where each is, the names of its files or its part of one, all facts and labels)."""
+    slim, at, files = [], [], []
     extra: dict[str, bool] = {}
     for file, part, names, row in rows():
         kept = {name: row[name] for name in SLIM} | {"fact:sex": row.get("fact:sex")}
@@ -139,11 +139,29 @@ def _collect(
         slim.append(kept | {name: sys.intern(kept[name]) for name in SHARED})
         where = (row[n] for n in ("file", "offset", "length", "shape", "dtype", "low", "high"))
         at.append(_At(file, part, *where))
-        common = names[0] + part if len(names) == 1 else posixpath.commonpath([posixpath.dirname(n) for n in names])
-        paths.append(common)
-        files.append((names if len(names) > 1 else [common]) if with_files else [])
+        files.append([names[0] + part] if len(names) == 1 else names)
         _note(extra, row)
-    return slim, at, paths, files, extra
+    return slim, at, files, extra
+
+
+def _paths(files: list[list[str]], table: Labels | None) -> list[str]:
+    """What each scan is called in a table: of a volume the folder that holds its slices, or else its first slice.
+
+    Folders as labels and patterns look at files, so a volume is there its first slice too.
+    """
+    firsts = [names[0] for names in files]
+    if table is None or table.files is None:
+        return firsts if table is None or table.folders or table.pattern else [_folder(names) for names in files]
+    folders = [_folder(names) for names in files]
+    known = match([f for f, names in zip(folders, files, strict=True) if len(names) > 1], table.files)
+    return [
+        folder if len(names) == 1 or folder in known else first
+        for folder, first, names in zip(folders, firsts, files, strict=True)
+    ]
+
+
+def _folder(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else posixpath.commonpath([posixpath.dirname(n) for n in names])
 
 
 def _note(extra: dict[str, bool], row: Row) -> None:
@@ -198,12 +216,6 @@ def _renditions(
         if any(rendition.same(p, kept(i).mean(0)) for p in rendition.planes(kept(j).mean(0), k, len(names[j]))):
             found.add(i)
     return found
-
-
-def _released(folder: Path) -> set[str]:
-    """Scans that somebody has looked at and let in."""
-    path = folder / "released.json"
-    return set(json.loads(path.read_text())) if path.exists() else set()
 
 
 def _middle(folder: Path, at: _At) -> np.ndarray:

@@ -5,7 +5,6 @@ sets are alike. A PNG there is usually a copy of a DICOM: it is found by its nam
 """
 
 import json
-import math
 import re
 import unicodedata
 from collections import Counter
@@ -15,16 +14,12 @@ from typing import Any
 from medssl.errors import UserError
 from medssl.scans.alias import Alias
 from medssl.scans.scan import Unreadable
-from medssl.store.labels import ENCODINGS, FACT, FACTS, LABEL, PATIENT, squash
+from medssl.store.labels import ENCODINGS, FACT, FACTS, LABEL, LONGEST, PATIENT, allowed, many, squash, told
 from medssl.store.match import bare, is_image, pair, shape
 
 LARGEST = 16 << 20  # bytes
 DEEPEST = 64  # lists and objects inside each other
-LONGEST, WORDS = 64, 5  # of a value that is a word, not a text: letters and words
 UNKNOWN = {"", "0", "-", "none", "null", "nan", "unknown", "anonymous", "anonymized"}  # patients that are nobody
-# What no label has: telephone and identity numbers, dates, addresses of mail and pages, line ends.
-IDENTIFIER = re.compile(r"\d{6}|\d{2,4}[-. ]\d{3,4}[-. ]\d{4}|\d{1,4}[-./]\d{1,2}[-./]\d{1,4}|@|://|[\x00-\x1f]")
-DISTINCT = 20  # different values of a label that nobody named, before it counts as an identifier or a text
 
 Json = dict[str, Any] | list[Any]
 Way = tuple[str, ...]  # keys, from the outside in
@@ -73,7 +68,7 @@ class Sidecars:
         """
         values, lost = facts(read_json(data), self.columns)
         if patient := values.pop("patient", None):
-            values |= {"patient": self.alias.alias("patient", str(patient)), "patient_known": True}
+            values |= {"patient": self.alias.patient(str(patient)), "patient_known": True}
         self._names.append(name)
         self._values.append(values)
         self._lost.update(lost)
@@ -86,7 +81,7 @@ class Sidecars:
             paths: the path of each, relative to the source; of a volume the folder that holds its slices.
 
         Raises:
-            UserError: there are JSON files and none belongs to a scan, or the pattern finds no stem.
+            UserError: the pattern finds no stem, or none that a JSON file shares.
         """
         if self.pattern and not any(map(self._stem, paths)):
             raise UserError(
@@ -94,14 +89,17 @@ class Sidecars:
             )
         mine = self._pair(paths, self._names)
         if self._names and not mine:
-            raise UserError(
+            why = (
                 f"none of the {len(self._names)} JSON files belongs to a scan: they lie like {shape(self._names[0])}, scans "
                 f"like {shape(paths[0])}; give aihub=PATTERN, with a group (?P<stem>…) for what names have in common"
             )
+            if self.pattern:
+                raise UserError(why)
+            return list(scans), [why]
         agreed = [_agreed([self._values[i] for i in mine.get(path, ())]) for path in paths]
         texts = set() if self.named else _texts(agreed)
         rows = [
-            scan | {k: v for k, v in said.items() if k not in texts} | self._from_path(path)
+            told(scan, {k: v for k, v in said.items() if k not in texts} | self._from_path(path))
             for scan, path, said in zip(scans, paths, agreed, strict=True)
         ]
         return rows, self._report(paths, mine, texts)
@@ -121,7 +119,7 @@ class Sidecars:
         said = {k: v for k, v in found.groupdict().items() if v} if found else {}
         row: dict[str, Any] = {"label:label": said["label"]} if "label" in said else {}
         if "patient" in said:
-            row |= {"patient": self.alias.alias("patient", said["patient"]), "patient_known": True}
+            row |= {"patient": self.alias.patient(said["patient"]), "patient_known": True}
         return row
 
     def _pair(self, scans: Sequence[str], others: Sequence[str]) -> dict[str, list[int]]:
@@ -246,15 +244,10 @@ def _leaves(content: Json) -> Iterator[tuple[Way, Any]]:
 
 def _allowed(column: str, value: Any) -> str | None:
     """A value as text, None when it may not be kept or means nothing."""
-    text = str(value).lower() if isinstance(value, bool) else unicodedata.normalize("NFC", str(value)).strip()
-    if len(text) > LONGEST:
-        return None
-    if column == "patient":
-        return None if text.casefold() in UNKNOWN else text
-    if column.startswith("fact:"):
-        return text
-    number = isinstance(value, float) and math.isfinite(value)
-    return text if number or (len(text.split()) <= WORDS and not IDENTIFIER.search(text)) else None
+    if column.startswith("label:"):
+        return allowed(value)
+    text = unicodedata.normalize("NFC", str(value)).strip()
+    return None if len(text) > LONGEST or (column == "patient" and text.casefold() in UNKNOWN) else text
 
 
 def _agreed(said: list[dict[str, Any]]) -> dict[str, Any]:
@@ -269,7 +262,7 @@ def _texts(rows: list[dict[str, Any]]) -> set[str]:
         for column in row:
             if column.startswith("label:"):
                 values.setdefault(column, []).append(row[column])
-    return {column for column, v in values.items() if len(set(v)) > max(DISTINCT, len(v) / 2)}
+    return {column for column, v in values.items() if many(v)}
 
 
 def _pattern(pattern: str) -> re.Pattern[str]:

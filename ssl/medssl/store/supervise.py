@@ -8,6 +8,7 @@ beside it, never pickles: what a child says may be the work of a malicious file.
 import json
 import os
 import queue
+import signal
 import struct
 import subprocess
 import sys
@@ -20,11 +21,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import medssl
+from medssl.errors import UserError
 
 PATIENCE = 30.0  # seconds between two words of a child, and a second more for each
 PER_SECOND = 50e6  # bytes of the file
 MOST_WRITTEN = 1 << 36  # bytes of one file a child may write
 LONGEST = 1 << 31  # bytes of a message; more is a child gone mad
+CANNOT_START = "CANNOT_START"
 HEAD = struct.Struct("<II")
 
 Message = dict[str, Any]
@@ -81,10 +84,11 @@ class Supervisor:
 
     def __exit__(self, *_: object) -> None:
         self.closing.set()
-        for child in self.children:
-            child.kill()
+        for _child in self.children:
             self.todo.put(None)
         while any(t.is_alive() for t in self.threads):
+            for child in self.children:
+                child.kill()  # again and again: it may just have been started
             with suppress(queue.Empty):  # a thread may wait for room
                 self.events.get(timeout=0.05)
 
@@ -99,6 +103,11 @@ class Supervisor:
             if not flying:
                 return
             event = self.events.get()
+            if event.death == CANNOT_START:
+                raise UserError(
+                    "cannot start a process that reads files; the machine may be out of processes or memory: "
+                    "try again, with workers=1"
+                )
             flying -= event.last
             yield event
 
@@ -118,7 +127,7 @@ class _Child:
         self.owner = owner
         self.process: subprocess.Popen[bytes] | None = None
         self.deadline = float("inf")
-        self.slow = False
+        self.slow = self.lost = self.nonsense = False
 
     def work(self) -> None:
         while (task := self.owner.todo.get()) is not None and not self.owner.closing.is_set():
@@ -126,30 +135,49 @@ class _Child:
                 if self.owner.closing.is_set():
                     return
                 task.tries += 1
-                code = "TOO_SLOW" if self.slow else "DECODER_CRASHED"
+                code = self._cause()
                 if task.tries >= 2 or self.slow:
                     self.owner.events.put(Event(task, {}, death=code))
                     break
                 self.owner.events.put(Event(task, {"again": True}))
         self.kill()
 
+    def _cause(self) -> str:
+        """What to call a death. The kernel kills what takes the last memory, and that is not the file's fault alone."""
+        if self.lost:
+            return CANNOT_START
+        if self.slow:
+            return "TOO_SLOW"
+        killed = self.process is not None and self.process.returncode == -signal.SIGKILL and not self.nonsense
+        return "TOO_BIG_TO_READ" if killed else "DECODER_CRASHED"
+
     def _do(self, task: Task) -> bool:
         """Whether the child lived through the task."""
-        self.slow = False
+        self.slow = self.lost = False
         try:
             if self.process is None or self.process.poll() is not None:
+                self.lost = True
                 self._start()
+                self.lost = False
             assert self.process is not None and self.process.stdin is not None and self.process.stdout is not None  # noqa: PT018
+            wait = self.owner.patience + task.size / PER_SECOND
+            self.deadline = time.monotonic() + wait
             send(self.process.stdin, task.message)
             while True:
-                self.deadline = time.monotonic() + self.owner.patience + task.size / PER_SECOND
+                self.deadline = time.monotonic() + wait
                 message, payload = receive(self.process.stdout)
                 self.deadline = float("inf")
                 self.owner.events.put(Event(task, message, payload))
                 if "end" in message:
                     return True
-        except (EOFError, OSError, ValueError):
+        except Exception:  # it died, or talks nonsense however deep
             self.deadline = float("inf")
+            self.nonsense = False
+            if self.process is not None:
+                try:
+                    self.process.wait(1)
+                except subprocess.TimeoutExpired:
+                    self.nonsense = True  # it lives: what it said ended the talk
             self.kill()
             return False
 
@@ -162,7 +190,7 @@ class _Child:
         root = str(Path(medssl.__file__).resolve().parents[1])
         env["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [env.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
-            [sys.executable, "-m", self.owner.module],
+            [sys.executable, "-P", "-m", self.owner.module],  # -P: nothing in the current folder is code
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("MEDSSL_DEBUG") == "1" else subprocess.DEVNULL,  # it may quote a header

@@ -17,6 +17,7 @@ from medssl.files import disk_errors
 from medssl.scans.alias import Alias
 from medssl.scans.scan import Scan, Unreadable
 from medssl.store.intensity import check
+from medssl.store.ledger import Address, Ledger
 from medssl.store.row import Row, row_of, stored
 from medssl.store.settle import Found, Settled, settle
 from medssl.store.store import Store
@@ -57,6 +58,7 @@ class Draft:
                     raise UserError(
                         f"another ingest is writing {self.out}; wait for it, or choose another out="
                     ) from None
+            self._undo_half_move()
             if fresh:
                 self.empty()
             self.make()
@@ -110,38 +112,49 @@ class Draft:
             self.pack.close()
             self.pack = None
 
-    def compact(self, table: pa.Table) -> pa.Table:
-        """Rewrites packs that hold bytes of no scan (gone from the source, or of a killed run) and drops lone files."""
+    def compact(self, ledger: Ledger) -> None:
+        """Rewrites packs that hold bytes the ledger does not know (of files that are gone, of a killed run).
+
+        The ledger is told where the others are before their old packs go, so that a kill in between loses nothing.
+        """
         self.flush()
-        columns = {name: table[name].to_pylist() for name in ("file", "offset", "length")}
+        ledger.commit()
         live: dict[str, int] = {}
-        for file, length in zip(columns["file"], columns["length"], strict=True):
+        for *_, (file, _, length) in ledger.addresses():
             live[file] = live.get(file, 0) + length
-        stale = set()
+        stale, lone = set(), []
         for folder in ("packs", "volumes"):
-            for path in list((self.folder / folder).iterdir()):
+            for path in (self.folder / folder).iterdir():
                 name = f"{folder}/{path.name}"
                 if name not in live:
-                    path.unlink()
+                    lone.append(path)
                 elif folder == "packs" and path.stat().st_size != live[name]:
                     stale.add(name)
-        for i, (file, offset, length) in enumerate(zip(*columns.values(), strict=True)):
-            if file in stale:
-                with (self.folder / file).open("rb") as f:
-                    f.seek(offset)
-                    columns["file"][i], columns["offset"][i], columns["length"][i] = self.put(f.read(length))
+        moved = [
+            (table, key, self.put(read_bytes(self.folder, address)))
+            for table, key, address in ledger.addresses()
+            if address[0] in stale
+        ]
         self.flush()
-        for name in stale:
-            (self.folder / name).unlink()
-        for name, values in columns.items():
-            at = table.column_names.index(name)
-            table = table.set_column(at, name, pa.array(values, table.schema.field(name).type))
-        return table
+        for table, key, address in moved:
+            ledger.move(table, key, address)
+        ledger.commit()
+        for path in (*lone, *(self.folder / name for name in stale)):
+            path.unlink()
+
+    def check(self, table: pa.Table) -> None:
+        """Every scan's bytes are there: what is published can be read."""
+        ends: dict[str, int] = {}
+        for file, offset, length in zip(*(table[c].to_pylist() for c in ("file", "offset", "length")), strict=True):
+            ends[file] = max(ends.get(file, 1), offset + length)
+        for file, end in ends.items():
+            assert (self.folder / file).stat().st_size >= end, file
 
     def publish(self, settled: Settled, rejects: Iterator[Row], alias: Alias, recipe: str) -> Store:
         """Writes the manifest and moves the whole to `out`; an old store there stays until then."""
         with disk_errors(self.out):
-            table = self.compact(settled.table)
+            self.flush()
+            self.check(settled.table)
             counts: dict[str, int] = {}
             with (self.folder / "rejects.jsonl").open("w") as f:
                 for reject in rejects:
@@ -152,14 +165,29 @@ class Draft:
             info = settled.info | {"recipe": recipe, "key_id": alias.key_id, "created_by": created_by()}
             info["counts"]["rejected"] = dict(sorted(counts.items()))
             with (self.folder / "manifest.parquet").open("wb") as out:
-                pq.write_table(table, out, compression="zstd")
+                pq.write_table(settled.table, out, compression="zstd")
                 out.flush()
                 os.fsync(out.fileno())
             write_synced(self.folder / "store.json", (json.dumps(info, indent=1) + "\n").encode())
+            same = self._fingerprint_at_out() == info["fingerprint"]
+            _move(self.folder, self.out, "cache" if same else None)
+            (self.out / "lock").unlink()
             self._release_lock()
-            (self.folder / "lock").unlink()
-            _move(self.folder, self.out)
         return Store.open(self.out, held=True)
+
+    def _fingerprint_at_out(self) -> str:
+        try:
+            return str(json.loads((self.out / "store.json").read_text())["fingerprint"])
+        except (OSError, ValueError, KeyError):
+            return ""
+
+    def _undo_half_move(self) -> None:
+        """A kill between the two renames of a move leaves the old store aside: it comes back."""
+        for left in sorted(self.out.parent.glob(f".{self.out.name}.*.old")):
+            if self.out.exists():
+                shutil.rmtree(left, ignore_errors=True)
+            elif (left / "store.json").is_file():
+                left.rename(self.out)
 
     def close(self, keep: bool) -> None:
         """Lets go of the folder, and removes it unless somebody will go on with it."""
@@ -167,9 +195,9 @@ class Draft:
             with suppress(OSError):
                 self.pack.close()
             self.pack = None
-        self._release_lock()
-        if not keep:
+        if self.lock is not None and not keep:  # without the lock the folder is another process's
             shutil.rmtree(self.folder, ignore_errors=True)
+        self._release_lock()
 
     def _release_lock(self) -> None:
         if self.lock is not None:
@@ -236,7 +264,7 @@ class StoreWriter:
         if not self.found:
             raise UserError(f"no scan was added; nothing was written to {self.draft.out}")
         self.draft.sync()
-        settled = settle(lambda: iter(self.found), self.alias, self.draft.folder)
+        settled = settle(lambda: iter(self.found), self.alias, self.draft.folder, {})
         self.rejects += settled.rejects
         return self.draft.publish(settled, iter(self.rejects), self.alias, self.recipe)
 
@@ -276,8 +304,19 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _move(part: Path, out: Path) -> None:
-    """Renames `part` to `out`; an old store there steps aside first, and comes back if that fails."""
+def read_bytes(folder: Path, address: Address) -> bytes:
+    """A record of a pack."""
+    file, offset, length = address
+    with (folder / file).open("rb") as f:
+        f.seek(offset)
+        return f.read(length)
+
+
+def _move(part: Path, out: Path, take: str | None = None) -> None:
+    """Renames `part` to `out`; an old store there steps aside first, and comes back if that fails.
+
+    `take` names a folder of the old store that the new one takes over.
+    """
     if not out.exists():
         part.rename(out)
         return
@@ -288,4 +327,6 @@ def _move(part: Path, out: Path) -> None:
     except BaseException:
         old.rename(out)
         raise
+    if take is not None and (old / take).is_dir():
+        (old / take).rename(out / take)
     shutil.rmtree(old, ignore_errors=True)
