@@ -84,3 +84,10 @@ def test_a_link_is_no_key_file(tmp_path):
     os.symlink(tmp_path / "key", tmp_path / "link")
     with pytest.raises(UserError, match="regular"):
         open_key(tmp_path / "link")
+
+
+def test_a_patient_is_the_same_from_a_header_and_from_a_table():
+    alias = Alias(KEY)
+    assert alias.patient(b"P0 \0") == alias.patient(" P0") == alias.patient("P0", " ") == alias.alias("patient", "P0")
+    assert alias.patient(b"P0", b"H1 ") == alias.patient("P0", "H1") == alias.patient("H1|P0") != alias.patient("P0")
+    assert alias.patient(_nfc("환자").encode()) == alias.patient("환자")

@@ -339,6 +339,8 @@ def test_the_privacy_page_is_closed_and_counts(store):
     assert re.search(r"113112\|+[^|]+\|+partly\|", text)
     assert opened.info["key_id"] in text
     assert text.count("____") >= 4
+    assert "ledger.sqlite" in text
+    assert "(PNG, JPEG, TIFF) do not say what they are and are not held by class" in text
 
 
 def test_faces_are_counted_by_part_and_thickness(store):

@@ -1,14 +1,19 @@
 """Tables join the right scan, copy what was asked for and nothing else."""
 
+import io
 import re
 import unicodedata
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from medssl.errors import UserError
 from medssl.scans.alias import Alias
+from medssl.scans.facts import identify
+from medssl.scans.header import parse
 from medssl.store.labels import read_labels
 from medssl.store.match import match, normal, stem
 
@@ -53,6 +58,10 @@ def defined(paths, files):
         parts = name.split("/")
         return ["/".join(parts[i:]) for i in range(len(parts))] + ["stem of " + stem(name)]
 
+    def apart(a, b):
+        folders = [name.split("/")[:-1][-1:] for name in (a, b)]
+        return all(folders) and folders[0] != folders[1]
+
     def count(names, tail):
         return sum(tail in tails(name) for name in names)
 
@@ -62,8 +71,9 @@ def defined(paths, files):
             out[path] = files.index(path)
             continue
         once = [t for t in tails(path) if count(dict.fromkeys(paths), t) == 1 and count(files, t) == 1]
-        if once:
-            out[path] = next(i for i, name in enumerate(files) if once[0] in tails(name))
+        i = next((i for i, name in enumerate(files) if once and once[0] in tails(name)), None)
+        if i is not None and not apart(path, files[i]):
+            out[path] = i
     return out
 
 
@@ -76,6 +86,37 @@ NAMES = st.lists(st.sampled_from("ab"), max_size=2).flatmap(
 @given(st.lists(NAMES, max_size=7), st.lists(NAMES, max_size=7, unique=True))
 def test_match_against_its_definition(paths, files):
     assert match(paths, files) == defined(paths, files)
+
+
+def test_a_damaged_file_hands_its_row_to_no_other():
+    names = ["a/1.png", "B/1.png", "c/2.png", "1.json"]
+    assert match(["a/1.png"], [normal("B/1.png")], names) == {}
+    assert match(["a/1.png"], ["1.png"], names) == {}
+    assert match(["a/1.png"], ["1"], names) == {}
+    assert match(["a/1.png", "c/2.png"], ["a/1.png", "2.png"], names) == {"a/1.png": 0, "c/2.png": 1}
+    assert match(["a/1.png", "set.npz#train/0"], ["1.png", "set"], ["a/1.png", "a/1.dcm", "b/1.json", "set.npz"]) == {
+        "a/1.png": 0,
+        "set.npz#train/0": 1,
+    }
+
+
+def test_the_names_of_the_source_count(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("file,label\n1.png,sick\n2.png,well\n")
+    beside = read_labels(table, ALIAS, paths=iter(["a/1.png", "B/1.png", "a/2.png"]))
+    out, _ = beside.join(rows(["a/1.png", "a/2.png"]), ["a/1.png", "a/2.png"])
+    assert [r.get("label:label") for r in out] == [None, "well"]
+
+
+def test_folders_of_other_names_are_other_cases():
+    assert match(["hospital_a/1.png"], ["hospital_b/1.png"]) == {}
+    assert match(["hospital_a/1.png"], ["hospital_b/1"]) == {}
+    assert match(["a/x.npz#train/1"], ["b/x.npz#train:1", "a/x.npz"]) == {"a/x.npz#train/1": 1}
+    assert match(["a/1.png", "2.png", "s.zip!/3.png"], ["x/y/a/1.png", "x/2.png", "s/3.png"]) == {
+        "a/1.png": 0,
+        "2.png": 1,
+        "s.zip!/3.png": 2,
+    }
 
 
 def test_names_in_archives_and_uids():
@@ -103,9 +144,54 @@ def test_columns_that_were_not_named_are_not_copied_but_listed(tmp_path):
 
 def test_patients_become_pseudonyms(tmp_path):
     out, _ = join(tmp_path, "file,patient_id\na.png,P1\nb.png,P1\nc.png,\n", ["a.png", "b.png", "c.png"])
-    assert [r["patient"] for r in out] == [ALIAS.alias("patient", "P1")] * 2 + ["own"]
+    assert [r["patient"] for r in out] == [ALIAS.patient("P1")] * 2 + ["own"]
     assert [r["patient_known"] for r in out] == [True, True, False]
     assert "P1" not in str(out)
+
+
+def test_a_table_of_patients_joins_dicom(tmp_path):
+    """By Patient ID as the header has it, and the issuer before it where there is one."""
+    table = tmp_path / "t.csv"
+    table.write_text("patient_id,label\nP0,sick\nH1|P0,well\n")
+    paths = ["a.dcm", "b.dcm", "c.dcm"]
+    headers = [dataset(PatientID="P0 "), dataset(PatientID="P0", IssuerOfPatientID="H1"), dataset(PatientID="P2")]
+    scans = [row | identify(h, ALIAS, p) for row, h, p in zip(rows(paths), headers, paths, strict=True)]
+    out, _ = read_labels(table, ALIAS, paths=paths).join(scans, paths)
+    assert [r.get("label:label") for r in out] == ["sick", "well", None]
+    assert [r["patient"] for r in out] == [s["patient"] for s in scans]
+
+
+def dataset(**elements):
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.file_meta.MediaStorageSOPInstanceUID = "1.2"
+    for keyword, value in elements.items():
+        setattr(ds, keyword, value)
+    ds.Rows = ds.Columns = 1
+    ds.PixelData = b"\0\0"
+    ds["PixelData"].VR = "OW"
+    data = io.BytesIO()
+    ds.save_as(data, enforce_file_format=True)
+    return parse(io.BytesIO(data.getvalue()))
+
+
+def test_equal_birthdays_are_not_linked_and_two_of_one_id_are_told():
+    def born(**elements):
+        return identify(dataset(**elements), ALIAS, "a")["born"]
+
+    assert born(PatientID="P0", PatientBirthDate="19570203") != born(PatientID="P1", PatientBirthDate="19570203")
+    assert born(PatientID="P0", PatientBirthDate="19570203") == born(PatientID="P0 ", PatientBirthDate="19570203")
+    assert born(PatientID="P0", PatientBirthDate="19570203") != born(PatientID="P0", PatientBirthDate="19570204")
+    assert born(PatientID="ANON", PatientBirthDate="19570203") == ""
+
+
+def test_the_birth_date_goes_with_the_patient_it_was_told_of(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("file,patient_id\na.png,P1\nb.png,P2\n")
+    scans = [row | {"born": "x", "patient": ALIAS.patient("P1")} for row in rows(["a.png", "b.png"])]
+    out, _ = read_labels(table, ALIAS).join(scans, ["a.png", "b.png"])
+    assert [r["born"] for r in out] == ["x", ""]
 
 
 def test_a_table_may_go_by_patient(tmp_path):
@@ -119,7 +205,7 @@ def test_a_table_may_go_by_patient(tmp_path):
 
 def test_a_pattern_names_the_patient_before_the_table_does(tmp_path):
     out, _ = join(tmp_path, "file,patient\np7.png,other\n", ["p7.png"], patient=r"p(\d)")
-    assert out[0]["patient"] == ALIAS.alias("patient", "7")
+    assert out[0]["patient"] == ALIAS.patient("7")
 
 
 def test_folders_are_labels():
@@ -146,6 +232,42 @@ def test_facts_let_no_free_text_through(tmp_path):
     assert [r["site"] for r in out] == ["A", "", "B"]
 
 
+def test_views_are_those_of_a_list(tmp_path):
+    out, _ = join(tmp_path, "file,view\na,minjun\nb,pa\n", ["a", "b"])
+    assert [r.get("fact:view") for r in out] == [None, "PA"]
+
+
+@pytest.mark.parametrize("column", ["finding", "site"])
+@pytest.mark.parametrize(
+    "text", ["010-1234-5678", "kim@hospital.kr", "2024-03-02", "Kim came in with a cough today", "88123456", "x" * 65]
+)
+def test_columns_that_look_like_free_text_are_dropped_and_said(tmp_path, column, text):
+    out, report = join(tmp_path, f"file,label,{column}\na,sick,ok\nb,well,{text}\n", ["a", "b"])
+    assert [r["label:label"] for r in out] == ["sick", "well"]
+    assert not any(f"label:{column}" in r or r["site"] for r in out)
+    assert f"column '{column}' looks like free text" in str(report)
+    assert f"targets=[{column}]" in str(report)
+    assert text not in str(report)
+
+
+def test_a_label_that_nobody_named_and_that_is_always_another_is_no_label(tmp_path):
+    names = [f"n{k}" for k in range(30)]
+    text = "file,finding\n" + "".join(f"{n},word{n}\n" for n in names)
+    out, report = join(tmp_path, text, names)
+    assert not any("label:finding" in r for r in out)
+    assert "targets=[finding]" in str(report)
+    out, _ = join(tmp_path, text, names, targets=["finding"])
+    assert [r["label:finding"] for r in out] == [f"word{n}" for n in names]
+
+
+def test_of_a_named_label_single_values_are_refused_and_counted(tmp_path):
+    text = "file,note\na,sick\nb,call 010-1234-5678\nc,0.123456789\nd,mild|effusion\ne,mild|880101\n"
+    out, report = join(tmp_path, text, list("abcde"), targets=["note"])
+    assert [r["label:note"] for r in out] == ["sick", None, "0.123456789", "mild|effusion", None]
+    assert "2 values of column 'note' were not copied" in str(report)
+    assert "1234" not in str(report)
+
+
 @pytest.mark.parametrize(
     ("cell", "age"),
     [("45세", 45.0), ("6개월", 0.5), ("104", 90.0), ("999", None), ("999D", 999 / 365), ("45 Kim", None)],
@@ -158,7 +280,7 @@ def test_ages(tmp_path, cell, age):
 def test_korean_and_differently_written_columns(tmp_path):
     out, report = join(tmp_path, "파일명;환자 번호;진단명;성별;View Position\na.png;7;폐렴;여;pa\n", ["a.png"])
     assert out[0] | {"label:진단명": "폐렴", "fact:sex": "F", "fact:view": "PA"} == out[0]
-    assert out[0]["patient"] == ALIAS.alias("patient", "7")
+    assert out[0]["patient"] == ALIAS.patient("7")
     assert not any("not copied" in line for line in report)
 
 

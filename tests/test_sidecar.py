@@ -1,8 +1,8 @@
 """A set as AI-Hub has them: every JSON finds its scan, every copy its original, and nothing that identifies gets out."""
 
 import io
-import tracemalloc
 import json
+import tracemalloc
 import unicodedata
 import zipfile
 
@@ -63,7 +63,7 @@ def test_a_set_in_two_trees(tmp_path):
             scans.append(name)
     out, report = beside.join(rows(scans), scans)
     assert labels(out) == ["가0", "가1", "나0", None]
-    assert [r["patient"] for r in out[:3]] == [ALIAS.alias("patient", p) for p in ("가병원0", "가병원1", "나병원0")]
+    assert [r["patient"] for r in out[:3]] == [ALIAS.patient(p) for p in ("가병원0", "가병원1", "나병원0")]
     assert [r["patient_known"] for r in out] == [True, True, True, False]
     assert report == ["3 of 4 scans have a JSON file (labels: label)"]
 
@@ -114,7 +114,7 @@ def test_only_allowed_values_get_out():
     out, report = beside.join(rows(["kim_88123456.dcm"]), ["kim_88123456.dcm"])
     row = {k: v for k, v in out[0].items() if k != "scan"}
     assert row == {
-        "patient": ALIAS.alias("patient", "88123456"),
+        "patient": ALIAS.patient("88123456"),
         "patient_known": True,
         "fact:age": 90.0,
         "fact:sex": "F",
@@ -281,7 +281,7 @@ def test_a_pattern():
     beside = sidecars({"나/xP1_10.json": {"sex": "f"}}, pattern)
     out, _ = beside.join(rows(paths), paths)
     assert labels(out) == ["sick", "well", None]
-    assert [r["patient"] for r in out] == [ALIAS.alias("patient", "P1"), ALIAS.alias("patient", "P2"), "own"]
+    assert [r["patient"] for r in out] == [ALIAS.patient("P1"), ALIAS.patient("P2"), "own"]
     assert [r.get("fact:sex") for r in out] == ["F", None, None]
     kinds = {"P1_10.png": "image", "a/P9_10.dcm": "dicom", "P1_12.png": "image"}
     assert beside.renditions(kinds) == [("P1_10.png", "a/P9_10.dcm")]
@@ -307,6 +307,13 @@ def test_a_label_that_nobody_named_and_that_is_always_another_is_no_label():
     assert labels(sidecars(files, targets=["label"]).join(rows(paths), paths)[0]) == names
 
 
+def test_a_stray_json_is_said_and_stops_nothing():
+    out, report = sidecars({"kim/dataset.json": {"label": "x"}}).join(rows(["x.dcm"]), ["x.dcm"])
+    assert out == rows(["x.dcm"])
+    assert report[0].startswith("none of the 1 JSON files belongs to a scan: they lie like folder/name.json")
+    assert "kim" not in str(report)
+
+
 def test_wrong_options():
     with pytest.raises(UserError, match="not a regular expression"):
         Sidecars(ALIAS, "(")
@@ -315,7 +322,7 @@ def test_wrong_options():
     with pytest.raises(UserError, match=r"finds no stem in the paths of the scans, which are like folder/name$"):
         sidecars({}, r"(?P<stem>zzz)").join(rows(["kim/x.dcm"]), ["kim/x.dcm"])
     with pytest.raises(UserError, match=r"lie like folder/name.json, scans like name.dcm") as e:
-        sidecars({"kim/1.json": {}}).join(rows(["x.dcm"]), ["x.dcm"])
+        sidecars({"kim/1.json": {}}, r"(?P<stem>[^/]+)$").join(rows(["x.dcm"]), ["x.dcm"])
     assert "kim" not in str(e.value)
     assert sidecars({}).join(rows(["x.dcm"]), ["x.dcm"])[0] == rows(["x.dcm"])
 

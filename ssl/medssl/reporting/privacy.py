@@ -1,6 +1,5 @@
 """The page for an ethics board: what a store keeps of the people in it, what it dropped, and what nobody has checked."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from medssl.reporting.tags import Html, bullets, element, facts, page, paragraph, table
 from medssl.scans.codes import CODES
+from medssl.store.release import read_released
 from medssl.store.store import Store
 
 HEAD = {"HEAD", "BRAIN", "SKULL", "HEADNECK", "NECK", "JAW", "EYE", "WHOLEBODY"}
@@ -55,9 +55,8 @@ def privacy_page(store: Store) -> str:
 
 
 def _released(store: Store) -> Counter[str]:
-    """How many scans a human let in, by the reason they had been held for."""
-    path = store.path / "released.json"
-    return Counter(json.loads(path.read_text()).values()) if path.exists() else Counter()
+    """Reason -> scans a human has let in that were held for it."""
+    return Counter(found["held"] for found in read_released(store.path).values())
 
 
 def _looked(released: Counter[str]) -> str:
@@ -142,6 +141,8 @@ def _pseudonyms(store: Store) -> Html:
                 "stands for a patient of its own.",
                 "Every scan carries a hash of its pixels and a perceptual hash. Somebody who has the very image can find it "
                 "again by them; they reveal nothing about a person otherwise.",
+                "The ledger (ledger.sqlite) holds the pseudonyms of files and of what is in them, the place of every slice in "
+                "its series, and hashes. Only adding to the store needs it; deleting it makes the store final.",
             ]
         )
     )
@@ -187,7 +188,8 @@ def _pixels(store: Store, released: Counter[str]) -> Html:
     parts = [
         paragraph(
             "Ultrasound, screenshots, fluoroscopy and whatever its header says is annotated may show a name in the picture. "
-            "Such scans are held: they do not train until a human has looked at them and released them."
+            "Such scans are held: they do not train until a human has looked at them and released them. Pictures without a "
+            "header (PNG, JPEG, TIFF) do not say what they are and are not held by class: look at them before training."
         ),
         table(["why held", "held now", "released by a human"], rows) if rows else paragraph("No scan was or is held."),
         paragraph(

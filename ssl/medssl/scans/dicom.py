@@ -95,9 +95,7 @@ def _slice(header: Header, name: str, alias: Alias, **known: Any) -> Slice | Non
     )
 
 
-def group_key(
-    header: Header, name: str, orientation: tuple[float, ...], spacing: tuple[float, ...]
-) -> tuple[Any, ...]:
+def group_key(header: Header, name: str, orientation: tuple[float, ...], spacing: tuple[float, ...]) -> tuple[Any, ...]:
     """What slices of one volume share. Tube current and acquisition number differ inside volumes: neither is in it.
 
     UIDs may be empty or everywhere the same, so the patient is in it, and without a series the folder of the file.

@@ -135,7 +135,9 @@ class Labels:
                 f"column {name!r} looks like free text and was not copied: name it with targets=[{name}] if it is a label"
             )
         for name, count in self.refused.items():
-            lines.append(f"{count} values of column {name!r} were not copied: they look like texts, dates or numbers of people")
+            lines.append(
+                f"{count} values of column {name!r} were not copied: they look like texts, dates or numbers of people"
+            )
         if self.dropped:
             lines.append(f"columns not copied: {', '.join(self.dropped)} (name labels with targets=[…])")
         return lines
@@ -254,19 +256,17 @@ def _columns(path: Path, header: list[str], cells: dict[int, list[str]], targets
     return _Columns(file, patient, split, names.get("site"), labels, facts)
 
 
-def _screen(
-    header: list[str], cells: dict[int, list[str]], columns: _Columns, named: bool, out: Labels
-) -> _Columns:
+def _screen(header: list[str], cells: dict[int, list[str]], columns: _Columns, named: bool, out: Labels) -> _Columns:
     """The columns that are labels or the site and no free text. In `cells` what may not be kept becomes ""."""
     texts = set()
     for i in [*columns.labels, *([] if columns.site is None else [columns.site])]:
         values = [cell[i] for cell in cells.values() if cell[i]]
-        refused = sum(allowed(v) is None for v in values)
+        refused = sum(_words(v) is None for v in values)
         if named and i in columns.labels:
             if refused:
                 out.refused[header[i]] = refused
             for cell in cells.values():
-                cell[i] = allowed(cell[i]) or ""
+                cell[i] = _words(cell[i]) or ""
         elif refused or many(values):
             texts.add(i)
             out.texts.append(header[i])
@@ -281,6 +281,12 @@ def allowed(value: Any) -> str | None:
         return None
     number = math.isfinite(value) if isinstance(value, float) else NUMBER.fullmatch(text)
     return text if number or (len(text.split()) <= WORDS and not IDENTIFIER.search(text)) else None
+
+
+def _words(cell: str) -> str | None:
+    """A cell with a label or with several, "a|b"; None when one may not be kept."""
+    words = [allowed(word) for word in cell.split("|")]
+    return None if None in words else "|".join(word for word in words if word)
 
 
 def many(values: Sequence[Any]) -> bool:
