@@ -76,7 +76,7 @@ class View:
     @cached_property
     def rows(self) -> list[dict]:
         """Rows of this case: of its patient, or without one of its files."""
-        patients = {ALIAS.alias("patient", f"|{self.folder.name}")}
+        patients = {ALIAS.patient(self.folder.name)}
         patients |= {ALIAS.alias("patient", f"file|{self.folder.name}/{name}") for name in self.used}
         return [row for row in self.world.rows.values() if row["patient"] in patients]
 

@@ -957,9 +957,9 @@ def test_what_a_human_must_see_first(tags, modality, held):
 def test_identities_are_pseudonyms_and_placeholders_are_nobody():
     known = identify(headed(PatientBirthDate="19570203"), ALIAS, "a")
     assert known == identify(headed(PatientBirthDate="19570203", SOPInstanceUID="7"), ALIAS, "b")
-    assert known["patient"] == ALIAS.alias("patient", b"|P1")
+    assert known["patient"] == ALIAS.alias("patient", b"P1")
     assert known["patient"] != identify(headed(IssuerOfPatientID="other"), ALIAS, "a")["patient"]
-    assert known["born"] == ALIAS.alias("born", b"19570203")
+    assert known["born"] == ALIAS.alias("born", b"P1|19570203")
     for nobody in ("", "ANONYMOUS", "0", " unknown "):
         ids = identify(headed(PatientID=nobody), ALIAS, "a")
         assert ids["patient"] == ALIAS.alias("patient", b"study|1.2.3")

@@ -213,7 +213,7 @@ def _renditions(
     kept = lru_cache(maxsize=2)(lambda i: read_array(folder, addresses[i]._asdict()))
     for image, dicom in sorted(sidecars.renditions(kinds), key=lambda pair: place[pair[1]]):
         (i, _), (j, k) = place[image], place[dicom]
-        if any(rendition.same(p, kept(i).mean(0)) for p in rendition.planes(kept(j).mean(0), k, len(names[j]))):
+        if any(rendition.same(plane, kept(i).mean(0)) for plane in rendition.of_scan(kept(j), k, len(names[j]))):
             found.add(i)
     return found
 

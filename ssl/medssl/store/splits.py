@@ -1,4 +1,5 @@
-"""Which patients train, validate and test: decided by a keyed hash of the patient, so adding patients moves nobody.
+"""Which patients train, validate and test: decided by a keyed hash of the patient, so adding patients moves nobody
+but those whom a new one's images tie to others.
 
 Patients whose images equal or resemble each other are one group, and the hash is the group's: see groups.py.
 """
