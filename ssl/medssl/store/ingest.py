@@ -48,10 +48,11 @@ def ingest(
 
     Each scan keeps its physical values (HU for CT) in the smallest type that loses nothing. Files that cannot be used
     are left out and listed with a reason in `rejects.jsonl`; scans that a human should see first are held back
-    (`medssl release`). A keyed hash divides the patients, with all who share an image, into train (70 %), val (10 %) and
-    test (20 %), so more patients under the same key move nobody but whom they share an image with. The same source and key give the same store, whatever
-    was interrupted and however many workers read. Where `out` is a store of the same source already, only files that
-    are new or have changed are read, and scans whose files are gone leave it. Prints a summary.
+    (`medssl release`). A keyed hash divides the patients, with all who share an image, into train (70 %), val (10 %)
+    and test (20 %), so more patients under the same key move nobody but whom they share an image with. The same source
+    and key give the same store, whatever was interrupted and however many workers read. Where `out` is a store of the
+    same source already, only files that are new or have changed are read, and scans whose files are gone leave it.
+    Prints a summary.
 
     Args:
         source: a folder with DICOM, NIfTI, PNG, JPEG, TIFF or npz files at any depth, or one such file.
