@@ -205,7 +205,7 @@ def test_a_full_disk_at_the_end_keeps_what_was_read(hospital, tmp_path, monkeypa
     monkeypatch.setattr("medssl.store.write.write_synced", full)
     with pytest.raises(UserError, match="free some space"):
         make(hospital / "pictures", tmp_path / "s", tmp_path)
-    assert "the same command goes on" in capfd.readouterr().err
+    assert "what was read is kept for the next try" in capfd.readouterr().err
     monkeypatch.undo()
     monkeypatch.setattr(Reading, "_settle_file", full)  # nothing may be read again
     make(hospital / "pictures", tmp_path / "s", tmp_path).verify()
@@ -220,6 +220,22 @@ def test_code_in_the_folder_of_the_scans_is_not_run(hospital, tmp_path, monkeypa
     store = make(".", tmp_path / "s", tmp_path)
     assert not (tmp_path / "ran").exists()
     assert set(store.info["counts"]["rejected"]) == {"NOT_A_SCAN"}
+
+
+def test_work_that_was_kept_is_not_thrown_away_for_another_source(hospital, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Draft, "publish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make(hospital / "pictures", tmp_path / "s", tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"none of the \d+ files of the unfinished ingest"):
+        make(hospital / "nifti", tmp_path / "s", tmp_path)
+    make(hospital / "pictures", tmp_path / "s", tmp_path).verify()
+    with pytest.raises(UserError, match="there is no key"):
+        ingest(hospital / "pictures", tmp_path / "s", key=tmp_path / "mistyped")
+    assert not (tmp_path / "mistyped").exists()
 
 
 def test_what_was_released_stays_so_only_while_it_is_the_same(tmp_path):

@@ -250,7 +250,7 @@ def test_a_failed_overwrite_keeps_the_old_store(pictures, tmp_path, key, monkeyp
     monkeypatch.setattr(Reading, "stack", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ingest(pictures, tmp_path / "out", key=key, overwrite=True)
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "what was read is kept for the next try" in capsys.readouterr().err
     assert Store.open(tmp_path / "out").fingerprint == old.fingerprint
     old.verify()
     monkeypatch.undo()

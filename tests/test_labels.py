@@ -214,12 +214,9 @@ def test_folders_are_labels():
     assert [r.get("label:label") for r in out] == ["sick", None, None, "well", "mild"]
 
 
-def test_splits_count_only_when_all_are_splits(tmp_path):
+def test_an_empty_cell_is_no_split(tmp_path):
     out, _ = join(tmp_path, "file,split\na.png,Train\nb.png,\n", ["a.png", "b.png"])
     assert [r["split"] for r in out] == ["train", ""]
-    out, report = join(tmp_path, "file,split\na.png,train\nb.png,fold 3\n", ["a.png", "b.png"])
-    assert [r["split"] for r in out] == ["", ""]
-    assert "split" in report[-1]
 
 
 def test_facts_let_no_free_text_through(tmp_path):
@@ -337,3 +334,17 @@ def test_wrong_options(tmp_path):
         read_labels(None, ALIAS, patient="person(", paths=["person1"])
     with pytest.raises(UserError, match="no path of the source"):
         read_labels(None, ALIAS, patient=r"person(\d)", paths=["patient1"])
+
+
+@pytest.mark.parametrize("word", ["tst", "3", "Train set"])
+def test_a_split_of_another_word_is_said(tmp_path, word):
+    path = tmp_path / "t.csv"
+    path.write_text(f"file,split\na.png,train\nb.png,{word}\n")
+    with pytest.raises(UserError, match=r"split .* line 3"):
+        read_labels(path, Alias(bytes(32)))
+
+
+def test_usual_words_for_splits(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("file,split\na.png,Training\nb.png,validation\nc.png,TEST\n")
+    assert [row["split"] for row in read_labels(path, Alias(bytes(32))).rows] == ["train", "val", "test"]

@@ -56,7 +56,8 @@ def inspect(
     shown = every if held else Store.open(store, where=where)
     topics = dict(_topics(shown, every))
     print(
-        f"{every.path}: {len(shown):,} scans shown, {len(every) - len(shown):,} held back. {every.info['fingerprint']}"
+        f"{every.path}: {len(shown):,} scans shown, {len(every) - len(shown):,} held back and not shown. "
+        f"{every.info['fingerprint']}"
     )
     for name, rows in topics.items():
         print(f"\n{name}")

@@ -88,6 +88,8 @@ def ingest(
     table = None if labels is None or labels == "folders" else Path(labels).expanduser()
     wanted = [targets] if isinstance(targets, str) else targets
     sidecars = None
+    if (out / "store.json").exists() and not overwrite and not key.exists():
+        raise UserError(f"there is no key at {key}, and {out} was made with one; give that one with key=")
     alias = open_key(key)
     if aihub is not None:
         sidecars = Sidecars(alias, aihub, keys or {}, () if table else wanted)
@@ -139,7 +141,7 @@ def ingest(
                 ledger.close()
         draft.close(keep=started and not whole)
         if started and not whole:
-            print("what was read is kept; the same command goes on from there", file=sys.stderr)
+            print(f"what was read is kept for the next try, in {draft.folder}", file=sys.stderr)
     lines = _summary(store, settled.report, key)
     if old is not None:
         lines.insert(1, f"since then   {_since(store, before, unread, gone)}")
@@ -227,10 +229,10 @@ def _mirror(ledger: Ledger, source: Path, old: Store | None) -> int:
             f"{closed} folders or files below source={source} cannot be read, and {before - still} files of the last ingest "
             "are not found; check permissions and mounts and run again, so that scans do not leave the store by mistake"
         )
-    if before and not still and old is not None:
+    if before and not still:
         raise UserError(
-            f"none of the {before} files of the last ingest is below source={source}; "
-            "name that source (more files in it are added), choose another out=, or overwrite=true"
+            f"none of the {before} files of the {'last' if old is not None else 'unfinished'} ingest is below "
+            f"source={source}; name that source (more files in it are added), choose another out=, or overwrite=true"
         )
     return ledger.forget_gone()
 

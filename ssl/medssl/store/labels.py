@@ -55,6 +55,7 @@ LONGEST, WORDS = 64, 5  # of a value that is a word, not a text: letters and wor
 IDENTIFIER = re.compile(r"\d{6}|\d{2,4}[-. ]\d{3,4}[-. ]\d{4}|\d{1,4}[-./]\d{1,2}[-./]\d{1,4}|@|://|[\x00-\x1f]")
 NUMBER = re.compile(r"[-+]?(0|[1-9]\d{0,4})?\.\d+(e[-+]?\d{1,2})?", re.IGNORECASE)  # its digits are no telephone number
 DISTINCT = 20  # different values of a label that nobody named, before it counts as an identifier or a text
+SPLIT_WORDS = {s: s for s in SPLITS} | {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 ENCODINGS = ("utf-8-sig", "cp949")  # cp949: what Excel writes on a Korean Windows
 
 
@@ -249,8 +250,12 @@ def _columns(path: Path, header: list[str], cells: dict[int, list[str]], targets
             raise UserError(f"targets: {path} has no column {name!r}.{nearest(name, header)}")
     labels = {header.index(n): n for n in targets} or {i: header[i] for n, i in names.items() if n in squashed(LABEL)}
     split = names.get("split")
-    if split is not None and not {cell[split].casefold() for cell in cells.values()} <= {*SPLITS, ""}:
-        split = None
+    for line, cell in cells.items():
+        if split is not None and cell[split].casefold() not in {*SPLIT_WORDS, ""}:
+            raise UserError(
+                f"{path}: the column split has another word than train, val and test in line {line}; "
+                "correct it, or give the column another name"
+            )
     facts = {names[n]: fact for fact, known in FACT.items() for n in squashed(known) if n in names}
     facts = {i: fact for i, fact in facts.items() if i not in labels}
     return _Columns(file, patient, split, names.get("site"), labels, facts)
@@ -306,7 +311,7 @@ def _row(cell: list[str], columns: _Columns, alias: Alias) -> dict[str, Any]:
     row: dict[str, Any] = {f"label:{name}": cell[i] or None for i, name in columns.labels.items()}
     row |= {f"fact:{name}": v for i, name in columns.facts.items() if (v := FACTS[name](cell[i])) is not None}
     if columns.split is not None and cell[columns.split]:
-        row["split"] = cell[columns.split].casefold()
+        row["split"] = SPLIT_WORDS[cell[columns.split].casefold()]
     if columns.site is not None and cell[columns.site]:
         row["site"] = cell[columns.site]
     if columns.patient is not None and (raw := cell[columns.patient]):

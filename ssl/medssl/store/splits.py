@@ -69,10 +69,7 @@ def empty_splits(splits: Iterable[str], patients: int) -> str:
     missing = [s for s in SPLITS if s not in set(splits)]
     if not missing or patients < 10:
         return ""
-    return (
-        f"no patient fell into {' or '.join(missing)}: with {patients} patients that is chance; "
-        "add patients, or give the split in a column named split"
-    )
+    return f"no patient is in {' or '.join(missing)}; add patients, or give all three splits in a column named split"
 
 
 class Overlap(NamedTuple):

@@ -55,7 +55,7 @@ class Worker:
                 elif kind in READERS:
                     found = READERS[kind](stream, file.name, self.alias)
                 elif kind == "zip":
-                    raise Unreadable("ARCHIVE", "a zip archive; archives are opened only when asked")
+                    raise Unreadable("ARCHIVE", "a zip archive; with archives=true it is opened")
                 elif file.name.lower().endswith((".nii", ".nii.gz", ".hdr")):
                     raise Unreadable("BAD_HEADER", "a NIfTI file by its name, but its content is not")
                 else:
