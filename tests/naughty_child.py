@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 
-from medssl.store.supervise import limit, receive, send
+from medssl.store.supervise import HEAD, limit, receive, send
 
 
 def main():
@@ -25,6 +25,10 @@ def main():
             time.sleep(message["seconds"])
         if message["do"] == "gibberish":
             answers.write(b"\xff" * 64)
+            answers.flush()
+        if message["do"] == "deep":
+            text = b"[" * 100_000
+            answers.write(HEAD.pack(len(text), 0) + text)
             answers.flush()
         if message["do"] == "fill":
             try:

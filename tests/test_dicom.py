@@ -99,7 +99,7 @@ def scans(data, name="a/x.dcm"):
     found = dicom.read(io.BytesIO(data), name, ALIAS, "file")
     if isinstance(found, Slice):
         s = Slice.of(json.loads(json.dumps(found.as_dict())))
-        return [dicom.single(s, io.BytesIO(data), ALIAS)]
+        return [dicom.single(s, io.BytesIO(data))]
     return [scan for scan, _ in found]
 
 
@@ -739,11 +739,11 @@ def test_slices_that_cannot_be_opened_are_named_and_their_paths_are_not():
 
     class Torn(io.BytesIO):
         def read(self, *_):
-            raise OSError(5, "Input/output error", "/home/MUELLER/x.dcm")
+            raise OSError(5, "Input/output error", "ward/MUELLER/x.dcm")
 
     def opened(s):
         if s.file == "1":
-            raise FileNotFoundError(2, "No such file", "/home/MUELLER/x.dcm")
+            raise FileNotFoundError(2, "No such file", "ward/MUELLER/x.dcm")
         return Torn() if s.file == "3" else io.BytesIO(files[int(s.file)])
 
     bad = dicom.volume(slices_of(files), opened, ALIAS, lambda k: None)

@@ -10,7 +10,6 @@ from medssl.scans.phash import BLANK, hamming, packed, phash
 from medssl.store.groups import (
     ENOUGH,
     confirmed,
-    duplicates_report,
     groups,
     identities,
     near_pairs,
@@ -212,20 +211,6 @@ def test_groups_are_the_connected_components(pairs):
     for _ in range(12):
         reach = reach @ reach
     assert names == [min(f"p{j}" for j in np.flatnonzero(reach[i])) for i in range(12)]
-
-
-def test_duplicates_of_pneumonia_mnist(shared):
-    archive = np.load(shared / "medmnist" / "pneumoniamnist_rebuilt.npz", allow_pickle=False)
-    splits = [s for s in ("train", "val", "test") for _ in archive[f"{s}_images"]]
-    hashes = [x.tobytes().hex() for s in ("train", "val", "test") for x in archive[f"{s}_images"]]
-    found = duplicates_report(hashes, splits)
-    assert found["within"] | {"val": 0} == {"train": 18, "val": 0, "test": 3}
-    assert found["between"] == {"train-val": 8, "train-test": 0, "val-test": 0}
-
-
-def test_duplicates_are_counted_per_image():
-    found = duplicates_report(["a", "a", "a", "b", "a", "b"], ["train", "train", "test", "test", "test", "train"])
-    assert found == {"within": {"train": 1, "test": 1}, "between": {"train-test": 2}}
 
 
 def test_the_hash_of_every_row_is_read_in_order():

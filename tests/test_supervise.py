@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from medssl.errors import UserError
 from medssl.store.supervise import Supervisor, Task
 
 SECRET = "5e" * 32
@@ -76,10 +77,16 @@ def test_memory_has_a_bound(children):
     assert {"full": True} in got[0][0]
 
 
-def test_nonsense_counts_as_a_crash(children):
+@pytest.mark.parametrize("kind", ["gibberish", "deep"])
+def test_nonsense_counts_as_a_crash(children, kind):
     with children(1) as c:
-        got = outcomes(c, tasks({"do": "gibberish"}, {"do": "work"}))
+        got = outcomes(c, tasks({"do": kind}, {"do": "work"}))
     assert [got[i][2] for i in range(2)] == ["DECODER_CRASHED", ""]
+
+
+def test_children_that_cannot_start_are_no_fault_of_the_files():
+    with Supervisor(1, HELLO, module="no_such_module") as c, pytest.raises(UserError, match="cannot start"):
+        outcomes(c, tasks({"do": "work"}))
 
 
 def test_leaving_early_leaves_no_process(children):

@@ -186,7 +186,7 @@ def _opened(stream: BinaryIO, frame: dict[str, Any]) -> tuple[BinaryIO, Layout, 
     return stream, Layout(**frame["layout"]), frame["place"], how
 
 
-def single(s: Slice, stream: BinaryIO, alias: Alias) -> Scan:
+def single(s: Slice, stream: BinaryIO) -> Scan:
     """A slice without neighbours as an image (C, H, W).
 
     Raises:

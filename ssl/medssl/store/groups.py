@@ -236,18 +236,3 @@ def groups(rows: Sequence[Row], pairs: Iterable[tuple[int, int]] = ()) -> tuple[
         "warning": warning,
     }
     return names, report
-
-
-def duplicates_report(hashes: Sequence[str], splits: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Exact duplicates. within: scans beyond the first with the same pixels in a split; between: images that two splits share.
-
-    Args:
-        hashes: the content hash of every row.
-        splits: "train", "val" or "test" of every row.
-    """
-    names = [s for s in ("train", "val", "test") if s in set(splits)]
-    mine = {s: [h for h, t in zip(hashes, splits, strict=True) if t == s] for s in names}
-    return {
-        "within": {s: len(mine[s]) - len(set(mine[s])) for s in names},
-        "between": {f"{a}-{b}": len(set(mine[a]) & set(mine[b])) for k, a in enumerate(names) for b in names[k + 1 :]},
-    }

@@ -14,7 +14,7 @@ from medssl.scans.alias import open_key
 from medssl.store.intensity import check
 from medssl.store.labels import read_labels
 from medssl.store.ledger import Ledger
-from medssl.store.reading import FLEETING, READERS, Reading
+from medssl.store.reading import FLEETING, VERSION, Reading
 from medssl.store.release import read_released
 from medssl.store.row import Row
 from medssl.store.settle import Found, settle
@@ -95,7 +95,7 @@ def ingest(
         sidecars = Sidecars(alias, aihub, keys or {}, () if table else wanted)
     elif keys:
         raise UserError(f"keys={keys} are looked up in JSON files: add aihub=auto")
-    made_with = {"readers": READERS, "recipe": recipe, "key_id": alias.key_id}
+    made_with = {"readers": VERSION, "recipe": recipe, "key_id": alias.key_id}
     draft = Draft(out)
     ledger: Ledger | None = None
     old, started, whole = None, False, False
@@ -210,7 +210,7 @@ def _begin(draft: Draft, old: Store | None, made_with: dict[str, str], overwrite
     if old is not None:
         draft.link(old.path)
     ledger = Ledger(path)
-    if ledger.meta().get("readers", READERS) != READERS:
+    if ledger.meta().get("readers", VERSION) != VERSION:
         ledger.close()
         draft.empty()
         draft.make()

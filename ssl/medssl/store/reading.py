@@ -19,7 +19,7 @@ from medssl.store.sidecar import LARGEST, Sidecars
 from medssl.store.supervise import Event, Supervisor, Task
 from medssl.store.write import Draft
 
-READERS = "2"  # a change in what is read from a file is another number: everything is then read again
+VERSION = "2"  # a change in what is read from a file is another number: everything is then read again
 EVERY = 2.0  # seconds after which what was done survives a crash
 DEATHS = 3  # of a volume, after which no slice of it is tried again
 FLEETING = ("CANNOT_OPEN", "TOO_SLOW", "TOO_BIG_TO_READ")  # reasons that may be gone the next time
@@ -172,7 +172,7 @@ class Reading:
             self.left_out += 1
         for stack, facts in zip(plan.stacks, plan.notes, strict=True):
             files = [s.file for s in stack]
-            words = [READERS, repr(sorted(facts.items())), *(f"{f}:{self.ledger.stamp(f)}" for f in files)]
+            words = [VERSION, repr(sorted(facts.items())), *(f"{f}:{self.ledger.stamp(f)}" for f in files)]
             name = hashlib.blake2b("|".join(words).encode(), digest_size=16).hexdigest()
             self.ledger.plan(name, group, files, facts)
 

@@ -29,7 +29,6 @@ COLUMNS = {
     "hash": pa.string(),
     "phash": pa.string(),
 }
-SCHEMA = pa.schema(list(COLUMNS.items()))
 
 
 def content_hash(array: np.ndarray) -> str:

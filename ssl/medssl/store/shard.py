@@ -45,7 +45,7 @@ def shard(store: Store, out: Path, size: int) -> Store:
             for name in ("rejects.jsonl", "released.json"):
                 if (store.path / name).exists():
                     shutil.copyfile(store.path / name, part / name)
-            (part / "store.json").write_text(json.dumps(store.info | {"sharded": True}, indent=1) + "\n")
+            (part / "store.json").write_text(json.dumps(store.info, indent=1) + "\n")
             for path in part.iterdir():
                 if path.is_file():
                     _sync(path)

@@ -14,8 +14,9 @@ from typing import Any
 from medssl.errors import UserError
 from medssl.scans.alias import Alias
 from medssl.scans.scan import Unreadable
-from medssl.store.labels import ENCODINGS, FACT, FACTS, LABEL, LONGEST, PATIENT, allowed, many, squash, told
+from medssl.store.labels import told
 from medssl.store.match import bare, is_image, pair, shape
+from medssl.store.words import FACT, FACTS, LABEL, LONGEST, PATIENT, allowed, decoded, many, squash
 
 LARGEST = 16 << 20  # bytes
 DEEPEST = 64  # lists and objects inside each other
@@ -165,13 +166,7 @@ def read_json(data: bytes) -> Json:
     """
     if len(data) > LARGEST:
         raise Unreadable("TOO_LARGE", "a JSON file of more than 16 MB")
-    for encoding in ENCODINGS:
-        try:
-            text = data.decode(encoding)
-            break
-        except UnicodeDecodeError:
-            continue
-    else:
+    if (text := decoded(data)) is None:
         raise Unreadable("BAD_SIDECAR", "neither UTF-8 nor CP949")
     try:
         content = json.loads(text)

@@ -61,11 +61,11 @@ class Worker:
                 else:
                     raise Unreadable("NOT_A_SCAN", "neither DICOM, NIfTI, PNG, JPEG, TIFF nor an archive of images")
                 for scan, name in found:
-                    self._scan(scan, name, name.removeprefix(file.name))
+                    self._scan(scan, name.removeprefix(file.name))
         except BaseException as e:
             self._reject("", e)
 
-    def _scan(self, scan: Scan | Unreadable, name: str, part: str) -> None:
+    def _scan(self, scan: Scan | Unreadable, part: str) -> None:
         """One scan, packed: an image goes to the parent, a volume to its own file."""
         try:
             if isinstance(scan, Unreadable):
@@ -117,14 +117,14 @@ class Worker:
         try:
             if len(slices) == 1:
                 with opened(slices[0]) as stream:
-                    found: Any = dicom.single(slices[0], stream, self.alias)
+                    found: Any = dicom.single(slices[0], stream)
             else:
                 found = dicom.volume(slices, opened, self.alias, beat)
         except BaseException as e:
             why = unreadable(e)
             found = [(k, why) for k in range(len(slices))]
         if isinstance(found, Scan):
-            self._scan(replace(found, facts=found.facts | message["facts"] | {"images": len(slices)}), "", "")
+            self._scan(replace(found, facts=found.facts | message["facts"] | {"images": len(slices)}), "")
         else:
             self._say({"bad": [[slices[k].file, why.code, str(why)] for k, why in found]})
 
