@@ -5,11 +5,12 @@ from collections import Counter
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 
 from medssl.errors import UserError
 from medssl.scans import dicom
 from medssl.scans.alias import Alias
-from medssl.scans.cohort import BROKEN, SCANNERS, draw, person, planted, write_cohort
+from medssl.scans.cohort import BROKEN, LUNG, NODULE, SCANNERS, draw, outlines, person, planted, write_cohort
 from medssl.scans.scan import Unreadable
 from medssl.scans.source import open_file, sniff, walk
 
@@ -139,6 +140,49 @@ def test_a_nodule_is_the_only_difference_a_lesion_makes():
     assert gain.max() > 200  # of 4095: well above the noise of 123
     assert (np.abs(gain) <= 40).mean() > 0.6  # most of the picture stays as it was
     assert gain.min() >= -1
+
+
+def test_pixels_are_those_that_were_always_drawn():
+    """Numbers measured on the cohort stay comparable: what is drawn is fixed to the bit."""
+    drawn = [draw(3, p, k, 48, p % 2 == 0, scanner) for p in range(4) for k in (0, 1) for scanner in SCANNERS]
+    digest = hashlib.sha256(b"".join(d.astype("<u2").tobytes() for d in drawn)).hexdigest()
+    assert digest == "17b40475f8f0bd256a741c52bf1e3b5fe4049bbda98e1f38fdecc4b7b6c89575"
+
+
+def test_every_image_has_its_mask_beside_it(cohort):
+    """Same names under masks/, which is how ingestion finds them; nothing for the broken files."""
+    scans = sorted(p.relative_to(cohort / "scans").with_suffix("") for p in (cohort / "scans").rglob("[0-9].dcm"))
+    masks = sorted(p.relative_to(cohort / "masks").with_suffix("") for p in (cohort / "masks").rglob("*"))
+    assert [m for m in masks if len(m.parts) == 2] == scans
+    for name in scans:
+        patient, image = int(name.parts[0]), int(name.parts[1])
+        with Image.open((cohort / "masks" / name).with_suffix(".png")) as file:
+            mask = np.asarray(file)
+        who = person(0, patient)
+        assert mask.dtype == np.uint8
+        np.testing.assert_array_equal(mask, outlines(0, patient, image, SIZE, who.lesion))
+        assert set(np.unique(mask)) == ({0, NODULE, LUNG} if who.lesion else {0, LUNG})
+
+
+def test_a_mask_lies_where_the_nodules_are():
+    """The gain of a sick picture over the same one healthy is the nodules alone: at least half of a peak inside, no more
+    than the sum of three tails outside."""
+    for patient in range(6):
+        mask = outlines(1, patient, 0, 96, True)
+        gain = draw(1, patient, 0, 96, True, "A").astype(float) - draw(1, patient, 0, 96, False, "A")
+        inside = mask == NODULE
+        assert 0.0005 < inside.mean() < 0.08
+        assert gain[inside].min() > 0.4 * 0.10 * 4095 * 0.85  # faintest nodule, half of it, the day's least contrast
+        assert gain[inside].mean() > 8 * gain[~inside].mean()
+        assert np.unravel_index(gain.argmax(), gain.shape) in set(zip(*np.nonzero(inside), strict=True))
+
+
+def test_lungs_are_the_dark_of_the_chest():
+    """What is marked as lung is darker than what is not, by more than bones and noise can turn round."""
+    for patient in range(4):
+        mask, picture = outlines(1, patient, 0, 96, False), draw(1, patient, 0, 96, False, "A")
+        assert 0.1 < (mask == LUNG).mean() < 0.45
+        assert np.median(picture[mask == LUNG]) < np.median(picture[mask == 0]) - 300
 
 
 @pytest.mark.parametrize(

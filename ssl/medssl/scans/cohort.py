@@ -1,7 +1,8 @@
 """A synthetic chest X-ray cohort, written as DICOM: something to ingest, learn and score where no data may be shared.
 
 Patients have lungs, ribs, a spine, a heart and 1 to 4 images of them; some have nodules in a lung. Two scanners differ
-in noise, blur, contrast and encoding. Headers are full of invented identifiers, which must not survive ingestion.
+in noise, blur, contrast and encoding. Headers are full of invented identifiers, which must not survive ingestion. Beside
+the scans lie their masks: where the nodules and the lungs are.
 """
 
 import csv
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from pydicom import Dataset, FileDataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -30,6 +32,7 @@ SCANNERS = {  # name -> (manufacturer, model, noise, blur in pixels, contrast, b
     "A": ("Synthetic A", "Clarity 100", 0.030, 0.0, 1.0, 0.0),
     "B": ("Synthetic B", "Nimbus 7", 0.050, 0.6, 0.8, 0.08),
 }
+NODULE, LUNG = 1, 2  # labels of a mask; a nodule's pixels are not lung as well
 BROKEN = ("broken/cut.dcm", "broken/empty.dcm", "broken/notes.dcm")
 
 
@@ -89,7 +92,8 @@ def write_cohort(
     """Writes `out`/scans/…/….dcm, three broken files in `out`/scans/broken and `out`/labels.csv; returns `out`.
 
     The table has a column `file`, relative to `out`/scans, and a column `lesion`, yes or no, the same for all images of
-    a patient. The bytes depend on the arguments alone.
+    a patient. `out`/masks/…/….png has the mask of every image under the same name (see `outlines`). The bytes depend on
+    the arguments alone.
 
     Args:
         out: a folder, made when absent.
@@ -110,11 +114,13 @@ def write_cohort(
     rows: list[tuple[str, str]] = []
     for patient in track(range(patients), "write cohort", unit="patient"):
         who = person(seed, patient, prevalence, scanner_label_correlation)
-        folder = scans / f"{patient:04d}"
+        folder, beside = scans / f"{patient:04d}", out / "masks" / f"{patient:04d}"
         folder.mkdir(parents=True, exist_ok=True)
+        beside.mkdir(parents=True, exist_ok=True)
         for k in range(who.images):
             pixels = draw(seed, patient, k, size, who.lesion, who.scanner)
             _dataset(pixels, who, seed, patient, k).save_as(folder / f"{k}.dcm", enforce_file_format=True)
+            Image.fromarray(outlines(seed, patient, k, size, who.lesion)).save(beside / f"{k}.png")
             rows.append((f"{patient:04d}/{k}.dcm", "yes" if who.lesion else "no"))
     _write_broken(scans)
     with (out / "labels.csv").open("w", newline="") as f:
@@ -126,9 +132,27 @@ def write_cohort(
 
 def draw(seed: int, patient: int, image: int, size: int, lesion: bool, scanner: str) -> np.ndarray:
     """(size, size) uint16 in [0, 4095], bone bright: the patient's anatomy as one scanner shows it on one day."""
+    picture, _, day = _anatomy(seed, patient, image, size, lesion)
+    _, _, noise, blur, contrast, brightness = SCANNERS[scanner]
+    if blur:
+        picture = ndimage.gaussian_filter(picture, blur * size / 96)
+    picture = (picture - 0.4) * contrast * day.uniform(0.85, 1.15) + 0.4 + brightness + day.uniform(-0.06, 0.06)
+    picture += noise * day.standard_normal((size, size))
+    return np.clip(np.round(picture * TOP), 0, TOP).astype(np.uint16)
+
+
+def outlines(seed: int, patient: int, image: int, size: int, lesion: bool) -> np.ndarray:
+    """(size, size) uint8, the mask of what `draw` draws: LUNG inside the lungs' edges, NODULE within a nodule's half
+    maximum, 0 elsewhere."""
+    return _anatomy(seed, patient, image, size, lesion)[1]
+
+
+def _anatomy(
+    seed: int, patient: int, image: int, size: int, lesion: bool
+) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:
+    """The picture before a scanner sees it, its mask, and the generator of what else differs from day to day."""
     anatomy = np.random.default_rng(seed_from(seed, patient, 1))
     day = np.random.default_rng(seed_from(seed, patient, 2 + image))
-    _, _, noise, blur, contrast, brightness = SCANNERS[scanner]
     x, y = _pose(day, size)
     wide, tall, apart = anatomy.uniform(0.30, 0.38), anatomy.uniform(0.56, 0.68), anatomy.uniform(0.40, 0.46)
     lungs = [_ellipse(x - side * apart, y + 0.05, wide, tall) for side in (-1, 1)]
@@ -150,13 +174,12 @@ def draw(seed: int, patient: int, image: int, size: int, lesion: bool, scanner: 
         + anatomy.uniform(0.06, 0.12) * ribs * body
     )
     picture += anatomy.uniform(0.06, 0.12) * vessels
+    mask = np.where(lung >= 0.5, LUNG, 0).astype(np.uint8)
     if lesion:
-        picture += _nodules(anatomy, x, y, wide, tall, apart)
-    if blur:
-        picture = ndimage.gaussian_filter(picture, blur * size / 96)
-    picture = (picture - 0.4) * contrast * day.uniform(0.85, 1.15) + 0.4 + brightness + day.uniform(-0.06, 0.06)
-    picture += noise * day.standard_normal((size, size))
-    return np.clip(np.round(picture * TOP), 0, TOP).astype(np.uint16)
+        added, inside = _nodules(anatomy, x, y, wide, tall, apart)
+        picture += added
+        mask[inside] = NODULE
+    return picture, mask, day
 
 
 def _pose(day: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -178,17 +201,19 @@ def _ellipse(x: np.ndarray, y: np.ndarray, a: float, b: float) -> np.ndarray:
 
 def _nodules(
     anatomy: np.random.Generator, x: np.ndarray, y: np.ndarray, wide: float, tall: float, apart: float
-) -> np.ndarray:
-    """One to three Gaussian nodules, mostly in the upper half of a lung, of differing size and contrast."""
-    added = np.zeros_like(x)
+) -> tuple[np.ndarray, np.ndarray]:
+    """One to three Gaussian nodules, mostly in the upper half of a lung, of differing size and contrast; where they are."""
+    added, inside = np.zeros_like(x), np.zeros(x.shape, bool)
     for _ in range(anatomy.integers(1, 4)):
         side = 1 if anatomy.random() < 0.6 else -1
         radius, angle = 0.75 * np.sqrt(anatomy.random()), anatomy.uniform(0, 2 * np.pi)
         cx = side * apart + wide * radius * np.cos(angle)
         cy = -0.05 + tall * radius * np.sin(angle) * 0.8 - 0.12
         width, contrast = anatomy.uniform(0.045, 0.085), anatomy.uniform(0.10, 0.24)
-        added += contrast * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * width**2))
-    return added
+        nodule = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * width**2))
+        added += contrast * nodule
+        inside |= nodule >= 0.5
+    return added, inside
 
 
 def _dataset(pixels: np.ndarray, who: Person, seed: int, patient: int, image: int) -> FileDataset:
