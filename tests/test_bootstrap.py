@@ -3,8 +3,9 @@ import pytest
 from scipy.stats import binom, norm
 
 from medssl.evals.bootstrap import difference, difference_seeds, resamples, score, scores
-from medssl.evals.metrics import ACCURACY, AUROC, METRICS
+from medssl.evals.metrics import ACCURACY, AUROC, OF_TASK
 
+CLASS_METRICS = OF_TASK["classes"]
 TRUE = norm.cdf(1 / np.sqrt(2))  # AUROC of N(1, 1) against N(0, 1)
 
 
@@ -54,13 +55,14 @@ def test_an_interval_is_the_percentiles_of_recomputed_resamples():
     """Against the plain way: pick the scans of the drawn patients, compute, take percentiles."""
     y, p, patient = cohort(0, patients=30)
     names, at = np.unique(patient, return_inverse=True)
-    values = {name: [] for name in METRICS}
+    by_name = {m.name: m for m in CLASS_METRICS}
+    values = {name: [] for name in by_name}
     for counts in np.concatenate(list(resamples(len(names), 300, seed=5, rows=7))).astype(int):
         rows = np.repeat(np.arange(len(y)), counts[at])
-        for name, m in METRICS.items():
+        for name, m in by_name.items():
             values[name].append(m(y[rows], p[rows]))
-    for name, s in scores(METRICS.values(), y, p, patient, n=300, seed=5).items():
-        assert s.value == METRICS[name](y, p)
+    for name, s in scores(CLASS_METRICS, y, p, patient, n=300, seed=5).items():
+        assert s.value == by_name[name](y, p)
         np.testing.assert_allclose([s.low, s.high], np.quantile(values[name], [0.025, 0.975]), atol=1e-12)
         assert (s.n, s.patients) == (len(y), 30)
         assert s.how == "95 % percentile bootstrap over 30 patients, 300 resamples"

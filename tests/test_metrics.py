@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from medssl.evals.compare import table
-from medssl.evals.metrics import ACCURACY, AUPRC, AUROC, BALANCED_ACCURACY, ECE, METRICS
+from medssl.evals.metrics import ACCURACY, AUPRC, AUROC, BALANCED_ACCURACY, ECE, OF_TASK
 from medssl.evals.score import Score
 
+CLASS_METRICS = OF_TASK["classes"]
 
 def draw(seed, N, K, ties, weighted):
     """Every class present; with `ties`, scores take few values, so many scans share one."""
@@ -72,7 +73,7 @@ def test_a_weight_is_a_repetition(case, seed):
     count = np.random.default_rng(seed).integers(0, 4, len(y))
     count[: p.shape[1]] = 1
     weights = np.stack([count, np.ones(len(y))]).astype(float)
-    for m in METRICS.values():
+    for m in CLASS_METRICS:
         repeated = m(np.repeat(y, count), np.repeat(p, count, axis=0))
         assert m(y, p, count) == pytest.approx(repeated, abs=1e-12)
         np.testing.assert_allclose(m.many(y, p, weights), [repeated, m(y, p)], atol=1e-12)
@@ -86,7 +87,7 @@ def test_a_class_without_weight_is_undefined():
     for only in (0, 1):
         assert all(np.isnan(m(np.full(30, only), two)) for m in (AUROC, AUPRC, BALANCED_ACCURACY))
     assert not np.isnan(ACCURACY(y, p, w))
-    assert all(np.isnan(m(y, p, np.zeros(30))) for m in METRICS.values())
+    assert all(np.isnan(m(y, p, np.zeros(30))) for m in CLASS_METRICS)
 
 
 @pytest.mark.parametrize(

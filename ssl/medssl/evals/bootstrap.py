@@ -2,6 +2,7 @@
 
 The resamples are a function of the number of patients, `n` and `seed` alone, so every metric and every row of a table
 on one test set is judged on the same draws. Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+y and p are of the kind of task that the metric says (`metrics`); patient is (N,) ids, compared for equality only.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medssl.evals.metrics import Floats, Metric, checked
-from medssl.evals.score import Score
+from medssl.evals.metrics import Floats, Metric, Truth
+from medssl.evals.score import Difference, Score
 from medssl.rng import seed_from
 
 CHUNK = 4_000_000  # weights held at once: 32 MB
@@ -19,13 +20,15 @@ FEW = 10  # patients of the rarest class; simulated 95 % intervals of an AUROC c
 FEW_SEEDS = 10  # simulated 95 % intervals over seeds that differ cover .83 at 3, .88 at 5 and .92 at 10
 PATIENTS, SEEDS = 1, 2  # streams of random numbers
 
+Case = tuple[Metric, Truth, Floats]  # a metric with y and p that it has checked
+
 
 def score(
     metric: Metric, y: ArrayLike, p: ArrayLike, patient: ArrayLike, *, n: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Score:
-    """`metric` of y (N,) and p (N, K) with a patient-wise interval. patient: (N,) ids, compared for equality only.
+    """`metric` of y and p with a patient-wise interval.
 
-    Resamples in which the metric is undefined, because a class is missing, are left out; `how` counts them.
+    Resamples in which the metric is undefined, because a class is missing, say, are left out; `how` counts them.
     """
     return scores([metric], y, p, patient, n=n, seed=seed, level=level)[metric.name]
 
@@ -41,14 +44,32 @@ def scores(
     level: float = 0.95,
 ) -> dict[str, Score]:
     """Like `score` for several metrics, by name, on the same resamples."""
-    metrics = list(metrics)
-    y, p = checked(y, p)
-    at = _patients(patient, y)
-    replicates = _replicates(metrics, y, [p], at, n, seed)[:, 0]
+    cases = [(m, *m.check(y, p)) for m in metrics]
+    at = positions(patient, len(np.asarray(p)))
+    values = replicates(cases, at, n, seed)
     return {
-        m.name: _interval(m(y, p), r, y, at, level, "percentile bootstrap")
-        for m, r in zip(metrics, replicates, strict=True)
+        c[0].name: _interval(c, c[0](*c[1:]), found, at, level, "percentile bootstrap")
+        for c, found in zip(cases, values, strict=True)
     }
+
+
+def score_seeds(
+    metric: Metric,
+    y: ArrayLike,
+    p: Sequence[ArrayLike],
+    patient: ArrayLike,
+    *,
+    n: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Score:
+    """The mean over seeds (or draws) of metric(p[s]), resampling patients and seeds together as `paired` does."""
+    if not p:
+        raise ValueError("needs the predictions of at least one seed")
+    cases = [(metric, *metric.check(y, each)) for each in p]
+    at = positions(patient, len(cases[0][2]))
+    value = float(np.mean([metric(*c[1:]) for c in cases]))
+    return _over_seeds(cases[0], value, replicates(cases, at, n, seed), at, seed, level, "percentile bootstrap")[0]
 
 
 def difference(
@@ -77,39 +98,78 @@ def difference_seeds(
     seed: int = 0,
     level: float = 0.95,
 ) -> Score:
+    """The score of `paired`: the mean over seeds of metric(p_a[s]) - metric(p_b[s]) with its interval."""
+    return paired(metric, y, p_a, p_b, patient, n=n, seed=seed, level=level).score
+
+
+def paired(
+    metric: Metric,
+    y: ArrayLike,
+    p_a: Sequence[ArrayLike],
+    p_b: Sequence[ArrayLike],
+    patient: ArrayLike,
+    *,
+    n: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Difference:
     """The mean over seeds of metric(p_a[s]) - metric(p_b[s]), resampling patients and seeds together.
 
     Seed s of one model is paired with seed s of the other; where they have nothing in common this costs nothing. Of S
     seeds S - 1 are drawn, which makes the variance between seeds unbiased (Rao & Wu, 1988,
     https://doi.org/10.1080/01621459.1988.10478591); drawing S would make it (S - 1)/S too small, a third at S = 3.
+
+    p inverts the interval: it is the smallest alpha whose 1 - alpha interval leaves out 0, so test and interval never
+    disagree (Efron & Tibshirani, 1993, sections 13.3 and 15.4), but at least 2 / (n + 1), as n resamples show no less.
+    se is the standard deviation of the resamples.
     """
     if not p_a or len(p_a) != len(p_b):
         raise ValueError(f"seeds are paired: got {len(p_a)} of one model and {len(p_b)} of the other")
-    S = len(p_a)
-    pairs = [(checked(y, a)[1], checked(y, b)[1]) for a, b in zip(p_a, p_b, strict=True)]
-    y, _ = checked(y, p_a[0])
-    at = _patients(patient, y)
-    each = _replicates([metric], y, [p for pair in pairs for p in pair], at, n, seed)[0]
-    each = each[0::2] - each[1::2]  # (S, n)
-    value = float(np.mean([metric(y, a) - metric(y, b) for a, b in pairs]))
+    cases = [(metric, *metric.check(y, p)) for pair in zip(p_a, p_b, strict=True) for p in pair]
+    at = positions(patient, len(cases[0][2]))
+    each = replicates(cases, at, n, seed)
+    values = [metric(*c[1:]) for c in cases]
+    value = float(np.mean(np.subtract(values[0::2], values[1::2])))
+    found, drawn = _over_seeds(cases[0], value, each[0::2] - each[1::2], at, seed, level, "paired percentile bootstrap")
+    if np.isnan(found.low):
+        return Difference(found, np.nan, np.nan)
+    drawn = drawn[~np.isnan(drawn)]
+    p = max(2 * min(_share_up_to_0(drawn), _share_up_to_0(-drawn)), 2 / (n + 1))
+    return Difference(found, min(p, 1.0), float(drawn.std(ddof=1)))
+
+
+def _share_up_to_0(x: Floats) -> float:
+    """The largest q whose quantile is not above 0, by the linear interpolation of np.quantile."""
+    x = np.sort(x)
+    k = int(np.searchsorted(x, 0, side="right"))
+    if k in (0, len(x)):
+        return float(k > 0)
+    return (k - 1 - x[k - 1] / (x[k] - x[k - 1])) / (len(x) - 1)
+
+
+def _over_seeds(
+    case: Case, value: float, each: Floats, at: NDArray[np.int64], seed: int, level: float, words: str
+) -> tuple[Score, Floats]:
+    """Seed by seed resamples (S, n) -> the score of their mean, and its resamples (n,)."""
+    S, n = each.shape
     if S == 1:
-        return _interval(value, each[0], y, at, level, "paired percentile bootstrap")
+        return _interval(case, value, each[0], at, level, words), each[0]
     drawn = _generator(seed, SEEDS).integers(S, size=(n, S - 1))
-    replicates = np.take_along_axis(each.T, drawn, axis=1).mean(1)
-    result = _interval(value, replicates, y, at, level, f"paired percentile bootstrap over {S} seeds and")
+    joint = np.take_along_axis(each.T, drawn, axis=1).mean(1)
+    found = _interval(case, value, joint, at, level, f"{words} over {S} seeds and")
     few = f"; {S} seeds are few, so the true uncertainty is wider than shown"
-    return replace(result, how=result.how + few) if S < FEW_SEEDS else result
+    return (replace(found, how=found.how + few) if S < FEW_SEEDS else found), joint
 
 
 def _generator(seed: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(seed_from(seed, stream)))
 
 
-def _patients(patient: ArrayLike, y: NDArray[np.int64]) -> NDArray[np.int64]:
+def positions(patient: ArrayLike, scans: int) -> NDArray[np.int64]:
     """For each scan, the position of its patient among the distinct patients, sorted."""
     patient = np.asarray(patient)
-    if patient.shape != y.shape:
-        raise ValueError(f"needs one patient per scan: got {patient.shape} for {y.shape}")
+    if patient.shape != (scans,):
+        raise ValueError(f"needs one patient per scan: got {patient.shape} for {scans} scans")
     return np.unique(patient.astype(str), return_inverse=True)[1].reshape(-1)
 
 
@@ -122,31 +182,29 @@ def resamples(patients: int, n: int, seed: int, rows: int) -> Iterator[Floats]:
         yield np.bincount(drawn.ravel(), minlength=r * patients).reshape(r, patients).astype(np.float64)
 
 
-def _replicates(
-    metrics: Sequence[Metric], y: NDArray[np.int64], ps: Sequence[Floats], at: NDArray[np.int64], n: int, seed: int
-) -> Floats:
-    """(metrics, models, n) values of each metric of each model on each resample."""
+def replicates(cases: Sequence[Case], at: NDArray[np.int64], n: int, seed: int) -> Floats:
+    """(cases, n) values of each metric of its y and p on each resample of the patients at `at` (N,)."""
     if n < 100:
         raise ValueError(f"needs at least 100 resamples, got {n}")
-    chunks = resamples(int(at.max()) + 1, n, seed, rows=max(1, CHUNK // len(y)))
-    values = [[[m.many(y, p, w) for p in ps] for m in metrics] for w in (c[:, at] for c in chunks)]
+    chunks = resamples(int(at.max()) + 1, n, seed, rows=max(1, CHUNK // len(at)))
+    values = [[m.many(y, p, w) for m, y, p in cases] for w in (c[:, at] for c in chunks)]
     return np.concatenate([np.array(v) for v in values], axis=-1)
 
 
-def _interval(
-    value: float, replicates: Floats, y: NDArray[np.int64], at: NDArray[np.int64], level: float, words: str
-) -> Score:
-    patients = int(at.max()) + 1
-    rarest = min(len(np.unique(at[y == k])) for k in np.unique(y))
-    defined = replicates[~np.isnan(replicates)]
+def _interval(case: Case, value: float, found: Floats, at: NDArray[np.int64], level: float, words: str) -> Score:
+    (metric, y, _), patients = case, int(at.max()) + 1
+    defined = found[~np.isnan(found)]
     joint = " " if words.endswith("and") else " over "
-    how = f"{100 * level:g} % {words}{joint}{patients} patients, {len(replicates)} resamples"
-    if len(defined) < len(replicates):
-        how += f", {len(replicates) - len(defined)} of them left out because a class was missing"
+    how = f"{100 * level:g} % {words}{joint}{patients} patients, {len(found)} resamples"
+    if len(defined) < len(found):
+        how += f", {len(found) - len(defined)} of them left out because {metric.check.missing}"
+    how += metric.check.left_out(y)
     if patients < 2 or not len(defined):
         return Score(value, np.nan, np.nan, len(at), patients, f"no interval from {patients} patients: {how}")
+    rarest = min((len(np.unique(at[g])) for g in metric.check.groups(y)), default=patients)
     if rarest < FEW:
-        how += f"; only {rarest} patients in the rarest class, so the true uncertainty is wider than shown"
+        how += f"; only {rarest} patients {metric.check.rare}".rstrip()
+        how += ", so the true uncertainty is wider than shown"
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     if low == high and rarest >= FEW:
         how += "; every resample agrees, so the true uncertainty is wider than shown"

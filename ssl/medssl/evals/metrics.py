@@ -1,113 +1,185 @@
-"""Metrics of class probabilities with sample weights, so that resampling scans or patients is only a reweighting.
+"""Metrics of predictions with weights of scans, so that resampling scans or patients is only a reweighting.
 
-Every metric is `metric(y, p, w) -> float` with y (N,) integer classes in [0, K), p (N, K) probabilities and w (N,)
-non-negative weights or None. `metric.many(y, p, w_RN) -> (R,)` evaluates R weightings at once and sorts once. A class
-that carries no weight makes the class-wise metrics undefined: nan, never a silent average over the other classes.
+A metric belongs to a kind of task, which says what the truth `y` and the prediction `p` of N scans are:
+
+    classes   y (N,) integers in [0, K)            p (N, K) probabilities
+    labels    y (N, L) 0, 1 or nan for unknown     p (N, L) probabilities
+    ordinal   y (N,) integer levels in [0, K)      p (N, K) probabilities; the most probable level is the prediction
+    value     y (N,) numbers                       p (N,) numbers
+    survival  y (N, 2) time, and event 1 or 0      p (N,) risk, higher for earlier events
+    cases     y (N,) anything, not looked at       p (N,) one number a case
+
+`metric(y, p, w) -> float` with w (N,) non-negative weights or None; `metric.many(y, p, w_RN) -> (R,)` evaluates R
+weightings at once. A class that carries no weight makes the class-wise metrics of classes undefined: nan, never a
+silent average over the other classes. Labels are averaged over those that have both classes.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Floats = NDArray[np.float64]
-BINS = 15  # Guo et al., 2017
+from medssl.evals import weighted
+from medssl.evals.weighted import Floats
+
+Truth = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A named metric. `many(y, p, w_RN)` trusts its input; calling the metric checks it and raises ValueError."""
+class Kind:
+    """A kind of task. Calling it checks y and p: (y, p) in the types of `metrics`, ValueError when they do not fit.
 
-    name: str
-    many: Callable[[NDArray[np.int64], Floats, Floats], Floats]
+    `groups(y)` are the masks (N,) of scans without which a metric of this kind is undefined or poorly known: of each,
+    an interval wants some patients. `rare` and `missing` are the words for a group that is small or gone, `left_out(y)`
+    those for what the metric does not look at.
+    """
 
-    def __call__(self, y: ArrayLike, p: ArrayLike, w: ArrayLike | None = None) -> float:
-        """y (N,), p (N, K), w (N,) -> the metric, nan where undefined."""
-        y, p = checked(y, p)
-        w = np.ones(len(y)) if w is None else np.asarray(w, np.float64)
-        if w.shape != y.shape or not np.isfinite(w).all() or (w < 0).any():
-            raise ValueError(f"weights must be ({len(y)},), finite and not negative, got shape {w.shape}")
-        return float(self.many(y, p, w[None])[0])
+    check: Callable[[ArrayLike, ArrayLike], tuple[Truth, Floats]]
+    groups: Callable[[Truth], list[NDArray[np.bool_]]] = lambda y: []
+    rare: str = ""
+    missing: str = "it was undefined there"
+    left_out: Callable[[Truth], str] = lambda y: ""
+
+    def __call__(self, y: ArrayLike, p: ArrayLike) -> tuple[Truth, Floats]:
+        """y and p, checked."""
+        return self.check(y, p)
 
 
-def checked(y: ArrayLike, p: ArrayLike) -> tuple[NDArray[np.int64], Floats]:
-    """`y` (N,) as int64 and `p` (N, K) as float64; ValueError when they do not fit each other."""
+def _classes(y: ArrayLike, p: ArrayLike) -> tuple[Truth, Floats]:
     y, p = np.asarray(y), np.asarray(p, np.float64)
     if p.ndim != 2 or p.shape[1] < 2 or y.shape != p.shape[:1] or not len(y):
         raise ValueError(f"needs classes (N,) and probabilities (N, K >= 2), got {y.shape} and {p.shape}")
     if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= p.shape[1]:
         raise ValueError(f"classes must be integers in [0, {p.shape[1]}), got {y.dtype} in [{y.min()}, {y.max()}]")
-    if not np.isfinite(p).all():
-        raise ValueError("probabilities hold nan or infinity")
-    return y.astype(np.int64), p
+    return y.astype(np.int64), _finite(p, "probabilities")
 
 
-def _divide(a: Floats, b: Floats) -> Floats:
-    """a / b, nan where b is 0."""
-    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)
+def _labels(y: ArrayLike, p: ArrayLike) -> tuple[Truth, Floats]:
+    y, p = np.asarray(y, np.float64), np.asarray(p, np.float64)
+    if y.ndim != 2 or y.shape != p.shape or not y.size:
+        raise ValueError(f"needs labels (N, L) and probabilities (N, L), got {y.shape} and {p.shape}")
+    if not (np.isnan(y) | (y == 0) | (y == 1)).all():
+        raise ValueError("labels must be 0, 1 or nan for unknown")
+    return y, _finite(p, "probabilities")
 
 
-def _one_vs_rest(
-    f: Callable[[NDArray[np.bool_], Floats, Floats], Floats], y: NDArray[np.int64], p: Floats, w: Floats
-) -> Floats:
-    """f(class 1) for two classes, else the unweighted mean over classes of f(class against the rest)."""
-    K = p.shape[1]
-    return np.mean([f(y == k, p[:, k], w) for k in (range(K) if K > 2 else [1])], axis=0)
+def _value(y: ArrayLike, p: ArrayLike) -> tuple[Truth, Floats]:
+    y, p = np.asarray(y, np.float64), np.asarray(p, np.float64)
+    if y.ndim != 1 or y.shape != p.shape or not len(y):
+        raise ValueError(f"needs values (N,) and predictions (N,), got {y.shape} and {p.shape}")
+    return _finite(y, "values"), _finite(p, "predictions")
 
 
-def _auroc(positive: NDArray[np.bool_], s: Floats, w: Floats) -> Floats:
-    """Weight of the pairs (positive, negative) in right order, ties counting half, over the weight of all pairs."""
-    up = np.argsort(s, kind="stable")
-    pos, neg = up[positive[up]], up[~positive[up]]
-    below = np.zeros((len(w), len(neg) + 1))  # [:, i] the weight of the i lowest negatives
-    np.cumsum(w[:, neg], axis=1, out=below[:, 1:])
-    w_pos = w[:, pos]
-    lower, upto = (np.searchsorted(s[neg], s[pos], side) for side in ("left", "right"))
-    pairs = np.einsum("rn,rn->r", w_pos, below[:, lower]) + np.einsum("rn,rn->r", w_pos, below[:, upto])
-    return _divide(pairs / 2, w_pos.sum(1) * below[:, -1])
+def _survival(y: ArrayLike, p: ArrayLike) -> tuple[Truth, Floats]:
+    y, p = np.asarray(y, np.float64), np.asarray(p, np.float64)
+    if y.ndim != 2 or y.shape[1] != 2 or p.shape != y.shape[:1] or not len(y):
+        raise ValueError(f"needs times and events (N, 2) and risks (N,), got {y.shape} and {p.shape}")
+    if not np.isin(y[:, 1], (0, 1)).all():
+        raise ValueError("events must be 1, or 0 for censored")
+    return _finite(y, "times"), _finite(p, "risks")
 
 
-def _auprc(positive: NDArray[np.bool_], s: Floats, w: Floats) -> Floats:
-    """Average precision, the sum over thresholds of (recall step) x precision; undefined without negatives as well."""
-    down = np.argsort(-s, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(s[down])), len(s) - 1)  # the last scan of each run of ties
-    w = w[:, down]
-    hits, taken = np.cumsum(w * positive[down], axis=1)[:, last], np.cumsum(w, axis=1)[:, last]
-    steps = np.diff(hits, axis=1, prepend=0)
-    precision = np.divide(hits, taken, out=np.zeros_like(hits), where=taken > 0)
-    total = hits[:, -1] * (taken[:, -1] > hits[:, -1])
-    return _divide((steps * precision).sum(1), total)
+def _cases(y: ArrayLike, p: ArrayLike) -> tuple[Truth, Floats]:
+    y, p = np.asarray(y), np.asarray(p, np.float64)
+    if p.ndim != 1 or y.shape[:1] != p.shape or not len(p):
+        raise ValueError(f"needs one number for each of the cases, got {p.shape} for {y.shape}")
+    return y, _finite(p, "the numbers of the cases")
 
 
-def _accuracy(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
-    return _divide(w @ (p.argmax(1) == y).astype(np.float64), w.sum(1))
+def _finite(x: Floats, what: str) -> Floats:
+    if not np.isfinite(x).all():
+        raise ValueError(f"{what} hold nan or infinity")
+    return x
 
 
-def _balanced_accuracy(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
-    is_class = (y[:, None] == np.arange(p.shape[1])).astype(np.float64)
-    return _divide(w @ (is_class * (p.argmax(1) == y)[:, None]), w @ is_class).mean(1)
+def _both(y: Floats) -> list[Floats]:
+    return [column for column in y.T if {0, 1} <= set(column)]
 
 
-def _ece(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
-    confidence = p.max(1)
-    hit = (p.argmax(1) == y).astype(np.float64)
-    # bins are ((m-1)/M, m/M]: an edge belongs to the bin below it
-    at = np.clip(np.searchsorted(np.arange(1, BINS) / BINS, confidence, side="left"), 0, BINS - 1)
-    in_bin = (at[:, None] == np.arange(BINS)).astype(np.float64)
-    return _divide(np.abs(w @ (in_bin * (hit - confidence)[:, None])).sum(1), w.sum(1))
+def _without_both(y: Floats) -> str:
+    n = y.shape[1] - len(_both(y))
+    return f", {n} of {y.shape[1]} labels left out because they have one class" if n else ""
 
 
-AUROC = Metric("AUROC", lambda y, p, w: _one_vs_rest(_auroc, y, p, w))
+CLASSES = Kind(_classes, lambda y: [y == k for k in np.unique(y)], "in the rarest class", "a class was missing")
+LABELS = Kind(
+    _labels,
+    lambda y: [column == k for column in _both(y) for k in (0, 1)],
+    "in the rarest class of a label",
+    "no label had both classes",
+    _without_both,
+)
+ORDINAL = Kind(_classes)
+VALUE = Kind(_value)
+SURVIVAL = Kind(_survival, lambda y: [y[:, 1] == 1], "with an event", "no pair could be compared")
+CASES = Kind(_cases)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named metric. `many(y, p, w_RN)` trusts its input; calling the metric checks it and raises ValueError.
+
+    check: the kind of task. sign: 1 where higher is better, -1 where lower is.
+    """
+
+    name: str
+    many: Callable[[Truth, Floats, Floats], Floats]
+    check: Kind = CLASSES
+    sign: int = 1
+
+    def __call__(self, y: ArrayLike, p: ArrayLike, w: ArrayLike | None = None) -> float:
+        """y and p of the metric's kind, w (N,) -> the metric, nan where undefined."""
+        y, p = self.check(y, p)
+        w = np.ones(len(y)) if w is None else np.asarray(w, np.float64)
+        if w.shape != (len(y),) or not np.isfinite(w).all() or (w < 0).any():
+            raise ValueError(f"weights must be ({len(y)},), finite and not negative, got shape {w.shape}")
+        return float(self.many(y, p, w[None])[0])
+
+
+AUROC = Metric("AUROC", lambda y, p, w: weighted.one_vs_rest(weighted.auroc, y, p, w))
 """Area under the ROC curve of class 1, or for K > 2 the macro one-vs-rest mean."""
-AUPRC = Metric("AUPRC", lambda y, p, w: _one_vs_rest(_auprc, y, p, w))
+AUPRC = Metric("AUPRC", lambda y, p, w: weighted.one_vs_rest(weighted.auprc, y, p, w))
 """Average precision of class 1, or for K > 2 the macro mean."""
-ACCURACY = Metric("accuracy", _accuracy)
+ACCURACY = Metric("accuracy", weighted.accuracy)
 """Share of scans whose most probable class is right; for two classes the threshold is 0.5."""
-BALANCED_ACCURACY = Metric("balanced accuracy", _balanced_accuracy)
+BALANCED_ACCURACY = Metric("balanced accuracy", weighted.balanced_accuracy)
 """Mean over classes of the recall."""
-ECE = Metric("ECE", _ece)
+ECE = Metric("ECE", weighted.ece, sign=-1)
 """Expected calibration error, Guo et al., 2017 (https://arxiv.org/abs/1706.04599), eq. 3, on the top class's
 probability in 15 bins of equal width: sum over bins of |B|/n * |accuracy(B) - confidence(B)|. Biased upwards."""
 
-METRICS = {m.name: m for m in (AUROC, AUPRC, ACCURACY, BALANCED_ACCURACY, ECE)}
+MACRO_AUROC = Metric("macro AUROC", lambda y, p, w: weighted.over_labels(weighted.auroc, y, p, w), LABELS)
+"""Mean over labels of the area under the ROC curve, each on the scans where the label is known."""
+MACRO_AUPRC = Metric("macro AUPRC", lambda y, p, w: weighted.over_labels(weighted.auprc, y, p, w), LABELS)
+"""Mean over labels of the average precision, each on the scans where the label is known."""
+
+QUADRATIC_KAPPA = Metric("quadratic kappa", weighted.quadratic_kappa, ORDINAL)
+"""Cohen's kappa with squared distances between levels (Cohen, 1968, https://doi.org/10.1037/h0026256)."""
+LEVEL_ERROR = Metric("MAE in levels", weighted.level_error, ORDINAL, sign=-1)
+"""Mean absolute distance between the true and the predicted level."""
+
+MAE = Metric("MAE", lambda y, p, w: weighted.mean(np.abs(y - p), w), VALUE, sign=-1)
+"""Mean absolute error, in the unit of the value."""
+R2 = Metric("R2", weighted.r2, VALUE)
+"""Coefficient of determination; 0 for predicting the mean of these very scans, and below it for worse."""
+SPEARMAN = Metric("Spearman", weighted.spearman, VALUE)
+"""Rank correlation with midranks for ties."""
+
+CONCORDANCE = Metric("concordance", weighted.concordance, SURVIVAL)
+"""Harrell's C (Harrell et al., 1982, https://doi.org/10.1001/jama.1982.03320430047030): of the pairs whose order of
+events is known despite censoring, the share whose risks are in that order, ties of risk counting half."""
+
+MEAN = Metric("mean", lambda y, p, w: weighted.mean(p, w), CASES)
+"""Of a number per case, such as its Dice or its average precision."""
+
+OF_TASK: dict[str, tuple[Metric, ...]] = {
+    "classes": (AUROC, AUPRC, ACCURACY, BALANCED_ACCURACY, ECE),
+    "labels": (MACRO_AUROC, MACRO_AUPRC),
+    "ordinal": (QUADRATIC_KAPPA, LEVEL_ERROR, AUROC),
+    "value": (MAE, R2, SPEARMAN),
+    "survival": (CONCORDANCE,),
+    "cases": (MEAN,),
+}
+"""What is computed for each kind of task; the first is its main metric."""

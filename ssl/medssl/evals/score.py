@@ -39,3 +39,30 @@ class Score:
     def from_dict(cls, d: dict[str, Any]) -> "Score":
         """The inverse of `as_dict`. Raises TypeError for missing or unknown keys."""
         return cls(**{k: math.nan if v is None else v for k, v in d.items()})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of two models, with a two-sided p-value for "there is none" and its standard error.
+
+    `p` is under 0.05 just when the 95 % interval of `score` leaves out 0. Both are nan where there is no interval.
+    """
+
+    score: Score
+    p: float
+    se: float
+
+    def __str__(self) -> str:
+        if math.isnan(self.p):
+            return str(self.score)
+        return f"{self.score}, " + ("p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the score's keys, `p` and `se`; undefined numbers become None."""
+        return self.score.as_dict() | {k: None if math.isnan(v) else v for k, v in (("p", self.p), ("se", self.se))}
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any]) -> "Difference":
+        """The inverse of `as_dict`."""
+        rest = {k: v for k, v in d.items() if k not in ("p", "se")}
+        return cls(Score.from_dict(rest), *(math.nan if d[k] is None else d[k] for k in ("p", "se")))

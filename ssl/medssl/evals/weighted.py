@@ -1,0 +1,158 @@
+"""Statistics of predictions under weights of scans, R weightings at once: the arithmetic under `metrics`.
+
+Every function takes w (R, N), finite and not negative, returns (R,) and trusts its input. A whole weight is the same as
+repeating the scan. nan where undefined.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+BINS = 15  # Guo et al., 2017
+BLOCK = 1 << 20  # pairs of scans looked at together: 8 MB
+
+
+def divide(a: Floats, b: Floats) -> Floats:
+    """a / b, nan where b is 0."""
+    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)
+
+
+def mean(x: Floats, w: Floats) -> Floats:
+    """Of x (N,)."""
+    return divide(w @ x, w.sum(1))
+
+
+def one_vs_rest(
+    f: Callable[[NDArray[np.bool_], Floats, Floats], Floats], y: NDArray[np.int64], p: Floats, w: Floats
+) -> Floats:
+    """f(class 1) for two classes, else the unweighted mean over classes of f(class against the rest)."""
+    K = p.shape[1]
+    return np.mean([f(y == k, p[:, k], w) for k in (range(K) if K > 2 else [1])], axis=0)
+
+
+def over_labels(f: Callable[[NDArray[np.bool_], Floats, Floats], Floats], y: Floats, p: Floats, w: Floats) -> Floats:
+    """The unweighted mean of f over the labels (columns) where it is defined, each on the scans where it is known."""
+    known = ~np.isnan(y)
+    each = [f(y[k, i] == 1, p[k, i], w[:, k]) for i, k in enumerate(known.T)]
+    defined = ~np.isnan(each)
+    return divide(np.where(defined, each, 0).sum(0), defined.sum(0).astype(np.float64))
+
+
+def auroc(positive: NDArray[np.bool_], s: Floats, w: Floats) -> Floats:
+    """Weight of the pairs (positive, negative) in right order, ties counting half, over the weight of all pairs."""
+    up = np.argsort(s, kind="stable")
+    pos, neg = up[positive[up]], up[~positive[up]]
+    below = np.zeros((len(w), len(neg) + 1))  # [:, i] the weight of the i lowest negatives
+    np.cumsum(w[:, neg], axis=1, out=below[:, 1:])
+    w_pos = w[:, pos]
+    lower, upto = (np.searchsorted(s[neg], s[pos], side) for side in ("left", "right"))
+    pairs = np.einsum("rn,rn->r", w_pos, below[:, lower]) + np.einsum("rn,rn->r", w_pos, below[:, upto])
+    return divide(pairs / 2, w_pos.sum(1) * below[:, -1])
+
+
+def auprc(positive: NDArray[np.bool_], s: Floats, w: Floats) -> Floats:
+    """Average precision, the sum over thresholds of (recall step) x precision; undefined without negatives as well."""
+    if not len(s):
+        return np.full(len(w), np.nan)
+    down = np.argsort(-s, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(s[down])), len(s) - 1)  # the last scan of each run of ties
+    w = w[:, down]
+    hits, taken = np.cumsum(w * positive[down], axis=1)[:, last], np.cumsum(w, axis=1)[:, last]
+    steps = np.diff(hits, axis=1, prepend=0)
+    precision = np.divide(hits, taken, out=np.zeros_like(hits), where=taken > 0)
+    total = hits[:, -1] * (taken[:, -1] > hits[:, -1])
+    return divide((steps * precision).sum(1), total)
+
+
+def accuracy(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
+    """Share of scans whose most probable class is right."""
+    return mean((p.argmax(1) == y).astype(np.float64), w)
+
+
+def balanced_accuracy(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
+    """Mean over classes of the recall."""
+    is_class = (y[:, None] == np.arange(p.shape[1])).astype(np.float64)
+    return divide(w @ (is_class * (p.argmax(1) == y)[:, None]), w @ is_class).mean(1)
+
+
+def ece(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
+    """Gaps between accuracy and confidence in bins of the most probable class's probability."""
+    confidence = p.max(1)
+    hit = (p.argmax(1) == y).astype(np.float64)
+    # bins are ((m-1)/M, m/M]: an edge belongs to the bin below it
+    at = np.clip(np.searchsorted(np.arange(1, BINS) / BINS, confidence, side="left"), 0, BINS - 1)
+    in_bin = (at[:, None] == np.arange(BINS)).astype(np.float64)
+    return divide(np.abs(w @ (in_bin * (hit - confidence)[:, None])).sum(1), w.sum(1))
+
+
+def quadratic_kappa(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
+    """1 - observed / expected squared distance between the true and the most probable level."""
+    levels = np.arange(p.shape[1])
+    top = p.argmax(1)
+    true, said = (w @ (v[:, None] == levels).astype(np.float64) for v in (y, top))  # (R, K) weight of each level
+    apart = (levels[:, None] - levels) ** 2.0
+    # a sum of products that are not negative is 0 only where it is exactly 0: one level, always said
+    expected = np.einsum("ri,ij,rj->r", true, apart, said)
+    return 1 - divide((w @ (y - top) ** 2.0) * w.sum(1), expected)
+
+
+def level_error(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
+    """Mean distance between the true and the most probable level."""
+    return mean(np.abs(y - p.argmax(1)).astype(np.float64), w)
+
+
+def r2(y: Floats, p: Floats, w: Floats) -> Floats:
+    """1 - squared error / squared distance from the mean."""
+    apart = y - divide(w @ y, w.sum(1))[:, None]
+    total = np.einsum("rn,rn->r", w, apart**2)
+    return 1 - divide(w @ (y - p) ** 2, np.where(_varies(y, w), total, 0))
+
+
+def spearman(y: Floats, p: Floats, w: Floats) -> Floats:
+    """Correlation of midranks, ties sharing the mean of their ranks."""
+    a, b = (_centred(_midranks(x, w), w) for x in (y, p))
+    ab, aa, bb = (np.einsum("rn,rn->r", u, w * v) for u, v in ((a, b), (a, a), (b, b)))
+    return divide(ab, np.where(_varies(y, w) & _varies(p, w), np.sqrt(aa * bb), 0))
+
+
+def concordance(y: Floats, risk: Floats, w: Floats) -> Floats:
+    """Weight of the comparable pairs in right order, ties of risk counting half, over that of all comparable pairs.
+
+    y (N, 2): time and event. A pair is comparable when the scan of shorter time has its event; at equal times, when
+    one has its event and the other is censored, who has then outlived it.
+    """
+    order = np.lexsort((1 - y[:, 1], y[:, 0]))  # by time, at one time the events first
+    y, risk, w = y[order], risk[order], w[:, order]
+    runs = np.append(np.flatnonzero((np.diff(y, axis=0) != 0).any(1)) + 1, len(y))  # where each run of equals ends
+    events = np.flatnonzero(y[:, 1] == 1)
+    after = runs[np.searchsorted(runs, events, side="right")]  # an event is comparable with all scans from here on
+    rest = np.zeros((len(w), len(y) + 1))  # [:, i] the weight of scans i, i + 1, ...
+    rest[:, :-1] = np.cumsum(w[:, ::-1], axis=1)[:, ::-1]
+    right = np.zeros(len(w))
+    step = max(1, BLOCK // len(y))
+    for some in range(0, len(events), step):
+        i, first = events[some : some + step], after[some : some + step]
+        j = np.arange(first[0], len(y))
+        wins = (np.sign(risk[i, None] - risk[j]) + 1) / 2 * (j >= first[:, None])
+        right += np.einsum("ri,ri->r", w[:, i], w[:, j] @ wins.T)
+    return divide(right, np.einsum("ri,ri->r", w[:, events], rest[:, after]))
+
+
+def _varies(x: Floats, w: Floats) -> NDArray[np.bool_]:
+    """Whether x takes two values among the scans that carry weight."""
+    return np.where(w > 0, x, -np.inf).max(1) > np.where(w > 0, x, np.inf).min(1)
+
+
+def _midranks(x: Floats, w: Floats) -> Floats:
+    """(R, N): the weight below each scan plus half the weight of its ties, its midrank less 1/2."""
+    _, tie = np.unique(x, return_inverse=True)
+    order = np.argsort(tie, kind="stable")
+    starts = np.flatnonzero(np.diff(tie[order], prepend=-1))
+    group = np.add.reduceat(w[:, order], starts, axis=1)
+    return (np.cumsum(group, axis=1) - group / 2)[:, tie]
+
+
+def _centred(x: Floats, w: Floats) -> Floats:
+    return x - divide(np.einsum("rn,rn->r", w, x), w.sum(1))[:, None]
