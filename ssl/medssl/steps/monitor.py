@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from medssl.evals.bootstrap import score
 from medssl.evals.embed import embed
 from medssl.evals.knn import knn_probe
 from medssl.evals.metrics import AUROC
 from medssl.evals.rank import flat_at_chance, rankme, verdict
+from medssl.methods.base import Method
 from medssl.rng import generator
 from medssl.store.canvas import Canvas
 from medssl.store.store import Store
@@ -23,7 +23,7 @@ MOST_CLASSES = 20
 
 
 class Monitor:
-    """Called by the loop as monitor(encoder, rows logged so far) -> scalars for the log.
+    """Called by the loop as monitor(method, rows logged so far) -> scalars for the log.
 
     RankMe of the features of held-out scans; where the store has labels, kNN AUROC with its interval on them, for the
     first label. The scans are a keyed sample and never change during a run. Validation patients only, never the test.
@@ -50,8 +50,9 @@ class Monitor:
                 all_there = len(set(known[self.held_out])) == len(names) == len(set(known[self.train]))
                 self.label, self.classes = known if all_there else None, len(names)
 
-    def __call__(self, encoder: nn.Module, logged: list[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, method: Method, logged: list[dict[str, Any]]) -> dict[str, Any]:
         """Scalars for the log, and a "warning" where there is something to say."""
+        encoder = method.encoder
         if len(self.watched) < 3:
             return {}
         features = embed(encoder, self.canvas, np.array(self.watched), device=self.device, quiet=True)

@@ -1,4 +1,4 @@
-"""Stopping between two steps, with everything saved, when a scheduler or a person asks for it."""
+"""Stopping: between two steps, with everything saved, when somebody asks for it; or where training broke."""
 
 import signal
 from types import FrameType, TracebackType
@@ -7,9 +7,17 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from medssl.errors import Stopped
+from medssl.errors import Stopped, UserError
 
 PREEMPTED = 75  # EX_TEMPFAIL: schedulers read it as "try again"
+
+
+class Broken(UserError):
+    """A run that cannot or shall not go on. `step`: the step whose batch broke it, counted from 0."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 class StopRequest:
