@@ -13,13 +13,17 @@ from lightning_fabric import Fabric
 import tiny
 from medssl import catalog
 from medssl.errors import UserError
-from medssl.tasks.classify import Classify
+from medssl.tasks import supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
 
 STEPS = 12
-EVERYTHING = [*tiny.METHODS, "classify"]
+LABELLED = {  # what is trained on labels: the kind of task, and a target per scan
+    "classes": (supervised.classes(2), lambda n: torch.arange(n) % 2),
+    "labels": (supervised.labels(3), lambda n: torch.tensor([[0, 1, torch.nan], [1, 0, 1.0]]).repeat(n // 2, 1)),
+}
+EVERYTHING = [*tiny.METHODS, *LABELLED]
 
 
 def go(
@@ -29,11 +33,12 @@ def go(
     torch.set_num_threads(1)
     canvas = tiny.canvas()
     targets = None
-    if name == "classify":
+    if name in LABELLED:
+        kind, truth = LABELLED[name]
         encoder = tiny.method("simclr").encoder
         torch.manual_seed(0)
-        method = Classify(encoder, 2)
-        targets = torch.arange(len(canvas.array)) % 2
+        method = supervised.Supervised(encoder, kind, blocks=1 if name == "labels" else None)
+        targets = truth(len(canvas.array))
     else:
         method = tiny.method(name)
     views = catalog.load("method", name).get("_run_", {}).get("views", "neutral") if targets is None else "neutral"

@@ -44,6 +44,10 @@ class CNN(nn.Module):
             x = layer(x)
         return x
 
+    def by_depth(self) -> list[list[nn.Parameter]]:
+        """Every parameter once, stage by stage from the input on: the unit of freezing and of layer-wise rates."""
+        return [list(layer.parameters()) for layer in self.layers]
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *size) -> (B, dim)."""
         return self.maps(x).flatten(2).mean(2)

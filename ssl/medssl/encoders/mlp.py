@@ -38,6 +38,10 @@ class MLP(nn.Module):
             for i, o in zip(ins, widths, strict=True)
         )
 
+    def by_depth(self) -> list[list[nn.Parameter]]:
+        """Every parameter once, layer by layer from the input on."""
+        return [list(layer.parameters()) for layer in self.layers]
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *size) -> (B, dim)."""
         for layer in self.layers:

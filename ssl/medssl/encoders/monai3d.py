@@ -39,6 +39,12 @@ class ResNet3d(nn.Module):
         """(B, C, D, H, W) -> (B, dim)."""
         return self.maps(x_BCDHW).mean((2, 3, 4))
 
+    def by_depth(self) -> list[list[nn.Parameter]]:
+        """Every parameter once from the input on: the stem, then the residual blocks."""
+        n = self.net
+        blocks = [block for stage in (n.layer1, n.layer2, n.layer3, n.layer4) for block in stage]
+        return [[*n.conv1.parameters(), *n.bn1.parameters()], *(list(block.parameters()) for block in blocks)]
+
     def maps(self, x_BCDHW: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, dim, d, h, w), 1/16 or 1/32 of the resolution."""
         n = self.net

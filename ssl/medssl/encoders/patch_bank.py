@@ -110,6 +110,10 @@ class PatchBank(nn.Module):
                 out[b : b + step] += grids[0][:, r : r + rows] @ h
         return out.flatten(1)
 
+    def by_depth(self) -> list[list[nn.Parameter]]:
+        """Nothing here is trained by gradient."""
+        return []
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *size) -> (B, dim)."""
         return self.encode(x)

@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from medssl.encoders.monai3d import ResNet3d
@@ -52,6 +53,19 @@ class TimmEncoder(nn.Module):
         if not isinstance(f, Tensor) or f.ndim != 4 or f.shape[1] != self.dim:
             raise UserError(f"timm's {self.options['model']} has no {self.dim}-channel map; choose encoder=resnet18")
         return f
+
+    def by_depth(self) -> list[list[nn.Parameter]]:
+        """Every parameter once from the input on, in the groups timm has for layer-wise learning rates.
+
+        Where timm has none for a model, its top-level modules are the groups, and the items of those that are lists.
+        """
+        if hasattr(self.net, "group_matcher"):
+            groups = group_parameters(self.net, self.net.group_matcher(coarse=False), return_values=True)
+            return [groups[i] for i in sorted(groups)]
+        lists = nn.Sequential, nn.ModuleList
+        parts = [part for child in self.net.children() for part in (child if isinstance(child, lists) else [child])]
+        found = [list(self.net.parameters(recurse=False)), *(list(part.parameters()) for part in parts)]
+        return [group for group in found if group]
 
     def _width(self, model: str) -> int:
         """Runs an empty image through, so that a size the model cannot take fails here and not in the first epoch."""

@@ -103,6 +103,12 @@ class ViT(nn.Module):
         """(B, C, *size) -> (B, dim, *grid): the tokens on their grid."""
         return self.tokens(x).transpose(1, 2).unflatten(2, self.grid)
 
+    def by_depth(self) -> list[list[nn.Parameter]]:
+        """Every parameter once from the input on: the patches' embedding, then the blocks, the last with the final norm."""
+        groups = [list(part.parameters()) for part in (self.embed, *self.blocks)]
+        groups[-1] += self.norm.parameters()
+        return groups
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *size) -> (B, dim): the mean of the tokens."""
         return self.tokens(x).mean(1)

@@ -12,7 +12,7 @@ class Batch(TypedDict, total=False):
 
     views: list[Tensor]  # `method.views` tensors (B, C, *spatial), float32, standardised
     key: Key  # for randomness inside the method: rng.uniform(batch["key"], view, slot, n)
-    target: Tensor  # (B,) int64 class indices, for tasks
+    target: Tensor  # for tasks: (B,) int64 classes, or (B,) or (B, L) float32 numbers
 
 
 class Clock(NamedTuple):

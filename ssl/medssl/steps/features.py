@@ -22,7 +22,8 @@ from medssl.rng import seed_from
 from medssl.steps.pretrain import spec_of
 from medssl.store.canvas import Canvas
 from medssl.store.store import Store
-from medssl.tasks.classify import Classify
+from medssl.tasks import supervised as kinds
+from medssl.tasks.supervised import Kind, Supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
@@ -125,22 +126,47 @@ def supervised(
     work: Path,
 ) -> Callable[[Store, np.ndarray], np.ndarray]:
     """The run's own encoder trained on labels from scratch with the run's own views, steps and batch: probabilities."""
-    target = np.full(len(store), -1, np.int64)
+    views, batch, seed = spec_of("views", resolved["views"]), min(resolved["batch"], len(rows)), resolved["seed"]
+    optim = Optim(lr=1e-3, weight_decay=1e-2)
+    encoder, kind = fresh(resolved, card), kinds.classes(classes)
+    method = learn(encoder, card, kind, store, rows, y, views, work, resolved["steps"], batch, seed, device, optim)
+    return predictor(method, card, device)
+
+
+def learn(
+    encoder: nn.Module,
+    card: dict[str, Any],
+    kind: Kind,
+    store: Store,
+    rows: np.ndarray,
+    y: np.ndarray,
+    views: dict[str, Any],
+    work: Path,
+    steps: int,
+    batch: int,
+    seed: int,
+    device: str,
+    optim: Optim,
+    blocks: int | None = None,
+    save_every: int | None = None,
+) -> Supervised:
+    """Train `encoder` (its last `blocks`) and a head on y (len(rows), …) of the scans `rows`, in the folder `work`.
+
+    Goes on from the checkpoint in `work`, which is written every `save_every` steps, and ends with the same bits.
+    """
+    target = np.zeros((len(store), *y.shape[1:]), y.dtype)
     target[rows] = y
     with torch.random.fork_rng():
-        encoder = fresh(resolved, card)
-        torch.manual_seed(seed_from(resolved["seed"], 1))
-        method = Classify(encoder, classes)
-        optim = Optim(lr=1e-3, weight_decay=1e-2)
-        batch = min(resolved["batch"], len(rows))
-        views, budget = spec_of("views", resolved["views"]), (resolved["steps"], batch, resolved["seed"])
-        _train(method, store, card, rows, views, work, *budget, device, optim, target)
-    logits = of_encoder(nn.Sequential(encoder, method.head), card, device)
+        torch.manual_seed(seed_from(seed, 1))
+        method = Supervised(encoder, kind, blocks)
+        _train(method, store, card, rows, views, work, steps, batch, seed, device, optim, target, save_every)
+    return method
 
-    def probabilities(other: Store, at: np.ndarray) -> np.ndarray:
-        return torch.from_numpy(logits(other, at)).double().softmax(1).numpy()
 
-    return probabilities
+def predictor(method: Supervised, card: dict[str, Any], device: str) -> Callable[[Store, np.ndarray], np.ndarray]:
+    """(store, rows) -> what the method predicts, (len(rows), …) float64 as metrics take it."""
+    scores = of_encoder(nn.Sequential(method.encoder, method.head), card, device)
+    return lambda store, rows: method.kind.predict(torch.from_numpy(scores(store, rows)).double()).numpy()
 
 
 def _train(
@@ -156,12 +182,13 @@ def _train(
     device: str,
     optim: Optim,
     target: np.ndarray | None = None,
+    save_every: int | None = None,
 ) -> None:
-    """Train in a scratch folder, on the grid and with the standardisation that `card` says."""
+    """Train in the folder `work`, on the grid and with the standardisation that `card` says."""
     grid = store.canvas(tuple(card["size"]), card["spacing"])
     canvas = Canvas(grid.array, grid.low, grid.high, card["mean"], card["std"], grid.size)
     recipe = catalog.build(views, size=grid.size)
     train(
         Fabric(accelerator=device, devices=1), method, canvas, rows, recipe, work / "checkpoints", Log(work, "jsonl", {}),
-        steps=steps, batch=batch, seed=seed, optim=optim, save_every=steps, targets=target,
+        steps=steps, batch=batch, seed=seed, optim=optim, save_every=save_every or steps, targets=target,
     )  # fmt: skip

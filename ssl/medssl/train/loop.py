@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from medssl.errors import UserError
@@ -21,7 +21,7 @@ from medssl.store.canvas import Canvas
 from medssl.train.checkpoint import load, not_finite, save
 from medssl.train.log import Log
 from medssl.train.optim import Optim
-from medssl.train.stop import StopRequest
+from medssl.train.stop import Broken, StopRequest
 from medssl.views.recipes import Recipe
 from medssl.views.stream import loader, make_views
 
@@ -44,7 +44,7 @@ def train(
     save_every: int = 100,
     workers: int = 0,
     targets: np.ndarray | None = None,
-    monitor: Callable[[nn.Module, list[dict[str, Any]]], dict[str, Any]] | None = None,
+    monitor: Callable[[Method, list[dict[str, Any]]], dict[str, Any]] | None = None,
     monitor_every: int = 0,
     quiet: bool = False,
 ) -> Path:
@@ -54,10 +54,12 @@ def train(
     not, on the CPU with any number of workers, because a step's scans, views and masks depend on (seed, step) alone.
 
     canvas, rows: where scans come from, and which of its rows. batch: scans per update, over all ranks; `accumulate`
-    splits it into that many forward passes, each with its own negatives. targets: class per canvas row, for tasks.
-    monitor(encoder, logged rows) -> scalars and perhaps a "warning" in words, every `monitor_every` steps.
+    splits it into that many forward passes, each with its own negatives. targets: by canvas row, for tasks.
+    monitor(method, logged rows) -> scalars, perhaps a "warning" in words, and perhaps what to do, every `monitor_every`
+    steps: {"do": "keep"} keeps the state in `out/healthy.ckpt`, {"do": "end"} ends the run.
 
-    Raises UserError when a gradient is not finite (nothing is updated) and after a stop that a signal asked for.
+    Raises Broken when a gradient is not finite (nothing is updated) and when the monitor ends the run; UserError after a
+    stop that a signal asked for.
     """
     if batch % (fabric.world_size * accumulate):
         raise UserError(f"batch={batch} does not divide over {fabric.world_size} processes x accumulate={accumulate}")
@@ -112,7 +114,7 @@ def train(
                     raise not_finite(method, step, last)
                 clip_grads_with_norm_(method.parameters(), optim.clip, norm)
                 for group in wrapped.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = lr * group["lr_scale"]
                 wrapped.step()
                 wrapped.zero_grad()
             method.after_step(clock)
@@ -125,13 +127,18 @@ def train(
                     row |= {"lr": lr, "grad_norm": float(norm)}
                 history.append(row)
                 if watch and monitor is not None:
-                    row |= monitor(method.encoder, history)
+                    row |= fabric.broadcast(monitor(method, history))
                     method.train()
+                do = row.pop("do", None)
                 if fabric.is_global_zero:
                     seconds = time.perf_counter() - began
                     rate = batch * (done - start) / seconds
                     log.write(row, {"step": done, "seconds": seconds, "data_seconds": waited, "scans_per_s": rate})
                 bar.update(0, loss=f"{row['loss']:.4g}")
+                if do == "end":
+                    raise Broken(row["warning"], step)
+                if do == "keep":
+                    save(fabric, last.with_name("healthy.ckpt"), state)
             stopping = stop.wanted(fabric)
             if done % save_every == 0 or final or stopping:
                 save(fabric, last, state)

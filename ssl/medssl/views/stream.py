@@ -54,7 +54,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
 
 class RawScans(Dataset[Raw]):
-    """A canvas read a batch at a time. `targets`: (N,) class indices by row of the canvas."""
+    """A canvas read a batch at a time. `targets`: (N, …) by row of the canvas, given out as int64 or, of floats, float32."""
 
     def __init__(self, canvas: Canvas, targets: np.ndarray | None = None):
         self.canvas, self.targets = canvas, targets
@@ -74,7 +74,8 @@ class RawScans(Dataset[Raw]):
             "epoch": torch.from_numpy(epochs.copy()),
         }
         if self.targets is not None:
-            raw["target"] = torch.from_numpy(np.asarray(self.targets[rows], dtype=np.int64))
+            asked = self.targets[rows]
+            raw["target"] = torch.from_numpy(asked.astype(np.float32 if asked.dtype.kind == "f" else np.int64))
         return raw
 
 

@@ -1,0 +1,62 @@
+"""Objectives of what trains on labels: scores (B, outputs) of a head against what is true of each scan."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medssl.objectives.ranks import full_precision
+
+
+@full_precision
+def cross_entropy(scores_BK: Tensor, target_B: Tensor) -> Tensor:
+    """Mean over scans of -log softmax(scores)[target]; target int64 classes."""
+    return F.cross_entropy(scores_BK, target_B)
+
+
+@full_precision
+def known_labels(scores_BL: Tensor, there_BL: Tensor, known_BL: Tensor) -> Tensor:
+    """Binary cross-entropy over the labels that are known, each label weighing the same; unknown ones have no gradient.
+
+    there_BL: 1 or 0, whatever where `known_BL` (bool) is false. What Irvin et al., 2019, https://arxiv.org/abs/1901.07031,
+    section 4, call U-Ignore. 0 when nothing is known.
+    """
+    each = F.binary_cross_entropy_with_logits(scores_BL, there_BL.to(scores_BL.dtype), reduction="none") * known_BL
+    return (each.sum(0) / known_BL.sum(0).clamp(min=1)).sum() / known_BL.any(0).sum().clamp(min=1)
+
+
+@full_precision
+def continuation(scores_BJ: Tensor, level_B: Tensor) -> Tensor:
+    """Mean negative log-likelihood of levels 0 … J under `continuation_probabilities`; level int64.
+
+    The conditional training of CORN (Shi, Cao & Raschka, 2021, https://arxiv.org/abs/2111.08851, section 3.2): scan i has
+    a part in the j-th question, "higher than j?", only when it got as far as j.
+    """
+    j, level = torch.arange(scores_BJ.shape[1], device=scores_BJ.device), level_B[:, None]
+    higher, stays = F.logsigmoid(scores_BJ) * (j < level), F.logsigmoid(-scores_BJ) * (j == level)
+    return -(higher + stays).sum(1).mean()
+
+
+def continuation_probabilities(scores_NJ: Tensor) -> Tensor:
+    """(N, J) logits of "higher than j, given at least j" -> (N, J + 1) probabilities of the levels, which sum to 1."""
+    reached = F.pad(torch.sigmoid(scores_NJ).cumprod(1), (1, 0), value=1.0)
+    return reached * F.pad(torch.sigmoid(-scores_NJ), (0, 1), value=1.0)
+
+
+@full_precision
+def huber(prediction_B: Tensor, target_B: Tensor) -> Tensor:
+    """Mean of d^2 / 2 where |d| < 1, else |d| - 1/2, with d = prediction - target (Huber, 1964)."""
+    return F.smooth_l1_loss(prediction_B, target_B.to(prediction_B.dtype))
+
+
+@full_precision
+def cox(risk_B: Tensor, time_B: Tensor, event_B: Tensor) -> Tensor:
+    """Negative log partial likelihood within the batch, over its number of events (Cox, 1972; ties as in Breslow, 1974).
+
+        mean over events i of log(sum over j with time_j >= time_i of exp(risk_j)) - risk_i
+
+    risk: log relative hazards. event: 1 where the time is that of the event, 0 where the patient was last seen then. A
+    batch's own scans stand for everybody at risk. 0 when no event is in the batch.
+    """
+    at_risk_BB = time_B[None, :] >= time_B[:, None]
+    over = torch.logsumexp(risk_B[None, :].masked_fill(~at_risk_BB, -torch.inf), 1)
+    return ((over - risk_B) * event_B).sum() / event_B.sum().clamp(min=1)
