@@ -17,7 +17,7 @@ import tiny
 from conftest import ROOT
 from medssl.errors import UserError
 from medssl.scans.cohort import planted, write_cohort
-from medssl.steps.probe import Labelled
+from medssl.steps.truth import Part, target_of
 
 PATIENTS, SEED = 60, 3
 
@@ -44,30 +44,33 @@ def made(tmp_path_factory):
 def scored(made):
     folder, run = made
     medssl.embed(run, folder / "store")
-    result = medssl.probe(run, folder / "store", "lesion")
+    results = [medssl.probe(run, folder / "store", "lesion"), medssl.knn(run, folder / "store", "lesion")]
     medssl.report(run)
-    return result
+    return results
 
 
 def test_every_number_has_an_interval_and_its_rivals(scored, made):
-    rows = {(r["features"], r["reader"]) for r in scored["rows"]}
-    for source in ("simclr cnn", "raw pixels", "PCA", "k-means patch bank", "random init"):
-        assert {(source, "linear"), (source, "kNN")} <= rows
-    assert ("supervised", "end to end") in rows
-    for row in scored["rows"]:
+    frozen = ("simclr cnn", "raw pixels", "PCA", "k-means patch bank", "random init")
+    linear, near = ({(r["features"], r["reader"]) for r in table["rows"]} for table in scored)
+    assert linear == {(f, "linear") for f in frozen} | {("supervised", "end to end")}
+    assert near == {(f, "kNN") for f in frozen}
+    for table, row in [(table, row) for table in scored for row in table["rows"]]:
         assert set(row["scores"]) == {"AUROC", "AUPRC", "accuracy", "balanced accuracy", "ECE"}
         for s in [*row["scores"].values(), *([row["minus_run"]] if row["minus_run"] else [])]:
             assert s["low"] <= s["high"]
-            assert s["patients"] == scored["patients_test"] < s["n"] == scored["n_test"]
+            assert s["patients"] == table["patients_test"] < s["n"] == table["n_test"]
         assert (row["minus_run"] is None) == (row["features"] == "simclr cnn")
-    assert json.loads((made[1] / "scores.json").read_text())["tables"] == [json.loads(json.dumps(scored))]
+    assert json.loads((made[1] / "scores.json").read_text())["tables"] == json.loads(json.dumps(scored))
 
 
 def test_a_second_probe_gives_the_same_table_in_its_place(scored, made):
     folder, run = made
     again = medssl.probe(run, folder / "store", "lesion")
-    assert json.dumps(again) == json.dumps(scored)
-    assert len(json.loads((run / "scores.json").read_text())["tables"]) == 1
+    assert json.dumps(again) == json.dumps(scored[0])
+    assert len(json.loads((run / "scores.json").read_text())["tables"]) == 2
+    shutil.rmtree(run / "cache")  # what was kept changes nothing
+    shutil.rmtree(folder / "store" / "cache")
+    assert json.dumps(medssl.knn(run, folder / "store", "lesion")) == json.dumps(scored[1])
 
 
 def test_no_planted_identifier_is_in_any_file(scored, made):
@@ -154,8 +157,8 @@ def test_the_positive_class_is_the_one_named(made):
     for value in ("yes", "no"):
         result = medssl.probe(run, store, "lesion", positive=value, baselines=[])
         assert result["classes"] == [f"not {value}", value]
-        y = Labelled(store, "lesion", [value], rows).of_classes(result["classes"])
-        assert ((y == 1) == (truth == value)).all()
+        asked = Part.of(target_of(store, store.rows("train"), "lesion", positive=value), store, rows)
+        assert ((asked.y == 1) == (truth == value)).all()
     with pytest.raises(UserError, match="no training scan has lesion=maybe"):
         medssl.probe(run, store, "lesion", positive="maybe", baselines=[])
 

@@ -13,7 +13,8 @@ from medssl.errors import UsageError, UserError, nearest
 
 COMMANDS = (
     *("ingest", "inspect", "rejects", "release", "nifti", "png", "shard"),
-    *("pretrain", "embed", "probe", "report", "demo"),
+    *("pretrain", "embed", "probe", "knn", "retrieve", "survive", "finetune", "segment", "transfer"),
+    *("compare", "audit", "quality", "cam", "report", "demo"),
 )
 
 

@@ -25,7 +25,7 @@ from medssl.errors import Stopped, UsageError, UserError, nearest
 
 # taken literally, whatever they hold
 PATHS = {"source", "out", "store", "run", "labels", "key", "test_store", "patient", "site", "target", "aihub"}
-PATHS |= {"csv", "sheet", "privacy"}
+PATHS |= {"csv", "sheet", "privacy", "runs", "to", "masks", "time", "event"}
 WHERE = {"ingest": "medssl.store.ingest"}  # the others are in steps
 GROUPS = ("method", "encoder", "views")
 
@@ -119,6 +119,8 @@ def typed(key: str, value: Any, hint: Any) -> Any:
     kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
     if value is None and NoneType in kinds:
         return None
+    if isinstance(value, list) and any(get_origin(kind) is list for kind in kinds):
+        return [str(v) for v in value]
     if bool in kinds:
         fits, wanted = isinstance(value, bool), "true or false"
     elif int in kinds:

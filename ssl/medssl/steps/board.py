@@ -1,0 +1,113 @@
+"""The table of a scoring command: every row with its intervals, its difference to the run, and what it predicted."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medssl.errors import UserError
+from medssl.evals.bootstrap import difference_seeds, score_seeds
+from medssl.evals.compare import table
+from medssl.evals.metrics import OF_TASK, Metric
+from medssl.evals.score import Score
+from medssl.files import write_json
+from medssl.steps.predictions import Entry, Predictions
+from medssl.steps.question import Question
+from medssl.steps.truth import Part
+
+SAME = (
+    "command",
+    "target",
+    "task",
+    "classes",
+    "train_store",
+    "test_store",
+)  # what makes two tables answers to one question
+
+
+class Board:
+    """Collects predictions for the test scans of one question; `finish` scores, prints, remembers and keeps them.
+
+    name: what the run's own features are called in print. metrics: of the question's task, unless named. about: what else the
+    table says of itself.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        question: Question,
+        name: str,
+        *,
+        test: Part | None = None,
+        metrics: Sequence[Metric] | None = None,
+        seed: int = 0,
+        **about: Any,
+    ):
+        self.question, self.name, self.seed = question, name, seed
+        self.test = question.test if test is None else test
+        self.metrics = list(OF_TASK[question.target.task] if metrics is None else metrics)
+        self.about = {"command": command} | question.described() | about
+        self.entries: list[Entry] = []
+
+    def add(self, features: str, reader: str, p: np.ndarray | list[np.ndarray], labels: str = "all") -> None:
+        """What a reader made of some features: one array, or one for each draw of the labels."""
+        self.entries.append(Entry(features, reader, p if isinstance(p, list) else [p], labels))
+
+    def finish(self, run: Path) -> dict[str, Any]:
+        """The table as a dict; printed, put into RUN/scores.json, and its predictions into RUN/predictions."""
+        y, patient = self.test.y, self.test.patient
+        main = self.metrics[0]
+        budgets = list(dict.fromkeys(e.labels for e in self.entries))
+        lines: list[dict[str, str | Score | None]] = []
+        rows: list[dict[str, Any]] = []
+        for e in self.entries:
+            mine = {m.name: score_seeds(m, y, e.p, patient, seed=self.seed) for m in self.metrics}
+            rival = self._rival(e)
+            minus = None if rival is None else difference_seeds(main, y, e.p, rival.p, patient, seed=self.seed)
+            shown = self.name if e.features == "run" else e.features
+            drawn = {"labels": e.labels + (f", {len(e.p)} draws" if len(e.p) > 1 else "")} if len(budgets) > 1 else {}
+            lines.append({"features": shown, "reader": e.reader, **drawn, **mine, f"{main.name} minus run": minus})
+            rows.append(
+                {"features": shown, "reader": e.reader, "labels": e.labels, "draws": len(e.p)}
+                | {"scores": {k: s.as_dict() for k, s in mine.items()}, "minus_run": minus.as_dict() if minus else None}
+            )
+        result = self.about | {"rows": rows}
+        remember(run / "scores.json", result)
+        scan = self.test.column("scan")
+        kept = {k: self.about[k] for k in ("command", "target", "task", "classes", "test_store", "test", "train_store")}
+        Predictions(kept | {"main": main.name}, scan, patient, y, self.entries).write(run)
+        print(headline(result))
+        print(table(lines, ["features", "reader", *(["labels"] if len(budgets) > 1 else []), *(m.name for m in self.metrics),
+                            f"{main.name} minus run"]))  # fmt: skip
+        return result
+
+    def _rival(self, entry: Entry) -> Entry | None:
+        """The run's own row that a row stands against: of the same reader and budget, else of the first reader."""
+        if entry.features == "run":
+            return None
+        own = [e for e in self.entries if e.features == "run" and e.labels == entry.labels and len(e.p) == len(entry.p)]
+        return next((e for e in own if e.reader == entry.reader), own[0] if own else None)
+
+
+def headline(result: dict[str, Any]) -> str:
+    """What the table is about."""
+    classes = f" ({', '.join(result['classes'])})" if result["classes"] else ""
+    two = result["task"] == "classes" and len(result["classes"]) == 2
+    lines = [
+        f"{result['target']}{classes}: trained on {result['n_train']} scans of {result['patients_train']} patients, "
+        f"tested on {result['n_test']} scans of {result['patients_test']} patients ({result['test']})"
+        + (f"; AUPRC is of {result['classes'][1]!r}" if two else "")
+    ]
+    return "\n".join([*lines, *(f"! {flag}" for flag in result["flags"])])
+
+
+def remember(path: Path, result: dict[str, Any]) -> None:
+    """Add the table, in place of an older one of the same question."""
+    try:
+        tables = json.loads(path.read_text())["tables"] if path.exists() else []
+        tables = [t for t in tables if any(t[k] != result[k] for k in SAME)]
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} is damaged; delete it and score again") from e
+    write_json(path, {"tables": [*tables, result]})

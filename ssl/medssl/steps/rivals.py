@@ -1,0 +1,161 @@
+"""The rivals that every number stands beside, and what they say, computed once and kept.
+
+A rival does not change from run to run: its features are kept in the cache of the store they are of, which may always be deleted.
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medssl import catalog
+from medssl.encoders.handover import load_encoder
+from medssl.errors import Stopped, UserError, nearest
+from medssl.files import atomic
+from medssl.steps import features
+from medssl.steps.features import Source
+from medssl.steps.question import Question, ask
+from medssl.steps.run import Run
+from medssl.steps.truth import Part
+from medssl.store.store import Store
+
+FROZEN = ("raw pixels", "PCA", "k-means patch bank", "random init")  # what gives features
+SUPERVISED = "supervised"
+BASELINES = (*FROZEN, SUPERVISED)
+VERSION = 2  # of the rivals: part of their cache's key
+
+
+def chosen(names: Iterable[str] | str | None, known: Iterable[str] = BASELINES) -> list[str]:
+    """The asked for, in the order of `known`. Raises UserError for an unknown one."""
+    asked = [names] if isinstance(names, str) else list(names or [])
+    for name in asked:
+        if name not in known:
+            raise UserError(f"there is no baseline {name!r}.{nearest(name, known)}")
+    return [name for name in known if name in asked]
+
+
+class Entrants:
+    """Sources of features: of a run, and of the rivals that are fitted on the training patients of one store."""
+
+    def __init__(self, folder: Run, resolved: dict[str, Any], card: dict[str, Any], store: Store, device: str):
+        self.folder, self.resolved, self.card, self.store, self.device = folder, resolved, card, store, device
+        self.name = f"{resolved['method']['name']} {resolved['encoder']['name']}"
+
+    @classmethod
+    def of(
+        cls, run: str | Path, store: str | Path | Store, target: str | Iterable[str], device: str, **asked: Any
+    ) -> tuple["Entrants", Question]:
+        """The entrants of a run, and what is asked of them; `asked` is as for `question.ask`.
+
+        Raises UserError when the run is not finished, and as `ask` does.
+        """
+        device, folder = features.device_of(device), Run(Path(run))
+        resolved, card = folder.finished(), load_encoder(folder.path)[1]
+        question = ask(folder, card, store, target, **asked)
+        return cls(folder, resolved, card, question.train.store, device), question
+
+    def of_run(self) -> Source:
+        """The run's own features, kept in the run."""
+        source, card = features.of_run(self.folder.path, self.device)
+        key = ["run", card["weights"], card["size"], card["spacing"], self.device]
+        return lambda store, rows: kept(
+            self.folder.path / "cache", [*key, *_which(store, rows)], lambda: source(store, rows)
+        )
+
+    def frozen(self, name: str) -> Source:
+        """The features of one of FROZEN."""
+        depends = [VERSION, name, self.store.fingerprint, self.device]
+        edge = self.resolved["size"][0]
+        if name == "random init":
+            depends += [{k: self.resolved[k] for k in ("encoder", "size", "spacing", "seed")}]
+            depends += [{k: self.card[k] for k in ("mean", "std")}]
+        if name == "k-means patch bank":
+            depends += [edge, catalog.load("method", "kmeans_bank")]
+
+        def fitted() -> Source:
+            if name == "raw pixels":
+                return features.raw_pixels
+            if name == "PCA":
+                return features.pca(self.store)
+            if name == "random init":
+                return features.untrained(self.resolved, self.card, self.device)
+            with scratch() as work:
+                return features.patch_bank(self.store, edge, 0, self.device, work)
+
+        once: list[Source] = []
+
+        def source(store: Store, rows: np.ndarray) -> np.ndarray:
+            def compute() -> np.ndarray:
+                if not once:
+                    print(f"baseline: {name}", file=sys.stderr)
+                    once.append(fitted())
+                return once[0](store, rows)
+
+            return kept(store.path / "cache", [*depends, *_which(store, rows)], compute)
+
+        return source
+
+    def all(self, names: Iterable[str]) -> Iterator[tuple[str, Source]]:
+        """("run", its own features), then the frozen ones of `names`."""
+        yield "run", self.of_run()
+        for name in FROZEN:
+            if name in names:
+                yield name, self.frozen(name)
+
+    def supervised(self, train: Part, classes: int, tests: list[Part]) -> list[np.ndarray]:
+        """(N, classes) probabilities for each of `tests`: the run's own encoder, from scratch, at the run's own budget."""
+        views = {k: self.resolved[k] for k in ("encoder", "size", "spacing", "seed", "views", "steps", "batch")}
+        depends = [VERSION, SUPERVISED, train.store.fingerprint, self.device, views, classes]
+        depends += [{k: self.card[k] for k in ("mean", "std")}, *_which(train.store, train.rows), train.y.tolist()]
+        once: list[Callable[[Store, np.ndarray], np.ndarray]] = []
+
+        def predict(test: Part) -> np.ndarray:
+            if not once:
+                print(f"baseline: {SUPERVISED}", file=sys.stderr)
+                with scratch() as work:
+                    once.append(
+                        features.supervised(
+                            self.resolved, self.card, train.store, train.rows, train.y, classes, self.device, work
+                        )
+                    )
+            return once[0](test.store, test.rows)
+
+        return [
+            kept(t.store.path / "cache", [*depends, *_which(t.store, t.rows)], lambda t=t: predict(t))  # type: ignore[misc]
+            for t in tests
+        ]
+
+
+def _which(store: Store, rows: np.ndarray) -> list[str]:
+    """Words for the scans and what is in them: their order counts."""
+    said = "|".join(store.column("scan")[rows].tolist())
+    return [hashlib.blake2b(said.encode(), digest_size=12).hexdigest(), store.fingerprint]
+
+
+def kept(folder: Path, key: list[Any], compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array of that key from `folder`, else `compute()`, kept there where that can be written."""
+    name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=12).hexdigest()
+    path = folder / f"array-{name}.npy"
+    with suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return np.load(path, allow_pickle=False)  # absent or damaged is the same: made anew
+    try:
+        found = compute()
+    except Stopped as e:  # its half-trained state is not worth keeping
+        raise UserError("stopped; run the same command again", e.code) from e
+    with suppress(UserError, OSError), atomic(path) as part, part.open("wb") as f:
+        np.save(f, found)
+    return found
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for what training leaves behind."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)

@@ -1,0 +1,135 @@
+"""Columns of a store become what a task is scored on, or an error that says which column and why."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import medssl
+import tiny
+from medssl.errors import UserError
+from medssl.steps.truth import Part, target_of, values
+
+FINDINGS = ["none", "fluid", "fluid|nodule", "nodule"]
+COLUMNS = ("lesion", "found", "grade", "volume", "days", "died", "odd", "same")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Forty pictures of twenty patients, two each, with a table of every kind of target."""
+    folder = tmp_path_factory.mktemp("truth")
+    rng = np.random.default_rng(0)
+    (folder / "scans").mkdir()
+    with (folder / "table.csv").open("w", newline="") as f:
+        writer = csv.writer(f)
+        writer.writerow(("file", "patient_id", "split", "sex", *COLUMNS))
+        for i in range(40):
+            Image.fromarray(rng.integers(0, 255, (16, 16)).astype(np.uint8)).save(folder / f"scans/{i}.png")
+            p = i // 2
+            split = "train" if p < 12 else "val" if p < 15 else "test"
+            lesion = "" if i == 3 else ("yes" if p % 2 else "no")
+            grade = "7" if i == 39 else str(p % 3)
+            row = (
+                lesion,
+                FINDINGS[p % 4],
+                grade,
+                f"{i}.5",
+                str(10 + i),
+                str(p % 2),
+                ["yes", "no", "maybe"][p % 3],
+                "1",
+            )
+            writer.writerow((f"{i}.png", f"P{p:03d}", split, "FM"[p % 2], *row))
+    return medssl.ingest(
+        folder / "scans",
+        folder / "store",
+        labels=folder / "table.csv",
+        targets=list(COLUMNS),
+        key=tiny.secret(folder / "key"),
+    )
+
+
+def part(store, names, split="train", **kwargs):
+    target = target_of(store, store.rows("train"), names, **kwargs)
+    return target, Part.of(target, store, store.rows(split))
+
+
+def truth_of(store, name, p):
+    return store.column(name)[p.rows]
+
+
+def test_classes_are_the_values_and_a_missing_one_is_counted(store):
+    target, p = part(store, "lesion")
+    assert (target.task, target.names) == ("classes", ("no", "yes"))
+    assert [target.names[i] for i in p.y] == truth_of(store, "label:lesion", p).tolist()
+    assert (len(p), p.missing, p.unknown) == (23, 1, 0)
+    assert p.patients == 12
+
+
+def test_the_named_class_is_the_second_one(store):
+    target, p = part(store, "lesion", positive="NO")
+    assert target.names == ("not NO", "NO")
+    assert (p.y == (truth_of(store, "label:lesion", p) == "no")).all()
+
+
+def test_findings_joined_by_a_bar_are_labels(store):
+    target, p = part(store, "found")
+    assert (target.task, target.names) == ("labels", ("fluid", "nodule", "none"))
+    said = [{n for n, y in zip(target.names, row, strict=True) if y} for row in p.y]
+    assert said == [set(v.split("|")) for v in truth_of(store, "label:found", p)]
+
+
+def test_several_columns_are_labels_with_unknown_ones(store):
+    target, p = part(store, ["lesion", "died"])
+    assert target.task == "labels"
+    assert len(p) == 24
+    assert np.isnan(p.y[:, 0]).sum() == 1
+    died = truth_of(store, "label:died", p)
+    assert (p.y[:, 1] == (died == "1")).all()
+
+
+def test_levels_have_the_order_of_their_numbers_and_a_new_one_is_left_out(store):
+    target, test = part(store, "grade", "test", task="ordinal")
+    assert target.names == ("0", "1", "2")
+    assert (len(test), test.missing, test.unknown) == (9, 0, 1)
+    assert test.y.tolist() == truth_of(store, "label:grade", test).astype(int).tolist()
+
+
+def test_numbers_and_survival(store):
+    target, p = part(store, "volume", task="value")
+    assert target.names == ()
+    assert p.y.tolist() == truth_of(store, "label:volume", p).astype(float).tolist()
+    _, p = part(store, ["days", "died"], task="survival")
+    assert p.y[:, 0].tolist() == truth_of(store, "label:days", p).astype(float).tolist()
+    assert p.y[:, 1].tolist() == truth_of(store, "label:died", p).astype(float).tolist()
+
+
+def test_a_fact_can_be_asked_for_like_a_label(store):
+    assert set(values(store, "sex")) == {"F", "M"}
+    target, p = part(store, "fact:sex")
+    assert target.names == ("F", "M")
+    assert len(p) == 24
+
+
+@pytest.mark.parametrize(
+    ("names", "kwargs", "words"),
+    [
+        ("lesoin", {}, "Did you mean 'lesion'"),
+        ("label:sex", {}, "no label 'label:sex'"),
+        ("same", {}, "has 1 classes (1)"),
+        ("lesion", {"positive": ["maybe"]}, "no training scan has lesion=maybe"),
+        ("lesion", {"task": "ordinal"}, "must be numbers"),
+        ("died", {"task": "ordinal"}, "has 2 levels"),
+        ("odd", {"task": "value"}, "must be numbers, and one is"),
+        (["odd", "died"], {}, "the value 'maybe'; say which values count"),
+        (["odd", "died"], {"task": "classes"}, "takes one target, got 2"),
+        ("days", {"task": "survival"}, "the time and the event"),
+        ("same", {"task": "labels"}, "is there in some training scans and not in others"),
+        ("lesion", {"task": "clases"}, "Did you mean 'classes'"),
+    ],
+)
+def test_what_cannot_be_scored_is_said(store, names, kwargs, words):
+    with pytest.raises(UserError) as e:
+        part(store, names, **kwargs)
+    assert words in str(e.value)
