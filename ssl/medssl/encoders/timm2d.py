@@ -57,15 +57,21 @@ class TimmEncoder(nn.Module):
     def by_depth(self) -> list[list[nn.Parameter]]:
         """Every parameter once from the input on, in the groups timm has for layer-wise learning rates.
 
-        Where timm has none for a model, its top-level modules are the groups, and the items of those that are lists.
+        Where timm has none for a model, its top-level modules are the groups, and the items of those that are lists. A
+        final norm goes with the last block.
         """
         if hasattr(self.net, "group_matcher"):
-            groups = group_parameters(self.net, self.net.group_matcher(coarse=False), return_values=True)
-            return [groups[i] for i in sorted(groups)]
-        lists = nn.Sequential, nn.ModuleList
-        parts = [part for child in self.net.children() for part in (child if isinstance(child, lists) else [child])]
-        found = [list(self.net.parameters(recurse=False)), *(list(part.parameters()) for part in parts)]
-        return [group for group in found if group]
+            of_timm = group_parameters(self.net, self.net.group_matcher(coarse=False), return_values=True)
+            groups = [of_timm[i] for i in sorted(of_timm)]
+        else:
+            lists = nn.Sequential, nn.ModuleList
+            parts = [part for child in self.net.children() for part in (child if isinstance(child, lists) else [child])]
+            found = [list(self.net.parameters(recurse=False)), *(list(part.parameters()) for part in parts)]
+            groups = [group for group in found if group]
+        if len(groups) > 1 and all(p.ndim <= 1 for p in groups[-1]):
+            norm = groups.pop()
+            groups[-1] += norm
+        return groups
 
     def _width(self, model: str) -> int:
         """Runs an empty image through, so that a size the model cannot take fails here and not in the first epoch."""
