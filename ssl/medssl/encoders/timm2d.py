@@ -6,7 +6,8 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import group_parameters
+from huggingface_hub import try_to_load_from_cache
+from timm.models import get_pretrained_cfg, group_parameters
 from torch import Tensor, nn
 
 from medssl.encoders.monai3d import ResNet3d
@@ -101,6 +102,15 @@ def resnet(channels: int, size: tuple[int, ...], model: str = "resnet18", pretra
     if pretrained:
         raise UserError(f"encoder.pretrained: there are no pretrained 3D weights for {model}; leave it off")
     return ResNet3d(channels, size, model)
+
+
+def at_hand(model: str) -> bool:
+    """Whether timm's weights of `model` are on this machine, so that `pretrained` need not fetch them."""
+    about = get_pretrained_cfg(model)
+    if about is None or not about.hf_hub_id:
+        return False
+    files = ("model.safetensors", "pytorch_model.bin")
+    return any(isinstance(try_to_load_from_cache(about.hf_hub_id, name), str) for name in files)
 
 
 def _create(model: str, pretrained: bool, channels: int, size: tuple[int, ...]) -> nn.Module:

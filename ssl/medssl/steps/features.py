@@ -47,19 +47,23 @@ def device_of(asked: str) -> str:
 
 def of_encoder(encoder: nn.Module, card: dict[str, Any], device: str) -> Source:
     """Features of an encoder; `card` says the grid and the standardisation it was trained with, whatever the store."""
-    encoder_channels = card["channels"]
 
     def features(store: Store, rows: np.ndarray) -> np.ndarray:
-        has, takes = (store.channels, store.dims), (encoder_channels, len(card["size"]))
-        if has != takes:
-            raise UserError(
-                f"the encoder takes {takes[0]}-channel scans in {takes[1]}D, and {store.path} has {has[0]} in {has[1]}D"
-            )
+        must_fit(card, store)
         canvas = store.canvas(tuple(card["size"]), card["spacing"])
         as_trained = Canvas(canvas.array, canvas.low, canvas.high, card["mean"], card["std"], canvas.size)
         return embed(encoder, as_trained, rows, device=device)
 
     return features
+
+
+def must_fit(card: dict[str, Any], store: Store) -> None:
+    """UserError when the encoder of `card` cannot take the scans of `store`."""
+    has, takes = (store.channels, store.dims), (card["channels"], len(card["size"]))
+    if has != takes:
+        raise UserError(
+            f"the encoder takes {takes[0]}-channel scans in {takes[1]}D, and {store.path} has {has[0]} in {has[1]}D"
+        )
 
 
 def of_run(run: Path, device: str) -> tuple[Source, dict[str, Any]]:
@@ -129,7 +133,10 @@ def supervised(
     views, batch, seed = spec_of("views", resolved["views"]), min(resolved["batch"], len(rows)), resolved["seed"]
     optim = Optim(lr=1e-3, weight_decay=1e-2)
     encoder, kind = fresh(resolved, card), kinds.classes(classes)
-    method = learn(encoder, card, kind, store, rows, y, views, work, resolved["steps"], batch, seed, device, optim)
+    method = learn(
+        encoder, card, kind, store, rows, y, work,
+        views=views, steps=resolved["steps"], batch=batch, seed=seed, device=device, optim=optim,
+    )  # fmt: skip
     return predictor(method, card, device)
 
 
@@ -140,8 +147,9 @@ def learn(
     store: Store,
     rows: np.ndarray,
     y: np.ndarray,
-    views: dict[str, Any],
     work: Path,
+    *,
+    views: dict[str, Any],
     steps: int,
     batch: int,
     seed: int,
@@ -165,7 +173,7 @@ def learn(
 
 def predictor(method: Supervised, card: dict[str, Any], device: str) -> Callable[[Store, np.ndarray], np.ndarray]:
     """(store, rows) -> what the method predicts, (len(rows), …) float64 as metrics take it."""
-    scores = of_encoder(nn.Sequential(method.encoder, method.head), card, device)
+    scores = of_encoder(nn.Sequential(method.encoder, method.norm, method.head), card, device)
     return lambda store, rows: method.kind.predict(torch.from_numpy(scores(store, rows)).double()).numpy()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -64,6 +65,15 @@ def survival() -> Kind:
     return Kind(1, lambda scores, target: cox(scores[:, 0], target[:, 0], target[:, 1]), lambda scores: scores[:, 0])
 
 
+def kind_of(task: str, y: np.ndarray, width: int) -> Kind:
+    """The kind for a task of `medssl.evals.metrics` and the training truth y (N, …), with `width` columns predicted."""
+    if task == "value":
+        return value(float(y.mean()), float(y.std()))
+    if task == "survival":
+        return survival()
+    return {"classes": classes, "labels": labels, "ordinal": ordinal}[task](width)
+
+
 class Supervised(Method):
     """Encoder (B, C, *spatial) -> (B, dim), linear head -> (B, outputs), the kind's loss against batch["target"].
 
@@ -82,8 +92,8 @@ class Supervised(Method):
         if blocks is not None and not 0 <= blocks <= len(groups):
             raise UserError(f"blocks={blocks}, and {type(encoder).__name__} has {len(groups)}; give 0 to {len(groups)}")
         self.encoder, self.kind = encoder, kind
-        linear = nn.Linear(encoder.dim, kind.outputs)
-        self.head = nn.Sequential(nn.BatchNorm1d(encoder.dim, affine=False), linear) if blocks == 0 else linear
+        self.norm = nn.BatchNorm1d(encoder.dim, affine=False) if blocks == 0 else nn.Identity()
+        self.head = nn.Linear(encoder.dim, kind.outputs)
         for p in chain(*groups[: len(groups) - blocks] if blocks is not None else []):
             p.requires_grad_(False)
 
@@ -92,8 +102,17 @@ class Supervised(Method):
         _rest(self.encoder)
         return self
 
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """(weight (outputs, dim), bias (outputs,)) of the head on features as they are: scores = x @ weight.T + bias."""
+        weight, bias = self.head.weight.detach(), self.head.bias.detach()
+        mean, variance = getattr(self.norm, "running_mean", None), getattr(self.norm, "running_var", None)
+        if mean is None or variance is None:
+            return weight, bias
+        weight = weight * (variance + self.norm.eps).rsqrt()
+        return weight, bias - weight @ mean
+
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        return {"loss": self.kind.loss(self.head(self.encoder(batch["views"][0])), batch["target"])}
+        return {"loss": self.kind.loss(self.head(self.norm(self.encoder(batch["views"][0]))), batch["target"])}
 
 
 def _rest(module: nn.Module) -> None:
