@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.neighbors import KNeighborsRegressor
 
 from medssl.errors import UserError
-from medssl.evals.knn import knn_probe, neighbours, unit
+from medssl.evals.knn import knn_labels, knn_probe, knn_value, neighbours, unit
 from medssl.evals.metrics import AUROC
 
 
@@ -91,6 +92,71 @@ def test_votes_are_weighted_by_similarity():
     x, q = np.array([[1.0, 0], [0.6, 0.8]]), np.array([[1.0, 0]])
     p = knn_probe(x, np.array([0, 1]), ["a", "b"], q, ["c"], classes=2, k=2, temperature=0.5)
     np.testing.assert_allclose(p[0, 1], 1 / (1 + np.exp((1 - 0.6) / 0.5)), rtol=1e-6)
+
+
+def slow_mean(x, y, patient, x_test, patient_test, k, T=0.07):
+    """Of each label (N, L): the neighbours that know it, else all others that know it, else nan."""
+    p = np.full((len(x_test), y.shape[1]), np.nan)
+    _, rows = brute_force(x, np.zeros(len(x), int), patient, x_test, patient_test, 1, k, T)
+    a, b = (unit(v).astype(np.float64) for v in (x, x_test))
+    for i in range(len(x_test)):
+        for label in range(y.shape[1]):
+            votes = [(np.exp((b[i] * a[j]).sum() / T), y[j, label]) for j in rows[i] if j >= 0]
+            votes = [v for v in votes if not np.isnan(v[1])]
+            votes = votes or [(1, v) for v, who in zip(y[:, label], patient, strict=True) if who != patient_test[i]]
+            votes = [v for v in votes if not np.isnan(v[1])]
+            if votes:
+                p[i, label] = sum(w * v for w, v in votes) / sum(w for w, _ in votes)
+    return p
+
+
+@given(cases, st.integers(1, 8), st.floats(0, 0.9))
+@settings(max_examples=60, deadline=None)
+def test_labels_are_voted_on_by_those_who_know_them(case, k, unknown):
+    x, y, patient, x_test, patient_test = case
+    r = np.random.default_rng(len(x))
+    labels = np.where(r.random((len(y), 3)) < unknown, np.nan, y[:, None] == np.arange(3))
+    expected = np.nan_to_num(slow_mean(x, labels, patient, x_test, patient_test, k), nan=0.5)
+    np.testing.assert_allclose(knn_labels(x, labels, patient, x_test, patient_test, k), expected, atol=1e-9)
+
+
+@given(cases, st.integers(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_a_number_is_the_weighted_mean_of_the_neighbours(case, k):
+    x, y, patient, x_test, patient_test = case
+    y = y * 1e3 + np.arange(len(y))
+    expected = slow_mean(x, y[:, None], patient, x_test, patient_test, k)[:, 0]
+    if np.isnan(expected).any():
+        with pytest.raises(UserError, match="another patient"):
+            knn_value(x, y, patient, x_test, patient_test, k)
+    else:
+        np.testing.assert_allclose(knn_value(x, y, patient, x_test, patient_test, k), expected, rtol=1e-9)
+
+
+def test_where_everything_is_known_labels_and_numbers_are_sklearns():
+    x, _, _, x_test, _ = draw(3, 200, 30, 8, 300, duplicates=False)
+    r = np.random.default_rng(0)
+    who, who_test = [f"a{i}" for i in range(200)], [f"b{i}" for i in range(30)]
+    for y, knn in (((r.random((200, 4)) < 0.4).astype(float), knn_labels), (r.normal(70, 12, 200), knn_value)):
+        model = KNeighborsRegressor(9, weights=lambda d: np.exp(-d / 0.07), metric="cosine").fit(x, y)
+        np.testing.assert_allclose(knn(x, y, who, x_test, who_test, k=9), model.predict(x_test), rtol=1e-4)
+
+
+def test_one_label_known_of_all_is_the_second_of_two_classes():
+    x, y, patient, x_test, patient_test = draw(4, 150, 40, 8, 60, duplicates=True)
+    y = (y > 0).astype(int)
+    p = knn_labels(x, y[:, None].astype(float), patient, x_test, patient_test)[:, 0]
+    np.testing.assert_allclose(p, knn_probe(x, y, patient, x_test, patient_test, 2)[:, 1], atol=1e-12)
+
+
+def test_answers_that_are_none_are_refused():
+    x, who = np.eye(3), ["a", "b", "c"]
+    with pytest.raises(ValueError, match="0, 1 or nan"):
+        knn_labels(x, np.full((3, 1), 2.0), who, x, who)
+    with pytest.raises(ValueError, match="finite number"):
+        knn_value(x, [1, np.nan, 2], who, x, who)
+    with pytest.raises(ValueError, match="one answer per"):
+        knn_value(x, [1.0, 2.0], who, x, who)
 
 
 def test_features_that_are_not_finite_are_refused():
