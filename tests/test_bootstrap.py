@@ -1,9 +1,19 @@
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import binom, norm
 
-from medssl.evals.bootstrap import difference, difference_seeds, resamples, score, scores
-from medssl.evals.metrics import ACCURACY, AUROC, OF_TASK
+from medssl.evals.bootstrap import (
+    bca_quantiles,
+    difference,
+    difference_seeds,
+    paired,
+    resamples,
+    score,
+    score_seeds,
+    scores,
+)
+from medssl.evals.metrics import ACCURACY, AUROC, CONCORDANCE, MACRO_AUROC, MAE, MEAN, OF_TASK, SPEARMAN
 
 CLASS_METRICS = OF_TASK["classes"]
 TRUE = norm.cdf(1 / np.sqrt(2))  # AUROC of N(1, 1) against N(0, 1)
@@ -162,3 +172,148 @@ def test_patients_must_match_scans():
     y, p, patient = cohort(0)
     with pytest.raises(ValueError, match="one patient per scan"):
         score(AUROC, y, p, patient[1:])
+
+
+def test_other_tasks_are_resampled_by_patient_too():
+    """Against the plain way, on what is not a class."""
+    r = np.random.default_rng(0)
+    patient, risk = np.repeat(np.arange(30), 2), np.round(r.normal(size=60), 1)
+    time = np.c_[r.exponential(np.exp(-risk)).round(1), r.integers(0, 2, 60)]
+    labels = r.choice([0, 1, np.nan], size=(60, 3), p=[0.45, 0.45, 0.1])
+    for metric, y, p in (
+        (CONCORDANCE, time, risk),
+        (SPEARMAN, time[:, 0], risk),
+        (MACRO_AUROC, labels, np.c_[risk, -risk, risk**2]),
+        (MEAN, patient.astype(str), risk),
+    ):
+        values = []
+        for counts in np.concatenate(list(resamples(30, 200, seed=1, rows=64))).astype(int):
+            rows = np.repeat(np.arange(60), counts[patient])
+            values.append(metric(y[rows], p[rows]))
+        s = score(metric, y, p, [f"{i:02}" for i in patient], n=200, seed=1)
+        np.testing.assert_allclose([s.low, s.high], np.quantile(values, [0.025, 0.975]), atol=1e-12)
+        assert s.how == "95 % percentile bootstrap over 30 patients, 200 resamples"
+
+
+def test_few_of_what_a_metric_needs_is_said():
+    r = np.random.default_rng(0)
+    risk, ids = r.normal(size=40), np.arange(40)
+    assert "only 3 patients with an event" in score(CONCORDANCE, np.c_[risk + 9, ids < 3], risk, ids, n=100).how
+    labels = np.c_[ids < 20, ids < 4, ids < 0].astype(float)
+    how = score(MACRO_AUROC, labels, np.c_[risk, risk, risk], ids, n=100).how
+    assert "only 4 patients in the rarest class of a label" in how
+    assert "1 of 3 labels left out because they have one class" in how
+    assert score(MAE, risk, risk**2, ids, n=100).how == "95 % percentile bootstrap over 40 patients, 100 resamples"
+    assert "only 5 patients, so the true" in score(MAE, risk, risk**2, ids // 8, n=100).how
+
+
+@pytest.mark.parametrize("data", ["normal", "skewed", "ties", "zeros"])
+def test_p_is_below_alpha_just_when_the_interval_leaves_out_0(data):
+    """Over shifts that put 0 everywhere in the resamples, on differences that are smooth and on ones that often tie."""
+    r = np.random.default_rng(0)
+    x = {
+        "normal": r.normal(size=40),
+        "skewed": r.exponential(size=40),
+        "ties": r.integers(-1, 2, 40).astype(float),
+        "zeros": np.zeros(40),
+    }[data]
+    seen = set()
+    for shift in np.linspace(-3, 3, 61) * (x.std() + 0.1) / np.sqrt(40):
+        a = x - x.mean() * (data != "zeros") + (np.round(shift * 40) / 40 if data == "ties" else shift)
+        for level in (0.95, 0.8):
+            d = paired(MEAN, np.zeros(40), [a], [np.zeros(40)], np.arange(40), n=150, level=level)
+            out = d.score.low > 0 or d.score.high < 0
+            assert (d.p < 1 - level) == out
+            assert 2 / 151 <= d.p <= 1
+            seen.add(out)
+    assert seen == {True, False}
+
+
+def test_a_paired_p_and_se_of_a_mean_are_near_the_t_tests():
+    """Of 200 patients; and as often below .05 as it should be where there is no difference."""
+    r = np.random.default_rng(1)
+    a, b = r.normal(0.15, 1, 200), r.normal(size=200)
+    d = paired(MEAN, np.zeros(200), [a], [b], np.arange(200), n=4000)
+    t = stats.ttest_rel(a, b)
+    assert d.p == pytest.approx(t.pvalue, abs=0.01)
+    assert d.se == pytest.approx((a - b).std(ddof=1) / np.sqrt(200), rel=0.05)
+    assert d.score == difference(MEAN, np.zeros(200), a, b, np.arange(200), n=4000)
+    wrong = 0
+    for i in range(200):
+        a, b = np.random.default_rng(i).normal(size=(2, 60))
+        wrong += paired(MEAN, np.zeros(60), [a], [b], np.arange(60), n=400, seed=i).p < 0.05
+    assert binom.ppf(0.001, 200, 0.05) <= wrong <= binom.ppf(0.999, 200, 0.05)
+
+
+def test_no_difference_and_no_interval_have_their_p():
+    y, p, patient = cohort(0)
+    assert paired(AUROC, y, [p], [p], patient, n=100).p == 1
+    one = paired(ACCURACY, y[:2], [p[:2]], [p[:2]], ["a", "a"], n=100)
+    assert np.isnan([one.p, one.se]).all()
+
+
+def test_scores_over_seeds_hold_patients_and_seeds():
+    y, p, patient = cohort(0)
+    assert score_seeds(AUROC, y, [p], patient, n=200) == score(AUROC, y, p, patient, n=200)
+    other = two(norm.ppf(p[:, 1]) + y)
+    s = score_seeds(AUROC, y, [p, other] * 5, patient, n=200)
+    assert s.value == pytest.approx((AUROC(y, p) + AUROC(y, other)) / 2)
+    assert s.how == "95 % percentile bootstrap over 10 seeds and 80 patients, 200 resamples"
+    assert "2 seeds are few" in score_seeds(AUROC, y, [p, other], patient, n=200).how
+    # against the difference to a model that is always wrong, whose AUROC is 0 in every resample
+    zero = difference_seeds(AUROC, y, [p, other] * 5, [two(0.5 - y)] * 10, patient, n=200)
+    assert (s.low, s.high) == pytest.approx((zero.low, zero.high), abs=1e-12)
+    with pytest.raises(ValueError, match="at least one seed"):
+        score_seeds(AUROC, y, [], patient)
+
+
+def test_bca_is_scipys_on_the_same_resamples():
+    """One scan a patient; SciPy is given our resamples and computes bias, acceleration and ends itself."""
+    r = np.random.default_rng(0)
+    for x, metric, statistic in (
+        (r.exponential(size=40), MEAN, np.mean),
+        (r.exponential(size=40), MAE, lambda x, axis: np.abs(x).mean(axis)),
+        (r.integers(0, 2, 40).astype(float), MEAN, np.mean),
+    ):
+        counts = np.concatenate(list(resamples(40, 500, seed=2, rows=500)))
+        given = stats.bootstrap((x,), statistic, n_resamples=2, method="percentile")
+        given.bootstrap_distribution = counts @ x / 40
+        expected = stats.bootstrap(
+            (x,), statistic, n_resamples=0, bootstrap_result=given, method="BCa", vectorized=True
+        ).confidence_interval
+        y = np.zeros(40)
+        s = score(metric, y, x, [f"{i:02}" for i in range(40)], n=500, seed=2, method="bca")
+        np.testing.assert_allclose([s.low, s.high], expected, rtol=0, atol=1e-12)
+        assert s.how == "95 % BCa bootstrap over 40 patients, 500 resamples"
+
+
+def test_bca_leaves_out_patients_not_scans():
+    y, p, patient = cohort(5, patients=30)
+    names, at = np.unique(patient, return_inverse=True)
+    counts = np.concatenate(list(resamples(30, 300, seed=0, rows=300))).astype(int)
+    rows = [np.repeat(np.arange(len(y)), c[at]) for c in counts]
+    found = np.array([AUROC(y[i], p[i]) for i in rows])
+    left = np.array([AUROC(y[at != i], p[at != i]) for i in range(len(names))])
+    value = AUROC(y, p)
+    u = left.mean() - left
+    a = (u**3).sum() / 6 / (u**2).sum() ** 1.5
+    z0 = norm.ppf((found < value).mean() + (found == value).mean() / 2)
+    ends = [norm.cdf(z0 + (z0 + z) / (1 - a * (z0 + z))) for z in norm.ppf([0.05, 0.95])]
+    s = score(AUROC, y, p, patient, n=300, level=0.9, method="bca")
+    np.testing.assert_allclose([s.low, s.high], np.quantile(found, ends), atol=1e-10)
+    plain = score(AUROC, y, p, patient, n=300, level=0.9)
+    assert s.value == plain.value
+    assert (s.low, s.high) != (plain.low, plain.high)
+
+
+def test_bca_that_cannot_be_made_says_so():
+    y = np.arange(60) % 2
+    s = score(AUROC, y, two(y * 9.0), np.arange(60), n=100, method="bca")
+    assert (s.low, s.high) == (1, 1)
+    assert s.how.startswith("95 % percentile bootstrap (BCa is undefined here) over 60 patients")
+    only = np.arange(20) == 3  # without this patient there is no AUROC
+    s = score(AUROC, only.astype(int), two(np.cos(np.arange(20))), np.arange(20), n=100, method="bca")
+    assert "BCa is undefined here" in s.how
+    assert bca_quantiles(2.0, np.array([0.0, 1]), np.array([0.0, 1]), 0.95) is None
+    with pytest.raises(ValueError, match="'bcaa'"):
+        score(AUROC, y, two(y * 9.0), np.arange(60), method="bcaa")

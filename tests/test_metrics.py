@@ -2,13 +2,32 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn import metrics as sk
 
+from medssl.evals import weighted
 from medssl.evals.compare import table
-from medssl.evals.metrics import ACCURACY, AUPRC, AUROC, BALANCED_ACCURACY, ECE, OF_TASK
-from medssl.evals.score import Score
+from medssl.evals.metrics import (
+    ACCURACY,
+    AUPRC,
+    AUROC,
+    BALANCED_ACCURACY,
+    CONCORDANCE,
+    ECE,
+    LEVEL_ERROR,
+    MACRO_AUPRC,
+    MACRO_AUROC,
+    MAE,
+    MEAN,
+    OF_TASK,
+    QUADRATIC_KAPPA,
+    R2,
+    SPEARMAN,
+)
+from medssl.evals.score import Difference, Score
 
 CLASS_METRICS = OF_TASK["classes"]
+
 
 def draw(seed, N, K, ties, weighted):
     """Every class present; with `ties`, scores take few values, so many scans share one."""
@@ -65,18 +84,119 @@ def test_ece_by_hand():
     assert ECE(np.array([1, 0, 1, 0]), p) == pytest.approx((2 * 0.4 + 0.4 + 0) / 4)
 
 
-@given(cases, st.integers(0, 10**6))
-@settings(max_examples=50, deadline=None)
-def test_a_weight_is_a_repetition(case, seed):
+def draw_task(task, seed, N):
+    """y and p of that kind of task, with ties in both and labels unknown here and there."""
+    r = np.random.default_rng(seed)
+    if task in ("classes", "ordinal"):
+        return draw(seed, N, K=int(r.integers(2, 5)), ties=bool(seed % 2), weighted=False)[:2]
+    if task == "labels":
+        y = r.choice([0, 1, np.nan], size=(N, 3), p=[0.6, 0.2, 0.2])
+        return y, np.round(r.random((N, 3)), 1)
+    p = np.round(r.normal(size=N), 1)
+    if task == "survival":
+        return np.c_[np.round(r.exponential(2, N)), r.integers(0, 2, N)], p
+    return np.round(p + r.normal(size=N), 1), p
+
+
+@given(st.sampled_from(sorted(OF_TASK)), st.integers(0, 10**6), st.integers(8, 40))
+@settings(max_examples=150, deadline=None)
+def test_a_weight_is_a_repetition(task, seed, N):
     """Whole weights, 0 among them, are the same as repeating scans: what lets the bootstrap reweight."""
-    y, p, _ = case
-    count = np.random.default_rng(seed).integers(0, 4, len(y))
-    count[: p.shape[1]] = 1
-    weights = np.stack([count, np.ones(len(y))]).astype(float)
-    for m in CLASS_METRICS:
-        repeated = m(np.repeat(y, count), np.repeat(p, count, axis=0))
-        assert m(y, p, count) == pytest.approx(repeated, abs=1e-12)
+    y, p = draw_task(task, seed, N)
+    count = np.random.default_rng(seed).integers(0, 4, N)
+    if task in ("classes", "ordinal"):
+        count[: p.shape[1]] = 1
+    count[0] = 1
+    weights = np.stack([count, np.ones(N)]).astype(float)
+    for m in OF_TASK[task]:
+        repeated = m(np.repeat(y, count, axis=0), np.repeat(p, count, axis=0))
+        assert m(y, p, count) == pytest.approx(repeated, abs=1e-12, nan_ok=True)
         np.testing.assert_allclose(m.many(y, p, weights), [repeated, m(y, p)], atol=1e-12)
+
+
+@given(st.integers(0, 10**6), st.integers(6, 60))
+@settings(max_examples=40, deadline=None)
+def test_labels_are_averaged_where_they_are_known_and_have_both_classes(seed, N):
+    y, p = draw_task("labels", seed, N)
+    y[:, 2] = 0  # never seen: left out
+    w = np.random.default_rng(seed).choice([0.3, 1, 2], N)
+    for m, f in ((MACRO_AUROC, sk.roc_auc_score), (MACRO_AUPRC, sk.average_precision_score)):
+        each = []
+        for column, s in zip(y.T, p.T, strict=True):
+            k = ~np.isnan(column)
+            if {0, 1} <= set(column):
+                each.append(f(column[k], s[k], sample_weight=w[k]))
+        assert m(y, p, w) == pytest.approx(np.mean(each) if each else np.nan, abs=1e-12, nan_ok=True)
+
+
+@given(st.integers(0, 10**6), st.integers(5, 60), st.integers(2, 5))
+@settings(max_examples=40, deadline=None)
+def test_ordinal_metrics_are_scikit_learns(seed, N, K):
+    y, p, w = draw(seed, N, K, ties=False, weighted=True)
+    top = p.argmax(1)
+    expected = sk.cohen_kappa_score(y, top, weights="quadratic", labels=np.arange(K), sample_weight=w)
+    assert QUADRATIC_KAPPA(y, p, w) == pytest.approx(expected, abs=1e-12)
+    assert LEVEL_ERROR(y, p, w) == pytest.approx(sk.mean_absolute_error(y, top, sample_weight=w), abs=1e-12)
+
+
+@given(st.integers(0, 10**6), st.integers(3, 60))
+@settings(max_examples=40, deadline=None)
+def test_metrics_of_values_are_scikit_learns_and_scipys(seed, N):
+    y, p = draw_task("value", seed, N)
+    r = np.random.default_rng(seed)
+    w, count = r.choice([0.3, 1, 2], N), r.integers(1, 4, N)
+    y[0], p[0] = 9, 8  # neither is constant
+    assert MAE(y, p, w) == pytest.approx(sk.mean_absolute_error(y, p, sample_weight=w), abs=1e-12)
+    assert R2(y, p, w) == pytest.approx(sk.r2_score(y, p, sample_weight=w), abs=1e-12)
+    expected = stats.spearmanr(np.repeat(y, count), np.repeat(p, count)).statistic
+    assert SPEARMAN(y, p, count) == pytest.approx(expected, abs=1e-12)
+    assert MEAN(y, p, w) == pytest.approx(np.average(p, weights=w), abs=1e-12)
+
+
+def harrell(y, risk, w):
+    right = pairs = 0.0
+    for i in range(len(y)):
+        for j in range(len(y)):
+            outlived = y[i, 0] < y[j, 0] or (y[i, 0] == y[j, 0] and not y[j, 1])
+            if i != j and y[i, 1] and outlived:
+                pairs += w[i] * w[j]
+                right += w[i] * w[j] * (0.5 if risk[i] == risk[j] else float(risk[i] > risk[j]))
+    return right / pairs if pairs else np.nan
+
+
+@given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 200))
+@settings(max_examples=40, deadline=None)
+def test_concordance_is_its_definition_whatever_the_block(seed, N, block):
+    y, risk = draw_task("survival", seed, N)
+    w = np.random.default_rng(seed).choice([0, 0.3, 1, 2], N)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weighted, "BLOCK", block)
+        assert CONCORDANCE(y, risk, w) == pytest.approx(harrell(y, risk, w), abs=1e-12, nan_ok=True)
+
+
+def test_concordance_without_censoring_of_two_times_is_the_auroc():
+    r = np.random.default_rng(0)
+    early, risk = r.integers(0, 2, 50), np.round(r.normal(size=50), 1)
+    s = (risk - risk.min()) / np.ptp(risk)
+    y = np.c_[2 - early, np.ones(50)]
+    assert CONCORDANCE(y, risk) == pytest.approx(AUROC(early, np.c_[1 - s, s]), abs=1e-12)
+
+
+def test_a_constant_has_no_correlation_and_nobody_to_compare_is_undefined():
+    x = np.array([0.1, 0.2, 0.7])
+    assert np.isnan(SPEARMAN(np.full(3, 0.1), x, [0.1, 0.3, 0.7]))
+    assert np.isnan(SPEARMAN(x, np.full(3, 0.1), [0.1, 0.3, 0.7]))
+    assert np.isnan(R2(np.full(3, 0.1), x, [0.1, 0.3, 0.7]))
+    assert np.isnan(R2(x, x, [0, 0, 0.7]))
+    assert np.isnan(QUADRATIC_KAPPA(np.zeros(3, int), np.eye(3)[[0, 0, 0]], [0.1, 0.3, 0.7]))
+    assert np.isnan(CONCORDANCE(np.c_[x, np.zeros(3)], x))
+    for task in set(OF_TASK) - {"classes"}:
+        y, p = draw_task(task, 0, 20)
+        assert all(np.isnan(m(y, p, np.zeros(20))) for m in OF_TASK[task])
+
+
+def test_higher_is_better_or_it_says_so():
+    assert {m.name for ms in OF_TASK.values() for m in ms if m.sign < 0} == {"ECE", "MAE", "MAE in levels"}
 
 
 def test_a_class_without_weight_is_undefined():
@@ -101,8 +221,29 @@ def test_a_class_without_weight_is_undefined():
     ],
 )
 def test_wrong_input_is_refused(y, p, words):
+    for metric in (AUROC, QUADRATIC_KAPPA):
+        with pytest.raises(ValueError, match=words):
+            metric(y, p)
+
+
+@pytest.mark.parametrize(
+    ("metric", "y", "p", "words"),
+    [
+        (MACRO_AUROC, np.array([[0, 2]]), np.zeros((1, 2)), "0, 1 or nan"),
+        (MACRO_AUROC, np.array([0, 1]), np.zeros(2), "needs labels"),
+        (MACRO_AUROC, np.array([[0, 1]]), np.array([[0, np.nan]]), "probabilities hold nan"),
+        (MAE, np.array([1.0, np.nan]), np.zeros(2), "values hold nan"),
+        (MAE, np.array([1.0, 2]), np.zeros((2, 1)), "needs values"),
+        (CONCORDANCE, np.array([[1.0, 2], [1, 0]]), np.zeros(2), "events must be 1"),
+        (CONCORDANCE, np.array([[np.inf, 1], [1, 0]]), np.zeros(2), "times hold nan"),
+        (CONCORDANCE, np.array([1.0, 2]), np.zeros(2), "needs times"),
+        (MEAN, np.array(["a", "b"]), np.array([0.5, np.nan]), "cases hold nan"),
+        (MEAN, np.array(["a", "b"]), np.zeros(3), "one number for each"),
+    ],
+)
+def test_wrong_input_of_other_tasks_is_refused(metric, y, p, words):
     with pytest.raises(ValueError, match=words):
-        AUROC(y, p)
+        metric(y, p)
 
 
 def test_negative_weights_are_refused():
@@ -119,6 +260,16 @@ def test_a_score_survives_json_and_prints_its_interval():
     assert str(Score.from_dict(unknown.as_dict())) == "0.500 [no interval]"
     with pytest.raises(ValueError, match="upside down"):
         Score(0.5, 0.6, 0.4, 1, 1, "")
+
+
+def test_a_difference_survives_json_and_prints_its_p():
+    d = Difference(Score(0.012, 0.003, 0.02, 9, 9, "paired"), 0.0149, 0.004)
+    assert str(d) == "0.012 [0.003, 0.020], p = 0.015"
+    assert str(Difference(d.score, 0.0009, 0.1)).endswith("p < 0.001")
+    assert Difference.from_dict(d.as_dict()) == d
+    nothing = Difference(Score(0.5, np.nan, np.nan, 1, 1, ""), np.nan, np.nan)
+    assert str(nothing) == "0.500 [no interval]"
+    assert str(Difference.from_dict(nothing.as_dict())) == str(nothing)
 
 
 def test_a_table_is_aligned_and_says_how():

@@ -1,7 +1,10 @@
-"""Percentile bootstrap over patients: scans of one patient come and go together, and two models see the same resamples.
+"""Bootstrap over patients: scans of one patient come and go together, and two models see the same resamples.
 
 The resamples are a function of the number of patients, `n` and `seed` alone, so every metric and every row of a table
-on one test set is judged on the same draws. Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+on one test set is judged on the same draws. Intervals are percentiles of the resamples (Efron & Tibshirani, An
+Introduction to the Bootstrap, 1993, section 13.3) or, for `method="bca"`, percentiles corrected for bias and skewness
+(Efron, 1987, https://doi.org/10.1080/01621459.1987.10478410), which costs as many evaluations more as there are patients.
+
 y and p are of the kind of task that the metric says (`metrics`); patient is (N,) ids, compared for equality only.
 """
 
@@ -10,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr, ndtri
 
 from medssl.evals.metrics import Floats, Metric, Truth
 from medssl.evals.score import Difference, Score
@@ -24,13 +28,21 @@ Case = tuple[Metric, Truth, Floats]  # a metric with y and p that it has checked
 
 
 def score(
-    metric: Metric, y: ArrayLike, p: ArrayLike, patient: ArrayLike, *, n: int = 2000, seed: int = 0, level: float = 0.95
+    metric: Metric,
+    y: ArrayLike,
+    p: ArrayLike,
+    patient: ArrayLike,
+    *,
+    n: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+    method: str = "percentile",
 ) -> Score:
-    """`metric` of y and p with a patient-wise interval.
+    """`metric` of y and p with a patient-wise interval; method is "percentile" or "bca".
 
     Resamples in which the metric is undefined, because a class is missing, say, are left out; `how` counts them.
     """
-    return scores([metric], y, p, patient, n=n, seed=seed, level=level)[metric.name]
+    return scores([metric], y, p, patient, n=n, seed=seed, level=level, method=method)[metric.name]
 
 
 def scores(
@@ -42,14 +54,18 @@ def scores(
     n: int = 2000,
     seed: int = 0,
     level: float = 0.95,
+    method: str = "percentile",
 ) -> dict[str, Score]:
     """Like `score` for several metrics, by name, on the same resamples."""
+    if method not in ("percentile", "bca"):
+        raise ValueError(f"method must be 'percentile' or 'bca', got {method!r}")
     cases = [(m, *m.check(y, p)) for m in metrics]
     at = positions(patient, len(np.asarray(p)))
-    values = replicates(cases, at, n, seed)
+    found = replicates(cases, at, n, seed)
+    left = jackknife(cases, at) if method == "bca" else [None] * len(cases)
     return {
-        c[0].name: _interval(c, c[0](*c[1:]), found, at, level, "percentile bootstrap")
-        for c, found in zip(cases, values, strict=True)
+        c[0].name: _interval(c, c[0](*c[1:]), f, at, level, "percentile bootstrap", without)
+        for c, f, without in zip(cases, found, left, strict=True)
     }
 
 
@@ -186,14 +202,54 @@ def replicates(cases: Sequence[Case], at: NDArray[np.int64], n: int, seed: int) 
     """(cases, n) values of each metric of its y and p on each resample of the patients at `at` (N,)."""
     if n < 100:
         raise ValueError(f"needs at least 100 resamples, got {n}")
-    chunks = resamples(int(at.max()) + 1, n, seed, rows=max(1, CHUNK // len(at)))
-    values = [[m.many(y, p, w) for m, y, p in cases] for w in (c[:, at] for c in chunks)]
-    return np.concatenate([np.array(v) for v in values], axis=-1)
+    counts = resamples(int(at.max()) + 1, n, seed, rows=max(1, CHUNK // len(at)))
+    return _values(cases, (c[:, at] for c in counts))
 
 
-def _interval(case: Case, value: float, found: Floats, at: NDArray[np.int64], level: float, words: str) -> Score:
+def jackknife(cases: Sequence[Case], at: NDArray[np.int64]) -> Floats:
+    """(cases, patients) values of each metric without each patient in turn."""
+    rows = max(1, CHUNK // len(at))
+    ids = np.arange(int(at.max()) + 1)[:, None]
+    return _values(cases, ((at != ids[i : i + rows]).astype(np.float64) for i in range(0, len(ids), rows)))
+
+
+def _values(cases: Sequence[Case], weights: Iterable[Floats]) -> Floats:
+    return np.concatenate([np.array([m.many(y, p, w) for m, y, p in cases]) for w in weights], axis=-1)
+
+
+def bca_quantiles(value: float, found: Floats, left: Floats, level: float) -> Floats | None:
+    """(2,) the quantiles of the resamples `found` that are the ends of the BCa interval of `value`.
+
+    Efron & Tibshirani, 1993, eqs. 14.10, 14.14 and 14.15, with half of the ties in the bias (as SciPy) and the
+    acceleration from `left`, the values without each patient. None where these are undefined: a value beyond all
+    resamples, a metric that needs every patient or depends on none.
+    """
+    below = ((found < value).mean() + (found <= value).mean()) / 2
+    u = left.mean() - left
+    if not 0 < below < 1 or np.isnan(u).any() or not u.any():
+        return None
+    acceleration = (u**3).sum() / (6 * (u**2).sum() ** 1.5)
+    z0 = ndtri(below)
+    z = z0 + ndtri([(1 - level) / 2, (1 + level) / 2])
+    return ndtr(z0 + z / (1 - acceleration * z)) if (acceleration * z < 1).all() else None
+
+
+def _interval(
+    case: Case,
+    value: float,
+    found: Floats,
+    at: NDArray[np.int64],
+    level: float,
+    words: str,
+    left: Floats | None = None,
+) -> Score:
+    """The score of `value` from its resamples `found`: percentiles, or BCa when `left` has the jackknife's values."""
     (metric, y, _), patients = case, int(at.max()) + 1
     defined = found[~np.isnan(found)]
+    ends = None
+    if left is not None and len(defined) and patients > 1:
+        ends = bca_quantiles(value, defined, left, level)
+        words = "BCa bootstrap" if ends is not None else f"{words} (BCa is undefined here)"
     joint = " " if words.endswith("and") else " over "
     how = f"{100 * level:g} % {words}{joint}{patients} patients, {len(found)} resamples"
     if len(defined) < len(found):
@@ -205,7 +261,7 @@ def _interval(case: Case, value: float, found: Floats, at: NDArray[np.int64], le
     if rarest < FEW:
         how += f"; only {rarest} patients {metric.check.rare}".rstrip()
         how += ", so the true uncertainty is wider than shown"
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2] if ends is None else ends)
     if low == high and rarest >= FEW:
         how += "; every resample agrees, so the true uncertainty is wider than shown"
     return Score(value, float(low), float(high), len(at), patients, how)
