@@ -36,6 +36,11 @@ CODES: dict[str, tuple[str, str]] = {
     "VARYING_SPACING": ("slice steps vary without a pattern", "export the series again"),
     "REPEATED_POSITIONS": ("several images at one position that cannot be told apart", "export the series again"),
     "DUPLICATE": ("the same image is there already", "nothing"),
+    # label maps: they stay in the store, held
+    "MASK_ALONE": ("a label map that fits no image", "name it as its image, or give the folder with masks=DIR"),
+    "MASK_SEVERAL": ("a label map and an image that have several partners", "leave one of each name, and ingest again"),
+    "MASK_GRID": ("a label map on another grid than its image", "resample it onto the image's grid, nearest neighbour"),
+    "MASK_VALUES": ("a label map with other values than 0 to 255", "renumber its labels, and save it in one channel"),
     # beside scans
     "BAD_SIDECAR": ("a JSON file that cannot be understood", "save it as UTF-8 JSON, at most 16 MB"),
     "RENDITION": ("an 8-bit copy of a DICOM image that is there", "nothing"),

@@ -6,6 +6,7 @@ import numpy as np
 
 from medssl.errors import UserError
 from medssl.store.release import release as let_in
+from medssl.store.row import MASK
 from medssl.store.store import Store
 
 
@@ -20,9 +21,11 @@ def release(store: str | Path, where: str) -> int:
     """
     found = Store.open(store, where=where, held=True)
     held = found.column("held")
-    rows = np.flatnonzero(held != "")
+    rows = np.flatnonzero((held != "") & (held != MASK))
     if not len(rows):
-        raise UserError(f"where={where!r} selects {len(found):,} scans and none of them is held: nothing to release")
+        raise UserError(
+            f"where={where!r} selects {len(found):,} scans and none of them is held but for masks: nothing to release"
+        )
     reasons = dict(zip(*np.unique(held[rows].astype(str), return_counts=True), strict=True))
     n = let_in(found, rows)
     print(f"released     {n:,} scans: {', '.join(f'{reason} {count:,}' for reason, count in reasons.items())}")

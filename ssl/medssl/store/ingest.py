@@ -4,6 +4,7 @@ import json
 import os
 import sqlite3
 import sys
+import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from medssl.store.labels import read_labels
 from medssl.store.ledger import Ledger
 from medssl.store.reading import FLEETING, VERSION, Reading
 from medssl.store.release import read_released
-from medssl.store.row import Row
+from medssl.store.row import MASK, Row
 from medssl.store.settle import Found, settle
 from medssl.store.sidecar import Sidecars
 from medssl.store.splits import SPLITS, empty_splits
@@ -38,6 +39,7 @@ def ingest(
     aihub: str | None = None,
     keys: dict[str, str] | None = None,
     archives: bool = False,
+    masks: str | Path | None = None,
     site: str = "",
     key: str | Path | None = None,
     workers: int | None = None,
@@ -68,6 +70,8 @@ def ingest(
             their name without suffix, or a regular expression with a group named stem that finds what they share.
         keys: where in the JSON files to look: {"patient": "info.id", "sex": …, "age": …, "label": …}; else found by name.
         archives: also read what is inside zip files.
+        masks: the folder below `source` that holds the label maps. By default whatever looks like one is paired with the
+            image of the same name, words such as labels or seg apart. The two must share a grid; see store.pairing.
         site: a word for where the scans come from, for comparisons across sites.
         key: the file of the project's secret key, made when absent. Default: $MEDSSL_KEY, else ~/.config/medssl/key.
             Keep it, keep it secret, and keep it apart from the store: it links pseudonyms to patients.
@@ -84,6 +88,7 @@ def ingest(
     if workers < 1 or memory < 0.5:
         raise UserError(f"workers={workers} must be at least 1, and memory={memory} at least 0.5 GB")
     _check_places(source, out, key)
+    folder = "" if masks is None else _below(source, Path(masks).expanduser())
     check_out(out, overwrite=True)
     table = None if labels is None or labels == "folders" else Path(labels).expanduser()
     wanted = [targets] if isinstance(targets, str) else targets
@@ -124,7 +129,9 @@ def ingest(
         released = read_released(out) | read_released(draft.folder)
         write_json(draft.folder / "released.json", released)
         found = ledger.rows
-        settled = settle(lambda: (Found(*f) for f in found()), alias, draft.folder, released, beside, sidecars, site)
+        settled = settle(
+            lambda: (Found(*f) for f in found()), alias, draft.folder, released, beside, sidecars, site, folder
+        )
         settled.info["counts"]["files"] = ledger.seen()
         rejects = [*ledger.rejects(), *settled.rejects]
         ledger.close()
@@ -268,6 +275,15 @@ def _check_places(source: Path, out: Path, key: Path) -> None:
             )
 
 
+def _below(source: Path, masks: Path) -> str:
+    """The folder of the masks, relative to the source. Raises UserError when it is not below it."""
+    top = source.resolve()
+    for folder in ((source / masks).resolve(), masks.resolve()):
+        if folder.is_dir() and folder != top and folder.is_relative_to(top):
+            return unicodedata.normalize("NFC", folder.relative_to(top).as_posix())
+    raise UserError(f"masks={masks} is no folder below source={source}; the source must hold images and masks")
+
+
 def _summary(store: Store, report: list[str], key: Path) -> list[str]:
     """What a researcher wants to know, in lines."""
     info, counts = store.info, store.info["counts"]
@@ -285,8 +301,11 @@ def _summary(store: Store, report: list[str], key: Path) -> list[str]:
         f"intensity    {info['recipe']}: {store.intensity}",
         f"left out     {sum(counts['rejected'].values())}{rejected}",
     ]
-    if counts["held"]:
-        held = ", ".join(f"{reason} {n}" for reason, n in counts["held"].items())
+    if info["masks"]:
+        n = int((store.column("mask") != "").sum())
+        lines.append(f"masks        {info['masks']} of these scans are the masks of {n} images")
+    if waiting := {reason: n for reason, n in counts["held"].items() if reason != MASK}:
+        held = ", ".join(f"{reason} {n}" for reason, n in waiting.items())
         lines.append(
             f"held back    {held} (look: medssl inspect store={store.path} held=true sheet=sheet.png; then medssl release)"
         )

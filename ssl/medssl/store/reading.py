@@ -19,7 +19,7 @@ from medssl.store.sidecar import LARGEST, Sidecars
 from medssl.store.supervise import Event, Supervisor, Task
 from medssl.store.write import Draft
 
-VERSION = "2"  # a change in what is read from a file is another number: everything is then read again
+VERSION = "3"  # a change in what is read from a file is another number: everything is then read again
 EVERY = 2.0  # seconds after which what was done survives a crash
 DEATHS = 3  # of a volume, after which no slice of it is tried again
 FLEETING = ("CANNOT_OPEN", "TOO_SLOW", "TOO_BIG_TO_READ")  # reasons that may be gone the next time

@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 
 from medssl.errors import UserError
 from medssl.files import atomic, write_json
+from medssl.store.row import MASK
 from medssl.store.store import Store, fingerprint
 
 
 def release(store: Store, rows: Iterable[int]) -> int:
-    """Lets `rows` of `store` (opened with held=True) into training; how many were held.
+    """Lets `rows` of `store` (opened with held=True) into training; how many were held. Masks stay with their images.
 
     released.json takes their pseudonyms with the reason they were held for and the hash of what was looked at, so that a
     later ingest lets the same in again;
@@ -25,9 +26,11 @@ def release(store: Store, rows: Iterable[int]) -> int:
     """
     scans, held = store.column("scan"), store.column("held")
     pixels = store.column("hash")
-    found = {str(scans[i]): {"held": str(held[i]), "hash": str(pixels[i])} for i in rows if held[i]}
+    found = {str(scans[i]): {"held": str(held[i]), "hash": str(pixels[i])} for i in rows if held[i] not in ("", MASK)}
     if not found:
-        raise UserError("none of these scans is held; medssl inspect store=… shows which are, and why")
+        raise UserError(
+            "none of these scans is held but for masks, which never train; medssl inspect store=… shows which are, and why"
+        )
     path = store.path / "released.json"
     write_json(path, dict(sorted((read_released(store.path) | found).items())))
 

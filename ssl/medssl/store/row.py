@@ -12,11 +12,12 @@ from medssl.scans.scan import Scan, Unreadable
 from medssl.store.intensity import stats, unit, window
 
 Row = dict[str, Any]
+MASK = "mask"  # why a mask is held: it belongs to an image, and never trains by itself
 DTYPES = ("uint8", "int16", "uint16", "float32")
 COLUMNS = {
     **dict.fromkeys(("scan", "patient", "study", "series", "group"), pa.string()),
     "patient_known": pa.bool_(),
-    **dict.fromkeys(("site", "scanner", "modality", "split", "held"), pa.string()),
+    **dict.fromkeys(("site", "scanner", "modality", "split", "held", "mask"), pa.string()),
     "flags": pa.list_(pa.string()),
     "shape": pa.list_(pa.int32()),
     "spacing": pa.list_(pa.float32()),

@@ -7,7 +7,7 @@ import posixpath
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,8 @@ from medssl.store.groups import confirmed, groups, identities
 from medssl.store.intensity import unit
 from medssl.store.labels import Labels
 from medssl.store.match import match
-from medssl.store.row import COLUMNS, Row
+from medssl.store.pairing import LABEL_MAP, Pairs, are_labels, label_maps, pair_masks
+from medssl.store.row import COLUMNS, MASK, Row
 from medssl.store.sidecar import Sidecars
 from medssl.store.splits import SPLITS, assign, torn
 from medssl.store.store import SCHEMA_VERSION, fingerprint, read_array
@@ -78,6 +79,7 @@ def settle(
     table: Labels | None = None,
     sidecars: Sidecars | None = None,
     site: str = "",
+    masks: str = "",
 ) -> Settled:
     """The table of a store.
 
@@ -89,15 +91,21 @@ def settle(
         table: joined to the scans.
         sidecars: JSON files, joined before it; they also tell which images are copies of DICOM images.
         site: of scans that name none.
+        masks: the folder of the label maps, relative to the source; "" for all scans that look like one.
 
     Raises:
-        UserError: when no scan is left, or a patient is in two given splits.
+        UserError: when no scan is left, when a patient is in two given splits, or when nothing is in `masks`.
     """
     slim, at, files, extra = _collect(rows)
     rejects = _copies(slim, at, alias)
     keep = [i for i, s in enumerate(slim) if s]
     if not keep:
         raise UserError("no scan is left")
+    pairs = _masks(slim, at, files, keep, rows, folder, masks)
+    mine = {mask: slim[mask] for mask in pairs.of.values()}
+    keep = [i for i in keep if i not in mine]
+    if table is not None and mine:  # a mask is not one more that a line of the table may mean
+        table = replace(table, names=sorted(set(table.names) - {name for mask in mine for name in files[mask]}))
     paths = _paths([files[i] for i in keep], table)
     joined = [slim[i] for i in keep]
     slim.clear()  # what the tables replace need not be held twice
@@ -116,17 +124,22 @@ def settle(
         if released.get(row["scan"]) == {"held": row["held"], "hash": row["hash"]}:
             row["held"] = ""
 
-    pairs = confirmed(joined, lambda i: _middle(folder, at[keep[i]]))
-    group, grouping = groups(joined, pairs)
+    near = confirmed(joined, lambda i: _middle(folder, at[keep[i]]))
+    place = {i: n for n, i in enumerate(keep)}
+    tied = [(place[a], place[b]) for a, b in pairs.one_case() if a in place and b in place]
+    group, grouping = groups(joined, [*near, *tied])
     split = assign(identities(joined), alias, [r["split"] for r in joined], group)
     grouping |= {"torn": torn(group, split)}
     for row, g, s in zip(joined, group, split, strict=True):
-        row |= {"group": g, "split": s}
+        row |= {"group": g, "split": s, "mask": ""}
         _note(extra, row)
     updates = dict(zip(keep, joined, strict=True))
+    pairs.give(updates, mine)
+    rejects += [_reject(at[i], *why) for i, why in sorted(pairs.left.items()) if i not in updates or updates[i]["held"]]
     kinds = ((name, pa.float64() if numeric else pa.string()) for name, numeric in sorted(extra.items()))
     table = _table(rows, updates, pa.schema([*COLUMNS.items(), *kinds]))
-    return Settled(table, _info(table, grouping, len(pairs)), rejects, report)
+    info = _info(table, grouping, len(near)) | {"masks": len(mine)}
+    return Settled(table, info, rejects, report)
 
 
 def _collect(rows: Callable[[], Iterator[Found]]) -> tuple[list[Row], list[_At], list[list[str]], dict[str, bool]]:
@@ -193,8 +206,40 @@ def _copies(slim: list[Row], at: list[_At], alias: Alias) -> list[Row]:
     return rejects
 
 
-def _reject(at: _At, code: str) -> Row:
-    return {"file": at.source, "part": at.part, "code": code, "stage": "store", "reason": CODES[code][0]}
+def _reject(at: _At, code: str, reason: str = "") -> Row:
+    return {"file": at.source, "part": at.part, "code": code, "stage": "store", "reason": reason or CODES[code][0]}
+
+
+def _masks(
+    slim: list[Row],
+    at: list[_At],
+    files: list[list[str]],
+    keep: list[int],
+    rows: Callable[[], Iterator[Found]],
+    folder: Path,
+    masks: str,
+) -> Pairs:
+    """Which of the scans in `keep` are masks of which."""
+    if not masks and not any(slim[i]["held"] == LABEL_MAP for i in keep):
+        return Pairs()
+    names = [_folder(files[i]) for i in keep]
+    labels = label_maps(names, [slim[i] for i in keep], masks)
+
+    def look(some: set[int]) -> dict[int, Row]:
+        wanted = {keep[n]: n for n in some}
+        return {wanted[i]: f.row for i, f in enumerate(rows()) if i in wanted} if wanted else {}
+
+    def fits(n: int) -> bool:
+        sure = not masks and at[keep[n]].dtype == "uint8"  # the reader has counted its values
+        return sure or are_labels(read_array(folder, at[keep[n]]._asdict()))
+
+    if masks:
+        names = [name.removeprefix(f"{masks}/") for name in names]
+    found = pair_masks(names, labels, look, fits)
+    of = {keep[image]: keep[mask] for image, mask in found.of.items()}
+    alone = masks or of  # in a source without any mask, what looks like a label map is a held scan and nothing more
+    left = {keep[mask]: why for mask, why in found.left.items() if alone or why[0] != "MASK_ALONE"}
+    return Pairs(of, left)
 
 
 def _renditions(
@@ -254,9 +299,10 @@ def _table(rows: Callable[[], Iterator[Found]], updates: dict[int, Row], schema:
 
 def _info(table: pa.Table, grouping: dict[str, Any], near: int) -> dict[str, Any]:
     column = {c: table[c].to_pylist() for c in ("patient", "split", "hash", "held")}
+    images = [(h, s) for h, s, why in zip(*(column[c] for c in ("hash", "split", "held")), strict=True) if why != MASK]
     by_split = Counter(column["split"])
     people = Counter(split for _, split in set(zip(column["patient"], column["split"], strict=True)))
-    copies = Counter(zip(column["hash"], column["split"], strict=True))
+    copies = Counter(images)
     return {
         "schema": SCHEMA_VERSION,
         "counts": {

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from medssl.errors import UserError, nearest
 from medssl.progress import track
 from medssl.store.intensity import RECIPES, resolve
-from medssl.store.row import content_hash
+from medssl.store.row import MASK, content_hash
 from medssl.store.splits import SPLITS
 from medssl.store.volume import read_crop, read_overview, unpack
 from medssl.store.where import select
@@ -29,7 +29,7 @@ from medssl.store.where import select
 if TYPE_CHECKING:
     from medssl.store.canvas import Canvas
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def fingerprint(table: pa.Table) -> str:
@@ -70,6 +70,7 @@ class Store:
     def __init__(self, path: Path, info: dict[str, Any], table: pa.Table, where: str | None = None, held: bool = False):
         self.path, self.info, self.where, self.held = path, info, where, held
         self.total = table.num_rows
+        self._masks = table.filter(pc.equal(table["held"], MASK)).select(["scan", *_ADDRESS])  # whatever is selected
         if not held:
             table = table.filter(pc.equal(table["held"], ""))
         if where is not None:
@@ -156,10 +157,29 @@ class Store:
         """One voxel per 8 along each axis, (C, ceil(D/8), ceil(H/8), ceil(W/8)), of a volume: where there is something."""
         return self._part(read_overview, self._row(row))
 
-    def _row(self, row: int) -> dict[str, Any]:
+    def mask(self, row: int) -> np.ndarray | None:
+        """The label map of scan `row` on its own grid, (1, *spatial) uint8; None where ingest found none.
+
+        Raises UserError when its bytes are missing or damaged.
+        """
+        scan = self.table["mask"][self._checked(row)].as_py()
+        if not scan:
+            return None
+        at = self._mask_rows[scan]
+        return read_array(self.path, {name: self._masks[name][at].as_py() for name in _ADDRESS}).astype(np.uint8)
+
+    @cached_property
+    def _mask_rows(self) -> dict[str, int]:
+        return {scan: i for i, scan in enumerate(self._masks["scan"].to_pylist())}
+
+    def _checked(self, row: int) -> int:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a store with {len(self)} scans")
-        return {name: self.table[name][int(row)].as_py() for name in _ADDRESS}
+        return int(row)
+
+    def _row(self, row: int) -> dict[str, Any]:
+        at = self._checked(row)
+        return {name: self.table[name][at].as_py() for name in _ADDRESS}
 
     def _part(self, read: Callable[..., np.ndarray], at: dict[str, Any], *box: Sequence[int]) -> np.ndarray:
         path = self.path / at["file"]

@@ -18,6 +18,7 @@ from medssl.scans.alias import Alias
 from medssl.scans.quiet import quiet
 from medssl.scans.scan import Scan, Slice, Unreadable
 from medssl.scans.source import File, open_file, sniff
+from medssl.scans.values import named_label
 from medssl.store.row import row_of, stored
 from medssl.store.supervise import Message, limit, receive, send
 from medssl.store.volume import pack
@@ -61,17 +62,20 @@ class Worker:
                 else:
                     raise Unreadable("NOT_A_SCAN", "neither DICOM, NIfTI, PNG, JPEG, TIFF nor an archive of images")
                 for scan, name in found:
-                    self._scan(scan, name.removeprefix(file.name))
+                    self._scan(scan, name.removeprefix(file.name), empty=named_label(file.name))
         except BaseException as e:
             self._reject("", e)
 
-    def _scan(self, scan: Scan | Unreadable, part: str) -> None:
-        """One scan, packed: an image goes to the parent, a volume to its own file."""
+    def _scan(self, scan: Scan | Unreadable, part: str, empty: bool = False) -> None:
+        """One scan, packed: an image goes to the parent, a volume to its own file.
+
+        empty: a label map may have one value only. A mask without a lesion says that there is none.
+        """
         try:
             if isinstance(scan, Unreadable):
                 raise scan
             array = stored(scan)
-            if array.min() == array.max():
+            if array.min() == array.max() and not (empty and scan.held == "label map"):
                 raise Unreadable("CONSTANT", "every pixel has the same value")
             row = row_of(scan, array, self.recipe)
             data = pack(array)

@@ -1,0 +1,295 @@
+"""Masks: which label map is whose, that nothing else is taken for one, and that a mask never trains."""
+
+import json
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from medssl.errors import UserError
+from medssl.scans.alias import open_key
+from medssl.steps.release import release
+from medssl.store.ingest import ingest
+from medssl.store.pairing import by_name, differs
+from medssl.store.store import Store
+from tiny import secret
+
+FEW = 10
+PLACE = np.diag([1.0, 1.5, 2.0, 1.0])
+PLACE[:3, 3] = 5, -7, 11
+
+
+def nifti(path, array, affine=PLACE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, affine), path)
+
+
+def png(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def volume(seed, shape=(8, 9, 10)):
+    return np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32)
+
+
+def regions(seed, shape=(8, 9, 10), most=3):
+    """Two or more labels in blocks."""
+    out = np.zeros(shape, np.uint8)
+    at = np.random.default_rng(seed).integers(0, 4, (most - 1, len(shape)))
+    for label, corner in enumerate(at, 1):
+        out[tuple(slice(a, a + 4) for a in corner)] = label
+    return out
+
+
+def make(source, tmp_path, name="s", **options):
+    return ingest(source, tmp_path / name, key=secret(tmp_path / "key"), **{"workers": 1} | options)
+
+
+def rejects(store):
+    return {r["file"]: (r["code"], r["reason"]) for r in map(json.loads, (store.path / "rejects.jsonl").open())}
+
+
+def row_of(store, tmp_path, name):
+    """Where in the store the scan of a file is."""
+    scan = open_key(tmp_path / "key").alias("scan", f"file|{name}")
+    return store.column("scan").tolist().index(scan)
+
+
+def pseudonym(tmp_path, name):
+    return open_key(tmp_path / "key").alias("path", name)
+
+
+@pytest.fixture(scope="module")
+def hippocampus(shared, tmp_path_factory):
+    """Real volumes and their labels, in the folders they come in."""
+    folder = tmp_path_factory.mktemp("hippocampus")
+    for part in ("images", "labels"):
+        (folder / "source" / part).mkdir(parents=True)
+        for path in sorted((shared / "hippocampus" / part).iterdir())[:FEW]:
+            shutil.copy(path, folder / "source" / part)
+    return folder, make(folder / "source", folder, recipe="mr")
+
+
+def test_real_pairs_are_found_and_come_back_voxel_for_voxel(hippocampus):
+    folder, everything = hippocampus
+    store = Store.open(everything.path)
+    assert len(store) == FEW
+    assert everything.column("held").tolist().count("mask") == FEW
+    for path in (folder / "source" / "images").iterdir():
+        row = row_of(store, folder, f"images/{path.name}")
+        truth = np.asarray(nibabel.load(folder / "source" / "labels" / path.name).dataobj).transpose(2, 1, 0)
+        mask = store.mask(row)
+        assert mask.dtype == np.uint8
+        assert mask.shape == store[row].shape
+        assert np.array_equal(mask[0], truth)
+    assert rejects(store) == {}
+
+
+def test_a_mask_shares_who_and_where_with_its_image_and_ties_nobody(hippocampus):
+    _, store = hippocampus
+    at = {scan: i for i, scan in enumerate(store.column("scan"))}
+    for row in np.flatnonzero(store.column("mask") != ""):
+        mask = at[store.column("mask")[row]]
+        for name in ("patient", "group", "split", "site", "study", "series", "patient_known"):
+            assert store.column(name)[row] == store.column(name)[mask], name
+        assert store.column("mask")[mask] == ""
+        assert store.column("held")[row] == ""
+    # binary masks of different people look alike: as scans they would tie their patients into one group
+    assert len(set(store.column("group"))) == len(set(store.column("patient"))) == FEW
+
+
+def test_workers_and_a_second_ingest_leave_no_trace(hippocampus, tmp_path):
+    folder, store = hippocampus
+    again = ingest(folder / "source", tmp_path / "s", key=folder / "key", workers=3, recipe="mr")
+    assert again.fingerprint == store.fingerprint
+    shutil.copytree(folder / "source", tmp_path / "source")
+    late = sorted((tmp_path / "source" / "labels").iterdir())[:2]
+    for path in late:
+        shutil.move(path, tmp_path / path.name)
+    part = ingest(tmp_path / "source", tmp_path / "t", key=folder / "key", workers=1, recipe="mr")
+    assert part.fingerprint != store.fingerprint
+    assert (part.column("mask") != "").sum() == FEW - 2
+    for path in late:
+        shutil.move(tmp_path / path.name, path)
+    whole = ingest(tmp_path / "source", tmp_path / "t", key=folder / "key", workers=1, recipe="mr")
+    assert whole.fingerprint == store.fingerprint
+
+
+def test_masks_are_never_released(hippocampus, tmp_path):
+    _, store = hippocampus
+    shutil.copytree(store.path, tmp_path / "s")
+    with pytest.raises(UserError, match="but for masks: nothing to release"):
+        release(tmp_path / "s", "dims == 3")
+    assert len(Store.open(tmp_path / "s")) == FEW
+
+
+def test_a_selection_still_has_its_masks(hippocampus):
+    _, store = hippocampus
+    some = Store.open(store.path, where="mask != '' and split == 'train'")
+    assert set(some.column("split")) == {"train"}
+    assert all(some.mask(row) is not None for row in some.rows())
+    with pytest.raises(IndexError):
+        some.mask(len(some))
+
+
+def test_whatever_fits_no_image_is_listed_with_its_reason(tmp_path):
+    source, turned, beyond = tmp_path / "source", PLACE.copy(), regions(7).astype(np.int16)
+    turned[0, 3] += 1
+    beyond[beyond == 1] = 1000
+    for k in range(7):
+        nifti(source / f"images/p{k}.nii.gz", volume(k))
+    nifti(source / "labels/p0.nii.gz", regions(0))
+    nifti(source / "labels/p1.nii.gz", regions(1)[:-1])  # another shape
+    nifti(source / "labels/p2.nii.gz", regions(2), turned)  # half a millimetre would do
+    nifti(source / "labels/p3.nii.gz", beyond)
+    nifti(source / "labels/p4_seg.nii.gz", regions(4))
+    nifti(source / "masks/p4.nii.gz", regions(5))  # two opinions
+    nifti(source / "labels/nobody.nii.gz", regions(6))
+    nifti(source / "labels/p6.nii.gz", regions(8), None)
+    store = make(source, tmp_path)
+    found = rejects(store)
+    assert {pseudonym(tmp_path, f"labels/{n}"): code for n, code in (
+        ("p1.nii.gz", "MASK_GRID"), ("p2.nii.gz", "MASK_GRID"), ("p3.nii.gz", "MASK_VALUES"),
+        ("p4_seg.nii.gz", "MASK_SEVERAL"), ("nobody.nii.gz", "MASK_ALONE"), ("p6.nii.gz", "MASK_GRID"),
+    )} | {pseudonym(tmp_path, "masks/p4.nii.gz"): "MASK_SEVERAL"} == {f: code for f, (code, _) in found.items()}  # fmt: skip
+    assert found[pseudonym(tmp_path, "labels/p1.nii.gz")][1] == "it has 10 x 9 x 7 voxels and its image 10 x 9 x 8"
+    assert store.info["counts"]["rejected"] == {"MASK_ALONE": 1, "MASK_GRID": 3, "MASK_SEVERAL": 2, "MASK_VALUES": 1}
+    assert store.column("held").tolist().count("label map") == 7  # they are there to be looked at
+    images = Store.open(store.path)
+    assert [images.mask(row_of(images, tmp_path, f"images/p{k}.nii.gz")) is not None for k in range(7)] == [True] + [
+        False
+    ] * 6
+
+
+def test_a_tenth_of_a_voxel_is_rounding_and_more_is_another_place():
+    row = {"shape": [1, 50, 60, 70], "spacing": [2, 1.5, 1], "affine": PLACE.ravel().tolist()}
+    for axis, spacing in enumerate((1.0, 1.5, 2.0)):
+        for miss, same in ((0.09, True), (0.11, False)):
+            moved = PLACE.copy()
+            moved[axis, 3] += miss
+            assert (differs(row | {"affine": moved.ravel()}, row) == "") == same, (axis, spacing)
+    turned = PLACE.copy()
+    turned[:3, :3] = PLACE[:3, :3] @ np.array([[1, 0.002, 0], [-0.002, 1, 0], [0, 0, 1]])  # 0.14 voxels at the far end
+    assert "voxels from its image" in differs(row | {"affine": turned.ravel()}, row)
+    assert differs(row | {"affine": None, "spacing": [2, 1.5, 1.1]}, row | {"affine": None}) != ""
+    assert differs(row | {"affine": None, "spacing": None}, row | {"affine": None}) == ""
+
+
+def test_pictures_with_masks_of_nothing_and_a_table(tmp_path):
+    """2D: an empty mask says that nothing is there, and a table's lines mean the images."""
+    source, rng = tmp_path / "source", np.random.default_rng(0)
+    for k in range(4):
+        png(source / f"images/p{k}.png", rng.integers(0, 255, (20, 24), np.uint8))
+        png(source / f"masks/p{k}.png", regions(k, (20, 24), most=2) * 255 * (k > 0))
+    png(source / "blank.png", np.zeros((20, 24), np.uint8))
+    table = tmp_path / "t.csv"
+    table.write_text("file,label,patient\n" + "".join(f"p{k}.png,{'ab'[k % 2]},x{k // 2}\n" for k in range(4)))
+    store = Store.open(make(source, tmp_path, labels=table).path)
+    assert len(store) == 4
+    for k in range(4):
+        row = row_of(store, tmp_path, f"images/p{k}.png")
+        assert store.mask(row).shape == (1, 20, 24)
+        assert set(np.unique(store.mask(row))) == ({0, 255} if k else {0})
+        assert store.column("label:label")[row] == "ab"[k % 2]
+    held = Store.open(store.path, held=True)
+    assert len(set(held.column("patient"))) == 2
+    assert {code for code, _ in rejects(store).values()} == {"CONSTANT"}  # the blank picture, and it alone
+
+
+def test_a_folder_given_by_name(tmp_path):
+    """Masks whose names say nothing, in a folder whose name says nothing."""
+    source, rng = tmp_path / "source", np.random.default_rng(0)
+    for k in range(3):
+        png(source / f"left/p{k}.png", rng.integers(0, 255, (20, 24), np.uint8))
+        png(source / f"right/p{k}.png", regions(k, (20, 24)))
+    png(source / "right/p7.png", regions(7, (20, 24)))
+    store = Store.open(make(source, tmp_path, masks=source / "right").path)
+    assert len(store) == 3
+    for k in range(3):
+        assert np.array_equal(store.mask(row_of(store, tmp_path, f"left/p{k}.png"))[0], regions(k, (20, 24)))
+    assert rejects(store) == {pseudonym(tmp_path, "right/p7.png"): ("MASK_ALONE", "no image has its name")}
+    for wrong in (tmp_path, source, source / "none"):
+        with pytest.raises(UserError, match="no folder below"):
+            make(source, tmp_path, "wrong", masks=wrong)
+    (source / "empty").mkdir()
+    with pytest.raises(UserError, match="no file in masks="):
+        make(source, tmp_path, masks="empty")
+
+
+def test_sequences_of_one_case_share_a_mask_and_a_split(tmp_path):
+    source = tmp_path / "source"
+    for k in range(12):
+        for j, sequence in enumerate(("t1", "flair")):
+            nifti(source / f"case{k}" / f"case{k}_{sequence}.nii.gz", volume(2 * k + j))
+        nifti(source / f"case{k}" / f"case{k}_seg.nii.gz", regions(k))
+    store = Store.open(make(source, tmp_path).path)
+    assert len(store) == 24
+    splits = set()
+    for k in range(12):
+        rows = [row_of(store, tmp_path, f"case{k}/case{k}_{s}.nii.gz") for s in ("t1", "flair")]
+        assert all(np.array_equal(store.mask(r)[0], regions(k).transpose(2, 1, 0)) for r in rows)
+        split = set(store.column("split")[rows])
+        assert len(split) == 1
+        splits |= split
+    assert len(splits) > 1
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/a.nii.gz", "labels/a.nii.gz"),
+        ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"),
+        ("a.jpg", "a_segmentation.png"),
+        ("volume-3.nii", "segmentation-3.nii"),
+        ("case_1/imaging.nii.gz", "case_1/segmentation.nii.gz"),
+        ("train/images/1.png", "train/masks/1.png"),
+        ("x/y/1.png", "masks/1.png"),
+        ("ct/case/series_2", "labels/case.nii.gz"),
+        ("ward/case", "ward/case/liver_mask.nii.gz"),
+        ("p_flair.nii", "p_seg.nii"),
+        ("a.nii#volume/0", "a_label.nii"),
+        ("환자/1.png", "환자/마스크/1.png"),
+    ],
+)
+def test_names_that_mean_each_other(image, mask):
+    """And a stranger beside them changes nothing."""
+    for names in ([image, mask], [image, mask, "other/9.png", "other/9_mask.png"]):
+        masks = list(range(1, len(names), 2))
+        found = by_name(names, list(range(0, len(names), 2)), masks)
+        assert found == ({m: [m - 1] for m in masks}, set())
+
+
+@pytest.mark.parametrize(
+    ("names", "masks"),
+    [
+        (["a/1.png", "b/masks/1.png"], [1]),  # two hospitals
+        (["a/1.png", "b/1.png", "masks/1.png"], [2]),  # whose?
+        (["image.nii", "label.nii"], [1]),  # names that say nothing
+        (["p1.png", "p10.png", "p1_0_mask.png"], [2]),
+        (["case/series_2", "case/tumour_seg.nii"], [1]),  # called as neither the series nor its folder
+    ],
+)
+def test_names_that_leave_a_doubt(names, masks):
+    assert by_name(names, sorted(set(range(len(names))) - set(masks)), masks)[0] == {}
+
+
+words = st.lists(st.sampled_from(["a", "b", "c1", "ward", "images", "t1"]), min_size=1, max_size=3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(images=st.lists(words.map("/".join), max_size=5, unique=True), masks=st.lists(words.map("/".join), max_size=5))
+def test_no_image_is_meant_that_lies_under_another_name(images, masks):
+    """Each rule needs a shared word, and a rule's images are of one case."""
+    names = [*images, *(f"{m}_mask" for m in masks)]
+    at = list(range(len(images)))
+    found, doubtful = by_name(names, at, list(range(len(images), len(names))))
+    assert not found.keys() & doubtful
+    for mask, some in found.items():
+        assert some
+        for image in some:
+            assert set(names[image].split("/")) & set(names[mask].removesuffix("_mask").split("/"))
