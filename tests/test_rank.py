@@ -1,15 +1,27 @@
+"""RankMe, LiDAR and alpha-ReQ against loops and closed forms, and the faults that others have."""
+
 import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from medssl.evals.rank import feature_std, flat_at_chance, rankme, verdict
+from medssl.evals.rank import alpha_req, lidar, rankme
 
 
 def gaussian(N=2000, D=64, k=64, offset=0.0, seed=0):
     """N scans in k of D directions, equally strong, around `offset`."""
     r = np.random.default_rng(seed)
     return r.normal(size=(N, k)) @ np.linalg.qr(r.normal(size=(D, k)))[0].T + offset
+
+
+def ladder(k, N=200, V=10, D=128, seed=0):
+    """(N, V, D): scans differ along k directions of D, views of a scan along all, a little."""
+    r = np.random.default_rng(seed)
+    x = 0.3 * r.normal(size=(N, V, D))
+    x[:, :, :k] += 5 * r.normal(size=(N, 1, k))
+    return x @ np.linalg.qr(r.normal(size=(D, D)))[0]
 
 
 def test_rankme_is_its_equation():
@@ -19,6 +31,7 @@ def test_rankme_is_its_equation():
     got = rankme(x)
     assert got["raw"] == pytest.approx(math.exp(-(p * np.log(p)).sum()), abs=1e-9)
     assert got["of"] == 3
+    assert rankme(x[:3])["of"] == 2  # three scans have two directions around their mean
 
 
 @pytest.mark.parametrize("k", [1, 2, 8, 64])
@@ -45,26 +58,96 @@ def test_rank_of_equal_rows_is_none():
         rankme(np.array([[np.nan, 1], [0, 1]]))
 
 
-def test_spread_is_one_when_even_and_zero_when_collapsed():
-    assert feature_std(gaussian()) == pytest.approx(1, abs=0.02)
-    assert feature_std(np.tile([1.0, 2, 3], (5, 1))) == pytest.approx(0, abs=1e-12)
+def test_a_rank_grows_with_the_number_of_scans():
+    """The same population: what one value says of another N is nothing, and the documentation says so."""
+    ranks = [rankme(gaussian(N=n, D=128, k=128))["centred"] for n in (32, 128, 512)]
+    assert ranks[0] < 32
+    assert ranks[0] < 0.5 * ranks[1] < ranks[2]
 
 
-def test_verdict_has_words_for_each_collapse_and_none_for_health():
-    assert verdict(gaussian(k=64)) is None
-    assert verdict(gaussian(k=4)) is None
-    assert "onto about 1.0 of 64 directions" in (verdict(gaussian(k=1)) or "")
-    assert "almost the same for every scan" in (verdict(1e-4 * gaussian() + 1) or "")
+def by_loops(views, delta):
+    """LiDAR as its paper writes it: sums over scans and views, a matrix square root, D eigenvalues."""
+    N, V, D = views.shape
+    centre = sum(views[n, v] for n in range(N) for v in range(V)) / (N * V)
+    variance = sum(((views[n, v] - centre) ** 2).sum() for n in range(N) for v in range(V)) / (N * V * D)
+    x = (views - centre) / math.sqrt(variance)
+    B, W = np.zeros((D, D)), delta * np.eye(D)
+    for n in range(N):
+        mean = sum(x[n, v] for v in range(V)) / V
+        B += np.outer(mean, mean) / N
+        for v in range(V):
+            W += np.outer(x[n, v] - mean, x[n, v] - mean) / (N * V)
+    values, vectors = np.linalg.eigh(W)
+    root = vectors @ np.diag(values**-0.5) @ vectors.T
+    lam = np.linalg.eigvalsh(root @ B @ root).clip(0)
+    p = lam / lam.sum() + 1e-7
+    return math.exp(-(p * np.log(p)).sum())
 
 
-def test_a_loss_flat_at_chance_is_named_with_its_value():
-    chance = math.log(256)
-    flat = [8.0] * 5 + [chance + 0.05 * (-1) ** i for i in range(40)]
-    words = flat_at_chance(flat, chance)
-    assert words is not None
-    assert words.startswith("loss has stayed at ln 256 = 5.545 (chance) for the last 40 logged steps")
-    assert flat_at_chance(flat[:39], chance) is None  # too early to say
-    assert flat_at_chance([*flat[:-1], 5.0], chance) is None  # it moves
-    assert "0.300 (chance)" in (flat_at_chance([0.3] * 40, 0.3) or "")
-    assert flat_at_chance([0.0] * 40, 0.0) is None
-    assert flat_at_chance([float("nan")] * 40, chance) is None
+@pytest.mark.parametrize(("N", "V", "D"), [(40, 3, 12), (9, 4, 20)], ids=["more scans", "more dimensions"])
+def test_lidar_is_its_equation(N, V, D):
+    views = np.random.default_rng(N).normal(size=(N, 1, D)) + 0.4 * np.random.default_rng(1).normal(size=(N, V, D))
+    for delta in (1e-4, 0.1):
+        assert lidar(views, delta) == pytest.approx(by_loops(views, delta), rel=1e-6)
+
+
+def test_lidar_orders_a_ladder_of_informative_directions():
+    """stable-pretraining 0.1.8 orders it backwards when fed view by view, which is what its own forward gives."""
+    few, more, most = (lidar(ladder(k)) for k in (4, 16, 64))
+    assert few < more < most
+    assert (few, more, most) == pytest.approx((4, 16, 64), rel=0.2)
+
+
+def test_lidar_cannot_be_fed_view_by_view():
+    views = ladder(16)
+    with pytest.raises(ValueError, match=r"N scans, V views, D"):
+        lidar(views.transpose(1, 0, 2))
+    with pytest.raises(ValueError, match="needs finite features"):
+        lidar(views.reshape(-1, 128))
+
+
+def test_lidar_says_nothing_where_views_cannot_tell_the_noise():
+    """In 128 dimensions 40 scans with 2 views leave 88 in which views never differ, and these would be all that counts."""
+    assert math.isnan(lidar(ladder(4, N=40, V=2)))
+    assert math.isnan(lidar(np.ones((40, 3, 8))))
+
+
+@settings(max_examples=15, deadline=None)
+@given(scale=st.floats(1e-3, 1e3), offset=st.floats(-10, 10), seed=st.integers(0, 99))
+def test_lidar_and_alpha_do_not_depend_on_scale_offset_or_order(scale, offset, seed):
+    views = ladder(4, N=30, V=3, D=24, seed=seed)
+    order = np.random.default_rng(seed).permutation(30)
+    moved = scale * (views[order] + offset)
+    assert lidar(moved) == pytest.approx(lidar(views), rel=1e-6)
+    assert alpha_req(moved[:, 0]) == pytest.approx(alpha_req(views[:, 0]), rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_alpha_is_the_slope_of_a_power_law(alpha):
+    r = np.random.default_rng(0)
+    left = np.linalg.qr(r.normal(size=(400, 129)))[0]
+    left = np.linalg.qr(left - left.mean(0))[0][:, :128]  # orthogonal columns that sum to 0
+    x = left * np.arange(1, 129) ** (-alpha / 2) @ np.linalg.qr(r.normal(size=(128, 128)))[0]
+    got = alpha_req(x + 3)
+    assert got["alpha"] == pytest.approx(alpha, abs=1e-6)
+    assert got["r2"] == pytest.approx(1, abs=1e-6)
+    assert (got["first"], got["last"]) == (10, 100)
+
+
+def test_alpha_is_a_regression_and_says_how_well_it_fits():
+    x = gaussian(N=300, D=40, k=40)
+    got = alpha_req(x)
+    lam = np.sort(np.linalg.eigvalsh(np.cov(x.T)))[::-1]
+    i = np.arange(10, 41)
+    slope, start = np.polyfit(np.log(i), np.log(lam[9:40]), 1)
+    left = np.log(lam[9:40]) - slope * np.log(i) - start
+    assert got["alpha"] == pytest.approx(-slope, rel=1e-6)
+    assert got["r2"] == pytest.approx(1 - left.var() / np.log(lam[9:40]).var(), rel=1e-6)
+    assert got["last"] == 40
+
+
+def test_alpha_is_undefined_for_a_spectrum_that_ends():
+    """A power law through eigenvalues that are rounding has whatever slope float32 gives it."""
+    got = alpha_req(gaussian(N=300, D=128, k=12).astype(np.float32))
+    assert math.isnan(got["alpha"])
+    assert got["last"] == 12

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from medssl.evals.alarm import diagnose, evidence
 from medssl.evals.bootstrap import score
 from medssl.evals.embed import embed
 from medssl.evals.knn import knn_probe
 from medssl.evals.metrics import AUROC
-from medssl.evals.rank import flat_at_chance, rankme, verdict
+from medssl.evals.rank import rankme
 from medssl.methods.base import Method
 from medssl.rng import generator
 from medssl.store.canvas import Canvas
@@ -64,9 +65,9 @@ class Monitor:
             p = knn_probe(x_train, self.label[train], self.patient[train], x, self.patient[test], self.classes)
             s = score(AUROC, self.label[test], p, self.patient[test], n=RESAMPLES)
             out |= {"knn_auroc": s.value, "knn_auroc_low": s.low, "knn_auroc_high": s.high}
-        words = verdict(features)
-        if logged and "chance" in logged[-1]:
-            words = words or flat_at_chance([row["loss"] for row in logged], logged[-1]["chance"])
+        losses, last = [row["loss"] for row in logged], logged[-1] if logged else {}
+        alarms = diagnose(evidence(features) | {"chance": last.get("chance", 0)}, losses)
+        words = alarms[0].words if alarms else None
         if words:
             out["warning"] = words
             print(f"step {logged[-1]['step'] if logged else 0}: {words}", file=sys.stderr)

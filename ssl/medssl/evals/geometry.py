@@ -1,0 +1,146 @@
+"""How do features lie in space? Measures that need no label: alignment, uniformity, intrinsic dimension, normality."""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.distance import pdist, squareform
+from scipy.special import logsumexp
+
+from medssl.evals.metrics import Floats
+from medssl.evals.rank import finite
+from medssl.rng import generator
+
+DIRECTIONS = 128  # of the sliced test; LeJEPA's default is 100
+KEPT = 0.9  # of the ratios of distances: Facco et al., 2017, leave out the largest tenth
+REACH, STEP = (
+    8.0,
+    0.125,
+)  # of t: the weight is 1e-14 at 8, and a step of 1/8 takes projections up to 20 deviations apart
+
+
+def sphere(x: Floats) -> Floats:
+    """Rows along the last axis scaled to length 1; zero rows stay zero."""
+    return x / np.linalg.norm(x, axis=-1, keepdims=True).clip(min=1e-30)
+
+
+def spread(x: ArrayLike) -> float:
+    """Mean over dimensions of the standard deviation of unit rows, times sqrt(D): 1 spread evenly, 0 collapsed.
+
+    Chen & He, 2021 (https://arxiv.org/abs/2011.10566), section 4.1 and figure 2, where evenly spread is 1 / sqrt(D).
+    """
+    z = sphere(finite(x, 2))
+    return float(z.std(0).mean() * math.sqrt(z.shape[1]))
+
+
+def alignment(views: ArrayLike) -> float:
+    """Mean squared distance on the unit sphere between two views of one scan: 0 for invariance, 2 for nothing in common.
+
+    Wang & Isola, 2020 (https://arxiv.org/abs/2005.10242), section 4.1.2 with alpha = 2, over all pairs of the V >= 2
+    views (N, V, D) of each scan. An offset common to all features makes it small; `common` stands beside it for that.
+    """
+    return _pairs(sphere(_views(views))) / views_pairs(views)
+
+
+def common(views: ArrayLike) -> float:
+    """`alignment` over its value for views of two different scans: 0 for invariance, 1 for nothing in common.
+
+    views (N, V, D), N, V >= 2; nan when all features are the same.
+    """
+    z = sphere(_views(views))
+    N, V, _ = z.shape
+    within, everything = _pairs(z), _pairs(z.reshape(1, N * V, -1))
+    across = (everything - within) / (N * V * (N * V - 1) / 2 - views_pairs(views))
+    return float(within / views_pairs(views) / across) if across > 1e-14 else math.nan
+
+
+def views_pairs(views: ArrayLike) -> int:
+    """How many pairs of views of one scan there are in (N, V, D)."""
+    N, V = np.shape(views)[:2]
+    return N * V * (V - 1) // 2
+
+
+def _views(views: ArrayLike) -> Floats:
+    x = finite(views, 3)
+    if x.shape[1] < 2:
+        raise ValueError(f"needs (N scans, V >= 2 views, D), got {x.shape}")
+    return x
+
+
+def _pairs(z: Floats) -> float:
+    """Sum over the pairs along axis 1 of their squared distance, over all of axis 0."""
+    V = z.shape[1]
+    z = z - z.mean(1, keepdims=True)  # the same distances, and no cancellation
+    return float(V * np.square(z).sum())
+
+
+def uniformity(x: ArrayLike) -> float:
+    """log of the mean over pairs of scans of exp(-2 squared distance on the unit sphere): 0 collapsed, to -4 even.
+
+    Wang & Isola, 2020, section 4.1.2 with t = 2. x (N, D).
+    """
+    d = pdist(sphere(finite(x, 2)), "sqeuclidean")
+    return float(logsumexp(-2 * d) - math.log(len(d)))
+
+
+def two_nn(x: ArrayLike) -> float:
+    """Intrinsic dimension of features (N, D) from the distances to the two nearest other scans.
+
+    Facco et al., 2017 (https://doi.org/10.1038/s41598-017-11873-y), "Methods": the slope through the origin of
+    -log(1 - F) on log(r2 / r1), F the empirical distribution of r2 / r1, without its largest tenth. Scans that equal
+    another (r1 = 0) are left out; nan when more than half do. High dimensions come out too low: at N = 500, 20 is
+    about the most that can be told.
+    """
+    distance = squareform(pdist(finite(x, 2)))
+    np.fill_diagonal(distance, np.inf)
+    near = np.partition(distance, 1, axis=1)[:, :2]
+    near = near[near[:, 0] > 0]
+    if len(near) < max(3, len(distance) / 2):
+        return math.nan
+    ratio = np.sort(np.log(near[:, 1] / near[:, 0]))
+    kept = int(KEPT * len(ratio))
+    y = -np.log1p(-np.arange(1, kept + 1) / len(ratio))
+    square = float(ratio[:kept] @ ratio[:kept])
+    return float(ratio[:kept] @ y) / square if square > 0 else math.nan
+
+
+def sigreg(x: ArrayLike, seed: int = 0) -> float:
+    """How far features (N, D) are from an isotropic normal cloud, along 128 directions that `seed` decides; 0 is none.
+
+    Balestriero & LeCun, 2025 (LeJEPA, https://arxiv.org/abs/2511.08544), SIGReg: the mean over directions a of the
+    statistic of Epps & Pulley, 1983, of the projections x.a,
+
+        integral over t of |mean_n exp(i t x_n.a) - exp(-t^2 / 2)|^2 exp(-t^2 / 2),
+
+    here over the whole line, where the authors' code ends at |t| = 3. As a measure rather than a loss it is of features
+    that are centred and scaled to a mean variance of 1, and without the factor N, so that it does not grow with N; what
+    is left of N is 1.06 / N of noise for normal features. nan when all features are the same.
+    """
+    x = finite(x, 2)
+    x = x - x.mean(0)
+    variance = np.square(x).mean()
+    if variance <= 1e-24:
+        return math.nan
+    return float(epps_pulley(x / np.sqrt(variance) @ directions(x.shape[1], seed)).mean())
+
+
+def epps_pulley(x: Floats) -> Floats:
+    """The integral in `sigreg` for each column of x (N, K), by the trapezoid rule, which is exact to rounding here."""
+    step = np.exp(1j * STEP * x)
+    turn = np.ones_like(step)  # exp(i t x)
+    out = np.zeros(x.shape[1])
+    for k in range(round(REACH / STEP) + 1):
+        normal = math.exp(-((k * STEP) ** 2) / 2)
+        error = turn.mean(0) - normal
+        out += (error.real**2 + error.imag**2) * normal * STEP * (2 if k else 1)  # both signs of t, but for 0
+        turn *= step
+    return out
+
+
+@lru_cache(maxsize=4)
+def directions(D: int, seed: int) -> NDArray[np.float64]:
+    """(D, DIRECTIONS) unit columns."""
+    drawn = torch.randn(DIRECTIONS, D, generator=generator(seed, D), dtype=torch.float64).numpy()
+    return np.ascontiguousarray(sphere(drawn).T)
