@@ -1,4 +1,7 @@
-"""Scans -> features: the encoder as it will be used, without augmentation, without a trace left on the encoder."""
+"""Scans -> features: the encoder as it will be used, without a trace left on it. Of scans as they are, or of views."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -7,7 +10,8 @@ from torch import Tensor, nn
 
 from medssl.progress import Progress
 from medssl.store.canvas import Canvas
-from medssl.views.stream import unit
+from medssl.views.recipes import Recipe
+from medssl.views.stream import RawScans, make_views, unit
 
 
 def standardised(canvas: Canvas, rows: NDArray[np.int64], device: torch.device | str = "cpu") -> Tensor:
@@ -16,6 +20,30 @@ def standardised(canvas: Canvas, rows: NDArray[np.int64], device: torch.device |
     return (
         unit({k: torch.from_numpy(np.ascontiguousarray(v)).to(device) for k, v in raw.items()}) - canvas.mean
     ) / canvas.std
+
+
+def views_of(
+    canvas: Canvas, rows: NDArray[np.int64], recipe: Recipe, views: int, seed: int, device: torch.device | str = "cpu"
+) -> list[Tensor]:
+    """`views` tensors (B, C, *size) float32 on `device`: what training would see of the scans `rows` in epoch 0 of `seed`."""
+    raw = RawScans(canvas).__getitems__([(int(row), 0) for row in rows])
+    raw |= {k: raw[k].to(device) for k in ("image", "low", "high")}
+    return make_views(raw, recipe, views, seed, canvas.mean, canvas.std)[0]
+
+
+@contextmanager
+def evaluating(module: nn.Module, device: torch.device | str = "cpu") -> Iterator[nn.Module]:
+    """`module` in evaluation mode on `device`, without gradients; afterwards each part is back in its own mode and place."""
+    modes = [(m, m.training) for m in module.modules()]
+    home = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device(device))
+    try:
+        module.eval().to(device)
+        with torch.inference_mode():
+            yield module
+    finally:
+        for part, training in modes:
+            part.training = training
+        module.to(home)
 
 
 def embed(
@@ -35,23 +63,44 @@ def embed(
     rows = np.asarray(rows, np.int64)
     if not len(rows):
         raise ValueError("no scans to embed")
-    modes = [(m, m.training) for m in encoder.modules()]
-    home = next((t.device for t in (*encoder.parameters(), *encoder.buffers())), torch.device(device))
     out: list[NDArray[np.float32]] = []
-    try:
-        encoder.eval().to(device)
-        with torch.inference_mode(), Progress("embed", total=len(rows), unit="scan", quiet=quiet) as bar:
-            for start in range(0, len(rows), batch):
-                x = standardised(canvas, rows[start : start + batch], device)
-                z = encoder(x)
-                if z.ndim != 2 or len(z) != len(x):
-                    raise ValueError(
-                        f"{type(encoder).__name__} gave {tuple(z.shape)} for {len(x)} scans, not ({len(x)}, dim)"
-                    )
-                out.append(z.float().cpu().numpy())
-                bar.update(len(x))
-    finally:
-        for module, training in modes:
-            module.training = training
-        encoder.to(home)
+    with evaluating(encoder, device), Progress("embed", total=len(rows), unit="scan", quiet=quiet) as bar:
+        for start in range(0, len(rows), batch):
+            x = standardised(canvas, rows[start : start + batch], device)
+            out.append(_features(encoder, x))
+            bar.update(len(x))
     return np.concatenate(out)
+
+
+def embed_views(
+    encoder: nn.Module,
+    canvas: Canvas,
+    rows: NDArray[np.int64],
+    recipe: Recipe,
+    views: int,
+    seed: int,
+    *,
+    batch: int = 256,
+    device: torch.device | str = "cpu",
+    quiet: bool = False,
+) -> NDArray[np.float32]:
+    """Features (len(rows), views, dim) float32 of `views` views of each scan, which are a function of (seed, row, view).
+
+    Otherwise as `embed`: the encoder is in evaluation mode although the views are those of training.
+    """
+    rows = np.asarray(rows, np.int64)
+    out: list[NDArray[np.float32]] = []
+    with evaluating(encoder, device), Progress("views", total=len(rows), unit="scan", quiet=quiet) as bar:
+        for start in range(0, len(rows), batch):
+            chunk = rows[start : start + batch]
+            each = views_of(canvas, chunk, recipe, views, seed, device)
+            out.append(np.stack([_features(encoder, x) for x in each], axis=1))
+            bar.update(len(chunk))
+    return np.concatenate(out)
+
+
+def _features(encoder: nn.Module, x: Tensor) -> NDArray[np.float32]:
+    z = encoder(x)
+    if z.ndim != 2 or len(z) != len(x):
+        raise ValueError(f"{type(encoder).__name__} gave {tuple(z.shape)} for {len(x)} scans, not ({len(x)}, dim)")
+    return z.float().cpu().numpy()
