@@ -1,0 +1,159 @@
+"""Closed-form intervals of an AUROC and of paired AUROCs, right for several scans a patient.
+
+The AUROC of M positive and N negative scans is a mean over their pairs. A scan's placement is the share of the other
+class it is ordered rightly against, ties counting half: DeLong, DeLong & Clarke-Pearson, 1988
+(https://doi.org/10.2307/2531595), eq. 4 and 5; from midranks in O(n log n): Sun & Xu, 2014
+(https://doi.org/10.1109/LSP.2014.2337313). DeLong takes scans as independent. Obuchowski, 1997
+(https://doi.org/10.2307/2533958), sums the centred placements over the scans of a patient first, and knows that a
+patient may have scans of both classes. With one scan a patient the two are equal, number for number: her factors
+I10 / (I10 - 1) and I01 / (I01 - 1) count patients with positive and with negative scans, and become M / (M - 1) and
+N / (N - 1) there, while the factor I / (I - 1) multiplies a sum that is zero.
+
+Quantiles are of Student's t with as many degrees of freedom as the rarer class has patients, less one (the lower bound
+of Welch's). In y (N,) a positive scan is 1 and a negative one 0; s (N,) is any number that is higher for positives;
+patient (N,) is compared for equality only.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logit
+from scipy.stats import rankdata, t
+
+from medssl.evals.bootstrap import FEW, positions
+from medssl.evals.score import Difference, Score
+
+Floats = NDArray[np.float64]
+SCALES = ("logit", "plain")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """AUROCs (R,), and each patient's share in their errors (R, patients): by its positive and by its negative scans."""
+
+    auroc: Floats
+    positive: Floats
+    negative: Floats
+    scans: int
+    with_positive: int  # patients
+    with_negative: int
+
+    @property
+    def rarer(self) -> int:
+        """Patients of the rarer class."""
+        return min(self.with_positive, self.with_negative)
+
+    def combined(self, c: Floats) -> "_Parts":
+        """Those of the linear combinations c (Q, R) of the AUROCs."""
+        return replace(self, auroc=c @ self.auroc, positive=c @ self.positive, negative=c @ self.negative)
+
+    def covariance(self) -> Floats:
+        """(R, R), nan where a class has fewer than two patients. Obuchowski's S10 / M + S01 / N + (S11 + S11^T) / MN."""
+        if self.rarer < 2:
+            return np.full((len(self.auroc),) * 2, np.nan)
+        both = self.positive @ self.negative.T
+        return (
+            _bessel(self.with_positive) * self.positive @ self.positive.T
+            + _bessel(self.with_negative) * self.negative @ self.negative.T
+            + _bessel(self.positive.shape[1]) * (both + both.T)
+        )
+
+
+def _bessel(n: int) -> float:
+    return n / (n - 1)
+
+
+def _parts(y: ArrayLike, scores: ArrayLike, patient: ArrayLike) -> _Parts:
+    y, s = np.asarray(y), np.asarray(scores, np.float64)
+    if s.ndim != 2 or y.shape != s.shape[1:] or not y.size:
+        raise ValueError(f"needs classes (N,) and scores (R, N), got {y.shape} and {s.shape}")
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError("classes must be 0 or 1; of several classes take one against the rest")
+    if not np.isfinite(s).all():
+        raise ValueError("scores hold nan or infinity")
+    at = positions(patient, len(y))
+    is_positive = y.astype(bool)
+    with_positive, with_negative = len(np.unique(at[is_positive])), len(np.unique(at[~is_positive]))
+    patients = int(at.max()) + 1
+    if not (with_positive and with_negative):
+        nothing = np.full((len(s), patients), np.nan)
+        return _Parts(nothing[:, 0], nothing, nothing, len(y), with_positive, with_negative)
+    rank, found = rankdata(s, axis=1), []
+    for own, sign in ((is_positive, 1), (~is_positive, -1)):
+        # midranks among all, less those among its own class: how many of the other class lie below, ties half
+        below = (rank[:, own] - rankdata(s[:, own], axis=1)) / (~own).sum()
+        mean = below.mean(1)
+        error = sign * (below - mean[:, None]) / own.sum()
+        found.append((mean, np.array([np.bincount(at[own], row, patients) for row in error], np.float64)))
+    (auroc, positive), (_, negative) = found
+    return _Parts(auroc, positive, negative, len(y), with_positive, with_negative)
+
+
+def covariance(y: ArrayLike, scores: ArrayLike, patient: ArrayLike) -> tuple[Floats, Floats]:
+    """AUROCs (R,) of R models' scores (R, N) on the same scans, and the covariance (R, R) of their errors.
+
+    nan where undefined: the AUROCs without both classes, the covariance unless each class has two patients. Raises
+    ValueError for other classes than 0 and 1 and for scores that are not finite.
+    """
+    parts = _parts(y, scores, patient)
+    return parts.auroc, parts.covariance()
+
+
+def score(y: ArrayLike, s: ArrayLike, patient: ArrayLike, *, scale: str = "logit", level: float = 0.95) -> Score:
+    """The AUROC with its interval, symmetric on the scale of the log odds or, `scale="plain"`, of the AUROC itself.
+
+    The plain one is cut at 0 and 1; it covers too seldom where patients are few or the AUROC is high, as errors are
+    skewed there (`benchmarks/quality_statistics.py`). Where the classes do not overlap the variance is 0 and says
+    nothing, so there is no interval. Raises ValueError as `covariance` does.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"scale must be one of {SCALES}, got {scale!r}")
+    parts = _parts(y, np.asarray(s)[None], patient)
+    value, se = float(parts.auroc[0]), float(np.sqrt(parts.covariance()[0, 0]))
+    how, k = _how(parts, level, f"{scale} interval"), _quantile(parts, level)
+    if not se > 0:  # nan as well
+        return Score(value, np.nan, np.nan, parts.scans, parts.positive.shape[1], f"no interval {_why(parts)}: {how}")
+    if scale == "logit":
+        ends = expit(logit(value) + np.array([-k, k]) * se / (value * (1 - value)))
+    else:
+        ends = np.clip(value + np.array([-k, k]) * se, 0, 1)
+    return Score(value, float(ends[0]), float(ends[1]), parts.scans, parts.positive.shape[1], how)
+
+
+def paired(y: ArrayLike, s_a: ArrayLike, s_b: ArrayLike, patient: ArrayLike, *, level: float = 0.95) -> Difference:
+    """AUROC(s_a) - AUROC(s_b) on the same scans, its interval, and the p-value of "there is none". ValueError as above.
+
+    Two models that order all pairs alike differ by 0 with p = 1.
+    """
+    parts = _parts(y, np.stack([np.asarray(s_a, np.float64), np.asarray(s_b, np.float64)]), patient)
+    apart = parts.combined(np.array([[1.0, -1.0]]))
+    value, se = float(apart.auroc[0]), float(np.sqrt(apart.covariance()[0, 0]))
+    how, patients = _how(parts, level, "paired interval"), parts.positive.shape[1]
+    if np.isnan(se) or (se == 0 and value != 0):
+        nothing = Score(value, np.nan, np.nan, parts.scans, patients, f"no interval {_why(parts)}: {how}")
+        return Difference(nothing, np.nan, np.nan)
+    k = _quantile(parts, level)
+    p = 2 * float(t.sf(abs(value) / se, parts.rarer - 1)) if se > 0 else 1.0
+    return Difference(Score(value, value - k * se, value + k * se, parts.scans, patients, how), p, se)
+
+
+def _quantile(parts: _Parts, level: float) -> float:
+    return float(t.ppf((1 + level) / 2, parts.rarer - 1)) if parts.rarer > 1 else np.nan
+
+
+def _how(parts: _Parts, level: float, words: str) -> str:
+    patients = parts.positive.shape[1]
+    name = "DeLong" if patients == parts.scans else "Obuchowski"
+    how = f"{100 * level:g} % {name} {words} over {patients} patients, t with {max(parts.rarer - 1, 0)} degrees of freedom"
+    if parts.rarer < FEW:
+        how += f"; only {parts.rarer} patients in the rarer class, so the interval is rough"
+    return how
+
+
+def _why(parts: _Parts) -> str:
+    if parts.rarer < 2:
+        return f"from {parts.rarer} patients of the rarer class"
+    return (
+        "as all patients agree (the classes do not overlap, or all scores are tied), and a variance of 0 says nothing"
+    )
