@@ -321,13 +321,26 @@ def test_a_difference_is_claimed_only_when_its_interval_excludes_zero(minus_run,
     assert 'For "finding" on held-out patients, simclr cnn (linear) has AUROC 0.912 [0.882, 0.932]' in said
 
 
+def test_where_lower_is_better_a_smaller_error_is(store):
+    """The same difference, baseline minus run, says the opposite of an error."""
+    table = make_table(store) | {"sign": -1}
+    for value, claim in (
+        (0.112, "better than random init by 0.112 [0.070, 0.150]"),
+        (-0.112, "worse than random init by 0.112"),
+    ):
+        minus = score(value, *sorted((value - np.sign(value) * 0.042, value + np.sign(value) * 0.038)))
+        table["rows"] = [table["rows"][0], row("random init", "linear", 0.912 + value, minus)]
+        assert claim in " ".join(words.sentences(table))
+    assert "The best AUROC is not this run's: random init" in " ".join(words.sentences(table))
+
+
 def test_headline_names_a_better_row_and_misses_baselines(store):
     table = make_table(store)
-    assert "The highest AUROC is not this run's: supervised (end to end)" in " ".join(words.sentences(table))
+    assert "The best AUROC is not this run's: supervised (end to end)" in " ".join(words.sentences(table))
     table["rows"] = table["rows"][:2]
     said = " ".join(words.sentences(table))
     assert "what training added is unknown" in said
-    assert "highest" not in said
+    assert "The best" not in said
     undefined = copy.deepcopy(table)
     for r in undefined["rows"]:
         r["scores"]["AUROC"]["low"] = None

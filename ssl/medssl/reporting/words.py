@@ -36,9 +36,13 @@ def metrics(table: Table) -> list[str]:
 
 
 def main_metric(table: Table) -> str | None:
-    """AUROC where there is one, else the table's first score."""
-    names = metrics(table)
-    return "AUROC" if "AUROC" in names else next(iter(names), None)
+    """The score that differences are of: the table's first."""
+    return next(iter(metrics(table)), None)
+
+
+def _sign(table: Table) -> int:
+    """1 where a higher main score is better, -1 where a lower one is."""
+    return int(table.get("sign", 1))
 
 
 def is_ours(row: Row) -> bool:
@@ -55,31 +59,33 @@ def sentences(table: Table) -> list[str]:
     ours = [row for row in scored if is_ours(row)]
     if not ours:
         return [f"For {table['target']!r}, this run has no {name} with an interval, so nothing can be said."]
-    row = max(ours, key=lambda r: r["scores"][name]["value"])
+    sign = _sign(table)
+    row = max(ours, key=lambda r: sign * r["scores"][name]["value"])
     score = row["scores"][name]
     value, ends = number(score)
     who = f"{score['n']:,} scans of {score['patients']:,} patients"
     test = table.get("test", "the test set")
     out = [f'For "{table["target"]}" on {test}, {row["features"]} ({row["reader"]}) has {name} {value} {ends}: {who}.']
-    if name == "AUROC":
-        out += _against(row, table)
-    best = max(scored, key=lambda r: r["scores"][name]["value"])
+    out += _against(row, table)
+    best = max(scored, key=lambda r: sign * r["scores"][name]["value"])
     if not is_ours(best):
         value, ends = number(best["scores"][name])
-        out.append(f"The highest {name} is not this run's: {best['features']} ({best['reader']}) has {value} {ends}.")
+        out.append(f"The best {name} is not this run's: {best['features']} ({best['reader']}) has {value} {ends}.")
     return out
 
 
 def _against(ours: Row, table: Table) -> list[str]:
     """A sentence per baseline of the same reader. The stored difference, baseline minus run, is turned round."""
-    peers = [row for row in table["rows"] if row["reader"] == ours["reader"] and has_interval(row.get("minus_run"))]
+    same = [row for row in table["rows"] if all(row.get(k) == ours.get(k) for k in ("reader", "labels"))]
+    peers = [row for row in same if has_interval(row.get("minus_run"))]
     named = [row for row in peers if any(word in row["features"].lower() for word in BASELINES)]
     if not named:
         return ["Neither random weights nor a k-means patch bank stand beside it, so what training added is unknown."]
     out = []
     for row in named:
         d = row["minus_run"]
-        gain, low, high = -d["value"], -d["high"], -d["low"]
+        gain, low, high = (v if _sign(table) < 0 else -v for v in (d["value"], d["high"], d["low"]))
+        low, high = min(low, high), max(low, high)
         if low > 0:
             out.append(f"It is better than {row['features']} by {gain:.3f} [{low:.3f}, {high:.3f}].")
         elif high < 0:

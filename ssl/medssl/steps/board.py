@@ -1,7 +1,6 @@
 """The table of a scoring command: every row with its intervals, its difference to the run, and what it predicted."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from medssl.errors import UserError
 from medssl.evals.bootstrap import difference_seeds, score_seeds
 from medssl.evals.compare import table
-from medssl.evals.metrics import OF_TASK, Metric
+from medssl.evals.metrics import OF_TASK
 from medssl.evals.score import Score
 from medssl.files import write_json
 from medssl.steps.predictions import Entry, Predictions
@@ -30,8 +29,8 @@ SAME = (
 class Board:
     """Collects predictions for the test scans of one question; `finish` scores, prints, remembers and keeps them.
 
-    name: what the run's own features are called in print. metrics: of the question's task, unless named. about: what else the
-    table says of itself.
+    name: what the run's own features are called in print. test: the scans that predictions are of, if not all of the question's.
+    task: of the predictions, if not the question's: `cases` for a number per scan. about: what else the table says of itself.
     """
 
     def __init__(
@@ -41,14 +40,17 @@ class Board:
         name: str,
         *,
         test: Part | None = None,
-        metrics: Sequence[Metric] | None = None,
+        task: str | None = None,
         seed: int = 0,
         **about: Any,
     ):
         self.question, self.name, self.seed = question, name, seed
         self.test = question.test if test is None else test
-        self.metrics = list(OF_TASK[question.target.task] if metrics is None else metrics)
         self.about = {"command": command} | question.described() | about
+        self.about["task"] = task or question.target.task
+        self.about["n_test"], self.about["patients_test"] = len(self.test), self.test.patients
+        self.metrics = OF_TASK[self.about["task"]]
+        self.about |= {"metric": self.metrics[0].name, "sign": self.metrics[0].sign}
         self.entries: list[Entry] = []
 
     def add(self, features: str, reader: str, p: np.ndarray | list[np.ndarray], labels: str = "all") -> None:
@@ -75,13 +77,16 @@ class Board:
             )
         result = self.about | {"rows": rows}
         remember(run / "scores.json", result)
-        scan = self.test.column("scan")
-        kept = {k: self.about[k] for k in ("command", "target", "task", "classes", "test_store", "test", "train_store")}
-        Predictions(kept | {"main": main.name}, scan, patient, y, self.entries).write(run)
+        self.predictions().write(run)
         print(headline(result))
         print(table(lines, ["features", "reader", *(["labels"] if len(budgets) > 1 else []), *(m.name for m in self.metrics),
                             f"{main.name} minus run"]))  # fmt: skip
         return result
+
+    def predictions(self) -> Predictions:
+        """What was predicted, to be kept."""
+        kept = {k: self.about[k] for k in ("command", "target", "task", "classes", "test_store", "test", "train_store")}
+        return Predictions(kept, self.test.column("scan"), self.test.patient, self.test.y, self.entries)
 
     def _rival(self, entry: Entry) -> Entry | None:
         """The run's own row that a row stands against: of the same reader and budget, else of the first reader."""

@@ -16,6 +16,8 @@ def probe(
     target: str | list[str],
     *,
     task: str = "auto",
+    labels: Iterable[str | int | float] = ("all",),
+    draws: int = 5,
     where: str | None = None,
     test_where: str | None = None,
     positive: Iterable[str] | None = None,
@@ -28,14 +30,16 @@ def probe(
     """Score the frozen encoder of a run with a linear model; prints a table, adds it to RUN/scores.json and returns it.
 
     The model is fitted on the store's training patients, its penalty is chosen on its validation patients, and the scores are
-    of its test patients. Intervals are 95 % bootstrap intervals over patients; "minus run" is the paired difference of the
-    first metric to the run's row.
+    of its test patients. Intervals are 95 % bootstrap intervals over patients, and over draws where labels are drawn; "minus
+    run" is the paired difference of the first metric to the run's row.
 
     Args:
         run: a finished run folder.
         store: a labelled store.
         target: the name of a label or fact; several names are labels of which each is there or not.
         task: auto, classes, labels, ordinal or value; see `medssl.steps.truth`.
+        labels: budgets of labelled training scans, "all", "10 %" or 50: each is drawn `draws` times, the smaller ones within the
+            larger, and as few validation scans choose the penalty. `supervised` is trained on all.
         where, test_where: which scans of the two stores; see `medssl.store.where`.
         positive: values that count as positive, all others being negative (case is ignored).
         test_store: another store, of another hospital say: all its labelled scans become the test.
@@ -51,9 +55,13 @@ def probe(
         allow_overlap=allow_overlap,
     )  # fmt: skip
     board = Board("probe", question, entrants.name, seed=seed)
+    subsets = readers.budgets(question, labels, draws, seed)
     for name, source in entrants.all(names):
-        board.add(name, "linear", readers.linear(source, question, [question.test], seed)[0])
-    if SUPERVISED in names and question.target.task == "classes":
+        for budget, each in readers.linear(
+            source, question, [question.test], subsets=subsets, seed=seed, device=entrants.device
+        ).items():
+            board.add(name, "linear", [p[0] for p in each], budget)
+    if SUPERVISED in names and question.target.task == "classes" and "all" in subsets:
         board.add(
             SUPERVISED, "end to end", entrants.supervised(question.train, question.target.width, [question.test])[0]
         )

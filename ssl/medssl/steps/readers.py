@@ -1,40 +1,81 @@
-"""What reads frozen features: the linear probe and kNN, of every kind of task, behind one signature."""
+"""What reads frozen features: the linear probe and kNN, for every kind of task, behind one signature."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from medssl.errors import UserError
-from medssl.evals.knn import knn_probe
-from medssl.evals.linear import linear_probe
+from medssl.evals.draws import draws, parse_budget
+from medssl.evals.knn import knn_labels, knn_probe, knn_value
+from medssl.evals.linear import linear_probes
 from medssl.steps.features import Source
 from medssl.steps.question import Question
 from medssl.steps.truth import Part
 
-Reader = Callable[[Source, Question, Sequence[Part]], list[np.ndarray]]
+READERS = ("linear", "kNN")
+Subsets = dict[str, list[np.ndarray] | None]  # budget of labels -> the positions of each draw in training; None is all
 
 
-def linear(source: Source, question: Question, tests: Sequence[Part], seed: int = 0) -> list[np.ndarray]:
-    """Fitted on the training patients, the penalty chosen on the validation patients; predictions for each of `tests`."""
-    train, val = question.train, question.val
+def budgets(question: Question, labels: Iterable[str | int | float] | str, n: int, seed: int) -> Subsets:
+    """Budgets of labelled training scans, each drawn `n` times: nested, whole patients, every class; "all" is not drawn."""
+    if n < 1:
+        raise UserError(f"draws must be at least 1, got {n}")
+    train = question.train
+    wanted = dict.fromkeys(parse_budget(b) for b in ([labels] if isinstance(labels, str) else labels))
+    if not wanted:
+        raise UserError('labels names no budget; give "all", a share like "10 %" or a number of scans')
+    out: Subsets = {}
+    for budget in wanted:
+        if str(budget) == "all":
+            out["all"] = None
+        else:
+            drawn = draws(train.y, train.patient, [budget], range(seed, seed + n), task=question.target.task)
+            out[str(budget)] = [draw.rows for draw in drawn]
+    return out
+
+
+def linear(
+    source: Source,
+    question: Question,
+    tests: Sequence[Part],
+    *,
+    subsets: Subsets | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> dict[str, list[list[np.ndarray]]]:
+    """Budget -> draw -> predictions for each of `tests`; the penalty is chosen on validation patients, see `evals.linear`."""
+    train, val, target = question.train, question.val, question.target
+    subsets = {"all": None} if subsets is None else subsets
     x = source(train.store, train.rows)
     chooses = (source(val.store, val.rows), val.y) if len(val) else None
-    fitted = linear_probe(
-        (x, train.y), chooses, [source(t.store, t.rows) for t in tests], classes=question.target.width,
-        patient=train.patient, seed=seed,
-    )  # fmt: skip
-    return fitted.probabilities
+    xs = [source(t.store, t.rows) for t in tests]
+    drawn = [rows for each in subsets.values() if each is not None for rows in each]
+
+    def fitted(which: list[np.ndarray] | None) -> list[list[np.ndarray]]:
+        probes = linear_probes(
+            (x, train.y), chooses, xs, task=target.task, classes=len(target.names) or None, subsets=which,
+            patient=train.patient, val_patient=val.patient if len(val) else None, seed=seed, device=device,
+        )  # fmt: skip
+        return [p.predictions for p in probes]
+
+    found = iter(fitted(drawn) if drawn else [])
+    return {budget: fitted(None) if each is None else [next(found) for _ in each] for budget, each in subsets.items()}
 
 
 def nearest(source: Source, question: Question, tests: Sequence[Part], k: int = 20) -> list[np.ndarray]:
     """Votes of the k most similar training scans, never of the same patient; predictions for each of `tests`."""
     if k < 1:
         raise UserError(f"k must be at least 1, got {k}")
-    train = question.train
+    train, target = question.train, question.target
     x = source(train.store, train.rows)
-    return [
-        knn_probe(
-            x, train.y, train.patient, source(t.store, t.rows), t.patient, question.target.width, k=min(k, len(x))
-        )
-        for t in tests
-    ]
+    k = min(k, len(x))
+    out = []
+    for test in tests:
+        asked = (x, train.y, train.patient, source(test.store, test.rows), test.patient)
+        if target.task == "labels":
+            out.append(knn_labels(*asked, k=k))
+        elif target.task == "value":
+            out.append(knn_value(*asked, k=k))
+        else:
+            out.append(knn_probe(*asked, target.width, k=k))
+    return out

@@ -1,0 +1,49 @@
+"""What is lost from one hospital to another: the same model on two sets of patients that have nothing in common."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from medssl.evals.bootstrap import FEW, positions, replicates
+from medssl.evals.metrics import Metric
+from medssl.evals.score import Score
+from medssl.rng import seed_from
+
+HOME, AWAY = 3, 4  # streams of random numbers: the two sets are resampled independently of each other
+
+
+class Measured(NamedTuple):
+    """Truth and predictions as the metric takes them, and the patient of each scan."""
+
+    y: ArrayLike
+    p: ArrayLike
+    patient: ArrayLike
+
+
+def drop(metric: Metric, home: Measured, away: Measured, *, n: int = 2000, seed: int = 0, level: float = 0.95) -> Score:
+    """metric(home) - metric(away) of one model, with the percentile interval of two independent patient bootstraps.
+
+    The patients of the two sets are different people, so nothing is paired: the variances add. Positive where `away` has the
+    smaller value. `n` and `patients` of the score count those of both sets.
+    """
+    values, drawn, rarest, scans, patients = [], [], FEW, 0, 0
+    for tested, stream in ((home, HOME), (away, AWAY)):
+        case = (metric, *metric.check(tested.y, tested.p))
+        at = positions(tested.patient, len(case[2]))
+        values.append(metric(*case[1:]))
+        drawn.append(replicates([case], at, n, seed_from(seed, stream))[0])
+        scans, patients = scans + len(at), patients + int(at.max()) + 1
+        rarest = min([rarest, *(len(np.unique(at[g])) for g in metric.check.groups(case[1]))])
+    lost = drawn[0] - drawn[1]
+    lost = lost[~np.isnan(lost)]
+    how = f"{100 * level:g} % percentile bootstrap over the patients of both sets, independently, {n} resamples"
+    if len(lost) < n:
+        how += f", {n - len(lost)} of them left out because {metric.check.missing}"
+    if rarest < FEW:
+        how += f"; only {rarest} patients {metric.check.rare}, so the true uncertainty is wider than shown"
+    value = float(values[0] - values[1])
+    if not len(lost):
+        return Score(value, np.nan, np.nan, scans, patients, f"no interval: {how}")
+    low, high = np.quantile(lost, [(1 - level) / 2, (1 + level) / 2])
+    return Score(value, float(low), float(high), scans, patients, how)

@@ -1,0 +1,64 @@
+"""Run + labelled store -> a table: do the scans nearest to a test scan show the same, in other patients?"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from medssl.errors import UserError
+from medssl.evals.retrieval import retrieve as search
+from medssl.steps.board import Board
+from medssl.steps.rivals import FROZEN, Entrants, chosen
+from medssl.store.store import Store
+
+MEASURES = {"MAP@R": "map_at_r", "R-precision": "r_precision", "P@1": "p_at_1"}
+GALLERIES = ("train", "test")
+
+
+def retrieve(
+    run: str | Path,
+    store: str | Path | Store,
+    target: str | list[str],
+    *,
+    gallery: str = "train",
+    where: str | None = None,
+    test_where: str | None = None,
+    positive: Iterable[str] | None = None,
+    test_store: str | Path | Store | None = None,
+    baselines: Iterable[str] = FROZEN,
+    allow_overlap: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Score the frozen encoder of a run as a search engine; prints a table, adds it to RUN/scores.json and returns it.
+
+    Every test scan searches the `gallery` (the training scans, or the other test scans) by cosine similarity, never among its own
+    patient's. See `medssl.evals.retrieval` for the three measures; their means have intervals over the patients of the queries,
+    the gallery being as it is. Scans are relevant when they are of one class, or share a finding.
+
+    Raises UserError as `medssl.probe` does, and when no query has anything to be found.
+    """
+    if gallery not in GALLERIES:
+        raise UserError(f"gallery is {gallery!r}; it may be {' or '.join(GALLERIES)}")
+    names = chosen(baselines, FROZEN)
+    entrants, question = Entrants.of(
+        run, store, target, device, positive=positive, where=where, test_where=test_where, test_store=test_store,
+        allow_overlap=allow_overlap,
+    )  # fmt: skip
+    if question.target.task not in ("classes", "labels"):
+        raise UserError(f"{question.target} is a number; scans are retrieved by a class or by findings")
+    test, among = question.test, question.train if gallery == "train" else None
+    found = {}
+    for name, source in entrants.all(names):
+        x = source(test.store, test.rows)
+        searched = None if among is None else (source(among.store, among.rows), among.y, among.patient)
+        found[name] = search(x, test.y, test.patient, searched)
+    answered = found["run"].rows  # a matter of labels and patients alone, and so the same for all
+    if left := len(found["run"].lone):
+        question.flags.append(f"{left} test scans left out: nobody else in the gallery is of their kind")
+    board = Board(
+        "retrieve", question, entrants.name, test=test.take(answered), task="cases", seed=seed, gallery=gallery
+    )
+    for measure, key in MEASURES.items():
+        for name, result in found.items():
+            board.add(name, measure, getattr(result, key))
+    return board.finish(entrants.folder.path)

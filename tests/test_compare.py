@@ -1,0 +1,132 @@
+"""Arms, contests and what may be said: on real predictions of small runs, and on planted ones whose answer is known."""
+
+import json
+
+import numpy as np
+import pytest
+
+import medssl
+import tiny
+from medssl.errors import UserError
+from medssl.evals.metrics import MAE, MEAN
+from medssl.evals.score import Difference, Score
+from medssl.evals.variance import components
+from medssl.scans.cohort import write_cohort
+from medssl.steps.arms import arms_of, runs_in
+from medssl.steps.compare import sentence
+from medssl.steps.predictions import Entry, of_run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two arms of two seeds, probed on one store."""
+    folder = tmp_path_factory.mktemp("compare")
+    cohort = write_cohort(folder / "cohort", patients=60, size=32, seed=3)
+    medssl.ingest(cohort / "scans", folder / "store", labels=cohort / "labels.csv", key=tiny.secret(folder / "key"))
+    small = {
+        "encoder": "mlp",
+        "encoder_options": {"widths": [16]},
+        "size": 16,
+        "steps": 4,
+        "batch": 16,
+        "monitor_every": 0,
+    }
+    for method in ("simclr", "byol"):
+        for seed in (0, 1):
+            run = medssl.pretrain(folder / "store", folder / f"runs/{method}{seed}", method=method, seed=seed, **small)
+            medssl.probe(run, folder / "store", "lesion", baselines=["raw pixels"])
+    return folder
+
+
+def plant(run, quality, seed):
+    """Replace the run's own linear predictions by scores that separate the classes by `quality`."""
+    (answer,) = of_run(run)
+    rng = np.random.default_rng(seed)
+    s = 1 / (1 + np.exp(-(rng.normal(0, 1, len(answer.y)) + quality * (answer.y - 0.5))))
+    answer.entries = [Entry("run", "linear", [np.stack([1 - s, s], 1)]), *answer.entries[1:]]
+    answer.write(run)
+
+
+def test_runs_that_differ_in_the_seed_are_one_arm(made):
+    arms = arms_of(runs_in(made / "runs"))
+    assert {arm.name: sorted(arm.runs) for arm in arms} == {"byol mlp": [0, 1], "simclr mlp": [0, 1]}
+
+
+def test_what_differs_names_the_arm(made, tmp_path):
+    small = {"encoder": "mlp", "encoder_options": {"widths": [16]}, "size": 16, "batch": 16, "monitor_every": 0}
+    for name, more in (("a", {}), ("b", {"lr": 1e-4}), ("c", {"method_options": {"temperature": 0.5}})):
+        medssl.pretrain(made / "store", tmp_path / name, steps=1, **small, **more)
+    names = [arm.name for arm in arms_of(runs_in([tmp_path / "a", tmp_path / "b", tmp_path / "c"]))]
+    assert names == [f"simclr mlp temperature={t} lr={lr}" for t, lr in ((0.2, 0.001), (0.2, 0.0001), (0.5, 0.001))]
+    medssl.pretrain(made / "store", tmp_path / "d", steps=1, **small)
+    with pytest.raises(UserError, match="runs of the same settings and seed"):
+        arms_of(runs_in(tmp_path))
+
+
+def test_a_planted_difference_is_found_and_said(made, capsys, tmp_path):
+    for seed in (0, 1):
+        plant(made / f"runs/simclr{seed}", 4.0, 10 + seed)
+        plant(made / f"runs/byol{seed}", 0.0, 20 + seed)
+    result = medssl.compare([str(made / "runs")], out=tmp_path / "result.json")
+    (contest,) = result["contests"]
+    (pair,) = contest["pairs"]
+    assert (pair["a"], pair["b"]) == ("byol mlp", "simclr mlp")
+    assert pair["difference"]["high"] < 0
+    assert pair["p_holm"] < 0.05
+    assert "simclr mlp is better than byol mlp by" in pair["says"]
+    assert "2 seeds" in pair["difference"]["how"]
+    assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert "simclr mlp is better than byol mlp" in capsys.readouterr().out
+
+
+def test_equal_arms_cannot_be_told_apart_and_what_it_would_take_is_said(made):
+    for seed in (0, 1):
+        plant(made / f"runs/simclr{seed}", 1.0, 30 + seed)
+        plant(made / f"runs/byol{seed}", 1.0, 40 + seed)
+    (contest,) = medssl.compare([str(made / "runs")])["contests"]
+    says = contest["pairs"][0]["says"]
+    assert "cannot be told apart with" in says
+    assert "2 seeds" in says
+    assert "would be needed" in says
+
+
+def test_rows_of_the_runs_tables_take_part(made):
+    (contest,) = medssl.compare([str(made / "runs")], baselines=["raw pixels"])["contests"]
+    assert set(contest["scores"]) == {"byol mlp", "simclr mlp", "raw pixels"}
+    assert len(contest["pairs"]) == 3
+    with pytest.raises(UserError, match="Did you mean 'raw pixels'"):
+        medssl.compare([str(made / "runs")], baselines=["raw pixel"])
+
+
+def test_other_patients_are_refused(made):
+    (answer,) = of_run(made / "runs/byol1")
+    kept = answer.scan.copy()
+    answer.scan = np.array([*kept[:-1], "someone else"])
+    answer.write(made / "runs/byol1")
+    with pytest.raises(UserError, match="not tested on the same patients: 1 test scans"):
+        medssl.compare([str(made / "runs")])
+    answer.scan = kept
+    answer.write(made / "runs/byol1")
+
+
+def test_what_cannot_be_compared_is_said(made):
+    with pytest.raises(UserError, match="one arm only, byol mlp with 2 seeds"):
+        medssl.compare([str(made / "runs/byol0"), str(made / "runs/byol1")])
+    with pytest.raises(UserError, match="no seed in common"):
+        medssl.compare([str(made / "runs/byol0"), str(made / "runs/simclr1")])
+    with pytest.raises(UserError, match=r"with reader=knn was put to all of these runs.*lesion \(linear\)"):
+        medssl.compare([str(made / "runs")], reader="knn")
+    with pytest.raises(UserError, match="holds no run"):
+        medssl.compare([str(made / "store")])
+
+
+def test_better_is_said_only_when_it_is():
+    rng = np.random.default_rng(0)
+    y = np.arange(40)
+    a, b = rng.normal(0, 1, (2, 3, 1, 40))
+    three, one = components(MEAN, y, b, y, against=a), components(MEAN, y, b[:1], y, against=a[:1])
+    found = Difference(Score(-0.1, -0.2, -0.01, 50, 20, ""), 0.03, 0.05)
+    assert sentence("A", "B", found, 0.03, MEAN, three) == "B is better than A by 0.100 (mean)."
+    assert sentence("A", "B", found, 0.03, MAE, three) == "A is better than B by 0.100 (MAE)."
+    assert "cannot be told apart with n = 40 patients and 3 seeds" in sentence("A", "B", found, 0.06, MEAN, three)
+    assert "One seed each" in sentence("A", "B", found, 0.03, MEAN, one)
