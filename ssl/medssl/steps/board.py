@@ -58,7 +58,18 @@ class Board:
         self.entries.append(Entry(features, reader, p if isinstance(p, list) else [p], labels))
 
     def finish(self, run: Path) -> dict[str, Any]:
-        """The table as a dict; printed, put into RUN/scores.json, and its predictions into RUN/predictions."""
+        """`score` and `keep`."""
+        result = self.score()
+        self.keep(run, result)
+        return result
+
+    def keep(self, run: Path, result: dict[str, Any]) -> None:
+        """Put the table into RUN/scores.json, and its predictions into RUN/predictions."""
+        remember(run / "scores.json", result)
+        self.predictions().write(run)
+
+    def score(self) -> dict[str, Any]:
+        """The table as a dict; printed."""
         y, patient = self.test.y, self.test.patient
         main = self.metrics[0]
         budgets = list(dict.fromkeys(e.labels for e in self.entries))
@@ -76,8 +87,6 @@ class Board:
                 | {"scores": {k: s.as_dict() for k, s in mine.items()}, "minus_run": minus.as_dict() if minus else None}
             )
         result = self.about | {"rows": rows}
-        remember(run / "scores.json", result)
-        self.predictions().write(run)
         print(headline(result))
         print(table(lines, ["features", "reader", *(["labels"] if len(budgets) > 1 else []), *(m.name for m in self.metrics),
                             f"{main.name} minus run"]))  # fmt: skip

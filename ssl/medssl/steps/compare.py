@@ -136,8 +136,8 @@ def _contests(
         )
         wanted = ", ".join(f"{k}={v}" for k, v in (("target", target), ("reader", reader), ("labels", labels)) if v)
         raise UserError(
-            f"no question {f'with {wanted} ' if wanted else ''}was put to all of these runs; score each of them on the same store, "
-            f"for example with medssl probe. There is: {', '.join(have) or 'nothing yet'}"
+            f"no question {f'with {wanted} ' if wanted else ''}was put to all of these runs; score each of them on the same "
+            f"store, for example with medssl probe. There is: {', '.join(have) or 'nothing yet'}"
         )
     return out
 

@@ -4,7 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from medssl.steps import readers
+import numpy as np
+
+from medssl.steps import clinic, readers
 from medssl.steps.board import Board
 from medssl.steps.rivals import BASELINES, SUPERVISED, Entrants, chosen
 from medssl.store.store import Store
@@ -18,6 +20,8 @@ def probe(
     task: str = "auto",
     labels: Iterable[str | int | float] = ("all",),
     draws: int = 5,
+    specificity: float = 0.9,
+    prevalences: Iterable[float] = (0.01, 0.1),
     where: str | None = None,
     test_where: str | None = None,
     positive: Iterable[str] | None = None,
@@ -30,7 +34,8 @@ def probe(
     """Score the frozen encoder of a run with a linear model; prints a table, adds it to RUN/scores.json and returns it.
 
     The model is fitted on the store's training patients, its penalty is chosen on its validation patients, and the scores are
-    of its test patients. Intervals are 95 % bootstrap intervals over patients, and over draws where labels are drawn; "minus
+    of its test patients. Below the table stand what the run's own row means in use (`steps.clinic`): sensitivity at a specificity,
+    PPV and NPV at other prevalences, calibration, and subgroups. Intervals are 95 % bootstrap intervals over patients, and over draws where labels are drawn; "minus
     run" is the paired difference of the first metric to the run's row.
 
     Args:
@@ -40,6 +45,8 @@ def probe(
         task: auto, classes, labels, ordinal or value; see `medssl.steps.truth`.
         labels: budgets of labelled training scans, "all", "10 %" or 50: each is drawn `draws` times, the smaller ones within the
             larger, and as few validation scans choose the penalty. `supervised` is trained on all.
+        specificity: at which the threshold of two classes is chosen, on validation patients.
+        prevalences: shares of positives for which PPV and NPV are said.
         where, test_where: which scans of the two stores; see `medssl.store.where`.
         positive: values that count as positive, all others being negative (case is ignored).
         test_store: another store, of another hospital say: all its labelled scans become the test.
@@ -56,13 +63,23 @@ def probe(
     )  # fmt: skip
     board = Board("probe", question, entrants.name, seed=seed)
     subsets = readers.budgets(question, labels, draws, seed)
+    parts = [question.test, *([question.val] if len(question.val) else [])]
+    own: list[np.ndarray] = []
     for name, source in entrants.all(names):
-        for budget, each in readers.linear(
-            source, question, [question.test], subsets=subsets, seed=seed, device=entrants.device
-        ).items():
+        found = readers.linear(source, question, parts, subsets=subsets, seed=seed, device=entrants.device)
+        for budget, each in found.items():
             board.add(name, "linear", [p[0] for p in each], budget)
+        own = own or found.get("all", [[]])[0]
     if SUPERVISED in names and question.target.task == "classes" and "all" in subsets:
         board.add(
             SUPERVISED, "end to end", entrants.supervised(question.train, question.target.width, [question.test])[0]
         )
-    return board.finish(entrants.folder.path)
+    result = board.score()
+    if own:
+        if question.target.task == "classes" and question.target.width == 2:
+            result |= clinic.in_use(
+                question, own[1] if len(own) > 1 else own[0][:0], own[0], specificity, prevalences, seed
+            )
+        result["subgroups"] = clinic.for_whom(question, own[0], seed)
+    board.keep(entrants.folder.path, result)
+    return result

@@ -12,7 +12,7 @@ from medssl.evals.compare import table
 from medssl.evals.metrics import OF_TASK
 from medssl.evals.score import Score
 from medssl.evals.shift import Measured, drop
-from medssl.steps import readers
+from medssl.steps import clinic, readers
 from medssl.steps.board import Board, headline, remember
 from medssl.steps.question import Question, ask
 from medssl.steps.rivals import BASELINES, SUPERVISED, Entrants, chosen
@@ -39,8 +39,10 @@ def transfer(
 ) -> dict[str, Any]:
     """Train on one hospital, test on its held-out patients and on all patients of others; prints a table and returns it.
 
-    One model for each kind of features: fitted, and its penalty chosen, on the first store alone. "lost" is the value at home minus
-    the value there, its interval from two independent bootstraps over patients; "minus run" is paired, on the same patients.
+    One model for each kind of features: fitted, and its penalty chosen, on the first store alone. "lost" is the value at home
+    minus the value there, its interval from two independent bootstraps over patients; "minus run" is paired, on the same
+    patients. For the run's own row the subgroups of the other hospital follow (`steps.clinic`): where a score lives off a fact,
+    it falls within it.
 
     Args:
         run: a finished run folder.
@@ -117,8 +119,9 @@ def _table(
             | {"minus_run": minus.as_dict() if minus else None}
         )
     result = there.about | {"rows": rows}
-    remember(entrants.folder.path / "scores.json", result)
     print(headline(result))
     columns = ["features", "reader", f"{metric.name} at home", f"{metric.name} there", "lost", "there, minus run"]
     print(table(lines, columns))
+    result["subgroups"] = clinic.for_whom(away, own, seed)
+    remember(entrants.folder.path / "scores.json", result)
     return result
