@@ -1,0 +1,302 @@
+"""Fine-tuning on budgets of labels, through the public function, on real chest X-rays and on drawn scans of every task."""
+
+import json
+import multiprocessing as mp
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import roc_auc_score
+
+import medssl
+import tiny
+from medssl.encoders.timm2d import TimmEncoder, at_hand
+from medssl.errors import UserError
+from medssl.evals.embed import embed
+from medssl.steps.finetune import finetune
+from medssl.steps.predictions import of_run
+from medssl.store.canvas import Canvas
+
+QUICK = {"steps": 12, "batch": 32, "views": "plain", "draws": 2}
+SIZES = {"train": 240, "val": 24, "test": 120}
+
+
+def pretrain(store, out, steps=20, encoder="cnn", **options):
+    return medssl.pretrain(
+        store, out, encoder=encoder, encoder_options=options, size=28, steps=steps, batch=64, monitor_every=0
+    )
+
+
+@pytest.fixture(scope="module")
+def made(shared, tmp_path_factory):
+    """Real chest X-rays, fewer of them: a store, and a short run."""
+    folder = tmp_path_factory.mktemp("pneumonia")
+    with np.load(shared / "medmnist" / "pneumoniamnist_rebuilt.npz", allow_pickle=False) as whole:
+        few = {}
+        for split, n in SIZES.items():
+            at = np.linspace(0, len(whole[f"{split}_labels"]) - 1, n).astype(int)  # they are in order of their class
+            few |= {f"{split}_{what}": whole[f"{split}_{what}"][at] for what in ("images", "labels")}
+    (folder / "source").mkdir()
+    np.savez(folder / "source" / "pneumonia.npz", **few)
+    store = medssl.ingest(folder / "source", folder / "store", key=tiny.secret(folder / "key"))
+    return store, pretrain(store, folder / "run", widths=[8, 16, 16])
+
+
+@pytest.fixture(scope="module")
+def tuned(made):
+    store, run = made
+    before = {p: p.read_bytes() for p in run.iterdir() if p.is_file()}
+    result = finetune(run, store, "label", labels=["20 %", "all"], **QUICK)
+    changed = [p.name for p, bytes_ in before.items() if p.read_bytes() != bytes_]
+    assert changed == []  # the run itself stays as it was
+    return result
+
+
+def test_every_row_stands_at_every_budget_with_intervals_and_its_difference(tuned, made):
+    rows = {(r["features"], r["reader"], r["labels"]): r for r in tuned["rows"]}
+    lines = [
+        ("simclr cnn", "fine-tuned"),
+        ("random init", "end to end"),
+        ("run, frozen", "head only"),
+        ("random init, frozen", "head only"),
+    ]
+    assert set(rows) == {(*line, budget) for line in lines for budget in ("20 %", "all")}
+    assert any("ImageNet" in flag for flag in tuned["flags"])  # a cnn has no such weights, and the table says so
+    for (features, *_), row in rows.items():
+        assert row["draws"] == 2
+        for s in [*row["scores"].values(), *([row["minus_run"]] if row["minus_run"] else [])]:
+            assert s["low"] <= s["high"]
+            assert s["n"] == SIZES["test"]
+            assert "over 2 seeds" in s["how"]
+        assert (row["minus_run"] is None) == (features == "simclr cnn")
+    (kept,) = (p for p in of_run(made[1]) if p.about["command"] == "finetune")
+    p = {(e.features, e.labels): e.p for e in kept.entries}
+    for rival in ("random init", "run, frozen", "random init, frozen"):
+        for budget in ("20 %", "all"):
+            each = zip(p[rival, budget], p["run", budget], strict=True)
+            want = np.mean([roc_auc_score(kept.y, a[:, 1]) - roc_auc_score(kept.y, b[:, 1]) for a, b in each])
+            row = next(r for k, r in rows.items() if k[0] == rival and k[2] == budget)
+            assert row["minus_run"]["value"] == pytest.approx(want)
+    assert json.loads((made[1] / "scores.json").read_text())["tables"][-1] == json.loads(json.dumps(tuned))
+
+
+def test_all_fits_have_the_same_budget_and_their_own_seeds(tuned, made):
+    """Every fit has the same steps and rates, none the same scans in the same order from the same weights."""
+    fits = sorted((made[1] / "finetune").glob("*/*/"))
+    assert len(fits) == 4 * 2 * 2
+    logged = {f.name: [json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in fits}
+    assert len({tuple((r["step"], r["lr"]) for r in rows) for rows in logged.values()}) == 1
+    assert len({rows[-1]["loss"] for rows in logged.values()}) == len(fits)
+    assert not [f for f in fits if (f / "checkpoints").exists()]
+
+
+def test_labels_are_learnt(tuned):
+    best = next(r for r in tuned["rows"] if r["reader"] == "fine-tuned" and r["labels"] == "all")
+    assert best["scores"]["AUROC"]["value"] > 0.75
+
+
+def test_the_largest_budget_is_handed_over_with_its_head(tuned, made):
+    """Encoder and head, put together by hand from the files, give the predictions of the first draw."""
+    store, run = made
+    folder = run / tuned["encoder"]
+    assert [p.parent for p in (run / "finetune").rglob("encoder.json")] == [folder]
+    encoder, card = medssl.load_encoder(folder)
+    head = load_file(folder / "head.safetensors")
+    assert card["head"] == {"target": "label", "task": "classes", "classes": tuned["classes"]}
+    grid = store.canvas(28)
+    canvas = Canvas(grid.array, grid.low, grid.high, card["mean"], card["std"], grid.size)
+    x = torch.from_numpy(embed(encoder, canvas, store.rows("test"), quiet=True)).double()
+    p = (x @ head["weight"].double().T + head["bias"].double()).softmax(1)
+    (kept,) = (p for p in of_run(run) if p.about["command"] == "finetune")
+    want = next(e.p[0] for e in kept.entries if e.name == ("run", "fine-tuned", "all"))
+    np.testing.assert_allclose(p.numpy(), want, atol=1e-6)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / "encoder.safetensors")
+
+
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_frozen_blocks_are_handed_over_as_they_came(made, tmp_path, blocks):
+    store, run = made
+    run = shutil.copytree(run, tmp_path / "run")
+    result = finetune(run, store, "label", labels=[60], blocks=blocks, rivals=[], **QUICK)
+    before, after = weights(run), weights(run / result["encoder"])
+    for name, value in before.items():
+        trained = int(name.split(".")[1]) >= 3 - blocks
+        assert torch.equal(value, after[name]) != trained, name
+
+
+def in_a_child(run, store):
+    torch.set_num_threads(1)
+    small = {"steps": 40, "batch": 16, "draws": 1}
+    finetune(run, store, "label", labels=[60], rivals=["scratch"], save_every=2, **QUICK | small)
+
+
+def bits(run):
+    return {p.parent.name: p.read_bytes() for p in (run / "finetune").rglob("test.npy")}
+
+
+def test_killed_and_run_again_it_ends_with_the_same_bits(made, tmp_path):
+    """SIGKILL in the middle of the second fit: the first is not done again, the second goes on."""
+    store, run = made
+    whole, killed = (shutil.copytree(run, tmp_path / name) for name in ("whole", "killed"))
+    for copy in (whole, killed):
+        shutil.rmtree(copy / "finetune", ignore_errors=True)
+    in_a_child(whole, store)
+    child = mp.get_context("fork").Process(target=in_a_child, args=(killed, store))
+    child.start()
+    while child.is_alive() and not [p for p in (killed / "finetune").rglob("last.ckpt") if "random" in str(p)]:
+        time.sleep(0.005)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    (done,) = (killed / "finetune").rglob("test.npy")
+    (half,) = (killed / "finetune").rglob("last.ckpt")
+    assert done.parent != half.parent.parent
+    first, reached = done.stat().st_mtime_ns, torch.load(half, weights_only=True)["step"]
+    assert 0 < reached < 40
+    in_a_child(killed, store)
+    assert done.stat().st_mtime_ns == first
+    assert len(bits(whole)) == 2
+    assert bits(killed) == bits(whole)
+    same = [(c / "scores.json").read_text() for c in (whole, killed)]
+    assert same[0] == same[1]
+    logs = [{p.parent.name: p.read_text() for p in (c / "finetune").rglob("metrics.jsonl")} for c in (whole, killed)]
+    assert logs[0] == logs[1]
+
+
+def test_a_wider_question_does_not_do_again_what_is_done(tuned, made, tmp_path):
+    store, run = made
+    copy = shutil.copytree(run, tmp_path / "run")
+    times = {p.parent.name: p.stat().st_mtime_ns for p in (copy / "finetune").rglob("test.npy")}
+    more = finetune(copy, store, "label", labels=["20 %", 90], rivals=["scratch"], **QUICK)
+    now = {p.parent.name: p.stat().st_mtime_ns for p in (copy / "finetune").rglob("test.npy")}
+    assert {k: now[k] for k in times} == times
+    assert len(now) == len(times) + 4
+    assert "90-scans" in more["encoder"]
+
+
+def test_imagenet_is_a_row_where_its_weights_are(made, tmp_path, monkeypatch):
+    """A cache as the hub's client leaves it, with weights of timm's smallest ResNet in it."""
+    store, _ = made
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    run = pretrain(store, tmp_path / "run", steps=2, encoder="test_resnet")
+    asked = {"labels": [60], "rivals": ["ImageNet"], "steps": 2, "batch": 32, "draws": 1, "views": "plain"}
+    assert not at_hand("test_resnet")
+    without = finetune(run, store, "label", **asked)
+    assert [r["features"] for r in without["rows"]] == ["simclr test_resnet"]
+    assert "no row for ImageNet: its weights of test_resnet are not on this machine" in without["flags"]
+    repo = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
+    (repo / "snapshots" / ("0" * 40)).mkdir(parents=True), (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0" * 40)
+    import timm
+
+    theirs = timm.create_model("test_resnet", pretrained=False)
+    with torch.no_grad():
+        theirs.conv1[0].weight.fill_(0.25)
+    save_file(theirs.state_dict(), repo / "snapshots" / ("0" * 40) / "model.safetensors")
+    assert at_hand("test_resnet")
+    assert (
+        TimmEncoder(1, (28, 28), "test_resnet", pretrained=True).net.conv1[0].weight == 0.75
+    ).all()  # three channels
+    with_it = finetune(run, store, "label", **asked)
+    assert [(r["features"], r["reader"]) for r in with_it["rows"]][1:] == [("ImageNet", "fine-tuned")]
+    assert with_it["rows"][1]["minus_run"] is not None
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Discs of three sizes, with a label of every kind."""
+    folder = tmp_path_factory.mktemp("drawn")
+    (folder / "scans").mkdir()
+    lines = ["file,bright,large,level,width,days,died,split"]
+    for i in range(90):
+        level, bright = i % 3, i // 3 % 2
+        y, x = np.mgrid[:20, :20] - 9.5
+        picture = 40 + 60 * (1 + bright) * (y**2 + x**2 < (3 + 2 * level) ** 2)
+        noise = np.random.default_rng(i).integers(0, 30, (20, 20))
+        Image.fromarray((picture + noise).astype(np.uint8)).save(folder / "scans" / f"{i}.png")
+        split = ("train", "train", "test")[i % 9 // 3]
+        said = ("yes" if bright else "no") if i % 7 else ""
+        width, days, died = 10 + 4.5 * level + i / 100, 30 - 9 * level + i / 100, int(i % 5 > 0)
+        lines.append(f"{i}.png,{said},{int(level == 2)},{level},{width},{days},{died},{split}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    store = medssl.ingest(
+        folder / "scans", folder / "store", labels=folder / "labels.csv", key=tiny.secret(folder / "key"),
+        targets=["bright", "large", "level", "width", "days", "died"],
+    )  # fmt: skip
+    return store, medssl.pretrain(
+        store,
+        folder / "run",
+        encoder="cnn",
+        encoder_options={"widths": [8, 16]},
+        size=16,
+        steps=2,
+        batch=32,
+        monitor_every=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "target", "metric"),
+    [
+        ("labels", ["bright", "large"], "macro AUROC"),
+        ("ordinal", "level", "quadratic kappa"),
+        ("value", "width", "MAE"),
+        ("survival", ["days", "died"], "concordance"),
+    ],
+)
+def test_every_kind_of_task_is_learnt(drawn, task, target, metric):
+    store, run = drawn
+    result = finetune(
+        run, store, target, task=task, labels=["all"], draws=1, steps=40, batch=30, lr=1e-2, views="plain", rivals=[]
+    )  # fmt: skip
+    score = result["rows"][0]["scores"][metric]
+    assert score["low"] <= score["value"] <= score["high"]
+    if task == "value":
+        assert score["value"] < 1.8  # levels are 4.5 apart
+        head = medssl.load_encoder(run / result["encoder"])[1]["head"]
+        train = store.column("label:width")[store.rows("train")].astype(float)
+        assert (head["mean"], head["std"]) == (pytest.approx(train.mean()), pytest.approx(train.std()))
+    else:
+        assert score["value"] > 0.8
+
+
+def test_what_cannot_be_is_one_line(made, drawn, tmp_path):
+    store, run = made
+    for wrong, says in [
+        ({"labels": [10_000]}, "lower it"),
+        ({"labels": [1]}, "cannot show all of"),
+        ({"labels": ["some"]}, "no label budget"),
+        ({"batch": 1}, "batch at least 2"),
+        ({"rivals": ["scatch"]}, "scratch"),
+        ({"blocks": 9}, "give 0 to 3"),
+        ({"layer_decay": 2.0}, "layer_decay"),
+        ({"views": "xry"}, "xray"),
+    ]:
+        with pytest.raises(UserError, match=says) as e:
+            finetune(run, store, "label", **QUICK | wrong)
+        assert "\n" not in str(e.value)
+    with pytest.raises(UserError, match="has no label 'lable'"):
+        finetune(run, store, "lable", **QUICK)
+    bank = medssl.pretrain(store, tmp_path / "bank", method="kmeans_bank", size=28, steps=4, batch=64)
+    with pytest.raises(UserError, match="has no weights that labels could train"):
+        finetune(bank, store, "label", **QUICK)
+    colour = tmp_path / "colour"
+    colour.mkdir()
+    for i in range(30):
+        picture = np.random.default_rng(i).integers(0, 255, (20, 20, 3)).astype(np.uint8)
+        Image.fromarray(picture).save(colour / f"{i}.png")
+    (tmp_path / "labels.csv").write_text("file,label\n" + "\n".join(f"{i}.png,{i % 2}" for i in range(30)))
+    other = medssl.ingest(colour, tmp_path / "other", labels=tmp_path / "labels.csv", key=tiny.secret(tmp_path / "key"))
+    with pytest.raises(UserError, match="takes 1-channel scans in 2D"):
+        finetune(run, other, "label", **QUICK)
