@@ -38,11 +38,17 @@ class CNN(nn.Module):
         strides = [1 if i == 0 and max(size) <= SMALL else 2 for i in range(len(widths))]
         self.layers = nn.ModuleList(_stage(len(size), *stage, norm) for stage in zip(ins, widths, strides, strict=True))
 
-    def maps(self, x: Tensor) -> Tensor:
-        """(B, C, *size) -> (B, dim, *s)."""
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """(B, C, *size) -> (B, width, *s) of every stage, from fine to coarse."""
+        found = []
         for layer in self.layers:
             x = layer(x)
-        return x
+            found.append(x)
+        return found
+
+    def maps(self, x: Tensor) -> Tensor:
+        """(B, C, *size) -> (B, dim, *s), the last of `stages`."""
+        return self.stages(x)[-1]
 
     def by_depth(self) -> list[list[nn.Parameter]]:
         """Every parameter once, stage by stage from the input on: the unit of freezing and of layer-wise rates."""

@@ -38,6 +38,10 @@ class MLP(nn.Module):
             for i, o in zip(ins, widths, strict=True)
         )
 
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """There are none: UserError."""
+        raise UserError("an MLP has no feature maps; choose encoder=cnn, vit or resnet18")
+
     def by_depth(self) -> list[list[nn.Parameter]]:
         """Every parameter once, layer by layer from the input on."""
         return [list(layer.parameters()) for layer in self.layers]

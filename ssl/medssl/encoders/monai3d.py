@@ -45,11 +45,19 @@ class ResNet3d(nn.Module):
         blocks = [block for stage in (n.layer1, n.layer2, n.layer3, n.layer4) for block in stage]
         return [[*n.conv1.parameters(), *n.bn1.parameters()], *(list(block.parameters()) for block in blocks)]
 
-    def maps(self, x_BCDHW: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> (B, dim, d, h, w), 1/16 or 1/32 of the resolution."""
+    def stages(self, x_BCDHW: Tensor) -> list[Tensor]:
+        """(B, C, D, H, W) -> (B, width, d, h, w) of the stem and of the four groups of blocks, from fine to coarse."""
         n = self.net
-        x = n.maxpool(n.act(n.bn1(n.conv1(x_BCDHW))))
-        return n.layer4(n.layer3(n.layer2(n.layer1(x))))
+        found = [n.act(n.bn1(n.conv1(x_BCDHW)))]
+        x = n.maxpool(found[0])
+        for layer in (n.layer1, n.layer2, n.layer3, n.layer4):
+            x = layer(x)
+            found.append(x)
+        return found
+
+    def maps(self, x_BCDHW: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B, dim, d, h, w), 1/16 or 1/32 of the resolution: the last of `stages`."""
+        return self.stages(x_BCDHW)[-1]
 
 
 def _nets(model: str) -> Any:

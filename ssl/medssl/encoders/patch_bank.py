@@ -110,6 +110,12 @@ class PatchBank(nn.Module):
                 out[b : b + step] += grids[0][:, r : r + rows] @ h
         return out.flatten(1)
 
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """There are none: UserError."""
+        raise UserError(
+            "the patch bank has no feature maps, only averages of codes; choose encoder=cnn, vit or resnet18"
+        )
+
     def by_depth(self) -> list[list[nn.Parameter]]:
         """Nothing here is trained by gradient."""
         return []

@@ -11,6 +11,7 @@ from timm.models import get_pretrained_cfg, group_parameters
 from torch import Tensor, nn
 
 from medssl.encoders.monai3d import ResNet3d
+from medssl.encoders.vit import pyramid
 from medssl.errors import UserError
 
 
@@ -54,6 +55,21 @@ class TimmEncoder(nn.Module):
         if not isinstance(f, Tensor) or f.ndim != 4 or f.shape[1] != self.dim:
             raise UserError(f"timm's {self.options['model']} has no {self.dim}-channel map; choose encoder=resnet18")
         return f
+
+    def stages(self, x_BCHW: Tensor) -> list[Tensor]:
+        """(B, C, H, W) -> (B, width, h, w) from fine to coarse, as timm's forward_intermediates gives them.
+
+        Of a model with one resolution, such as a transformer, a `pyramid`. Raises UserError where timm has no such maps.
+        """
+        try:
+            found = self.net.forward_intermediates(x_BCHW, norm=True, output_fmt="NCHW", intermediates_only=True)
+        except (AttributeError, AssertionError, NotImplementedError) as e:
+            raise UserError(f"timm has no feature maps of {self.options['model']}; choose encoder=resnet18") from e
+        sizes = [m.shape[2:] for m in found]
+        if len(set(sizes)) > 1 or len(found) == 1:
+            return [m for m, size, after in zip(found, sizes, [*sizes[1:], None], strict=True) if size != after]
+        patch = tuple(n // m for n, m in zip(self.size, sizes[0], strict=True))
+        return pyramid(found, patch, lambda m: m)
 
     def by_depth(self) -> list[list[nn.Parameter]]:
         """Every parameter once from the input on, in the groups timm has for layer-wise learning rates.

@@ -1,6 +1,7 @@
 """A plain vision transformer for images and volumes: patches, fixed positions, pre-norm blocks, mean of the tokens."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,25 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm1(x_BND)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         x_BND = x_BND + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x_BND + self.mlp(self.norm2(x_BND))
+
+
+def pyramid(depths: list[Tensor], patch: tuple[int, ...], as_map: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Outputs of a transformer's blocks -> maps from fine to coarse, each of twice the resolution of the next.
+
+    A transformer has one resolution. As in ViTDet's simple feature pyramid (Li et al., 2022, https://arxiv.org/abs/2203.16527,
+    section 3) the finer maps are enlarged from it, by at most 4 and not beyond a pixel; here linearly and without weights,
+    since these belong to the decoder. As in SETR (Zheng et al., 2021, https://arxiv.org/abs/2012.15840) the finer come from
+    shallower blocks; the last is of the last block.
+
+    as_map: one of `depths` -> (B, dim, *grid).
+    """
+    levels = min(3, int(math.log2(min(patch))) + 1, len(depths))
+    found = [as_map(depths[(k + 1) * len(depths) // levels - 1]) for k in range(levels)]
+    mode = "bilinear" if found[0].ndim == 4 else "trilinear"
+    return [
+        m if k == 0 else F.interpolate(m, scale_factor=2**k, mode=mode, align_corners=False)
+        for k, m in zip(reversed(range(levels)), found, strict=True)
+    ]
 
 
 class ViT(nn.Module):
@@ -98,6 +118,14 @@ class ViT(nn.Module):
         for block in self.blocks:
             h = block(h)
         return self.norm(h)
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """(B, C, *size) -> (B, dim, *s): tokens of evenly spaced blocks as a `pyramid`; the last is `maps(x)`."""
+        h, found = self.embed(self.patchify(x)) + self.pos, []
+        for block in self.blocks:
+            h = block(h)
+            found.append(h)
+        return pyramid(found, self.patch, lambda h: self.norm(h).transpose(1, 2).unflatten(2, self.grid))
 
     def maps(self, x: Tensor) -> Tensor:
         """(B, C, *size) -> (B, dim, *grid): the tokens on their grid."""

@@ -23,7 +23,7 @@ from medssl.train.log import Log
 from medssl.train.optim import Optim
 from medssl.train.stop import Broken, StopRequest
 from medssl.views.recipes import Recipe
-from medssl.views.stream import loader, make_views
+from medssl.views.stream import loader, make_views, target_of
 
 
 def train(
@@ -98,7 +98,7 @@ def train(
                 waited += time.perf_counter() - asked
                 given: Batch = {"views": views, "key": key}
                 if "target" in raw:
-                    given["target"] = raw["target"]
+                    given["target"] = target_of(raw, recipe, key)
                 more = optimizer is not None and micro < accumulate - 1
                 with fabric.no_backward_sync(module) if more else nullcontext():
                     try:

@@ -31,6 +31,7 @@ from medssl.views.intensity import (
 )
 
 Range = Sequence[float]  # [low, high]
+MOVES = (Resize, Crop, Flip, Rotate)  # what changes where things are; a blur does not
 CHUNK = (
     1 << 20
 )  # elements worked on at once on a CPU; more and fresh memory costs more than the work (RGB at 224: twice)
@@ -72,11 +73,23 @@ class Recipe:
             return torch.cat([self._view(x, rng.Key(key.seed, epoch, scan), view) for x, epoch, scan in pieces])
         return self._view(x, key, view)
 
-    def _view(self, x: Tensor, key: rng.Key, view: int) -> Tensor:
+    def labels(self, mask: Tensor, key: rng.Key, view: int) -> Tensor:
+        """mask (B, *S) of classes, int64 -> (B, *size): what this view of the image shows, and class 0 beyond its edges.
+
+        The image's own draws move it and none changes its values: one map per class goes through the ops, and the largest
+        wins at each pixel, the lower class at a tie.
+        """
+        classes = torch.arange(int(mask.max()) + 1, device=mask.device).view(1, -1, *[1] * (mask.ndim - 1))
+        return self._view((mask[:, None] == classes).float(), key, view, MOVES).argmax(1)
+
+    def _view(self, x: Tensor, key: rng.Key, view: int, only: tuple[type, ...] = (object,)) -> Tensor:
+        """x through the ops, or through those of the types `only`, each with its own draws."""
         draws = [op.draws for op in self.ops]
         u = rng.uniform(key, view, 0, sum(draws))
         weights: Weights | None = None
         for op, mine in zip(self.ops, u.split(draws, 1), strict=True):
+            if not isinstance(op, only):
+                continue
             params = op.params(mine)
             if isinstance(op, Separable):
                 weights = op.fold(weights, params, x)

@@ -121,6 +121,15 @@ def unit(raw: Raw) -> Tensor:
     return (x - low).div_(torch.where(high > low, high - low, 1.0)).clamp_(0, 1)
 
 
+def target_of(raw: Raw, recipe: Recipe, key: rng.Key) -> Tensor:
+    """The truth of a raw batch: what is known of whole scans as it is, a mask (B, *S) as view 0 shows it, (B, *size)."""
+    target = raw["target"]
+    if target.ndim <= 2:
+        return target
+    with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
+        return recipe.labels(target, key, 0)
+
+
 def make_views(
     raw: Raw, recipe: Recipe, n_views: int, seed: int, mean: float, std: float
 ) -> tuple[list[Tensor], rng.Key]:

@@ -1,0 +1,53 @@
+"""Segment: an encoder and a decoder, trained on masks, together or the decoder alone.
+
+From initial weights it is the rival of any pretraining, from pretrained ones it is fine-tuning.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.objectives.dice import dice_cross_entropy
+from medssl.tasks.decoders import decoder_for
+
+MOST_CLASSES = 64
+
+
+class Segment(Method):
+    """Encoder stages -> UNetDecoder -> scores (B, classes, *S); Dice and cross entropy with batch["target"] (B, *S) int64.
+
+    Class 0 is the background. frozen: the encoder's weights and statistics stay. width: of the decoder's finest level.
+
+    Raises UserError for an encoder without stages, and for fewer than 2 or more than 64 classes.
+    """
+
+    views = 1
+
+    def __init__(self, encoder: Any, classes: int, width: int = 16, frozen: bool = False):
+        super().__init__()
+        if not 2 <= classes <= MOST_CLASSES:
+            raise UserError(
+                f"segmentation needs 2 to {MOST_CLASSES} classes with the background, and there are {classes}"
+            )
+        self.decoder = decoder_for(encoder, classes, width)
+        self.encoder, self.frozen = encoder, frozen
+        if frozen:
+            encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Segment":
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Standardised scans (B, C, *S) -> (B, classes, *S)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            stages = self.encoder.stages(x)
+        return self.decoder(x, stages)
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        return {"loss": dice_cross_entropy(self.scores(batch["views"][0]), batch["target"])}
