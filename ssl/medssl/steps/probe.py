@@ -34,9 +34,9 @@ def probe(
     """Score the frozen encoder of a run with a linear model; prints a table, adds it to RUN/scores.json and returns it.
 
     The model is fitted on the store's training patients, its penalty is chosen on its validation patients, and the scores are
-    of its test patients. Below the table stand what the run's own row means in use (`steps.clinic`): sensitivity at a specificity,
-    PPV and NPV at other prevalences, calibration, and subgroups. Intervals are 95 % bootstrap intervals over patients, and over draws where labels are drawn; "minus
-    run" is the paired difference of the first metric to the run's row.
+    of its test patients. Intervals are 95 % bootstrap intervals over patients, and over draws where labels are drawn; "minus
+    run" is the paired difference of the first metric to the run's row. Below the table stands what the run's own row means in
+    use (`steps.clinic`): sensitivity at a specificity, PPV and NPV at other prevalences, calibration, and subgroups.
 
     Args:
         run: a finished run folder.
