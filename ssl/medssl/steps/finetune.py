@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.torch import save_file
@@ -17,9 +17,8 @@ from medssl import catalog
 from medssl.encoders.handover import KEYS, load_encoder, save_encoder
 from medssl.encoders.timm2d import at_hand
 from medssl.errors import UserError
-from medssl.evals import draws as budgets
 from medssl.files import atomic, write_json
-from medssl.steps import features
+from medssl.steps import features, readers
 from medssl.steps.board import Board
 from medssl.steps.pretrain import described, spec_of
 from medssl.steps.question import Question
@@ -28,7 +27,7 @@ from medssl.store.store import Store
 from medssl.tasks.supervised import Supervised, kind_of
 from medssl.train.optim import Optim
 
-RIVALS = ("scratch", "frozen", "random frozen", "ImageNet")
+RIVALS = ("scratch", "linear probe", "random frozen", "ImageNet")
 VERSION = 1  # of what a fit is: part of its folder's name
 
 
@@ -41,6 +40,14 @@ class Row:
     start: Callable[[], nn.Module]
     blocks: int | None
     layer_decay: float
+
+
+class Drawn(NamedTuple):
+    """A budget in words, the seed that drew it, and the positions of its scans in training."""
+
+    budget: str
+    seed: int
+    rows: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -103,53 +110,64 @@ def finetune(
         steps, batch, lr, weight_decay: of AdamW with a short warm-up and half a cosine. A budget of fewer scans than
             `batch` is a batch of its own.
         views: a recipe of configs/views; None: the run's own.
-        rivals: which of RIVALS stand in the table: the run's own initial weights trained from scratch; the head alone on the
-            pretrained encoder; the head alone on the initial one; ImageNet's weights, where timm has them on this machine.
+        rivals: which of RIVALS stand in the table: the run's own initial weights trained from scratch; a linear probe of the
+            frozen encoder on the same draws, its penalty chosen on validation patients (not of survival); the head alone on the
+            initial weights; ImageNet's weights fine-tuned, where timm has them on this machine.
         where, test_where, positive, test_store, allow_overlap: as for `medssl.probe`.
         save_every: steps between checkpoints.
 
     Raises UserError when pretraining has seen a test patient or test image, for labels that cannot be learnt or scored, for
     budgets that cannot hold every class, and for an encoder that the store does not fit or that has nothing to train.
     """
-    if draws < 1 or steps < 1 or batch < 2 or save_every < 1 or seed < 0:
-        raise UserError("draws, steps and save_every must be at least 1, batch at least 2, and seed 0 or more")
-    given = [labels] if isinstance(labels, str) else list(labels)
-    wanted = list(dict.fromkeys(budgets.parse_budget(b) for b in given))
+    if steps < 1 or batch < 2 or save_every < 1 or seed < 0:
+        raise UserError("steps and save_every must be at least 1, batch at least 2, and seed 0 or more")
     entrants, question = Entrants.of(
         run, store, target, device, task=task, positive=positive, where=where, test_where=test_where, test_store=test_store,
         allow_overlap=allow_overlap,
     )  # fmt: skip
-    train, resolved, card = question.train, entrants.resolved, entrants.card
-    for part in (train, question.test):
-        features.must_fit(card, part.store)
+    resolved, path, names = entrants.resolved, entrants.folder.path, chosen(rivals, RIVALS)
+    for part in (question.train, question.test):
+        features.must_fit(entrants.card, part.store)
     recipe = spec_of("views", resolved["views"]) if views is None else catalog.spec("views", views)
     fit = Fit(steps, batch, lr, weight_decay, recipe, entrants.device)
-    rows = _rows(entrants, chosen(rivals, RIVALS), blocks, layer_decay, question.flags)
-    seeds = range(seed, seed + draws)
-    drawn = budgets.draws(train.y, train.patient, wanted, seeds, task=question.target.task)
+    rows = _rows(entrants, names, blocks, layer_decay, question.flags)
+    subsets = readers.budgets(question, labels, draws, seed)
+    every = [np.arange(len(question.train))] * draws
+    drawn = [Drawn(b, seed + i, at) for b, each in subsets.items() for i, at in enumerate(each or every)]
     _check(question, drawn)
-    about = _about(question, card, fit, rows[0])
-    home = entrants.folder.path / "finetune" / _digest(about)
+    about = _about(question, entrants.card, fit, rows[0])
+    home = path / "finetune" / _digest(about)
     write_json(home / "settings.json", about)
     largest = max(drawn, key=lambda draw: len(draw.rows))  # the first of them
-    found: dict[tuple[str, str, str], list[np.ndarray]] = {}
-    kept = ""
-    for draw in drawn:
+    kept = home / _name(largest, rows[0])
+    board = Board(
+        "finetune", question, entrants.name, seed=seed, encoder=str(kept.relative_to(path)), settings=about["fit"]
+    )
+    for budget in subsets:
         for row in rows:
-            name = f"{draw.budget} {draw.seed} {row.features} {row.reader}".replace(" ", "-").replace("%", "percent")
-            print(f"fine-tuning: {draw.budget} ({len(draw.rows)} scans), draw {draw.seed}, {row.features}, {row.reader}",
-                  file=sys.stderr)  # fmt: skip
-            keeps = draw is largest and row is rows[0]
-            p = _fitted(home / name, row, draw, question, entrants, fit, save_every, keeps)
-            found.setdefault((str(draw.budget), row.features, row.reader), []).append(p)
-            if keeps:
-                kept = f"finetune/{home.name}/{name}"
-    board = Board("finetune", question, entrants.name, seed=seed, encoder=kept, settings=about["fit"])
-    for (budget, what, reader), each in found.items():
-        board.add(what, reader, each, budget)
-    result = board.finish(entrants.folder.path)
-    print(f"fine-tuned encoder: {entrants.folder.path / kept}")
+            each = []
+            for draw in (d for d in drawn if d.budget == budget):
+                print(f"fine-tuning: {budget} ({len(draw.rows)} scans), draw {draw.seed}, {row.features}, {row.reader}",
+                      file=sys.stderr)  # fmt: skip
+                folder = home / _name(draw, row)
+                each.append(_fitted(folder, row, draw, question, entrants, fit, save_every, folder == kept))
+            board.add(row.features, row.reader, each, budget)
+    if "linear probe" in names and question.target.task != "survival":
+        found = readers.linear(
+            entrants.of_run(), question, [question.test], subsets=subsets, seed=seed, device=entrants.device
+        )
+        for budget, of_draws in found.items():
+            p = [of_tests[0] for of_tests in of_draws]
+            board.add("run, frozen", "linear", p * (draws // len(p)), budget)  # of all labels there is but one probe
+    result = board.finish(path)
+    print(f"fine-tuned encoder: {kept}")
     return result
+
+
+def _name(draw: Drawn, row: Row) -> str:
+    """Of the folder of a fit."""
+    name = f"{draw.budget} {draw.seed} {row.features} {row.reader}"
+    return name.replace("%", "percent").replace(",", "").replace(" ", "-")
 
 
 def _rows(entrants: Entrants, rivals: list[str], blocks: int | None, layer_decay: float, flags: list[str]) -> list[Row]:
@@ -167,8 +185,6 @@ def _rows(entrants: Entrants, rivals: list[str], blocks: int | None, layer_decay
     rows = [Row("run", "fine-tuned", pretrained, blocks, layer_decay)]
     if "scratch" in rivals:
         rows.append(Row("random init", "end to end", initial, None, 1.0))
-    if "frozen" in rivals:
-        rows.append(Row("run, frozen", "head only", pretrained, 0, 1.0))
     if "random frozen" in rivals:
         rows.append(Row("random init, frozen", "head only", initial, 0, 1.0))
     if "ImageNet" in rivals:
@@ -183,7 +199,7 @@ def _rows(entrants: Entrants, rivals: list[str], blocks: int | None, layer_decay
     return rows
 
 
-def _check(question: Question, drawn: Iterable[budgets.Draw]) -> None:
+def _check(question: Question, drawn: Iterable[Drawn]) -> None:
     """Draws from which nothing can be learnt."""
     for draw in drawn:
         y = question.train.y[draw.rows]
@@ -211,7 +227,7 @@ def _digest(value: Any) -> str:
 def _fitted(
     folder: Path,
     row: Row,
-    draw: budgets.Draw,
+    draw: Drawn,
     question: Question,
     entrants: Entrants,
     fit: Fit,
