@@ -150,11 +150,11 @@ def paired(
     if np.isnan(found.low):
         return Difference(found, np.nan, np.nan)
     drawn = drawn[~np.isnan(drawn)]
-    p = max(2 * min(_share_up_to_0(drawn), _share_up_to_0(-drawn)), 2 / (n + 1))
+    p = max(2 * min(share_up_to_0(drawn), share_up_to_0(-drawn)), 2 / (n + 1))
     return Difference(found, min(p, 1.0), float(drawn.std(ddof=1)))
 
 
-def _share_up_to_0(x: Floats) -> float:
+def share_up_to_0(x: Floats) -> float:
     """The largest q whose quantile is not above 0, by the linear interpolation of np.quantile."""
     x = np.sort(x)
     k = int(np.searchsorted(x, 0, side="right"))

@@ -1,0 +1,226 @@
+"""Whether probabilities mean what they say: reliability, calibration in the large and slope, temperature scaling.
+
+The expected calibration error is `metrics.ECE`. Probabilities are (N, K) and classes (N,) in [0, K), as in `metrics`.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.special import expit, log_softmax, softmax
+
+from medssl.errors import UserError
+from medssl.evals.bootstrap import difference, score, scores
+from medssl.evals.metrics import CLASSES, ECE, MEAN, Floats, Metric, Truth
+from medssl.evals.score import Score
+from medssl.evals.weighted import BINS, mean
+
+EPS = np.finfo(np.float64).tiny  # the smallest probability that a logarithm sees
+COLDEST, HOTTEST = 0.01, 100.0  # temperatures looked at
+TOLERANCE = 1e-9  # of the slope of the mean cross-entropy over 1 / temperature, in nats
+STEPS, HALVINGS = 50, 30  # of Newton's method
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The cases with a probability in (low, high]: the mean of the probabilities, and the share that came true."""
+
+    low: float
+    high: float
+    predicted: Score
+    observed: Score
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """What divides the logits, and the mean cross-entropy (nats) on the scans it was fitted on, before and after."""
+
+    value: float
+    before: float
+    after: float
+    how: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A test before and after temperature scaling.
+
+    p: (N, K) scaled probabilities. before, after: scores by name. change: after less before, paired.
+    """
+
+    temperature: Temperature
+    p: Floats
+    before: dict[str, Score]
+    after: dict[str, Score]
+    change: dict[str, Score]
+
+
+def reliability(
+    event: ArrayLike,
+    probability: ArrayLike,
+    patient: ArrayLike,
+    bins: int = BINS,
+    *,
+    n: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Bin]:
+    """The reliability curve of probabilities (N,) of events (N,) 0 or 1, in bins of equal width, empty ones left out.
+
+    `Score.n` and `Score.patients` are the bin's own, and its patients are resampled. For one class give y == k and
+    p[:, k]; for the curve whose mean gap is the ECE, p.argmax(1) == y and p.max(1). Raises ValueError for others.
+    """
+    event, probability, patient = (
+        np.asarray(event, np.float64),
+        np.asarray(probability, np.float64),
+        np.asarray(patient),
+    )
+    if event.ndim != 1 or not event.shape == probability.shape == patient.shape:
+        raise ValueError(f"needs events, probabilities and patients (N,), got {event.shape} and {probability.shape}")
+    if not np.isin(event, (0, 1)).all() or not ((probability >= 0) & (probability <= 1)).all():
+        raise ValueError("events must be 0 or 1 and probabilities lie in [0, 1]")
+    at = np.searchsorted(np.arange(1, bins) / bins, probability, side="left")  # as in ECE, an edge is in the bin below
+    found = []
+    for b in np.unique(at):
+        each = (
+            score(MEAN, event[at == b], x[at == b], patient[at == b], n=n, seed=seed, level=level)
+            for x in (probability, event)
+        )
+        found.append(Bin(float(b / bins), float((b + 1) / bins), *each))
+    return found
+
+
+def fit_temperature(y: ArrayLike, p: ArrayLike) -> Temperature:
+    """The temperature in [0.01, 100] that minimises the mean cross-entropy of softmax(log p / temperature).
+
+    Guo et al., 2017 (https://arxiv.org/abs/1706.04599), section 4.2; fit it on validation. The loss is convex in
+    1 / temperature: its slope has one root, found to TOLERANCE. Where the best lies at an end of the range, `how` says
+    so: scans that are all classified right want 0, and probabilities that mislead want infinity. Raises UserError
+    without scans.
+    """
+    if not np.size(y):
+        raise UserError("no validation scans to fit a temperature on; give the store a validation split")
+    y, p = CLASSES(y, p)
+    z = np.log(np.maximum(p, EPS))
+    right = z[np.arange(len(y)), y]
+
+    def slope(cold: float) -> float:
+        return float(((softmax(cold * z, axis=1) * z).sum(1) - right).mean())
+
+    def loss(cold: float) -> float:
+        return float(-log_softmax(cold * z, axis=1)[np.arange(len(y)), y].mean())
+
+    how = f"temperature by cross-entropy on {len(y)} scans"
+    low, high = 1 / HOTTEST, 1 / COLDEST
+    if slope(low) >= 0 or slope(high) <= 0:
+        cold = low if slope(low) >= 0 else high
+        how += ", at the end of the range tried"
+    else:
+        cold = brentq(slope, low, high, xtol=1e-15, rtol=4 * np.finfo(np.float64).eps)
+        if abs(slope(cold)) > TOLERANCE:
+            how += ", not converged"
+    return Temperature(1 / cold, loss(1.0), loss(cold), how)
+
+
+def scaled(p: ArrayLike, temperature: float) -> Floats:
+    """(N, K) softmax(log p / temperature); the most probable class stays."""
+    return softmax(np.log(np.maximum(np.asarray(p, np.float64), EPS)) / temperature, axis=1)
+
+
+def calibrate(
+    val: tuple[ArrayLike, ArrayLike],
+    test: tuple[ArrayLike, ArrayLike],
+    patient: ArrayLike,
+    *,
+    n: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Calibration:
+    """Fits a temperature on `val` (y, p) and scores `test` (y, p) of `patient` with and without it.
+
+    Scores are ECE and NLL, and of two classes calibration in the large and slope. Raises UserError without validation.
+    """
+    temperature = fit_temperature(*val)
+    y, p = test
+    after = scaled(p, temperature.value)
+    metrics = [ECE, NLL, *([IN_THE_LARGE, SLOPE] if after.shape[1] == 2 else [])]
+    raw, cooled = (scores(metrics, y, q, patient, n=n, seed=seed, level=level) for q in (p, after))
+    change = {m.name: difference(m, y, after, p, patient, n=n, seed=seed, level=level) for m in (ECE, NLL)}
+    return Calibration(temperature, after, raw, cooled, change)
+
+
+def _two_classes(y: ArrayLike, p: ArrayLike) -> tuple[Truth, Floats]:
+    y, p = CLASSES(y, p)
+    if p.shape[1] != 2:
+        raise ValueError(f"needs probabilities of two classes (N, 2), got {p.shape}")
+    return y, p
+
+
+def _nll(y: Truth, p: Floats, w: Floats) -> Floats:
+    return mean(-np.log(np.maximum(p[np.arange(len(y)), y], EPS)), w)
+
+
+def _logit(p: Floats) -> Floats:
+    q = np.log(np.maximum(p, EPS))
+    return q[:, 1] - q[:, 0]
+
+
+def _in_the_large(y: Truth, p: Floats, w: Floats) -> Floats:
+    positive = w @ (y == 1).astype(np.float64)
+    defined = (positive > 0) & (positive < w.sum(1))
+    found = np.full(len(w), np.nan)
+    found[defined] = _logistic(np.ones((len(y), 1)), _logit(p), y, w[defined])[:, 0]
+    return found
+
+
+def _slope(y: Truth, p: Floats, w: Floats) -> Floats:
+    x = _logit(p)
+    of = [(w > 0) & (y == k) for k in (0, 1)]
+    low, high = ([f(np.where(k, x, -end), axis=1) for k in of] for f, end in ((np.min, -np.inf), (np.max, np.inf)))
+    defined = (low[0] < high[1]) & (low[1] < high[0])  # where the classes do not overlap the slope is infinite
+    unit = x.std() or 1.0
+    design = np.stack([np.ones(len(x)), (x - x.mean()) / unit], axis=1)
+    found = np.full(len(w), np.nan)
+    found[defined] = _logistic(design, np.zeros(len(x)), y, w[defined])[:, 1] / unit
+    return found
+
+
+def _logistic(design: Floats, offset: Floats, y: Truth, w: Floats) -> Floats:
+    """(R, q) coefficients of weighted logistic regressions on design (N, q), by Newton's method; nan if it fails."""
+    R, q = len(w), design.shape[1]
+    products = (design[:, :, None] * design[:, None]).reshape(len(design), -1)
+    total = w.sum(1, keepdims=True)
+
+    def loss(at: Floats) -> Floats:
+        z = at @ design.T + offset
+        return np.einsum("rn,rn->r", w, np.logaddexp(0, z) - y * z)[:, None]
+
+    found = np.zeros((R, q))
+    now = loss(found)
+    for _ in range(STEPS):
+        p = expit(found @ design.T + offset)
+        slope = (w * (y - p)) @ design
+        settled = np.abs(slope).max(1, keepdims=True) <= TOLERANCE * total
+        if settled.all():
+            break
+        curvature = ((w * p * (1 - p)) @ products).reshape(R, q, q) + 1e-12 * total[:, None] * np.eye(q)
+        step = np.where(settled, 0, np.linalg.solve(curvature, slope[..., None])[..., 0])
+        for _ in range(HALVINGS):
+            there = loss(found + step)
+            if not (worse := there > now * (1 + 1e-12)).any():
+                break
+            step = np.where(worse, step / 2, step)
+        found, now = found + step, there
+    return np.where(settled, found, np.nan)
+
+
+NLL = Metric("NLL", _nll, sign=-1)
+"""Mean of -log p[y], in nats."""
+BINARY = replace(CLASSES, check=_two_classes, missing="a class was missing or the classes did not overlap")
+IN_THE_LARGE = Metric("calibration in the large", _in_the_large, BINARY)
+"""Intercept of a logistic regression of the class on the logit of p[:, 1] with slope 1: 0 when probabilities are right
+on average, below when they are too high (Van Calster et al., 2019, https://doi.org/10.1186/s12916-019-1466-7)."""
+SLOPE = Metric("calibration slope", _slope, BINARY)
+"""Slope of that regression when it is free (Cox, 1958, https://doi.org/10.1093/biomet/45.3-4.562): 1 when right, below
+when probabilities are too extreme. Neither is better when higher."""
