@@ -20,7 +20,7 @@ import torch
 import medssl
 from medssl.evals.bootstrap import difference_seeds, score
 from medssl.evals.compare import table
-from medssl.evals.linear import linear_probe
+from medssl.evals.linear import linear_probes
 from medssl.evals.metrics import AUROC
 from medssl.steps import features
 from medssl.steps.run import Run
@@ -31,7 +31,7 @@ def probabilities(source: features.Source, store: Store) -> np.ndarray:
     """(test scans, classes) of the linear probe."""
     y = store.column("label:label").astype(int)
     x = {s: (source(store, store.rows(s)), y[store.rows(s)]) for s in ("train", "val", "test")}
-    return linear_probe(x["train"], x["val"], [x["test"][0]], classes=int(y.max()) + 1).probabilities[0]
+    return linear_probes(x["train"], x["val"], [x["test"][0]], classes=int(y.max()) + 1)[0].predictions[0]
 
 
 def main() -> None:

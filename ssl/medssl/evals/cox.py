@@ -1,0 +1,239 @@
+"""Cox regression on frozen features, with a ridge penalty: who has the event earlier.
+
+Cox, 1972 (https://doi.org/10.1111/j.2517-6161.1972.tb00899.x): C * (minus log partial likelihood) + |w|^2 / 2, on features
+that the training patients standardise. Ties after Efron, 1977 (https://doi.org/10.1080/01621459.1977.10480613), or Breslow.
+
+The unit is a patient with an outcome. Scans of one patient with the same time and event are one observation, the mean of their
+features: three scans of a patient are no three deaths, nor are they at risk of one another. Scans of a patient with
+different times (since each scan, say) stay apart.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from medssl.errors import UserError
+from medssl.evals.choose import PENALTIES, Kind, Probe, Rows, probes
+from medssl.evals.linear_designs import Design
+from medssl.evals.linear_targets import finite
+from medssl.evals.metrics import Floats
+from medssl.evals.newton import minimise
+
+TIES = ("efron", "breslow")
+
+
+@dataclass(frozen=True)
+class Cox:
+    """The fits of one set of scans: a scan's log risk is (x - mean) * scale @ weights[at], 0 for the mean patient.
+
+    mean, scale (D,), weights (P, D), gap and converged (P,): see `linear_fit.Linear`.
+    """
+
+    mean: Floats
+    scale: Floats
+    weights: Floats
+    gap: Floats
+    converged: NDArray[np.bool_]
+
+    def predict(self, x: ArrayLike, at: int = 0) -> Floats:
+        """Features (N, D) -> log relative risk (N,) with penalty number `at`."""
+        w = self.scale * self.weights[at]
+        return np.asarray(x, np.float64) @ w - self.mean @ w
+
+
+@dataclass(frozen=True)
+class Partial:
+    """Minus the log partial likelihood per event, of P weightings at once: a `newton.Convex` of P problems in r coordinates.
+
+    a (n, r), by falling time. Groups are equal times, in that order: group (n,) of each row, end (G,) its last row.
+    event (E,) rows. tied (E,): of m events in a group, number l = 0 … m - 1 takes l / m of the group's events out of those at
+    risk (Efron), or none (Breslow).
+    """
+
+    a: Tensor
+    group: Tensor
+    end: Tensor
+    event: Tensor
+    tied: Tensor
+    columns: int
+
+    @classmethod
+    def of(cls, a: Tensor, y: NDArray[Any], ties: str, columns: int) -> "Partial":
+        """From rows (n, r) and their (time, event) (n, 2)."""
+        down = np.argsort(-y[:, 0], kind="stable")
+        _, group = np.unique(-y[down, 0], return_inverse=True)
+        event = np.flatnonzero(y[down, 1] == 1)
+        many = np.bincount(group[event])
+        first = np.append(0, np.cumsum(many))[:-1]
+        place = np.arange(len(event)) - first[group[event]]
+        tied = place / many[group[event]] * (ties == "efron")
+        end = np.append(np.flatnonzero(np.diff(group)), len(group) - 1)
+        order, *rest = (torch.from_numpy(v).to(a.device) for v in (down, group, end, event, tied))
+        return cls(a[order], rest[0], rest[1], rest[2], rest[3], columns)
+
+    def _at_risk(self, e: Tensor) -> Tensor:
+        """Sums over those at risk at each event, less the tied share of events: rows (n, …) -> (E, …)."""
+        group = self.group[self.event]
+        died = torch.zeros(len(self.end), *e.shape[1:], dtype=e.dtype, device=e.device)
+        died.index_add_(0, group, e[self.event])
+        tied = self.tied.view(-1, *[1] * (e.ndim - 1))
+        return e.cumsum(0)[self.end[group]] - tied * died[group]
+
+    def _shares(self, u: Tensor) -> Tensor:
+        """The transpose of `_at_risk`: what events (E, …) give to each row (n, …)."""
+        group = self.group[self.event]
+        sums = torch.zeros(2, len(self.end), *u.shape[1:], dtype=u.dtype, device=u.device)
+        sums[0].index_add_(0, group, u)
+        sums[1].index_add_(0, group, self.tied[:, None] * u)
+        out = sums[0].flip(0).cumsum(0).flip(0)[self.group]
+        out[self.event] -= sums[1][group]
+        return out
+
+    def _risks(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log risks (n, P), risks over their largest, and sums of those at risk (E, P)."""
+        eta = self.a @ x.T
+        e = (eta - eta.amax(0)).exp()
+        return eta, e, self._at_risk(e)
+
+    def value(self, x: Tensor) -> Tensor:
+        """See `newton.Convex`."""
+        eta, _, total = self._risks(x)
+        value = (total.log() + eta.amax(0) - eta[self.event]).sum(0) / len(self.event)
+        return torch.where((total > 0).all(0), value, torch.inf)
+
+    def expand(self, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """See `newton.Convex`; the diagonal is that without the subtracted part."""
+        _, e, total = self._risks(x)
+        E = len(self.event)
+        p = e * self._shares(1 / total) / E
+        residual = p.clone()
+        residual[self.event] -= 1 / E
+
+        def hessian(v: Tensor) -> Tensor:
+            d = self.a @ v.T
+            return (self.a.T @ (p * d - e * self._shares(self._at_risk(e * d) / total**2) / E)).T
+
+        return (self.a.T @ residual).T, ((self.a**2).T @ p).T.clamp(min=1e-12), hessian
+
+    def dense(self, x: Tensor) -> Tensor:
+        """See `newton.Convex`."""
+        _, e, total = self._risks(x)
+        E = len(self.event)
+        p = e * self._shares(1 / total) / E
+        out = []
+        for k in range(self.columns):
+            mean = self._at_risk(e[:, k, None] * self.a) / total[:, k, None]
+            out.append((self.a * p[:, k, None]).T @ self.a - mean.T @ mean / E)
+        return torch.stack(out)
+
+    def narrow(self, active: Tensor) -> tuple["Partial", Tensor]:
+        """See `newton.Convex`."""
+        at = active.nonzero()[:, 0]
+        return replace(self, columns=len(at)), at
+
+
+def fit_cox(
+    x: Floats,
+    y: NDArray[Any],
+    penalties: Floats,
+    *,
+    patient: NDArray[np.str_] | None = None,
+    ties: str = "efron",
+    device: str = "cpu",
+) -> Cox:
+    """One fit per C in `penalties` (P,), all at once, each to a gap of `newton.GAP`.
+
+    x (N, D) and y (N, 2): time > 0, and event 1, or 0 for censored. patient (N,): see above; None keeps every scan.
+    Raises UserError without an event, with fewer than two patients, and for constant features.
+    """
+    x, y = _observations(x, y, patient)
+    if not (y[:, 1] == 1).any():
+        raise UserError(
+            f"cannot fit a Cox regression: none of {len(y)} training patients had the event; add some who had"
+        )
+    if len(y) < 2:
+        raise UserError("cannot fit a Cox regression on one training patient; add others")
+    design = Design.of(x, device)
+    if not design.scale.any():
+        raise UserError(f"the features of the {len(x)} training patients are constant; has the encoder collapsed?")
+    P = len(penalties)
+    problem = Partial.of(design.a, y, ties, P)
+    decay = 1 / (torch.tensor(penalties, dtype=torch.float64, device=device) * len(problem.event))
+    start = torch.zeros(P, design.a.shape[1], dtype=torch.float64, device=device)
+    best = minimise(problem, start, decay, 0)
+    weights = (best.x @ design.back.T).cpu().numpy()
+    return Cox(design.mean, design.scale, weights, best.gap.cpu().numpy(), best.converged.cpu().numpy())
+
+
+def partial_likelihood(y: NDArray[Any], risk: Floats, ties: str = "efron") -> float:
+    """Minus the log partial likelihood per event of log risks (n,), in nats. Raises UserError without an event."""
+    if not (y[:, 1] == 1).any():
+        raise UserError(f"none of the {len(y)} patients that choose the penalty had the event; add some who had")
+    one = torch.ones(1, 1, dtype=torch.float64)
+    return float(Partial.of(torch.from_numpy(risk)[:, None], y, ties, 1).value(one))
+
+
+def cox_probes(
+    train: tuple[ArrayLike, ArrayLike],
+    val: tuple[ArrayLike, ArrayLike] | None,
+    tests: Sequence[ArrayLike],
+    *,
+    subsets: Sequence[ArrayLike] | None = None,
+    patient: ArrayLike | None = None,
+    val_patient: ArrayLike | None = None,
+    penalties: Sequence[float] = PENALTIES,
+    ties: str = "efron",
+    seed: int = 0,
+    device: str = "cpu",
+) -> list[Probe]:
+    """`linear.linear_probes` for survival: predictions are log risks (N,), one a scan; y (N, 2) is time and event.
+
+    C has the lowest partial likelihood loss of the patients that choose, among themselves. Raises UserError as `fit_cox` does.
+    """
+    if ties not in TIES:
+        raise ValueError(f"ties are of {' or '.join(TIES)}, not {ties}")
+    x, y = _checked(train, "training")
+    chooses = _checked(val, "validation") if val is not None and len(val[1]) else None  # type: ignore[arg-type]
+    who = None if patient is None else np.asarray(patient).astype(str)
+
+    def fit(sets: Sequence[Rows], C: Floats) -> list[Cox]:
+        each = np.broadcast_to(C, (len(sets), C.shape[-1]))
+        return [
+            fit_cox(x[rows], y[rows], c, patient=None if who is None else who[rows], ties=ties, device=device)
+            for rows, c in zip(sets, each, strict=True)
+        ]
+
+    def loss(y_some: NDArray[Any], risk: Floats, patients: NDArray[np.str_] | None) -> float:
+        means, outcomes = _observations(risk[:, None], y_some, patients)  # the risk is linear in the features
+        return partial_likelihood(outcomes, means[:, 0], ties)
+
+    kind = Kind("Cox regression", "partial likelihood", "survival", fit, loss)
+    seen = [finite(t, "test") for t in tests]
+    return probes(kind, (x, y), chooses, seen, subsets, patient, val_patient, penalties, seed)
+
+
+def _observations(x: Floats, y: NDArray[Any], patient: NDArray[np.str_] | None) -> tuple[Floats, NDArray[Any]]:
+    """Patients' mean features and outcomes."""
+    if patient is None:
+        return x, y
+    _, who = np.unique(patient, return_inverse=True)
+    outcomes, at = np.unique(np.column_stack([who, y]), axis=0, return_inverse=True)
+    sums = np.zeros((len(outcomes), x.shape[1]))
+    np.add.at(sums, at.ravel(), x)
+    return sums / np.bincount(at.ravel())[:, None], outcomes[:, 1:]
+
+
+def _checked(xy: tuple[ArrayLike, ArrayLike], which: str) -> tuple[Floats, NDArray[Any]]:
+    x, y = finite(xy[0], which), np.asarray(xy[1], np.float64)
+    if y.shape != (len(x), 2):
+        raise ValueError(f"needs a time and an event of every {which} scan, got {y.shape} for {x.shape}")
+    if (bad := ~(np.isfinite(y[:, 0]) & (y[:, 0] > 0) & np.isin(y[:, 1], (0, 1)))).any():
+        raise UserError(
+            f"{bad.sum()} of {len(y)} {which} scans lack a time above 0 or an event of 0 or 1; leave them out"
+        )
+    return x, y

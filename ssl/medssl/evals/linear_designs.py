@@ -1,0 +1,158 @@
+"""Frozen features as sets of scans in coordinates of their own, and many linear models on them as one convex batch.
+
+Every set is standardised by itself and rotated to the eigenvectors of its covariance. No ridge-penalised objective
+changes under a rotation, at most min(N, D) coordinates are left, and the Hessian is nearly diagonal there while
+probabilities are near the prior: conjugate gradients need tens of products where plain features need thousands.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medssl.evals.linear_losses import Loss
+from medssl.evals.metrics import Floats
+
+SLACK = 1.25  # sets whose sizes differ by less than this factor are stacked, with padding
+STACKED = 1 << 26  # numbers in one stack at most: 512 MB
+
+
+@dataclass(frozen=True)
+class Design:
+    """One set of scans.
+
+    a (n, r): its coordinates, r = min(n, D), float64. back (D, r): weights of standardised features from weights of
+    coordinates, orthonormal columns. mean, scale (D,): standardised features are (x - mean) * scale.
+    """
+
+    a: Tensor
+    back: Tensor
+    mean: Floats
+    scale: Floats
+
+    @classmethod
+    def of(cls, x: Floats, device: str = "cpu") -> "Design":
+        """From features x (n, D)."""
+        mean, scale = standardiser(x)
+        t = torch.from_numpy((x - mean) * scale).to(device)
+        if len(t) < t.shape[1]:
+            q, r = torch.linalg.qr(t.T)
+            v = torch.linalg.eigh(r @ r.T)[1]
+            return cls(r.T @ v, q @ v, mean, scale)
+        v = torch.linalg.eigh(t.T @ t)[1]
+        return cls(t @ v, v, mean, scale)
+
+
+def standardiser(x: Floats) -> tuple[Floats, Floats]:
+    """Mean and 1 / standard deviation of each column; 0 for a column that is constant up to float32 rounding."""
+    mean, std = x.mean(0), x.std(0)
+    alive = std > 1e-6 * np.abs(mean)
+    return mean, np.divide(1, std, out=np.zeros_like(std), where=alive)
+
+
+def stacks(sizes: Sequence[tuple[int, int]], kinds: Sequence[Any]) -> list[list[int]]:
+    """Places of designs (n, r) that are solved together: of one kind, and of about one size."""
+    found: list[list[int]] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (kinds[i], sizes[i])):
+        n, r = sizes[i]
+        same = found and kinds[found[-1][0]] == kinds[i] and n <= SLACK * sizes[found[-1][0]][0]
+        if same and (len(found[-1]) + 1) * n * r <= STACKED:
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return found
+
+
+def pad(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors of equal rank as one, with a new first axis; zeros where one is smaller than the largest."""
+    shape = [max(p.shape[i] for p in parts) for i in range(parts[0].ndim)]
+    out = torch.zeros(len(parts), *shape, dtype=parts[0].dtype, device=parts[0].device)
+    for o, p in zip(out, parts, strict=True):
+        o[tuple(slice(n) for n in p.shape)] = p
+    return out
+
+
+@dataclass(frozen=True)
+class Batch:
+    """S sets times C problems as a `newton.Convex` of Q = S * C problems, d = r * M + J coordinates: weights, intercepts.
+
+    a (S, n, r), zero where padded. columns C, outputs M, intercepts J.
+    """
+
+    a: Tensor
+    loss: Loss
+    columns: int
+    outputs: int
+    intercepts: int
+
+    @property
+    def size(self) -> int:
+        """Coordinates of one problem."""
+        return self.a.shape[2] * self.outputs + self.intercepts
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (Q, d) -> weights (S, r, C, M) and intercepts (S, C, J)."""
+        S, _, r = self.a.shape
+        x = x.view(S, self.columns, self.size)
+        weights = x[..., : r * self.outputs].reshape(S, self.columns, r, self.outputs)
+        return weights.transpose(1, 2), x[..., r * self.outputs :]
+
+    def _join(self, by_rows: Tensor, by_c: Tensor, a: Tensor) -> Tensor:
+        """Derivatives by z (S, n, C, M) and by c -> by x (Q, d)."""
+        S, _, r = a.shape
+        weights = (a.transpose(1, 2) @ by_rows.flatten(2)).view(S, r, self.columns, self.outputs).transpose(1, 2)
+        return torch.cat([weights.flatten(2), by_c], 2).flatten(0, 1)
+
+    def _scores(self, weights: Tensor) -> Tensor:
+        S, n, _ = self.a.shape
+        return (self.a @ weights.flatten(2)).view(S, n, self.columns, self.outputs)
+
+    def value(self, x: Tensor) -> Tensor:
+        """See `newton.Convex`."""
+        weights, c = self.split(x)
+        return self.loss.value(self._scores(weights), c).flatten()
+
+    def expand(self, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """See `newton.Convex`."""
+        weights, c = self.split(x)
+        gradient, diagonal, times = self.loss.expand(self._scores(weights), c)
+
+        def hessian(v: Tensor) -> Tensor:
+            dw, dc = self.split(v)
+            return self._join(*times(self._scores(dw), dc), self.a)
+
+        curvature = self._join(*diagonal, self.a**2)
+        return self._join(*gradient, self.a), curvature.clamp(min=1e-12), hessian
+
+    def dense(self, x: Tensor) -> Tensor:
+        """See `newton.Convex`. What the loss does to unit vectors gives the Hessian of each row, by z and by c."""
+        weights, c = self.split(x)
+        z = self._scores(weights)
+        times = self.loss.expand(z, c)[2]
+        (S, _, r), M, J, d = self.a.shape, self.outputs, self.intercepts, self.size
+        out = torch.zeros(S, self.columns, d, d, dtype=x.dtype, device=x.device)
+        inner = out[..., : r * M, : r * M].unflatten(3, (r, M)).unflatten(2, (r, M))  # (S, C, r, M, r, M)
+        for m in range(M):
+            h = times(torch.eye(M, dtype=x.dtype, device=x.device)[m].expand_as(z), torch.zeros_like(c))[0]
+            for k in range(m + 1):
+                for column in range(self.columns):
+                    block = (self.a * h[:, :, column, k, None]).transpose(1, 2) @ self.a
+                    inner[:, column, :, m, :, k] = inner[:, column, :, k, :, m] = block
+        for j in range(J):
+            unit = torch.eye(J, dtype=x.dtype, device=x.device)[j].expand_as(c)
+            side = self._join(*times(torch.zeros_like(z), unit), self.a).view(S, self.columns, d)
+            out[..., r * M + j, :] = out[..., :, r * M + j] = side
+        return out.flatten(0, 1)
+
+    def narrow(self, active: Tensor) -> tuple["Batch", Tensor]:
+        """See `newton.Convex`."""
+        grid = active.view(len(self.a), self.columns)
+        if grid.any(1).all() and grid.any(0).all():
+            return self, torch.arange(len(active), device=active.device)
+        sets, columns = grid.any(1).nonzero()[:, 0], grid.any(0).nonzero()[:, 0]
+        a = self.a if len(sets) == len(self.a) else self.a[sets[0] : sets[0] + 1] if len(sets) == 1 else self.a[sets]
+        part = replace(self, a=a, loss=self.loss.take(sets, columns), columns=len(columns))
+        return part, (sets[:, None] * self.columns + columns).flatten()

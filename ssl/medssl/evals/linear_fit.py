@@ -1,0 +1,154 @@
+"""Linear models on frozen features: every penalty of every set of labelled scans, fitted together.
+
+A problem is C * sum of losses + |w|^2 / 2 with free intercepts, as in scikit-learn, on features that the scans of its own set
+standardise. The losses, by kind of task (`metrics` says what y is):
+
+    classes   cross-entropy: logistic regression for two classes, softmax for more
+    labels    a logistic regression for each label, on the scans that know it
+    ordinal   proportional odds (`linear_losses.Logistic`)
+    value     half the squared error: ridge regression with alpha = 1 / C, in closed form
+
+All but the last are solved to a proven gap (`newton.GAP`) of the objective. Survival: see `cox`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from medssl.errors import UserError
+from medssl.evals.linear_designs import Batch, Design, pad, stacks
+from medssl.evals.linear_losses import Logistic, Loss, Softmax, contrasts
+from medssl.evals.linear_targets import Link, Target, checked, encode
+from medssl.evals.metrics import Floats
+from medssl.evals.newton import minimise
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The models of one set of scans, one per penalty.
+
+    mean, scale (D,): the scores of a scan are (x - mean) * scale @ weights + bias, with weights (P, D, M) and bias (P, J).
+    M = J = 1 for two classes and for values; classes present in the set for more; labels for labels; M = 1 and J = levels
+    present - 1 for levels, the scores being logits of lying above each. gap (P,): a bound on the objective minus its
+    minimum, relative to it, the largest over labels; converged (P,) bool.
+    """
+
+    link: Link
+    mean: Floats
+    scale: Floats
+    weights: Floats
+    bias: Floats
+    gap: Floats
+    converged: NDArray[np.bool_]
+
+    def predict(self, x: ArrayLike, at: int = 0) -> Floats:
+        """Features (N, D) -> predictions of penalty number `at`, as the metrics of the task take them."""
+        w = self.scale[:, None] * self.weights[at]  # the scale is folded into the weights: x is not copied
+        return self.link.predict(np.asarray(x, np.float64) @ w + (self.bias[at] - self.mean @ w))
+
+
+def fit_many(
+    x: ArrayLike,
+    y: ArrayLike,
+    subsets: Sequence[ArrayLike],
+    penalties: ArrayLike,
+    *,
+    task: str = "classes",
+    classes: int | None = None,
+    device: str = "cpu",
+) -> list[Linear]:
+    """Fits every set of rows with every penalty; one `Linear` per set, in order.
+
+    Args:
+        x: (N, D) features.
+        y: (N,) or (N, labels), as the metrics of `task` take it.
+        subsets: rows of each set; equal sets are fitted once.
+        penalties: C, (P,) for all sets, or (sets, P).
+        classes: how many classes or levels there are; needed for those tasks.
+        device: where the work is done, in float64.
+
+    Cost: an eigendecomposition of min(n, D)^2 numbers a set, then two products with the set's features for each step of
+    conjugate gradients, shared by all penalties and labels. Sets of about one size take their steps together.
+    Raises UserError for features that are constant or not finite, and for sets that lack a second class.
+    """
+    x, y, classes = checked((x, y), "training", task, classes)
+    sets = [np.asarray(rows, np.int64) for rows in subsets]
+    C = np.broadcast_to(np.asarray(penalties, np.float64), (len(sets), np.asarray(penalties).shape[-1]))
+    if not (np.isfinite(C) & (C > 0)).all():
+        raise ValueError(f"penalties must be finite and above 0, got {C.min()} to {C.max()}")
+    names = [rows.tobytes() + c.tobytes() for rows, c in zip(sets, C, strict=True)]
+    first = {name: i for i, name in reversed(list(enumerate(names)))}
+    distinct = sorted(first.values())
+    targets = [encode(task, y[sets[i]], classes) for i in distinct]
+    sizes = [(len(sets[i]), min(len(sets[i]), x.shape[1])) for i in distinct]
+    found: dict[int, Linear] = {}
+    for stack in stacks(sizes, [(t.outputs, t.start.shape[1]) for t in targets]):
+        at = [distinct[i] for i in stack]
+        designs = [_design(x[sets[i]], device) for i in at]
+        solve = _ridge if task == "value" else _solve
+        found |= dict(zip(at, solve(designs, [targets[i] for i in stack], C[at]), strict=True))
+    return [found[first[name]] for name in names]
+
+
+def _design(x: Floats, device: str) -> Design:
+    design = Design.of(x, device)
+    if not design.scale.any():
+        raise UserError(f"the features of the {len(x)} training scans are constant; has the encoder collapsed?")
+    return design
+
+
+def _solve(designs: list[Design], targets: list[Target], C: Floats) -> list[Linear]:
+    """One batch: the sets of a stack, times their labels, times their penalties C (sets, P)."""
+    device, P, T, M = designs[0].a.device, C.shape[1], len(targets[0].known), targets[0].outputs
+
+    def stacked(parts: list[Tensor]) -> Tensor:
+        """Padded, and each label repeated for each penalty."""
+        out = pad(parts).to(device)
+        return out if T == 1 else out.repeat_interleave(P, 2)
+
+    target, weight = stacked([t.target for t in targets]), stacked([t.weight for t in targets])
+    start = torch.stack([t.start for t in targets]).to(device).repeat_interleave(P, 1)
+    if M > 1:
+        basis = contrasts(M + 1).to(device)
+        data: Loss = Softmax(target, weight, basis)
+        start = start @ basis.T
+    else:
+        inner = [t.between for t in targets if t.between is not None]
+        data = Logistic(target, weight, torch.stack(inner).to(device) if inner else None)
+    batch = Batch(pad([d.a for d in designs]), data, T * P, M, start.shape[-1])
+    known = np.stack([t.known for t in targets])  # (S, T)
+    decay = torch.from_numpy(1 / (known[:, :, None] * C[:, None])).flatten().to(device)
+    x0 = torch.zeros(len(decay), batch.size, dtype=torch.float64, device=device)
+    x0[:, batch.size - batch.intercepts :] = start.flatten(0, 1)
+    best = minimise(batch, x0, decay, batch.intercepts)
+    weights, bias = batch.split(best.x)  # (S, r, C, M), (S, C, J)
+    gap = best.gap.view(-1, T, P).amax(1).cpu().numpy()
+    converged = best.converged.view(-1, T, P).all(1).cpu().numpy()
+    found = []
+    for s, (design, t) in enumerate(zip(designs, targets, strict=True)):
+        w = torch.einsum("dr,rcm->cdm", design.back, weights[s, : design.a.shape[1]])
+        b = bias[s]
+        if M > 1:
+            w, b = w @ basis, b @ basis
+        if T > 1:  # the labels' models side by side
+            w, b = (v[..., 0].unflatten(0, (T, P)).transpose(0, 1) for v in (w, b))
+            w = w.transpose(1, 2)
+        model = Linear(t.link, design.mean, design.scale, w.cpu().numpy(), b.cpu().numpy(), gap[s], converged[s])
+        found.append(model)
+    return found
+
+
+def _ridge(designs: list[Design], targets: list[Target], C: Floats) -> list[Linear]:
+    """Closed form: in its own coordinates the covariance of a set is diagonal."""
+    found = []
+    for design, t, c in zip(designs, targets, C, strict=True):
+        a, y, alpha = design.a, t.target[:, 0].to(design.a.device), torch.from_numpy(1 / c).to(design.a.device)
+        w = design.back @ ((a.T @ (y - y.mean())) / ((a * a).sum(0)[:, None] + alpha))  # (D, P)
+        bias = np.full((len(c), 1), float(y.mean()))
+        exact, done = np.zeros(len(c)), np.ones(len(c), np.bool_)
+        found.append(Linear(t.link, design.mean, design.scale, w.T[..., None].cpu().numpy(), bias, exact, done))
+    return found
