@@ -114,6 +114,21 @@ def test_a_seeds_luck_with_these_patients_is_not_counted_twice_and_a_residual_is
     assert seen.mean() == pytest.approx(0.1**2 + 3.0**2 / N, abs=4 * seen.std() / np.sqrt(300))
 
 
+def test_the_interval_of_seeds_is_tukey_and_williamss():
+    """Williams, 1962, with the F and chi-square quantiles of tables; above 0 just when the F-test finds the seeds."""
+    x = np.random.default_rng(13).normal(size=(3, 4)) + np.array([[0.0], [1], [4]])
+    rows, _, rest = mean_squares(x)
+    c = of(np.repeat(x[..., None], 5, axis=-1))
+    F_high, F_low, chi_high, chi_low = 7.259856, 1 / 39.331458, 7.377759, 0.05063562  # F(2, 6), chi-square(2)
+    low, high = (2 * (rows - F_high * rest) / (4 * chi_high), 2 * (rows - F_low * rest) / (4 * chi_low))
+    assert (c.seed.low**2, c.seed.high**2) == pytest.approx((low, high), rel=1e-5)
+    r = np.random.default_rng(14)
+    for _ in range(40):
+        x = r.normal(size=(3, 4)) + r.normal(size=(3, 1))
+        rows, _, rest = mean_squares(x)
+        assert (of(np.repeat(x[..., None], 5, axis=-1)).seed.low > 0) == (rows / rest > F_high)
+
+
 def test_degrees_of_freedom_follow_the_tails():
     """A sample variance of two values is nearly certain, that of one patient among 40 is not at all."""
     for x in (np.arange(N) % 2.0, np.eye(N)[0], np.random.default_rng(12).normal(size=N)):
