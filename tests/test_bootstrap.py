@@ -317,3 +317,31 @@ def test_bca_that_cannot_be_made_says_so():
     assert bca_quantiles(2.0, np.array([0.0, 1]), np.array([0.0, 1]), 0.95) is None
     with pytest.raises(ValueError, match="'bcaa'"):
         score(AUROC, y, two(y * 9.0), np.arange(60), method="bcaa")
+
+
+def grid(seeds, draws, n, sd_seed, sd_draw, rng):
+    """Numbers per case of seeds by draws: what a seed or a draw adds is common to all cases."""
+    common = rng.normal(0, sd_seed, (seeds, 1, 1)) + rng.normal(0, sd_draw, (1, draws, 1))
+    return (rng.normal(0, 1, n) + common).reshape(-1, n)
+
+
+@pytest.mark.parametrize(("sd_seed", "sd_draw"), [(0.5, 0.0), (0.0, 0.5), (0.4, 0.4)])
+def test_seeds_and_draws_are_crossed(sd_seed, sd_draw):
+    """The variance of the mean of a grid is patients / n + seed / S + draw / D; as one list, S * D would divide the latter."""
+    S, D, n, rng = 6, 5, 100, np.random.default_rng(0)
+    ratios = []
+    for _ in range(60):
+        p = grid(S, D, n, sd_seed, sd_draw, rng)
+        found = paired(MEAN, np.zeros(n), list(p), [0 * x for x in p], np.arange(n), draws=D, n=400)
+        ratios.append(found.se**2)
+    assert np.mean(ratios) == pytest.approx(1 / n + sd_seed**2 / S + sd_draw**2 / D, rel=0.25)
+
+
+def test_one_seed_of_many_draws_says_draws():
+    p = list(grid(1, 4, 30, 0, 1, np.random.default_rng(1)))
+    how = score_seeds(MEAN, np.zeros(30), p, np.arange(30), draws=4).how
+    assert "over 4 draws of labels and 30 patients" in how
+    assert "4 draws are few" in how
+    assert "seeds" not in how
+    with pytest.raises(ValueError, match="not so many seeds of 3 draws"):
+        score_seeds(MEAN, np.zeros(30), p, np.arange(30), draws=3)

@@ -22,7 +22,7 @@ from medssl.rng import seed_from
 CHUNK = 4_000_000  # weights held at once: 32 MB
 FEW = 10  # patients of the rarest class; simulated 95 % intervals of an AUROC cover .93 at 10, .88 at 7, .72 at 2
 FEW_SEEDS = 10  # simulated 95 % intervals over seeds that differ cover .83 at 3, .88 at 5 and .92 at 10
-PATIENTS, SEEDS = 1, 2  # streams of random numbers
+PATIENTS, SEEDS, DRAWS = 1, 2, 5  # streams of random numbers; 3 and 4 are of `shift`
 
 Case = tuple[Metric, Truth, Floats]  # a metric with y and p that it has checked
 
@@ -75,17 +75,19 @@ def score_seeds(
     p: Sequence[ArrayLike],
     patient: ArrayLike,
     *,
+    draws: int = 1,
     n: int = 2000,
     seed: int = 0,
     level: float = 0.95,
 ) -> Score:
-    """The mean over seeds (or draws) of metric(p[s]), resampling patients and seeds together as `paired` does."""
+    """The mean over seeds, or seeds by draws, of metric(p[s]), resampling patients and seeds together as `paired` does."""
     if not p:
         raise ValueError("needs the predictions of at least one seed")
     cases = [(metric, *metric.check(y, each)) for each in p]
     at = positions(patient, len(cases[0][2]))
     value = float(np.mean([metric(*c[1:]) for c in cases]))
-    return _over_seeds(cases[0], value, replicates(cases, at, n, seed), at, seed, level, "percentile bootstrap")[0]
+    each = _grid(replicates(cases, at, n, seed), draws)
+    return _over_seeds(cases[0], value, each, at, seed, level, "percentile bootstrap")[0]
 
 
 def difference(
@@ -110,12 +112,13 @@ def difference_seeds(
     p_b: Sequence[ArrayLike],
     patient: ArrayLike,
     *,
+    draws: int = 1,
     n: int = 2000,
     seed: int = 0,
     level: float = 0.95,
 ) -> Score:
     """The score of `paired`: the mean over seeds of metric(p_a[s]) - metric(p_b[s]) with its interval."""
-    return paired(metric, y, p_a, p_b, patient, n=n, seed=seed, level=level).score
+    return paired(metric, y, p_a, p_b, patient, draws=draws, n=n, seed=seed, level=level).score
 
 
 def paired(
@@ -125,6 +128,7 @@ def paired(
     p_b: Sequence[ArrayLike],
     patient: ArrayLike,
     *,
+    draws: int = 1,
     n: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -134,6 +138,11 @@ def paired(
     Seed s of one model is paired with seed s of the other; where they have nothing in common this costs nothing. Of S
     seeds S - 1 are drawn, which makes the variance between seeds unbiased (Rao & Wu, 1988,
     https://doi.org/10.1080/01621459.1988.10478591); drawing S would make it (S - 1)/S too small, a third at S = 3.
+
+    draws: how often labels were drawn for each seed, the same draws for all; p_a and p_b then hold all draws of the first seed,
+    then of the second. Seeds and draws are resampled independently of each other, for a draw is common to all seeds: as if they
+    were one list, what they have in common would be divided by too much. What only one cell shows is counted up to three
+    times (Owen, 2007, https://doi.org/10.1214/07-AOAS122), so the interval errs on the wide side.
 
     p inverts the interval: it is the smallest alpha whose 1 - alpha interval leaves out 0, so test and interval never
     disagree (Efron & Tibshirani, 1993, sections 13.3 and 15.4), but at least 2 / (n + 1), as n resamples show no less.
@@ -146,7 +155,8 @@ def paired(
     each = replicates(cases, at, n, seed)
     values = [metric(*c[1:]) for c in cases]
     value = float(np.mean(np.subtract(values[0::2], values[1::2])))
-    found, drawn = _over_seeds(cases[0], value, each[0::2] - each[1::2], at, seed, level, "paired percentile bootstrap")
+    each = _grid(each[0::2] - each[1::2], draws)
+    found, drawn = _over_seeds(cases[0], value, each, at, seed, level, "paired percentile bootstrap")
     if np.isnan(found.low):
         return Difference(found, np.nan, np.nan)
     drawn = drawn[~np.isnan(drawn)]
@@ -163,18 +173,31 @@ def share_up_to_0(x: Floats) -> float:
     return (k - 1 - x[k - 1] / (x[k] - x[k - 1])) / (len(x) - 1)
 
 
+def _grid(values: Floats, draws: int) -> Floats:
+    """(seeds * draws, n) -> (seeds, draws, n)."""
+    if draws < 1 or len(values) % draws:
+        raise ValueError(f"{len(values)} predictions are not so many seeds of {draws} draws each")
+    return values.reshape(-1, draws, values.shape[-1])
+
+
 def _over_seeds(
     case: Case, value: float, each: Floats, at: NDArray[np.int64], seed: int, level: float, words: str
 ) -> tuple[Score, Floats]:
-    """Seed by seed resamples (S, n) -> the score of their mean, and its resamples (n,)."""
-    S, n = each.shape
-    if S == 1:
-        return _interval(case, value, each[0], at, level, words), each[0]
-    drawn = _generator(seed, SEEDS).integers(S, size=(n, S - 1))
-    joint = np.take_along_axis(each.T, drawn, axis=1).mean(1)
-    found = _interval(case, value, joint, at, level, f"{words} over {S} seeds and")
-    few = f"; {S} seeds are few, so the true uncertainty is wider than shown"
-    return (replace(found, how=found.how + few) if S < FEW_SEEDS else found), joint
+    """Resamples (S, D, n) of every seed and draw -> the score of their mean, and its resamples (n,)."""
+    S, D, n = each.shape
+    for size, stream in ((S, SEEDS), (D, DRAWS)):
+        if size == 1:
+            each = each[0]
+        else:
+            drawn = _generator(seed, stream).integers(size, size=(size - 1, *[1] * (each.ndim - 2), n))
+            each = np.take_along_axis(each, drawn, axis=0).mean(0)
+    many = [f"{k} {what}" for k, what in ((S, "seeds"), (D, "draws of labels")) if k > 1]
+    if many:
+        words += f" over {', '.join(many)} and"
+    found = _interval(case, value, each, at, level, words)
+    few = [f"{k} {what}" for k, what in ((S, "seeds"), (D, "draws")) if 1 < k < FEW_SEEDS]
+    more = f"; {' and '.join(few)} are few, so the true uncertainty is wider than shown" if few else ""
+    return replace(found, how=found.how + more), each
 
 
 def _generator(seed: int, stream: int) -> np.random.Generator:

@@ -76,9 +76,13 @@ class Board:
         lines: list[dict[str, str | Score | None]] = []
         rows: list[dict[str, Any]] = []
         for e in self.entries:
-            mine = {m.name: score_seeds(m, y, e.p, patient, seed=self.seed) for m in self.metrics}
+            mine = {m.name: score_seeds(m, y, e.p, patient, draws=len(e.p), seed=self.seed) for m in self.metrics}
             rival = self._rival(e)
-            minus = None if rival is None else difference_seeds(main, y, e.p, rival.p, patient, seed=self.seed)
+            minus = (
+                None
+                if rival is None
+                else difference_seeds(main, y, e.p, rival.p, patient, draws=len(e.p), seed=self.seed)
+            )
             shown = self.name if e.features == "run" else e.features
             drawn = {"labels": e.labels + (f", {len(e.p)} draws" if len(e.p) > 1 else "")} if len(budgets) > 1 else {}
             lines.append({"features": shown, "reader": e.reader, **drawn, **mine, f"{main.name} minus run": minus})

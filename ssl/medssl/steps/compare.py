@@ -41,6 +41,15 @@ class Contest:
     seeds: list[int]
 
     @property
+    def draws(self) -> int:
+        """Of the labels, the same for all arms."""
+        return len(next(iter(self.p.values()))[0])
+
+    def flat(self, arm: str) -> list[np.ndarray]:
+        """All draws of the first seed, then of the second."""
+        return [p for draws in self.p[arm] for p in draws]
+
+    @property
     def title(self) -> str:
         """What it is about, in words."""
         about = self.first.about
@@ -165,13 +174,17 @@ def _metric(answer: Predictions, name: str | None) -> Metric:
 
 def _paired(contest: Contest, a: str, b: str, seed: int) -> Difference:
     first = contest.first
-    return paired(contest.metric, first.y, contest.p[a], contest.p[b], first.patient, seed=seed)
+    flat, draws = contest.flat, contest.draws
+    return paired(contest.metric, first.y, flat(a), flat(b), first.patient, draws=draws, seed=seed)
 
 
 def _said(contest: Contest, pairs: list[tuple[str, str, Difference, float]], family: int, seed: int) -> dict[str, Any]:
     """Prints one contest and returns it for the file."""
     first, metric, p = contest.first, contest.metric, contest.p
-    scores = {name: score_seeds(metric, first.y, p[name], first.patient, seed=seed) for name in p}
+    draws = contest.draws
+    scores = {
+        name: score_seeds(metric, first.y, contest.flat(name), first.patient, draws=draws, seed=seed) for name in p
+    }
     print(f"\n{contest.title}")
     print(table([{"arm": name, metric.name: s} for name, s in scores.items()], ["arm", metric.name]))
     said = []

@@ -1,10 +1,12 @@
-"""What reads frozen features: the linear probe and kNN, for every kind of task, behind one signature."""
+"""What reads frozen features: the linear probe (of survival a Cox model) and kNN, for every kind of task, behind one signature."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from medssl.errors import UserError
+from medssl.evals.cox import cox_probes
 from medssl.evals.draws import draws, parse_budget
 from medssl.evals.knn import knn_labels, knn_probe, knn_value
 from medssl.evals.linear import linear_probes
@@ -51,11 +53,15 @@ def linear(
     xs = [source(t.store, t.rows) for t in tests]
     drawn = [rows for each in subsets.values() if each is not None for rows in each]
 
+    options: dict[str, Any] = {"patient": train.patient, "seed": seed, "device": device}
+    options["val_patient"] = val.patient if len(val) else None
+
     def fitted(which: list[np.ndarray] | None) -> list[list[np.ndarray]]:
-        probes = linear_probes(
-            (x, train.y), chooses, xs, task=target.task, classes=len(target.names) or None, subsets=which,
-            patient=train.patient, val_patient=val.patient if len(val) else None, seed=seed, device=device,
-        )  # fmt: skip
+        data = (x, train.y), chooses, xs
+        if target.task == "survival":
+            probes = cox_probes(*data, subsets=which, **options)
+        else:
+            probes = linear_probes(*data, task=target.task, classes=len(target.names) or None, subsets=which, **options)
         return [p.predictions for p in probes]
 
     found = iter(fitted(drawn) if drawn else [])
