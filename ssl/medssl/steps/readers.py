@@ -1,4 +1,4 @@
-"""What reads frozen features: the linear probe (of survival a Cox model) and kNN, for every kind of task, behind one signature."""
+"""What reads frozen features, behind one signature: kNN, and the linear probe, which of survival is a Cox model."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
