@@ -1,9 +1,10 @@
-"""Two hospitals: pretrain on the training patients of one, score on its held-out patients and on all patients of the other.
+"""Two hospitals, in both directions: pretrain and train on one, score on its held-out patients and on all patients of the other.
 
     python benchmarks/quality_hospitals.py --a A/images --a-labels A/manifest.csv --b B/images --b-labels B/manifest.csv \\
         --positive PNEUMONIA --steps 600
 
-Prints the two tables of `medssl probe`: the encoder and every baseline, each number with its interval over patients.
+Prints the tables of `medssl transfer` (the encoder and every baseline, what is lost on the way, subgroups of the other hospital) and
+of `medssl audit` for each hospital: what the features tell of view, sex, age and scanner, and how much of the score that is.
 """
 
 import argparse
@@ -30,20 +31,22 @@ def main() -> None:
     args.add_argument("--size", type=int, default=64)
     args.add_argument("--steps", type=int, default=600)
     args.add_argument("--batch", type=int, default=128)
+    args.add_argument("--work")
     given = args.parse_args()
     torch.set_num_threads(2)
-    with tempfile.TemporaryDirectory() as folder:
-        work, start = Path(folder), time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        work, start = Path(given.work or scratch), time.perf_counter()
         for name, scans, labels in (("A", given.a, given.a_labels), ("B", given.b, given.b_labels)):
             medssl.ingest(scans, work / name, labels=labels, site=name, recipe="xray", key=work / "key")
-        run = medssl.pretrain(
-            work / "A", work / "run", method=given.method, encoder="cnn", encoder_options={"widths": given.widths},
-            size=given.size, steps=given.steps, batch=given.batch,
-        )  # fmt: skip
-        print(f"ingest and pretraining: {time.perf_counter() - start:.0f} s on {os.cpu_count()} cores", flush=True)
-        for test in (None, work / "B"):
-            print()
-            medssl.probe(run, work / "A", given.target, positive=given.positive, test_store=test)
+        for home, other in (("A", "B"), ("B", "A")):
+            run = medssl.pretrain(
+                work / home, work / f"run {home}", method=given.method, encoder="cnn",
+                encoder_options={"widths": given.widths}, size=given.size, steps=given.steps, batch=given.batch,
+                monitor_every=0,
+            )  # fmt: skip
+            print(f"\n{home} -> {other} ({time.perf_counter() - start:.0f} s so far)", flush=True)
+            medssl.transfer(run, work / home, given.target, str(work / other), positive=given.positive)
+            medssl.audit(run, work / home, given.target, positive=given.positive)
         print(f"in all {time.perf_counter() - start:.0f} s")
 
 

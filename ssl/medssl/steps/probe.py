@@ -20,6 +20,7 @@ def probe(
     task: str = "auto",
     labels: Iterable[str | int | float] = ("all",),
     draws: int = 5,
+    balanced: bool = False,
     specificity: float = 0.9,
     prevalences: Iterable[float] = (0.01, 0.1),
     where: str | None = None,
@@ -44,7 +45,8 @@ def probe(
         target: the name of a label or fact; several names are labels of which each is there or not.
         task: auto, classes, labels, ordinal or value; see `medssl.steps.truth`.
         labels: budgets of labelled training scans, "all", "10 %" or 50: each is drawn `draws` times, the smaller ones within the
-            larger, and as few validation scans choose the penalty. `supervised` is trained on all.
+            larger, and as few validation scans choose the penalty. `supervised` is trained on all. balanced: draw as many
+            scans of each class.
         specificity: at which the threshold of two classes is chosen, on validation patients.
         prevalences: shares of positives for which PPV and NPV are said.
         where, test_where: which scans of the two stores; see `medssl.store.where`.
@@ -62,7 +64,7 @@ def probe(
         allow_overlap=allow_overlap,
     )  # fmt: skip
     board = Board("probe", question, entrants.name, seed=seed)
-    subsets = readers.budgets(question, labels, draws, seed)
+    subsets = readers.budgets(question, labels, draws, seed, balanced)
     parts = [question.test, *([question.val] if len(question.val) else [])]
     own: list[np.ndarray] = []
     for name, source in entrants.all(names):

@@ -18,7 +18,9 @@ READERS = ("linear", "kNN")
 Subsets = dict[str, list[np.ndarray] | None]  # budget of labels -> the positions of each draw in training; None is all
 
 
-def budgets(question: Question, labels: Iterable[str | int | float] | str, n: int, seed: int) -> Subsets:
+def budgets(
+    question: Question, labels: Iterable[str | int | float] | str, n: int, seed: int, balanced: bool = False
+) -> Subsets:
     """Budgets of labelled training scans, each drawn `n` times: nested, whole patients, every class; "all" is not drawn."""
     if n < 1:
         raise UserError(f"draws must be at least 1, got {n}")
@@ -31,7 +33,8 @@ def budgets(question: Question, labels: Iterable[str | int | float] | str, n: in
         if str(budget) == "all":
             out["all"] = None
         else:
-            drawn = draws(train.y, train.patient, [budget], range(seed, seed + n), task=question.target.task)
+            seeds = range(seed, seed + n)
+            drawn = draws(train.y, train.patient, [budget], seeds, task=question.target.task, balanced=balanced)
             out[str(budget)] = [draw.rows for draw in drawn]
     return out
 
