@@ -3,8 +3,8 @@
     python benchmarks/quality_hospitals.py --a A/images --a-labels A/manifest.csv --b B/images --b-labels B/manifest.csv \\
         --positive PNEUMONIA --steps 600
 
-Prints the tables of `medssl transfer` (the encoder and every baseline, what is lost on the way, subgroups of the other hospital) and
-of `medssl audit` for each hospital: what the features tell of view, sex, age and scanner, and how much of the score that is.
+Prints the tables of `medssl transfer` (the encoder and every baseline, what is lost on the way, subgroups of the other hospital)
+and of `medssl audit` for each hospital: what the features tell of view, sex, age and scanner, and how much of the score that is.
 """
 
 import argparse

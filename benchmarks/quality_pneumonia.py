@@ -3,9 +3,9 @@
     python benchmarks/quality_pneumonia.py --source pneumoniamnist.npz --methods simclr byol --seeds 3 --steps 400 --work runs
 
 Pretraining and probes see the training part, the probe's penalty is chosen on the validation part, the test part is read by
-`medssl probe` and `medssl knn`. `medssl compare` then pairs all methods and rivals over test scans and seeds, its p values adjusted
-for the whole family. One equal budget for all methods but kmeans_bank, which has its own. With --work, finished runs are kept and a
-stopped benchmark goes on. The archive names no patients, so a scan stands for one.
+`medssl probe` and `medssl knn`. `medssl compare` then pairs all methods and rivals over test scans and seeds, its p values
+adjusted for the whole family. One equal budget for all methods but kmeans_bank, which has its own. With --work, finished runs
+are kept and a stopped benchmark goes on. The archive names no patients, so a scan stands for one.
 """
 
 import argparse
