@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from medssl.errors import UserError
-from medssl.evals.bootstrap import positions, replicates
+from medssl.evals.bootstrap import jackknife, positions, replicates
 from medssl.evals.metrics import Metric
 from medssl.evals.score import Score
 
@@ -106,9 +106,7 @@ def components(
     if patients > 1 and len(change) > 1:
         noise = crossed(change).mean(0)
         common = float(change.mean((1, 2)).var(ddof=1) - np.nansum(noise / [S, D, S * D]))
-    group = at % min(patients, GROUPS)
-    kept = (1.0 - np.eye(int(group.max()) + 1))[:, group]  # a row leaves one group out
-    left_out = cells(np.array([m.many(truth, cell, kept) for m, truth, cell in cases])).mean((1, 2))
+    left_out = cells(jackknife(cases, at % min(patients, GROUPS))).mean((1, 2))
     falls = np.clip(noise, 0, seen)  # few seeds can by chance look more alike than they are
     parts = [(0.0, max(common, 0.0)), *zip((seen - falls).tolist(), falls.tolist(), strict=True)]
     size = (len(at), patients)
