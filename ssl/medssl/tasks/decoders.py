@@ -29,12 +29,10 @@ class UNetDecoder(nn.Module):
         ins = [image, *stages] if image else stages
         widths = [min(width * 2**k, MOST) for k in range(len(ins) - 1)]
         self.image, self.mode = bool(image), "bilinear" if dims == 2 else "trilinear"
-        self.levels = nn.ModuleList(
-            _level(dims, below + skip, out)
-            for below, skip, out in zip([*widths[1:], ins[-1]], ins[:-1], widths, strict=True)
-        )
+        outs = [*widths, ins[-1]]  # of each level and, below all of them, of the coarsest stage
+        self.levels = nn.ModuleList(_level(dims, outs[k + 1] + ins[k], outs[k]) for k in range(len(widths)))
         conv = nn.Conv2d if dims == 2 else nn.Conv3d
-        self.head = conv(widths[0] if widths else ins[-1], classes, 1)
+        self.head = conv(outs[0], classes, 1)
 
     def forward(self, x: Tensor, stages: list[Tensor]) -> Tensor:
         """The image (B, C, *S) and what the encoder made of it -> (B, classes, *S)."""
