@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from medssl.progress import Progress
 from medssl.store.canvas import Canvas
@@ -32,18 +33,29 @@ def views_of(
 
 
 @contextmanager
-def evaluating(module: nn.Module, device: torch.device | str = "cpu") -> Iterator[nn.Module]:
-    """`module` in evaluation mode on `device`, without gradients; afterwards each part is back in its own mode and place."""
+def evaluating(module: nn.Module, device: torch.device | str = "cpu", as_training: bool = False) -> Iterator[nn.Module]:
+    """`module` in evaluation mode on `device`, without gradients; afterwards all of it is back as it was and where it was.
+
+    as_training: batch normalisation by the statistics of each batch, as training has it, and not by the running ones, which
+    lag behind by some fifty steps and are those of no data at all at the start.
+    """
     modes = [(m, m.training) for m in module.modules()]
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)] if as_training else []
+    running = [(m, name, b.clone()) for m in norms for name, b in m.named_buffers()]
     home = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device(device))
     try:
         module.eval().to(device)
+        for m in norms:
+            m.train()
         with torch.inference_mode():
             yield module
     finally:
         for part, training in modes:
             part.training = training
         module.to(home)
+        with torch.no_grad():
+            for m, name, before in running:
+                m.get_buffer(name).copy_(before)
 
 
 def embed(
@@ -83,14 +95,16 @@ def embed_views(
     batch: int = 256,
     device: torch.device | str = "cpu",
     quiet: bool = False,
+    as_training: bool = False,
 ) -> NDArray[np.float32]:
     """Features (len(rows), views, dim) float32 of `views` views of each scan, which are a function of (seed, row, view).
 
-    Otherwise as `embed`: the encoder is in evaluation mode although the views are those of training.
+    Otherwise as `embed`: the encoder is in evaluation mode although the views are those of training; but see `evaluating`
+    for `as_training`.
     """
     rows = np.asarray(rows, np.int64)
     out: list[NDArray[np.float32]] = []
-    with evaluating(encoder, device), Progress("views", total=len(rows), unit="scan", quiet=quiet) as bar:
+    with evaluating(encoder, device, as_training), Progress("views", total=len(rows), unit="scan", quiet=quiet) as bar:
         for start in range(0, len(rows), batch):
             chunk = rows[start : start + batch]
             each = views_of(canvas, chunk, recipe, views, seed, device)

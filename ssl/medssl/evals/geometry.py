@@ -118,12 +118,12 @@ def sigreg(x: ArrayLike, seed: int = 0) -> float:
     that are centred and scaled to a mean variance of 1, and without the factor N, so that it does not grow with N; what
     is left of N is 1.06 / N of noise for normal features. nan when all features are the same.
     """
-    x = finite(x, 2)
-    x = x - x.mean(0)
-    variance = np.square(x).mean()
+    z = finite(x, 2)
+    z = z - z.mean(0)
+    variance = float(np.square(z).mean())
     if variance <= 1e-24:
         return math.nan
-    return float(epps_pulley(x / np.sqrt(variance) @ directions(x.shape[1], seed)).mean())
+    return float(epps_pulley(z / math.sqrt(variance) @ directions(z.shape[1], seed)).mean())
 
 
 def epps_pulley(x: Floats) -> Floats:

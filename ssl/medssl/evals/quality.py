@@ -1,6 +1,7 @@
 """Every label-free measure of one encoder on one panel of scans, each with its interval over patients."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t
 
+from medssl.evals.bootstrap import positions
 from medssl.evals.geometry import alignment, common, sigreg, spread, two_nn, uniformity
 from medssl.evals.rank import alpha_req, finite, lidar, rankme
 from medssl.evals.score import Score
@@ -42,6 +44,9 @@ MEASURES = {
 }
 
 
+AT_MOST_ONE = ("RankMe share", "LiDAR share", "alpha-ReQ R2")
+
+
 def measures(x: ArrayLike, views: ArrayLike, seed: int = 0) -> dict[str, float]:
     """The values of `MEASURES`, nan where one is undefined.
 
@@ -72,16 +77,20 @@ def quality(
     without four scans per patient) cover .93 to .97 for alignment, uniformity and spread, .95 to 1 for the others.
     Nothing depends on the order of the scans.
     """
-    at, patients = positions(patient)
     x, views = np.asarray(x), np.asarray(views)
-    return jackknife(lambda kept: measures(x[kept], views[kept], seed), at, patients, seed, level)
+    at = positions(patient, len(x))
+    found = jackknife(lambda kept: measures(x[kept], views[kept], seed), at, seed, level)
+    return found | {k: replace(found[k], high=min(found[k].high, 1.0)) for k in AT_MOST_ONE}
 
 
 def jackknife(
-    f: Callable[[NDArray[np.int64]], dict[str, float]], at: NDArray[np.int64], patients: int, seed: int, level: float
+    f: Callable[[NDArray[np.int64]], dict[str, float]], at: NDArray[np.int64], seed: int, level: float = 0.95
 ) -> dict[str, Score]:
-    """f(rows) -> statistics by name, on all rows, with the interval that leaving out groups of patients gives."""
-    everything = f(np.arange(len(at)))
+    """f(rows) -> statistics by name, on all rows, with the interval that leaving out groups of patients gives.
+
+    at: (N,) which patient each row is of, 0 to P - 1.
+    """
+    everything, patients = f(np.arange(len(at))), int(at.max()) + 1
     groups = min(GROUPS, patients)
     how = f"{100 * level:g} % jackknife over {groups} groups of {patients} patients"
     if groups < 3:
@@ -98,12 +107,6 @@ def jackknife(
         half = reach * float(np.sqrt((groups - 1) * left.var()))
         out[name] = Score(value, value - half, value + half, len(at), patients, how)
     return out
-
-
-def positions(patient: ArrayLike) -> tuple[NDArray[np.int64], int]:
-    """(N,) the position of each scan's patient among the distinct patients in order, and how many those are."""
-    names, at = np.unique(np.asarray(patient).astype(str), return_inverse=True)
-    return at.reshape(-1), len(names)
 
 
 def parts(at: NDArray[np.int64], patients: int, n: int, seed: int) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ def rankme(x: ArrayLike) -> dict[str, float]:
 
 
 def _rank(x: Floats) -> float:
-    s = np.linalg.svd(x, compute_uv=False)
+    s = np.linalg.svd(x, compute_uv=False).astype(np.float64)
     return _effective(s) if s[0] > NOISE else 0.0  # all rows are equal: no direction at all
 
 

@@ -18,12 +18,13 @@ from medssl.encoders.handover import save_encoder
 from medssl.errors import UserError, nearest
 from medssl.files import atomic
 from medssl.rng import seed_from
-from medssl.steps.monitor import Monitor
+from medssl.steps.monitor import ACTIONS, Monitor
 from medssl.steps.run import Run
 from medssl.store.store import Store
 from medssl.train.log import SINKS, Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
+from medssl.train.stop import Broken
 
 DEFAULTS = {"encoder": "resnet18", "steps": 2000, "batch": 128, "lr": 1e-3, "lr_end": 0.0}
 RANGES = {  # what can work, both ends included
@@ -33,7 +34,7 @@ RANGES = {  # what can work, both ends included
 }  # fmt: skip
 PRECISIONS = ("32-true", "bf16-mixed")
 ACCELERATORS = ("auto", "cpu", "cuda")
-FREE = {"workers", "accelerator", "devices", "log", "save_every", "store"}  # may differ between starts of one run
+FREE = {"workers", "accelerator", "devices", "log", "save_every", "store", "on_collapse"}  # may differ between starts of one run
 
 
 def pretrain(
@@ -68,6 +69,7 @@ def pretrain(
     log_every: int = 10,
     save_every: int = 100,
     monitor_every: int | None = None,
+    on_collapse: str = "warn",
 ) -> Path:
     """Pretrain an encoder on the training patients of a store; returns the run folder `out`.
 
@@ -87,9 +89,13 @@ def pretrain(
         optimizer, lr, lr_end, warmup, weight_decay, momentum, clip: see train.optim.Optim.
         precision: 32-true or bf16-mixed. accelerator: auto, cpu or cuda. devices: processes. workers: loading processes.
         log: jsonl, wandb (offline) or wandb-online.
-        monitor_every: steps between looks at kNN and RankMe on held-out scans; None: ten in a run, 0: never.
+        monitor_every: steps between looks at held-out scans (label-free measures, kNN, causes of collapse); None: ten in a
+            run, 0: never.
+        on_collapse: what an alarm does: warn says it; stop ends the run; rollback ends it and hands over the encoder of the
+            last look without an alarm. All three keep RUN/alarm.json; see steps.replay for the batch.
 
-    Raises UserError for anything in the input that cannot work, before training where that can be known.
+    Raises UserError for anything in the input that cannot work, before training where that can be known, and Broken for a run
+    that an alarm or a gradient that is not finite ended.
     """
     asked = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items() if v is not None}
     scans = Store.open(store, where)
@@ -133,6 +139,7 @@ def pretrain(
         "precision": precision,
         "log_every": log_every,
         "monitor_every": max(1, steps // 10) if monitor_every is None else monitor_every,
+        "on_collapse": on_collapse,
         "accelerator": accelerator,
         "devices": devices,
         "workers": workers,
@@ -159,28 +166,32 @@ def pretrain(
                 file=sys.stderr,
             )
         fabric.barrier()
-        sink = log if fabric.is_global_zero else "jsonl"
-        train(
-            fabric,
-            ssl_method,
-            canvas,
-            rows,
-            recipe,
-            run.checkpoints,
-            Log(run.path, sink, {k: v for k, v in resolved.items() if k != "store"}),
-            steps=steps,
-            batch=batch,
-            seed=seed,
-            optim=optim,
-            accumulate=accumulate,
-            log_every=log_every,
-            save_every=save_every,
-            workers=workers,
-            monitor=Monitor(scans, canvas, seed, str(fabric.device)),
-            monitor_every=resolved["monitor_every"],
-        )
+        zero = fabric.is_global_zero
+        monitor = Monitor(scans, canvas, recipe, ssl_method, resolved, str(fabric.device), run.path, zero)
+        try:
+            train(
+                fabric,
+                ssl_method,
+                canvas,
+                rows,
+                recipe,
+                run.checkpoints,
+                Log(run.path, log if zero else "jsonl", {k: v for k, v in resolved.items() if k != "store"}),
+                steps=steps,
+                batch=batch,
+                seed=seed,
+                optim=optim,
+                accumulate=accumulate,
+                log_every=log_every,
+                save_every=save_every,
+                workers=workers,
+                monitor=monitor,
+                monitor_every=resolved["monitor_every"],
+            )
+        except Broken as e:
+            steps = monitor.fall_back(fabric, ssl_method, run.checkpoints, e)
     if fabric.is_global_zero:
-        hand_over(run, scans, ssl_method.encoder, resolved)
+        hand_over(run, scans, ssl_method.encoder, resolved | {"steps": steps})
     fabric.barrier()
     return run.path
 
@@ -194,7 +205,8 @@ def check(resolved: dict[str, Any], n: int) -> None:
             raise UserError(f"{key} must be at least {low:g}{most}, got {value}")
     if resolved["size"][0] < 4:
         raise UserError(f"size must be at least 4 pixels, got {resolved['size'][0]}")
-    for key, known in {"log": SINKS, "precision": PRECISIONS, "accelerator": ACCELERATORS}.items():
+    words = {"log": SINKS, "precision": PRECISIONS, "accelerator": ACCELERATORS, "on_collapse": ACTIONS}
+    for key, known in words.items():
         if resolved[key] not in known:
             raise UserError(f"{key} is {resolved[key]!r}.{nearest(str(resolved[key]), known)}")
     if resolved["accelerator"] == "cuda" and not torch.cuda.is_available():

@@ -136,7 +136,7 @@ def train(
                     log.write(row, {"step": done, "seconds": seconds, "data_seconds": waited, "scans_per_s": rate})
                 bar.update(0, loss=f"{row['loss']:.4g}")
                 if do == "end":
-                    raise Broken(row["warning"], step)
+                    raise Broken(str(row["warning"]), step)
                 if do == "keep":
                     save(fabric, last.with_name("healthy.ckpt"), state)
             stopping = stop.wanted(fabric)

@@ -1,0 +1,37 @@
+"""The batch that was trained on when an alarm went off, made again."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from medssl import catalog
+from medssl.errors import UserError
+from medssl.rng import Key
+from medssl.steps.alarms import FILE, alarms_of
+from medssl.steps.pretrain import spec_of
+from medssl.steps.run import Run
+from medssl.store.store import Store
+from medssl.views.stream import RawScans, make_views
+
+
+def replay(run: str | Path, store: str | Path | Store, alarm: int = 0) -> list[tuple[list[Tensor], Key]]:
+    """For each forward pass of the step that raised an alarm of a run: its views and its key, bit for bit (on the CPU).
+
+    Views are (B, C, *size) float32, standardised, as the method was given them; all randomness inside the method follows from
+    the key. `alarm` counts those in RUN/alarm.json. Raises UserError when there is none, or for a store that has changed.
+    """
+    folder = Run(Path(run))
+    resolved, alarms = folder.resolved(), alarms_of(folder.path)
+    if not 0 <= alarm < len(alarms):
+        raise UserError(f"{folder.path} has no alarm {alarm}: {FILE} holds {len(alarms)}, counted from 0")
+    batch = alarms[alarm]["batch"]
+    scans = Store.open(store, resolved["where"])
+    if scans.fingerprint != batch["store"]:
+        raise UserError(f"{scans.path} is not the store of that run, or has changed since; ingest the same scans again")
+    canvas = scans.canvas(tuple(resolved["size"]), resolved["spacing"])
+    recipe = catalog.build(spec_of("views", resolved["views"]), size=canvas.size)
+    source, out = RawScans(canvas), []
+    for one in batch["passes"]:
+        raw = source.__getitems__(list(zip(one["row"], one["epoch"], strict=True)))
+        out.append(make_views(raw, recipe, batch["views"], batch["seed"], canvas.mean, canvas.std))
+    return out
