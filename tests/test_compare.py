@@ -130,3 +130,31 @@ def test_better_is_said_only_when_it_is():
     assert sentence("A", "B", found, 0.03, MAE, three) == "A is better than B by 0.100 (MAE)."
     assert "cannot be told apart with n = 40 patients and 3 seeds" in sentence("A", "B", found, 0.06, MEAN, three)
     assert "One seed each" in sentence("A", "B", found, 0.03, MEAN, one)
+
+
+def test_several_questions_are_ranked_and_few_are_not(made, tmp_path, capsys):
+    """Seven targets on which byol is best, then raw pixels: the order is found; of two nothing is said."""
+    for arm, quality in (("byol", 6.0), ("simclr", -3.0)):
+        for seed in (0, 1):
+            run = made / f"runs/{arm}{seed}"
+            (answer,) = [p for p in of_run(run) if p.about["target"] == "lesion"]
+            rng = np.random.default_rng(seed)
+            for i in range(8):
+                answer.about["target"] = f"target {i}"
+                entries = []
+                for name, q in (("run", quality), ("raw pixels", 1.0)):
+                    s = 1 / (1 + np.exp(-(rng.normal(0, 1, len(answer.y)) + q * (answer.y - 0.5))))
+                    entries.append(Entry(name, "linear", [np.stack([1 - s, s], 1)]))
+                answer.entries = entries
+                answer.write(run)
+    result = medssl.compare([str(made / "runs")], target=None, baselines=["raw pixels"], out=tmp_path / "r.json")
+    assert result["ranking"]["names"][0] == "byol mlp"
+    assert result["ranking"]["tasks"] == 9
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    assert "ranks over 9 questions" in capsys.readouterr().out
+    for i in range(1, 8):
+        for path in (made / "runs").glob("*/predictions/*.npz"):
+            if f'"target {i}"' in str(np.load(path)["about"]):
+                path.unlink()
+    assert medssl.compare([str(made / "runs")], baselines=["raw pixels"])["ranking"] is None
+    assert "no ranking over 2 questions" in capsys.readouterr().out

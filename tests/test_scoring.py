@@ -13,6 +13,7 @@ from medssl.evals.bootstrap import score
 from medssl.evals.knn import knn_probe
 from medssl.evals.metrics import AUROC
 from medssl.evals.retrieval import retrieve
+from medssl.reporting.use import use
 from medssl.scans.cohort import person, write_cohort
 from medssl.steps import rivals
 from medssl.steps.predictions import of_run
@@ -130,7 +131,18 @@ def test_what_a_score_means_in_use_stands_below_it(made, capsys):
     assert {"sex", "age", "scanner"} <= set(result["subgroups"])
     (n,) = {sum(g["n"] for g in found["groups"]) for found in result["subgroups"].values()}
     assert n == result["n_test"]
-    assert json.loads(json.dumps(result))["calibration"]["curve"]
+    page = use(json.loads(json.dumps(result)))
+    for word in (
+        "At one threshold",
+        "PPV at 2 %",
+        "after temperature scaling",
+        "Reliability curve",
+        "By scanner",
+        "fewer than",
+    ):
+        assert word in page
+    low = result["operating"]["scores"]["sensitivity"]["low"]
+    assert f"[{low:.3f}, " in page
 
 
 def test_neighbours_are_those_of_the_features(made):

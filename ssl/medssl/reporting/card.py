@@ -89,16 +89,19 @@ def score_table(scores: words.Table) -> Html:
     names, rows = words.metrics(scores), scores["rows"]
     ours = [i for i, row in enumerate(rows) if words.is_ours(row)]
     main = words.main_metric(scores)
+    budgets = len({row.get("labels", "all") for row in rows}) > 1
     cells = [
         [
             row["features"],
             row["reader"],
+            *([f"{row['labels']}, {row['draws']} draws" if row["draws"] > 1 else row["labels"]] if budgets else []),
             *(_cell(row["scores"].get(name)) for name in names),
             _cell(row.get("minus_run"), signed=True),
         ]
         for row in rows
     ]
-    title = f"{scores['target']}: {', '.join(map(str, scores.get('classes', [])))}"
+    title = ": ".join([scores["target"], *([", ".join(map(str, scores["classes"]))] if scores.get("classes") else [])])
+    title += f" ({scores['command']})" if "command" in scores else ""
     sizes = (
         f"Trained on {scores['n_train']:,} scans of {scores['patients_train']:,} patients "
         f"(store {scores['train_store'][:8]}), tested on {scores['test']}: {scores['n_test']:,} scans of "
@@ -109,12 +112,19 @@ def score_table(scores: words.Table) -> Html:
         element("h3", title),
         paragraph(sizes, klass="note"),
         *(paragraph(flag, klass="flag") for flag in scores.get("flags", [])),
-        table(["features", "reader", *names, f"{main} minus this run's"], cells, words=2, marked=ours),
+        table(
+            ["features", "reader", *(["labels"] if budgets else []), *names, f"{main} minus this run's"],
+            cells,
+            words=2 + budgets,
+            marked=ours,
+        ),
         paragraph(f"In brackets: {'; '.join(hows)}. Marked rows are this run.", klass="note") if hows else Html(),
     ]
     bars = [
         plots.Interval(
-            f"{row['features']}, {row['reader']}", **{k: s[k] for k in ("value", "low", "high")}, marked=i in ours
+            ", ".join([row["features"], row["reader"], *([row["labels"]] if budgets else [])]),
+            **{k: s[k] for k in ("value", "low", "high")},
+            marked=i in ours,
         )
         for i, row in enumerate(rows)
         if words.has_interval(s := row["scores"].get(main))

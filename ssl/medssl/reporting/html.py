@@ -16,6 +16,7 @@ from medssl.reporting import card, plots, words
 from medssl.reporting.embeddings import Embeddings, neighbours, read_embeddings
 from medssl.reporting.tags import Html, absent, bullets, element, facts, figure, page, paragraph
 from medssl.reporting.tsne import FEWEST, trustworthiness, tsne
+from medssl.reporting.use import use
 from medssl.rng import generator
 from medssl.store.store import Store
 
@@ -185,7 +186,7 @@ def _curves(rows: list[dict[str, Any]], name: str) -> Html:
 def _scores(tables: Sequence[words.Table], name: str) -> Html:
     if not tables:
         return absent("scores.json is missing.", f"medssl probe run={name} store=STORE target=LABEL")
-    return Html("\n".join(card.score_table(t) for t in tables))
+    return Html("\n".join(part for t in tables for part in (card.score_table(t), use(t)) if part))
 
 
 def _tsne(embeddings: Embeddings | None, name: str, seed: int) -> tuple[Html, float | None]:

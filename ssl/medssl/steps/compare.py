@@ -14,9 +14,10 @@ from medssl.evals.bootstrap import paired, score_seeds
 from medssl.evals.compare import table
 from medssl.evals.metrics import OF_TASK, Metric
 from medssl.evals.score import Difference
-from medssl.evals.significance import holm
+from medssl.evals.significance import holm, ranking
 from medssl.evals.variance import SOURCES, Components, components, needed
-from medssl.files import write_json
+from medssl.files import atomic, write_json
+from medssl.reporting.ranks import critical_differences
 from medssl.steps.arms import Arm, arms_of, runs_in
 from medssl.steps.predictions import Predictions, of_run, same_scans
 
@@ -101,9 +102,41 @@ def compare(
     for contest in contests:
         pairs = [(a, b, d, float(q)) for (c, a, b, d), q in zip(found, adjusted, strict=True) if c is contest]
         result["contests"].append(_said(contest, pairs, len(found), seed))
-    if out is not None:
-        write_json(Path(out).expanduser(), result)
+    path = None if out is None else Path(out).expanduser()
+    if len(contests) > 1 and len(contests[0].p) > 2:
+        result["ranking"] = _ranked(contests, path)
+    if path is not None:
+        write_json(path, result)
     return result
+
+
+def _ranked(contests: Sequence[Contest], out: Path | None) -> dict[str, Any] | None:
+    """Mean ranks of three or more arms over the questions, as far as there are enough; a diagram beside `out`."""
+    scores = {
+        name: [
+            c.metric.sign * score_seeds(c.metric, c.first.y, c.flat(name), c.first.patient, draws=c.draws).value
+            for c in contests
+        ]
+        for name in contests[0].p
+    }
+    try:
+        found = ranking(scores)
+    except UserError as e:
+        print(f"\nno ranking over {len(contests)} questions: {e}")
+        return None
+    print(f"\nranks over {found.tasks} questions (Friedman p = {found.friedman:.3g}), best first")
+    for name, rank in zip(found.names, found.ranks, strict=True):
+        print(f"  {rank:.2f}  {name}")
+    for clique in found.cliques:
+        print(f"  cannot be told apart: {', '.join(clique)}")
+    if out is not None:
+        with atomic(out.with_suffix(".png")) as part:
+            part.write_bytes(critical_differences(found))
+        print(f"diagram: {out.with_suffix('.png')}")
+    pairs = [{"better": a, "worse": b, "p_holm": p} for (a, b), p in found.p.items()]
+    return {k: getattr(found, k) for k in ("names", "ranks", "tasks", "friedman", "critical", "cliques")} | {
+        "pairs": pairs
+    }
 
 
 def _contests(
