@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from lightning_fabric import Fabric
@@ -20,6 +19,7 @@ from medssl.files import atomic
 from medssl.rng import seed_from
 from medssl.steps.monitor import ACTIONS, Monitor
 from medssl.steps.run import Run
+from medssl.store.guard import SEEN
 from medssl.store.store import Store
 from medssl.train.log import SINKS, Log
 from medssl.train.loop import train
@@ -251,10 +251,8 @@ def default_size(store: Store) -> int:
 
 def hand_over(run: Run, store: Store, encoder: torch.nn.Module, resolved: dict[str, Any]) -> None:
     """The pair that other software loads, and the list of what the encoder has seen."""
-    rows = store.rows("train")
-    seen = {k: [str(v) for v in store.column(k)[rows]] for k in ("patient", "hash")}
     with atomic(run.path / "pretrained_on.parquet") as part:
-        pq.write_table(pa.table(seen), part)
+        pq.write_table(store.table.select(list(SEEN)).take(store.rows("train")), part)
     card = {
         "mean": store.mean,
         "std": store.std,

@@ -1,0 +1,221 @@
+"""Copies of scans between two sets: candidates by hash, by pixels and by embedding, confirmed by pixels where they can be read.
+
+An exact copy has the same content hash. A near-copy is `groups.similar`: the same image shifted by at most 2 pixels, under any
+grey curve, with noise and compression. Blank images are copies of nothing. How much is found: benchmarks/quality_leaks.py.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal.windows import tukey
+
+from medssl.scans.phash import BLANK, SIDE, hamming, packed, small
+from medssl.store.groups import similar
+
+Strings = NDArray[np.str_]
+Rows = NDArray[np.int64]
+
+BITS = 48  # hashes that near make a candidate; on X-rays of 224 pixels every near-copy that `similar` confirms is one
+SURE = (
+    32  # bits within which a pair counts although its pixels cannot be compared: no two patients' X-rays were so near
+)
+NEAREST = 8  # hashes looked at per scan
+SMALL = 224  # pixels of the longest side below which a shift by two pixels is too much for the hash
+BAND, SOFT = (
+    11,
+    0.5,
+)  # frequencies along each axis, and the edge that the window softens, of the signature of a small image
+NEIGHBOURS = 2  # looked at per scan, by signature and by embedding
+COSINE = 0.9  # of embeddings minus their mean; less is not worth a look at the pixels
+CACHED = 512  # images in memory
+
+
+@dataclass(frozen=True)
+class Scans:
+    """One set of scans on the way to a score, as plain arrays.
+
+    Attributes:
+        name: what it is called in sentences: "pretraining", "training", "validation", "test".
+        key: id of the key that its pseudonyms were made with.
+        patient, scan, hash, phash: (N,) str, as in a store's manifest.
+        named: (N,) bool, whether the source says who the patient is.
+        edge: (N,) int64, pixels of the image's longest side; 0 where the image cannot be read.
+        image: row -> (H, W) in the unit range, of a volume the middle slice; None where that fails.
+    """
+
+    name: str
+    key: str
+    patient: Strings
+    scan: Strings
+    hash: Strings
+    phash: Strings
+    named: NDArray[np.bool_]
+    edge: Rows
+    image: Callable[[int], np.ndarray | None] | None = None
+
+    def __len__(self) -> int:
+        return len(self.hash)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Scans of a set b that are in a set a too: row of b -> row of a. Each scan of b is in one of the three at most.
+
+    exact: same content. near: confirmed by pixels. maybe: hashes within SURE bits, and pixels that cannot be read or differ in
+    detail.
+    """
+
+    exact: dict[int, int]
+    near: dict[int, int]
+    maybe: dict[int, int]
+
+
+class Images:
+    """Pixels by content hash, read through whichever set can read them; remembers which pairs are alike."""
+
+    def __init__(self, sets: Iterable[Scans]):
+        self._at: dict[str, tuple[Callable[[int], np.ndarray | None], int]] = {}
+        self._small: set[str] = set()
+        for part in sets:
+            if part.image is not None:
+                for row, (content, edge) in enumerate(zip(part.hash.tolist(), part.edge.tolist(), strict=True)):
+                    if edge:
+                        self._at.setdefault(content, (part.image, row))
+                    if 0 < edge < SMALL:
+                        self._small.add(content)
+        self._read = lru_cache(maxsize=CACHED)(self._fresh)
+        self._alike: dict[tuple[str, str], bool] = {}
+        self._signatures: dict[str, NDArray[np.float32] | None] = {}
+
+    def _fresh(self, content: str) -> np.ndarray | None:
+        image, row = self._at.get(content, (None, 0))
+        return None if image is None else image(row)
+
+    def unreadable(self, hashes: Strings) -> int:
+        """How many of these contents no set can read."""
+        return sum(h not in self._at for h in hashes.tolist())
+
+    def alike(self, a: str, b: str) -> bool:
+        """Whether the images of two content hashes can be read and are `similar`."""
+        pair = (a, b) if a < b else (b, a)
+        if pair not in self._alike:
+            x, y = map(self._read, pair)
+            self._alike[pair] = x is not None and y is not None and similar(x, y)
+        return self._alike[pair]
+
+    def signatures(self, hashes: Strings) -> tuple[Rows, NDArray[np.float32]]:
+        """Positions (S,) of the small images that can be read, and their signatures."""
+        found = [(i, s) for i, h in enumerate(hashes.tolist()) if (s := self._signature(h)) is not None]
+        return np.array([i for i, _ in found], np.int64), np.array([s for _, s in found], np.float32)
+
+    def _signature(self, content: str) -> NDArray[np.float32] | None:
+        if content not in self._small:
+            return None
+        if content not in self._signatures:
+            image = self._fresh(content)
+            self._signatures[content] = None if image is None else signature(image)
+        return self._signatures[content]
+
+
+def signature(image: np.ndarray) -> NDArray[np.float32]:
+    """(BAND * (2 BAND - 1),) of an image (H, W): what neither a shift nor a grey curve changes much.
+
+    The roots of the amplitudes of the lowest frequencies of the ranks of its pixels: ranks forget the curve, amplitudes the
+    shift, and the window what the shift brings in at the border.
+    """
+    image = small(image) if max(image.shape) > SIDE else image
+    h, w = image.shape
+    ranks = np.argsort(np.argsort(image, axis=None, kind="stable"), kind="stable").reshape(h, w) / max(
+        image.size - 1, 1
+    )
+    soft = (ranks - 0.5) * np.outer(tukey(h, SOFT), tukey(w, SOFT)) / image.size
+    amplitude = np.abs(np.fft.rfft2(soft, (max(h, 2 * BAND), max(w, 2 * BAND))))
+    low = np.concatenate([amplitude[:BAND, :BAND], amplitude[1 - BAND :, :BAND]])
+    low[0, 0] = 0
+    return np.sqrt(low).ravel().astype(np.float32)
+
+
+def copies(a: Scans, b: Scans, images: Images, features: tuple[np.ndarray, np.ndarray] | None = None) -> Copies:
+    """Of each scan of `b` whether `a` has it; of a is b, whether an earlier scan of another patient is the same.
+
+    Args:
+        a, b: the sets.
+        images: of both, and of what else can be read.
+        features: (len(a), D) and (len(b), D) embeddings, for further candidates.
+
+    Inside one set (a is b) near-copies are looked for by hash alone.
+    """
+    inside = a is b
+    exact = _exact(a, b, inside)
+    first = np.sort(np.unique(a.hash, return_index=True)[1])
+    rows_a = first[a.phash[first] != BLANK]
+    rows_b = rows_a if inside else np.flatnonzero(b.phash != BLANK)
+    rows_b = rows_b[~np.isin(rows_b, list(exact))]
+    near: dict[int, int] = {}
+    maybe: dict[int, int] = {}
+    if not len(rows_a) or not len(rows_b):
+        return Copies(exact, near, maybe)
+    pairs = [_by_hash(a.phash[rows_a], b.phash[rows_b])]
+    if not inside:
+        (at_a, x_a), (at_b, x_b) = images.signatures(a.hash[rows_a]), images.signatures(b.hash[rows_b])
+        if len(at_a) and len(at_b):
+            found = _by_cosine(x_a, x_b, -np.inf)
+            pairs.append(np.stack([at_a[found[:, 0]], at_b[found[:, 1]]], 1))
+        if features is not None:
+            pairs.append(_by_cosine(features[0][rows_a], features[1][rows_b], COSINE))
+    at = np.unique(np.concatenate(pairs), axis=0)
+    at = np.stack([rows_a[at[:, 0]], rows_b[at[:, 1]]], 1)
+    if inside:
+        at = np.unique(np.sort(at, 1), axis=0)
+        at = at[a.patient[at[:, 0]] != a.patient[at[:, 1]]]
+    bits = hamming(packed(a.phash[at[:, 0]].tolist()), packed(b.phash[at[:, 1]].tolist()))
+    order = np.lexsort((at[:, 0], bits, at[:, 1]))
+    for (i, j), apart in zip(at[order].tolist(), bits[order].tolist(), strict=True):
+        if j not in near:
+            if images.alike(a.hash[i], b.hash[j]):
+                near[j] = i
+            elif apart <= SURE:
+                maybe.setdefault(j, i)
+    return Copies(exact, near, {j: i for j, i in maybe.items() if j not in near})
+
+
+def _exact(a: Scans, b: Scans, inside: bool) -> dict[int, int]:
+    """Row of b -> the first row of a with its content; inside one set the first of another patient, if before it."""
+    seen: dict[str, list[int]] = {}
+    for i, (content, blank) in enumerate(zip(a.hash.tolist(), (a.phash == BLANK).tolist(), strict=True)):
+        if not blank:
+            seen.setdefault(content, []).append(i)
+    if not inside:
+        return {j: seen[h][0] for j, h in enumerate(b.hash.tolist()) if h in seen}
+    found = {}
+    for rows in seen.values():
+        others = [i for i in rows if a.patient[i] != a.patient[rows[0]]]
+        for j in rows[1:]:
+            i = rows[0] if a.patient[j] != a.patient[rows[0]] else (others or [j])[0]
+            if i < j:
+                found[j] = i
+    return found
+
+
+def _by_hash(a: Strings, b: Strings) -> Rows:
+    """(P, 2) positions in a and in b of hashes at most BITS apart, the NEAREST of each of b: exact search."""
+    index = faiss.IndexBinaryFlat(256)
+    index.add(packed(a.tolist()))
+    bits, found = index.search(packed(b.tolist()), min(NEAREST, len(a)))
+    return np.stack([found[bits <= BITS], np.nonzero(bits <= BITS)[0]], 1).astype(np.int64)
+
+
+def _by_cosine(a: NDArray[np.float32], b: NDArray[np.float32], least: float) -> Rows:
+    """(P, 2) positions in a and b, the NEIGHBOURS of each of b whose cosine, the mean of a being taken off, is `least`."""
+    centre = a.mean(0, dtype=np.float64)
+    a, b = (np.ascontiguousarray(x - centre, np.float32) for x in (a, b))
+    faiss.normalize_L2(a)
+    faiss.normalize_L2(b)
+    index = faiss.IndexFlatIP(a.shape[1])
+    index.add(a)
+    cosine, found = index.search(b, min(NEIGHBOURS, len(a)))
+    return np.stack([found[cosine >= least], np.nonzero(cosine >= least)[0]], 1).astype(np.int64)

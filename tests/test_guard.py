@@ -1,0 +1,327 @@
+"""What a test shares with the sets before it is counted, and nothing else is."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.ndimage import gaussian_filter, shift
+
+import medssl
+import tiny
+from medssl.errors import UserError
+from medssl.scans.phash import BLANK, phash
+from medssl.store.copies import BITS, SURE, Images, Scans, copies, signature
+from medssl.store.guard import guard, pretrained_on, scans_of
+from medssl.store.row import content_hash
+from medssl.store.store import Store
+
+RNG = np.random.default_rng(0)
+ORDER = [("pretraining", "test"), ("training", "test"), ("validation", "test"), ("training", "validation")]
+ORDER += [(name, name) for name in ("training", "validation", "test")]
+
+
+def of(name, images=(), patients=None, *, readable=True, key="key", named=True, **columns):
+    """A set of scans, each of its own patient unless said otherwise."""
+    n = len(images)
+    words = {
+        "patient": patients or [f"{name} patient {i}" for i in range(n)],
+        "scan": [f"{name} scan {i}" for i in range(n)],
+        "hash": [content_hash(x) for x in images],
+        "phash": [phash(x) for x in images],
+    } | columns
+    words = {k: np.array(v, str) for k, v in words.items()}
+    edge = np.array([max(x.shape) * readable for x in images], np.int64)
+    return Scans(name, key, **words, named=np.full(n, named), edge=edge, image=images.__getitem__ if readable else None)
+
+
+def bare(name, patients, hashes, key="key"):
+    """A set without pixels, whose hashes are near nothing."""
+    patient, content = (np.array(list(v), str) for v in (patients, hashes))
+    scan, bits = (
+        np.array([f(i) for i in range(len(content))], str)
+        for f in (f"{name}{{}}".format, lambda _: RNG.bytes(32).hex())
+    )
+    return Scans(name, key, patient, scan, content, bits, np.ones(len(bits), bool), np.zeros(len(bits), np.int64))
+
+
+def empty(name):
+    return bare(name, [], [])
+
+
+def texture(n, size=28, sigma=2.0):
+    x = gaussian_filter(RNG.normal(size=(n, size, size)), (0, sigma, sigma))
+    low, high = x.min((1, 2), keepdims=True), x.max((1, 2), keepdims=True)
+    return list(((x - low) / (high - low)).astype(np.float32))
+
+
+def moved(x, down, right):
+    return shift(x, (down, right), order=0, mode="nearest")
+
+
+def jpeg(x, tmp_path):
+    Image.fromarray(np.round(x * 255).astype(np.uint8)).save(tmp_path / "x.jpg", quality=75)
+    return np.asarray(Image.open(tmp_path / "x.jpg"), np.float32) / 255
+
+
+# counting
+
+
+@given(st.tuples(*[st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("uvwxyz")), max_size=10)] * 4))
+@settings(max_examples=60, deadline=None)
+def test_patients_and_exact_copies_are_counted_as_by_hand(rows):
+    names = ("pretraining", "training", "validation", "test")
+    sets = {name: bare(name, [p for p, _ in r], [h for _, h in r]) for name, r in zip(names, rows, strict=True)}
+    report = guard(*sets.values())
+    assert [(pair.a, pair.b) for pair in report.pairs] == ORDER
+    for pair in report.pairs:
+        a, b = (dict(zip(names, rows, strict=True))[name] for name in (pair.a, pair.b))
+        if pair.a == pair.b:
+            copy = [any(h == g and p != q for q, g in b[:j]) for j, (p, h) in enumerate(b)]
+            expected = 0, sum(copy)
+        else:
+            expected = len({p for p, _ in a} & {p for p, _ in b}), sum(h in {g for _, g in a} for _, h in b)
+        assert (pair.patients, pair.exact) == expected
+        assert (pair.scans, pair.people, pair.near, pair.maybe) == (len(b), len({p for p, _ in b}), 0, 0)
+        assert bool(pair) == any(expected)
+    assert bool(report.refusal) == any(report[name, "test"] for name in names[:3])
+
+
+def test_exact_copies_need_no_pixels_and_blank_images_are_copies_of_nothing():
+    def image(_):
+        raise AssertionError
+
+    images = texture(5)
+    a, b = (dataclasses.replace(of(name, images), image=image, edge=np.full(5, 300)) for name in ("training", "test"))
+    assert copies(a, b, Images([a, b])).exact == {i: i for i in range(5)}
+    blank = of("training", [np.full((30, 30), v, np.float32) for v in (0, 0, 0.5)])
+    assert set(blank.phash) == {BLANK}
+    report = guard(empty("pretraining"), blank, empty("validation"), dataclasses.replace(blank, name="test"))
+    assert not any(pair.exact or pair.near or pair.maybe for pair in report.pairs)
+
+
+def test_pneumonia_has_18_8_0_and_3(shared, tmp_path):
+    source = shared / "medmnist" / "pneumoniamnist_rebuilt.npz"
+    store = medssl.ingest(source, tmp_path / "store", key=tiny.secret(tmp_path / "key"))
+    sets = [
+        scans_of(n, store, store.rows(s)) for n, s in (("training", "train"), ("validation", "val"), ("test", "test"))
+    ]
+    assert [len(s) for s in sets] == [4708, 524, 624]
+    blind = [dataclasses.replace(s, image=None, edge=s.edge * 0) for s in sets]  # exact copies alone: no pixels read
+    report = guard(dataclasses.replace(blind[0], name="pretraining"), *blind)
+    counts = {(p.a, p.b): p.exact for p in report.pairs}
+    assert [counts[pair] for pair in ORDER] == [0, 0, 0, 8, 18, 0, 3]
+    assert not any(p.near or p.maybe or p.patients for p in report.pairs)
+    assert report.refusal == ""
+    for _, a, b in report["training", "validation"].examples:
+        rows = [np.flatnonzero(store.column("scan") == name)[0] for name in (a, b)]
+        assert store.column("split")[rows].tolist() == ["train", "val"]
+        np.testing.assert_array_equal(store[rows[0]], store[rows[1]])
+    assert "624 of 624 test scans name no patient" in "\n".join(report.words())
+
+
+# near-copies
+
+
+@pytest.fixture(scope="module")
+def xrays(shared):
+    files = sorted((shared / "cxr_nih" / "images").iterdir())[:40]
+    return [np.asarray(Image.open(f).convert("L"), np.float32) / 255 for f in files]
+
+
+@pytest.fixture(scope="module")
+def spoilt(xrays, tmp_path_factory):
+    """Four X-rays, each spoilt in four ways, and all ways at once."""
+    folder, rng = tmp_path_factory.mktemp("jpeg"), np.random.default_rng(1)
+
+    def noisy(x):
+        return np.clip(x + rng.normal(0, 0.02, x.shape), 0, 1).astype(np.float32)
+
+    ways = [lambda x: moved(x, 2, -1), lambda x: x**1.3, noisy, lambda x: jpeg(x, folder)]
+    ways.append(lambda x: jpeg(noisy(moved(x, -2, 1) ** 0.8), folder))
+    return [way(x) for way in ways for x in xrays[:4]]
+
+
+def test_near_copies_of_xrays_are_found_and_other_xrays_are_not(xrays, spoilt):
+    seen, test = of("pretraining", xrays[:20]), of("test", [*spoilt, *xrays[20:]])
+    report = guard(seen, empty("training"), empty("validation"), test)
+    pair = report["pretraining", "test"]
+    assert (pair.exact, pair.near, pair.maybe, pair.patients) == (0, 20, 0, 0)
+    assert copies(seen, test, Images([seen, test])).near == {j: j % 4 for j in range(20)}
+    assert pair.examples[0] == ("near", "pretraining scan 0", "test scan 0")
+    assert "20 of the 40 test images (20 of them nearly)" in report.refusal
+    inside = report["test", "test"]  # the copies of one X-ray, which stand under several names
+    assert (inside.exact, inside.near) == (0, 16)
+
+
+def test_where_pretraining_cannot_be_read_they_are_perhaps_copies_and_refuse_nothing(xrays, spoilt):
+    seen, test = of("pretraining", xrays[:20], readable=False), of("test", [*spoilt, *xrays[20:]])
+    report = guard(seen, empty("training"), empty("validation"), test)
+    pair = report["pretraining", "test"]
+    assert (pair.exact, pair.near) == (0, 0)
+    assert 14 <= pair.maybe <= 20
+    assert report.refusal == ""
+    words = "\n".join(report.words())
+    assert f"perhaps {pair.maybe} test images" in words
+    assert "the pixels of 20 of 20 pretraining scans cannot be read" in words
+    train = of("training", xrays[:3])  # has the first three of them
+    report = guard(seen, train, empty("validation"), test)
+    assert report["pretraining", "test"].near == report["training", "test"].near == 15
+    assert "the pixels of 17 of 20" in "\n".join(report.words())
+    gone = dataclasses.replace(seen, image=lambda i: None, edge=np.full(20, 224))  # a store that is there and damaged
+    assert guard(gone, train, empty("validation"), test)["pretraining", "test"].near == 15
+
+
+@pytest.mark.parametrize(("bits", "pixels", "kind"), [
+    (SURE, False, "maybe"), (SURE + 1, False, ""), (SURE, True, "near"), (BITS, True, "near"), (BITS + 1, True, ""),
+])  # fmt: skip
+def test_candidates_end_at_so_many_bits(bits, pixels, kind):
+    x, y = texture(1, 224, 9)[0], texture(1, 224, 9)[0]
+    flip = np.unpackbits(np.frombuffer(bytes.fromhex(phash(x)), np.uint8))
+    flip[RNG.permutation(256)[:bits]] ^= 1
+    a = of("training", [y, x], readable=pixels)
+    b = of("test", [x**1.1], phash=[np.packbits(flip).tobytes().hex()])
+    found = copies(a, b, Images([a, b]))
+    assert (found.near, found.maybe) == ({0: 1} if kind == "near" else {}, {0: 1} if kind == "maybe" else {})
+
+
+def test_hashes_that_are_near_and_pixels_that_are_not_are_a_perhaps():
+    x, y = texture(2, 224, 9)
+    a, b = of("training", [x]), of("test", [y], phash=[phash(x)])
+    found = copies(a, b, Images([a, b]))
+    assert (found.exact, found.near, found.maybe) == ({}, {}, {0: 0})
+
+
+def test_of_small_images_a_shift_is_found_that_the_hash_does_not_see():
+    images = texture(60)
+    shifted = [
+        moved(x, *by) ** 0.8 for x, by in zip(images[:9], [(d, r) for d in (-1, 0, 1) for r in (-1, 0, 1)], strict=True)
+    ]
+    a, b = of("training", images), of("test", [*shifted, *texture(20)])
+    assert copies(a, b, Images([a, b])).near == {j: j for j in range(9)}
+    large = dataclasses.replace(a, edge=np.full(60, 300)), dataclasses.replace(b, edge=np.full(29, 300))
+    assert set(copies(*large, Images(large)).near) == {4}  # by hash alone: the one that is not shifted
+
+
+def test_a_signature_forgets_shifts_and_curves_and_knows_images():
+    images = texture(30, 40)
+    s, t = (np.array([signature(x) for x in v]) for v in (images, [moved(x, 1, 1) ** 1.5 for x in images]))
+    assert s.shape == (30, 231)
+    apart = np.linalg.norm(s[:, None] - t, axis=2)
+    np.testing.assert_array_equal(apart.argmin(1), range(30))
+    np.testing.assert_allclose(signature(images[0]), signature(images[0] ** 3), atol=1e-6)
+    assert signature(np.ones((5, 7), np.float32)).shape == (231,)
+
+
+def test_neighbours_in_the_embedding_are_looked_at_too():
+    x = texture(41, 230, 9)
+    far = RNG.bytes(32).hex()  # a hash that tells nothing
+    train, test = of("training", x[:40]), of("test", [x[2] ** 1.2, x[40]], phash=[far, phash(x[40])])
+    z = RNG.normal(size=(41, 16)).astype(np.float32) + 3000  # a narrow cone, as of an encoder that was never trained
+    features = {"training": z[:40], "test": np.stack([z[2] + 0.01, z[40]])}
+    others = (empty("pretraining"), train, empty("validation"), test)
+    assert not guard(*others)["training", "test"]
+    assert guard(*others, features)["training", "test"].near == 1
+    wrong = {"training": z[:40], "test": np.stack([z[3], z[2]])}  # near to other scans only, whose pixels differ
+    assert not guard(*others, wrong)["training", "test"]
+
+
+# words
+
+
+def test_a_test_inside_pretraining_is_refused_in_one_line_with_the_numbers():
+    seen = bare("pretraining", "aabbcc", "123456")
+    report = guard(seen, empty("training"), empty("validation"), bare("test", "bbc", "347"))
+    assert (
+        report.refusal == "pretraining has seen 2 of the 2 test patients and 2 of the 3 test images (0 of them nearly)"
+    )
+    assert report.refusal in report.words()[0]
+    json.dumps(report.as_dict(), allow_nan=False)
+    assert report.as_dict()["pairs"][0]["exact"] == 2
+
+
+def test_another_key_hides_patients_and_that_is_said():
+    seen = bare("pretraining", "ab", "12", key="other")
+    report = guard(seen, bare("training", "ab", "34"), empty("validation"), bare("test", "a", "1"))
+    assert report["pretraining", "test"].patients is None
+    assert report["training", "test"].patients == 1
+    assert "another key than pretraining: shared images are found, shared patients are not" in "\n".join(report.words())
+    clean = guard(seen, bare("training", "ab", "34"), empty("validation"), bare("test", "c", "5", key="key"))
+    assert clean.refusal == ""
+
+
+def test_training_and_validation_may_share_and_it_is_said_but_not_refused():
+    report = guard(
+        empty("pretraining"), bare("training", "ab", "12"), bare("validation", "ac", "13"), bare("test", "d", "4")
+    )
+    assert report.refusal == ""
+    assert report.words()[0].startswith(
+        "training has seen 1 of the 2 validation patients and 1 of the 2 validation images"
+    )
+    assert "training0 and validation0, for example" in report.words()[0]
+
+
+# stores and runs
+
+
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "scans").mkdir()
+    rng = np.random.default_rng(3)
+    for i in range(30):
+        x = gaussian_filter(rng.normal(size=(40, 50)), 3)
+        Image.fromarray(np.uint8(255 * (x - x.min()) / np.ptp(x))).save(folder / "scans" / f"p{i // 2}_{i}.png")
+    store = medssl.ingest(folder / "scans", folder / "store", patient=r"(p\d+)_", key=tiny.secret(folder / "key"))
+    run = medssl.pretrain(store, folder / "run", encoder="cnn", steps=1, batch=4, size=16, monitor_every=0)
+    return store, run
+
+
+def test_a_run_says_what_it_has_seen(ingested):
+    store, run = ingested
+    rows = store.rows("train")
+    key = json.loads((run / "encoder.json").read_text())["key_id"]
+    seen, train = pretrained_on(run / "pretrained_on.parquet", key), scans_of("training", store, rows)
+    assert len(seen) == len(rows)
+    for column in ("patient", "scan", "hash", "phash", "named"):
+        np.testing.assert_array_equal(getattr(seen, column), getattr(train, column))
+    assert seen.image is None
+    assert seen.key == train.key
+    np.testing.assert_array_equal(train.edge, 50)
+    np.testing.assert_allclose(train.image(1) * 255, store[rows[1]][0], atol=1e-3)
+    test = scans_of("test", store, store.rows("test"))
+    assert guard(seen, train, scans_of("validation", store, store.rows("val")), test).refusal == ""
+    assert (
+        f"{len(rows)} of the {len(rows)} test images"
+        in guard(seen, empty("training"), empty("validation"), dataclasses.replace(train, name="test")).refusal
+    )
+
+
+def test_pretraining_is_read_from_its_store_where_that_is_there(ingested, tmp_path):
+    store, run = ingested
+    seen = pretrained_on(run / "pretrained_on.parquet", "key", store)
+    x = seen.image(2)
+    np.testing.assert_array_equal(x, scans_of("training", store, store.rows("train")).image(2))
+    copy = dataclasses.replace(of("test", [moved(x, 1, 1) ** 1.2]), key="key")
+    assert guard(seen, empty("training"), empty("validation"), copy)["pretraining", "test"].near == 1
+    assert (
+        guard(dataclasses.replace(seen, image=lambda i: None), empty("training"), empty("validation"), copy).refusal
+        == ""
+    )
+    less = Store.open(store, f"scan != '{seen.scan[2]}'")  # its scans may have gone since
+    assert pretrained_on(run / "pretrained_on.parquet", "key", less).edge.tolist().count(0) == 1
+    (tmp_path / "damaged.parquet").write_bytes(b"no")
+    for name in ("damaged.parquet", "missing.parquet"):
+        with pytest.raises(UserError, match=r"missing or damaged; pretrain again"):
+            pretrained_on(tmp_path / name, "key")
+
+
+def test_of_a_volume_the_middle_slice_is_looked_at(tmp_path):
+    np.savez(tmp_path / "v.npz", train_images=RNG.integers(0, 255, (2, 9, 20, 20), np.uint8))
+    store = medssl.ingest(tmp_path / "v.npz", tmp_path / "store", key=tiny.secret(tmp_path / "key"))
+    part = scans_of("test", store, store.rows())
+    np.testing.assert_allclose(part.image(1) * 255, store[1][0, 4], atol=1e-3)
+    assert part.edge.tolist() == [20, 20]
