@@ -98,8 +98,9 @@ def _causes(seen: Mapping[str, float], losses: Sequence[float], layer: str) -> I
     if below("scan_contrast"):
         yield Alarm(
             "window",
-            f"all scans look alike: at a typical pixel they differ by {seen['scan_contrast']:.4f} of the intensity window. "
-            "The window is wrong, or the views saturate: look with medssl inspect sheet=sheet.png, and at the recipe",
+            f"all scans look alike: at a typical pixel they differ by {seen['scan_contrast']:.4f} of the intensity window, "
+            "so features have collapsed or soon will. The window is wrong, or the views saturate: look with medssl inspect "
+            "sheet=sheet.png, and at the recipe",
         )
     if below("view_contrast"):
         yield Alarm(
