@@ -1,0 +1,165 @@
+"""Do the intervals cover and do the tests keep their level, where patients have several scans and splits share patients?
+
+    python benchmarks/quality_statistics.py --reps 2000 --sizes 156 400 624
+
+Cohorts: n scans of patients with 1 to 8 scans each, a share of whom have scans of both classes. Scores are binormal with
+an effect of the patient that all of a patient's scans share; two models of equal worth are correlated in both. Wanted of
+the methods that know patients: 95 % intervals of the AUROC cover 93 to 97 %, tests at 5 % find a difference of the two
+in at most 6 % of cohorts. Those that take scans for patients stand beside them, and should fail.
+
+Splits: ridge regression on two sets of features of equal worth, over train/test splits of n patients with one scan
+each. Student's t stands against the corrected one. Brackets are 95 % Clopper-Pearson intervals over the repetitions.
+"""
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from functools import partial
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores
+
+import numpy as np
+from scipy.stats import binomtest, norm, rankdata, ttest_1samp
+
+from medssl.evals import bootstrap, delong
+from medssl.evals.metrics import AUROC
+from medssl.evals.significance import corrected_t
+from medssl.rng import seed_from
+
+BOTH = 0.25  # share of patients with scans of both classes
+ALIKE = 0.6  # correlation of the two models
+SPLITS = ((10, 0.8), (15, 0.9), (30, 2 / 3))  # how many, and the share of patients in training
+FEATURES, SHIFT = 10, 0.2  # of each set of features of the splits; half the distance of the classes in one of them
+
+INTERVALS = {
+    "percentile bootstrap": True,
+    "BCa bootstrap": True,
+    "Obuchowski, logit": True,
+    "Obuchowski, plain": True,
+    "DeLong, scans as patients": False,
+}
+TESTS = {"paired bootstrap": True, "Obuchowski": True, "bootstrap, scans as patients": False, "DeLong": False}
+
+
+def generator(*keys: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(seed_from(*keys)))
+
+
+def cohort(r: np.random.Generator, n: int, given: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """y (n,), scores (2, n) of two models with the same AUROC, patient (n,)."""
+    low, high = given.images
+    size = r.integers(low, high + 1, n)
+    size = size[: np.searchsorted(np.cumsum(size), n) + 1]  # as many patients as n scans take
+    at = np.repeat(np.arange(len(size)), size)[:n]
+    own, both = r.random((2, len(size)))
+    y = np.where((both < BOTH)[at], r.random(n), own[at]) < given.prevalence
+
+    def two(k: int) -> np.ndarray:
+        common, single = r.normal(size=(1, k)), r.normal(size=(2, k))
+        return np.sqrt(ALIKE) * common + np.sqrt(1 - ALIKE) * single
+
+    noise = np.sqrt(given.shared) * two(len(size))[:, at] + np.sqrt(1 - given.shared) * two(n)
+    return y.astype(np.int64), np.sqrt(2) * norm.ppf(given.auroc) * y + noise, at
+
+
+def one(rep: int, n: int, given: argparse.Namespace) -> tuple[list[bool], list[bool], int]:
+    """For each of INTERVALS whether it holds the truth, for each of TESTS whether it finds a difference; patients."""
+    y, s, patient = cohort(generator(n, rep), n, given)
+    scans = np.arange(n)
+    p, q = (np.stack([norm.cdf(-x), norm.cdf(x)], 1) for x in s)
+    draws = {"n": given.resamples, "seed": rep}
+    intervals = [
+        *(bootstrap.score(AUROC, y, p, patient, method=method, **draws) for method in ("percentile", "bca")),
+        *(delong.score(y, s[0], patient, scale=scale) for scale in ("logit", "plain")),
+        delong.score(y, s[0], scans),
+    ]
+    tests = [
+        bootstrap.paired(AUROC, y, [p], [q], patient, **draws),
+        delong.paired(y, *s, patient),
+        bootstrap.paired(AUROC, y, [p], [q], scans, **draws),
+        delong.paired(y, *s, scans),
+    ]
+    return (
+        [bool(i.low <= given.auroc <= i.high) for i in intervals],
+        [t.p < 0.05 for t in tests],
+        int(patient.max()) + 1,
+    )
+
+
+def auroc(y: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """(..., n) labels and scores -> (...), by ranks."""
+    pos = y.sum(-1)
+    return ((rankdata(s, axis=-1) * y).sum(-1) - pos * (pos + 1) / 2) / (pos * (y.shape[-1] - pos))
+
+
+def splits(rep: int, n: int) -> list[tuple[bool, bool]]:
+    """For each of SPLITS of n patients, stratified, whether Student's t and the corrected t find a difference."""
+    r, half = generator(0, n, rep), n // 2
+    y = np.arange(2 * half) % 2
+    x = r.normal(size=(2, 1, 2 * half, FEATURES)) + SHIFT * (2 * y - 1)[:, None]
+    out = []
+    for many, share in SPLITS:
+        order = 2 * np.argsort(r.random((many, 2, half)), axis=2) + np.arange(2)[:, None]  # of each class, its patients
+        parts = np.split(order, [round(share * half)], axis=2)
+        train, test = (part.reshape(many, -1) for part in parts)
+        a, b = (np.take_along_axis(x, part[None, ..., None], axis=2) for part in (train, test))
+        w = np.linalg.solve(a.mT @ a + np.eye(FEATURES), a.mT @ (2.0 * y[train] - 1)[..., None])
+        d = np.subtract(*auroc(np.broadcast_to(y[test], (2, *test.shape)), (b @ w)[..., 0]))
+        corrected = corrected_t(d, train.shape[1], test.shape[1], scans=2 * half)
+        out.append((bool(ttest_1samp(d, 0).pvalue < 0.05), corrected.p < 0.05))
+    return out
+
+
+def line(name: str, hits: np.ndarray, wanted: tuple[float, float]) -> str:
+    k, n = int(hits.sum()), len(hits)
+    ends = binomtest(k, n).proportion_ci()
+    low, high = wanted
+    said = "as wanted" if low <= k / n <= high else "NOT AS WANTED"
+    return f"  {name:35s} {k / n:.3f} [{ends.low:.3f}, {ends.high:.3f}]   {low:.2f} to {high:.2f}   {said}"
+
+
+def report(n: int, given: argparse.Namespace, found: list[tuple[list[bool], list[bool], int]]) -> Iterator[str]:
+    covers, finds = (np.array([f[i] for f in found]) for i in (0, 1))
+    yield f"\nn = {n} scans, {np.mean([f[2] for f in found]):.0f} patients on average, {len(found)} cohorts"
+    yield "  coverage of 95 % intervals"
+    for (name, patients), hits in zip(INTERVALS.items(), covers.T, strict=True):
+        yield line(name, hits, (0.93, 0.97) if patients else (0.0, 0.93))
+    yield "  differences found where there is none, at 5 %"
+    for (name, patients), hits in zip(TESTS.items(), finds.T, strict=True):
+        yield line(name, hits, (0.0, 0.06) if patients else (0.15, 1.0))
+
+
+def main() -> None:
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--reps", type=int, default=2000)
+    args.add_argument(
+        "--sizes", type=int, nargs="*", default=[156, 400, 624], help="scans of a cohort, and patients of the splits"
+    )
+    args.add_argument("--resamples", type=int, default=400, help="of each bootstrap")
+    args.add_argument("--images", type=int, nargs=2, default=[1, 8], help="fewest and most scans of a patient")
+    args.add_argument("--auroc", type=float, default=0.8)
+    args.add_argument("--prevalence", type=float, default=0.5)
+    args.add_argument("--shared", type=float, default=0.5, help="share of the variance that is the patient's")
+    args.add_argument("--workers", type=int, default=2)
+    given = args.parse_args()
+    print(
+        f"AUROC {given.auroc:g}, {100 * given.prevalence:g} % positive, {given.images[0]} to {given.images[1]} scans a patient, "
+        f"{100 * given.shared:g} % of the variance is the patient's, {given.resamples} resamples"
+    )
+    start = time.perf_counter()
+    with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
+        for n in given.sizes:
+            found = pool.map(partial(one, n=n, given=given), range(given.reps), chunksize=20)
+            print("\n".join(report(n, given, found)), flush=True)
+            tested = np.array(pool.map(partial(splits, n=n), range(given.reps), chunksize=20))
+            print(f"  differences found where there is none, at 5 %, over splits of {n // 2 * 2} patients")
+            for (many, share), hits in zip(SPLITS, tested.transpose(1, 2, 0), strict=True):
+                print(line(f"{many} splits, {share:.0%} to train, Student", hits[0], (0.15, 1.0)))
+                print(line(f"{many} splits, {share:.0%} to train, corrected", hits[1], (0.0, 0.06)), flush=True)
+    print(f"\n{time.perf_counter() - start:.0f} s on {given.workers} processes")
+
+
+if __name__ == "__main__":
+    main()
