@@ -132,7 +132,7 @@ def test_images_that_pretraining_has_seen_are_refused_or_marked(made, tmp_path):
     medssl.ingest(
         cohort / "scans", tmp_path / "again", labels=cohort / "labels.csv", key=tiny.secret(tmp_path / "other key", "1")
     )
-    with pytest.raises(UserError, match="test images: scores would be too high"):
+    with pytest.raises(UserError, match=r"test images \(0 of them nearly\): scores would be too high"):
         medssl.probe(run, tmp_path / "again", "lesion", baselines=[])
     result = medssl.probe(run, tmp_path / "again", "lesion", baselines=[], allow_overlap=True)
     assert any("pretraining has seen" in flag for flag in result["flags"])

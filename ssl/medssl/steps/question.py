@@ -1,18 +1,17 @@
 """What is asked of an encoder: on which scans, with which truth, and whether the answer could be believed."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from medssl.errors import UserError
 from medssl.steps.run import Run
 from medssl.steps.truth import Part, Target, target_of
-from medssl.store.splits import leaks
+from medssl.store.guard import guard, pretrained_on, scans_of
 from medssl.store.store import Store
 
 
@@ -74,7 +73,7 @@ def ask(
     test = Part.of(wanted, away, away.rows("test" if test_store is None else None))
     name = "held-out patients" if test_store is None else f"all patients of {away.path.name}"
     question = Question(wanted, train, val, test, name)
-    question.flags = _flags(folder, card, question, allow_overlap)
+    question.flags = guarded(folder, card, question, allow_overlap)
     _check(question)
     return question
 
@@ -98,33 +97,35 @@ def _check(question: Question) -> None:
         raise UserError(f"the event {target.columns[1]} came to no training patient; nothing can be fitted")
 
 
-def _flags(folder: Run, card: dict[str, Any], question: Question, allow_overlap: bool) -> list[str]:
-    """Refuses a test that pretraining or training has seen; says what else a reader must know."""
-    flags, train, test = [], question.train, question.test
-    try:
-        seen = pq.read_table(folder.path / "pretrained_on.parquet").to_pydict()
-    except (OSError, pa.ArrowException) as e:
-        raise UserError(f"{folder.path / 'pretrained_on.parquet'} is missing or damaged; pretrain again") from e
-    if card.get("key_id") != test.store.info["key_id"]:
-        flags.append("the test store was made with another key: shared images are found, shared patients are not")
-    overlap = leaks(seen["patient"], seen["hash"], test.patient, test.column("hash"))
-    if overlap:
-        words = f"pretraining has seen {overlap.patients} of the test patients and {overlap.scans} of the test images"
-        if not allow_overlap:
-            raise UserError(
-                f"{words}: scores would be too high. Test on other patients, or mark every number: allow_overlap=true"
-            )
-        flags.append(words)
-    shared = leaks(train.patient, train.column("hash"), test.patient, test.column("hash"))
-    if shared.patients:
+def guarded(folder: Run, card: dict[str, Any], question: Question, allow_overlap: bool) -> list[str]:
+    """Refuses a test that pretraining, training or validation has seen; returns what else a reader must know.
+
+    Patients, equal images and near copies are looked for over the whole chain (`medssl.store.guard`); the pixels of the
+    pretraining scans are read where their store is still at hand. A patient in training and test is refused in any case.
+    """
+    train, test = question.train, question.test
+    before = pretrained_on(folder.path / "pretrained_on.parquet", card["key_id"], _pretraining_store(folder))
+    parts = (("training", train), ("validation", question.val), ("test", test))
+    report = guard(before, *(scans_of(name, part.store, part.rows) for name, part in parts))
+    if report.refusal and not allow_overlap:
         raise UserError(
-            f"{shared.patients} patients are in training and in test; ingest again with one split per patient"
+            f"{report.refusal}: scores would be too high. Test on other patients, or mark every number: allow_overlap=true"
         )
-    if shared.scans:
-        flags.append(f"{shared.scans} test images are exact copies of training images")
+    if shared := report["training", "test"].patients:
+        raise UserError(f"{shared} patients are in training and in test; ingest again with one split per patient")
+    flags = report.words()
     for part, what in ((question.val, "validation"), (test, "test")):
         if part.unknown:
             flags.append(f"{part.unknown} {what} scans left out: their class is not in training")
     if test.missing:
         flags.append(f"{test.missing} test scans have no {str(question.target)!r}")
     return flags
+
+
+def _pretraining_store(folder: Run) -> Store | None:
+    """Where the run says it is, and as it was."""
+    resolved = folder.resolved()
+    with suppress(UserError):
+        store = Store.open(resolved["store"], resolved["where"])
+        return store if store.fingerprint == resolved["fingerprint"] else None
+    return None

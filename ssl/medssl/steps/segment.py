@@ -23,7 +23,7 @@ from medssl.steps import features
 from medssl.steps.board import headline, remember
 from medssl.steps.predictions import Entry, Predictions
 from medssl.steps.pretrain import described, views_for
-from medssl.steps.question import Question, _flags
+from medssl.steps.question import Question, guarded
 from medssl.steps.rivals import chosen
 from medssl.steps.run import Run
 from medssl.steps.segmenters import RIVALS, Fit, lines, measured
@@ -138,7 +138,7 @@ def _ask(
     target = Target(("mask",), "cases", tuple(map(str, classes[1:])))
     name = "held-out patients" if away is home else f"all patients of {away.path.name}"
     question = Question(target, train, val, test, name)
-    question.flags = _flags(folder, card, question, allow_overlap)
+    question.flags = guarded(folder, card, question, allow_overlap)
     if unseen := sorted(set(labels_in(away, test.rows)) - set(classes)):
         question.flags.append(f"labels {', '.join(map(str, unseen))} are in test masks only, and count as background")
     return question, classes
@@ -179,7 +179,7 @@ def _finish(
     def mean(each: list[np.ndarray], measure: str, k: int | None = None) -> Score:
         """Over cases of the mean over classes, or of one class."""
         at = MEASURES.index(measure)
-        return score_seeds(MEAN, y, [_of_case(m, at, k) for m in each], patient, seed=fit.seed)
+        return score_seeds(MEAN, y, [_of_case(m, at, k) for m in each], patient, draws=len(each), seed=fit.seed)
 
     shown: list[dict[str, str | Score | None]] = []
     rows: list[dict[str, Any]] = []
@@ -188,7 +188,9 @@ def _finish(
         own = found["run", reader if ("run", reader, labels) in found else "fine-tuned", labels]
         dice, rival = ([_of_case(m, 0) for m in some] for some in (each, own))
         minus = (
-            None if what == "run" and own is each else difference_seeds(MEAN, y, dice, rival, patient, seed=fit.seed)
+            None
+            if what == "run" and own is each
+            else difference_seeds(MEAN, y, dice, rival, patient, draws=len(dice), seed=fit.seed)
         )
         mine = {measure: mean(each, measure) for measure in MEASURES}
         called = name if what == "run" else what.replace("run", name)
