@@ -1,6 +1,7 @@
 """Maps against closed forms, finite differences and loops over tokens; the checks on them against scipy and by hand."""
 
 import copy
+import dataclasses
 import itertools
 import math
 
@@ -22,7 +23,7 @@ from medssl.encoders.patch_bank import PatchBank
 from medssl.encoders.timm2d import TimmEncoder
 from medssl.encoders.vit import ViT
 from medssl.errors import UserError
-from medssl.evals.focus import focus, randomised, rank_correlation, verdict
+from medssl.evals.focus import focus, randomised, rank_correlation, trusted, verdict
 from medssl.evals.saliency import alike, gradcam, rollout
 from medssl.evals.score import Score
 
@@ -313,24 +314,28 @@ def test_focus_by_hand():
 positive = hnp.arrays(np.float32, (3, 4, 5), elements=st.floats(0, 1000, width=32))
 
 
-@given(positive, hnp.arrays(bool, (3, 4, 5)), st.sampled_from([0.25, 4.0]))
+shares = hnp.arrays(np.float32, (3, 4, 5), elements=st.sampled_from([0.0, 0.3, 1.0]))
+
+
+@given(positive, hnp.arrays(bool, (3, 4, 5)), shares, st.sampled_from([0.25, 4.0]))
 @settings(max_examples=60, deadline=None)
-def test_focus_properties(maps, masks, factor):
-    masks[:, 1, 1] = True
+def test_focus_properties(maps, masks, part, factor):
+    masks = masks * part
+    masks[:, 1, 1] = 0.25
     got, scaled = focus(maps, masks), focus(maps * factor, masks)
     assert ((got.energy >= 0) & (got.energy <= 1 + 1e-12) & (got.area > 0)).all()
     np.testing.assert_allclose(got.energy, scaled.energy, rtol=1e-6)
     even = focus(np.full_like(maps, factor), masks)
     np.testing.assert_allclose(even.energy, even.area)
     np.testing.assert_allclose(even.hit, even.area)
-    within = focus(masks * (maps + 1), masks)
+    whole = masks > 0
+    within = focus(whole * (maps + 1), whole)
     np.testing.assert_allclose(within.energy, 1)
     np.testing.assert_allclose(within.hit, 1)
-    rest = focus(maps, ~masks | (np.arange(20).reshape(4, 5) == 0))
-    first = (np.arange(20).reshape(4, 5) == 0) & masks
-    whole = np.where(got.empty, 1, maps.reshape(3, -1).sum(1, dtype=np.float64))
-    both = (np.where(got.empty[:, None, None], 1 / 20, maps) * first).sum((1, 2)) / whole
-    np.testing.assert_allclose(got.energy + rest.energy - both, 1, rtol=1e-5)
+    rest = focus(maps, 1 - masks + 0.0)  # 0.75 at least where masks hold 0.25, so never empty
+    np.testing.assert_allclose(got.energy + rest.energy, 1, rtol=1e-6)
+    np.testing.assert_allclose(got.hit + rest.hit, 1, rtol=1e-6)
+    np.testing.assert_allclose(got.area + rest.area, 1, rtol=1e-6)
 
 
 def test_focus_refuses_what_cannot_be_scored():
@@ -343,6 +348,8 @@ def test_focus_refuses_what_cannot_be_scored():
         focus(-one, mask)
     with pytest.raises(ValueError, match="maps of 0 or more"):
         focus(np.full((1, 2, 2), np.nan), mask)
+    with pytest.raises(ValueError, match="masks of 0 to 1"):
+        focus(one, 2.0 * mask)
 
 
 @pytest.mark.parametrize(
@@ -351,8 +358,12 @@ def test_focus_refuses_what_cannot_be_scored():
         (0.61, 0.9, "Do not trust these maps"),
         (0.2, 0.6, "It is not clear"),
         (-0.3, 0.2, "depend on what was learnt"),
-        (np.nan, np.nan, "too few patients. Do not trust"),
     ],
 )
 def test_a_map_that_does_not_change_is_not_trusted(low, high, words):
-    assert words in verdict(Score(0.5, low, high, 20, 10, "made up"))
+    score = Score(0.5, low, high, 20, 10, "made up")
+    assert words in verdict(score)
+    assert trusted(score) == (high == 0.2)
+    few = dataclasses.replace(score, patients=9)
+    assert "too few patients. Do not trust them" in verdict(few)
+    assert not trusted(few)

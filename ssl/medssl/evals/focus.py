@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from medssl.evals.bootstrap import FEW
 from medssl.evals.score import Score
 
 Floats = NDArray[np.float64]
@@ -55,7 +56,7 @@ class Focus:
     """How maps lie to masks, a number per scan, (N,) float64 each.
 
     energy: share of the map that lies in the mask. area: share of the scan that does, which is the energy of a map that is the
-    same everywhere. hit: 1 where the map is highest inside the mask, else 0; the share of the highest places where several are.
+    same everywhere. hit: share of the mask in the voxel where the map is highest, a mean where several are; 1 inside, 0 outside.
     A map that is zero everywhere counts as one that is the same everywhere; `empty` (N,) bool marks it.
     """
 
@@ -65,36 +66,39 @@ class Focus:
     empty: NDArray[np.bool_]
 
 
-def focus(maps: NDArray[Any], masks: NDArray[np.bool_], inside: NDArray[np.bool_] | None = None) -> Focus:
-    """Maps (N, *size), 0 or more, against masks (N, *size) bool; `inside`, alike, is where there is a scan and no padding.
+def focus(maps: NDArray[Any], masks: NDArray[Any], inside: NDArray[np.bool_] | None = None) -> Focus:
+    """Maps (N, *size), 0 or more, against masks, alike, the share of every voxel that is in the mask, 0 to 1.
 
-    Raises ValueError for maps below 0 and for a mask without a pixel: it cannot be pointed at.
+    inside: (N, *size), where there is a scan and no padding. Raises ValueError for other maps and masks, and for empty masks.
     """
-    m = np.asarray(maps, np.float64).reshape(len(maps), -1)
-    mask = np.asarray(masks, bool).reshape(len(m), -1)
-    here = np.ones_like(mask) if inside is None else np.asarray(inside, bool).reshape(len(m), -1)
-    if mask.shape != m.shape or not np.isfinite(m).all() or (m < 0).any():
-        raise ValueError(f"needs maps of 0 or more and masks of their shape, got {maps.shape} and {masks.shape}")
-    mask = mask & here
+    m, mask = (np.asarray(a, np.float64).reshape(len(maps), -1) for a in (maps, masks))
+    here = np.ones_like(m) if inside is None else np.asarray(inside, np.float64).reshape(len(m), -1)
+    if mask.shape != m.shape or not (np.isfinite(m) & (m >= 0) & (mask >= 0) & (mask <= 1)).all():
+        raise ValueError(f"needs maps of 0 or more and masks of 0 to 1, got {maps.shape} and {masks.shape}")
+    m, mask = m * here, mask * here
     if not mask.any(1).all():
         raise ValueError(f"{(~mask.any(1)).sum()} masks are empty")
-    m = np.where(here, m, 0)
     empty = m.sum(1) == 0
     m = np.where(empty[:, None], here, m)
     top = m == m.max(1, keepdims=True)
-    return Focus((m * mask).sum(1) / m.sum(1), mask.sum(1) / here.sum(1), (top & mask).sum(1) / top.sum(1), empty)
+    return Focus((m * mask).sum(1) / m.sum(1), mask.sum(1) / here.sum(1), (top * mask).sum(1) / top.sum(1), empty)
+
+
+def trusted(unlearnt: Score) -> bool:
+    """Whether the mean rank correlation of maps with those of random weights lies below UNCHANGED with all its interval."""
+    return unlearnt.high < UNCHANGED and unlearnt.patients >= FEW
 
 
 def verdict(unlearnt: Score) -> str:
-    """What the mean rank correlation of maps with those of random weights says of them, as a sentence."""
-    if not unlearnt.low <= unlearnt.high:  # nan: too few patients for an interval
+    """What the same number says of the maps, in words."""
+    if unlearnt.patients < FEW:
         return "It is not known whether these maps depend on what was learnt: too few patients. Do not trust them."
     if unlearnt.low > UNCHANGED:
         return (
             "Do not trust these maps: random weights give nearly the same ones, so they show the scan and the architecture, not "
             "what was learnt."
         )
-    if unlearnt.high >= UNCHANGED:
+    if not trusted(unlearnt):
         return (
             "It is not clear that these maps depend on what was learnt: those of random weights may be nearly the same."
         )

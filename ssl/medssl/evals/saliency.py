@@ -149,6 +149,7 @@ def _attention(encoder: Any, x: Tensor) -> tuple[list[Tensor], int, str, tuple[i
     if isinstance(encoder, ViT):
         found = []
         h = encoder.embed(encoder.patchify(x)) + encoder.pos
+        block: Any
         for block in encoder.blocks:  # the block itself never holds its attention: it is fused
             q, k, _ = block.qkv(block.norm1(h)).unflatten(2, (3, block.heads, -1)).permute(2, 0, 3, 1, 4)
             found.append((q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1))

@@ -1,0 +1,308 @@
+"""Run + store -> RUN/cam.png and RUN/cam.json: where in test scans a score or the features come from, and what that is worth."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from medssl.encoders.handover import load_encoder
+from medssl.errors import UserError, nearest
+from medssl.evals.bootstrap import difference, score
+from medssl.evals.compare import table
+from medssl.evals.embed import standardised
+from medssl.evals.focus import Focus, focus, randomised, rank_correlation, trusted, verdict
+from medssl.evals.metrics import OF_TASK
+from medssl.evals.score import Score
+from medssl.files import atomic, write_json
+from medssl.progress import Progress
+from medssl.reporting.cam import Shown, sheet, slice_of
+from medssl.reporting.sheet import chosen
+from medssl.rng import generator, seed_from
+from medssl.steps import features
+from medssl.steps.maps import METHODS, Maker, head_of, masks_on_grid, outputs, standard
+from medssl.steps.predictions import Entry, Predictions
+from medssl.steps.question import Question, ask
+from medssl.steps.run import Run
+from medssl.steps.truth import values
+from medssl.store.canvas import Canvas
+from medssl.store.splits import leaks
+from medssl.store.store import Store
+
+MOST, SHOWN = 500, 8  # test scans that are looked at, and that are drawn, at even spacing
+FOIL = 128  # training scans that a scan shall be unlike
+CHECKED, STAGES, DRAWS = 64, 5, 3  # scans, depths and draws of random weights of the check
+OURS, RIVAL = "this run", "random init"
+ENERGY, AREA, GAIN, HIT, MINUS = (
+    "energy in mask",
+    "area of mask",
+    "energy minus area",
+    "highest in mask",
+    "energy minus random init",
+)
+MEAN = OF_TASK["cases"][0]
+Line = dict[str, str | Score | None]
+Maps = Callable[[nn.Module, np.ndarray | None, np.ndarray], np.ndarray]  # encoder, head, positions -> (n, *size)
+
+
+@dataclass
+class Scans:
+    """Test scans and what is asked of them. label: words for the sheet. test: whose scans. flags: sentences over all numbers."""
+
+    store: Store
+    rows: np.ndarray
+    patient: np.ndarray
+    label: list[str]
+    question: Question | None
+    test: str
+    flags: list[str]
+
+
+def cam(
+    run: str | Path,
+    store: str | Path | Store,
+    target: str | list[str] | None = None,
+    *,
+    method: str = "gradcam",
+    explain: str | None = None,
+    part: int = 1,
+    where: str | None = None,
+    test_where: str | None = None,
+    positive: Iterable[str] | None = None,
+    test_store: str | Path | Store | None = None,
+    allow_overlap: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Draw and measure where in the scans of test patients a score or the features come from; returns what RUN/cam.json holds.
+
+    RUN/cam.png shows some scans, their maps, and both with the outline of the mask. Where scans have masks, the share of a map
+    that lies inside is set against the mask's share of the scan and against the maps of the untrained encoder, paired. Whether
+    maps change when weights are random is checked in any case, and said in words.
+
+    Args:
+        run: a finished run folder.
+        store: the scans; for gradcam its training patients fit the probe that is explained.
+        target: a label or fact: needed for gradcam, else for the captions alone.
+        method: one of `medssl.steps.maps.METHODS`; see `medssl.evals.saliency`.
+        explain: the class or finding that maps are of; None is the positive of two classes, each scan's own of several.
+        part: the label in the masks.
+        where, test_where, positive, test_store, allow_overlap: as for `medssl.probe`.
+
+    Raises UserError as `medssl.probe` does, and for an encoder that the method cannot look into.
+    """
+    device, folder = features.device_of(device), Run(Path(run))
+    resolved = folder.finished()
+    encoder, card = load_encoder(folder.path)
+    if method not in METHODS:
+        raise UserError(f"method is {method!r}.{nearest(method, METHODS)}")
+    if method == "gradcam" and target is None:
+        raise UserError("gradcam explains a score: give target=LABEL, or choose method=similarity or method=rollout")
+    home = Store.open(store, where)
+    away = Store.open(test_store, test_where) if test_store is not None else home
+    for each in (home, away):
+        features.must_fit(card, each)
+    if target is None:
+        scans = _unlabelled(folder, away, test_store is not None, allow_overlap)
+    else:
+        asked: dict[str, Any] = {"positive": positive, "test_where": test_where, "test_store": test_store}
+        scans = _labelled(ask(folder, card, home, target, allow_overlap=allow_overlap, **asked))
+    rival = features.fresh(resolved, card).eval()
+    maps, heads, subject = _maps(method, explain, home, scans, [encoder, rival], resolved, card, seed, device)
+    ours = maps(encoder, heads[0], np.arange(len(scans.rows)))
+    at, masks, insides = masks_on_grid(scans.store, scans.rows, card, part)
+    found: dict[str, Focus] = {}
+    if len(at):
+        theirs = maps(rival, heads[1], at)
+        found = {OURS: focus(ours[at], masks, insides), RIVAL: focus(theirs, masks, insides)}
+        if empty := int(found[OURS].empty.sum()):
+            scans.flags.append(f"{empty} of {len(at)} maps are zero everywhere and count as the same everywhere")
+    else:
+        scans.flags.append(f"no test scan has a mask with the label {part}: whether maps lie right is not known")
+    inside = _in_masks(found, scans.patient[at], seed)
+    fresh = [features.fresh(resolved | {"seed": seed_from(seed, draw)}, card) for draw in range(DRAWS)]
+    check, last = _check(maps, encoder, fresh, heads[0], ours, scans.patient, seed)
+    what = f"{METHODS[method]}, for {subject}" if subject else METHODS[method]
+    result = {
+        "about": f"{what}: {len(scans.rows)} scans of {len(set(scans.patient))} patients ({scans.test}).",
+        "method": method,
+        "target": target,
+        "explained": subject,
+        "part": part,
+        "train_store": home.fingerprint,
+        "test_store": scans.store.fingerprint,
+        "flags": scans.flags,
+        "in_masks": [_plain(line) for line in inside],
+        "check": [_plain(line) for line in check],
+        "verdict": verdict(last),
+        "trusted": trusted(last),
+    }
+    grid = standard(scans.store, card)
+    shown = [_picture(grid, scans, i, ours[i], masks[at == i]) for i in _drawn(at, len(scans.rows))]
+    with atomic(folder.path / "cam.png") as file:
+        file.write_bytes(sheet(shown))
+    write_json(folder.path / "cam.json", result)
+    _keep(folder.path, result, scans, at, found)
+    print("\n".join([str(result["about"]), *(f"! {flag}" for flag in scans.flags)]))
+    for lines in filter(None, (inside, check)):
+        print("\n" + table(lines, list(lines[0])))
+    print(f"\n{result['verdict']}\nmaps: {folder.path / 'cam.png'}")
+    return result
+
+
+def _maps(
+    method: str,
+    explain: str | None,
+    home: Store,
+    scans: Scans,
+    encoders: list[nn.Module],
+    resolved: dict[str, Any],
+    card: dict[str, Any],
+    seed: int,
+    device: str,
+) -> tuple[Maps, list[np.ndarray | None], str]:
+    """(what makes maps, of each encoder the weights of its probe or None, what is explained in words)."""
+    foil = home.rows("train")
+    grids = standard(scans.store, card), (standard(home, card), foil[chosen(len(foil), FOIL)])
+    maker = Maker(method, *grids, resolved, seed, device)
+    question = scans.question
+    if question is None or method != "gradcam":
+        return lambda encoder, _, at: maker(encoder, scans.rows[at], None), [None] * len(encoders), ""
+    subject, output, sign = outputs(question.target, explain, question.test.y)
+
+    def maps(encoder: nn.Module, head: np.ndarray | None, at: np.ndarray) -> np.ndarray:
+        assert head is not None
+        return maker(encoder, scans.rows[at], (head[:, output[at]] * sign[at]).T.astype(np.float32))
+
+    heads = [head_of(features.of_encoder(encoder, card, device), question, seed) for encoder in encoders]
+    return maps, [*heads], subject
+
+
+def _labelled(question: Question) -> Scans:
+    """At most MOST of a question's test scans."""
+    kept = chosen(len(question.test), MOST)
+    flags = list(question.flags)
+    if len(kept) < len(question.test):
+        flags.append(f"{len(kept)} of {len(question.test)} test scans were looked at")
+    question.test = test = question.test.take(kept)
+    columns = [(name, values(test.store, name)[test.rows]) for name in question.target.columns]
+    words = [", ".join(f"{name}: {column[i]}" for name, column in columns) for i in range(len(test))]
+    return Scans(test.store, test.rows, test.patient, words, question, question.test_name, flags)
+
+
+def _unlabelled(folder: Run, store: Store, other: bool, allow_overlap: bool) -> Scans:
+    """The same of a store nobody has labelled. Raises UserError when pretraining has seen one of its test patients."""
+    rows = store.rows(None if other else "test")
+    if not len(rows):
+        raise UserError(f"{store.path} has no test patients; ingest more scans, or give test_store=STORE")
+    flags = []
+    try:
+        seen = pq.read_table(folder.path / "pretrained_on.parquet").to_pydict()
+    except (OSError, pa.ArrowException) as e:
+        raise UserError(f"{folder.path / 'pretrained_on.parquet'} is missing or damaged; pretrain again") from e
+    patient, digest = (store.column(name)[rows].astype(str) for name in ("patient", "hash"))
+    if overlap := leaks(seen["patient"], seen["hash"], patient, digest):
+        words = f"pretraining has seen {overlap.patients} of the test patients and {overlap.scans} of the test images"
+        if not allow_overlap:
+            raise UserError(f"{words}; look at other patients, or have every number marked: allow_overlap=true")
+        flags.append(words)
+    kept = chosen(len(rows), MOST)
+    if len(kept) < len(rows):
+        flags.append(f"{len(kept)} of {len(rows)} test scans were looked at")
+    test = f"all patients of {store.path.name}" if other else "held-out patients"
+    return Scans(store, rows[kept], patient[kept], [""] * len(kept), None, test, flags)
+
+
+def _in_masks(found: dict[str, Focus], patient: np.ndarray, seed: int) -> list[Line]:
+    """A line for each encoder's maps; their means over scans with intervals over patients."""
+    lines: list[Line] = []
+    for name, f in found.items():
+        line: Line = {"maps of": name}
+        line |= {k: score(MEAN, f.area, v, patient, seed=seed) for k, v in ((ENERGY, f.energy), (AREA, f.area))}
+        line[GAIN] = difference(MEAN, f.area, f.energy, f.area, patient, seed=seed)
+        line[HIT] = score(MEAN, f.area, f.hit, patient, seed=seed)
+        rival = found[RIVAL].energy
+        line[MINUS] = None if name == RIVAL else difference(MEAN, f.area, f.energy, rival, patient, seed=seed)
+        lines.append(line)
+    return lines
+
+
+def _check(
+    maps: Maps,
+    encoder: nn.Module,
+    fresh: list[nn.Module],
+    head: np.ndarray | None,
+    ours: np.ndarray,
+    patient: np.ndarray,
+    seed: int,
+) -> tuple[list[Line], Score]:
+    """Rank correlation of maps to those of ever more random layers, mean over draws: a line each, and the last score."""
+    at = chosen(len(ours), CHECKED)
+    groups = len(fresh[0].by_depth())  # type: ignore[operator]
+    depths = sorted({round(d) for d in np.linspace(1, groups, min(groups, STAGES))})
+    also = "" if head is None else "the probe and "
+    names = ["the probe"] * (head is not None) + [f"{also}the last {d} of {groups} groups of layers" for d in depths]
+    found = np.zeros((len(names), len(at)))
+    with Progress("random weights", total=len(fresh) * len(names), unit="stage") as bar:
+        for draw, other in enumerate(fresh):
+            noise = None
+            if head is not None:
+                noise = torch.randn(head.shape, generator=generator(seed, draw)).numpy()  # ranks know no scale
+            for k, network in enumerate(_networks(encoder, other, depths, head is not None)):
+                found[k] += rank_correlation(ours[at], maps(network, noise, at)) / len(fresh)
+                bar.update(1)
+    scores = [score(MEAN, each, each, patient[at], seed=seed) for each in found]
+    lines: list[Line] = [{"random": n, "rank correlation": s} for n, s in zip(names, scores, strict=True)]
+    return lines, scores[-1]
+
+
+def _networks(encoder: nn.Module, other: nn.Module, depths: list[int], probe: bool) -> Iterator[nn.Module]:
+    """The encoder itself where the probe alone is random, then with its last layers random, at each of `depths`."""
+    if probe:
+        yield encoder
+    for depth, network in enumerate(randomised(encoder, other), start=1):
+        if depth in depths:
+            yield network
+
+
+def _drawn(at: np.ndarray, n: int) -> np.ndarray:
+    """At most SHOWN of n scans: some of those with a mask, a quarter of others, where there are such."""
+    others = np.setdiff1d(np.arange(n), at)
+    most = min(len(others), max(SHOWN // 4, SHOWN - len(at)))
+    return np.concatenate([at[chosen(len(at), SHOWN - most)], others[chosen(len(others), most)]])
+
+
+def _picture(canvas: Canvas, scans: Scans, i: int, map_: np.ndarray, mask: np.ndarray) -> Shown:
+    """Scan number `i` in its window with its map (*size) and its mask (1 or none, *size); of a volume one slice."""
+    scan = standardised(canvas, scans.rows[i : i + 1])[0].numpy() * canvas.std + canvas.mean
+    if map_.ndim == 3:
+        z = slice_of(map_)
+        scan, map_, mask = scan[:, z], map_[z], mask[:, z]
+    flat = scan.transpose(1, 2, 0) if len(scan) == 3 else scan[0]
+    return Shown(flat, map_, mask[0] if len(mask) else None, scans.label[i])
+
+
+def _plain(line: Line) -> dict[str, Any]:
+    """For JSON."""
+    return {k: v.as_dict() if isinstance(v, Score) else v for k, v in line.items()}
+
+
+def _keep(folder: Path, result: dict[str, Any], scans: Scans, at: np.ndarray, found: dict[str, Focus]) -> None:
+    """The numbers per scan, so that runs can be compared on the same patients."""
+    if not found:
+        return
+    about = {k: result[k] for k in ("train_store", "test_store")} | {"task": "cases", "test": scans.test}
+    about |= {"command": f"cam-{result['method']}", "target": result["explained"] or result["method"]}
+    about |= {"classes": [f"mask {result['part']}"]}
+    entries = [
+        Entry("run" if name == OURS else name, words, [v])
+        for name, f in found.items()
+        for words, v in ((ENERGY, f.energy), (HIT, f.hit))
+    ]
+    area = found[OURS].area
+    Predictions(about, scans.store.column("scan")[scans.rows[at]], scans.patient[at], area, entries).write(folder)
