@@ -80,7 +80,7 @@ USAGE = [
     (["ingest"], "source=…"),
     (["release", "store=x"], "where=…"),
     (["inspect", "-m", "store=x", "where=dims == 2,dims == 3"], "-m sweeps medssl pretrain"),
-    (["probe", "-m", "run=x", "store=y", "target=z", "k=1,2"], "-m sweeps medssl pretrain"),
+    (["knn", "-m", "run=x", "store=y", "target=z", "k=1,2"], "-m sweeps medssl pretrain"),
     (["pretrain", "-m", "store=x", "out=y", "encoder=mlp,resnet10t"], "encoder=timm"),
     (["pretrain", "-m", "store=x", "out=y", "method=simclr,nope"], "there is no method 'nope'"),
     (["ingest", "source=x", "out=y", "recipe=xry"], "Did you mean 'xray'"),
@@ -129,7 +129,7 @@ def wrong_inputs(scans, store, run, tmp_path):
         (["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "seed=-1"], "seed must be at least 0"),
         (["pretrain", f"store={store}", f"out={tmp_path / 'r'}", "method.hidden=wide"], "hidden=wide"),
         (["pretrain", f"store={store}", f"out={scans / '00.png'}"], "is a file"),
-        (["probe", f"run={run}", f"store={store}", "target=label", "k=0"], "k must be at least 1"),
+        (["knn", f"run={run}", f"store={store}", "target=label", "k=0"], "k must be at least 1"),
         (
             ["probe", f"run={run}", f"store={store}", "target=label", "allow_overlap=no"],
             "allow_overlap must be true or false",
