@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 
@@ -31,7 +29,7 @@ from medssl.steps.question import Question, ask
 from medssl.steps.run import Run
 from medssl.steps.truth import values
 from medssl.store.canvas import Canvas
-from medssl.store.splits import leaks
+from medssl.store.guard import guard, pretrained_on, scans_of
 from medssl.store.store import Store
 
 MOST, SHOWN = 500, 8  # test scans that are looked at, and that are drawn, at even spacing
@@ -108,7 +106,7 @@ def cam(
     for each in (home, away):
         features.must_fit(card, each)
     if target is None:
-        scans = _unlabelled(folder, away, test_store is not None, allow_overlap)
+        scans = _unlabelled(folder, card["key_id"], home, away, test_store is not None, allow_overlap)
     else:
         asked: dict[str, Any] = {"positive": positive, "test_where": test_where, "test_store": test_store}
         scans = _labelled(ask(folder, card, home, target, allow_overlap=allow_overlap, **asked))
@@ -195,27 +193,24 @@ def _labelled(question: Question) -> Scans:
     return Scans(test.store, test.rows, test.patient, words, question, question.test_name, flags)
 
 
-def _unlabelled(folder: Run, store: Store, other: bool, allow_overlap: bool) -> Scans:
+def _unlabelled(folder: Run, key: str, home: Store, away: Store, other: bool, allow_overlap: bool) -> Scans:
     """The same of a store nobody has labelled. Raises UserError when pretraining has seen one of its test patients."""
-    rows = store.rows(None if other else "test")
+    rows = away.rows(None if other else "test")
     if not len(rows):
-        raise UserError(f"{store.path} has no test patients; ingest more scans, or give test_store=STORE")
-    flags = []
-    try:
-        seen = pq.read_table(folder.path / "pretrained_on.parquet").to_pydict()
-    except (OSError, pa.ArrowException) as e:
-        raise UserError(f"{folder.path / 'pretrained_on.parquet'} is missing or damaged; pretrain again") from e
-    patient, digest = (store.column(name)[rows].astype(str) for name in ("patient", "hash"))
-    if overlap := leaks(seen["patient"], seen["hash"], patient, digest):
-        words = f"pretraining has seen {overlap.patients} of the test patients and {overlap.scans} of the test images"
-        if not allow_overlap:
-            raise UserError(f"{words}; look at other patients, or have every number marked: allow_overlap=true")
-        flags.append(words)
+        raise UserError(f"{away.path} has no test patients; ingest more scans, or give test_store=STORE")
+    known = home if home.fingerprint == folder.resolved()["fingerprint"] else None
+    seen = pretrained_on(folder.path / "pretrained_on.parquet", key, known)
+    train, val = (scans_of(what, home, rows[:0]) for what in ("training", "validation"))  # nothing is fitted
+    report = guard(seen, train, val, scans_of("test", away, rows))
+    if report.refusal and not allow_overlap:
+        raise UserError(f"{report.refusal}; look at other patients, or have every number marked: allow_overlap=true")
+    flags = report.words()
     kept = chosen(len(rows), MOST)
     if len(kept) < len(rows):
         flags.append(f"{len(kept)} of {len(rows)} test scans were looked at")
-    test = f"all patients of {store.path.name}" if other else "held-out patients"
-    return Scans(store, rows[kept], patient[kept], [""] * len(kept), None, test, flags)
+    patient = away.column("patient")[rows[kept]].astype(str)
+    test = f"all patients of {away.path.name}" if other else "held-out patients"
+    return Scans(away, rows[kept], patient, [""] * len(kept), None, test, flags)
 
 
 def _in_masks(found: dict[str, Focus], patient: np.ndarray, seed: int) -> list[Line]:
