@@ -20,8 +20,7 @@ from medssl.evals.score import Score
 from medssl.evals.segmentation import MEASURES
 from medssl.files import write_json
 from medssl.steps import features
-from medssl.steps.board import headline, remember
-from medssl.steps.predictions import Entry, Predictions
+from medssl.steps.board import Board, headline
 from medssl.steps.pretrain import described, views_for
 from medssl.steps.question import Question, guarded
 from medssl.steps.rivals import chosen
@@ -173,52 +172,40 @@ def _finish(
     scans: dict[str, int],
 ) -> dict[str, Any]:
     """Scores, prints, remembers and keeps what was measured."""
-    y, patient = question.test.y, question.test.patient
+    test = question.test
+    y, patient = test.y, test.patient
+    unit = "mm" if all(s is not None for s in test.store.column("spacing")[test.rows]) else "pixels"
     name = f"{resolved['method']['name']} {resolved['encoder']['name']}"
+    board = Board("segment", question, name, seed=fit.seed, steps=fit.steps, batch=fit.batch, tolerance=fit.tolerance)
+    board.about |= {"metric": MEASURES[0], "unit": unit}
 
     def mean(each: list[np.ndarray], measure: str, k: int | None = None) -> Score:
         """Over cases of the mean over classes, or of one class."""
-        at = MEASURES.index(measure)
-        return score_seeds(MEAN, y, [_of_case(m, at, k) for m in each], patient, draws=len(each), seed=fit.seed)
+        of_cases = [_of_case(m, MEASURES.index(measure), k) for m in each]
+        return score_seeds(MEAN, y, of_cases, patient, draws=len(each), seed=fit.seed)
 
     shown: list[dict[str, str | Score | None]] = []
     rows: list[dict[str, Any]] = []
-    entries = []
     for (what, reader, labels), each in found.items():
         own = found["run", reader if ("run", reader, labels) in found else "fine-tuned", labels]
         dice, rival = ([_of_case(m, 0) for m in some] for some in (each, own))
-        minus = (
-            None
-            if what == "run" and own is each
-            else difference_seeds(MEAN, y, dice, rival, patient, draws=len(dice), seed=fit.seed)
-        )
+        minus = None
+        if own is not each:
+            minus = difference_seeds(MEAN, y, dice, rival, patient, draws=len(dice), seed=fit.seed)
         mine = {measure: mean(each, measure) for measure in MEASURES}
         called = name if what == "run" else what.replace("run", name)
         drawn = f"{labels} ({scans[labels]} scans)" + (f", {len(each)} draws" if len(each) > 1 else "")
-        shown.append(
-            {
-                "features": called,
-                "reader": reader,
-                "masks": drawn,
-                **{m: mine[m] for m in SHOWN},
-                "Dice minus run": minus,
-            }
-        )
+        cells = {m: mine[m] for m in SHOWN}
+        shown.append({"features": called, "reader": reader, "masks": drawn, **cells, "Dice minus run": minus})
         by_class = {
             label: {m: mean(each, m, k).as_dict() for m in MEASURES} for k, label in enumerate(question.target.names)
         }
-        said = {"features": called, "reader": reader, "labels": labels, "draws": len(each), "by_class": by_class}
-        rows.append(
-            said | {"scores": {k: s.as_dict() for k, s in mine.items()}, "minus_run": minus and minus.as_dict()}
-        )
-        entries.append(Entry(what, reader, dice, labels))
-    unit = "mm" if all(s is not None for s in question.test.store.column("spacing")[question.test.rows]) else "pixels"
-    about = {"command": "segment"} | question.described() | {"metric": "Dice", "sign": 1, "unit": unit}
-    about |= {"tolerance": fit.tolerance, "steps": fit.steps, "batch": fit.batch}
-    result = about | {"rows": rows}
-    remember(folder.path / "scores.json", result)
-    kept = {k: about[k] for k in ("command", "target", "task", "classes", "test_store", "test", "train_store")}
-    Predictions(kept, question.test.column("scan"), patient, y, entries).write(folder.path)
+        row = {"features": called, "reader": reader, "labels": labels, "draws": len(each), "by_class": by_class}
+        scored = {measure: s.as_dict() for measure, s in mine.items()}
+        rows.append(row | {"scores": scored, "minus_run": minus.as_dict() if minus else None})
+        board.add(what, reader, dice, labels)
+    result = board.about | {"rows": rows}
+    board.keep(folder.path, result)
     print(headline(result))
     print(f"HD95 in {unit}; surface Dice at {fit.tolerance:g} {unit}; {fit.steps} steps of {fit.batch}")
     print(table(shown, ["features", "reader", "masks", *SHOWN, "Dice minus run"]))

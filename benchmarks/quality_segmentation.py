@@ -1,0 +1,71 @@
+"""What pretraining is worth for segmentation: fine-tuned on few and on all masks, against scratch, frozen and dense probes.
+
+    python benchmarks/quality_segmentation.py --source hippocampus --methods simclr greedy_ae
+
+`--source` holds images/ and labels/ (NIfTI, paired by name). Pretraining sees the training volumes without their masks; every row
+of a table is then trained on the same masks with the same steps and batch, and scored on the test volumes' own grids. The last
+step counts: nothing is chosen on validation or test volumes. Prints a table for each method, with its time and the load.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("CI", "1")  # quiet
+
+import torch
+
+import medssl
+from medssl.steps.segment import segment
+from medssl.steps.segmenters import RIVALS
+
+
+def main() -> None:
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--source", required=True)
+    args.add_argument("--work", help="a folder to keep stores and runs in, and to go on from")
+    args.add_argument("--recipe", default="mr")
+    args.add_argument("--methods", nargs="+", default=["simclr"])
+    args.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64])
+    args.add_argument("--size", type=int, default=48)
+    args.add_argument("--spacing", type=float, default=1.0)
+    args.add_argument("--pretrain-steps", type=int, default=150)
+    args.add_argument("--pretrain-batch", type=int, default=16)
+    args.add_argument("--steps", type=int, default=250)
+    args.add_argument("--batch", type=int, default=4)
+    args.add_argument("--width", type=int, default=8)
+    args.add_argument("--labels", nargs="+", default=["10 %", "all"])
+    args.add_argument("--draws", type=int, default=1)
+    args.add_argument("--rivals", nargs="*", default=list(RIVALS))
+    args.add_argument("--threads", type=int, default=2)
+    given = args.parse_args()
+    torch.set_num_threads(given.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(given.work or scratch)
+        store = work / "store"
+        if not store.exists():
+            medssl.ingest(given.source, store, key=work / "key", recipe=given.recipe)
+        for method in given.methods:
+            start = time.perf_counter()
+            run = medssl.pretrain(
+                store, work / method, method=method, encoder="cnn", encoder_options={"widths": given.widths}, views=given.recipe,
+                size=given.size, spacing=given.spacing, steps=given.pretrain_steps, batch=given.pretrain_batch,
+                monitor_every=0,
+            )  # fmt: skip
+            print(f"{method}: pretrained in {time.perf_counter() - start:.0f} s, load {_load()}", flush=True)
+            start = time.perf_counter()
+            segment(
+                run, store, labels=given.labels, draws=given.draws, steps=given.steps, batch=given.batch, width=given.width,
+                rivals=given.rivals,
+            )  # fmt: skip
+            print(f"{method}: scored in {time.perf_counter() - start:.0f} s, load {_load()}\n", flush=True)
+
+
+def _load() -> str:
+    return f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+
+
+if __name__ == "__main__":
+    main()
