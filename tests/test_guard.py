@@ -202,6 +202,9 @@ def test_of_small_images_a_shift_is_found_that_the_hash_does_not_see():
     ]
     a, b = of("training", images), of("test", [*shifted, *texture(20)])
     assert copies(a, b, Images([a, b])).near == {j: j for j in range(9)}
+    words = "\n".join(guard(empty("pretraining"), a, empty("validation"), b).words())
+    assert "training has seen 9 of the 29 test images (9 of them nearly)" in words
+    assert "29 test scans are smaller than 64 pixels" in words
     large = dataclasses.replace(a, edge=np.full(60, 300)), dataclasses.replace(b, edge=np.full(29, 300))
     assert set(copies(*large, Images(large)).near) == {4}  # by hash alone: the one that is not shifted
 

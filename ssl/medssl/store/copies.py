@@ -20,15 +20,12 @@ Strings = NDArray[np.str_]
 Rows = NDArray[np.int64]
 
 BITS = 48  # hashes that near make a candidate; on X-rays of 224 pixels every near-copy that `similar` confirms is one
-SURE = (
-    32  # bits within which a pair counts although its pixels cannot be compared: no two patients' X-rays were so near
-)
+SURE = 32  # bits within which a pair deserves a look, whatever its pixels say: no X-rays of two patients were so near
 NEAREST = 8  # hashes looked at per scan
 SMALL = 224  # pixels of the longest side below which a shift by two pixels is too much for the hash
-BAND, SOFT = (
-    11,
-    0.5,
-)  # frequencies along each axis, and the edge that the window softens, of the signature of a small image
+TINY = 64  # pixels below which noise and compression hide a copy from `similar`
+BAND = 11  # frequencies along each axis of the signature of a small image
+SOFT = 0.5  # share of each axis that its window softens
 NEIGHBOURS = 2  # looked at per scan, by signature and by embedding
 COSINE = 0.9  # of embeddings minus their mean; less is not worth a look at the pixels
 CACHED = 512  # images in memory

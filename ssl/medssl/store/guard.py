@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medssl.errors import UserError
-from medssl.store.copies import SMALL, Images, Scans, copies
+from medssl.store.copies import TINY, Images, Scans, copies
 from medssl.store.intensity import unit
 from medssl.store.store import Store
 
@@ -153,8 +153,11 @@ def _unknown(pretrained: Scans, train: Scans, test: Scans, images: Images) -> li
             f"the pixels of {unread} of {len(pretrained)} pretraining scans cannot be read: near-copies of theirs are found by "
             "hash alone, and never for sure"
         )
-    if small := int(((test.edge > 0) & (test.edge < SMALL)).sum()):
-        lines.append(f"{small} test scans are smaller than {SMALL} pixels: not all near-copies of such are found")
+    if tiny := int(((test.edge > 0) & (test.edge < TINY)).sum()):
+        lines.append(
+            f"{tiny} test scans are smaller than {TINY} pixels: near-copies of such that are shifted or of another grey curve "
+            "are found, noisy and compressed ones not all"
+        )
     return lines
 
 
