@@ -37,6 +37,8 @@ def test_every_measure_has_a_value_and_the_shares_are_of_what_can_be():
         measures(x, views[:, 0])
     with pytest.raises(ValueError, match="views"):
         measures(x, views.transpose(1, 0, 2))
+    with pytest.raises(ValueError, match="views"):
+        measures(x, views[1:])
 
 
 def test_the_jackknife_is_its_formula():
@@ -215,6 +217,9 @@ def test_runs_measured_on_other_scans_are_not_compared(made, tmp_path):
     found["panel"]["store"] = "another"
     path.write_text(json.dumps(found))
     with pytest.raises(UserError, match="different panels; add store=STORE"):
+        medssl.quality(runs=str(where))
+    path.write_text(json.dumps(found | {"weights": "of another encoder"}))
+    with pytest.raises(UserError, match=r"r0 has no quality\.json of its present encoder"):
         medssl.quality(runs=str(where))
     path.write_text("{")
     with pytest.raises(UserError, match="damaged"):

@@ -171,9 +171,9 @@ class Monitor:
             raise Broken(f"{broken}. There was no healthy look before it, so nothing is handed over", broken.step)
         state: dict[str, Any] = {"method": method, "step": 0}
         load(fabric, healthy, state)
-        print(
-            f"{broken}. Handed over as it was at step {state['step']}, the last look without an alarm", file=sys.stderr
-        )
+        if self.writes:
+            words = f"{broken}. Handed over as it was at step {state['step']}, the last look without an alarm"
+            print(words, file=sys.stderr)
         return int(state["step"])
 
 

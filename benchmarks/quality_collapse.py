@@ -1,0 +1,228 @@
+"""Does the alarm name planted collapses early, and does it leave healthy runs in peace?
+
+    python benchmarks/quality_collapse.py                     # on the synthetic cohort
+    python benchmarks/quality_collapse.py --source pneumoniamnist.npz
+
+Planted: each collapse is in the settings, the data or the weights from step 0 on. It is caught when its own cause is named at a
+look in the first tenth of the run; "first" says whether that cause stands before all others that are named with it. Healthy: runs
+of six methods with their own defaults, of four or three seeds; every look that raises anything is a false alarm. The last table
+has, for each number that an alarm is about, its limit and how near healthy runs come to it.
+"""
+
+import argparse
+import dataclasses
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("CI", "1")  # quiet
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+import medssl
+from medssl import catalog
+from medssl.evals.alarm import LIMITS
+from medssl.methods.parts import follow
+from medssl.scans.cohort import write_cohort
+from medssl.steps.monitor import Monitor
+from medssl.store.canvas import Canvas
+from medssl.store.store import Store
+from medssl.train.log import Log
+from medssl.train.loop import train
+from medssl.train.optim import Optim
+from medssl.train.stop import Broken
+
+SMALL = {
+    "cnn": {"widths": [8, 16, 32]},
+    "mlp": {"widths": [64, 32], "activation": "relu"},
+    "vit": {"patch": 4, "dim": 48, "depth": 2, "heads": 2},
+}
+LOWEST = {"scan_contrast", "view_contrast", "teacher_gap", "grad_norm", "spread", "projected_spread", "rankme"}
+
+
+@dataclasses.dataclass
+class Plant:
+    """How to spoil a run, and the cause that the alarm has to name."""
+
+    cause: str
+    what: str
+    method: str = "simclr"
+    encoder: str = "cnn"
+    views: str = "neutral"
+    method_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    views_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    optim: dict[str, Any] = dataclasses.field(default_factory=dict)
+    spoil: Callable[[Any], None] | None = None
+    data: Callable[[Canvas], Canvas] | None = None
+
+
+def no_predictor(method: Any) -> None:
+    method.predictor = nn.Identity()
+
+
+def copying(method: Any) -> None:
+    method.after_step = lambda clock: follow(method.teacher, method.student(), 0.0)
+
+
+def dead(method: Any) -> None:
+    with torch.no_grad():
+        method.encoder.layers[-1][4].bias.fill_(-20.0)
+
+
+def narrowing(method: Any) -> None:
+    """A last linear layer whose singular values but the first lose a third at every step."""
+    last = nn.Conv2d(method.encoder.dim, method.encoder.dim, 1)
+    method.encoder.layers.append(last)
+
+    def after_step(clock: Any) -> None:
+        with torch.no_grad():
+            u, s, v = torch.linalg.svd(last.weight.flatten(1))
+            s[1:] *= 2 / 3
+            last.weight.copy_((u * s @ v).view_as(last.weight))
+
+    method.after_step = after_step
+
+
+def wrong_window(canvas: Canvas) -> Canvas:
+    high = canvas.high + 100 * (canvas.high - canvas.low)
+    return dataclasses.replace(canvas, low=high, high=high + (canvas.high - canvas.low))
+
+
+NOISE = {"crop_scale": [0.01, 0.02], "noise_p": 1.0, "noise": [5.0, 9.0]}
+PLANTS = [
+    Plant("constant", "BYOL without predictor and momentum", "byol", method_options={"momentum": 0.0}, spoil=no_predictor),
+    Plant("constant", "weight decay 100", encoder="mlp", optim={"lr": 0.01, "weight_decay": 100.0}),
+    Plant("constant", "learning rate 1, a thousand times too high", optim={"lr": 1.0}),
+    Plant("explosion", "learning rate 100", optim={"lr": 100.0}),
+    Plant("few directions", "all but one direction of the last layer fade", spoil=narrowing),
+    Plant("chance", "temperature 100: the loss stays at ln K", method_options={"temperature": 100.0}),
+    Plant("dead units", "biases of -20 before the last ReLU", spoil=dead),
+    Plant("not finite", "learning rate 1e30", optim={"lr": 1e30}),
+    Plant("window", "an intensity window far above all values", data=wrong_window),
+    Plant("unrelated views", "crops of 1 % under noise", views_options=NOISE),
+    Plant("same views", "a recipe without augmentation", views="plain"),
+    Plant("teacher copies", "the teacher is set to the student at every step", "byol", spoil=copying),
+    Plant("teacher stuck", "momentum 1", "byol", method_options={"momentum": 1.0}),
+    Plant("no gradient", "temperature 1e6", method_options={"temperature": 1e6}),
+]  # fmt: skip
+HEALTHY = [("simclr", 4), ("byol", 4), ("contrastive", 3), ("triplet", 3), ("mae", 3), ("greedy_ae", 3)]
+
+
+class Watched:
+    """A monitor that keeps what it says, and ends the run at step `until` or once `cause` is named."""
+
+    def __init__(self, monitor: Monitor, cause: str = "", until: int = 0):
+        self.monitor, self.cause, self.until = monitor, cause, until
+        self.looks: list[tuple[int, list[str], dict[str, float]]] = []
+
+    def __call__(self, method: Any, logged: list[dict[str, Any]]) -> dict[str, Any]:
+        """Look, note, and perhaps end the run."""
+        out, alarms = self.monitor.look(method, logged)
+        step, causes = logged[-1]["step"], [a.cause for a in alarms]
+        self.looks.append((step, causes, out["seen"]))
+        over = self.cause in causes or (self.until and step >= self.until)
+        return {"warning": "over", "do": "end"} if over else {}
+
+
+def go(store: Store, folder: Path, plant: Plant, seed: int, given: argparse.Namespace, until: int = 0) -> Watched:
+    """One run; a planted one ends after its first tenth."""
+    size = (given.size,) * 2
+    canvas = store.canvas(size)
+    canvas = plant.data(canvas) if plant.data else canvas
+    spec = catalog.spec("method", plant.method, **plant.method_options)
+    run = spec.pop("_run_", {})
+    torch.manual_seed(seed)
+    encoder = catalog.build(catalog.spec("encoder", plant.encoder, **SMALL[plant.encoder]), channels=1, size=size)
+    method = catalog.build(spec, encoder=encoder)
+    if plant.spoil:
+        plant.spoil(method)
+    recipe = catalog.build(catalog.spec("views", plant.views, **plant.views_options), size=size)
+    resolved = {"seed": seed, "batch": given.batch, "accumulate": 1, "on_collapse": "warn", "monitor_every": 1}
+    monitor = Monitor(store, canvas, recipe, method, resolved, "cpu", folder)
+    monitor.label = None  # kNN is not what is asked about
+    watched = Watched(monitor, plant.cause if until else "", until)
+    folder.mkdir(parents=True)
+    optim = Optim(**({"lr": run.get("lr", 1e-3), "lr_end": run.get("lr_end", 0.0)} | plant.optim))
+    try:
+        train(
+            Fabric(accelerator="cpu"), method, canvas, store.rows("train"), recipe, folder / "c", Log(folder, "jsonl", {}),
+            steps=given.steps, batch=given.batch, seed=seed, optim=optim, log_every=1, save_every=given.steps,
+            monitor=watched, monitor_every=given.steps // 20, quiet=True,
+        )  # fmt: skip
+    except Broken as e:
+        if str(e) != "over":  # found by the loop and not by a look
+            watched.looks.append((e.step + 1, ["not finite"], {}))
+    return watched
+
+
+def main() -> None:
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--source", help="images with a validation split; by default the synthetic cohort")
+    args.add_argument("--steps", type=int, default=400)
+    args.add_argument("--batch", type=int, default=48)
+    args.add_argument("--size", type=int, default=20)
+    given = args.parse_args()
+    torch.set_num_threads(1)
+    began = time.process_time()
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        with redirect_stdout(io.StringIO()):
+            source = given.source or write_cohort(work / "cohort", patients=160, size=48, seed=3) / "scans"
+            store = medssl.ingest(source, work / "store", key=work / "key")
+        tenth = given.steps // 10
+        print(
+            f"{len(store.rows('train'))} training scans, {given.steps} steps of {given.batch}, first tenth: {tenth} steps\n"
+        )
+        print(f"{'planted':58} {'cause':16} {'named at step':14} first  caught")
+        caught = 0
+        for i, plant in enumerate(PLANTS):
+            watched = go(store, work / f"p{i}", plant, 0, given, until=2 * tenth)
+            named = next(((s, c) for s, c, _ in watched.looks if plant.cause in c), None)
+            ok = named is not None and named[0] <= tenth
+            caught += ok
+            at = (
+                str(named[0])
+                if named
+                else f"never; {'; '.join(sorted({c for _, cs, _ in watched.looks for c in cs})) or 'silent'}"
+            )
+            first = "" if named is None else "yes" if named[1][0] == plant.cause else f"after {named[1][0]}"
+            print(f"{plant.what:58} {plant.cause:16} {at:14} {first:6} {'yes' if ok else 'NO'}", flush=True)
+        print(f"{caught} of {len(PLANTS)} caught in the first tenth\n")
+
+        print(f"{'healthy':24} {'looks':6} alarms")
+        near: dict[str, list[float]] = {}
+        quiet = runs = 0
+        for name, seeds in HEALTHY:
+            run = catalog.load("method", name).get("_run_", {})
+            plant = Plant(
+                "", "", name, {"mae": "vit", "greedy_ae": "mlp"}.get(name, "cnn"), run.get("views", "neutral")
+            )
+            for seed in range(seeds):
+                watched = go(store, work / f"{name}{seed}", plant, seed, given)
+                wrong = [f"{'/'.join(c)} at {s}" for s, c, _ in watched.looks if c]
+                runs, quiet = runs + 1, quiet + (not wrong)
+                print(
+                    f"{name + ', seed ' + str(seed):24} {len(watched.looks):<6} {', '.join(wrong) or 'none'}",
+                    flush=True,
+                )
+                for _, _, seen in watched.looks:
+                    for key in LIMITS:
+                        if key in seen:
+                            near.setdefault(key, []).append(seen[key])
+        print(f"{quiet} of {runs} healthy runs without an alarm\n")
+    print(f"{'number':18} {'limit':>8}  nearest in a healthy run")
+    for key, values in near.items():
+        if key != "chance":
+            print(f"{key:18} {LIMITS[key]:8g}  {min(values) if key in LOWEST else max(values):.3g}")
+    print(f"\n{(time.process_time() - began) / 60:.1f} minutes of one core")
+
+
+if __name__ == "__main__":
+    main()
