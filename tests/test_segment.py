@@ -1,5 +1,6 @@
 """Segmentation: stages of encoders, the decoder, the loss, masks that move with their images, and the command."""
 
+import dataclasses
 import json
 import multiprocessing as mp
 import os
@@ -26,7 +27,7 @@ from medssl.encoders.patch_bank import PatchBank
 from medssl.encoders.timm2d import TimmEncoder
 from medssl.encoders.vit import ViT
 from medssl.errors import UserError
-from medssl.methods.base import Clock
+from medssl.methods.base import Clock, Method
 from medssl.objectives.dice import dice_cross_entropy
 from medssl.steps.predictions import of_run
 from medssl.steps.segment import segment
@@ -199,6 +200,31 @@ def test_a_crop_of_a_mask_is_the_box_of_its_image():
     for m, f, (y, x), extent in zip(mask, found, starts.long().tolist(), extents.tolist(), strict=True):
         assert extent == [10, 10]
         assert torch.equal(f, m[y : y + 10, x : x + 10])
+
+
+class Watch(Method):
+    """Nothing to learn: says how far what is bright in its views and the masks it is given agree."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.found = torch.nn.Identity(), []
+
+    def forward(self, batch, clock):
+        bright, given = batch["views"][0][:, 0] > 0, batch["target"] > 0
+        self.found.append(float(2 * (bright & given).sum() / (bright.sum() + given.sum())))
+        return {"loss": torch.zeros(())}
+
+
+def test_the_loop_hands_over_masks_that_lie_on_their_views(tmp_path):
+    canvas = dataclasses.replace(tiny.canvas(), mean=0.46, std=0.2)  # 0 is halfway between disc and background
+    method = Watch()
+    recipe = catalog.build(catalog.load("views", "crop") | {"crop_scale": [0.3, 0.6]}, size=(16, 16))
+    train(
+        Fabric(accelerator="cpu", devices=1), method, canvas, np.arange(48), recipe, tmp_path / "c", Log(tmp_path, "jsonl", {}),
+        steps=3, batch=16, seed=0, optim=Optim(), targets=(canvas.array[:, 0] > 120).astype(np.uint8),
+    )  # fmt: skip
+    assert len(method.found) == 3
+    assert min(method.found) > 0.9
 
 
 STEPS = 8

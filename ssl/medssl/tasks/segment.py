@@ -5,7 +5,6 @@ From initial weights it is the rival of any pretraining, from pretrained ones it
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from medssl.errors import UserError
@@ -45,9 +44,7 @@ class Segment(Method):
 
     def scores(self, x: Tensor) -> Tensor:
         """Standardised scans (B, C, *S) -> (B, classes, *S)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            stages = self.encoder.stages(x)
-        return self.decoder(x, stages)
+        return self.decoder(x, self.encoder.stages(x))
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         return {"loss": dice_cross_entropy(self.scores(batch["views"][0]), batch["target"])}
