@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from medssl.errors import UserError
-from medssl.evals import draws, newton
+from medssl.evals import choose, draws, newton
 from medssl.evals.bootstrap import score
 from medssl.evals.choose import PENALTIES, held_out
 from medssl.evals.linear import linear_probes
@@ -218,6 +218,21 @@ def test_both_ways_to_a_newton_step_end_at_the_same_place(monkeypatch):
     assert (factored.weights != iterated.weights).any()
 
 
+def test_a_hessian_that_cannot_be_factored_is_done_without(monkeypatch):
+    x, y = problem(7, 120, 30, 2, "separable")
+    asked = []
+
+    def singular(h):
+        asked.append(len(h))
+        return torch.zeros_like(h), torch.ones(len(h))
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", singular)
+    model = fit_many(x, y, [np.arange(120)], WEAK, classes=2)[0]
+    assert asked
+    for i, C in enumerate(WEAK):
+        agrees(standardised(x), y, model, i, C, solver="newton-cholesky")
+
+
 def test_more_features_than_scans_takes_another_road_to_the_same_place():
     x, y = problem(1, 60, 30, 2)
     wide = np.c_[x, x @ np.random.default_rng(0).normal(size=(30, 100)), np.zeros((60, 40))]
@@ -334,6 +349,7 @@ def test_a_subset_is_chosen_for_on_no_more_validation_scans_than_it_has():
     )
     assert [v for _, v in again.path] == pytest.approx([v for _, v in few.path])
     assert linear_probes(train, val, [], classes=2, subsets=sets[:1], seed=1, **who)[0].path != few.path
+    assert len({choose._key(0, np.array(p)) for p in (["a", "b"], ["b", "a", "a"], ["a", "c"])}) == 2
     with pytest.raises(ValueError, match="patients"):
         linear_probes(train, val, [], classes=2, subsets=sets)
     # and without validation scans, the subset's own labels are all that is seen

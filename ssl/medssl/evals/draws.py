@@ -25,7 +25,7 @@ from medssl.errors import UserError
 from medssl.rng import Key, words
 
 BINS = 5  # strata of values
-STREAM = 0x44726177  # of random numbers, among those that have the same seed
+STREAM = 0x4472  # of random numbers, among those of one seed
 
 
 @dataclass(frozen=True)
