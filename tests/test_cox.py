@@ -137,6 +137,13 @@ def test_the_penalty_has_the_best_likelihood_of_validation_patients():
     np.testing.assert_allclose(probe.predictions[0], model.predict(x[200:], PENALTIES.index(probe.C)), atol=1e-6)
 
 
+def test_an_event_with_nobody_else_at_risk_says_nothing():
+    x, _ = cohort(12, 10, 3)
+    model = fit_cox(x, np.c_[np.arange(1, 11), np.arange(1, 11) == 10].astype(float), np.array([1.0]))
+    assert model.converged.all()
+    assert (model.predict(x) == 0).all()
+
+
 def test_risk_orders_unseen_patients():
     x, y = cohort(9, 300, 5)
     [probe] = cox_probes((x[:150], y[:150]), (x[150:200], y[150:200]), [x[200:]])

@@ -68,7 +68,7 @@ def minimise(problem: Convex, x: Tensor, decay: Tensor, free: int) -> Found:
         x0, f0, damp = x[at], value[at], ridge[at]
         g, diagonal, curvature = part.expand(x0)
         g = g + damp * x0
-        gap[at] = _left(g, damp, free) / f0.abs()
+        gap[at] = _left(g, damp, free) / f0.abs().clamp(min=torch.finfo(f0.dtype).tiny)
         active = gap > GAP
         live = active[at]
         if not live.any() or step == STEPS:
