@@ -65,7 +65,7 @@ def test_every_row_stands_at_every_budget_with_intervals_and_its_difference(tune
         ("simclr cnn", "fine-tuned"),
         ("random init", "end to end"),
         ("run, frozen", "linear"),
-        ("random init, frozen", "head only"),
+        ("random init, frozen", "linear"),
     ]
     assert set(rows) == {(*line, budget) for line in lines for budget in ("20 %", "all")}
     assert any("ImageNet" in flag for flag in tuned["flags"])  # a cnn has no such weights, and the table says so
@@ -90,7 +90,7 @@ def test_every_row_stands_at_every_budget_with_intervals_and_its_difference(tune
 def test_all_fits_have_the_same_budget_and_their_own_seeds(tuned, made):
     """Every fit has the same steps and rates, none the same scans in the same order from the same weights."""
     fits = sorted((made[1] / "finetune").glob("*/*/"))
-    assert len(fits) == 3 * 2 * 2
+    assert len(fits) == 2 * 2 * 2
     logged = {f.name: [json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in fits}
     assert len({tuple((r["step"], r["lr"]) for r in rows) for rows in logged.values()}) == 1
     assert len({rows[-1]["loss"] for rows in logged.values()}) == len(fits)
@@ -232,9 +232,10 @@ def drawn(tmp_path_factory):
     lines = ["file,bright,large,level,width,days,died,split"]
     for i in range(90):
         level, bright = i % 3, i // 3 % 2
-        y, x = np.mgrid[:20, :20] - 9.5
+        random = np.random.default_rng(i)
+        y, x = np.mgrid[:20, :20] - 9.5 - random.uniform(-3, 3, (2, 1, 1))
         picture = 40 + 60 * (1 + bright) * (y**2 + x**2 < (3 + 2 * level) ** 2)
-        noise = np.random.default_rng(i).integers(0, 30, (20, 20))
+        noise = np.kron(random.integers(0, 60, (5, 5)), np.ones((4, 4), int))  # coarse, or they are near duplicates
         Image.fromarray((picture + noise).astype(np.uint8)).save(folder / "scans" / f"{i}.png")
         split = ("train", "train", "test")[i % 9 // 3]
         said = ("yes" if bright else "no") if i % 7 else ""
@@ -269,7 +270,7 @@ def drawn(tmp_path_factory):
 def test_every_kind_of_task_is_learnt(drawn, task, target, metric):
     store, run = drawn
     result = finetune(
-        run, store, target, task=task, labels=["all"], draws=1, steps=40, batch=30, lr=1e-2, views="plain", rivals=[]
+        run, store, target, task=task, labels=["all"], draws=1, steps=60, batch=30, lr=1e-2, views="plain", rivals=[]
     )  # fmt: skip
     score = result["rows"][0]["scores"][metric]
     assert score["low"] <= score["value"] <= score["high"]

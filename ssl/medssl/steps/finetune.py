@@ -2,64 +2,30 @@
 
 import hashlib
 import json
-import shutil
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from safetensors.torch import save_file
 from torch import nn
 
 from medssl import catalog
-from medssl.encoders.handover import KEYS, load_encoder, save_encoder
+from medssl.encoders.handover import load_encoder
 from medssl.encoders.timm2d import at_hand
 from medssl.errors import UserError
-from medssl.files import atomic, write_json
+from medssl.files import write_json
 from medssl.steps import features, readers
 from medssl.steps.board import Board
+from medssl.steps.fits import Drawn, Fit, Fits, Row
 from medssl.steps.pretrain import described, spec_of
 from medssl.steps.question import Question
 from medssl.steps.rivals import Entrants, chosen
 from medssl.store.store import Store
-from medssl.tasks.supervised import Supervised, kind_of
-from medssl.train.optim import Optim
 
 RIVALS = ("scratch", "linear probe", "random frozen", "ImageNet")
 VERSION = 1  # of what a fit is: part of its folder's name
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: what it is called, the weights it starts from, and which of them are trained."""
-
-    features: str
-    reader: str
-    start: Callable[[], nn.Module]
-    blocks: int | None
-    layer_decay: float
-
-
-class Drawn(NamedTuple):
-    """A budget in words, the seed that drew it, and the positions of its scans in training."""
-
-    budget: str
-    seed: int
-    rows: np.ndarray
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What all fits of a table have in common. See `finetune`."""
-
-    steps: int
-    batch: int
-    lr: float
-    weight_decay: float
-    views: dict[str, Any]
-    device: str
 
 
 def finetune(
@@ -89,10 +55,10 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune the encoder of a run on budgets of labels; prints a table, adds it to RUN/scores.json and returns it.
 
-    Each budget is drawn `draws` times from the training patients (`medssl.evals.draws`), and every row is trained on every
-    draw, with the same steps, batch, rates and views. What counts is the encoder after the last step: nothing is chosen on
-    validation patients, and nothing on test patients. Intervals are over test patients and draws; "minus run" is the paired
-    difference of the first metric to the run's own row, over the same draws.
+    Each budget is drawn `draws` times from the training patients (`medssl.evals.draws`), and what is trained is trained on
+    every draw with the same steps, batch, rates and views. What counts is the encoder after the last step: no step is chosen
+    on validation patients, and nothing on test patients. Intervals are over test patients and draws; "minus run" is the
+    paired difference of the first metric to the run's own row, over the same draws.
 
     Killed and started again, it goes on where it was. Each fit has a folder RUN/finetune/…; that of the run's first draw of
     the largest budget holds the fine-tuned encoder (`medssl.load_encoder`) and head.safetensors, whose scores are
@@ -110,9 +76,9 @@ def finetune(
         steps, batch, lr, weight_decay: of AdamW with a short warm-up and half a cosine. A budget of fewer scans than
             `batch` is a batch of its own.
         views: a recipe of configs/views; None: the run's own.
-        rivals: which of RIVALS stand in the table: the run's own initial weights trained from scratch; a linear probe of the
-            frozen encoder on the same draws, its penalty chosen on validation patients (not of survival); the head alone on the
-            initial weights; ImageNet's weights fine-tuned, where timm has them on this machine.
+        rivals: which of RIVALS stand in the table: the run's own initial weights trained from scratch; linear probes of the
+            frozen encoder and of the frozen initial weights, fitted on the same draws to the end, the penalty chosen on
+            validation patients (not of survival); ImageNet's weights fine-tuned, where timm has them on this machine.
         where, test_where, positive, test_store, allow_overlap: as for `medssl.probe`.
         save_every: steps between checkpoints.
 
@@ -136,38 +102,46 @@ def finetune(
     drawn = [Drawn(b, seed + i, at) for b, each in subsets.items() for i, at in enumerate(each or every)]
     _check(question, drawn)
     about = _about(question, entrants.card, fit, rows[0])
-    home = path / "finetune" / _digest(about)
-    write_json(home / "settings.json", about)
+    fits = Fits(path / "finetune" / _digest(about), question, entrants.card, fit, save_every)
+    write_json(fits.home / "settings.json", about)
     largest = max(drawn, key=lambda draw: len(draw.rows))  # the first of them
-    kept = home / _name(largest, rows[0])
-    board = Board(
-        "finetune", question, entrants.name, seed=seed, encoder=str(kept.relative_to(path)), settings=about["fit"]
-    )
+    kept = fits.folder(rows[0], largest)
+    encoder, settings = str(kept.relative_to(path)), about["fit"]
+    board = Board("finetune", question, entrants.name, seed=seed, encoder=encoder, settings=settings)
+    probes = _probes(entrants, question, names, subsets, seed)
     for budget in subsets:
         for row in rows:
             each = []
             for draw in (d for d in drawn if d.budget == budget):
-                print(f"fine-tuning: {budget} ({len(draw.rows)} scans), draw {draw.seed}, {row.features}, {row.reader}",
-                      file=sys.stderr)  # fmt: skip
-                folder = home / _name(draw, row)
-                each.append(_fitted(folder, row, draw, question, entrants, fit, save_every, folder == kept))
+                print(
+                    f"fine-tuning: {budget} ({len(draw.rows)} scans), draw {draw.seed}, {row.features}", file=sys.stderr
+                )
+                each.append(fits.predict(row, draw, keep=fits.folder(row, draw) == kept))
             board.add(row.features, row.reader, each, budget)
-    if "linear probe" in names and question.target.task != "survival":
-        found = readers.linear(
-            entrants.of_run(), question, [question.test], subsets=subsets, seed=seed, device=entrants.device
-        )
-        for budget, of_draws in found.items():
-            p = [of_tests[0] for of_tests in of_draws]
-            board.add("run, frozen", "linear", p * (draws // len(p)), budget)  # of all labels there is but one probe
+        for shown, found in probes.items():
+            board.add(
+                shown, "linear", found[budget] * (draws // len(found[budget])), budget
+            )  # of "all" there is but one
     result = board.finish(path)
     print(f"fine-tuned encoder: {kept}")
     return result
 
 
-def _name(draw: Drawn, row: Row) -> str:
-    """Of the folder of a fit."""
-    name = f"{draw.budget} {draw.seed} {row.features} {row.reader}"
-    return name.replace("%", "percent").replace(",", "").replace(" ", "-")
+def _probes(
+    entrants: Entrants, question: Question, names: list[str], subsets: readers.Subsets, seed: int
+) -> dict[str, dict[str, list[np.ndarray]]]:
+    """What the features are called -> budget -> predictions of each draw."""
+    sources = {}
+    if question.target.task != "survival":
+        if "linear probe" in names:
+            sources["run, frozen"] = entrants.of_run()
+        if "random frozen" in names:
+            sources["random init, frozen"] = entrants.frozen("random init")
+    out = {}
+    for shown, source in sources.items():
+        found = readers.linear(source, question, [question.test], subsets=subsets, seed=seed, device=entrants.device)
+        out[shown] = {budget: [tests[0] for tests in of_draws] for budget, of_draws in found.items()}
+    return out
 
 
 def _rows(entrants: Entrants, rivals: list[str], blocks: int | None, layer_decay: float, flags: list[str]) -> list[Row]:
@@ -185,8 +159,6 @@ def _rows(entrants: Entrants, rivals: list[str], blocks: int | None, layer_decay
     rows = [Row("run", "fine-tuned", pretrained, blocks, layer_decay)]
     if "scratch" in rivals:
         rows.append(Row("random init", "end to end", initial, None, 1.0))
-    if "random frozen" in rivals:
-        rows.append(Row("random init, frozen", "head only", initial, 0, 1.0))
     if "ImageNet" in rivals:
         spec = spec_of("encoder", resolved["encoder"]) | {"pretrained": True}
         if len(card["size"]) == 2 and "pretrained" in resolved["encoder"] and at_hand(spec["model"]):
@@ -222,53 +194,3 @@ def _about(question: Question, card: dict[str, Any], fit: Fit, row: Row) -> dict
 
 def _digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6).hexdigest()
-
-
-def _fitted(
-    folder: Path,
-    row: Row,
-    draw: Drawn,
-    question: Question,
-    entrants: Entrants,
-    fit: Fit,
-    save_every: int,
-    keeps: bool,
-) -> np.ndarray:
-    """Predictions (N, …) for the test scans, by the fit in `folder`, which is gone on with or not done again."""
-    done, test, card = folder / "test.npy", question.test, entrants.card
-    if not done.exists() or (keeps and not (folder / "encoder.json").exists()):
-        part = question.train.take(draw.rows)
-        method = features.learn(
-            row.start(), card, kind_of(question.target.task, part.y, question.target.width),
-            part.store, part.rows, part.y, folder,
-            views=fit.views, steps=fit.steps, batch=min(fit.batch, len(part)), seed=draw.seed, device=fit.device,
-            optim=Optim(lr=fit.lr, weight_decay=fit.weight_decay, layer_decay=row.layer_decay), blocks=row.blocks,
-            save_every=save_every,
-        )  # fmt: skip
-        p = features.predictor(method, card, fit.device)(test.store, test.rows)
-        if keeps:
-            _hand_over(folder, method, question, card, part.y)
-        with atomic(done) as beside, beside.open("wb") as f:
-            np.save(f, p)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    try:
-        return np.load(done, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as e:
-        raise UserError(f"{done} is damaged; delete it and run the same command again") from e
-
-
-def _hand_over(folder: Path, method: Supervised, question: Question, card: dict[str, Any], y: np.ndarray) -> None:
-    """The encoder's pair and its head, in `folder`."""
-    weight, bias = method.linear()
-    with atomic(folder / "head.safetensors") as part:
-        save_file({"weight": weight.cpu().contiguous(), "bias": bias.cpu().contiguous()}, part)
-    head: dict[str, Any] = {
-        "target": str(question.target),
-        "task": question.target.task,
-        "classes": question.target.names,
-    }
-    if question.target.task == "value":
-        head |= {"mean": float(y.mean()), "std": float(y.std())}  # of the target, which scores are in units of
-    kept = {k: v for k, v in card.items() if k not in KEYS}
-    trained = {"store": question.train.store.fingerprint, "scans": len(y), "from": card["weights"]}
-    save_encoder(folder, method.encoder, kept | {"head": head, "fine_tuned": trained})

@@ -1,0 +1,101 @@
+"""One training on labels in a folder of its own: gone on with when it was stopped, not done again when it is finished."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.torch import save_file
+from torch import nn
+
+from medssl.encoders.handover import KEYS, save_encoder
+from medssl.errors import UserError
+from medssl.files import atomic
+from medssl.steps import features
+from medssl.steps.question import Question
+from medssl.tasks.supervised import Supervised, kind_of
+from medssl.train.optim import Optim
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what it is called, the weights it starts from, and which of them are trained."""
+
+    features: str
+    reader: str
+    start: Callable[[], nn.Module]
+    blocks: int | None
+    layer_decay: float
+
+
+class Drawn(NamedTuple):
+    """A budget in words, the seed that drew it, and the positions of its scans in training."""
+
+    budget: str
+    seed: int
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What all fits of a table have in common. See `medssl.finetune`."""
+
+    steps: int
+    batch: int
+    lr: float
+    weight_decay: float
+    views: dict[str, Any]
+    device: str
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Fits that answer one question, each in a folder below `home`. card: of the run's encoder.json."""
+
+    home: Path
+    question: Question
+    card: dict[str, Any]
+    fit: Fit
+    save_every: int
+
+    def folder(self, row: Row, draw: Drawn) -> Path:
+        """Of one fit."""
+        name = f"{draw.budget} {draw.seed} {row.features} {row.reader}"
+        return self.home / name.replace("%", "percent").replace(",", "").replace(" ", "-")
+
+    def predict(self, row: Row, draw: Drawn, keep: bool) -> np.ndarray:
+        """(N, …) for the test scans; with `keep` the trained encoder and head stay in the folder."""
+        folder, test, task = self.folder(row, draw), self.question.test, self.question.target.task
+        done = folder / "test.npy"
+        if not done.exists() or (keep and not (folder / "encoder.json").exists()):
+            part, fit = self.question.train.take(draw.rows), self.fit
+            method = features.learn(
+                row.start(), self.card, kind_of(task, part.y, self.question.target.width), part.store, part.rows, part.y, folder,
+                views=fit.views, steps=fit.steps, batch=min(fit.batch, len(part)), seed=draw.seed, device=fit.device,
+                optim=Optim(lr=fit.lr, weight_decay=fit.weight_decay, layer_decay=row.layer_decay), blocks=row.blocks,
+                save_every=self.save_every,
+            )  # fmt: skip
+            p = features.predictor(method, self.card, fit.device)(test.store, test.rows)
+            if keep:
+                self._hand_over(folder, method, part.y)
+            with atomic(done) as beside, beside.open("wb") as f:
+                np.save(f, p)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        try:
+            return np.load(done, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as e:
+            raise UserError(f"{done} is damaged; delete it and run the same command again") from e
+
+    def _hand_over(self, folder: Path, method: Supervised, y: np.ndarray) -> None:
+        """The encoder's pair and its head."""
+        target, (weight, bias) = self.question.target, method.linear()
+        with atomic(folder / "head.safetensors") as part:
+            save_file({"weight": weight.cpu().contiguous(), "bias": bias.cpu().contiguous()}, part)
+        head: dict[str, Any] = {"target": str(target), "task": target.task, "classes": list(target.names)}
+        if target.task == "value":
+            head |= {"mean": float(y.mean()), "std": float(y.std())}  # of the target, which scores are in units of
+        trained = {"store": self.question.train.store.fingerprint, "scans": len(y), "from": self.card["weights"]}
+        kept = {k: v for k, v in self.card.items() if k not in KEYS}
+        save_encoder(folder, method.encoder, kept | {"head": head, "fine_tuned": trained})
