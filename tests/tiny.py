@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from scipy import stats
 
 from medssl import catalog
 from medssl.rng import Key
@@ -58,3 +59,9 @@ def canvas(n: int = 48, dims: int = 2, channels: int = 1, size: int = 16, seed: 
     image = disc[:, None] * 120 + 60 + rng.normal(0, 12, (n, channels, *(size,) * dims))
     array = np.clip(image, 0, 255).astype(np.uint8)
     return Canvas(array, np.zeros(n, np.float32), np.full(n, 255, np.float32), 0.35, 0.2, (size,) * dims)
+
+
+def ends(patients: int, level: float = 0.95) -> list[float]:
+    """The quantiles of resamples that are the ends of an interval: Hesterberg, 2015, section 4.2, by scipy's distributions."""
+    tail = stats.norm.cdf(stats.t.ppf((1 - level) / 2, patients - 1) * (patients / (patients - 1)) ** 0.5)
+    return [tail, 1 - tail]

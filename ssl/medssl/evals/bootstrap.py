@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
+from scipy.stats import t
 
 from medssl.evals.metrics import Floats, Metric, Truth
 from medssl.evals.score import Difference, Score
@@ -145,7 +146,7 @@ def paired(
     times (Owen, 2007, https://doi.org/10.1214/07-AOAS122), so the interval errs on the wide side.
 
     p inverts the interval: it is the smallest alpha whose 1 - alpha interval leaves out 0, so test and interval never
-    disagree (Efron & Tibshirani, 1993, sections 13.3 and 15.4), but at least 2 / (n + 1), as n resamples show no less.
+    disagree (Efron & Tibshirani, 1993, sections 13.3 and 15.4), but at least that of 2 in n + 1, as n resamples show no less.
     se is the standard deviation of the resamples.
     """
     if not p_a or len(p_a) != len(p_b):
@@ -160,8 +161,22 @@ def paired(
     if np.isnan(found.low):
         return Difference(found, np.nan, np.nan)
     drawn = drawn[~np.isnan(drawn)]
-    p = max(2 * min(share_up_to_0(drawn), share_up_to_0(-drawn)), 2 / (n + 1))
-    return Difference(found, min(p, 1.0), float(drawn.std(ddof=1)))
+    p = min(max(2 * min(share_up_to_0(drawn), share_up_to_0(-drawn)), 2 / (n + 1)), 1.0)
+    return Difference(found, _of_expanded(p, found.patients), float(drawn.std(ddof=1)))
+
+
+def expanded(level: float, patients: int) -> float:
+    """The level at which percentiles are read, for an interval that covers `level` of the time.
+
+    Hesterberg, 2015 (https://doi.org/10.1080/00031305.2015.1089789), section 4.2: the normal quantile that percentiles amount to
+    becomes that of Student's t, and the variance of resamples, (n - 1) / n too small, is made up for.
+    """
+    return float(1 - 2 * ndtr(-t.isf((1 - level) / 2, patients - 1) * np.sqrt(patients / (patients - 1))))
+
+
+def _of_expanded(p: float, patients: int) -> float:
+    """The inverse: what p = 1 - level of percentiles is as the p of the expanded interval."""
+    return float(2 * t.sf(-ndtri(p / 2) * np.sqrt((patients - 1) / patients), patients - 1))
 
 
 def share_up_to_0(x: Floats) -> float:
@@ -271,7 +286,7 @@ def _interval(
     defined = found[~np.isnan(found)]
     ends = None
     if left is not None and len(defined) and patients > 1:
-        ends = bca_quantiles(value, defined, left, level)
+        ends = bca_quantiles(value, defined, left, expanded(level, patients))
         words = "BCa bootstrap" if ends is not None else f"{words} (BCa is undefined here)"
     joint = " " if words.endswith("and") else " over "
     how = f"{100 * level:g} % {words}{joint}{patients} patients, {len(found)} resamples"
@@ -284,7 +299,8 @@ def _interval(
     if rarest < FEW:
         how += f"; only {rarest} patients {metric.check.rare}".rstrip()
         how += ", so the true uncertainty is wider than shown"
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2] if ends is None else ends)
+    wide = expanded(level, patients)
+    low, high = np.quantile(defined, [(1 - wide) / 2, (1 + wide) / 2] if ends is None else ends)
     if low == high and rarest >= FEW:
         how += "; every resample agrees, so the true uncertainty is wider than shown"
     return Score(value, float(low), float(high), len(at), patients, how)
