@@ -67,7 +67,7 @@ class Predictions:
         with atomic(path) as part, part.open("wb") as f:
             np.savez_compressed(
                 f, about=json.dumps(self.about), entries=json.dumps(said), scan=self.scan.astype(str),
-                patient=self.patient.astype(str), y=self.y, **arrays,
+                patient=self.patient.astype(str), y=self.y, **arrays,  # type: ignore[arg-type]
             )  # fmt: skip
         return path
 

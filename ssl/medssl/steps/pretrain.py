@@ -34,7 +34,15 @@ RANGES = {  # what can work, both ends included
 }  # fmt: skip
 PRECISIONS = ("32-true", "bf16-mixed")
 ACCELERATORS = ("auto", "cpu", "cuda")
-FREE = {"workers", "accelerator", "devices", "log", "save_every", "store", "on_collapse"}  # may differ between starts of one run
+FREE = {
+    "workers",
+    "accelerator",
+    "devices",
+    "log",
+    "save_every",
+    "store",
+    "on_collapse",
+}  # may differ between starts of one run
 
 
 def pretrain(

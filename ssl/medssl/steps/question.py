@@ -105,8 +105,11 @@ def guarded(folder: Run, card: dict[str, Any], question: Question, allow_overlap
     """
     train, test = question.train, question.test
     before = pretrained_on(folder.path / "pretrained_on.parquet", card["key_id"], _pretraining_store(folder))
-    parts = (("training", train), ("validation", question.val), ("test", test))
-    report = guard(before, *(scans_of(name, part.store, part.rows) for name, part in parts))
+    home, val, away = (
+        scans_of(name, part.store, part.rows)
+        for name, part in (("training", train), ("validation", question.val), ("test", test))
+    )
+    report = guard(before, home, val, away)
     if report.refusal and not allow_overlap:
         raise UserError(
             f"{report.refusal}: scores would be too high. Test on other patients, or mark every number: allow_overlap=true"

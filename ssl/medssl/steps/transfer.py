@@ -57,7 +57,7 @@ def transfer(
     """
     if reader not in readers.READERS:
         raise UserError(f"reader is {reader!r}; it may be {' or '.join(readers.READERS)}")
-    asked = {"task": task, "positive": positive, "where": where, "allow_overlap": allow_overlap}
+    asked: dict[str, Any] = {"task": task, "positive": positive, "where": where, "allow_overlap": allow_overlap}
     names, stores = chosen(baselines), [to] if isinstance(to, str) else list(to)
     entrants, home = Entrants.of(run, store, target, device, **asked)
     others = [
@@ -68,12 +68,10 @@ def transfer(
     for name, how, ps in _read(entrants, home, [q.test for q in questions], names, reader, k, seed):
         for board, p in zip(boards, ps, strict=True):
             board.add(name, how, p)
-    result = {"home": boards[0].about, "others": []}
-    for question, board in zip(others, boards[1:], strict=True):
-        result["others"].append(_table(entrants, home, question, boards[0], board, seed))
+    tables = [_table(entrants, home, q, boards[0], board, seed) for q, board in zip(others, boards[1:], strict=True)]
     for board in boards:
         board.predictions().write(entrants.folder.path)
-    return result
+    return {"home": boards[0].about, "others": tables}
 
 
 def _read(

@@ -57,12 +57,12 @@ class Target:
         known = np.array([all(v is not None for v in scan) for scan in zip(*raw, strict=True)], bool)
         if self.task in ("classes", "ordinal"):
             place = {name: i for i, name in enumerate(self.names)}
-            y = np.array([place.get(v, -1) for v in _classes(raw[0], self.positive)], np.int64)
+            y = np.array([-1 if v is None else place.get(v, -1) for v in _classes(raw[0], self.positive)], np.int64)
             return np.maximum(y, 0), known & (y >= 0)
         if self.task == "labels":
             if len(self.columns) > 1:
                 y = np.stack([self._there(v, c) for v, c in zip(raw, self.columns, strict=True)], 1)
-                return y, ~np.isnan(y).all(1)
+                return y, np.any(~np.isnan(y), axis=1)
             found = [set() if v is None else _findings(v) for v in raw[0]]
             return np.array([[float(name in f) for name in self.names] for f in found]).reshape(len(rows), -1), known
         if self.task == "value":
@@ -198,7 +198,7 @@ def _guess(raw: Sequence[list[Any]], positive: tuple[str, ...]) -> str:
 def _kinds(task: str, names: tuple[str, ...], raw: list[Any], positive: tuple[str, ...]) -> tuple[str, ...]:
     """The names of what is predicted."""
     if task == "classes":
-        found = sorted(set(_classes(np.array(raw, object), positive)), key=_as_number)
+        found = sorted({c for c in _classes(np.array(raw, object), positive) if c is not None}, key=_as_number)
         if positive and len(found) == 2:  # the second class is the one that scores are of
             found = [f"not {_joined(positive)}", _joined(positive)]
         return tuple(found)
