@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from medssl.steps.pretrain import described, spec_of
 from medssl.steps.question import Question
 from medssl.steps.rivals import Entrants, chosen
 from medssl.store.store import Store
+from medssl.train.optim import Optim
 
 RIVALS = ("scratch", "linear probe", "random frozen", "ImageNet")
 VERSION = 1  # of what a fit is: part of its folder's name
@@ -87,16 +88,17 @@ def finetune(
     """
     if steps < 1 or batch < 2 or save_every < 1 or seed < 0:
         raise UserError("steps and save_every must be at least 1, batch at least 2, and seed 0 or more")
+    optim, names = Optim(lr=lr, weight_decay=weight_decay, layer_decay=layer_decay), chosen(rivals, RIVALS)
+    recipe = None if views is None else catalog.spec("views", views)
     entrants, question = Entrants.of(
         run, store, target, device, task=task, positive=positive, where=where, test_where=test_where, test_store=test_store,
         allow_overlap=allow_overlap,
     )  # fmt: skip
-    resolved, path, names = entrants.resolved, entrants.folder.path, chosen(rivals, RIVALS)
+    path = entrants.folder.path
     for part in (question.train, question.test):
         features.must_fit(entrants.card, part.store)
-    recipe = spec_of("views", resolved["views"]) if views is None else catalog.spec("views", views)
-    fit = Fit(steps, batch, lr, weight_decay, recipe, entrants.device)
-    rows = _rows(entrants, names, blocks, layer_decay, question.flags)
+    fit = Fit(steps, batch, recipe or spec_of("views", entrants.resolved["views"]), entrants.device)
+    rows = _rows(entrants, names, optim, blocks, question.flags)
     subsets = readers.budgets(question, labels, draws, seed)
     every = [np.arange(len(question.train))] * draws
     drawn = [Drawn(b, seed + i, at) for b, each in subsets.items() for i, at in enumerate(each or every)]
@@ -144,7 +146,7 @@ def _probes(
     return out
 
 
-def _rows(entrants: Entrants, rivals: list[str], blocks: int | None, layer_decay: float, flags: list[str]) -> list[Row]:
+def _rows(entrants: Entrants, rivals: list[str], optim: Optim, blocks: int | None, flags: list[str]) -> list[Row]:
     """The lines of the table, the run's own first."""
     resolved, card, path = entrants.resolved, entrants.card, entrants.folder.path
 
@@ -156,16 +158,17 @@ def _rows(entrants: Entrants, rivals: list[str], blocks: int | None, layer_decay
 
     if not pretrained().by_depth():  # type: ignore[operator]
         raise UserError(f"{card['name']} has no weights that labels could train; score it with medssl probe")
-    rows = [Row("run", "fine-tuned", pretrained, blocks, layer_decay)]
+    rows = [Row("run", "fine-tuned", pretrained, optim, blocks)]
     if "scratch" in rivals:
-        rows.append(Row("random init", "end to end", initial, None, 1.0))
+        rows.append(Row("random init", "end to end", initial, replace(optim, layer_decay=1.0), None))
     if "ImageNet" in rivals:
         spec = spec_of("encoder", resolved["encoder"]) | {"pretrained": True}
         if len(card["size"]) == 2 and "pretrained" in resolved["encoder"] and at_hand(spec["model"]):
-            rows.append(
-                Row("ImageNet", "fine-tuned",
-                    lambda: catalog.build(spec, channels=card["channels"], size=tuple(card["size"])), blocks, layer_decay)
-            )  # fmt: skip
+
+            def imagenet() -> nn.Module:
+                return catalog.build(spec, channels=card["channels"], size=tuple(card["size"]))
+
+            rows.append(Row("ImageNet", "fine-tuned", imagenet, optim, blocks))
         else:
             flags.append(f"no row for ImageNet: its weights of {resolved['encoder']['name']} are not on this machine")
     return rows
@@ -188,7 +191,7 @@ def _about(question: Question, card: dict[str, Any], fit: Fit, row: Row) -> dict
     asked = {k: v for k, v in question.described().items() if k not in ("flags", "test")}
     names = {"positive": list(question.target.positive), "weights": card["weights"]}
     views = described("views", fit.views) | {"_target_": fit.views["_target_"].rpartition(".")[2]}
-    how = asdict(fit) | {"views": views, "blocks": row.blocks, "layer_decay": row.layer_decay}
+    how = asdict(fit) | {"views": views, "blocks": row.blocks, "optim": asdict(row.optim)}
     return {"version": VERSION, "question": asked | names, "fit": how}
 
 

@@ -26,8 +26,8 @@ class Row:
     features: str
     reader: str
     start: Callable[[], nn.Module]
+    optim: Optim
     blocks: int | None
-    layer_decay: float
 
 
 class Drawn(NamedTuple):
@@ -44,8 +44,6 @@ class Fit:
 
     steps: int
     batch: int
-    lr: float
-    weight_decay: float
     views: dict[str, Any]
     device: str
 
@@ -74,8 +72,7 @@ class Fits:
             method = features.learn(
                 row.start(), self.card, kind_of(task, part.y, self.question.target.width), part.store, part.rows, part.y, folder,
                 views=fit.views, steps=fit.steps, batch=min(fit.batch, len(part)), seed=draw.seed, device=fit.device,
-                optim=Optim(lr=fit.lr, weight_decay=fit.weight_decay, layer_decay=row.layer_decay), blocks=row.blocks,
-                save_every=self.save_every,
+                optim=row.optim, blocks=row.blocks, save_every=self.save_every,
             )  # fmt: skip
             p = features.predictor(method, self.card, fit.device)(test.store, test.rows)
             if keep:
