@@ -54,7 +54,7 @@ def test_every_number_has_an_interval_and_its_rivals(scored, made):
     linear, near = ({(r["features"], r["reader"]) for r in table["rows"]} for table in scored)
     assert linear == {(f, "linear") for f in frozen} | {("supervised", "end to end")}
     assert near == {(f, "kNN") for f in frozen}
-    for table, row in [(table, row) for table in scored for row in table["rows"]]:
+    for table, row in [(t, row) for t in scored for row in t["rows"]]:
         assert set(row["scores"]) == {"AUROC", "AUPRC", "accuracy", "balanced accuracy", "ECE"}
         for s in [*row["scores"].values(), *([row["minus_run"]] if row["minus_run"] else [])]:
             assert s["low"] <= s["high"]

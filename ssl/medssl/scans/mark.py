@@ -26,8 +26,8 @@ def place(height: int, width: int, corner: str = "top left", edge: float = EDGE)
 
 def plant(scan: np.ndarray, value: float, corner: str = "top left", edge: float = EDGE) -> np.ndarray:
     """A copy of (…, H, W) with `value` where the mark is, in every channel and every slice."""
-    out = scan.copy()
-    out[..., place(*scan.shape[-2:], corner, edge)] = value
+    out, (height, width) = scan.copy(), scan.shape[-2:]
+    out[..., place(height, width, corner, edge)] = value
     return out
 
 

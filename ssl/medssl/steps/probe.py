@@ -80,7 +80,7 @@ def probe(
     if own:
         if question.target.task == "classes" and question.target.width == 2:
             result |= clinic.in_use(
-                question, own[1] if len(own) > 1 else own[0][:0], own[0], specificity, prevalences, seed
+                question, own[1] if len(own) > 1 else own[0][:0], own[0], specificity, list(prevalences), seed
             )
         result["subgroups"] = clinic.for_whom(question, own[0], seed)
     board.keep(entrants.folder.path, result)
