@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores
 
@@ -31,7 +32,7 @@ from medssl.rng import seed_from
 BOTH = 0.25  # share of patients with scans of both classes
 ALIKE = 0.6  # correlation of the two models
 SPLITS = ((10, 0.8), (15, 0.9), (30, 2 / 3))  # how many, and the share of patients in training
-FEATURES, SHIFT = 10, 0.2  # of each set of features of the splits; half the distance of the classes in one of them
+FEATURES = (5, 20)  # in each set of the splits; with more of them the models depend more on who is in training
 
 INTERVALS = {
     "percentile bootstrap": True,
@@ -95,17 +96,17 @@ def auroc(y: np.ndarray, s: np.ndarray) -> np.ndarray:
 
 
 def splits(rep: int, n: int) -> list[tuple[bool, bool]]:
-    """For each of SPLITS of n patients, stratified, whether Student's t and the corrected t find a difference."""
+    """For each of FEATURES and SPLITS (n patients, stratified) whether Student's t and the corrected t find a difference."""
     r, half = generator(0, n, rep), n // 2
     y = np.arange(2 * half) % 2
-    x = r.normal(size=(2, 1, 2 * half, FEATURES)) + SHIFT * (2 * y - 1)[:, None]
     out = []
-    for many, share in SPLITS:
+    for features, (many, share) in product(FEATURES, SPLITS):
+        x = r.normal(size=(2, 1, 2 * half, features)) + np.sqrt(0.45 / features) * (2 * y - 1)[:, None]
         order = 2 * np.argsort(r.random((many, 2, half)), axis=2) + np.arange(2)[:, None]  # of each class, its patients
         parts = np.split(order, [round(share * half)], axis=2)
         train, test = (part.reshape(many, -1) for part in parts)
         a, b = (np.take_along_axis(x, part[None, ..., None], axis=2) for part in (train, test))
-        w = np.linalg.solve(a.mT @ a + np.eye(FEATURES), a.mT @ (2.0 * y[train] - 1)[..., None])
+        w = np.linalg.solve(a.mT @ a + np.eye(features), a.mT @ (2.0 * y[train] - 1)[..., None])
         d = np.subtract(*auroc(np.broadcast_to(y[test], (2, *test.shape)), (b @ w)[..., 0]))
         corrected = corrected_t(d, train.shape[1], test.shape[1], scans=2 * half)
         out.append((bool(ttest_1samp(d, 0).pvalue < 0.05), corrected.p < 0.05))
@@ -117,7 +118,7 @@ def line(name: str, hits: np.ndarray, wanted: tuple[float, float]) -> str:
     ends = binomtest(k, n).proportion_ci()
     low, high = wanted
     said = "as wanted" if low <= k / n <= high else "NOT AS WANTED"
-    return f"  {name:35s} {k / n:.3f} [{ends.low:.3f}, {ends.high:.3f}]   {low:.2f} to {high:.2f}   {said}"
+    return f"  {name:49s} {k / n:.3f} [{ends.low:.3f}, {ends.high:.3f}]   {low:.2f} to {high:.2f}   {said}"
 
 
 def report(n: int, given: argparse.Namespace, found: list[tuple[list[bool], list[bool], int]]) -> Iterator[str]:
@@ -155,9 +156,10 @@ def main() -> None:
             print("\n".join(report(n, given, found)), flush=True)
             tested = np.array(pool.map(partial(splits, n=n), range(given.reps), chunksize=20))
             print(f"  differences found where there is none, at 5 %, over splits of {n // 2 * 2} patients")
-            for (many, share), hits in zip(SPLITS, tested.transpose(1, 2, 0), strict=True):
-                print(line(f"{many} splits, {share:.0%} to train, Student", hits[0], (0.15, 1.0)))
-                print(line(f"{many} splits, {share:.0%} to train, corrected", hits[1], (0.0, 0.06)), flush=True)
+            for (k, (many, share)), hits in zip(product(FEATURES, SPLITS), tested.transpose(1, 2, 0), strict=True):
+                name = f"{k} features, {many} splits, {share:.0%} to train"
+                print(line(f"Student, {name}", hits[0], (0.15, 1.0)))
+                print(line(f"corrected, {name}", hits[1], (0.0, 0.06)), flush=True)
     print(f"\n{time.perf_counter() - start:.0f} s on {given.workers} processes")
 
 
