@@ -99,8 +99,8 @@ NOISE = {"crop_scale": [0.01, 0.02], "noise_p": 1.0, "noise": [5.0, 9.0]}
 PLANTS = [
     Plant("constant", "BYOL without predictor and momentum", "byol", method_options={"momentum": 0.0}, spoil=no_predictor),
     Plant("constant", "weight decay 100", encoder="mlp", optim={"lr": 0.01, "weight_decay": 100.0}),
-    Plant("constant", "learning rate 1, a thousand times too high", optim={"lr": 1.0}),
-    Plant("explosion", "learning rate 100", optim={"lr": 100.0}),
+    Plant("constant", "a transformer at learning rate 0.1", encoder="vit", optim={"lr": 0.1}),
+    Plant("explosion", "a CNN at learning rate 100", optim={"lr": 100.0}),
     Plant("few directions", "all but one direction of the last layer fade", spoil=narrowing),
     Plant("chance", "temperature 100: the loss stays at ln K", method_options={"temperature": 100.0}),
     Plant("dead units", "biases of -20 before the last ReLU", spoil=dead),
@@ -175,6 +175,8 @@ def main() -> None:
         work = Path(scratch)
         with redirect_stdout(io.StringIO()):
             source = given.source or write_cohort(work / "cohort", patients=160, size=48, seed=3) / "scans"
+            (work / "key").write_text("0" * 64)  # known, so that the same patients train every time
+            (work / "key").chmod(0o600)
             store = medssl.ingest(source, work / "store", key=work / "key")
         tenth = given.steps // 10
         print(

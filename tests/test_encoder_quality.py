@@ -41,6 +41,13 @@ def test_every_measure_has_a_value_and_the_shares_are_of_what_can_be():
         measures(x, views[1:])
 
 
+def test_views_that_never_differ_are_no_perfect_alignment():
+    x, views, _ = features()
+    got = measures(x, np.repeat(views[:, :1], 3, axis=1))
+    undefined = {k for k, v in got.items() if np.isnan(v)}
+    assert undefined == {"LiDAR", "LiDAR share", "alignment", "alignment / chance", "alpha-ReQ", "alpha-ReQ R2"}
+
+
 def test_the_jackknife_is_its_formula():
     """One scan a patient and 12 patients: leave one out. The interval of a mean is then Student's."""
     values = np.random.default_rng(0).normal(size=12)

@@ -51,16 +51,18 @@ def measures(x: ArrayLike, views: ArrayLike, seed: int = 0) -> dict[str, float]:
     """The values of `MEASURES`, nan where one is undefined.
 
     x: (N, D) features of scans as they are. views: (N, V, D) features of V >= 2 augmented views of the same scans, N > V.
-    seed: of SIGReg's directions. ValueError when the shapes do not fit each other or something is not finite.
+    Where the views of no scan differ, nothing that is about views is defined. seed: of SIGReg's directions. ValueError when
+    the shapes do not fit each other or something is not finite.
     """
     x, views = finite(x, 2), finite(views, 3)
     if views.shape[::2] != x.shape:
         raise ValueError(f"needs views (N, V, D) of features (N, D), got {views.shape} for {x.shape}")
-    rank, law, told = rankme(x), alpha_req(x), lidar(views)
+    rank, law, differ = rankme(x), alpha_req(x), bool(np.ptp(views, axis=1).any())
+    told, aligned, shared = (lidar(views), alignment(views), common(views)) if differ else (np.nan,) * 3
     most = min(len(x) - 1, x.shape[1])
     values = (
         *(rank["raw"], rank["centred"], rank["centred"] / most, told, told / most, law["alpha"], law["r2"]),
-        *(spread(x), alignment(views), common(views), uniformity(x), two_nn(x), sigreg(x, seed)),
+        *(spread(x), aligned, shared, uniformity(x), two_nn(x), sigreg(x, seed)),
     )
     return dict(zip(MEASURES, values, strict=True))
 

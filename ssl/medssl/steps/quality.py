@@ -115,6 +115,9 @@ def _measure(folder: Run, store: Store, scans: int, views: int, seed: int, devic
         )
     half = np.isin(patient, np.unique(patient)[::2])
     law = alpha_req(x)
+    flags = _flags(folder, store, chosen.rows, chosen.split)
+    if not np.ptp(of_views, axis=1).any():
+        flags.append("all views of a scan are the same, so nothing can be said of what is about views")
     result = {
         "version": VERSION,
         "name": f"{resolved['method']['name']} {resolved['encoder']['name']}",
@@ -123,7 +126,7 @@ def _measure(folder: Run, store: Store, scans: int, views: int, seed: int, devic
                   "asked": scans, "views": views, "seed": seed, "recipe": resolved["views"]},
         "dim": x.shape[1],
         "fit": [int(law["first"]), int(law["last"])],
-        "flags": _flags(folder, store, chosen.rows, chosen.split),
+        "flags": flags,
         "measures": {k: s.as_dict() for k, s in measured(x, of_views, patient, seed=seed).items()},
         "half": {k: s.as_dict() for k, s in measured(x[half], of_views[half], patient[half], seed=seed).items()},
     }  # fmt: skip
