@@ -24,7 +24,7 @@ from medssl.steps.finetune import finetune
 from medssl.steps.predictions import of_run
 from medssl.store.canvas import Canvas
 
-QUICK = {"steps": 12, "batch": 32, "views": "plain", "draws": 2}
+QUICK = {"steps": 12, "batch": 32, "recipe": "plain", "draws": 2}
 SIZES = {"train": 160, "val": 16, "test": 80}
 
 
@@ -201,7 +201,7 @@ def test_imagenet_is_a_row_where_its_weights_are(made, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     run = pretrain(store, tmp_path / "run", steps=2, encoder="test_resnet")
-    asked = {"labels": [60], "rivals": ["ImageNet"], "steps": 2, "batch": 32, "draws": 1, "views": "plain"}
+    asked = {"labels": [60], "rivals": ["ImageNet"], "steps": 2, "batch": 32, "draws": 1, "recipe": "plain"}
     assert not at_hand("test_resnet")
     without = finetune(run, store, "label", **asked)
     assert [r["features"] for r in without["rows"]] == ["simclr test_resnet"]
@@ -270,7 +270,7 @@ def drawn(tmp_path_factory):
 def test_every_kind_of_task_is_learnt(drawn, task, target, metric):
     store, run = drawn
     result = finetune(
-        run, store, target, task=task, labels=["all"], draws=1, steps=60, batch=30, lr=1e-2, views="plain", rivals=[]
+        run, store, target, task=task, labels=["all"], draws=1, steps=60, batch=30, lr=1e-2, recipe="plain", rivals=[]
     )  # fmt: skip
     score = result["rows"][0]["scores"][metric]
     assert score["low"] <= score["value"] <= score["high"]
@@ -292,7 +292,7 @@ def test_what_cannot_be_is_one_line(made, drawn, tmp_path):
         ({"rivals": ["scatch"]}, "scratch"),
         ({"blocks": 9}, "give 0 to 3"),
         ({"layer_decay": 2.0}, "layer_decay"),
-        ({"views": "xry"}, "xray"),
+        ({"recipe": "xry"}, "xray"),
     ]:
         with pytest.raises(UserError, match=says) as e:
             finetune(run, store, "label", **QUICK | wrong)

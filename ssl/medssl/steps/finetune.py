@@ -43,7 +43,7 @@ def finetune(
     batch: int = 64,
     lr: float = 1e-3,
     weight_decay: float = 1e-2,
-    views: str | None = None,
+    recipe: str | None = None,
     rivals: Iterable[str] = RIVALS,
     where: str | None = None,
     test_where: str | None = None,
@@ -76,7 +76,7 @@ def finetune(
         layer_decay: rate of a block over that of the block above it; see `medssl.train.optim`. Scratch has 1.
         steps, batch, lr, weight_decay: of AdamW with a short warm-up and half a cosine. A budget of fewer scans than
             `batch` is a batch of its own.
-        views: a recipe of configs/views; None: the run's own.
+        recipe: of views, in configs/views; None: the run's own.
         rivals: which of RIVALS stand in the table: the run's own initial weights trained from scratch; linear probes of the
             frozen encoder and of the frozen initial weights, fitted on the same draws to the end, the penalty chosen on
             validation patients (not of survival); ImageNet's weights fine-tuned, where timm has them on this machine.
@@ -89,7 +89,7 @@ def finetune(
     if steps < 1 or batch < 2 or save_every < 1 or seed < 0:
         raise UserError("steps and save_every must be at least 1, batch at least 2, and seed 0 or more")
     optim, names = Optim(lr=lr, weight_decay=weight_decay, layer_decay=layer_decay), chosen(rivals, RIVALS)
-    recipe = None if views is None else catalog.spec("views", views)
+    views = None if recipe is None else catalog.spec("views", recipe)
     entrants, question = Entrants.of(
         run, store, target, device, task=task, positive=positive, where=where, test_where=test_where, test_store=test_store,
         allow_overlap=allow_overlap,
@@ -97,7 +97,7 @@ def finetune(
     path = entrants.folder.path
     for part in (question.train, question.test):
         features.must_fit(entrants.card, part.store)
-    fit = Fit(steps, batch, recipe or spec_of("views", entrants.resolved["views"]), entrants.device)
+    fit = Fit(steps, batch, views or spec_of("views", entrants.resolved["views"]), entrants.device)
     rows = _rows(entrants, names, optim, blocks, question.flags)
     subsets = readers.budgets(question, labels, draws, seed)
     every = [np.arange(len(question.train))] * draws
