@@ -293,3 +293,20 @@ def test_no_image_is_meant_that_lies_under_another_name(images, masks):
         assert some
         for image in some:
             assert set(names[image].split("/")) & set(names[mask].removesuffix("_mask").split("/"))
+
+
+def test_a_dicom_series_has_the_mask_that_was_drawn_on_its_nifti(shared, tmp_path):
+    """Real slices, and a mask on the grid that another converter gave them: lying as it likes, and in the case's folder."""
+    generic = shared / "dicom/dicom2nifti/generic"
+    source = tmp_path / "source"
+    for case, series, at in (("case_a", "anatomical", ""), ("case_b", "compressed_rle", "case_b/")):
+        shutil.copytree(generic / series / "001", source / case)
+        truth = nibabel.load(generic / series / "001_ground_truth.nii.gz")
+        bright = np.asarray(truth.dataobj) > np.quantile(np.asarray(truth.dataobj), 0.8)
+        nifti(source / f"{at}{case}_seg.nii.gz", bright.astype(np.uint8), truth.affine)
+    store = Store.open(make(source, tmp_path).path)
+    assert len(store) == 2
+    assert rejects(store) == {}
+    for row in range(2):
+        volume = store[row][0]
+        assert np.array_equal(store.mask(row)[0], volume > np.quantile(volume, 0.8))
