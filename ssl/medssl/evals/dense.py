@@ -28,6 +28,7 @@ from medssl.store.canvas import Canvas
 from medssl.store.masks import nearest
 
 SLOT = 1000  # of the random numbers that choose pixels; views use the slots below
+MOST = 200_000  # pixels in a sample
 PENALTY = 1.0  # sklearn's C; with thousands of pixels the choice hardly matters
 STEPS = 300  # of the linear model's solver
 TEMPERATURE = 0.07  # of the votes, as in medssl.evals.knn
@@ -79,7 +80,7 @@ def sample(
     seed: int = 0,
     device: str = "cpu",
 ) -> Pixels:
-    """Up to `each` pixels of every class from each scan of `rows`, chosen by (seed, row) alone.
+    """Up to `each` pixels of every class from each scan of `rows` (fewer of very many scans), chosen by (seed, row) alone.
 
     Args:
         masks: (rows of the canvas, *size), classes. patient: (rows of the canvas,).
@@ -87,6 +88,7 @@ def sample(
     Raises UserError when there is one class only.
     """
     encoder = encoder.eval().to(device)
+    each = max(1, min(each, MOST // (len(rows) * classes)))
     x, y, whose = [], [], []
     blocks: tuple[int, ...] = ()
     counts = np.zeros(classes)

@@ -49,13 +49,14 @@ def masks_on_canvas(
         with atomic(path) as part, part.open("wb") as f:
             header = {"descr": "|u1", "fortran_order": False, "shape": full}
             np.lib.format.write_array_header_1_0(f, header)
-            for row in track(range(len(store)), "masks on the canvas", unit="mask"):
+            start, stride = f.tell(), int(np.prod(shape))
+            for row in track(np.flatnonzero(store.column("mask") != "").tolist(), "masks on the canvas", unit="mask"):
                 mask = store.mask(row)
-                placed = np.zeros(shape, np.uint8)
-                if mask is not None:
-                    place = box(shapes[row][1:], voxels[row] or (1.0,) * len(shape), shape, spacing)
-                    placed = nearest(as_classes(mask, labels), shape, *place)
-                f.write(placed.tobytes())
+                assert mask is not None
+                place = box(shapes[row][1:], voxels[row] or (1.0,) * len(shape), shape, spacing)
+                f.seek(start + row * stride)
+                f.write(nearest(as_classes(mask, labels), shape, *place).tobytes())
+            f.truncate(start + len(store) * stride)  # what was not written reads as 0
         array = _open(path, full, np.dtype(np.uint8))
         assert array is not None
     return array
