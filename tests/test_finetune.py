@@ -138,7 +138,7 @@ def test_lower_blocks_move_less(made, tmp_path):
     """AdamW moves every weight by about the rate, so three blocks are 1, 100 and 10 000 steps apart."""
     store, run = made
     run = shutil.copytree(run, tmp_path / "run")
-    result = finetune(run, store, "label", labels=[60], layer_decay=0.01, rivals=[], **QUICK | {"draws": 1})
+    result = finetune(run, store, "label", labels=["50 %", 60], layer_decay=0.01, rivals=[], **QUICK | {"draws": 1})
     before, after = weights(run), weights(run / result["encoder"])
     moved = [(after[f"layers.{i}.0.weight"] - before[f"layers.{i}.0.weight"]).abs().mean() for i in range(3)]
     assert moved[0] < moved[1] / 20 < moved[2] / 400

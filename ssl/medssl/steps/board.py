@@ -84,7 +84,8 @@ class Board:
                 else difference_seeds(main, y, e.p, rival.p, patient, draws=len(e.p), seed=self.seed)
             )
             shown = self.name if e.features == "run" else e.features
-            drawn = {"labels": e.labels + (f", {len(e.p)} draws" if len(e.p) > 1 else "")} if len(budgets) > 1 else {}
+            times = "" if len(e.p) == 1 and e.labels == "all" else f", {len(e.p)} draw{'s'[: len(e.p) > 1]}"
+            drawn = {"labels": e.labels + times} if len(budgets) > 1 else {}
             lines.append({"features": shown, "reader": e.reader, **drawn, **mine, f"{main.name} minus run": minus})
             rows.append(
                 {"features": shown, "reader": e.reader, "labels": e.labels, "draws": len(e.p)}
