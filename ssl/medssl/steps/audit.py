@@ -1,0 +1,190 @@
+"""Run + labelled store -> RUN/audit.json: does the score live off the scanner, the view or the age instead of the disease?"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medssl.errors import UserError
+from medssl.evals.bootstrap import FEW
+from medssl.evals.compare import table
+from medssl.evals.evidence import ASSOCIATION, CHANCE, FINDINGS, Evidence, Scans, examine, verdict
+from medssl.evals.score import Score
+from medssl.evals.shortcuts import TASKS
+from medssl.steps import clinic
+from medssl.steps.board import Board, headline, remember
+from medssl.steps.facts import Fact, chosen, fact_of, twin
+from medssl.steps.features import Source
+from medssl.steps.question import Question
+from medssl.steps.rivals import Entrants
+from medssl.steps.sites import fewest_patients, without_each_site
+from medssl.store.store import Store
+
+RIVALS = ("raw pixels", "random init")
+LIMITS = (
+    "Regressed out is linear and knows no label: a trace that no straight line shows stays in, and disease that goes with the fact "
+    "goes out, so a fall is no proof of a shortcut, and none is no proof of its absence.",
+    "Within and balanced hold the fact equal, not what goes with it: the patients of two views differ in more than the view.",
+    "Facts that the store does not know, such as tubes, markers and wards, cannot be audited.",
+)
+Line = dict[str, str | Score | None]
+
+
+def audit(
+    run: str | Path,
+    store: str | Path | Store,
+    target: str | list[str],
+    *,
+    facts: str | list[str] | None = None,
+    task: str = "auto",
+    where: str | None = None,
+    test_where: str | None = None,
+    positive: Iterable[str] | None = None,
+    test_store: str | Path | Store | None = None,
+    allow_overlap: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Look for shortcuts in the linear probe's score of `target`; prints tables and sentences, and returns what was found.
+
+    For every fact: how well the frozen features tell it, beside raw pixels and the untrained encoder; how it goes with the
+    target; and what is left of the score with the fact regressed out, within the fact, and balanced (`evals.shortcuts`). A
+    sentence of each claims what intervals over patients show. Facts that cannot be audited are listed with the reason. Where
+    there are several sites, each is also tested by a probe that was fitted without it. Added to RUN/audit.json.
+
+    Args:
+        run: a finished run folder.
+        store: a labelled store.
+        target: a label with classes, or several that are each there or not.
+        facts: which facts, or other labels; None is site, scanner, modality, all facts of headers and tables, and the pixels'
+            number and type.
+        task: auto, classes or labels; numbers, ordinal levels and survival have no AUROC to take a fact out of.
+        where, test_where, positive, test_store, allow_overlap, seed, device: as for `medssl.probe`.
+
+    Raises UserError as `medssl.probe` does, when no fact can be audited, and for too few patients of a class.
+    """
+    entrants, question = Entrants.of(
+        run, store, target, device, task=task, positive=positive, where=where, test_where=test_where, test_store=test_store,
+        allow_overlap=allow_overlap,
+    )  # fmt: skip
+    _check(question)
+    wanted, left = _facts(question, facts)
+    if not wanted:
+        raise UserError(
+            f"{question.train.store.path} knows no fact that could be audited ({_reasons(left)}); "
+            "ingest with a table that has site, view, sex or age"
+        )
+    about = Board("audit", question, entrants.name, seed=seed).about
+    print(headline(about))
+    x = {entrants.name if n == "run" else n: _features(s, question) for n, s in entrants.all(RIVALS)}
+    found: list[Evidence] = []
+    for fact in wanted:
+        try:
+            found.append(_examined(fact, question, x, seed, entrants.device))
+        except UserError as e:
+            left[fact.name] = str(e)
+    if not found:
+        raise UserError(f"no fact of {question.train.store.path} could be audited ({_reasons(left)})")
+    found.sort(key=lambda e: FINDINGS.index(e.finding))
+    _print(found, str(question.target))
+    p, sites = without_each_site(x[entrants.name], question, seed, entrants.device)
+    groups = clinic.for_whom(question, p, seed, [e.fact for e in found if e.kind == "classes" or e.fact == "age"])
+    said = [e.sentence(str(question.target)) for e in found]
+    outcome = verdict(found, str(question.target))
+    print("\n" + "\n".join([*said, *(f"{e.fact}: {note}." for e in found for note in e.notes)]))
+    if left:
+        print(f"Not audited: {_reasons(left)}.")
+    print("\n".join([*LIMITS, "", outcome]))
+    result = about | {
+        "facts": [e.as_dict(str(question.target)) for e in found],
+        "left_out": left, "sites": sites, "subgroups": groups, "limits": list(LIMITS), "verdict": outcome,
+    }  # fmt: skip
+    remember(entrants.folder.path / "audit.json", result)
+    return result
+
+
+def _check(question: Question) -> None:
+    """An audit is of scores by AUROC, of some patients of each class."""
+    target = question.target
+    if target.task not in TASKS:
+        raise UserError(
+            f"an audit is of classes or labels, and {target} is scored as {target.task}; "
+            "use task=classes, or say which values count with positive=[…]"
+        )
+    for part, what in ((question.train, "training"), (question.test, "test")):
+        if (fewest := fewest_patients(part, target)) < FEW:
+            raise UserError(f"{fewest} {what} patients of a class of {target}: too few to audit, it takes {FEW}")
+
+
+def _facts(question: Question, wanted: str | list[str] | None) -> tuple[list[Fact], dict[str, str]]:
+    """Those that vary, and why the others are left out."""
+    train, test = question.train, question.test
+    out: list[Fact] = []
+    left: dict[str, str] = {}
+    for name in chosen(train.store, question.target, wanted):
+        try:
+            fact = fact_of(name, train, test)
+        except UserError as e:
+            left[name] = str(e)
+            continue
+        if same := twin(fact, out, [train, test]):
+            left[name] = f"says the same as {same} of every scan"
+        else:
+            out.append(fact)
+    return out, left
+
+
+def _features(source: Source, question: Question) -> list[np.ndarray]:
+    """Of training, validation (where there is none, no rows) and test."""
+    train, test = (source(p.store, p.rows) for p in (question.train, question.test))
+    return [train, source(question.val.store, question.val.rows) if len(question.val) else train[:0], test]
+
+
+def _reasons(left: dict[str, str]) -> str:
+    return ", ".join(f"{name} ({why})" for name, why in left.items()) or "it has none"
+
+
+def _examined(fact: Fact, question: Question, x: dict[str, list[np.ndarray]], seed: int, device: str) -> Evidence:
+    """The evidence of one fact, on the scans that have it."""
+    sets = []
+    for i, part in enumerate((question.train, question.val, question.test)):
+        read, there = fact.read(part)
+        sets.append(Scans({n: v[i][there] for n, v in x.items()}, part.y[there], read[there], part.patient[there]))
+    target = question.target
+    return examine(
+        fact.name, fact.kind, fact.names, target.task, target.width, *sets, notes=fact.notes, seed=seed, device=device
+    )
+
+
+def _print(found: list[Evidence], target: str) -> None:
+    """Three tables with a line for each fact."""
+    told: list[Line] = []
+    for e in found:
+        for metric in next(iter(e.told.values())):
+            line: Line = {"fact": e.fact, "by": metric, **{name: each[metric] for name, each in e.told.items()}}
+            main = metric == next(iter(next(iter(e.told.values()))))
+            if main:
+                line |= {"in one label": e.still, **{f"{name} minus run": s for name, s in e.beyond.items()}}
+            told.append(line)
+    own, *others = found[0].told
+    columns = [own, "in one label", *(c for name in others for c in (name, f"{name} minus run"))]
+    print(
+        f"\nhow well features tell the fact; chance is {CHANCE['classes']} for AUROC and {CHANCE['value']} for Spearman and R2"
+    )
+    print(table(told, ["fact", "by", *columns]))
+    print(f"\nhow the fact goes with {target}; alone is a model of the fact and nothing else")
+    goes: list[Line] = [
+        {"fact": e.fact, f"{e.metric} alone": e.alone, "association": ASSOCIATION[e.kind], "in training": e.trained,
+         "in test": e.tested}
+        for e in found
+    ]  # fmt: skip
+    print(table(goes, ["fact", f"{found[0].metric} alone", "association", "in training", "in test"]))
+    print(f"\nwhat is left of the {found[0].metric} without the fact; changes are paired")
+    left: list[Line] = []
+    for e in found:
+        line = {"fact": e.fact, "as it is": e.whole}
+        for key, name in (("without", "regressed out"), ("within", "within"), ("balanced", "balanced")):
+            line |= {name: getattr(e, key), f"change {name}": e.changes[key]}
+        left.append(line)
+    print(table(left, list(left[0])))

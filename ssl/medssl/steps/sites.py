@@ -1,0 +1,97 @@
+"""What a probe is worth at a site that it was not fitted on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from medssl.errors import UserError
+from medssl.evals.bootstrap import FEW, difference, score
+from medssl.evals.compare import table
+from medssl.evals.linear import linear_probes
+from medssl.evals.metrics import OF_TASK
+from medssl.evals.score import Score
+from medssl.evals.subgroups import UNKNOWN
+from medssl.steps.facts import words
+from medssl.steps.question import Question
+from medssl.steps.truth import Part, Target
+
+Line = dict[str, str | Score | None]
+
+
+def without_each_site(
+    x: Sequence[np.ndarray], question: Question, seed: int, device: str
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Prints and returns, by site, how its test patients fare under a probe fitted without it; {} where there is one site.
+
+    x: features of the training, validation and test scans. Before it come the predictions, for all test scans, of a probe that
+    was fitted on all sites.
+    """
+    target, metric, parts = (
+        question.target,
+        OF_TASK[question.target.task][0],
+        (question.train, question.val, question.test),
+    )
+    train, val, test = (words(part, "site").astype(str) for part in parts)
+
+    def probed(site: str | None) -> np.ndarray:
+        """Predictions for the test scans of the site, without it in training; None: for all, with all."""
+        rows = [train != site, val != site, (test == site) | (site is None)]
+        (a, y_train), (b, y_val), (c, _) = ((f[r], p.y[r]) for f, p, r in zip(x, parts, rows, strict=True))
+        return linear_probes(
+            (a, y_train), (b, y_val) if len(b) else None, [c], task=target.task, classes=target.width,
+            patient=question.train.patient[rows[0]], seed=seed, device=device,
+        )[0].predictions[0]  # fmt: skip
+
+    whole = probed(None)
+    sites = sorted({*train, *test} - {UNKNOWN})
+    if len(sites) < 2:
+        print("\nSites are not recorded, or there is one: how the score travels is not known (medssl transfer).")
+        return whole, {}
+    lines: list[Line] = []
+    for site in sites:
+        here = test == site
+        y, patient = question.test.y[here], question.test.patient[here]
+        line: Line = {"site": site, "has": f"{here.sum()} test scans of {len(set(patient))} patients"}
+        lines.append(line)
+        try:
+            _check(site, train, question.test.take(here), target)
+            p, q = whole[here], probed(site)
+            line |= {
+                "fitted on all": score(metric, y, p, patient, seed=seed),
+                "without it": score(metric, y, q, patient, seed=seed),
+                "change": difference(metric, y, q, p, patient, seed=seed),
+            }
+        except UserError as e:
+            line["why"] = str(e)
+    print(f"\n{metric.name} at each site, of a probe fitted without it")
+    columns = [
+        "site",
+        "has",
+        "fitted on all",
+        "without it",
+        "change",
+        *(["why"] if any("why" in v for v in lines) else []),
+    ]
+    print(table(lines, columns))
+    found = [{k: v.as_dict() if isinstance(v, Score) else v for k, v in line.items()} for line in lines]
+    return whole, {str(line.pop("site")): line for line in found}
+
+
+def fewest_patients(part: Part, target: Target) -> int:
+    """How many patients the class has that has fewest; of labels, that of the label which has most of both."""
+
+    def patients(rows: np.ndarray) -> int:
+        return len(set(part.patient[rows]))
+
+    if target.task == "labels":
+        return max(min(patients(column == there) for there in (0, 1)) for column in part.y.T)
+    return min(patients(part.y == k) for k in range(target.width))
+
+
+def _check(site: str, train: np.ndarray, test: Part, target: Target) -> None:
+    """UserError with the reason why a site cannot be tested."""
+    if site not in train:
+        raise UserError("not in training")
+    if (fewest := fewest_patients(test, target)) < FEW:
+        raise UserError(f"{fewest} patients of a class, fewer than {FEW}")
