@@ -173,7 +173,7 @@ def test_without_a_label(made, tmp_path, method):
     """No label is read: the sheet has no captions, and all test scans are looked at."""
     _, run, store = made
     if method == "rollout":
-        options = {"patch": 6, "dim": 24, "depth": 2, "heads": 2}
+        options = {"patch": 8, "dim": 24, "depth": 2, "heads": 2}
         run = medssl.pretrain(
             store.path, tmp_path / "run", encoder="vit", encoder_options=options, views="plain", size=SIZE, steps=2, batch=16,
             monitor_every=0,
@@ -187,6 +187,9 @@ def test_without_a_label(made, tmp_path, method):
     assert result["in_masks"][0]["energy in mask"]["n"] == sum(
         bool(store.mask(int(r)).any()) for r in store.rows("test")
     )
+    coarse = [flag for flag in result["flags"] if "too coarse" in flag]
+    words = "a map has 3 x 3 places, and a mask covers 0.56 of one on average: too coarse to point at it"
+    assert coarse == ([] if method == "similarity" else [words])
     if method == "similarity":  # squares are what differs from patient to patient
         assert result["in_masks"][0]["energy minus area"]["low"] > 0.05
 

@@ -24,7 +24,7 @@ from medssl.encoders.timm2d import TimmEncoder
 from medssl.encoders.vit import ViT
 from medssl.errors import UserError
 from medssl.evals.focus import focus, randomised, rank_correlation, trusted, verdict
-from medssl.evals.saliency import alike, gradcam, rollout
+from medssl.evals.saliency import alike, gradcam, places, rollout
 from medssl.evals.score import Score
 
 AVERAGED = {  # the features are the mean over places of `maps`
@@ -74,9 +74,10 @@ def test_gradcam_of_averaged_features_is_cam(name):
     with torch.no_grad():
         a, z = encoder.maps(x).numpy(), encoder(x)
     cam = np.zeros((3, *a.shape[2:]))
-    places = list(itertools.product(*map(range, a.shape[2:])))
-    for b, place in itertools.product(range(3), places):
-        cam[b][place] = np.dot(weight[b].numpy(), a[(b, slice(None), *place)]) / len(places)
+    everywhere = list(itertools.product(*map(range, a.shape[2:])))
+    for b, place in itertools.product(range(3), everywhere):
+        cam[b][place] = np.dot(weight[b].numpy(), a[(b, slice(None), *place)]) / len(everywhere)
+    assert places(encoder, x) == a.shape[2:]
     np.testing.assert_allclose(cam.reshape(3, -1).sum(1), (weight * z).sum(1), rtol=1e-3, atol=1e-4)
     assert (cam < 0).any()
     assert got.dtype == torch.float32
@@ -218,6 +219,7 @@ def test_rollout_of_timm(name):
         handle.remove()
     reach = rolled_by_loops(layers, net.blocks[0].attn.num_heads, first + 6)
     row = reach[0] if name == "test_vit" else reach[first:].mean(0)
+    assert places(encoder, x) == (2, 3)
     np.testing.assert_allclose(got, enlarged(row[first:].reshape(1, 2, 3), encoder.size)[0], rtol=1e-4)
 
 

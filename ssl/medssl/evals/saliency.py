@@ -47,6 +47,13 @@ def alike(features: Tensor, other: Tensor, foil: Tensor) -> Tensor:
     return (F.normalize(other, dim=1) - foil) / features.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
+def places(encoder: Any, x: Tensor) -> tuple[int, ...]:
+    """How many places along each axis of scans x (1 or more, C, *size) tell apart what `gradcam` reads, or `rollout`."""
+    with _evaluating(encoder):
+        raw, _, placed = _traced(encoder, x)
+    return tuple(placed(raw).shape[2:])
+
+
 def rollout(encoder: Any, x: Tensor) -> Tensor:
     """How much of every patch reaches the features through all attentions: (B, C, *size) -> (B, *size) float32.
 

@@ -1,5 +1,6 @@
 """Run + store -> RUN/cam.png and RUN/cam.json: where in test scans a score or the features come from, and what that is worth."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from medssl.evals.compare import table
 from medssl.evals.embed import standardised
 from medssl.evals.focus import Focus, focus, randomised, rank_correlation, trusted, verdict
 from medssl.evals.metrics import OF_TASK
+from medssl.evals.saliency import places
 from medssl.evals.score import Score
 from medssl.files import atomic, write_json
 from medssl.progress import Progress
@@ -113,11 +115,17 @@ def cam(
     rival = features.fresh(resolved, card).eval()
     maps, heads, subject = _maps(method, explain, home, scans, [encoder, rival], resolved, card, seed, device)
     ours = maps(encoder, heads[0], np.arange(len(scans.rows)))
+    grid = places(encoder, torch.zeros(1, card["channels"], *card["size"], device=device))
     at, masks, insides = masks_on_grid(scans.store, scans.rows, card, part)
     found: dict[str, Focus] = {}
     if len(at):
         theirs = maps(rival, heads[1], at)
         found = {OURS: focus(ours[at], masks, insides), RIVAL: focus(theirs, masks, insides)}
+        if (covered := float(found[OURS].area.mean()) * math.prod(grid)) < 1:
+            scans.flags.append(
+                f"a map has {' x '.join(map(str, grid))} places, and a mask covers {covered:.2f} of one on average: "
+                "too coarse to point at it"
+            )
         if empty := int(found[OURS].empty.sum()):
             scans.flags.append(f"{empty} of {len(at)} maps are zero everywhere and count as the same everywhere")
     else:
@@ -140,8 +148,8 @@ def cam(
         "verdict": verdict(last),
         "trusted": trusted(last),
     }
-    grid = standard(scans.store, card)
-    shown = [_picture(grid, scans, i, ours[i], masks[at == i]) for i in _drawn(at, len(scans.rows))]
+    canvas = standard(scans.store, card)
+    shown = [_picture(canvas, scans, i, ours[i], masks[at == i]) for i in _drawn(at, len(scans.rows))]
     with atomic(folder.path / "cam.png") as file:
         file.write_bytes(sheet(shown))
     write_json(folder.path / "cam.json", result)

@@ -1,0 +1,193 @@
+"""A mark burned into a corner tells the label in 95 % of the training scans: who falls for it, and do maps show it?
+
+    python benchmarks/quality_shortcut.py
+    python benchmarks/quality_shortcut.py --source images --labels labels.csv --positive PNEUMONIA --size 64
+
+The default is the synthetic cohort; --labels is a table with the columns file (below --source), label and, better, patient.
+A third of the patients is kept for testing and written three times: with the mark where it tells the label as in training,
+without any mark, and with the mark where it tells the label in 5 % of the scans. Every model is fitted once, on the other
+patients, and reads the same three versions, so that falls are paired over scans with intervals over patients.
+"""
+
+import argparse
+import csv
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+os.environ.setdefault("CI", "1")  # quiet
+
+import numpy as np
+import torch
+from PIL import Image
+
+import medssl
+from medssl.evals.bootstrap import difference, score
+from medssl.evals.compare import table
+from medssl.evals.focus import focus
+from medssl.evals.metrics import AUROC, OF_TASK
+from medssl.evals.score import Score
+from medssl.rng import seed_from
+from medssl.scans.cohort import draw, person
+from medssl.scans.mark import carries, place, plant
+from medssl.steps import features, readers
+from medssl.steps.cam import cam
+from medssl.steps.maps import Maker, masks_on_grid, standard
+from medssl.steps.pretrain import spec_of
+from medssl.steps.rivals import Entrants
+from medssl.steps.truth import Part
+from medssl.store.store import Store
+from medssl.tasks import supervised as kinds
+from medssl.train.optim import Optim
+
+TESTS = {"agrees": 0.95, "no mark": None, "disagrees": 0.05}
+LEAST = 0.2  # what the bench is meant to make a supervised net fall by
+MEAN = OF_TASK["cases"][0]
+Scan = tuple[int, bool, np.ndarray]  # patient, positive, (H, W) uint8
+
+
+def drawn(patients: int, size: int, seed: int) -> Iterator[Scan]:
+    for p in range(patients):
+        who = person(seed, p)
+        for k in range(who.images):
+            yield p, who.lesion, (draw(seed, p, k, size, who.lesion, who.scanner) >> 4).astype(np.uint8)
+
+
+def read(source: Path, labels: Path, positive: list[str]) -> Iterator[Scan]:
+    people: dict[str, int] = {}
+    with labels.open(newline="") as f:
+        for row in csv.DictReader(f):
+            patient = row.get("patient") or row.get("patient_id") or row["file"]
+            with Image.open(source / row["file"]) as image:
+                yield people.setdefault(patient, len(people)), row["label"] in positive, np.asarray(image.convert("L"))
+
+
+def write(
+    scans: list[Scan], folder: Path, agreement: float | None, given: argparse.Namespace, key: Path, stream: int
+) -> Store:
+    """A store of PNG files with their marks, and where those are as masks; a fifth of the patients validates."""
+    u = np.random.default_rng(seed_from(given.seed, stream)).random(len(scans))
+    positive = np.array([p for _, p, _ in scans])
+    marked = np.zeros(len(scans), bool) if agreement is None else carries(positive, agreement, u)
+    rows = ["file,finding,number,split"]
+    for i, (who, label, image) in enumerate(scans):
+        mark = place(*image.shape, edge=given.edge) & marked[i]
+        shown = plant(image, 255, edge=given.edge) if marked[i] else image
+        for kind, array in (("images", shown), ("masks", mark.astype(np.uint8))):
+            path = folder / "source" / kind / f"{who:05d}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path)
+        split = "val" if who % 5 == 0 else "train"
+        rows.append(f"images/{who:05d}/{i}.png,{'yes' if label else 'no'},n{i},{split}")
+    (folder / "labels.csv").write_text("\n".join(rows))
+    with redirect_stdout(StringIO()):
+        medssl.ingest(
+            folder / "source", folder / "store", masks="masks", labels=folder / "labels.csv", targets=["finding", "number"],
+            patient="s/([0-9]+)/", key=key, workers=1,
+        )  # fmt: skip
+    return Store.open(folder / "store")
+
+
+def main() -> None:
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--source", type=Path)
+    args.add_argument("--labels", type=Path)
+    args.add_argument("--positive", nargs="+", default=["PNEUMONIA"])
+    args.add_argument(
+        "--patients", type=int, default=300, help="of the synthetic cohort, or at most so many of --labels"
+    )
+    args.add_argument("--size", type=int, default=64)
+    args.add_argument("--edge", type=float, default=0.1, help="of the mark, as a share of the scan")
+    args.add_argument("--method", default="simclr")
+    args.add_argument("--views", default="xray")
+    args.add_argument("--widths", type=int, nargs="+", default=[8, 16, 32], help="three stages leave maps of 8 x 8")
+    args.add_argument("--steps", type=int, default=300)
+    args.add_argument("--batch", type=int, default=64)
+    args.add_argument("--seed", type=int, default=0)
+    given = args.parse_args()
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    everything = list(
+        read(given.source, given.labels, given.positive) if given.source else drawn(given.patients, 96, given.seed)
+    )
+    people = sorted({who for who, _, _ in everything})
+    order = np.random.default_rng(seed_from(given.seed, 1)).permutation(len(people))[: given.patients]
+    tested = {people[i] for i in order[: len(order) // 3]}
+    learnt = {people[i] for i in order} - tested
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        (work / "key").write_text("0" * 64)  # who is who decides in which order scans are read: the same every time
+        (work / "key").chmod(0o600)
+        home = write([s for s in everything if s[0] in learnt], work / "home", TESTS["agrees"], given, work / "key", 2)
+        held = [s for s in everything if s[0] in tested]
+        stores = {name: write(held, work / name, a, given, work / "key", 3) for name, a in TESTS.items()}
+        run = medssl.pretrain(
+            home, work / "run", method=given.method, encoder="cnn", encoder_options={"widths": given.widths}, views=given.views,
+            size=given.size, steps=given.steps, batch=given.batch, seed=given.seed, monitor_every=0,
+        )  # fmt: skip
+        entrants, question = Entrants.of(run, home, "finding", "cpu", test_store=stores["agrees"], positive="yes")
+        tests = [_in_order(Part.of(question.target, store, store.rows())) for store in stores.values()]
+        y, patient = tests[0].y, np.array([held[i][0] for i in range(len(held))])
+        network = features.learn(
+            features.fresh(entrants.resolved, entrants.card), entrants.card, kinds.classes(2), home, question.train.rows,
+            question.train.y, work / "supervised", views=spec_of("views", entrants.resolved["views"]), steps=given.steps,
+            batch=given.batch, seed=given.seed, device="cpu", optim=Optim(lr=1e-3, weight_decay=1e-2),
+        )  # fmt: skip
+        predict = features.predictor(network, entrants.card, "cpu")
+        found = {"supervised from scratch": [predict(t.store, t.rows) for t in tests]}
+        sources = {f"{given.method} + linear probe": entrants.of_run()}
+        sources |= {f"{name} + linear probe": entrants.frozen(name) for name in ("k-means patch bank", "raw pixels")}
+        for name, source in sources.items():
+            found[name] = readers.linear(source, question, tests)["all"][0]
+        train = question.train
+        print(
+            f"learnt from {len(train)} scans of {train.patients} patients, tested on {len(y)} of {len(set(patient))}\n"
+        )
+        lines = []
+        for name, p in found.items():
+            line = {"model": name}
+            line |= {f"AUROC, mark {t}": score(AUROC, y, each, patient) for t, each in zip(TESTS, p, strict=True)}
+            line["fall, agrees to disagrees"] = difference(AUROC, y, p[0], p[2], patient)
+            line["fall, no mark to disagrees"] = difference(AUROC, y, p[1], p[2], patient)
+            lines.append(line)
+        print(table(lines, list(lines[0])), flush=True)
+        fall = lines[0]["fall, no mark to disagrees"]
+        said = "falls" if fall.low >= LEAST else "cannot be shown to fall"
+        print(f"The supervised net {said} by {LEAST} or more between no mark and a mark that disagrees: {fall}.")
+        weight = network.linear()[0].numpy()
+        agree = tests[0]
+        at, masks, insides = masks_on_grid(agree.store, agree.rows, entrants.card, 1)
+        grid = standard(agree.store, entrants.card)
+        maker = Maker("gradcam", grid, (grid, agree.rows), entrants.resolved, given.seed, "cpu")
+        maps = maker(network.encoder, agree.rows[at], np.repeat(weight[1:] - weight[:1], len(at), 0))
+        f = focus(maps, masks, insides)
+        with redirect_stdout(StringIO()):
+            seen = cam(run, home, "finding", positive="yes", test_store=stores["agrees"])["in_masks"][0]
+        named = zip(
+            ("Grad-CAM on the mark", "area of the mark", "energy minus area"), list(seen.values())[1:4], strict=True
+        )
+        lines = [
+            {
+                "model": "supervised from scratch",
+                "Grad-CAM on the mark": score(MEAN, f.area, f.energy, patient[at]),
+                "area of the mark": score(MEAN, f.area, f.area, patient[at]),
+                "energy minus area": difference(MEAN, f.area, f.energy, f.area, patient[at]),
+            },
+            {"model": f"{given.method} + linear probe"} | {name: Score.from_dict(value) for name, value in named},
+        ]
+        print("\n" + table(lines, list(lines[0])))
+        print(f"\n{time.perf_counter() - start:.0f} s")
+
+
+def _in_order(part: Part) -> Part:
+    """By the number of the scan, which the versions of a test share."""
+    number = [int(n[1:]) for n in part.column("label:number")]
+    return part.take(np.argsort(number))
+
+
+if __name__ == "__main__":
+    main()
