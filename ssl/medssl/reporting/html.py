@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from medssl.errors import UserError
 from medssl.files import atomic
 from medssl.reporting import card, plots, words
+from medssl.reporting.audit import audit_section
+from medssl.reporting.cam import cam_section
 from medssl.reporting.embeddings import Embeddings, neighbours, read_embeddings
 from medssl.reporting.tags import Html, absent, bullets, element, facts, figure, page, paragraph
 from medssl.reporting.tsne import FEWEST, trustworthiness, tsne
@@ -54,7 +56,9 @@ def write_report(
         ("training", "How it was trained", _training(run, name, encoder)),
         ("curves", "Curves", _curves(rows, name)),
         ("scores", "Scores", _scores(all_tables, name)),
+        ("audit", "Disease or shortcut", audit_section(run)),
         ("tsne", "t-SNE of the embedding", near),
+        ("cam", "Where it looks", cam_section(run)),
         ("views", "Views it learned from", _views(views, name)),
         ("neighbours", "Nearest neighbours", _neighbours(embeddings, store, name, seed)),
         (
