@@ -12,7 +12,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import roc_auc_score
 
 from medssl.evals.association import association
-from medssl.evals.bootstrap import resamples, score
+from medssl.evals.bootstrap import positions, replicates, resamples, score
 from medssl.evals.evidence import NONE, PART, POSSIBLE, Evidence, Scans, examine, verdict
 from medssl.evals.metrics import AUROC, MACRO_AUROC
 from medssl.evals.score import Score
@@ -101,12 +101,17 @@ def test_resamples_of_patients_are_the_metric_of_the_repeated_scans():
     y, p, fact = drawn(3, 60)
     patient = np.arange(60) // 2
     names = [f"{i:02}" for i in patient]
-    found = score(within("classes", fact), y, p, names, n=200, seed=5)
+    metric = within("classes", fact)
+    assert (positions(names, 60) == patient).all()
+    found = replicates([(metric, y, p)], patient, 200, 5)[0]
     by_hand = []
     for counts in np.concatenate(list(resamples(30, 200, seed=5, rows=200))).astype(int):
         again = np.repeat(np.arange(60), counts[patient])
         by_hand.append(pairs_within(y[again] == 1, p[again, 1], fact[again], np.ones(len(again))))
-    assert (found.low, found.high) == pytest.approx(np.quantile(by_hand, [0.025, 0.975]), abs=1e-12)
+    np.testing.assert_allclose(found, by_hand, atol=1e-12)
+    made = score(metric, y, p, names, n=200, seed=5)
+    assert made.low < metric(y, p) < made.high
+    assert (made.n, made.patients) == (60, 30)
 
 
 def population(n, a, b, goes, seed=0):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medssl.evals.bootstrap import CHUNK, positions, resamples
+from medssl.evals.bootstrap import CHUNK, expanded, positions, resamples
 from medssl.evals.score import Score
 from medssl.evals.shortcuts import Codes, codes_of
 from medssl.evals.weighted import Floats
@@ -46,7 +46,7 @@ def association(
     seen = vector(np.ones((1, len(y))))
     counts = resamples(int(at.max()) + 1, n, seed, rows=max(1, CHUNK // max(len(at), seen.shape[1])))
     away = np.concatenate([np.linalg.norm(vector(c[:, at]) - seen, axis=1) for c in counts])
-    value, q = float(np.linalg.norm(seen)), float(np.quantile(away, level))
+    value, q = float(np.linalg.norm(seen)), float(np.quantile(away, expanded(level, int(at.max()) + 1)))
     how = f"{100 * level:g} % bootstrap interval about the value over {at.max() + 1} patients, {n} resamples"
     return Score(value, max(0.0, value - q), min(1.0, value + q), len(y), int(at.max()) + 1, how)
 

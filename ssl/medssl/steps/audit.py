@@ -23,8 +23,8 @@ from medssl.store.store import Store
 
 RIVALS = ("raw pixels", "random init")
 LIMITS = (
-    "Regressed out is linear and knows no label: a trace that no straight line shows stays in, and disease that goes with the fact "
-    "goes out, so a fall is no proof of a shortcut, and none is no proof of its absence.",
+    "Regressed out is linear and knows no label: a trace that no straight line shows stays in, and disease that goes with the "
+    "fact goes out, so a fall is no proof of a shortcut, and none is no proof of its absence.",
     "Within and balanced hold the fact equal, not what goes with it: the patients of two views differ in more than the view.",
     "Facts that the store does not know, such as tubes, markers and wards, cannot be audited.",
 )
