@@ -103,8 +103,9 @@ def covariance(y: ArrayLike, scores: ArrayLike, patient: ArrayLike) -> tuple[Flo
 def score(y: ArrayLike, s: ArrayLike, patient: ArrayLike, *, scale: str = "logit", level: float = 0.95) -> Score:
     """The AUROC with its interval, symmetric on the scale of the log odds or, `scale="plain"`, of the AUROC itself.
 
-    The plain one is cut at 0 and 1; it covers too seldom where patients are few or the AUROC is high, as errors are
-    skewed there (`benchmarks/quality_statistics.py`). Where the classes do not overlap the variance is 0 and says
+    The plain one is cut at 0 and 1; where patients are few or the AUROC is high, errors are skewed and it covers too
+    seldom: of 35 patients at 95 %, .93 at an AUROC of .8 (logit .95) and .85 at .95 (logit .93), simulated with
+    `benchmarks/quality_statistics.py`. Where the classes do not overlap the variance is 0 and says
     nothing, so there is no interval. Raises ValueError as `covariance` does.
     """
     if scale not in SCALES:
