@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from medssl.evals.association import association
 from medssl.evals.bootstrap import positions, replicates, resamples, score
 from medssl.evals.evidence import NONE, PART, POSSIBLE, Evidence, Scans, examine, verdict
+from medssl.evals.linear import linear_probes
 from medssl.evals.metrics import AUROC, MACRO_AUROC
 from medssl.evals.score import Score
 from medssl.evals.shortcuts import Without, balanced, design, edges, within
@@ -313,6 +314,16 @@ def test_a_score_that_is_all_fact(all_of_it):
     assert "alone it predicts lesion of test scans" in said
     assert "where it is not shown to be above chance" in said
     assert said.endswith(": part of the score is the scanner.")
+
+
+def test_nothing_of_the_test_scans_is_fitted():
+    """The regression is of training scans: scikit-learn's, and the same probe on what is left, give the very score."""
+    train, val, test = cohort(6, 0.7, 1.5, 3.0)
+    found = examine("scanner", "classes", ("A", "B"), "classes", 2, train, val, test, seed=0)
+    reference = LinearRegression().fit(train.fact[:, None], train.x["run"])
+    left = [s.x["run"] - reference.predict(s.fact[:, None]) for s in (train, val, test)]
+    (probe,) = linear_probes((left[0], train.y), (left[1], val.y), [left[2]], classes=2, patient=train.patient)
+    assert found.without.value == pytest.approx(AUROC(test.y, probe.predictions[0]), abs=1e-9)
 
 
 def test_a_score_that_is_part_fact():
