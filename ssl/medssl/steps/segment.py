@@ -46,7 +46,7 @@ def segment(
     lr: float = 1e-3,
     weight_decay: float = 1e-2,
     width: int = 16,
-    views: str | None = None,
+    recipe: str | None = None,
     tolerance: float = 1.0,
     rivals: Iterable[str] = RIVALS,
     where: str | None = None,
@@ -74,7 +74,7 @@ def segment(
         draws: how often each budget is drawn.
         steps, batch, lr, weight_decay: of AdamW with a short warm-up and half a cosine.
         width: channels of the decoder's finest level.
-        views: a recipe of configs/views; None is that of the store's modality. Masks move with their images.
+        recipe: of configs/views; None is that of the store's modality. Masks move with their images.
         tolerance: mm (pixels where no spacing is known) within which a surface counts as right.
         rivals: which of RIVALS stand in the table: the run's initial weights trained from scratch; a decoder on the frozen
             encoder; the same on the frozen initial weights; probes of every pixel's features without a decoder, linear
@@ -99,8 +99,8 @@ def segment(
     for scans in (home, away):
         features.must_fit(card, scans)
     question, classes = _ask(folder, card, home, away, allow_overlap)
-    recipe = catalog.spec("views", views or views_for(home))
-    fit = Fit(classes, steps, batch, lr, weight_decay, width, recipe, tolerance, save_every, seed, device)
+    spec = catalog.spec("views", recipe or views_for(home))
+    fit = Fit(classes, steps, batch, lr, weight_decay, width, spec, tolerance, save_every, seed, device)
     Segment(encoder, len(classes), width)  # an encoder that cannot is refused before anything is trained
     rows = lines(folder.path, resolved, card, chosen(rivals, RIVALS))
     part = question.train
