@@ -320,7 +320,7 @@ def draw(source, n, start=0, without=0, labels=(60, 200)):
             Image.fromarray(mask).save(source / "masks" / f"c{k}.png")
 
 
-QUICK = {"steps": 30, "batch": 8, "width": 8, "views": "plain", "lr": 2e-2, "save_every": 10, "tolerance": 1.0}
+QUICK = {"steps": 30, "batch": 8, "width": 8, "recipe": "plain", "lr": 2e-2, "save_every": 10, "tolerance": 1.0}
 
 
 @pytest.fixture(scope="module")
