@@ -190,9 +190,9 @@ def test_sets_are_fitted_together_as_they_are_alone():
         alone = fit_many(x[rows], y[rows], [np.arange(len(rows))], [1e-3, 0.1, 10], classes=3)[0]
         for i in range(3):
             np.testing.assert_allclose(model.predict(x, i), alone.predict(x, i), atol=1e-4)
-    own = fit_many(x, y, sets[:2], [[1e-3], [10]], classes=3)
-    np.testing.assert_allclose(own[0].predict(x), together[0].predict(x, 0), atol=1e-4)
-    np.testing.assert_allclose(own[1].predict(x), together[1].predict(x, 2), atol=1e-4)
+    own = fit_many(x, y, [sets[0], sets[0], sets[1]], [[1e-3], [10], [10]], classes=3)  # one set with two penalties
+    for model, (i, at) in zip(own, [(0, 0), (0, 2), (1, 2)], strict=True):
+        np.testing.assert_allclose(model.predict(x), together[i].predict(x, at), atol=1e-4)
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 1)), min_size=1, max_size=12))
