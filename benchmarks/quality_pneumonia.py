@@ -21,7 +21,13 @@ import torch
 import medssl
 
 OWN = {"mae", "greedy_ae", "kmeans_bank"}  # methods that bring an encoder
-RIVALS = ["raw pixels", "PCA", "k-means patch bank", "random init", "supervised"]  # the last for encoders that all share
+RIVALS = [
+    "raw pixels",
+    "PCA",
+    "k-means patch bank",
+    "random init",
+    "supervised",
+]  # the last for encoders that all share
 
 
 def main() -> None:
