@@ -333,6 +333,7 @@ def test_a_killed_write_leaves_no_store(tmp_path, sent, left):
     here, there = multiprocessing.get_context("fork").Pipe()
 
     def fill():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores it
         with StoreWriter(tmp_path / "s", ALIAS) as writer:
             for i in range(1000):
                 writer.add(scan(noise((1, 8, 40, 40)), i), str(i))
