@@ -31,9 +31,10 @@ def main() -> None:
     args.add_argument("--size", type=int, default=64)
     args.add_argument("--steps", type=int, default=600)
     args.add_argument("--batch", type=int, default=128)
+    args.add_argument("--threads", type=int, default=2)
     args.add_argument("--work")
     given = args.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as scratch:
         work, start = Path(given.work or scratch), time.perf_counter()
         for name, scans, labels in (("A", given.a, given.a_labels), ("B", given.b, given.b_labels)):
