@@ -14,7 +14,8 @@ from medssl.encoders.cnn import CNN
 from medssl.encoders.timm2d import TimmEncoder
 from medssl.encoders.vit import ViT
 from medssl.errors import UserError
-from medssl.tasks.supervised import Supervised, classes
+from medssl.objectives.kinds import classes
+from medssl.tasks.supervised import Supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim

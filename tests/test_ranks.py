@@ -18,7 +18,7 @@ CLOCK = Clock(0, 10)
 
 
 def whole_batch(method) -> dict:
-    return tiny.batch(method.views, n=B)
+    return tiny.batch_for(method, n=B)
 
 
 def prepared(name):
@@ -52,6 +52,8 @@ def worker(rank: int, port: int, folder: str) -> None:
         batch = whole_batch(method)
         half = slice(rank * B // 2, (rank + 1) * B // 2)
         mine = {"views": [v[half] for v in batch["views"]], "key": tiny.key(B // 2, start=half.start)}
+        if method.target:
+            mine["target"] = batch["target"][half]
         loss = go(method, mine, name)
         dist.all_reduce(loss)
         grads = {}

@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 import tiny
 from medssl import catalog
 from medssl.errors import UserError
+from medssl.objectives import kinds
 from medssl.tasks import supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
@@ -20,8 +21,8 @@ from medssl.train.optim import Optim
 
 STEPS = 12
 LABELLED = {  # what is trained on labels: the kind of task, and a target per scan
-    "classes": (supervised.classes(2), lambda n: torch.arange(n) % 2),
-    "labels": (supervised.labels(3), lambda n: torch.tensor([[0, 1, torch.nan], [1, 0, 1.0]]).repeat(n // 2, 1)),
+    "classes": (kinds.classes(2), lambda n: torch.arange(n) % 2),
+    "labels": (kinds.labels(3), lambda n: torch.tensor([[0, 1, torch.nan], [1, 0, 1.0]]).repeat(n // 2, 1)),
 }
 EVERYTHING = [*tiny.METHODS, *LABELLED]
 
@@ -41,7 +42,8 @@ def go(
         targets = truth(len(canvas.array))
     else:
         method = tiny.method(name)
-    views = catalog.load("method", name).get("_run_", {}).get("views", "neutral") if targets is None else "neutral"
+        targets = tiny.targets(method.target, len(canvas.array))
+    views = "neutral" if name in LABELLED else catalog.load("method", name).get("_run_", {}).get("views", "neutral")
 
     def monitor(encoder, rows):
         if rows[-1]["step"] == die_at:

@@ -5,6 +5,7 @@ import torch
 from scipy import stats
 
 from medssl import catalog
+from medssl.objectives.kinds import classes
 from medssl.rng import Key
 from medssl.store.canvas import Canvas
 
@@ -19,14 +20,25 @@ SHRINK = {"hidden": 32, "out": 16, "width": 24, "depth": 1, "heads": 2, "rounds"
 
 
 def method(name: str, dims: int = 2, channels: int = 1, size: int = 16, encoder: str | None = None, **options):
-    """The method of that yaml, at a size for tests, on its own default encoder (a small cnn where it has none)."""
+    """The method of that yaml, at a size for tests, on its own default encoder (a small cnn where it has none).
+
+    What learns from labels is given two classes.
+    """
     spec = catalog.load("method", name)
     run = spec.pop("_run_", {})
     spec |= {k: v for k, v in SHRINK.items() if k in spec} | options
     encoder = encoder or run.get("encoder", "cnn")
     torch.manual_seed(0)
     model = catalog.build(catalog.spec("encoder", encoder, **SMALL[encoder]), channels=channels, size=(size,) * dims)
-    return catalog.build(spec, encoder=model)
+    return catalog.build(spec, encoder=model, **({"kind": classes(2)} if catalog.takes(spec, "kind") != "no" else {}))
+
+
+def targets(wanted: str, n: int, start: int = 0) -> torch.Tensor | None:
+    """What a method is told of scans start … start + n: patients with two scans, two classes and every fifth unknown."""
+    at = torch.arange(start, start + n)
+    if wanted == "label":
+        return torch.where(at % 5 == 4, -1, at % 2)
+    return at // 2 if wanted else None
 
 
 def secret(path, digit: str = "0"):
@@ -42,11 +54,18 @@ def key(n: int, start: int = 0, seed: int = 0) -> Key:
 
 
 def batch(views: int, n: int = 8, dims: int = 2, channels: int = 1, size: int = 16, seed: int = 0) -> dict:
-    """Views of one scan share most of their content, as real views do."""
+    """`views` of each of n scans. Views of one scan share most of their content, as real views do."""
     g = torch.Generator().manual_seed(seed)
     shape = (n, channels, *(size,) * dims)
     scan = torch.randn(shape, generator=g)
     return {"views": [scan + 0.3 * torch.randn(shape, generator=g) for _ in range(views)], "key": key(n)}
+
+
+def batch_for(method, n: int = 8, dims: int = 2, channels: int = 1, size: int = 16, seed: int = 0) -> dict:
+    """All that `method` asks for."""
+    given = batch(method.views, n, dims, channels, size, seed)
+    told = targets(method.target, n)
+    return given if told is None else given | {"target": told}
 
 
 def canvas(n: int = 48, dims: int = 2, channels: int = 1, size: int = 16, seed: int = 0) -> Canvas:

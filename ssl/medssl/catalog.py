@@ -1,15 +1,20 @@
 """Choices by name: configs/GROUP/NAME.yaml is the choice NAME of GROUP. Its first line says what it is.
 
 A yaml holds `_target_`, the import path of a class or function, and its options. There is no registry: the file is the
-name. Files come from the installed package or the checkout alone, never from a run folder.
+name. Files come from the installed package or the checkout alone, never from a run folder. A method of the user's own
+needs no yaml: it is named by its import path, as in method=my_module.MyMethod, and by the user alone.
 """
 
 import importlib
+import inspect
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from medssl.errors import UsageError, UserError, nearest
+
+GIVEN = ("encoder", "kind")  # arguments of a method that are no options
 
 
 @cache
@@ -30,6 +35,8 @@ def load(group: str, name: str) -> dict[str, Any]:
     """The options of a choice as a plain dict with its `_target_`."""
     import yaml
 
+    if is_own(group, name):
+        return _own(name)
     if name not in choices(group):
         raise UsageError(f"there is no {group} {name!r}.{nearest(name, choices(group))}")
     return yaml.safe_load((root() / group / f"{name}.yaml").read_text())
@@ -46,13 +53,48 @@ def spec(group: str, choice: str, **options: Any) -> dict[str, Any]:
     return known | options
 
 
+def is_own(group: str, name: str) -> bool:
+    """Whether `name` is the import path of a method of the user's own."""
+    parts = name.split(".")
+    return group == "method" and len(parts) > 1 and all(p.isidentifier() for p in parts)
+
+
+def _own(path: str) -> dict[str, Any]:
+    """Its options are the arguments of its constructor that have defaults; modules in the working directory are found."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    module, _, name = path.rpartition(".")
+    try:
+        made = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as e:
+        raise UsageError(f"method={path} cannot be imported from {Path.cwd()}: {e}") from e
+    if not (isinstance(made, type) and hasattr(made, "after_step")):
+        raise UsageError(f"method={path} is no medssl.methods.base.Method")
+    options = {
+        k: p.default
+        for k, p in inspect.signature(made).parameters.items()
+        if p.default is not p.empty and k not in GIVEN
+    }
+    return {"_target_": path, "_run_": dict(getattr(made, "run", {}))} | options
+
+
+def takes(spec: dict[str, Any], argument: str) -> str:
+    """ "no", "maybe" or "yes": whether what `spec` makes has an argument of that name, with or without a default."""
+    found = inspect.signature(_made(spec)).parameters.get(argument)
+    return "no" if found is None else "yes" if found.default is found.empty else "maybe"
+
+
+def _made(spec: dict[str, Any]) -> Any:
+    module, _, name = spec["_target_"].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
 def build(spec: dict[str, Any], **extra: Any) -> Any:
     """Import `_target_` and call it with the other keys and `extra`. UserError when the options make no sense to it."""
     options = {k: v for k, v in spec.items() if k != "_target_"}
-    module, _, name = spec["_target_"].rpartition(".")
-    make = getattr(importlib.import_module(module), name)
+    make = _made(spec)
     try:
         return make(**options, **extra)
     except (TypeError, ValueError, AttributeError, RuntimeError, ZeroDivisionError) as e:
         given = ", ".join(f"{k}={v}" for k, v in options.items())
-        raise UserError(f"cannot make {name} with {given}: {e}") from e
+        raise UserError(f"cannot make {make.__name__} with {given}: {e}") from e

@@ -34,6 +34,7 @@ def run(command: str, args: list[str]) -> None:
     """One run, or with -m one for each combination of comma-separated values."""
     sweep = bool({"-m", "--multirun"} & set(args))
     words = [_literal(w) for a in args if a not in {"-m", "--multirun"} for w in _any_timm(a)]
+    words, own = _own_method(words)
     for word in words:
         if "=" not in word or word.startswith("-"):
             raise UsageError(f"cannot read {word!r}: options are key=value. {_header(command)[1]}")
@@ -43,7 +44,7 @@ def run(command: str, args: list[str]) -> None:
         raise UsageError(f"{swept[0]} has several values; add -m to sweep over them")
     cfg = _compose(command, [_first(o) if o.is_sweep_override() else w for o, w in zip(parsed, words, strict=True)])
     if not sweep:
-        call(command, cfg, cfg.hydra.runtime.choices, None)
+        call(command, cfg, dict(cfg.hydra.runtime.choices) | own, None)
         return
     if command != "pretrain" or int(cfg.devices) > 1:
         raise UsageError("-m sweeps medssl pretrain on one device; for anything else use a loop of the shell")
@@ -208,6 +209,16 @@ def _any_timm(word: str) -> list[str]:
     if key == "encoder" and re.fullmatch(r"[\w.\-]+", value) and value not in catalog.choices("encoder"):
         return ["encoder=timm", f"encoder.model={value}"]
     return [word]
+
+
+def _own_method(words: list[str]) -> tuple[list[str], dict[str, str]]:
+    """method=my_module.MyMethod has no yaml: the config holds what is said of it, and its constructor knows the rest."""
+    own = [v for w in words for k, _, v in [w.partition("=")] if k == "method" and catalog.is_own("method", v)]
+    if not own:
+        return words, {}
+    others = [w for w in words if w != f"method={own[-1]}"]
+    options = [f"+{w}" if w.startswith("method.") else w for w in others]
+    return ["method=null", *options], {"method": own[-1]}
 
 
 def _literal(word: str) -> str:

@@ -12,7 +12,7 @@ class Batch(TypedDict, total=False):
 
     views: list[Tensor]  # `method.views` tensors (B, C, *spatial), float32, standardised
     key: Key  # for randomness inside the method: rng.uniform(batch["key"], view, slot, n)
-    target: Tensor  # for tasks: (B,) int64 classes, or (B,) or (B, L) float32 numbers
+    target: Tensor  # what `method.target` asks for: (B,) int64 classes or groups, or (B,) or (B, L) float32 numbers
 
 
 class Clock(NamedTuple):
@@ -26,15 +26,27 @@ class Clock(NamedTuple):
         """Progress in [0, 1)."""
         return self.step / self.steps
 
+    def part(self, parts: int) -> int:
+        """Which of equal parts of the run this is, from 0 on."""
+        return min(int(self.frac * parts), parts - 1)
+
 
 class Method(nn.Module):
     """Subclass once, never twice: a variant is an argument or another file.
 
     `forward` returns {"loss": scalar, …}; other scalars are logged. "chance" is the loss of constant features, where that
-    is a number: a loss that stays there is reported as collapse. State that outlives a step lives in buffers.
+    is a number: a loss that stays there is reported as collapse. "error" is what falls as it learns where the loss itself
+    says nothing, as an energy. State that outlives a step lives in buffers.
+
+    views: how many of each scan. target: what batch["target"] holds, "" for nothing, "patient" or "study" for groups (B,)
+    int64, or "label": the labels asked for, those that are unknown as `kind.known` tells. parts: how many trainings follow
+    each other in equal parts of the run, each with parameters of its own. A constructor with a parameter `kind` is given
+    the objectives.kinds.Kind of the label asked for, or None when it has that default and none is.
     """
 
     views: int = 1
+    target: str = ""
+    parts: int = 1
     encoder: Any  # a module with channels, size, dim and what else the method needs: tokens, layers, …
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:

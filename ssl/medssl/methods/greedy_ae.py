@@ -37,7 +37,7 @@ class GreedyAE(Method):
             )
         if not 0 <= corruption < 1:
             raise UserError(f"method.corruption must lie in [0, 1), got {corruption}")
-        self.encoder, self.corruption = encoder, corruption
+        self.encoder, self.corruption, self.parts = encoder, corruption, len(encoder.layers)
         self.decoders = nn.ModuleList()
         with torch.no_grad():
             h = torch.zeros(2, encoder.channels, *encoder.size)
@@ -48,7 +48,7 @@ class GreedyAE(Method):
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (h,) = batch["views"]
         layers = self.encoder.layers
-        at = min(int(clock.frac * len(layers)), len(layers) - 1)
+        at = clock.part(self.parts)
         with torch.no_grad():
             for layer in layers[:at]:
                 h = layer.eval()(h)

@@ -25,6 +25,18 @@ def all_rows(x: Tensor) -> Tensor:
     return x if world() == 1 else torch.cat(dist_fn.all_gather(x.contiguous()))
 
 
+def share(n: Tensor) -> Tensor:
+    """How much the mean over this rank's `n` (scalar) counts when ranks are averaged, so that each element counts the same.
+
+    1 in one process; 0 where no rank has any.
+    """
+    if world() == 1:
+        return torch.ones_like(n, dtype=torch.float32)
+    total = n.clone()
+    dist.all_reduce(total)
+    return n * world() / total.clamp(min=1)
+
+
 def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Run a loss in float32 or better whatever the autocast around it: similarities and logs do not survive bfloat16.
 

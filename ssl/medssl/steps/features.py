@@ -18,12 +18,13 @@ from medssl.encoders.handover import load_encoder
 from medssl.errors import UserError, nearest
 from medssl.evals.embed import embed
 from medssl.methods.base import Method
+from medssl.objectives import kinds
+from medssl.objectives.kinds import Kind
 from medssl.rng import seed_from
 from medssl.steps.pretrain import spec_of
 from medssl.store.canvas import Canvas
 from medssl.store.store import Store
-from medssl.tasks import supervised as kinds
-from medssl.tasks.supervised import Kind, Supervised
+from medssl.tasks.supervised import Supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim

@@ -69,7 +69,7 @@ def finetune(
         run: a finished run folder.
         store: a labelled store.
         target: the name of a label or fact; several are labels that are there or not, or for task=survival time and event.
-        task: auto, classes, labels, ordinal, value or survival; see `medssl.tasks.supervised` for what each minimises.
+        task: auto, classes, labels, ordinal, value or survival; see `medssl.objectives.kinds` for what each minimises.
         labels: budgets: "10 %" of the labelled training scans, 50 of them, or all.
         draws: how often each is drawn; of "all" the scans are the same, and their order and the head's start differ.
         blocks: train the last so many blocks of the encoder and keep the others; 0: the head alone; None: everything.

@@ -13,9 +13,10 @@ from torch import nn
 from medssl.encoders.handover import KEYS, save_encoder
 from medssl.errors import UserError
 from medssl.files import atomic
+from medssl.objectives.kinds import kind_of
 from medssl.steps import features
 from medssl.steps.question import Question
-from medssl.tasks.supervised import Supervised, kind_of
+from medssl.tasks.supervised import Supervised
 from medssl.train.optim import Optim
 
 

@@ -17,6 +17,7 @@ from medssl.encoders.handover import save_encoder
 from medssl.errors import UserError, nearest
 from medssl.files import atomic
 from medssl.rng import seed_from
+from medssl.steps.labelled import Truth
 from medssl.steps.monitor import ACTIONS, Monitor
 from medssl.steps.run import Run
 from medssl.store.guard import SEEN
@@ -56,6 +57,9 @@ def pretrain(
     encoder_options: dict[str, Any] | None = None,
     views_options: dict[str, Any] | None = None,
     where: str | None = None,
+    target: str | list[str] | None = None,
+    task: str = "auto",
+    positive: str | list[str] | None = None,
     size: int | None = None,
     spacing: float | None = None,
     steps: int | None = None,
@@ -87,9 +91,12 @@ def pretrain(
     Args:
         store: a folder made by `ingest`.
         where: which of its scans; see `medssl.store.where`.
+        target, task, positive: what methods that learn from labels learn: label columns, the kind of task, and the values
+            that count as there, as in `probe`. Scans without a label take part unlabelled.
         out: the run folder.
         method, encoder, views: names of configs/method, configs/encoder, configs/views, with their `_options`. An encoder
-            may be any timm model's name. views=None takes the recipe of the store's modality.
+            may be any timm model's name, a method the import path of a Method of your own. views=None takes the recipe of
+            the store's modality.
         size: edge of the square or cube that scans are brought to, in pixels; None: 64 in 2D, 32 in 3D, or what the scans have.
         spacing: mm per pixel of that grid; None fits each scan into it.
         steps, batch: updates, and scans per update over all devices.
@@ -124,9 +131,11 @@ def pretrain(
     if asked_batch is None:
         batch = min(batch, len(rows) - len(rows) % (devices * accumulate))
     views_spec = catalog.spec("views", views_name, **(views_options or {}))
+    truth = Truth.of(scans, rows, method, spec, target, task, positive)
     resolved: dict[str, Any] = {
         "store": str(scans.path),
         "where": scans.where,
+        "target": truth.target and list(truth.target.columns),
         "fingerprint": scans.fingerprint,
         "method": described(method, spec),
         "encoder": described(encoder_name, encoder_spec),
@@ -163,7 +172,8 @@ def pretrain(
     with torch.random.fork_rng():
         torch.manual_seed(seed_from(seed, 0))
         model = catalog.build(encoder_spec, channels=scans.channels, size=tuple(resolved["size"]))
-        ssl_method = catalog.build(spec, encoder=model)
+        ssl_method = catalog.build(spec, encoder=model, **truth.given)
+        targets = truth.rows_of(ssl_method)
         canvas = scans.canvas(tuple(resolved["size"]), spacing)
         run = Run(Path(out))
         if fabric.is_global_zero:
@@ -193,6 +203,7 @@ def pretrain(
                 log_every=log_every,
                 save_every=save_every,
                 workers=workers,
+                targets=targets,
                 monitor=monitor,
                 monitor_every=resolved["monitor_every"],
             )

@@ -3,75 +3,14 @@
 From initial weights it is the rival of any pretraining, from pretrained ones it is fine-tuning.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
-from medssl.objectives.labels import continuation, continuation_probabilities, cox, cross_entropy, huber, known_labels
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What is learnt, in the head's terms.
-
-    Attributes:
-        outputs: of the head.
-        loss: scores (B, outputs) and batch["target"] -> scalar.
-        predict: scores (N, outputs) -> what the metrics of this kind of task take, in the type of the scores.
-    """
-
-    outputs: int
-    loss: Callable[[Tensor, Tensor], Tensor]
-    predict: Callable[[Tensor], Tensor]
-
-
-def classes(n: int) -> Kind:
-    """Target (B,) int64 in [0, n); cross-entropy; probabilities (N, n)."""
-    return Kind(n, cross_entropy, lambda scores: scores.softmax(1))
-
-
-def labels(n: int) -> Kind:
-    """Target (B, n) 1, 0, or nan where unknown; binary cross-entropy of what is known; probabilities (N, n)."""
-
-    def loss(scores: Tensor, target: Tensor) -> Tensor:
-        return known_labels(scores, target.nan_to_num(0), ~target.isnan())
-
-    return Kind(n, loss, torch.sigmoid)
-
-
-def ordinal(n: int) -> Kind:
-    """Target (B,) int64 levels in [0, n); continuation ratios; probabilities (N, n)."""
-    return Kind(n - 1, continuation, continuation_probabilities)
-
-
-def value(mean: float, std: float) -> Kind:
-    """Target (B,) numbers, standardised by those of the training scans; Huber's loss; numbers (N,) in their own unit."""
-
-    def loss(scores: Tensor, target: Tensor) -> Tensor:
-        return huber(scores[:, 0], (target - mean) / std)
-
-    return Kind(1, loss, lambda scores: scores[:, 0] * std + mean)
-
-
-def survival() -> Kind:
-    """Target (B, 2), time and event; Cox's partial likelihood over the batch; log relative hazards (N,)."""
-    return Kind(1, lambda scores, target: cox(scores[:, 0], target[:, 0], target[:, 1]), lambda scores: scores[:, 0])
-
-
-def kind_of(task: str, y: np.ndarray, width: int) -> Kind:
-    """The kind for a task of `medssl.evals.metrics` and the training truth y (N, …), with `width` columns predicted."""
-    if task == "value":
-        return value(float(y.mean()), float(y.std()))
-    if task == "survival":
-        return survival()
-    return {"classes": classes, "labels": labels, "ordinal": ordinal}[task](width)
+from medssl.objectives.kinds import Kind
 
 
 class Supervised(Method):
@@ -85,6 +24,7 @@ class Supervised(Method):
     """
 
     views = 1
+    target = "label"
 
     def __init__(self, encoder: Any, kind: Kind, blocks: int | None = None):
         super().__init__()
@@ -112,7 +52,8 @@ class Supervised(Method):
         return weight, bias - weight @ mean
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        return {"loss": self.kind.loss(self.head(self.norm(self.encoder(batch["views"][0]))), batch["target"])}
+        scores = self.head(self.norm(self.encoder(batch["views"][0])))
+        return {"loss": self.kind.loss_of_known(scores, batch["target"])}
 
 
 def _rest(module: nn.Module) -> None:

@@ -1,0 +1,86 @@
+"""The kinds of things that are known of whole scans, in the terms of a head: how many outputs, what loss, what prediction."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medssl.objectives.labels import continuation, continuation_probabilities, cox, cross_entropy, huber, known_labels
+from medssl.objectives.ranks import share
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is learnt, in the head's terms.
+
+    Attributes:
+        outputs: of the head.
+        loss: scores (B, outputs) and a target (B, …) whose every row is known -> scalar, a mean over scans.
+        predict: scores (N, outputs) -> what the metrics of this kind of task take, in the type of the scores.
+        name: of the kind of task.
+    """
+
+    outputs: int
+    loss: Callable[[Tensor, Tensor], Tensor]
+    predict: Callable[[Tensor], Tensor]
+    name: str
+
+    @staticmethod
+    def known(target: Tensor) -> Tensor:
+        """(B, …) -> (B,) bool: an unknown class or level is -1, an unknown number nan. Of several labels one is enough."""
+        if not target.is_floating_point():
+            return target >= 0
+        return ~target.isnan() if target.ndim == 1 else ~target.isnan().all(1)
+
+    def loss_of_known(self, scores: Tensor, target: Tensor) -> Tensor:
+        """`loss` over the scans whose target is known, the same over ranks as in one process; 0 when none is."""
+        known = self.known(target)
+        if not bool(known.any()):
+            return scores.sum() * 0 * share(known.sum())
+        return self.loss(scores[known], target[known]) * share(known.sum())
+
+
+def classes(n: int) -> Kind:
+    """Target (B,) int64 in [0, n); cross-entropy; probabilities (N, n)."""
+    return Kind(n, cross_entropy, lambda scores: scores.softmax(1), "classes")
+
+
+def labels(n: int) -> Kind:
+    """Target (B, n) 1, 0, or nan where unknown; binary cross-entropy of what is known; probabilities (N, n)."""
+
+    def loss(scores: Tensor, target: Tensor) -> Tensor:
+        return known_labels(scores, target.nan_to_num(0), ~target.isnan())
+
+    return Kind(n, loss, torch.sigmoid, "labels")
+
+
+def ordinal(n: int) -> Kind:
+    """Target (B,) int64 levels in [0, n); continuation ratios; probabilities (N, n)."""
+    return Kind(n - 1, continuation, continuation_probabilities, "ordinal")
+
+
+def value(mean: float, std: float) -> Kind:
+    """Target (B,) numbers, standardised by those of the training scans; Huber's loss; numbers (N,) in their own unit."""
+
+    def loss(scores: Tensor, target: Tensor) -> Tensor:
+        return huber(scores[:, 0], (target - mean) / std)
+
+    return Kind(1, loss, lambda scores: scores[:, 0] * std + mean, "value")
+
+
+def survival() -> Kind:
+    """Target (B, 2), time and event; Cox's partial likelihood over the batch; log relative hazards (N,)."""
+    return Kind(
+        1, lambda scores, target: cox(scores[:, 0], target[:, 0], target[:, 1]), lambda scores: scores[:, 0], "survival"
+    )
+
+
+def kind_of(task: str, y: np.ndarray, width: int) -> Kind:
+    """The kind for a task of `medssl.evals.metrics` and the training truth y (N, …), with `width` columns predicted."""
+    if task == "value":
+        return value(float(y.mean()), float(y.std()))
+    if task == "survival":
+        return survival()
+    return {"classes": classes, "labels": labels, "ordinal": ordinal}[task](width)

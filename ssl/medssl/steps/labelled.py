@@ -1,0 +1,62 @@
+"""What a method that learns from labels or groups is told of each scan during pretraining."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from medssl import catalog
+from medssl.errors import UserError
+from medssl.methods.base import Method
+from medssl.objectives.kinds import kind_of
+from medssl.steps.truth import Target, target_of
+from medssl.store.store import Store
+
+GROUPS = ("patient", "study", "series")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Labels of training scans, where a method wants them. given: what its constructor takes, {"kind": …} or nothing."""
+
+    store: Store
+    rows: np.ndarray
+    target: Target | None
+    given: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        store: Store,
+        rows: np.ndarray,
+        method: str,
+        spec: dict[str, Any],
+        columns: str | list[str] | None,
+        task: str,
+        positive: str | list[str] | None,
+    ) -> "Truth":
+        """Raises UserError when labels are asked for that a method does not take, or the other way round."""
+        wants = catalog.takes(spec, "kind")
+        if columns is None:
+            if wants == "yes":
+                raise UserError(f"{method} learns from labels; name the column with target=…, one of {store.labels}")
+            return cls(store, rows, None, {"kind": None} if wants == "maybe" else {})
+        if wants == "no":
+            raise UserError(f"{method} learns from no labels; leave target out")
+        target = target_of(store, rows, columns, task, positive)
+        y, known = target.read(store, rows)
+        return cls(store, rows, target, {"kind": kind_of(target.task, y[known], target.width)})
+
+    def rows_of(self, method: Method) -> np.ndarray | None:
+        """What `method.target` asks for, by row of the store; scans whose label is unknown get -1, or nan in numbers."""
+        if not method.target:
+            return None
+        if method.target in GROUPS:
+            return np.unique(self.store.column(method.target).astype(str), return_inverse=True)[1].astype(np.int64)
+        if method.target != "label" or self.target is None:
+            raise UserError(f"{type(method).__name__} asks for {method.target!r}, and there is none; see target=…")
+        y, known = self.target.read(self.store, self.rows)
+        y[~known] = -1 if y.dtype.kind == "i" else np.nan
+        out = np.zeros((len(self.store), *y.shape[1:]), y.dtype)
+        out[self.rows] = y
+        return out
