@@ -194,6 +194,10 @@ def _places(method, batch):
         ("mae", {"ratio": 1.0}, "ratio"),
         ("mae", {"encoder": "cnn"}, "use encoder=vit"),
         ("greedy_ae", {"encoder": "vit"}, "encoder=mlp"),
+        ("greedy_ae", {"encoder": "cnn", "tied": True}, "encoder=mlp, or method.tied=false"),
+        ("greedy_ae", {"corruption": 1.0}, "corruption"),
+        ("greedy_ae", {"supervised": -1.0}, "weights of 0 or more"),
+        ("greedy_supervised", {"finetune": 1.0}, "finetune"),
         ("kmeans_bank", {"encoder": "cnn"}, "encoder=patch_bank"),
     ],
 )

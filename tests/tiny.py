@@ -30,7 +30,9 @@ def method(name: str, dims: int = 2, channels: int = 1, size: int = 16, encoder:
     encoder = encoder or run.get("encoder", "cnn")
     torch.manual_seed(0)
     model = catalog.build(catalog.spec("encoder", encoder, **SMALL[encoder]), channels=channels, size=(size,) * dims)
-    return catalog.build(spec, encoder=model, **({"kind": classes(2)} if catalog.takes(spec, "kind") != "no" else {}))
+    if catalog.takes(spec, "kind") != "no":
+        spec = {"kind": classes(2)} | spec
+    return catalog.build(spec, encoder=model)
 
 
 def targets(wanted: str, n: int, start: int = 0) -> torch.Tensor | None:

@@ -1,75 +1,98 @@
-"""Greedy layer-wise denoising autoencoders: each layer learns to undo noise in what the layer below says, then is frozen.
+"""Greedy layer-wise autoencoders: each layer learns to rebuild what the layer below says, then is frozen; then all together.
 
-Bengio et al., 2007, "Greedy layer-wise training of deep networks", algorithm 1; the noise is the masking of Vincent et al.,
-2008, https://doi.org/10.1145/1390156.1390294, section 2.3. With h the output of the layer below and m a random mask,
+Bengio et al., 2007, "Greedy layer-wise training of deep networks", algorithms 1 and 2 (partly supervised). With h the output
+of the layer below, m a random mask and J the Jacobian of the layer at h,
 
-    loss = mean (decoder(layer(m * h)) - h)^2
+    loss = mean (decoder(layer(m * h)) - h)^2 + contractive * |J|^2 / inputs + supervised * loss of a head on layer(h)
 
-with a linear decoder at every layer, as Vincent et al., 2010 (section 3.3), have it for real-valued inputs.
+Masking: Vincent et al., 2008, https://doi.org/10.1145/1390156.1390294, section 2.3, with linear decoders at every layer, as
+Vincent et al., 2010 (section 3.3), have it for real-valued inputs. |J|^2: Rifai et al., 2011, "Contractive auto-encoders",
+equation 3, here |J^T v|^2 with v random signs, whose mean it is, so that any layer will do.
 """
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
-from medssl.objectives.regression import squared_error
+from medssl.methods.parts import Decoder, TiedDecoder, flat, layers_of, rest_below
+from medssl.objectives.kinds import Kind
+from medssl.objectives.regression import jacobian_norm, squared_error
 from medssl.rng import uniform_field
 
-MASK_SLOT = 1000  # views use the slots below
+MASK_SLOT, SIGN_SLOT = 1000, 1100  # views use the slots below
 
 
 class GreedyAE(Method):
     """Layer k of `encoder.layers` trains alone during the k-th of equal parts of the run; the layers below are frozen.
 
-    corruption: share of a layer's inputs set to 0, which is the mean of standardised pixels. 0 is a plain autoencoder.
+    corruption: share of a layer's inputs set to 0, which is the mean of standardised pixels; 0 is a plain autoencoder.
+    contractive: weight of the Jacobian's squared norm per input. tied: decoders are the transposed weights of their layers
+    (encoder=mlp). supervised: weight of the labels while layers train, for scans that have one. finetune: share of the run, at
+    its end, in which the whole net trains: on the labels where there are any, else to rebuild the scan through all decoders.
     """
 
     views = 1
 
-    def __init__(self, encoder: Any, corruption: float):
+    def __init__(
+        self,
+        encoder: Any,
+        corruption: float,
+        contractive: float,
+        tied: bool,
+        supervised: float,
+        finetune: float,
+        kind: Kind | None = None,
+    ):
         super().__init__()
-        if not hasattr(encoder, "layers"):
-            raise UserError(
-                f"greedy_ae needs an encoder made of layers, not {type(encoder).__name__}; use encoder=mlp or cnn"
-            )
+        shapes = layers_of(encoder, "greedy_ae")
         if not 0 <= corruption < 1:
             raise UserError(f"method.corruption must lie in [0, 1), got {corruption}")
-        self.encoder, self.corruption, self.parts = encoder, corruption, len(encoder.layers)
-        self.decoders = nn.ModuleList()
-        with torch.no_grad():
-            h = torch.zeros(2, encoder.channels, *encoder.size)
-            for layer in encoder.layers:
-                below, h = h, layer(h)
-                self.decoders.append(Decoder(h.shape[1:], below.shape[1:]))
+        if not 0 <= finetune < 1:
+            raise UserError(f"method.finetune must lie in [0, 1), got {finetune}")
+        if contractive < 0 or supervised < 0:
+            raise UserError("method.contractive and method.supervised are weights of 0 or more")
+        if supervised and kind is None:
+            raise UserError("method.supervised needs labels; name the column with target=…")
+        self.encoder, self.parts = encoder, len(encoder.layers)
+        self.corruption, self.contractive, self.supervised, self.finetune = (
+            corruption,
+            contractive,
+            supervised,
+            finetune,
+        )
+        stack = zip(encoder.layers, shapes[1:], shapes[:-1], strict=True)
+        self.decoders = nn.ModuleList(TiedDecoder(f, low) if tied else Decoder(high, low) for f, high, low in stack)
+        self.kind = kind if supervised or finetune else None
+        self.heads = nn.ModuleList()
+        if self.kind is not None:
+            self.target = "label"
+            places = range(self.parts) if supervised else [self.parts - 1]
+            self.heads.extend(nn.Linear(flat(shapes[k + 1]), self.kind.outputs) for k in places)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        (h,) = batch["views"]
-        layers = self.encoder.layers
-        at = clock.part(self.parts)
-        with torch.no_grad():
-            for layer in layers[:at]:
-                h = layer.eval()(h)
+        (x,) = batch["views"]
+        if clock.frac >= 1 - self.finetune:
+            return {"loss": self.whole(x, batch), "layer": x.new_tensor(self.parts)}
+        at = Clock(clock.step, max(1, round(clock.steps * (1 - self.finetune)))).part(self.parts)
+        layer, h = self.encoder.layers[at], rest_below(self.encoder.layers, at, x)
         seen = uniform_field(batch["key"], 0, MASK_SLOT + at, tuple(h.shape[1:])) >= self.corruption
-        return {"loss": squared_error(self.decoders[at](layers[at](h * seen)), h), "layer": h.new_tensor(at)}
+        loss = squared_error(self.decoders[at](layer(h * seen)), h)
+        if self.contractive:
+            loss = loss + self.contractive * jacobian_norm(layer, h, batch["key"], SIGN_SLOT + at)
+        if self.supervised and self.kind is not None:
+            scores = self.heads[at](layer(h).flatten(1))
+            loss = loss + self.supervised * self.kind.loss_of_known(scores, batch["target"])
+        return {"loss": loss, "layer": h.new_tensor(at)}
 
-
-class Decoder(nn.Module):
-    """One linear map from a layer's output back to its input: dense, or a convolution after nearest-neighbour upsampling."""
-
-    def __init__(self, source: tuple[int, ...], target: tuple[int, ...]):
-        super().__init__()
-        self.target = tuple(target)
-        if len(source) == 1:
-            self.map: nn.Module = nn.Sequential(
-                nn.Linear(source[0], torch.Size(target).numel()), nn.Unflatten(1, target)
-            )
-        else:
-            convolution = nn.Conv3d if len(source) == 4 else nn.Conv2d
-            self.map = nn.Sequential(nn.Upsample(self.target[1:]), convolution(source[0], target[0], 3, padding=1))
-
-    def forward(self, code: Tensor) -> Tensor:
-        """(B, *source) -> (B, *target)."""
-        return self.map(code)
+    def whole(self, x: Tensor, batch: Batch) -> Tensor:
+        """All layers at once: the label's loss, or the scan rebuilt through every decoder."""
+        h = x
+        for layer in self.encoder.layers:
+            h = layer(h)
+        if self.kind is not None:
+            return self.kind.loss_of_known(self.heads[-1](h.flatten(1)), batch["target"])
+        for decoder in reversed(self.decoders):
+            h = decoder(h)
+        return squared_error(h, x)

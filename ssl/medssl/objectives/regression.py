@@ -1,9 +1,13 @@
 """Objectives that compare a prediction with a target row by row: distillation and reconstruction."""
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from medssl.objectives.ranks import full_precision
+from medssl.rng import Key, uniform_field
 
 
 @full_precision
@@ -25,6 +29,19 @@ def masked_patch_error(prediction_BNP: Tensor, target_BNP: Tensor, hidden_BM: Te
     mean, variance = target_BNP.mean(-1, keepdim=True), target_BNP.var(-1, keepdim=True)
     error = (prediction_BNP - (target_BNP - mean) / (variance + 1e-6).sqrt()).square().mean(-1)
     return error.gather(1, hidden_BM).mean()
+
+
+def jacobian_norm(layer: Callable[[Tensor], Tensor], x: Tensor, key: Key, slot: int) -> Tensor:
+    """An unbiased estimate of |d layer(x) / dx|^2 per input, mean over rows: that of |J^T v|^2, with v random signs (Hutchinson).
+
+    Layers need second derivatives, since it is differentiable. No gradient flows to x (B, …).
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        code = layer(x)
+        signs = (uniform_field(key, 0, slot, tuple(code.shape[1:])) < 0.5) * 2.0 - 1
+        (pulled,) = torch.autograd.grad((code * signs).sum(), x, create_graph=True)
+    return squared_error(pulled, torch.zeros_like(pulled))
 
 
 @full_precision

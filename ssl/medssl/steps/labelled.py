@@ -49,6 +49,8 @@ class Truth:
 
     def rows_of(self, method: Method) -> np.ndarray | None:
         """What `method.target` asks for, by row of the store; scans whose label is unknown get -1, or nan in numbers."""
+        if self.target is not None and method.target != "label":
+            raise UserError(f"{type(method).__name__} with these options learns from no labels; leave target out")
         if not method.target:
             return None
         if method.target in GROUPS:

@@ -1,0 +1,42 @@
+"""Greedy layer-wise supervised training: each layer learns the labels under a head of its own, then is frozen.
+
+The control arm of Bengio et al., 2007, "Greedy layer-wise training of deep networks", section 4: what layer-wise training is
+worth when it is greedy about the labels instead of the inputs.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.parts import flat, layers_of, rest_below
+from medssl.objectives.kinds import Kind
+
+
+class GreedySupervised(Method):
+    """Layer k of `encoder.layers` with a linear head trains alone during the k-th of equal parts of the run.
+
+    finetune: share of the run, at its end, in which all layers and the last head train together.
+    """
+
+    views = 1
+    target = "label"
+
+    def __init__(self, encoder: Any, finetune: float, kind: Kind):
+        super().__init__()
+        shapes = layers_of(encoder, "greedy_supervised")
+        if not 0 <= finetune < 1:
+            raise UserError(f"method.finetune must lie in [0, 1), got {finetune}")
+        self.encoder, self.kind, self.parts, self.finetune = encoder, kind, len(encoder.layers), finetune
+        self.heads = nn.ModuleList(nn.Linear(flat(shape), kind.outputs) for shape in shapes[1:])
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        (x,) = batch["views"]
+        last = clock.frac >= 1 - self.finetune
+        at = Clock(clock.step, max(1, round(clock.steps * (1 - self.finetune)))).part(self.parts)
+        h = x if last else rest_below(self.encoder.layers, at, x)
+        for layer in self.encoder.layers if last else [self.encoder.layers[at]]:
+            h = layer(h)
+        loss = self.kind.loss_of_known(self.heads[at](h.flatten(1)), batch["target"])
+        return {"loss": loss, "layer": h.new_tensor(self.parts if last else at)}
