@@ -44,6 +44,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(given.work or scratch)
+        work.mkdir(parents=True, exist_ok=True)
         store = work / "store"
         if not store.exists():
             key = work / "key"
