@@ -1,4 +1,4 @@
-"""Contrastive loss with margins: views of a scan closer than one margin, views of two scans further than another.
+"""Contrastive loss with margins: views of one group closer than one margin, views of two groups further than another.
 
 Hadsell et al., 2006, https://doi.org/10.1109/CVPR.2006.100, equation 4.
 """
@@ -10,19 +10,31 @@ from torch import Tensor
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import mlp
+from medssl.methods.parts import groups_of, mlp, target_of
+from medssl.objectives.distances import distance_of
 from medssl.objectives.pairs import contrastive
 
 
 class Contrastive(Method):
     """Encoder (B, C, *spatial) -> (B, dim), projector (B, dim) -> (B, out) on the unit sphere, all pairs of 2B views.
 
-    hidden, out: widths of the projector. positive_margin, negative_margin: distances on the sphere, in [0, 2].
+    hidden, out: widths of the projector. positive_margin, negative_margin: distances, in [0, 2]. distance: euclidean,
+    manhattan or cosine. positives: what attracts: views of one scan, patient or study, or of scans with one label.
     """
 
     views = 2
 
-    def __init__(self, encoder: Any, hidden: int, out: int, positive_margin: float, negative_margin: float):
+    def __init__(
+        self,
+        encoder: Any,
+        hidden: int,
+        out: int,
+        positive_margin: float,
+        negative_margin: float,
+        distance: str,
+        positives: str,
+        kind: Any = None,
+    ):
         super().__init__()
         if not 0 <= positive_margin < negative_margin <= 2:
             raise UserError(
@@ -31,8 +43,12 @@ class Contrastive(Method):
             )
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
         self.margins = positive_margin, negative_margin
+        self.distance, self.positives, self.target = distance_of(distance), positives, target_of(positives, kind)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))
-        scan = batch["key"].scan.repeat(len(batch["views"]))
-        return {"loss": contrastive(z, scan, *self.margins), "chance": z.new_tensor(self.margins[1] ** 2)}
+        group = groups_of(batch, self.positives, len(batch["views"]))
+        return {
+            "loss": contrastive(z, group, *self.margins, self.distance),
+            "chance": z.new_tensor(self.margins[1] ** 2),
+        }

@@ -13,7 +13,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from medssl.errors import UserError
+from medssl.errors import UserError, nearest
+from medssl.methods.base import Batch
 from medssl.objectives.ranks import world
 
 
@@ -146,3 +147,27 @@ def share_batch_norm(module: nn.Module) -> nn.Module:
         if type(m) in KNOWN:
             m.__class__ = type(f"Rank{type(m).__name__}", (RankBatchNorm, type(m)), {})
     return module
+
+
+POSITIVES = ("scan", "patient", "study", "label")
+
+
+def target_of(positives: str, kind: Any) -> str:
+    """What `method.target` must be for `groups_of`. Raises UserError for classes that nobody named, and other labels."""
+    if positives not in POSITIVES:
+        raise UserError(f"method.positives is {positives!r}.{nearest(positives, POSITIVES)}")
+    if positives == "label" and kind is None:
+        raise UserError("method.positives=label takes scans of one class; name the label column with target=…")
+    if positives == "label" and kind.name != "classes":
+        raise UserError(f"method.positives=label takes scans of one class, and target=… gives {kind.name}; use a class")
+    return "" if positives == "scan" else positives
+
+
+def groups_of(batch: Batch, positives: str, views: int) -> Tensor:
+    """(views * B,) int64, view after view: rows of one number attract, whatever rank they are on.
+
+    The scan itself, or its patient, study or class as batch["target"] has it; without one (-1) a scan is on its own.
+    """
+    scan = batch["key"].scan
+    group = scan if positives == "scan" else torch.where(batch["target"] < 0, -1 - scan, batch["target"])
+    return group.repeat(views)

@@ -1,4 +1,4 @@
-"""Triplet loss: a view is closer to another view of its scan than to any view of another scan, by a margin.
+"""Triplet loss: a view is closer to another view of its group than to any view of another group, by a margin.
 
 Schroff et al., 2015, https://arxiv.org/abs/1503.03832, equation 3 and section 3.2 (mining).
 """
@@ -10,19 +10,31 @@ from torch import Tensor
 
 from medssl.errors import UserError, nearest
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import mlp
+from medssl.methods.parts import groups_of, mlp, target_of
+from medssl.objectives.distances import distance_of
 from medssl.objectives.pairs import MINING, triplet
 
 
 class Triplet(Method):
     """Encoder (B, C, *spatial) -> (B, dim), projector (B, dim) -> (B, out) on the unit sphere, triplets of 2B views.
 
-    hidden, out: widths of the projector. margin: in Euclidean distance on the sphere. mining: all, easy, semihard, hard.
+    hidden, out: widths of the projector. margin: in the distance. mining: all, easy, semihard, hard. distance: euclidean,
+    manhattan or cosine. positives: what attracts: views of one scan, patient or study, or of scans with one label.
     """
 
     views = 2
 
-    def __init__(self, encoder: Any, hidden: int, out: int, margin: float, mining: str):
+    def __init__(
+        self,
+        encoder: Any,
+        hidden: int,
+        out: int,
+        margin: float,
+        mining: str,
+        distance: str,
+        positives: str,
+        kind: Any = None,
+    ):
         super().__init__()
         if mining not in MINING:
             raise UserError(f"method.mining is {mining!r}.{nearest(mining, MINING)}")
@@ -30,8 +42,9 @@ class Triplet(Method):
             raise UserError(f"method.margin must be positive, got {margin}")
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
         self.margin, self.mining = margin, mining
+        self.distance, self.positives, self.target = distance_of(distance), positives, target_of(positives, kind)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))
-        scan = batch["key"].scan.repeat(len(batch["views"]))
-        return {"loss": triplet(z, scan, self.margin, self.mining), "chance": z.new_tensor(self.margin)}
+        group = groups_of(batch, self.positives, len(batch["views"]))
+        return {"loss": triplet(z, group, self.margin, self.mining, self.distance), "chance": z.new_tensor(self.margin)}

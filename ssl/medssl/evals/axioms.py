@@ -1,0 +1,133 @@
+"""Whether a distance is a metric, looked at on given points: the four axioms, and by how much each is violated.
+
+For all x, y, z:  d(x, y) >= 0;  d(x, y) = 0 just when x = y;  d(x, y) = d(y, x);  d(x, z) <= d(x, y) + d(y, z).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medssl.errors import UserError
+from medssl.evals.weighted import Floats
+
+
+@dataclass(frozen=True)
+class Axiom:
+    """One axiom on the given points.
+
+    Attributes:
+        name: of the axiom.
+        checked, violations: how many points, ordered pairs or ordered triples `unit` are, and break it by more than rounding.
+        worst: the largest violation, in units of the distance (of the Euclidean one for points that are not told apart); 0
+            when it holds.
+        at: the rows of the points of the worst violation; () when it holds.
+    """
+
+    name: str
+    unit: str
+    checked: int
+    violations: int
+    worst: float
+    at: tuple[int, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing on these points breaks it."""
+        return self.violations == 0
+
+    def __str__(self) -> str:
+        if self.holds:
+            return f"{self.name}: holds on {self.checked:,} {self.unit}"
+        share = f"{self.violations:,} of {self.checked:,} {self.unit}"
+        return f"{self.name}: violated by {share}, worst {self.worst:.4g} at {self.at}"
+
+
+@dataclass(frozen=True)
+class Axioms:
+    """The four, the second in its two halves: d(x, x) = 0, and d(x, y) > 0 for points that differ."""
+
+    non_negative: Axiom
+    zero_to_itself: Axiom
+    tells_apart: Axiom
+    symmetric: Axiom
+    triangle: Axiom
+
+    @property
+    def identity(self) -> bool:
+        """Identity of indiscernibles, both halves."""
+        return self.zero_to_itself.holds and self.tells_apart.holds
+
+    @property
+    def metric(self) -> bool:
+        """All four axioms hold on these points."""
+        return self.pseudometric and self.tells_apart.holds
+
+    @property
+    def pseudometric(self) -> bool:
+        """All but that points which differ are told apart."""
+        return all(a.holds for a in (self.non_negative, self.zero_to_itself, self.symmetric, self.triangle))
+
+    def __str__(self) -> str:
+        """One line per axiom (identity has two), and a verdict."""
+        kind = "a metric" if self.metric else "a pseudometric" if self.pseudometric else "no metric"
+        each = (self.non_negative, self.zero_to_itself, self.tells_apart, self.symmetric, self.triangle)
+        return "\n".join([*map(str, each), f"on these points it is {kind}"])
+
+
+def metric_axioms(distance: Callable[[Tensor, Tensor], Any], x: Any, tolerance: float = 1e-6) -> Axioms:
+    """Checks `distance` on N points.
+
+    Args:
+        distance: (N, D), (N, D) -> (N, N), as the modules of `objectives.distances` and pytorch-metric-learning.
+        x: (N, D), handed on as a tensor of float64 unless it is a tensor already.
+        tolerance: what counts as rounding, as a share of the largest distance. Points at most that far apart by it are at
+            distance 0, points that differ in any coordinate differ.
+
+    Raises:
+        UserError: for distances that are not finite, or not one per pair.
+    """
+    points = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x, np.float64))
+    d = torch.as_tensor(distance(points, points)).detach().double().cpu().numpy()
+    rows = points.detach().double().cpu().numpy()
+    n = len(rows)
+    if d.shape != (n, n) or not np.isfinite(d).all():
+        raise UserError(f"the distance of {n} points must be {n} x {n} finite numbers, got {d.shape}")
+    slack = tolerance * float(np.abs(d).max())
+    apart = ~np.eye(n, dtype=bool)
+    gap = np.stack([np.sqrt(((rows - r) ** 2).sum(1)) for r in rows])
+    differ = np.stack([(rows != r).any(1) for r in rows])
+    lost = np.where(differ & (d <= slack), gap, 0)
+    return Axioms(
+        _axiom("non-negativity, d(x, y) >= 0", "pairs", -d, np.ones_like(apart), slack),
+        _axiom("identity, d(x, x) = 0", "points", np.abs(d.diagonal()), np.ones(n, bool), slack),
+        _axiom("identity, d(x, y) > 0 for x != y", "pairs", lost, differ, 0.0),
+        _axiom("symmetry, d(x, y) = d(y, x)", "pairs", np.abs(d - d.T), apart, slack),
+        _triangle(d, apart, slack),
+    )
+
+
+def _axiom(name: str, unit: str, excess: Floats, asked: np.ndarray, slack: float) -> Axiom:
+    """`excess` is by how much each point or pair violates it, where `asked`."""
+    broken = asked & (excess > slack)
+    at = np.unravel_index(int(np.where(broken, excess, -np.inf).argmax()), excess.shape)
+    found = bool(broken.any())
+    where = tuple(int(i) for i in at) if found else ()
+    return Axiom(name, unit, int(asked.sum()), int(broken.sum()), float(excess[at]) if found else 0.0, where)
+
+
+def _triangle(d: Floats, apart: np.ndarray, slack: float) -> Axiom:
+    """Over ordered triples (x, y, z) of three different rows, one y at a time: memory is that of the pairs."""
+    n = len(d)
+    violations, worst = 0, 0.0
+    at: tuple[int, ...] = ()
+    for y in range(n):
+        excess = np.where(apart & apart[:, y, None] & apart[None, y], d - (d[:, y, None] + d[None, y]), -np.inf)
+        violations += int((excess > slack).sum())
+        x, z = divmod(int(excess.argmax()), n)
+        if excess[x, z] > max(slack, worst):
+            worst, at = float(excess[x, z]), (x, y, z)
+    return Axiom("triangle, d(x, z) <= d(x, y) + d(y, z)", "triples", n * (n - 1) * (n - 2), violations, worst, at)

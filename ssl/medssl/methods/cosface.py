@@ -1,0 +1,37 @@
+"""CosFace: a softmax over the cosines to one learned vector per class, less a margin for the right one.
+
+Wang et al., 2018, https://arxiv.org/abs/1801.09414, equation 4: the mean over scans with a known class y of
+
+    -log( exp(scale (cos t_y - margin)) / (exp(scale (cos t_y - margin)) + sum over k != y of exp(scale cos t_k)) )
+
+Without a margin it is the normalised softmax of Zhai & Wu, 2018, https://arxiv.org/abs/1811.12649, of temperature 1 / scale.
+"""
+
+from typing import Any
+
+from pytorch_metric_learning import losses
+from torch import Tensor
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.parts import mlp, target_of
+from medssl.objectives.proxies import of_classes
+
+
+class CosFace(Method):
+    """Encoder (B, C, *spatial) -> (B, dim), projector (B, dim) -> (B, out) on the unit sphere, one vector per class.
+
+    hidden, out: widths of the projector. margin: taken from a cosine. scale: of the cosines.
+    """
+
+    def __init__(self, encoder: Any, hidden: int, out: int, margin: float, scale: float, kind: Any):
+        super().__init__()
+        if not 0 <= margin < 1 or scale <= 0:
+            raise UserError(f"method.margin must lie in [0, 1) and method.scale be positive, got {margin} and {scale}")
+        self.target = target_of("label", kind)
+        self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
+        self.loss = losses.CosFaceLoss(kind.outputs, out, margin=margin, scale=scale)
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        z = self.projector(self.encoder(batch["views"][0]))
+        return {"loss": of_classes(z, batch["target"], self.loss)}

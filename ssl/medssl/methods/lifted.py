@@ -1,0 +1,40 @@
+"""Lifted structure: every positive pair is compared with all negatives of both its rows.
+
+Oh Song et al., 2016, https://arxiv.org/abs/1511.06452, equation 4.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.parts import groups_of, mlp, target_of
+from medssl.objectives.distances import distance_of
+from medssl.objectives.pairs import lifted_structure
+
+
+class Lifted(Method):
+    """Encoder (B, C, *spatial) -> (B, dim), projector (B, dim) -> (B, out) on the unit sphere, all pairs of 2B views.
+
+    hidden, out: widths of the projector. margin: distance that negatives are pushed beyond. distance: euclidean, manhattan
+    or cosine. positives: what attracts: views of one scan, patient or study, or of scans with one label.
+    """
+
+    views = 2
+
+    def __init__(
+        self, encoder: Any, hidden: int, out: int, margin: float, distance: str, positives: str, kind: Any = None
+    ):
+        super().__init__()
+        if margin <= 0:
+            raise UserError(f"method.margin must be positive, got {margin}")
+        self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
+        self.margin, self.distance = margin, distance_of(distance)
+        self.positives, self.target = positives, target_of(positives, kind)
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        z = self.projector(self.encoder(torch.cat(batch["views"])))
+        group = groups_of(batch, self.positives, len(batch["views"]))
+        return {"loss": lifted_structure(z, group, self.margin, self.distance)}

@@ -1,0 +1,39 @@
+"""A learned Mahalanobis distance on the encoder's features, by the loss of large margin nearest neighbours.
+
+Weinberger & Saul, 2009, "Distance metric learning for large margin nearest neighbor classification", equations 11 to 13,
+with d(x, y) = ||L (x - y)||. The encoder is trained as well; L takes the place of a projector and is linear.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.parts import groups_of, target_of
+from medssl.objectives.distances import Mahalanobis as Distance
+from medssl.objectives.pairs import lmnn
+
+
+class Mahalanobis(Method):
+    """Encoder (B, C, *spatial) -> (B, dim), L (out, dim), all triplets of 2B views.
+
+    out: rank of the distance. push: weight of the triplets against that of the positive pairs, in [0, 1]. margin: of squared
+    distances. positives: what attracts: views of one scan, patient or study, or of scans with one label.
+    """
+
+    views = 2
+
+    def __init__(self, encoder: Any, out: int, push: float, margin: float, positives: str, kind: Any = None):
+        super().__init__()
+        if not 0 < push <= 1 or margin <= 0:
+            raise UserError(f"needs 0 < method.push <= 1 and method.margin > 0, got {push} and {margin}")
+        self.encoder, self.distance = encoder, Distance.learned(encoder.dim, min(out, encoder.dim))
+        self.push, self.margin = push, margin
+        self.positives, self.target = positives, target_of(positives, kind)
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        h = self.encoder(torch.cat(batch["views"]))
+        group = groups_of(batch, self.positives, len(batch["views"]))
+        return {"loss": lmnn(h, group, self.push, self.margin, self.distance)}

@@ -1,0 +1,52 @@
+"""N-pairs: of the partners of all groups in the batch, the softmax of similarities has to name one's own.
+
+Sohn, 2016, "Improved deep metric learning with multi-class N-pair loss objective", equation 8 and section 3.2.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medssl.errors import UserError, nearest
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.parts import groups_of, mlp, target_of
+from medssl.objectives.similarity import SIMILARITIES, n_pairs
+
+
+class NPairs(Method):
+    """Encoder (B, C, *spatial) -> (B, dim), projector (B, dim) -> (B, out), one pair of each group.
+
+    hidden, out: widths of the projector. similarity: dot or cosine. norm_weight: of the mean squared length of embeddings,
+    which "dot" needs. positives: what attracts: views of one scan, patient or study, or of scans with one label.
+    """
+
+    views = 2
+
+    def __init__(
+        self,
+        encoder: Any,
+        hidden: int,
+        out: int,
+        similarity: str,
+        norm_weight: float,
+        positives: str,
+        kind: Any = None,
+    ):
+        super().__init__()
+        if similarity not in SIMILARITIES:
+            raise UserError(f"method.similarity is {similarity!r}.{nearest(similarity, SIMILARITIES)}")
+        if norm_weight < 0:
+            raise UserError(f"method.norm_weight must not be negative, got {norm_weight}")
+        self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
+        self.similarity, self.norm_weight = similarity, norm_weight
+        self.positives, self.target = positives, target_of(positives, kind)
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        views = len(batch["views"])
+        z = self.projector(self.encoder(torch.cat(batch["views"])))
+        group = groups_of(batch, self.positives, views)
+        by_scan = (
+            torch.arange(len(z), device=z.device).view(views, -1).T.flatten()
+        )  # the same order on any number of ranks
+        return {"loss": n_pairs(z[by_scan], group[by_scan], self.similarity, self.norm_weight)}

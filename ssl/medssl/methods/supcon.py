@@ -1,0 +1,41 @@
+"""SupCon: InfoNCE in which all views of one class, or of one patient, are each other's positives.
+
+Khosla et al., 2020, https://arxiv.org/abs/2004.11362, equation 2 (the loss outside the log). With positives=patient it is
+the multi-instance contrastive learning of Azizi et al., 2021, https://arxiv.org/abs/2101.05224, section 3.2, with all images
+of a patient in the batch as positives instead of one drawn pair.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.parts import groups_of, mlp, target_of
+from medssl.objectives.ranks import world
+from medssl.objectives.similarity import sup_con
+
+
+class SupCon(Method):
+    """Encoder (B, C, *spatial) -> (B, dim), projector (B, dim) -> (B, out) on the unit sphere, all pairs of 2B views.
+
+    hidden, out: widths of the projector. temperature: of the similarities. positives: what attracts: views of one scan,
+    patient or study, or of scans with one label.
+    """
+
+    views = 2
+
+    def __init__(self, encoder: Any, hidden: int, out: int, temperature: float, positives: str, kind: Any = None):
+        super().__init__()
+        if temperature <= 0:
+            raise UserError(f"method.temperature must be positive, got {temperature}")
+        self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
+        self.temperature, self.positives, self.target = temperature, positives, target_of(positives, kind)
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        z = self.projector(self.encoder(torch.cat(batch["views"])))
+        group = groups_of(batch, self.positives, len(batch["views"]))
+        chance = math.log(len(z) * world() - 1)  # what constant features cost
+        return {"loss": sup_con(z, group, self.temperature), "chance": z.new_tensor(chance)}

@@ -1,0 +1,71 @@
+"""Distances between embeddings, as modules of pytorch-metric-learning: distance(x (N, D), y (M, D)) -> (N, M).
+
+Its losses and miners take any of them. Those with a name lie in [0, 2], so a margin means much the same in each.
+"""
+
+import torch
+from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.distances.base_distance import BaseDistance
+from torch import Tensor, nn
+
+from medssl.errors import UserError, nearest
+
+
+class Lp(LpDistance):
+    """The p-norm of x - y, both scaled to a p-norm of 1. No detour over x @ y.T, which loses small distances to rounding."""
+
+    def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
+        """(N, D), (M, D) -> (N, M)."""
+        return torch.cdist(query_emb, ref_emb, p=self.p, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+class Cosine(BaseDistance):
+    """1 - cos(x, y): half the squared Euclidean distance of unit vectors, and so no metric."""
+
+    def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
+        """(N, D), (M, D) -> (N, M)."""
+        return 1 - query_emb @ ref_emb.T
+
+
+class Mahalanobis(BaseDistance):
+    """||L (x - y)||, the distance of the matrix M = L^T L; L (K, D) is learned, or given as `fixed`.
+
+    With K below D, or M singular, it is a pseudometric: points that differ along lost directions have no distance.
+    """
+
+    def __init__(self, factor_KD: Tensor, fixed: bool = False):
+        super().__init__(normalize_embeddings=False)
+        self.factor = nn.Parameter(factor_KD.clone(), requires_grad=not fixed)
+
+    @classmethod
+    def given(cls, matrix_DD: Tensor) -> "Mahalanobis":
+        """Of a matrix M, such as the inverse of a covariance. Raises UserError unless it is symmetric with no eigenvalue < 0."""
+        if matrix_DD.ndim != 2 or not torch.allclose(matrix_DD, matrix_DD.T):
+            raise UserError(f"the matrix of a Mahalanobis distance must be symmetric, got {tuple(matrix_DD.shape)}")
+        values, vectors = torch.linalg.eigh(matrix_DD)
+        if values.min() < -1e-6 * values.abs().max():
+            raise UserError(
+                f"the matrix of a Mahalanobis distance has the eigenvalue {values.min():.3g}; none may be < 0"
+            )
+        return cls(values.clamp(min=0).sqrt()[:, None] * vectors.T, fixed=True)
+
+    @classmethod
+    def learned(cls, dim: int, rank: int) -> "Mahalanobis":
+        """Starts as the Euclidean distance of the first `rank` of `dim` coordinates."""
+        return cls(torch.eye(rank, dim))
+
+    def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
+        """(N, D), (M, D) -> (N, M)."""
+        x, y = query_emb @ self.factor.T, ref_emb @ self.factor.T
+        return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+EUCLIDEAN = Lp(p=2)
+DISTANCES: dict[str, BaseDistance] = {"euclidean": EUCLIDEAN, "manhattan": Lp(p=1), "cosine": Cosine()}
+
+
+def distance_of(name: str) -> BaseDistance:
+    """By the name of the option method.distance."""
+    if name not in DISTANCES:
+        raise UserError(f"method.distance is {name!r}.{nearest(name, DISTANCES)}")
+    return DISTANCES[name]
