@@ -6,11 +6,13 @@ workers or ranks, CPU and GPU all see the same bits.
 """
 
 import math
-from functools import cache
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 MASK = 0xFFFFFFFF
 SLOTS = 1 << 16  # slots per view: view and slot share one counter word
@@ -19,9 +21,16 @@ SLOTS = 1 << 16  # slots per view: view and slot share one counter word
 class Key(NamedTuple):
     """What a batch's randomness depends on: the run's seed and, per scan, its epoch and its row in the store."""
 
-    seed: int
+    seed: int | Tensor  # of all scans, or (B,) int64 where runs of several seeds share a batch
     epoch: Tensor  # (B,) int64
     scan: Tensor  # (B,) int64
+
+    def split(self, rows: int) -> list["Key"]:
+        """Keys of `rows` scans each."""
+        parts = zip(self.epoch.split(rows), self.scan.split(rows), strict=True)
+        if isinstance(self.seed, Tensor):
+            return [Key(seed, *part) for seed, part in zip(self.seed.split(rows), parts, strict=True)]
+        return [Key(self.seed, *part) for part in parts]
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:
@@ -50,10 +59,47 @@ def words(key: Key, view: int, slot: int, n: int) -> Tensor:
         ),
         -1,
     )
-    seed = torch.tensor([key.seed & MASK, key.seed >> 32 & MASK], device=scan.device)
+    if isinstance(key.seed, Tensor):
+        seed = torch.stack([key.seed & MASK, key.seed >> 32 & MASK], -1)[:, None].to(scan.device)
+    else:
+        seed = torch.tensor([key.seed & MASK, key.seed >> 32 & MASK], device=scan.device)
     return philox(counter, seed).flatten(1)[:, :n]
 
 
+class _Draw(Function):
+    """A draw of one run. Under torch.vmap over runs it is one draw for all their rows: a row depends on its own key alone."""
+
+    @staticmethod
+    def forward(draw: Callable[..., Tensor], seed: Tensor, epoch: Tensor, scan: Tensor, *args: Any) -> Tensor:
+        return draw(Key(int(seed), epoch, scan), *args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, draw: Callable[..., Tensor], *given: Any) -> tuple[Tensor, int]:
+        seed, epoch, scan = (
+            x.expand(info.batch_size, *x.shape) if at is None else x.movedim(at, 0)
+            for x, at in zip(given[:3], in_dims[1:4], strict=True)
+        )
+        key = Key(seed.repeat_interleave(epoch.shape[1]), epoch.flatten(), scan.flatten())
+        return draw(key, *given[3:]).unflatten(0, epoch.shape), 0
+
+
+def _mappable(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Lets torch.vmap map a draw over the seed, epoch and scan of its key."""
+
+    @wraps(draw)
+    def wrapped(key: Key, view: int, slot: int, *args: Any) -> Tensor:
+        if isinstance(key.seed, Tensor) and key.seed.ndim == 0:
+            return _Draw.apply(draw, *key, view, slot, *args)
+        return draw(key, view, slot, *args)
+
+    return wrapped
+
+
+@_mappable
 def uniform(key: Key, view: int, slot: int, n: int = 1) -> Tensor:
     """(B, n) float32 in [0, 1), 24 bits each."""
     return (words(key, view, slot, n) >> 8).float() * 2.0**-24
@@ -82,11 +128,13 @@ def _normal_quantiles(device: torch.device) -> Tensor:
     return (q / q.square().mean().sqrt()).float().to(device)
 
 
+@_mappable
 def uniform_field(key: Key, view: int, slot: int, shape: tuple[int, ...]) -> Tensor:
     """(B, *shape) float32 in [0, 1), for masks and noise: far cheaper per element than `uniform`."""
     return ((_bits_field(key, view, slot, math.prod(shape)) >> 8) + 2**23).float().mul_(2.0**-24).view(-1, *shape)
 
 
+@_mappable
 def normal_field(key: Key, view: int, slot: int, shape: tuple[int, ...]) -> Tensor:
     """(B, *shape) float32 standard normals, one of 2^16 quantiles (up to 4.3) for each half of a hash."""
     n = math.prod(shape)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medssl.objectives.labels import continuation, continuation_probabilities, cox, cross_entropy, huber, known_labels
-from medssl.objectives.ranks import share
+from medssl.objectives.ranks import is_mapped, share
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,12 @@ class Kind:
         return ~target.isnan() if target.ndim == 1 else ~target.isnan().all(1)
 
     def loss_of_known(self, scores: Tensor, target: Tensor) -> Tensor:
-        """`loss` over the scans whose target is known, the same over ranks as in one process; 0 when none is."""
+        """`loss` over the scans whose target is known, the same over ranks as in one process; 0 when none is.
+
+        Inside `ranks.mapped` all have to be known: how many are could not differ between runs.
+        """
+        if is_mapped():
+            return self.loss(scores, target)
         known = self.known(target)
         if not bool(known.any()):
             return scores.sum() * 0 * share(known.sum())

@@ -1,6 +1,8 @@
 """What losses need when a batch is spread over processes, and when autocast surrounds them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
@@ -37,16 +39,34 @@ def share(n: Tensor) -> Tensor:
     return n * world() / total.clamp(min=1)
 
 
+_MAPPED = ContextVar("mapped", default=False)
+
+
+@contextmanager
+def mapped() -> Iterator[None]:
+    """Inside, losses run under torch.vmap, where no value can be looked at: who maps looks at what comes out."""
+    before = _MAPPED.set(True)
+    try:
+        yield
+    finally:
+        _MAPPED.reset(before)
+
+
+def is_mapped() -> bool:
+    """Whether this is inside `mapped`."""
+    return _MAPPED.get()
+
+
 def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Run a loss in float32 or better whatever the autocast around it: similarities and logs do not survive bfloat16.
 
-    Non-finite inputs are refused before they reach a weight.
+    Non-finite inputs are refused before they reach a weight; inside `mapped` that is left to the caller.
     """
 
     @wraps(loss)
     def wrapped(first: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         tensors = [a for a in (first, *args) if isinstance(a, Tensor) and a.is_floating_point()]
-        if not all(bool(torch.isfinite(t).all()) for t in tensors):
+        if not is_mapped() and not all(bool(torch.isfinite(t).all()) for t in tensors):
             raise FloatingPointError(f"{loss.__name__} was given values that are not finite")
         with torch.autocast(first.device.type, enabled=False):
             return loss(*(_at_least_float32(a) for a in (first, *args)), **kwargs)

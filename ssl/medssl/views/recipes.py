@@ -69,8 +69,8 @@ class Recipe:
             raise UserError(f"views of size {self.size} need {len(self.size)} spatial axes, scans have {x.ndim - 2}")
         rows = max(1, CHUNK // (x.shape[1] * max(math.prod(x.shape[2:]), math.prod(self.size))))
         if x.is_cpu and rows < len(x):
-            pieces = zip(x.split(rows), key.epoch.split(rows), key.scan.split(rows), strict=True)
-            return torch.cat([self._view(x, rng.Key(key.seed, epoch, scan), view) for x, epoch, scan in pieces])
+            pieces = zip(x.split(rows), key.split(rows), strict=True)
+            return torch.cat([self._view(x, part, view) for x, part in pieces])
         return self._view(x, key, view)
 
     def labels(self, mask: Tensor, key: rng.Key, view: int) -> Tensor:

@@ -131,7 +131,7 @@ def target_of(raw: Raw, recipe: Recipe, key: rng.Key) -> Tensor:
 
 
 def make_views(
-    raw: Raw, recipe: Recipe, n_views: int, seed: int, mean: float, std: float
+    raw: Raw, recipe: Recipe, n_views: int, seed: int | Tensor, mean: float, std: float
 ) -> tuple[list[Tensor], rng.Key]:
     """Views 0 … n_views - 1 of a raw batch, each (B, C, *size) float32 and (unit - mean) / std, and the batch's key.
 

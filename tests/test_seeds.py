@@ -1,0 +1,225 @@
+"""Seeds trained at once end where the one loop takes each of them alone."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+import tiny
+from medssl import catalog, rng
+from medssl.encoders.cnn import CNN
+from medssl.encoders.mlp import MLP
+from medssl.errors import UserError
+from medssl.objectives import kinds
+from medssl.rng import Key
+from medssl.store.canvas import Canvas
+from medssl.tasks.supervised import Supervised
+from medssl.train.log import Log
+from medssl.train.loop import train
+from medssl.train.optim import Optim
+from medssl.train.seeds import train_seeds
+from medssl.train.stop import Broken
+from medssl.views.stream import StepSampler, make_views
+
+SEEDS, STEPS, BATCH = [3, 1 << 40, 7], 12, 16
+LABELS = np.arange(48) % 2
+METHODS = {
+    "autoencoder": ("greedy_ae", {"corruption": 0.0}),
+    "denoising": ("greedy_ae", {"corruption": 0.25}),
+    "greedy_supervised": ("greedy_supervised", {}),
+    "supervised": ("supervised", {}),
+    "last layer": ("supervised", {"blocks": 1}),
+    "machine": ("rbm", {"visible": "bernoulli"}),
+    "chains": ("dbn", {"visible": "bernoulli", "persistent": 5}),
+}
+OPTIMS = {
+    "adamw": Optim("adamw", 3e-3, weight_decay=0.1),
+    "sgd": Optim("sgd", 0.05, weight_decay=0.1, clip=0.05),
+    "by depth": Optim("adamw", 3e-3, layer_decay=0.5),
+}
+
+
+def method(name: str, weights: int, encoder: str | None = None, **options):
+    """With initial weights of its own."""
+    if name == "supervised":
+        made = Supervised(tiny.method("greedy_ae").encoder, kinds.classes(2), **options)
+    else:
+        made = tiny.method(name, encoder=encoder, **options)
+    torch.manual_seed(weights)
+    for m in made.modules():
+        if isinstance(m, torch.nn.Linear):
+            m.reset_parameters()
+    return made
+
+
+def recipe(canvas, views: str = "neutral"):
+    return catalog.build(catalog.load("views", views), size=canvas.size)
+
+
+def alone(made, seed: int, optim: Optim, out, canvas, targets=LABELS) -> list[dict]:
+    """The one loop, in place; its rows of metrics."""
+    log = Log(out, "jsonl", {})
+    train(
+        Fabric(accelerator="cpu", devices=1), made, canvas, np.arange(48), recipe(canvas), out / "checkpoints", log,
+        steps=STEPS, batch=BATCH, seed=seed, optim=optim, log_every=1, targets=targets if made.target else None,
+    )  # fmt: skip
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def together(methods, optim: Optim = OPTIMS["adamw"], canvas=None, targets=LABELS, seeds=SEEDS, **options):
+    canvas = canvas or tiny.canvas()
+    options = {"steps": STEPS, "batch": BATCH, "targets": targets} | options
+    return train_seeds(methods, canvas, np.arange(48), recipe(canvas), seeds=list(seeds), optim=optim, **options)
+
+
+def distance(a, b) -> float:
+    flat = [torch.cat([v.flatten() for v in m.state_dict().values()]) for m in (a, b)]
+    return float((flat[0] - flat[1]).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("name", "optim"),
+    [
+        ("autoencoder", "sgd"),
+        ("denoising", "adamw"),
+        ("denoising", "by depth"),
+        ("greedy_supervised", "adamw"),
+        ("supervised", "sgd"),
+        ("supervised", "by depth"),
+        ("last layer", "adamw"),
+        ("machine", "sgd"),
+        ("chains", "adamw"),
+    ],
+)
+def test_every_seed_ends_where_it_does_alone(tmp_path, name, optim):
+    name, options = METHODS[name]
+    many = [method(name, s, **options) for s in range(3)]
+    start, canvas = copy.deepcopy(many), tiny.canvas()
+    assert together(many, OPTIMS[optim], canvas) is many
+    for s, seed in enumerate(SEEDS):
+        one = copy.deepcopy(start[s])
+        (tmp_path / str(s)).mkdir()
+        alone(one, seed, OPTIMS[optim], tmp_path / str(s), canvas)
+        assert distance(many[s], one) < 1e-4
+        assert distance(many[s], start[s]) > 1e-3  # and it went somewhere
+
+
+def test_each_seed_is_clipped_by_its_own_norm(tmp_path):
+    many = [method("supervised", s) for s in range(3)]
+    with torch.no_grad():
+        for made, size in zip(many, (0.1, 3, 30), strict=True):
+            made.head.weight.mul_(size)
+    optim, canvas, start = Optim("sgd", 0.05, clip=1.0), tiny.canvas(), copy.deepcopy(many)
+    together(many, optim, canvas)
+    clipped = []
+    for s, seed in enumerate(SEEDS):
+        (tmp_path / str(s)).mkdir()
+        rows = alone(start[s], seed, optim, tmp_path / str(s), canvas)
+        clipped.append(sum(row["grad_norm"] > 1 for row in rows))
+        assert distance(many[s], start[s]) < 1e-4
+    assert clipped[0] == 0
+    assert clipped[2] > 0
+
+
+def test_from_the_same_weights_seeds_go_different_ways():
+    many = together([method("greedy_ae", 0) for _ in SEEDS])
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert distance(many[a], many[b]) > 1e-3
+
+
+def test_watch_sees_the_methods_as_they_are_and_may_end_it():
+    many, whole, seen = [[method("supervised", s) for s in range(3)] for _ in range(2)] + [{}]
+
+    def watch(done: int, losses: torch.Tensor) -> bool:
+        assert losses.shape == (3,)
+        seen[done] = copy.deepcopy(many)
+        return done == 8
+
+    together(many, watch=watch, watch_every=4)
+    assert list(seen) == [4, 8]
+    assert distance(seen[4][1], seen[8][1]) > 1e-4
+    assert distance(seen[8][1], many[1]) == 0
+    together(whole, watch=lambda done, losses: seen.update({done: copy.deepcopy(whole)}) and False, watch_every=4)
+    assert distance(seen[8][2], many[2]) == 0  # looking changes nothing
+    assert distance(seen[12][2], whole[2]) == 0
+
+
+def test_a_seed_that_breaks_is_named_and_nothing_is_updated():
+    canvas = tiny.canvas()
+    firsts = [{row for row, _ in next(iter(StepSampler(np.arange(48), BATCH, 0, 1, seed)))} for seed in SEEDS]
+    broken = min(firsts[1] - firsts[0] - firsts[2])
+    array = canvas.array.astype(np.float32)
+    array[broken, 0, 3, 3] = np.nan
+    canvas = Canvas(array, canvas.low, canvas.high, canvas.mean, canvas.std, canvas.size)
+    many = [method("supervised", s) for s in range(3)]
+    start = copy.deepcopy(many)
+    with pytest.raises(Broken, match=rf"step 0: seeds \[{SEEDS[1]}\] are not finite"):
+        together(many, canvas=canvas)
+    assert all(distance(a, b) == 0 for a, b in zip(many, start, strict=True))
+
+
+class Drops(Supervised):
+    """Draws from torch's own generator."""
+
+    def forward(self, batch, clock):
+        return {"loss": torch.nn.functional.dropout(self.encoder(batch["views"][0])).mean()}
+
+
+def _on_cnn(s: int) -> Supervised:
+    return Supervised(CNN(1, (16, 16), (8,), "group"), kinds.classes(2))
+
+
+def _of(kind: type, **options):
+    return lambda s: kind(MLP(1, (16, 16), (8,)), kinds.classes(2), **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "words"),
+    [
+        (_on_cnn, {}, "encoder=mlp only, not CNN"),
+        (lambda s: method("simclr", s, "mlp"), {}, "batch statistics"),
+        (_of(Supervised, blocks=0), {}, "batch statistics"),
+        (_of(Drops), {}, "one by one: vmap: called random operation"),
+        (lambda s: Supervised(MLP(1, (16, 16), (8 + s,)), kinds.classes(2)), {}, "one size"),
+        (_of(Supervised), {"targets": None}, "give targets"),
+        (_of(Supervised), {"targets": np.where(LABELS, -1, LABELS)}, "known labels only"),
+        (_of(Supervised), {"seeds": [1, 1, 2]}, "must be different"),
+        (_of(Supervised), {"seeds": [1, 2]}, "one for each of 3"),
+        (_of(Supervised), {"optim": Optim("lars")}, "lars"),
+        (_of(Supervised), {"batch": 49}, "cannot fill a batch of 49"),
+    ],
+)
+def test_what_cannot_train_at_once_is_said(make, options, words):
+    with pytest.raises(UserError, match=words) as said:
+        together([make(s) for s in range(3)], **options)
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda key: rng.uniform(key, 1, 1000, 7),
+        lambda key: rng.uniform_field(key, 0, 1001, (2, 5)),
+        lambda key: rng.normal_field(key, 0, 1002, (3, 3)),
+    ],
+)
+def test_draws_mapped_over_seeds_have_the_bits_of_each_seed(draw):
+    epoch, scan = torch.arange(15).view(3, 5) % 4, torch.arange(15).view(3, 5)
+    mapped = torch.vmap(lambda *key: draw(Key(*key)))(torch.tensor(SEEDS), epoch, scan)
+    assert torch.equal(mapped, torch.stack([draw(Key(s, epoch[i], scan[i])) for i, s in enumerate(SEEDS)]))
+
+
+def test_views_of_a_batch_of_several_seeds_are_those_of_each():
+    """Large enough to be worked on in pieces."""
+    canvas = tiny.canvas(n=6, size=512)
+    raw = {"image": torch.from_numpy(canvas.array), "epoch": torch.arange(6) % 2, "scan": torch.arange(6)}
+    raw |= {"low": torch.from_numpy(canvas.low), "high": torch.from_numpy(canvas.high)}
+    seeds = torch.tensor(SEEDS).repeat_interleave(2)
+    (all_views,), _ = make_views(raw, recipe(canvas), 1, seeds, 0.4, 0.2)
+    for i, seed in enumerate(seeds.tolist()):
+        part = {k: v[i : i + 1] for k, v in raw.items()}
+        (view,), _ = make_views(part, recipe(canvas), 1, seed, 0.4, 0.2)
+        assert torch.allclose(all_views[i : i + 1], view, atol=1e-5)
