@@ -32,7 +32,7 @@ def go(
 ) -> None:
     """One training run in this process, as the command line would start it. `die_at`: SIGKILL in the middle of a step."""
     torch.set_num_threads(1)
-    canvas = tiny.canvas()
+    canvas = tiny.canvas(channels=tiny.CHANNELS.get(name, 1))
     targets = None
     if name in LABELLED:
         kind, truth = LABELLED[name]

@@ -15,15 +15,23 @@ SMALL = {
     "mlp": {"widths": [32, 16]},
     "vit": {"patch": 4, "dim": 24, "depth": 2, "heads": 2},
     "patch_bank": {"patch": 3, "centroids": 16},
+    "layer": {"widths": [16]},
+    "hourglass": {"widths": [32, 16]},
 }
-SHRINK = {"hidden": 32, "out": 16, "width": 24, "depth": 1, "heads": 2, "rounds": 3}
+SHRINK = {"hidden": 32, "out": 16, "width": 24, "depth": 1, "heads": 2, "rounds": 3, "chains": 8}
 
 
-def method(name: str, dims: int = 2, channels: int = 1, size: int = 16, encoder: str | None = None, **options):
+CHANNELS = {"colour": 2}  # fewest that a method works on
+
+
+def method(
+    name: str, dims: int = 2, channels: int | None = None, size: int = 16, encoder: str | None = None, **options
+):
     """The method of that yaml, at a size for tests, on its own default encoder (a small cnn where it has none).
 
     What learns from labels is given two classes.
     """
+    channels = channels or CHANNELS.get(name, 1)
     spec = catalog.load("method", name)
     run = spec.pop("_run_", {})
     spec |= {k: v for k, v in SHRINK.items() if k in spec} | options
@@ -63,9 +71,10 @@ def batch(views: int, n: int = 8, dims: int = 2, channels: int = 1, size: int = 
     return {"views": [scan + 0.3 * torch.randn(shape, generator=g) for _ in range(views)], "key": key(n)}
 
 
-def batch_for(method, n: int = 8, dims: int = 2, channels: int = 1, size: int = 16, seed: int = 0) -> dict:
+def batch_for(method, n: int = 8, seed: int = 0) -> dict:
     """All that `method` asks for."""
-    given = batch(method.views, n, dims, channels, size, seed)
+    size = method.encoder.size
+    given = batch(method.views, n, len(size), method.encoder.channels, size[0], seed)
     told = targets(method.target, n)
     return given if told is None else given | {"target": told}
 

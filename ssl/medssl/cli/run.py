@@ -34,10 +34,10 @@ def run(command: str, args: list[str]) -> None:
     """One run, or with -m one for each combination of comma-separated values."""
     sweep = bool({"-m", "--multirun"} & set(args))
     words = [_literal(w) for a in args if a not in {"-m", "--multirun"} for w in _any_timm(a)]
-    words, own = _own_method(words)
     for word in words:
         if "=" not in word or word.startswith("-"):
             raise UsageError(f"cannot read {word!r}: options are key=value. {_header(command)[1]}")
+    words, own = _own_method(words)
     parsed = _parse(words)
     swept = [o.key_or_group for o in parsed if o.is_sweep_override()]
     if swept and not sweep:
@@ -82,7 +82,7 @@ def run(command: str, args: list[str]) -> None:
         if any(isinstance(e, Stopped) for e in failed):
             return
         try:
-            call(command, cfg, hydra_cfg.runtime.choices, Path(hydra_cfg.runtime.output_dir))
+            call(command, cfg, dict(hydra_cfg.runtime.choices) | own, Path(hydra_cfg.runtime.output_dir))
         except Exception as e:
             error = e if isinstance(e, UserError) else UserError(f"unexpected {type(e).__name__}: {e}")
             print(f"medssl: {hydra_cfg.job.override_dirname}: {error}", file=sys.stderr)
@@ -156,13 +156,14 @@ def _compose(command: str, words: list[str]) -> DictConfig:
 
 def _explain(command: str, words: list[str], error: Exception) -> str:
     """Which of the words is wrong, and what is near it."""
-    for word in words:
+    said = [w for w in words if w != "~method" and not w.startswith("+method.")]  # see _own_method
+    for word in said:
         key, _, value = word.partition("=")
         bare = key.lstrip("+~")
         if bare in GROUPS and command == "pretrain" and value.strip("'") not in catalog.choices(bare):
             return f"there is no {bare} {value!r}.{nearest(value, catalog.choices(bare))}"
     known = set(_keys(compose(command, [w for w in words if w.partition("=")[0] in GROUPS])))
-    for word in words:
+    for word in said:
         bare = word.partition("=")[0].lstrip("+~")
         if bare not in known and bare not in GROUPS:
             group = bare.partition(".")[0]
@@ -218,7 +219,7 @@ def _own_method(words: list[str]) -> tuple[list[str], dict[str, str]]:
         return words, {}
     others = [w for w in words if w != f"method={own[-1]}"]
     options = [f"+{w}" if w.startswith("method.") else w for w in others]
-    return ["method=null", *options], {"method": own[-1]}
+    return ["~method", *options], {"method": own[-1]}
 
 
 def _literal(word: str) -> str:

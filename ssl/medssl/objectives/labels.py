@@ -14,6 +14,18 @@ def cross_entropy(scores_BK: Tensor, target_B: Tensor) -> Tensor:
 
 
 @full_precision
+def sure_of(scores_BK: Tensor, guess_BK: Tensor, threshold: float) -> Tensor:
+    """Sohn et al., 2020, https://arxiv.org/abs/2001.07685, equation 4: the mean over all scans of
+
+        1[max softmax(guess) >= threshold] * -log softmax(scores)[argmax guess]
+
+    No gradient flows to the guess.
+    """
+    sure, said = guess_BK.detach().softmax(1).max(1)
+    return (F.cross_entropy(scores_BK, said, reduction="none") * (sure >= threshold)).mean()
+
+
+@full_precision
 def known_labels(scores_BL: Tensor, there_BL: Tensor, known_BL: Tensor) -> Tensor:
     """Binary cross-entropy over the labels that are known, each label weighing the same; unknown ones have no gradient.
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medssl.objectives.ranks import full_precision
+from medssl.objectives.ranks import full_precision, share
 from medssl.rng import Key, uniform_field
 
 
@@ -48,3 +48,11 @@ def jacobian_norm(layer: Callable[[Tensor], Tensor], x: Tensor, key: Key, slot: 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean over all elements of (prediction - target)^2; the target is taken as it is, without gradient."""
     return F.mse_loss(prediction, target.detach())
+
+
+@full_precision
+def error_where(prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
+    """Mean of (prediction - target)^2 over what `hidden` (bool, broadcast) marks on all ranks; no gradient to the target."""
+    hidden = hidden.expand_as(target)
+    count = hidden.sum()
+    return ((prediction - target.detach()).square() * hidden).sum() / count.clamp(min=1) * share(count)

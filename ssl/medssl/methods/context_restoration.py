@@ -1,0 +1,58 @@
+"""Context restoration: pairs of patches of a scan are swapped, again and again; rebuild the scan.
+
+Chen et al., 2019, "Self-supervised learning for medical image analysis using image context restoration",
+https://doi.org/10.1016/j.media.2019.101539, algorithm 1 and the squared error of section 3.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.rebuild import Rebuild
+from medssl.objectives.regression import squared_error
+from medssl.rng import Key, uniform
+
+SWAP_SLOT = 1000  # views use the slots below
+
+
+class ContextRestoration(Method):
+    """Encoder and decoder see the scan with `swaps` pairs of patches swapped, and rebuild it as it was.
+
+    patch: a patch's edge as a share of the scan's. width: of the decoder. Intensities stay: only their place is wrong.
+    """
+
+    views = 1
+
+    def __init__(self, encoder: Any, swaps: int, patch: float, width: int):
+        super().__init__()
+        self.edge = tuple(max(1, round(patch * n)) for n in encoder.size)
+        if swaps < 1 or not 0 < patch <= 0.5:
+            raise UserError(f"needs one of method.swaps or more and method.patch in (0, 0.5], got {swaps} and {patch}")
+        self.encoder, self.decoder, self.swaps = encoder, Rebuild(encoder, width), swaps
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        (x,) = batch["views"]
+        at = swapped(batch["key"], tuple(x.shape[2:]), self.edge, self.swaps).to(x.device)
+        wrong = x.flatten(2).gather(2, at[:, None].expand(-1, x.shape[1], -1)).view_as(x)
+        return {"loss": squared_error(self.decoder(self.encoder, wrong), x)}
+
+
+def swapped(key: Key, size: tuple[int, ...], edge: tuple[int, ...], swaps: int) -> Tensor:
+    """(B, pixels) int64: from which pixel each one comes after the swaps. Patches that would overlap are left where they are."""
+    shape, box = torch.tensor(size), torch.tensor(edge)
+    strides = torch.tensor([torch.Size(size[i + 1 :]).numel() for i in range(len(size))])
+    offsets = (torch.cartesian_prod(*[torch.arange(n) for n in edge]).view(-1, len(size)) * strides).sum(1)
+    u = uniform(Key(key.seed, key.epoch.cpu(), key.scan.cpu()), 0, SWAP_SLOT, swaps * 2 * len(size))
+    corner = (u.view(-1, swaps, 2, len(size)) * (shape - box + 1)).long()
+    apart = ((corner[:, :, 0] - corner[:, :, 1]).abs() >= box).any(-1)
+    at = torch.arange(torch.Size(size).numel()).repeat(len(u), 1)
+    base = (corner * strides).sum(-1)
+    base = torch.where(apart[..., None], base, base[..., :1])
+    for i in range(swaps):
+        one, two = (base[:, i, j, None] + offsets for j in (0, 1))
+        held = at.gather(1, one)
+        at.scatter_(1, one, at.gather(1, two)).scatter_(1, two, held)
+    return at

@@ -1,0 +1,79 @@
+"""Deep autoencoder: a stack of restricted Boltzmann machines, unrolled into encoder and decoder and trained as a whole.
+
+Hinton & Salakhutdinov, 2006, https://doi.org/10.1126/science.1127647. First the machines, one after the other, each on the
+means of the layer below; the decoder then starts as their transposed weights and visible biases, and everything learns
+
+    loss = mean over scans of -log p(x | code),
+
+the cross-entropy of intensities in [0, 1] for visible=bernoulli, half the squared error for gaussian.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.boltzmann import linears, machines
+from medssl.methods.parts import rest_below
+from medssl.objectives.energy import bernoulli_error, gaussian_error
+from medssl.objectives.regression import squared_error
+
+
+class DeepAutoencoder(Method):
+    """(B, C, *spatial), flattened -> code (B, dim) -> the scan, through mirrored layers of an MLP of sigmoids.
+
+    visible: gaussian or bernoulli, see methods.boltzmann.Visible. k: steps of contrastive divergence. finetune: share of the
+    run, at its end, in which the whole trains; 1 starts from random weights.
+    """
+
+    views = 1
+
+    def __init__(self, encoder: Any, visible: str, k: int, finetune: float):
+        super().__init__()
+        if not 0 < finetune <= 1:
+            raise UserError(f"method.finetune must be above 0 and at most 1, got {finetune}")
+        self.encoder, self.finetune = encoder, finetune
+        self.machines = machines(encoder, "deep_autoencoder", visible, k, persistent=0)
+        stack = linears(encoder, "deep_autoencoder", k)
+        self.decoders = nn.ModuleList(nn.Linear(f.out_features, f.in_features, bias=False) for f in stack)
+        self.parts = 1 if finetune == 1 else len(stack) + 1
+
+    def layer(self, clock: Clock) -> int:
+        """Whose machine it is that trains; the number of layers when all of them do."""
+        if clock.frac >= 1 - self.finetune:
+            return len(self.machines)
+        return Clock(clock.step, max(1, round(clock.steps * (1 - self.finetune)))).part(len(self.machines))
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        (x,) = batch["views"]
+        at = self.layer(clock)
+        if at == len(self.machines):
+            return self.whole(x) | {"layer": x.new_tensor(at)}
+        h = rest_below(self.encoder.layers, at, x)
+        return self.machines[at](h, self.encoder.layers[at][1], batch["key"], clock) | {"layer": x.new_tensor(at)}
+
+    def whole(self, x: Tensor) -> dict[str, Tensor]:
+        units = self.machines[0].visible
+        v, z = units.see(x), self.decode(self.encoder(x))
+        if units.kind == "bernoulli":
+            loss = bernoulli_error(units.logit(z), (v - units.low) / (units.high - units.low))
+        else:
+            loss = gaussian_error(z, v)
+        return {"loss": loss, "error": squared_error(units.mean(z).detach(), v)}
+
+    def decode(self, code: Tensor) -> Tensor:
+        """(B, dim) -> z (B, V), what the visible units of the scan are told; `machines[0].visible.mean(z)` is the scan."""
+        z = code
+        for at in range(len(self.machines) - 1, -1, -1):
+            z = self.decoders[at](z) + self.machines[at].visible.bias
+            z = self.machines[at].visible.mean(z) if at else z
+        return z
+
+    @torch.no_grad()
+    def after_step(self, clock: Clock) -> None:
+        """When a machine has had its last step its weights, transposed, become the decoder's."""
+        at = self.layer(clock)
+        if at < len(self.machines) and self.layer(Clock(clock.step + 1, clock.steps)) > at:
+            self.decoders[at].weight.copy_(self.encoder.layers[at][1].weight.T)

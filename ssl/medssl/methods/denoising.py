@@ -1,0 +1,33 @@
+"""Denoising: rebuild a scan from itself plus noise, with the whole net at once (greedy_ae does it layer by layer).
+
+Vincent et al., 2010, "Stacked denoising autoencoders", section 2.3: loss = mean (decoder(encoder(x + sigma * noise)) - x)^2.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.rebuild import Rebuild
+from medssl.objectives.regression import squared_error
+from medssl.rng import normal_field
+
+NOISE_SLOT = 1000  # views use the slots below
+
+
+class Denoising(Method):
+    """sigma: standard deviation of the noise, in those of the store's pixels. width: of the decoder."""
+
+    views = 1
+
+    def __init__(self, encoder: Any, sigma: float, width: int):
+        super().__init__()
+        if sigma <= 0:
+            raise UserError(f"method.sigma must be positive, got {sigma}")
+        self.encoder, self.decoder, self.sigma = encoder, Rebuild(encoder, width), sigma
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        (x,) = batch["views"]
+        noise = normal_field(batch["key"], 0, NOISE_SLOT, tuple(x.shape[1:])).to(x.dtype)
+        return {"loss": squared_error(self.decoder(self.encoder, x + self.sigma * noise), x)}

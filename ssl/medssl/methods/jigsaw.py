@@ -1,0 +1,53 @@
+"""Jigsaw: tiles of a scan are shuffled; tell in which of many orders.
+
+Noroozi & Favaro, 2016, https://arxiv.org/abs/1603.09246: section 3 (orders far from each other, gaps between tiles). Each tile
+goes through the encoder alone; a small net sees the features of all. A volume's tiles are cubes, as in Taleb et al., 2020,
+https://arxiv.org/abs/2006.03829.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.parts import mlp
+from medssl.methods.patches import orders, tiles
+from medssl.objectives.labels import cross_entropy
+from medssl.rng import uniform
+
+ORDER_SLOT, TILE_SLOT = 1000, 1001  # views use the slots below
+
+
+class Jigsaw(Method):
+    """T = grid^dims tiles, each brought to the encoder's size -> (B, T * out) -> scores of the orders.
+
+    grid: tiles per axis; None: 3 in 2D, 2 in 3D. permutations: how many of the T! are told apart. keep: share of a tile's
+    edge that is shown. out, hidden: widths per tile and of the net over all tiles.
+    """
+
+    views = 1
+    orders: Tensor  # (permutations, T)
+
+    def __init__(self, encoder: Any, grid: int | None, permutations: int, keep: float, out: int, hidden: int):
+        super().__init__()
+        self.grid = (3 if len(encoder.size) == 2 else 2) if grid is None else grid
+        if self.grid < 2 or permutations < 2:
+            raise UserError(
+                f"jigsaw needs method.grid and method.permutations of 2 or more, got {self.grid} and {permutations}"
+            )
+        if not 0 < keep <= 1 or keep * min(encoder.size) / self.grid < 2:
+            raise UserError(
+                f"method.keep={keep} of a tile of {min(encoder.size) / self.grid:.1f} pixels leaves less than 2"
+            )
+        self.encoder, self.keep = encoder, keep
+        self.register_buffer("orders", orders(self.grid ** len(encoder.size), permutations), persistent=False)
+        self.each = nn.Linear(encoder.dim, out)
+        self.head = mlp(out * self.orders.shape[1], hidden, len(self.orders))
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        (x,) = batch["views"]
+        asked = (uniform(batch["key"], 0, ORDER_SLOT)[:, 0] * len(self.orders)).long()
+        shown = tiles(x, self.orders[asked], self.grid, self.keep, batch["key"], TILE_SLOT)
+        scores = self.head(self.each(self.encoder(shown)).view(len(x), -1))
+        return {"loss": cross_entropy(scores, asked), "accuracy": (scores.argmax(1) == asked).float().mean()}

@@ -1,0 +1,91 @@
+"""Models Genesis: a scan is deformed in four ways; rebuild it as it was.
+
+Zhou et al., 2019, https://arxiv.org/abs/1908.06912, section 2: a nonlinear map of intensities, shuffling of nearby pixels, and
+hiding either boxes inside or all but a box, each with a probability of its own. Loss: the squared error. Three things are
+ours: windows of shuffling tile the scan instead of lying anywhere, hidden places hold noise between the scan's lowest and
+highest value, and the decoder has no skip connections, since what is kept is the encoder alone.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.patches import boxes
+from medssl.methods.rebuild import Rebuild
+from medssl.objectives.regression import squared_error
+from medssl.rng import Key, uniform, uniform_field
+
+CHOICE_SLOT, CURVE_SLOT, SHUFFLE_SLOT, NOISE_SLOT, BOX_SLOT = 1000, 1001, 1002, 1003, 1010  # views use the slots below
+BOXES = 5
+
+
+class ModelsGenesis(Method):
+    """nonlinear, shuffle, paint: probabilities of each deformation. inner: that painting hides boxes inside, not all around one.
+
+    window: edge of the windows of shuffling in pixels. width: of the decoder.
+    """
+
+    views = 1
+
+    def __init__(
+        self, encoder: Any, nonlinear: float, shuffle: float, paint: float, inner: float, window: int, width: int
+    ):
+        super().__init__()
+        chances = {"nonlinear": nonlinear, "shuffle": shuffle, "paint": paint, "inner": inner}
+        if wrong := [k for k, p in chances.items() if not 0 <= p <= 1]:
+            raise UserError(f"method.{wrong[0]} is a probability between 0 and 1, got {chances[wrong[0]]}")
+        if window < 2:
+            raise UserError(f"method.window must be 2 pixels or more, got {window}")
+        self.encoder, self.decoder = encoder, Rebuild(encoder, width)
+        self.chances, self.window = tuple(chances.values()), window
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        (x,) = batch["views"]
+        return {"loss": squared_error(self.decoder(self.encoder, self.deformed(x, batch["key"])), x)}
+
+    def deformed(self, x: Tensor, key: Key) -> Tensor:
+        """(B, C, *S) -> alike; each scan by what its key says."""
+        size = tuple(x.shape[2:])
+        nonlinear, shuffle, paint, inner = (uniform(key, 0, CHOICE_SLOT, 4) < torch.tensor(self.chances).to(x.device)).T
+        low, high = (getattr(x.flatten(1), f)(1)[0].view(-1, *[1] * (x.ndim - 1)) for f in ("min", "max"))
+
+        def choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+            return torch.where(mask.view(-1, *[1] * (x.ndim - 1)), yes, no)
+
+        out = choose(nonlinear, curved((x - low) / (high - low).clamp(min=1e-6), key) * (high - low) + low, x)
+        at = shuffled(key, size, self.window).to(x.device)
+        out = choose(shuffle, out.flatten(2).gather(2, at[:, None].expand(-1, x.shape[1], -1)).view_as(x), out)
+        holes = torch.stack([boxes(key, BOX_SLOT + i, size, 1 / 6, 1 / 3) for i in range(BOXES)]).any(0)
+        around = ~boxes(key, BOX_SLOT + BOXES, size, 1 / 2, 3 / 4)
+        hidden = choose(inner, holes[:, None], around[:, None]) & paint.view(-1, *[1] * (x.ndim - 1))
+        noise = uniform_field(key, 0, NOISE_SLOT, tuple(x.shape[1:])).to(x.dtype)
+        return torch.where(hidden, low + noise * (high - low), out)
+
+
+def curved(x: Tensor, key: Key, points: int = 256) -> Tensor:
+    """x in [0, 1] through a cubic Bezier curve from (0, 0) to (1, 1), or upside down for every second scan: one-to-one."""
+    u = uniform(key, 0, CURVE_SLOT, 5).to(x.dtype)
+    ends = torch.zeros_like(u[:, :1]), torch.ones_like(u[:, :1])
+    t = torch.linspace(0, 1, points, dtype=x.dtype, device=x.device)
+    basis = torch.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])
+    across, up = (torch.cat([ends[0], u[:, i : i + 2], ends[1]], 1) @ basis for i in (0, 2))
+    flat = x.flatten(1).contiguous()
+    right = torch.searchsorted(across.contiguous(), flat).clamp(1, points - 1)
+    x0, x1, y0, y1 = (c.gather(1, at) for c in (across, up) for at in (right - 1, right))
+    y = y0 + (y1 - y0) * ((flat - x0) / (x1 - x0).clamp(min=1e-9)).clamp(0, 1)
+    return torch.where(u[:, 4:] < 0.5, y, 1 - y).view_as(x)
+
+
+def shuffled(key: Key, size: tuple[int, ...], window: int) -> Tensor:
+    """(B, pixels) int64: from which pixel each one comes when all windows of edge `window` are shuffled inside."""
+    here = Key(key.seed, key.epoch.cpu(), key.scan.cpu())
+    cell = torch.zeros(size, dtype=torch.int64)
+    for axis, n in enumerate(size):
+        along = (torch.arange(n) // window).view(-1, *[1] * (len(size) - axis - 1))
+        cell = cell * (-(-n // window)) + along
+    home = cell.flatten().argsort(stable=True)  # pixels, window by window
+    mixed = (cell.flatten() + uniform_field(here, 0, SHUFFLE_SLOT, (cell.numel(),)).double()).argsort(1)
+    return torch.empty_like(mixed).scatter_(1, home.expand_as(mixed), mixed)

@@ -1,0 +1,41 @@
+"""Restricted Boltzmann machine: one layer of binary units learns to make the scans likely, by contrastive divergence.
+
+Hinton, 2002, https://doi.org/10.1162/089976602760128018; Hinton, 2010, "A practical guide to training restricted Boltzmann
+machines". With F the free energy and v' what k steps of Gibbs sampling make of a scan v, or of a persistent chain,
+
+    loss = mean F(v) - mean F(v')
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.boltzmann import linears, machines
+
+
+class RBM(Method):
+    """(B, C, *spatial), flattened -> h (B, dim), the one layer of the encoder.
+
+    visible: gaussian or bernoulli, see methods.boltzmann.Visible. k: steps of Gibbs sampling. persistent: number of chains,
+    0 for those that start at the scans.
+    """
+
+    views = 1
+
+    def __init__(self, encoder: Any, visible: str, k: int, persistent: int):
+        super().__init__()
+        if (n := len(linears(encoder, "rbm", k))) > 1:
+            raise UserError(
+                f"rbm is one layer and encoder.widths has {n}; use encoder=layer, or method=dbn for a stack"
+            )
+        self.encoder = encoder
+        (self.machine,) = machines(encoder, "rbm", visible, k, persistent)
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        (x,) = batch["views"]
+        return self.machine(x, self.encoder.layers[0][1], batch["key"], clock)
+
+    def after_step(self, clock: Clock) -> None:
+        self.machine.keep()

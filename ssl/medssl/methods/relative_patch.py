@@ -1,0 +1,49 @@
+"""Relative patches: two neighbouring tiles of a scan; tell where the second lies from the first.
+
+Doersch et al., 2015, https://arxiv.org/abs/1505.05192, sections 3 and 3.1 (a gap and jitter against trivial solutions). 8 places
+in 2D, 26 in 3D. Scans are grey or few-channelled, so their colour dropping is left out.
+"""
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.parts import mlp
+from medssl.methods.patches import tiles
+from medssl.objectives.labels import cross_entropy
+from medssl.rng import uniform
+
+PLACE_SLOT, TILE_SLOT = 1000, 1001  # views use the slots below
+
+
+class RelativePatch(Method):
+    """The middle tile of a grid of 3 per axis and one of the others, each alone through the encoder -> scores of the places.
+
+    keep: share of a tile's edge that is shown. hidden: width of the net over both.
+    """
+
+    views = 1
+    others: Tensor  # (places,) numbers of the tiles around the middle
+
+    def __init__(self, encoder: Any, keep: float, hidden: int):
+        super().__init__()
+        if not 0 < keep <= 1 or keep * min(encoder.size) / 3 < 2:
+            raise UserError(f"method.keep={keep} of a tile of {min(encoder.size) / 3:.1f} pixels leaves less than 2")
+        dims = len(encoder.size)
+        self.middle = 3**dims // 2
+        around = [i for i, place in enumerate(itertools.product(range(3), repeat=dims)) if place != (1,) * dims]
+        self.register_buffer("others", torch.tensor(around), persistent=False)
+        self.encoder, self.keep = encoder, keep
+        self.head = mlp(2 * encoder.dim, hidden, len(around))
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        (x,) = batch["views"]
+        asked = (uniform(batch["key"], 0, PLACE_SLOT)[:, 0] * len(self.others)).long()
+        pair = torch.stack([torch.full_like(asked, self.middle), self.others[asked]], 1)
+        shown = tiles(x, pair, 3, self.keep, batch["key"], TILE_SLOT)
+        scores = self.head(self.encoder(shown).view(len(x), -1))
+        return {"loss": cross_entropy(scores, asked), "accuracy": (scores.argmax(1) == asked).float().mean()}

@@ -1,0 +1,48 @@
+"""Neighbouring slices: slabs of a volume that lie side by side attract, slabs of other scans repel.
+
+InfoNCE as in SimCLR (Chen et al., 2020, equation 1), with the neighbour as the second view, in the spirit of the partition-based
+contrast of Chaitanya et al., 2020, https://arxiv.org/abs/2006.10511. In 2D slabs are bands of rows.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.parts import mlp
+from medssl.methods.patches import slab
+from medssl.objectives.infonce import nt_xent
+from medssl.objectives.ranks import world
+from medssl.rng import uniform
+
+PLACE_SLOT = 1000  # views use the slots below
+
+
+class SliceNeighbours(Method):
+    """Two views of a scan; of one a slab, of the other the slab next to it, each brought to the encoder's size.
+
+    share: thickness of a slab, as a share of the axis, at most a half. hidden, out: widths of the projector. temperature: of
+    the similarities.
+    """
+
+    views = 2
+
+    def __init__(self, encoder: Any, share: float, hidden: int, out: int, temperature: float):
+        super().__init__()
+        if not 1 / encoder.size[0] <= share <= 0.5:
+            raise UserError(f"method.share must lie between one slice of {encoder.size[0]} and 0.5, got {share}")
+        if temperature <= 0:
+            raise UserError(f"method.temperature must be positive, got {temperature}")
+        self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
+        self.share, self.temperature = share, temperature
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        first, second = batch["views"]
+        start = uniform(batch["key"], 0, PLACE_SLOT)[:, 0] * (1 - 2 * self.share)
+        both = torch.cat([slab(first, start, self.share), slab(second, start + self.share, self.share)])
+        a, b = self.projector(self.encoder(both)).chunk(2)
+        chance = math.log(2 * len(a) * world() - 1)  # what constant features cost
+        return {"loss": nt_xent(a, b, self.temperature), "chance": a.new_tensor(chance)}

@@ -1,0 +1,47 @@
+"""Slice order: slabs along the first axis of a scan are shuffled; tell in which order.
+
+Zhang et al., 2017, "Self supervised deep representation learning for fine-grained body part recognition",
+ISBI, tell which of two slices comes first; here all orders of a few slabs of a volume. In 2D
+the slabs are bands of rows.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.patches import orders
+from medssl.objectives.labels import cross_entropy
+from medssl.rng import uniform
+
+ORDER_SLOT = 1000  # views use the slots below
+
+
+class SliceOrder(Method):
+    """Encoder (B, C, *spatial) of the shuffled scan -> scores of the orders. slabs: how many are shuffled, 2 to 5."""
+
+    views = 1
+    orders: Tensor  # (slabs!, slabs)
+
+    def __init__(self, encoder: Any, slabs: int):
+        super().__init__()
+        if not 2 <= slabs <= 5 or slabs > encoder.size[0]:
+            raise UserError(
+                f"method.slabs must lie between 2 and 5, and be at most the {encoder.size[0]} slices, got {slabs}"
+            )
+        self.encoder = encoder
+        self.register_buffer("orders", orders(slabs, 120), persistent=False)
+        self.head = nn.Linear(encoder.dim, len(self.orders))
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        (x,) = batch["views"]
+        count = self.orders.shape[1]
+        asked = (uniform(batch["key"], 0, ORDER_SLOT)[:, 0] * len(self.orders)).long()
+        thick = x.shape[2] // count  # what is left over stays at the end
+        at = (self.orders[asked] * thick)[..., None] + torch.arange(thick, device=x.device)
+        rest = torch.arange(count * thick, x.shape[2], device=x.device).expand(len(x), -1)
+        at = torch.cat([at.flatten(1), rest], 1).view(len(x), 1, -1, *[1] * (x.ndim - 3))
+        scores = self.head(self.encoder(x.gather(2, at.expand_as(x))))
+        return {"loss": cross_entropy(scores, asked), "accuracy": (scores.argmax(1) == asked).float().mean()}

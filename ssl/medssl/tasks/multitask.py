@@ -1,0 +1,49 @@
+"""One encoder, two lessons: labels where there are any, and any self-supervised method on all scans.
+
+loss = loss of the labels that are known + weight * loss of the method: the shared representation of multi-task learning
+(Caruana, 1997, https://doi.org/10.1023/A:1007379606734) with self-supervision as the second task, as in S4L (Zhai et al., 2019,
+https://arxiv.org/abs/1905.03670, equation 1).
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from medssl import catalog
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.objectives.kinds import Kind
+
+
+class MultiTask(Method):
+    """A linear head on encoder(view 0) learns the label; `method`, a name of configs/method, shares the encoder.
+
+    options: of that method. weight: of its loss. With weight 0 it is supervised training.
+    """
+
+    target = "label"
+
+    def __init__(self, encoder: Any, method: str, options: dict[str, Any] | None, weight: float, kind: Kind):
+        super().__init__()
+        if weight < 0:
+            raise UserError(f"method.weight must be 0 or more, got {weight}")
+        spec = catalog.spec("method", method, **(options or {}))
+        spec.pop("_run_", None)
+        if catalog.takes(spec, "kind") == "yes":
+            raise UserError(f"method.method={method} learns from labels itself; choose one that needs none")
+        self.encoder, self.kind, self.weight = encoder, kind, weight
+        self.other = catalog.build(spec, encoder=encoder)
+        if self.other.target or not any(p.requires_grad for p in encoder.parameters()):
+            raise UserError(
+                f"method.method={method} cannot share an encoder with labels; choose another, such as simclr"
+            )
+        self.views, self.parts = self.other.views, self.other.parts
+        self.head = nn.Linear(encoder.dim, kind.outputs)
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        labels = self.kind.loss_of_known(self.head(self.encoder(batch["views"][0])), batch["target"])
+        told = self.other(batch, clock)["loss"]
+        return {"loss": labels + self.weight * told, "labels": labels.detach(), "other": told.detach()}
+
+    def after_step(self, clock: Clock) -> None:
+        self.other.after_step(clock)

@@ -1,0 +1,43 @@
+"""Pseudo-labels: what the net is sure of in one view, it must say of the other view as well; scans with labels teach it.
+
+Lee, 2013, "Pseudo-label", with the threshold and the two views of FixMatch (Sohn et al., 2020, https://arxiv.org/abs/2001.07685,
+equations 3 and 4). Their weak and strong augmentations are here two views of one recipe.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.objectives.kinds import Kind
+from medssl.objectives.labels import sure_of
+
+
+class PseudoLabels(Method):
+    """Encoder (B, C, *spatial) -> linear head; the label's loss in view 1 and, for all scans, cross-entropy to view 0's guess.
+
+    threshold: probability from which a guess counts. weight: of the pseudo-labels. Classes alone.
+    """
+
+    views = 2
+    target = "label"
+
+    def __init__(self, encoder: Any, threshold: float, weight: float, kind: Kind):
+        super().__init__()
+        if kind.name != "classes":
+            raise UserError(f"pseudo_labels guesses classes, and the target is of kind {kind.name}; use task=classes")
+        if not 0 <= threshold < 1 or weight < 0:
+            raise UserError(
+                f"needs method.threshold in [0, 1) and method.weight of 0 or more, got {threshold}, {weight}"
+            )
+        self.encoder, self.kind, self.head = encoder, kind, nn.Linear(encoder.dim, kind.outputs)
+        self.threshold, self.weight = threshold, weight
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        guess, scores = self.head(self.encoder(torch.cat(batch["views"]))).chunk(2)
+        labels = self.kind.loss_of_known(scores, batch["target"])
+        pseudo = sure_of(scores, guess, self.threshold)
+        sure = (guess.detach().softmax(1).amax(1) >= self.threshold).float().mean()
+        return {"loss": labels + self.weight * pseudo, "labels": labels.detach(), "sure": sure}
