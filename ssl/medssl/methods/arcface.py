@@ -7,12 +7,12 @@ Deng et al., 2019, https://arxiv.org/abs/1801.07698, equation 3: the mean over s
 
 from typing import Any
 
+from pytorch_metric_learning import losses
 from torch import Tensor
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts import mlp, target_of
-from medssl.objectives.proxies import ArcFace as Loss
 from medssl.objectives.proxies import of_classes
 
 
@@ -30,7 +30,7 @@ class ArcFace(Method):
             )
         self.target = target_of("label", kind)
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
-        self.loss = Loss(kind.outputs, out, margin=margin, scale=scale)
+        self.loss = losses.ArcFaceLoss(kind.outputs, out, margin=margin, scale=scale)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(batch["views"][0]))

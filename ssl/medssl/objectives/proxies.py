@@ -1,19 +1,8 @@
 """Classes with a learned vector each, which scans are drawn to: losses of pytorch-metric-learning that hold parameters."""
 
-from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
 from medssl.objectives.ranks import all_rows, full_precision
-
-EDGE = 1 - 1e-7  # the largest float32 cosine short of 1 by more than its rounding
-
-
-class ArcFace(losses.ArcFaceLoss):
-    """Deng et al., 2019, https://arxiv.org/abs/1801.07698, equation 3, without the infinite gradient at angles 0 and pi."""
-
-    def get_angles(self, cosine_of_target_classes: Tensor) -> Tensor:
-        """In radians, between a row and the vector of its class."""
-        return cosine_of_target_classes.clamp(-EDGE, EDGE).acos()
 
 
 @full_precision
