@@ -1,0 +1,99 @@
+"""What do eight seeds cost, trained at once? Seconds of train_seeds over those of the one loop on one seed, in one run.
+
+    python benchmarks/speed_seeds.py [--seeds 8 --batch 20 --steps 100 --rounds 3 --threads 2]
+
+The historical net, 784-500-500-500-10, on noise of the size of MNIST: fine-tuning on labels, and denoising autoencoders layer by
+layer. Rounds alternate between the two, so that other load meets both alike; ratios are medians over rounds, with their range.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from medssl import catalog
+from medssl.encoders.mlp import MLP
+from medssl.methods.base import Method
+from medssl.methods.greedy_ae import GreedyAE
+from medssl.objectives.kinds import classes
+from medssl.store.canvas import Canvas
+from medssl.tasks.supervised import Supervised
+from medssl.train.log import Log
+from medssl.train.loop import train
+from medssl.train.optim import Optim
+from medssl.train.seeds import train_seeds
+
+SIZE, SCANS = (28, 28), 10000
+
+
+def supervised(seed: int) -> Method:
+    torch.manual_seed(seed)
+    return Supervised(MLP(1, SIZE), classes(10))
+
+
+def denoising(seed: int) -> Method:
+    torch.manual_seed(seed)
+    spec = {k: v for k, v in catalog.load("method", "greedy_ae").items() if k not in ("_run_", "_target_")}
+    return GreedyAE(MLP(1, SIZE), **spec)
+
+
+def main() -> None:
+    args = argparse.ArgumentParser(description=__doc__)
+    args.add_argument("--seeds", type=int, default=8)
+    args.add_argument("--batch", type=int, default=20)
+    args.add_argument("--steps", type=int, default=100)
+    args.add_argument("--rounds", type=int, default=3)
+    args.add_argument("--threads", type=int, default=2)
+    given = args.parse_args()
+    torch.set_num_threads(given.threads)
+    rng = np.random.default_rng(0)
+    ends = np.zeros(SCANS, np.float32)
+    canvas = Canvas(rng.integers(0, 255, (SCANS, 1, *SIZE), np.uint8), ends, ends + 255, 0.5, 0.29, SIZE)
+    rows, targets = np.arange(SCANS), np.arange(SCANS) % 10
+    recipe = catalog.build(catalog.load("views", "plain"), size=SIZE)
+
+    def one(method: Method, steps: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder)
+            train(
+                Fabric(accelerator="cpu", devices=1), method, canvas, rows, recipe, run / "c", Log(run, "jsonl", {}),
+                steps=steps, batch=given.batch, seed=0, optim=Optim(), log_every=10**6, save_every=10**6, quiet=True,
+                targets=targets if method.target else None,
+            )  # fmt: skip
+
+    def many(methods: list[Method], steps: int) -> None:
+        train_seeds(
+            methods, canvas, rows, recipe, steps=steps, batch=given.batch, seeds=list(range(len(methods))), optim=Optim(),
+            targets=targets if methods[0].target else None,
+        )  # fmt: skip
+
+    for make in (supervised, denoising):
+        one(make(0), 3)
+        many([make(s) for s in range(given.seeds)], 3)
+        ratios, alone = [], []
+        for _ in range(given.rounds):
+            single, several = make(0), [make(s) for s in range(given.seeds)]
+            alone.append(timed(lambda m=single: one(m, given.steps)))
+            ratios.append(timed(lambda m=several: many(m, given.steps)) / alone[-1])
+        step = 1000 * statistics.median(alone) / given.steps
+        print(
+            f"{make.__name__:<11} batch {given.batch}, {given.threads} threads: one {step:.1f} ms a step, {given.seeds} seeds "
+            f"{statistics.median(ratios):.2f} x (rounds {min(ratios):.2f} to {max(ratios):.2f})",
+            flush=True,
+        )
+
+
+def timed(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
