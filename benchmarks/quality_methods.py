@@ -3,8 +3,8 @@
     python benchmarks/quality_methods.py --source pneumoniamnist.npz --seeds 3 --steps 150 --batch 128 --work runs
 
 Each method sees the same number of scans (steps x batch) with its own default views and learning rate, on one small CNN, or on
-the encoder that its yaml asks for. Then `medssl probe` on frozen features: the AUROC of the test with its interval over patients and
-seeds, paired with the same encoder and seed at its initial weights, p after Holm over all methods. Seconds are of pretraining
+the encoder that its yaml asks for. Then `medssl probe` on frozen features: the AUROC of the test with its interval over patients
+and seeds, paired with the same encoder and seed at its initial weights, p after Holm over all methods. Seconds are of pretraining
 alone, memory is the largest resident set of its process. Methods that learn from labels are given those of the training part, and
 are marked. With --work, finished runs are kept and a stopped benchmark goes on. A method that is not shown to learn stays in the
 table and says so.

@@ -57,7 +57,15 @@ def test_the_tree_is_true():
 
 
 def test_the_methods_are_listed():
-    assert set(re.findall(r"^\| `(\w+)` \|", README, re.M)) == set(catalog.choices("method"))
+    table = (
+        README.partition("## Methods\n")[2]
+        .partition(
+            "\n\n",
+        )[2]
+        .partition("\nWhat learns")[0]
+    )
+    named = [name for line in table.splitlines() if line.startswith("| ") for name in re.findall(r"`(\w+)`", line)]
+    assert sorted(named) == sorted(catalog.choices("method"))
 
 
 def test_the_top_level_is_what_it_should_be():
