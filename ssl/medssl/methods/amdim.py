@@ -1,0 +1,59 @@
+"""AMDIM: what the encoder says of one view shall share information with every place of the other view, at several scales.
+
+Bachman et al., 2019, https://arxiv.org/abs/1906.00910. With f the features of one view and f' those of the other,
+1 the whole scan, 5 the places of the last map and 7 those of the one before it,
+
+    loss = sum over (m, n) = (1, 5), (1, 7), (5, 5), averaged over both ways, of -InfoNCE(c tanh(s / c)) + penalty * mean s^2
+
+with s = f_m . f'_n / sqrt(out), up to a constant. InfoNCE tells each place of the scan from all places of other scans. In (5, 5) one random place speaks for each scan.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.places import Embed, mean, stages_of
+from medssl.objectives.information import infonce, matching
+from medssl.objectives.ranks import world
+from medssl.rng import uniform
+
+PLACE_SLOT = 1000  # views use the slots below
+
+
+class AMDIM(Method):
+    """Encoder stages of two views -> embeddings of the whole (B, out) and of the places of two maps (B, L, out).
+
+    clip: c, the largest score. penalty: of squared scores before clipping. out: width of the embeddings.
+    """
+
+    views = 2
+
+    def __init__(self, encoder: Any, out: int, clip: float, penalty: float):
+        super().__init__()
+        if clip <= 0 or penalty < 0:
+            raise UserError(f"method.clip={clip} must be positive and method.penalty={penalty} not negative")
+        stages = stages_of(encoder, "amdim", 2)
+        self.encoder, self.clip, self.penalty = encoder, clip, penalty
+        self.whole, self.coarse, self.fine = (Embed(n, out) for n in (encoder.dim, stages[-1][0], stages[-2][0]))
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        *_, fine, coarse = self.encoder.stages(torch.cat(batch["views"]))
+        whole = self.whole(mean(coarse)[..., None])[:, 0].chunk(2)
+        five, seven = self.coarse(coarse).chunk(2), self.fine(fine).chunk(2)
+        B, L, _ = five[0].shape
+        scan, losses, squares, chance = torch.arange(B, device=coarse.device), [], [], 0.0
+        for mine, other in ((0, 1), (1, 0)):
+            at = (uniform(batch["key"], mine, PLACE_SLOT)[:, 0] * L).long()
+            spoken = five[mine][scan, at]
+            for says, places in ((whole[mine], five[other]), (whole[mine], seven[other]), (spoken, five[other])):
+                scores = matching(says, places)
+                ceiling = math.log(1 + (B * world() - 1) * places.shape[1])
+                losses.append(ceiling - infonce(self.clip * torch.tanh(scores / self.clip)))
+                squares.append(scores.square().mean())
+                chance += ceiling / 2
+        loss, square = torch.stack(losses).sum() / 2, torch.stack(squares).sum() / 2
+        return {"loss": loss + self.penalty * square, "square": square, "chance": loss.new_tensor(chance)}

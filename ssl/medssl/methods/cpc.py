@@ -1,0 +1,94 @@
+"""CPC: from the upper rows of a scan's blocks, tell which block comes further down.
+
+van den Oord et al., 2018, https://arxiv.org/abs/1807.03748, section 3.3; the networks after the encoder are those of
+Henaff et al., 2020, https://arxiv.org/abs/1905.09272, appendix. With z the codes of a grid of half-overlapping blocks, each
+encoded alone, c_t the context of rows up to t (causal convolutions), and k rows ahead, the mean over t, columns and k of
+
+    -log( exp(W_k c_t . V z_{t+k}) / sum over all blocks of all scans of exp(W_k c_t . V z) )
+"""
+
+import itertools
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medssl.errors import UserError
+from medssl.methods.base import Batch, Clock, Method
+from medssl.objectives.information import predictive
+from medssl.objectives.ranks import world
+
+NEAREST = 2  # rows ahead: the next row overlaps with the context, the one after it shares no pixel
+SCALE = 0.1  # of predictions, in the appendix
+
+
+class CPC(Method):
+    """Blocks (B * P, C, *edge), P = grid^axes -> codes (B, P, dim) -> context (B, hidden, *grid) -> predictions (B, N, out).
+
+    An encoder that takes scans of one size only (vit, mlp) sees the blocks enlarged to it, the others see them as they are.
+    grid: blocks along each axis; rows are along the first, and read in one direction. ahead: how many rows, from 2 on.
+    hidden, depth: of the context network. out: width in which predictions and codes are compared.
+    """
+
+    views = 1
+
+    def __init__(self, encoder: Any, grid: int, ahead: int, hidden: int, out: int, depth: int):
+        super().__init__()
+        if not any(p.requires_grad for p in encoder.parameters()):
+            raise UserError(f"cpc trains by gradient, and {type(encoder).__name__} has no parameters; use encoder=cnn")
+        if not NEAREST <= ahead < grid:
+            raise UserError(f"method.ahead must lie in [{NEAREST}, method.grid={grid}), got {ahead}: next rows overlap")
+        edge = [2 * n // (grid + 1) for n in encoder.size]
+        if min(edge) < 2:
+            raise UserError(f"method.grid={grid} leaves blocks of {tuple(edge)} of size {encoder.size}; lower it")
+        starts = ([i * (n - e) // (grid - 1) for i in range(grid)] for n, e in zip(encoder.size, edge, strict=True))
+        self.cuts = list(
+            itertools.product(*([slice(s, s + e) for s in row] for row, e in zip(starts, edge, strict=True)))
+        )
+        self.encoder, self.grid, self.axes, self.enlarge = encoder, grid, len(edge), not takes(encoder, edge)
+        conv = nn.Conv2d if self.axes == 2 else nn.Conv3d
+        self.narrow, self.key = nn.Linear(encoder.dim, hidden), nn.Linear(encoder.dim, out)
+        self.context = nn.ModuleList(conv(hidden, hidden, (2, *[3] * (self.axes - 1))) for _ in range(depth))
+        self.predict = nn.ModuleList(nn.Linear(hidden, out) for _ in range(NEAREST, ahead + 1))
+
+    def codes(self, x: Tensor) -> Tensor:
+        """(B, C, *size) -> (B, P, dim), blocks in row-major order."""
+        blocks = torch.stack([x[(..., *cut)] for cut in self.cuts], 1).flatten(0, 1)
+        if self.enlarge:
+            mode = "bilinear" if self.axes == 2 else "trilinear"
+            blocks = F.interpolate(blocks, size=self.encoder.size, mode=mode, align_corners=False)
+        return self.encoder(blocks).unflatten(0, (len(x), -1))
+
+    def contexts(self, codes: Tensor) -> Tensor:
+        """(B, P, dim) -> (B, grid, …, hidden), each of its own row and those above."""
+        c = self.narrow(codes).transpose(1, 2).unflatten(2, (self.grid,) * self.axes)
+        for conv in self.context:
+            c = c + F.relu(conv(F.pad(c, (*[1, 1] * (self.axes - 1), 1, 0))))  # nothing below is read
+        return c.movedim(1, -1)
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        (x,) = batch["views"]
+        codes = self.codes(x)
+        context, key, row = self.contexts(codes), self.key(codes), self.grid ** (self.axes - 1)
+        losses = []
+        for k, head in enumerate(self.predict, start=NEAREST):
+            prediction = SCALE * head(context[:, :-k].flatten(1, -2))
+            at = torch.arange(prediction.shape[1], device=x.device) + k * row
+            losses.append(predictive(prediction, key, at))
+        loss = torch.stack(losses).mean()
+        return {"loss": loss, "chance": loss.new_tensor(math.log(key.shape[1] * len(x) * world()))}
+
+
+def takes(encoder: Any, size: list[int]) -> bool:
+    """Whether the encoder takes scans of that size, too."""
+    was = encoder.training
+    try:
+        with torch.no_grad():
+            encoder.eval()(torch.zeros(1, encoder.channels, *size))
+    except (RuntimeError, ValueError, AssertionError):
+        return False
+    finally:
+        encoder.train(was)
+    return True

@@ -1,0 +1,68 @@
+"""Deep InfoMax: what the encoder says of a scan shall share information with what is at each place of that scan.
+
+Hjelm et al., 2019, https://arxiv.org/abs/1808.06670. With y the encoder's output, h_l an earlier map of it at place l, and
+I a bound on mutual information (`objectives.information`) of a learnt critic, the loss is, up to a constant (equation 8),
+
+    -(local * mean_l I(y; h_l) + global_ * I(y; h))
+
+Their third term, an adversary that matches y to a prior, is left out: it needs a second optimiser.
+"""
+
+import math
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medssl.errors import UserError, nearest
+from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.parts import mlp
+from medssl.methods.places import Embed, mean, stages_of
+from medssl.objectives.information import donsker_varadhan, infonce, jensen_shannon, matching
+from medssl.objectives.ranks import world
+
+BOUNDS = {"infonce": infonce, "jsd": jensen_shannon, "dv": donsker_varadhan}
+CELLS = 4  # along each axis of the map that the global critic sees, which keeps it small whatever the scans' size
+
+
+class DIM(Method):
+    """Encoder stages (B, width, *s) -> y, the mean of the last (B, dim), and the last but one, whose L places h are local.
+
+    estimator: infonce, jsd or dv. local, global_: weights of the two terms. out: width of the critic, which is separable (their
+    "encode and dot product"), scaled by 1 / sqrt(out), as theirs is not.
+    """
+
+    views = 1
+
+    def __init__(self, encoder: Any, estimator: str, local: float, global_: float, out: int):
+        super().__init__()
+        if estimator not in BOUNDS:
+            raise UserError(f"method.estimator: unknown {estimator!r}.{nearest(estimator, BOUNDS)}")
+        if min(local, global_) < 0 or local + global_ <= 0:
+            raise UserError(f"method.local={local} and method.global_={global_} are weights, one at least above 0")
+        width, *places = stages_of(encoder, "dim", 2)[-2]
+        self.encoder, self.bound, self.weights = encoder, estimator, {"local": local, "global": global_}
+        self.speak = nn.ModuleDict({k: Embed(encoder.dim, out) for k, w in self.weights.items() if w})
+        if local:
+            self.local = Embed(width, out)
+        if global_:
+            self.whole = mlp(width * math.prod(min(CELLS, n) for n in places), out, out)
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        (x,) = batch["views"]
+        *_, h, last = self.encoder.stages(x)
+        out: dict[str, Tensor] = {}
+        for name, speak in self.speak.items():
+            b = self.local(h) if name == "local" else self.whole(cells(h))[:, None]
+            out[name] = BOUNDS[self.bound](matching(speak(mean(last)[..., None])[:, 0], b))
+            ceiling = {"infonce": math.log(1 + (len(x) * world() - 1) * b.shape[1]), "jsd": 2 * math.log(2), "dv": 0.0}
+            chance = self.weights[name] * ceiling[self.bound]  # what constant features cost: all bounds are 0 there
+            out["chance"] = out.get("chance", h.new_tensor(0.0)) + chance
+            out["loss"] = out.get("loss", 0) + chance - self.weights[name] * out[name]
+        return out
+
+
+def cells(maps: Tensor) -> Tensor:
+    """(B, width, *places) -> (B, width * cells), averages over up to CELLS parts of each axis."""
+    size = [min(CELLS, n) for n in maps.shape[2:]]
+    return (F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d)(maps, size).flatten(1)

@@ -1,0 +1,49 @@
+"""What methods that compare a scan with its places share: the maps of an encoder, and a critic's embedding of each place."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medssl.errors import UserError
+from medssl.methods.parts import mlp
+
+USE = "use encoder=cnn, vit or resnet18"
+
+
+def stages_of(encoder: Any, method: str, least: int) -> list[torch.Size]:
+    """Shapes (width, *places) of the encoder's stages, from fine to coarse.
+
+    Raises UserError with fewer than `least` stages, and where the mean of the last is not what the encoder says of a scan:
+    what is learnt of the mean would then not be what is handed over.
+    """
+    if not hasattr(encoder, "stages"):
+        raise UserError(f"{method} needs an encoder with feature maps, and {type(encoder).__name__} has none; {USE}")
+    was = encoder.training
+    x = torch.linspace(-2, 2, 2 * encoder.channels * math.prod(encoder.size)).sin().view(2, -1, *encoder.size)
+    with torch.no_grad():
+        stages, said = encoder.eval().stages(x), encoder(x)
+    encoder.train(was)
+    if len(stages) < least:
+        raise UserError(f"{method} needs {least} stages of feature maps, and this encoder has {len(stages)}; {USE}")
+    if not torch.allclose(mean(stages[-1]), said, rtol=1e-3, atol=1e-4):
+        raise UserError(f"{method} needs an encoder that averages its last map, and this one does not; {USE}")
+    return [m.shape[1:] for m in stages]
+
+
+def mean(maps: Tensor) -> Tensor:
+    """(B, width, *places) -> (B, width)."""
+    return maps.flatten(2).mean(2)
+
+
+class Embed(nn.Module):
+    """(B, width, *places) -> (B, L, out): a residual network of one hidden layer, the same at every place."""
+
+    def __init__(self, width: int, out: int):
+        super().__init__()
+        self.straight, self.bent = nn.Linear(width, out), mlp(width, out, out)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        rows = maps.flatten(2).transpose(1, 2).flatten(0, 1)  # (B * L, width)
+        return (self.straight(rows) + self.bent(rows)).unflatten(0, (len(maps), -1))
