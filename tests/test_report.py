@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from medssl.errors import UserError
+from medssl.evals.quality import MEASURES
 from medssl.reporting import plots, words
 from medssl.reporting.embeddings import neighbours, read_embeddings
 from medssl.reporting.html import write_report
@@ -104,6 +105,12 @@ def make_run(run: Path, store: Store) -> Path:
     card = {"format": 1, "name": "CNN", "options": {"widths": [8, 16]}, "channels": 1, "size": [16, 16], "dim": 12}
     card |= {"method": "simclr", "intensity": "0 to 255", "store": store.fingerprint, "step": 100, "spacing": None}
     (run / "encoder.json").write_text(json.dumps(card))
+    measured = {
+        k: {"value": i + 0.25, "low": i + 0.125, "high": i + 0.5, "how": "jackknife"} for i, k in enumerate(MEASURES)
+    }
+    of = {"scans": 90, "split": "val", "patients": 45, "views": 7}
+    quality = {"panel": of, "flags": [f"half of them were seen {EVIL}"], "measures": measured, "half": measured}
+    (run / "quality.json").write_text(json.dumps(quality))
     return run
 
 
@@ -156,6 +163,16 @@ def section(page: str, key: str) -> str:
     found = re.search(rf'<section id="{key}">.*?</section>', page, re.S)
     assert found
     return found[0]
+
+
+def test_what_is_said_without_labels_has_its_intervals(page):
+    found = section(page, "quality")
+    assert "90 val scans of 45 patients, 7 views of each" in found
+    assert all(name in found for name in MEASURES)
+    at = list(MEASURES).index("LiDAR")
+    assert f"{at + 0.25:.3f}" in found
+    assert f"[{at + 0.125:.3f}, {at + 0.5:.3f}]" in found
+    assert "half of them were seen" in found
 
 
 def test_page_is_closed_and_its_tags_nest(page):
@@ -231,6 +248,7 @@ MISSING = [
     ("env.json", "training", "medssl pretrain store=STORE out=first"),
     ("encoder.json", "training", "medssl pretrain store=STORE out=first"),
     ("views", "views", "medssl report run=first"),
+    ("quality.json", "quality", "medssl quality run=first store=STORE"),
 ]
 
 

@@ -16,6 +16,7 @@ from medssl.reporting import card, plots, words
 from medssl.reporting.audit import audit_section
 from medssl.reporting.cam import cam_section
 from medssl.reporting.embeddings import Embeddings, neighbours, read_embeddings
+from medssl.reporting.quality import quality_section
 from medssl.reporting.tags import Html, absent, bullets, element, facts, figure, page, paragraph
 from medssl.reporting.tsne import FEWEST, trustworthiness, tsne
 from medssl.reporting.use import use
@@ -57,6 +58,7 @@ def write_report(
         ("curves", "Curves", _curves(rows, name)),
         ("scores", "Scores", _scores(all_tables, name)),
         ("audit", "Disease or shortcut", audit_section(run)),
+        ("quality", "Without labels", quality_section(run)),
         ("tsne", "t-SNE of the embedding", near),
         ("cam", "Where it looks", cam_section(run)),
         ("views", "Views it learned from", _views(views, name)),
