@@ -5,7 +5,8 @@ Bachman et al., 2019, https://arxiv.org/abs/1906.00910. With f the features of o
 
     loss = sum over (m, n) = (1, 5), (1, 7), (5, 5), averaged over both ways, of -InfoNCE(c tanh(s / c)) + penalty * mean s^2
 
-with s = f_m . f'_n / sqrt(out), up to a constant. InfoNCE tells each place of the scan from all places of other scans. In (5, 5) one random place speaks for each scan.
+with s = f_m . f'_n / sqrt(out), up to a constant. InfoNCE tells each place of the scan from all places of other scans. In
+(5, 5) one random place speaks for each scan.
 """
 
 import math

@@ -9,10 +9,10 @@ and the rest of a square. Written for one place, with s the scores and N = G,
     Donsker-Varadhan  mean_i s_ii - log mean_{i != j} exp s_ij
     Jensen-Shannon    2 log 2 - mean_i softplus(-s_ii) - mean_{i != j} softplus(s_ij)
 
-All are largest at s = log p(x, y) / (p(x) p(y)), to which InfoNCE lets any function of x be added and Donsker-Varadhan any
-constant, and all are 0 at s = 0. Poole et al., 2019, https://arxiv.org/abs/1905.06922, compare them: InfoNCE has little variance but cannot
-pass log N; the variance of NWJ and Donsker-Varadhan grows exponentially with the information (Song & Ermon, 2020,
-https://arxiv.org/abs/1910.06222).
+All are largest at s = log p(x, y) / (p(x) p(y)), to which InfoNCE lets any function of x be added and Donsker-Varadhan
+any constant, and all are 0 at s = 0. Poole et al., 2019, https://arxiv.org/abs/1905.06922, compare them: InfoNCE has
+little variance but cannot pass log N; the variance of NWJ and Donsker-Varadhan grows exponentially with the information
+(Song & Ermon, 2020, https://arxiv.org/abs/1910.06222).
 """
 
 import math
