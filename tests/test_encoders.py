@@ -49,6 +49,8 @@ def test_the_choices_are_these():
         "resnet18_3d",
         "timm",
         "patch_bank",
+        "layer",
+        "hourglass",
     }
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from medssl.errors import UserError, nearest
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
+CODES = ("same", "linear")
 
 
 class MLP(nn.Module):
@@ -15,7 +16,9 @@ class MLP(nn.Module):
     Attributes:
         layers: one `Sequential(Flatten, Linear, activation)` per width, to be applied in order.
 
-    Raises UserError for an unknown activation and for no widths.
+    code: what the last layer gives, "same" as the others or "linear", without an activation.
+
+    Raises UserError for an unknown activation or code and for no widths.
     """
 
     def __init__(
@@ -24,18 +27,22 @@ class MLP(nn.Module):
         size: tuple[int, ...],
         widths: tuple[int, ...] = (500, 500, 500),
         activation: str = "sigmoid",
+        code: str = "same",
     ):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise UserError(f"encoder.activation: unknown {activation!r}.{nearest(activation, ACTIVATIONS)}")
+        if code not in CODES:
+            raise UserError(f"encoder.code: unknown {code!r}.{nearest(code, CODES)}")
         if not widths:
             raise UserError("encoder.widths is empty; give at least one layer, as in encoder.widths=[500,500]")
         self.channels, self.size, self.dim = channels, tuple(size), widths[-1]
-        self.options = {"widths": list(widths), "activation": activation}
+        self.options = {"widths": list(widths), "activation": activation, "code": code}
         ins = (channels * math.prod(size), *widths[:-1])
+        kinds = [ACTIVATIONS[activation]] * (len(widths) - 1)
+        kinds.append(nn.Identity if code == "linear" else ACTIVATIONS[activation])
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.Flatten(), nn.Linear(i, o), ACTIVATIONS[activation]())
-            for i, o in zip(ins, widths, strict=True)
+            nn.Sequential(nn.Flatten(), nn.Linear(i, o), kind()) for i, o, kind in zip(ins, widths, kinds, strict=True)
         )
 
     def stages(self, x: Tensor) -> list[Tensor]:

@@ -47,10 +47,13 @@ class Visible(nn.Module):
     so far, on any rank: the standardised ends of the intensity window, as long as views do not leave it (plain, crop).
     Values in between are taken as means, which are what (0, 1) intensities taken as probabilities are. So the weights apply
     to standardised scans, as they do in the encoder that is handed over.
+
+    The biases start where the means of the first batch are what z = b gives (Hinton, 2010, section 8).
     """
 
     low: Tensor
     high: Tensor
+    started: Tensor
 
     def __init__(self, units: int, kind: str, scan: bool):
         super().__init__()
@@ -60,28 +63,45 @@ class Visible(nn.Module):
         self.bias = nn.Parameter(torch.zeros(units))
         self.register_buffer("low", torch.tensor(torch.inf if self.follows else 0.0))
         self.register_buffer("high", torch.tensor(-torch.inf if self.follows else 1.0))
+        self.register_buffer("started", torch.tensor(False))
 
     @torch.no_grad()
     def see(self, x: Tensor) -> Tensor:
-        """(B, *) -> (B, V), and the range noted."""
+        """(B, *) -> (B, V), and the range noted; the first time, the biases are set."""
         v = x.flatten(1).to(self.bias.dtype)
         if self.follows:
             ends = all_rows(torch.stack([v.amin(), v.amax()])[None])
             self.low.copy_(torch.minimum(self.low, ends[:, 0].amin()))
             self.high.copy_(torch.maximum(self.high, ends[:, 1].amax()))
+        if not self.started:
+            mean = all_rows(v.mean(0)[None]).mean(0)
+            if self.kind == "bernoulli":
+                mean = self.unit(mean).clamp(0.01, 0.99).logit() / self.width
+            self.bias.copy_(mean)
+            self.started.fill_(True)
         return v
 
+    @property
+    def width(self) -> Tensor:
+        """high - low; 1 when nothing but one value has been seen."""
+        return torch.where(self.high > self.low, self.high - self.low, 1.0)
+
+    def unit(self, v: Tensor) -> Tensor:
+        """Values -> [0, 1]."""
+        return (v - self.low) / self.width
+
     def logit(self, z: Tensor) -> Tensor:
-        return z * (self.high - self.low)
+        """z -> that of the probability of `high`."""
+        return z * self.width
 
     def mean(self, z: Tensor) -> Tensor:
         """(B, V) -> expected values."""
-        return z if self.kind == "gaussian" else self.low + (self.high - self.low) * torch.sigmoid(self.logit(z))
+        return z if self.kind == "gaussian" else self.low + self.width * torch.sigmoid(self.logit(z))
 
     def sample(self, z: Tensor, key: Key, slot: int) -> Tensor:
         if self.kind == "gaussian":
             return z + normal_field(key, 0, slot, tuple(z.shape[1:])).to(z.dtype)
-        return self.low + (self.high - self.low) * bits(torch.sigmoid(self.logit(z)), key, slot)
+        return self.low + self.width * bits(torch.sigmoid(self.logit(z)), key, slot)
 
 
 class Machine(nn.Module):

@@ -38,7 +38,9 @@ class DBM(Method):
         super().__init__()
         stack = linears(encoder, "dbm", k)
         if len(stack) < 2 or encoder.options["code"] == "linear":
-            raise UserError("dbm needs two layers of binary units or more; use encoder=mlp, or method=rbm for one layer")
+            raise UserError(
+                "dbm needs two layers of binary units or more; use encoder=mlp, or method=rbm for one layer"
+            )
         for name, value in {"chains": chains, "iterations": iterations}.items():
             if value < 1:
                 raise UserError(f"method.{name} must be at least 1, got {value}")
@@ -65,7 +67,9 @@ class DBM(Method):
 
     def told(self, units: list[Tensor], at: int) -> Tensor:
         """What the layers beside layer `at` tell it; 0 is the scan."""
-        total: Tensor = self.visible.bias if at == 0 else F.linear(units[at - 1], *self.encoder.layers[at - 1][1].parameters())
+        total: Tensor = (
+            self.visible.bias if at == 0 else F.linear(units[at - 1], *self.encoder.layers[at - 1][1].parameters())
+        )
         return total if at == len(self.encoder.layers) else total + units[at + 1] @ self.encoder.layers[at][1].weight
 
     def mean_field(self, v: Tensor) -> list[Tensor]:

@@ -57,10 +57,7 @@ class DeepAutoencoder(Method):
     def whole(self, x: Tensor) -> dict[str, Tensor]:
         units = self.machines[0].visible
         v, z = units.see(x), self.decode(self.encoder(x))
-        if units.kind == "bernoulli":
-            loss = bernoulli_error(units.logit(z), (v - units.low) / (units.high - units.low))
-        else:
-            loss = gaussian_error(z, v)
+        loss = bernoulli_error(units.logit(z), units.unit(v)) if units.kind == "bernoulli" else gaussian_error(z, v)
         return {"loss": loss, "error": squared_error(units.mean(z).detach(), v)}
 
     def decode(self, code: Tensor) -> Tensor:
