@@ -244,8 +244,11 @@ def test_dim_learns_with_every_estimator_and_both_terms(estimator, dims):
 
 def test_amdim_looks_across_views_only():
     method = tiny.method("amdim", penalty=0.0).eval()
+    for embed in (method.whole, method.coarse, method.fine):
+        embed.straight.weight.data.mul_(10)  # so that scores differ
     batch = tiny.batch(2)
     a, b = batch["views"]
+    b.copy_(tiny.batch(1, seed=1)["views"][0])  # a view unlike the first
     fine, coarse = method.encoder.stages(torch.cat([a, b]))
     whole = method.whole(coarse.flatten(2).mean(2)[..., None])[:, 0]
     total = 0.0
