@@ -18,7 +18,8 @@ from torch import Tensor
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.boltzmann import SLOT, Visible, bits, chain_key, linears
+from medssl.methods.boltzmann import linears
+from medssl.methods.units import SLOT, Visible, bits, chain_key
 from medssl.objectives.energy import deep_energy
 from medssl.objectives.regression import squared_error
 from medssl.rng import Key
@@ -27,7 +28,7 @@ from medssl.rng import Key
 class DBM(Method):
     """(B, C, *spatial), flattened -> layers of an MLP of sigmoids, two or more.
 
-    visible: gaussian or bernoulli, see methods.boltzmann.Visible. chains: of the model, the same on every rank. k: sweeps of
+    visible: gaussian or bernoulli, see methods.units.Visible. chains: of the model, the same on every rank. k: sweeps of
     Gibbs sampling per update. iterations: of the mean-field equations.
     """
 

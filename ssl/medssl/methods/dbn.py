@@ -21,6 +21,7 @@ class DBN(Method):
     """
 
     views = 1
+    machines: Any  # of methods.boltzmann.Machine, one per layer
 
     def __init__(self, encoder: Any, visible: str, k: int, persistent: int):
         super().__init__()

@@ -24,11 +24,13 @@ from medssl.objectives.regression import squared_error
 class DeepAutoencoder(Method):
     """(B, C, *spatial), flattened -> code (B, dim) -> the scan, through mirrored layers of an MLP of sigmoids.
 
-    visible: gaussian or bernoulli, see methods.boltzmann.Visible. k: steps of contrastive divergence. finetune: share of the
+    visible: gaussian or bernoulli, see methods.units.Visible. k: steps of contrastive divergence. finetune: share of the
     run, at its end, in which the whole trains; 1 starts from random weights.
     """
 
     views = 1
+    machines: Any  # of methods.boltzmann.Machine, one per layer
+    decoders: Any  # of nn.Linear, alike
 
     def __init__(self, encoder: Any, visible: str, k: int, finetune: float):
         super().__init__()

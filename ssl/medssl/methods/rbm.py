@@ -18,11 +18,12 @@ from medssl.methods.boltzmann import linears, machines
 class RBM(Method):
     """(B, C, *spatial), flattened -> h (B, dim), the one layer of the encoder.
 
-    visible: gaussian or bernoulli, see methods.boltzmann.Visible. k: steps of Gibbs sampling. persistent: number of chains,
+    visible: gaussian or bernoulli, see methods.units.Visible. k: steps of Gibbs sampling. persistent: number of chains,
     0 for those that start at the scans.
     """
 
     views = 1
+    machine: Any  # methods.boltzmann.Machine
 
     def __init__(self, encoder: Any, visible: str, k: int, persistent: int):
         super().__init__()
