@@ -92,7 +92,8 @@ def bounds(scores: ArrayLike, patient: ArrayLike, *, n: int = 500, seed: int = 0
         low, high = np.nanquantile(found, [(1 - wide) / 2, (1 + wide) / 2])
         return Score(float(value), float(low), float(high), len(s), patients, how)
 
-    return Information(*map(score, values, drawn), ceiling=float(np.log(len(s))))
+    infonce, nwj, donsker_varadhan, smile = map(score, values, drawn)
+    return Information(infonce, nwj, donsker_varadhan, smile, float(np.log(len(s))))
 
 
 def _values(s: Floats, at: NDArray[np.int64], w: Floats) -> Floats:

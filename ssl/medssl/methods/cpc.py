@@ -48,14 +48,14 @@ class CPC(Method):
             itertools.product(*([slice(s, s + e) for s in row] for row, e in zip(starts, edge, strict=True)))
         )
         self.encoder, self.grid, self.axes, self.enlarge = encoder, grid, len(edge), not takes(encoder, edge)
-        conv = nn.Conv2d if self.axes == 2 else nn.Conv3d
+        conv: Any = nn.Conv2d if self.axes == 2 else nn.Conv3d
         self.narrow, self.key = nn.Linear(encoder.dim, hidden), nn.Linear(encoder.dim, out)
         self.context = nn.ModuleList(conv(hidden, hidden, (2, *[3] * (self.axes - 1))) for _ in range(depth))
         self.predict = nn.ModuleList(nn.Linear(hidden, out) for _ in range(NEAREST, ahead + 1))
 
     def codes(self, x: Tensor) -> Tensor:
         """(B, C, *size) -> (B, P, dim), blocks in row-major order."""
-        blocks = torch.stack([x[(..., *cut)] for cut in self.cuts], 1).flatten(0, 1)
+        blocks = torch.stack([x[(slice(None), slice(None), *cut)] for cut in self.cuts], 1).flatten(0, 1)
         if self.enlarge:
             mode = "bilinear" if self.axes == 2 else "trilinear"
             blocks = F.interpolate(blocks, size=self.encoder.size, mode=mode, align_corners=False)

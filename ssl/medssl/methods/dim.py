@@ -65,4 +65,5 @@ class DIM(Method):
 def cells(maps: Tensor) -> Tensor:
     """(B, width, *places) -> (B, width * cells), averages over up to CELLS parts of each axis."""
     size = [min(CELLS, n) for n in maps.shape[2:]]
-    return (F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d)(maps, size).flatten(1)
+    pool: Any = F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d
+    return pool(maps, size).flatten(1)
