@@ -168,6 +168,14 @@ class Drops(Supervised):
         return {"loss": torch.nn.functional.dropout(self.encoder(batch["views"][0])).mean()}
 
 
+class Begun(Supervised):
+    """Has a flag, which is not the same in all."""
+
+    def __init__(self, weights: int):
+        super().__init__(MLP(1, (16, 16), (8,)), kinds.classes(2))
+        self.register_buffer("begun", torch.tensor(weights == 1))
+
+
 def _on_cnn(s: int) -> Supervised:
     return Supervised(CNN(1, (16, 16), (8,), "group"), kinds.classes(2))
 
@@ -184,6 +192,7 @@ def _of(kind: type, **options):
         (_of(Supervised, blocks=0), {}, "batch statistics"),
         (_of(Drops), {}, "one by one: vmap: called random operation"),
         (lambda s: Supervised(MLP(1, (16, 16), (8 + s,)), kinds.classes(2)), {}, "one size"),
+        (Begun, {}, "only when all have begun or none"),
         (_of(Supervised), {"targets": None}, "give targets"),
         (_of(Supervised), {"targets": np.where(LABELS, -1, LABELS)}, "known labels only"),
         (_of(Supervised), {"seeds": [1, 1, 2]}, "must be different"),

@@ -60,7 +60,8 @@ def train_seeds(
     def after_of(params: dict[str, Tensor], buffers: dict[str, Tensor]) -> dict[str, Tensor]:
         return functional_call(after, {f"method.{k}": v for k, v in (params | buffers).items()}, (clock,))
 
-    of_each, after_each, after = torch.vmap(losses_of), torch.vmap(after_of), _AfterStep(first)
+    after, stacked = _AfterStep(first), {k: None if _is_flag(v) else 0 for k, v in buffers.items()}
+    of_each, after_each = torch.vmap(losses_of, (0, stacked, 0)), torch.vmap(after_of, (0, stacked))
     rests = type(first).after_step is Method.after_step
     for step, raw in enumerate(_batches(canvas, rows, batch, steps, seeds, targets)):
         clock = Clock(step, steps)
@@ -119,6 +120,9 @@ def _check(methods: list[Method], seeds: list[int], optim: Optim, rows: np.ndarr
         raise UserError("seeds train at once only when their methods are of one class and one size")
     first = methods[0]
     name = type(first).__name__
+    flags = [{k: bool(v) for k, v in m.named_buffers() if _is_flag(v)} for m in methods]
+    if any(f != flags[0] for f in flags):
+        raise UserError(f"seeds of {name} train at once only when all have begun or none has")
     if not isinstance(first.encoder, MLP):
         raise UserError(f"seeds of {name} train at once with encoder=mlp only, not {type(first.encoder).__name__}")
     if any(isinstance(m, _BatchNorm) for m in first.modules()):
@@ -135,13 +139,19 @@ def _check(methods: list[Method], seeds: list[int], optim: Optim, rows: np.ndarr
 
 
 def _stack(methods: list[Method], device: str | torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Parameters and buffers (S, …) by name, matrices transposed in memory: as their gradients come out of the product."""
+    """Parameters and buffers (S, …) by name, but flags. Matrices lie transposed, as their gradients come out of the product."""
     params, buffers = stack_module_state([*methods])
     fresh = {k: v.detach().to(device) for k, v in params.items()}
     fresh = {k: v.mT.contiguous().mT if v.ndim > 2 else v for k, v in fresh.items()}
     for k, p in methods[0].named_parameters():
         fresh[k].requires_grad_(p.requires_grad)
-    return fresh, {k: v.to(device) for k, v in buffers.items()}
+    flags = {k: v.clone() for k, v in methods[0].named_buffers() if _is_flag(v)}
+    return fresh, {k: v.to(device) for k, v in (buffers | flags).items()}
+
+
+def _is_flag(buffer: Tensor) -> bool:
+    """What methods branch on, as on whether they have started: one for all runs, since these go in step."""
+    return buffer.dtype == torch.bool and buffer.ndim == 0
 
 
 @torch.no_grad()
@@ -149,7 +159,8 @@ def _unstack(methods: list[Method], params: dict[str, Tensor], buffers: dict[str
     """Copies what was trained back into the methods."""
     for s, method in enumerate(methods):
         for k, v in (*method.named_parameters(), *method.named_buffers()):
-            v.copy_((params if k in params else buffers)[k][s])
+            trained = (params if k in params else buffers)[k]
+            v.copy_(trained if _is_flag(trained) else trained[s])
 
 
 def _optimizer(optim: Optim, first: nn.Module, params: dict[str, Tensor]) -> torch.optim.Optimizer:
