@@ -33,8 +33,8 @@ class Visible(nn.Module):
     gaussian: normal with mean z and variance 1, for standardised pixels. bernoulli: two values, `low` and `high`, with
     p(high) = sigmoid((high - low) z). In a layer these are 0 and 1. In a scan they are the least and the largest value seen
     so far, on any rank: the standardised ends of the intensity window, as long as views do not leave it (plain, crop).
-    Values in between are taken as means, which are what (0, 1) intensities taken as probabilities are. So the weights apply
-    to standardised scans, as they do in the encoder that is handed over.
+    Values in between are taken as means: where low is 0 and high is 1 they are probabilities, as Hinton takes intensities.
+    This way the weights apply to standardised scans, as they do in the encoder that is handed over.
 
     The biases start where the means of the first batch are what z = b gives (Hinton, 2010, section 8).
     """
