@@ -275,7 +275,7 @@ def test_a_simulated_trial_of_that_many_finds_the_difference_4_times_in_5():
          "; about 20,000 patients (with 1 seed) would be needed, and what more seeds would do cannot be said from one"),
         (0.1, {"draw": (0.01, 0.0)}, (1, 2),
          "; no number of patients would do (with 1 seed), and what more seeds would do cannot be said from one"),
-        (0.5, {"patients": (0.0, 0.01)}, (4, 2), " suffice"),
+        (0.5, {"patients": (0.0, 0.01)}, (4, 2), ", which would suffice if this were the only comparison"),
     ],
 )  # fmt: skip
 def test_words(difference, variances, shape, words):

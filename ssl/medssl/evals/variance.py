@@ -225,7 +225,7 @@ class Needed:
         if math.isnan(self.patients):
             return f"{have}; what more would do cannot be said from one patient"
         if self.patients <= self.have_patients:
-            return f"{have} suffice"
+            return f"{have}, which would suffice if this were the only comparison"
         with_seeds, with_patients = _count(self.have_seeds, "seed"), f"{self.have_patients} patients"
         ways = [(self.patients, "patients", with_seeds), (self.seeds, "seeds", with_patients)]
         said = [" or ".join(f"about {_about(k)} {name} (with {other})" for k, name, other in ways if math.isfinite(k))]
