@@ -12,6 +12,7 @@ from timm.layers import BatchNormAct2d
 import tiny
 from medssl.methods.base import Clock
 from medssl.methods.parts import share_batch_norm
+from medssl.objectives.ranks import all_rows
 
 B = 16
 CLOCK = Clock(0, 10)
@@ -64,9 +65,18 @@ def worker(rank: int, port: int, folder: str) -> None:
         results[name] = {"loss": loss / 2, "grads": grads, "buffers": dict(method.named_buffers())}
     act = share_batch_norm(BatchNormAct2d(4, act_layer=torch.nn.SiLU).double())
     results["norm"] = act(pictures()[rank * 4 : rank * 4 + 4]).detach()
+    mine = pictures()[rank * 4 : rank * 4 + 4, :, 0].flatten(1).requires_grad_()
+    (transposed(all_rows(mine)) / 2).backward()  # DDP averages over ranks, so each of both has the whole loss
+    results["gathered"] = mine.grad
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def transposed(rows: torch.Tensor) -> torch.Tensor:
+    """A loss whose gradient comes back in another order of memory than its input has."""
+    weights = torch.arange(rows.numel(), dtype=rows.dtype).view(rows.T.shape)
+    return (rows.T.contiguous() * weights).sum()
 
 
 def pictures() -> torch.Tensor:
@@ -76,6 +86,12 @@ def pictures() -> torch.Tensor:
 def test_timms_norm_with_activation_keeps_its_activation(ranks):
     whole = BatchNormAct2d(4, act_layer=torch.nn.SiLU).double()(pictures())
     torch.testing.assert_close(torch.cat([r["norm"] for r in ranks]), whole)
+
+
+def test_gradients_of_gathered_rows_come_back_in_their_own_order(ranks):
+    rows = pictures()[:, :, 0].flatten(1).requires_grad_()
+    transposed(rows).backward()
+    torch.testing.assert_close(torch.cat([r["gathered"] for r in ranks]), rows.grad)
 
 
 @pytest.fixture(scope="module")

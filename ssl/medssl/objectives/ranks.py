@@ -24,7 +24,12 @@ def rank() -> int:
 
 def all_rows(x: Tensor) -> Tensor:
     """Rows of every rank, in rank order; gradients flow back to the rank that made them."""
-    return x if world() == 1 else torch.cat(dist_fn.all_gather(x.contiguous()))
+    if world() == 1:
+        return x
+    rows = torch.cat(dist_fn.all_gather(x.contiguous()))
+    if rows.requires_grad:
+        rows.register_hook(lambda grad: grad.contiguous())  # gloo sends memory as it lies
+    return rows
 
 
 def share(n: Tensor) -> Tensor:
