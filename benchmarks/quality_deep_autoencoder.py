@@ -35,7 +35,7 @@ def main() -> None:
     args = argparse.ArgumentParser(description=__doc__)
     args.add_argument("--mnist", required=True, type=Path, help="the folder of the four idx files, .gz")
     args.add_argument("--minutes", type=float, default=8.0)
-    args.add_argument("--lr", type=float, default=1e-3)
+    args.add_argument("--lr", type=float, default=4e-3)
     args.add_argument("--finetune", type=float, default=0.7, help="share of the run in which the whole network trains")
     args.add_argument("--seed", type=int, default=0)
     given = args.parse_args()

@@ -187,6 +187,17 @@ def test_one_step_is_not_enough_for_that():
     assert (found - expected).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("visible", ["bernoulli", "gaussian"])
+def test_chains_draw_anew_at_every_step(visible):
+    made, linear = machine(visible, k=1, persistent=64)
+    moved = []
+    for clock in (Clock(0, 10), Clock(0, 10), Clock(1, 10)):
+        made(states(4), linear, tiny.key(16), clock)  # nothing kept: all three start alike
+        moved.append(made.moved)
+    assert torch.equal(moved[0], moved[1])
+    assert not torch.equal(moved[0], moved[2])
+
+
 def go(method, steps, start=0):
     optimizer = torch.optim.SGD(method.parameters(), 1e-2)
     for step in range(start, steps):
