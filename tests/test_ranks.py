@@ -11,11 +11,13 @@ from timm.layers import BatchNormAct2d
 
 import tiny
 from medssl.methods.base import Clock
-from medssl.methods.parts import share_batch_norm
+from medssl.methods.norm import share_batch_norm
 from medssl.objectives.ranks import all_rows
 
 B = 16
 CLOCK = Clock(0, 10)
+VARIANTS = {"npairs of labels": ("npairs", {"positives": "label"})}  # what the defaults alone cannot show
+NAMES = [*tiny.METHODS, *VARIANTS]
 
 
 def whole_batch(method) -> dict:
@@ -24,7 +26,8 @@ def whole_batch(method) -> dict:
 
 def prepared(name):
     """float64, so that what differs is the algorithm and not the rounding; kmeans past its whitening."""
-    method = tiny.method(name).double()
+    name, options = VARIANTS.get(name, (name, {}))
+    method = tiny.method(name, **options).double()
     if name == "kmeans_bank":
         method.per_scan = 8
     return method
@@ -48,7 +51,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     results = {}
-    for name in tiny.METHODS:
+    for name in NAMES:
         method = share_batch_norm(prepared(name))
         batch = whole_batch(method)
         half = slice(rank * B // 2, (rank + 1) * B // 2)
@@ -104,7 +107,7 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(2)]
 
 
-@pytest.mark.parametrize("name", tiny.METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_two_ranks_equal_one(ranks, name):
     method = prepared(name)
     loss = go(method, whole_batch(method), name)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.boltzmann import machines
-from medssl.methods.parts import rest_below
+from medssl.methods.layers import rest_below
 
 
 class DBN(Method):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.boltzmann import linears, machines
-from medssl.methods.parts import rest_below
+from medssl.methods.layers import rest_below
 from medssl.objectives.energy import bernoulli_error, gaussian_error
 from medssl.objectives.regression import squared_error
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import Decoder, TiedDecoder, flat, layers_of, rest_below
+from medssl.methods.layers import Decoder, TiedDecoder, flat, layers_of, rest_below
 from medssl.objectives.kinds import Kind
 from medssl.objectives.regression import jacobian_norm, squared_error
 from medssl.rng import uniform_field

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import flat, layers_of, rest_below
+from medssl.methods.layers import flat, layers_of, rest_below
 from medssl.objectives.kinds import Kind
 
 

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import share_batch_norm
+from medssl.methods.norm import share_batch_norm
 from medssl.progress import Progress
 from medssl.rng import seed_from
 from medssl.store.canvas import Canvas
