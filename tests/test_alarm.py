@@ -78,6 +78,14 @@ def test_causes_come_before_what_they_cause():
     assert found == ["window", "constant", "no gradient", "chance"]
 
 
+def test_an_encoder_that_was_made_flat_has_not_collapsed():
+    """A stack of sigmoids starts so; the same spread in an encoder that began even, or half of it, is a collapse."""
+    flat = HEALTHY | {"spread": 0.006, "rankme": 1.5}
+    assert diagnose(flat | {"spread_untrained": 0.007}) == []
+    for start in (0.013, 0.5):
+        assert [a.cause for a in diagnose(flat | {"spread_untrained": start})] == ["constant"]
+
+
 def test_views_are_unrelated_only_where_nothing_is_learnt():
     """Untrained encoders see no relation between two views either; training is what finds it."""
     unrelated = HEALTHY | {"common": 1.05}

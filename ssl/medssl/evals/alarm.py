@@ -80,7 +80,7 @@ def diagnose(seen: Mapping[str, float], losses: Sequence[float] = (), layer: str
         teacher_gap: length of teacher minus student weights over that of the student's; teacher_moved: 0 when the teacher is
             still what it was before training
         grad_norm: the largest of the last logged lengths of the gradient
-        growth: `length` over that of the untrained encoder
+        growth: `length` over that of the untrained encoder; spread_untrained: its spread
         dead_relu: the largest share, over layers of ReLUs, of channels that are 0 for every scan; `layer` is its name
         chance: the loss of constant features
     losses: all logged so far.
@@ -137,13 +137,15 @@ def _causes(seen: Mapping[str, float], losses: Sequence[float], layer: str) -> I
             else f"{seen['dead']:.0%} of the encoder's outputs are the same for every scan"
         )
         yield Alarm("dead units", f"{what}: they are dead; lower lr, or normalise before the activation")
-    if below("spread"):
+    # as flat as it was made, like a stack of sigmoids: not begun rather than collapsed
+    unbegun = below("spread") and seen["spread"] > seen.get("spread_untrained", 1.0) / 2
+    if below("spread") and not unbegun:
         yield Alarm(
             "constant",
             f"features are almost the same for every scan (spread {seen['spread']:.4f}, where 1 is even): they have "
             "collapsed; lower lr, check the intensity window, and see that views of two scans look different",
         )
-    else:
+    elif not unbegun:
         if below("rankme") and seen["rankme_of"] >= FEWEST_DIRECTIONS:
             yield Alarm(
                 "few directions",

@@ -63,9 +63,10 @@ class Monitor:
         self.device, self.run, self.writes = device, run, writes
         self.rows = panel(store, HELD_OUT[store.dims]).rows
         self.pixels: dict[str, float] | None = None
-        self.length, self.teacher, self.ended = 0.0, 0.0, False
+        self.length, self.spread, self.teacher, self.ended = 0.0, 1.0, 0.0, False
         if resolved["monitor_every"] and len(self.rows) >= FEWEST:
-            self.length = evidence(self._views(untrained.encoder, as_training=True)).get("length", 0.0)
+            fresh = evidence(self._views(untrained.encoder, as_training=True))
+            self.length, self.spread = fresh.get("length", 0.0), fresh.get("spread", 1.0)
             self.teacher = weight(getattr(untrained, "teacher", None))
         self.label = Labelled.of(store, resolved["seed"])
 
@@ -116,6 +117,7 @@ class Monitor:
         seen |= {"dead_relu": silent[layer]} if layer else {}
         if "length" in seen:
             seen["growth"] = seen["length"] / max(self.length, 1e-12)
+            seen["spread_untrained"] = self.spread
         return seen, layer
 
     def _views(self, encoder: nn.Module, as_training: bool = False) -> np.ndarray:
