@@ -19,6 +19,7 @@ from medssl.errors import UserError
 from medssl.evals.information import bounds, mutual_information
 from medssl.methods.amdim import PLACE_SLOT
 from medssl.methods.base import Clock
+from medssl.methods.places import coarse
 from medssl.objectives import information
 from medssl.rng import Key, generator, uniform
 
@@ -220,12 +221,23 @@ def test_cpc_predicts_the_same_column_further_down():
 # DIM and AMDIM
 
 
+@pytest.mark.parametrize(("size", "blocks"), [((8, 5), (1, 1)), ((14, 9), (2, 2)), ((6, 20, 4), (1, 3, 1))])
+def test_fine_maps_are_seen_in_blocks(size, blocks):
+    maps = rows(2, 3, *size)
+    got = coarse(maps)
+    assert got.shape[2:] == tuple(-(-n // b) for n, b in zip(size, blocks, strict=True))
+    assert max(got.shape[2:]) <= 8
+    for place in itertools.product(*map(range, got.shape[2:])):
+        block = maps[(..., *(slice(i * b, i * b + b) for i, b in zip(place, blocks, strict=True)))]
+        torch.testing.assert_close(got[(..., *place)], block.flatten(2).mean(2))
+
+
 def test_the_positives_of_dim_are_the_places_of_its_own_scan():
     method = tiny.method("dim")
     batch = tiny.batch(1)
     out = method(batch, CLOCK)
     fine, last = method.encoder.stages(batch["views"][0])
-    y, h = method.speak["local"](last.flatten(2).mean(2)[..., None])[:, 0], method.local(fine)
+    y, h = method.speak["local"](last.flatten(2).mean(2)[..., None])[:, 0], method.local(F.avg_pool2d(fine, 2))
     s = torch.einsum("id,jld->ijl", y, h) / 4
     assert out["local"].item() == pytest.approx(by_loops("infonce", s.double()), abs=1e-4)
     assert out["loss"].item() == pytest.approx(math.log(1 + 7 * h.shape[1]) - out["local"].item(), rel=1e-5)
@@ -244,16 +256,16 @@ def test_dim_learns_with_every_estimator_and_both_terms(estimator, dims):
 
 def test_amdim_looks_across_views_only():
     method = tiny.method("amdim", penalty=0.0).eval()
-    for embed in (method.whole, method.coarse, method.fine):
+    for embed in (method.whole, method.last, method.fine):
         embed.straight.weight.data.mul_(10)  # so that scores differ
     batch = tiny.batch(2)
     a, b = batch["views"]
     b.copy_(tiny.batch(1, seed=1)["views"][0])  # a view unlike the first
-    fine, coarse = method.encoder.stages(torch.cat([a, b]))
-    whole = method.whole(coarse.flatten(2).mean(2)[..., None])[:, 0]
+    fine, last = method.encoder.stages(torch.cat([a, b]))
+    whole = method.whole(last.flatten(2).mean(2)[..., None])[:, 0]
     total = 0.0
     for mine, other in ((slice(0, 8), slice(8, 16)), (slice(8, 16), slice(0, 8))):
-        five, seven = method.coarse(coarse), method.fine(fine)
+        five, seven = method.last(last), method.fine(F.avg_pool2d(fine, 2))
         at = (uniform(batch["key"], int(mine.start > 0), PLACE_SLOT)[:, 0] * five.shape[1]).long()
         spoken = five[mine][torch.arange(8), at]
         for says, places in ((whole[mine], five[other]), (whole[mine], seven[other]), (spoken, five[other])):

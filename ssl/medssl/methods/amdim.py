@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.places import Embed, mean, stages_of
+from medssl.methods.places import Embed, coarse, mean, stages_of
 from medssl.objectives.information import infonce, matching
 from medssl.objectives.ranks import world
 from medssl.rng import uniform
@@ -39,14 +39,14 @@ class AMDIM(Method):
             raise UserError(f"method.clip={clip} must be positive and method.penalty={penalty} not negative")
         stages = stages_of(encoder, "amdim", 2)
         self.encoder, self.clip, self.penalty = encoder, clip, penalty
-        self.whole, self.coarse, self.fine = (Embed(n, out) for n in (encoder.dim, stages[-1][0], stages[-2][0]))
+        self.whole, self.last, self.fine = (Embed(n, out) for n in (encoder.dim, stages[-1][0], stages[-2][0]))
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        *_, fine, coarse = self.encoder.stages(torch.cat(batch["views"]))
-        whole = self.whole(mean(coarse)[..., None])[:, 0].chunk(2)
-        five, seven = self.coarse(coarse).chunk(2), self.fine(fine).chunk(2)
+        *_, fine, last = self.encoder.stages(torch.cat(batch["views"]))
+        whole = self.whole(mean(last)[..., None])[:, 0].chunk(2)
+        five, seven = self.last(coarse(last)).chunk(2), self.fine(coarse(fine)).chunk(2)
         B, L, _ = five[0].shape
-        scan, losses, squares, chance = torch.arange(B, device=coarse.device), [], [], 0.0
+        scan, losses, squares, chance = torch.arange(B, device=last.device), [], [], 0.0
         for mine, other in ((0, 1), (1, 0)):
             at = (uniform(batch["key"], mine, PLACE_SLOT)[:, 0] * L).long()
             spoken = five[mine][scan, at]

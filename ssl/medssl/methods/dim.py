@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from medssl.errors import UserError, nearest
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts import mlp
-from medssl.methods.places import Embed, mean, stages_of
+from medssl.methods.places import Embed, coarse, mean, stages_of
 from medssl.objectives.information import donsker_varadhan, infonce, jensen_shannon, matching
 from medssl.objectives.ranks import world
 
@@ -53,7 +53,7 @@ class DIM(Method):
         *_, h, last = self.encoder.stages(x)
         out: dict[str, Tensor] = {}
         for name, speak in self.speak.items():
-            b = self.local(h) if name == "local" else self.whole(cells(h))[:, None]
+            b = self.local(coarse(h)) if name == "local" else self.whole(cells(h))[:, None]
             out[name] = BOUNDS[self.bound](matching(speak(mean(last)[..., None])[:, 0], b))
             ceiling = {"infonce": math.log(1 + (len(x) * world() - 1) * b.shape[1]), "jsd": 2 * math.log(2), "dv": 0.0}
             chance = self.weights[name] * ceiling[self.bound]  # what constant features cost: all bounds are 0 there

@@ -4,11 +4,13 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medssl.errors import UserError
 from medssl.methods.parts import mlp
 
+MOST = 8  # AMDIM compares 5 x 5 and 7 x 7 places
 USE = "use encoder=cnn, vit or resnet18"
 
 
@@ -35,6 +37,13 @@ def stages_of(encoder: Any, method: str, least: int) -> list[torch.Size]:
 def mean(maps: Tensor) -> Tensor:
     """(B, width, *places) -> (B, width)."""
     return maps.flatten(2).mean(2)
+
+
+def coarse(maps: Tensor) -> Tensor:
+    """(B, width, *places) -> alike, at most MOST places along each axis, means of blocks: fine maps of volumes are huge."""
+    blocks = [math.ceil(n / MOST) for n in maps.shape[2:]]
+    pool = F.avg_pool2d if len(blocks) == 2 else F.avg_pool3d
+    return pool(maps, blocks, ceil_mode=True, count_include_pad=False) if max(blocks) > 1 else maps
 
 
 class Embed(nn.Module):
