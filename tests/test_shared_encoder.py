@@ -147,6 +147,12 @@ def test_labels_are_those_of_the_target_and_some_are_missing(store, tmp_path, me
     assert "lesion" in (run / "resolved.yaml").read_text()
 
 
+def test_a_run_does_not_go_on_with_other_labels(store, tmp_path):
+    pretrain(store, tmp_path / "run", "supervised", target="lesion", positive=["yes"])
+    with pytest.raises(UserError, match="target"):
+        pretrain(store, tmp_path / "run", "supervised", target="lesion", positive=["no"])
+
+
 def test_what_a_method_is_told_is_what_the_store_says(store):
     scans = Store.open(store)
     rows = scans.rows("train")

@@ -26,9 +26,9 @@ class Clock(NamedTuple):
         """Progress in [0, 1)."""
         return self.step / self.steps
 
-    def part(self, parts: int) -> int:
-        """Which of equal parts of the run this is, from 0 on."""
-        return min(int(self.frac * parts), parts - 1)
+    def part(self, parts: int, until: float = 1.0) -> int:
+        """Which of equal parts of the run this is, from 0 on; they end at the share `until` of it, after which it is `parts`."""
+        return parts if self.frac >= until else min(int(self.frac / until * parts), parts - 1)
 
 
 class Method(nn.Module):

@@ -44,9 +44,7 @@ class DeepAutoencoder(Method):
 
     def layer(self, clock: Clock) -> int:
         """Whose machine it is that trains; the number of layers when all of them do."""
-        if clock.frac >= 1 - self.finetune:
-            return len(self.machines)
-        return Clock(clock.step, max(1, round(clock.steps * (1 - self.finetune)))).part(len(self.machines))
+        return clock.part(len(self.machines), until=1 - self.finetune)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]

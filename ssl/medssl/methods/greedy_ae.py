@@ -10,13 +10,14 @@ Vincent et al., 2010 (section 3.3), have it for real-valued inputs. |J|^2: Rifai
 equation 3, here |J^T v|^2 with v random signs, whose mean it is, so that any layer will do.
 """
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.layers import Decoder, TiedDecoder, flat, layers_of, rest_below
+from medssl.methods.layers import Decoder, TiedDecoder, layers_of, rest_below
 from medssl.objectives.kinds import Kind
 from medssl.objectives.regression import jacobian_norm, squared_error
 from medssl.rng import uniform_field
@@ -69,13 +70,13 @@ class GreedyAE(Method):
         if self.kind is not None:
             self.target = "label"
             places = range(self.parts) if supervised else [self.parts - 1]
-            self.heads.extend(nn.Linear(flat(shapes[k + 1]), self.kind.outputs) for k in places)
+            self.heads.extend(nn.Linear(math.prod(shapes[k + 1]), self.kind.outputs) for k in places)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]
-        if clock.frac >= 1 - self.finetune:
-            return {"loss": self.whole(x, batch), "layer": x.new_tensor(self.parts)}
-        at = Clock(clock.step, max(1, round(clock.steps * (1 - self.finetune)))).part(self.parts)
+        at = clock.part(self.parts, until=1 - self.finetune)
+        if at == self.parts:
+            return {"loss": self.whole(x, batch), "layer": x.new_tensor(at)}
         layer, h = self.encoder.layers[at], rest_below(self.encoder.layers, at, x)
         seen = uniform_field(batch["key"], 0, MASK_SLOT + at, tuple(h.shape[1:])) >= self.corruption
         loss = squared_error(self.decoders[at](layer(h * seen)), h)

@@ -4,13 +4,14 @@ The control arm of Bengio et al., 2007, "Greedy layer-wise training of deep netw
 worth when it is greedy about the labels instead of the inputs.
 """
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.layers import flat, layers_of, rest_below
+from medssl.methods.layers import layers_of, rest_below
 from medssl.objectives.kinds import Kind
 
 
@@ -29,14 +30,14 @@ class GreedySupervised(Method):
         if not 0 <= finetune < 1:
             raise UserError(f"method.finetune must lie in [0, 1), got {finetune}")
         self.encoder, self.kind, self.parts, self.finetune = encoder, kind, len(encoder.layers), finetune
-        self.heads = nn.ModuleList(nn.Linear(flat(shape), kind.outputs) for shape in shapes[1:])
+        self.heads = nn.ModuleList(nn.Linear(math.prod(shape), kind.outputs) for shape in shapes[1:])
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]
-        last = clock.frac >= 1 - self.finetune
-        at = Clock(clock.step, max(1, round(clock.steps * (1 - self.finetune)))).part(self.parts)
-        h = x if last else rest_below(self.encoder.layers, at, x)
-        for layer in self.encoder.layers if last else [self.encoder.layers[at]]:
+        at = clock.part(self.parts, until=1 - self.finetune)
+        whole = at == self.parts
+        h = x if whole else rest_below(self.encoder.layers, at, x)
+        for layer in self.encoder.layers if whole else [self.encoder.layers[at]]:
             h = layer(h)
-        loss = self.kind.loss_of_known(self.heads[at](h.flatten(1)), batch["target"])
-        return {"loss": loss, "layer": h.new_tensor(self.parts if last else at)}
+        loss = self.kind.loss_of_known(self.heads[-1 if whole else at](h.flatten(1)), batch["target"])
+        return {"loss": loss, "layer": h.new_tensor(at)}

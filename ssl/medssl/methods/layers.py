@@ -26,11 +26,6 @@ def layers_of(encoder: Any, method: str) -> list[tuple[int, ...]]:
     return shapes
 
 
-def flat(shape: tuple[int, ...]) -> int:
-    """How many numbers an output of that shape has."""
-    return math.prod(shape)
-
-
 def rest_below(layers: nn.ModuleList, at: int, x: Tensor) -> Tensor:
     """What the layers below `at` say of x (B, C, *spatial): frozen, with the statistics that they have."""
     with torch.no_grad():

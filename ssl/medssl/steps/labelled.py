@@ -12,7 +12,7 @@ from medssl.objectives.kinds import kind_of
 from medssl.steps.truth import Target, target_of
 from medssl.store.store import Store
 
-GROUPS = ("patient", "study", "series")
+GROUPS = ("patient", "study")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,13 @@ class Truth:
         target = target_of(store, rows, columns, task, positive)
         y, known = target.read(store, rows)
         return cls(store, rows, target, {"kind": kind_of(target.task, y[known], target.width)})
+
+    def described(self) -> dict[str, Any] | None:
+        """For resolved.yaml: what decides the labels, so that a run does not go on with others."""
+        if self.target is None:
+            return None
+        t = self.target
+        return {"columns": [*t.columns], "task": t.task, "names": [*t.names], "positive": [*t.positive]}
 
     def rows_of(self, method: Method) -> np.ndarray | None:
         """What `method.target` asks for, by row of the store; scans whose label is unknown get -1, or nan in numbers."""

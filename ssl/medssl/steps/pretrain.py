@@ -135,7 +135,7 @@ def pretrain(
     resolved: dict[str, Any] = {
         "store": str(scans.path),
         "where": scans.where,
-        "target": truth.target and list(truth.target.columns),
+        "target": truth.described(),
         "fingerprint": scans.fingerprint,
         "method": described(method, spec),
         "encoder": described(encoder_name, encoder_spec),
