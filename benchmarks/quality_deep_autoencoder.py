@@ -9,7 +9,6 @@ of conjugate gradients; here all is Adam under a cosine schedule, batches of 100
 """
 
 import argparse
-import gzip
 import os
 import tempfile
 import time
@@ -20,6 +19,7 @@ os.environ.setdefault("CI", "1")  # quiet
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from mnist import part
 
 from medssl import catalog
 from medssl.methods.deep_autoencoder import DeepAutoencoder
@@ -40,16 +40,10 @@ def main() -> None:
     args.add_argument("--seed", type=int, default=0)
     given = args.parse_args()
     torch.set_num_threads(1)
-    learn, test = images(given.mnist, "train"), images(given.mnist, "t10k")
+    learn, test = (part(given.mnist, name)[0][:, None] for name in ("train", "t10k"))
     print(f"{'PCA':<24} squared error per image {pca(learn, test):.3f}", flush=True)
     for name, share in (("Boltzmann machines", given.finetune), ("random weights", 1.0)):
         network(name, share, learn, test, given)
-
-
-def images(folder: Path, part: str) -> np.ndarray:
-    """(N, 1, 28, 28) uint8."""
-    with gzip.open(folder / f"{part}-images-idx3-ubyte.gz") as f:
-        return np.frombuffer(bytearray(f.read()), np.uint8, offset=16).reshape(-1, 1, 28, 28)
 
 
 def pca(learn: np.ndarray, test: np.ndarray) -> float:

@@ -11,7 +11,6 @@ pretraining, and the order beside the paper's, whose net is given 50,000 images 
 """
 
 import argparse
-import gzip
 import time
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mnist import part
 from torch import Tensor, nn
 
 from medssl import catalog
@@ -73,23 +73,17 @@ class Digits:
         return (torch.from_numpy(images).float() / 255 - self.canvas.mean) / self.canvas.std
 
 
-def idx(path: Path) -> np.ndarray:
-    """The bytes of an idx.gz file: images (N, 1, 28, 28) or labels (N,)."""
-    data = gzip.decompress(path.read_bytes())
-    images = data[3] == 3
-    return np.frombuffer(data, np.uint8, offset=16 if images else 8).reshape((-1, 1, *SIZE) if images else -1).copy()
-
-
 def digits(folder: Path, train: int, val: int) -> Digits:
     """The first `train` images train and the last `val` of the 60,000 validate: both are in the files' own random order."""
-    x, y = idx(folder / "train-images-idx3-ubyte.gz"), idx(folder / "train-labels-idx1-ubyte.gz").astype(np.int64)
+    x, y = part(folder, "train")
+    x = x[:, None]
     if train + val > len(x):
         raise SystemExit(f"--train {train} and --val {val} are more than the {len(x)} images there are")
     rows = np.r_[:train, len(x) - val : len(x)]
     known, ends = x[:train] / 255, np.zeros(len(rows), np.float32)
     canvas = Canvas(x[rows], ends, ends + 255, float(known.mean()), float(known.std()), SIZE)
-    test = idx(folder / "t10k-images-idx3-ubyte.gz"), idx(folder / "t10k-labels-idx1-ubyte.gz").astype(np.int64)
-    return Digits(canvas, y[rows], np.arange(train), np.arange(train, train + val), *test)
+    x_test, y_test = part(folder, "t10k")
+    return Digits(canvas, y[rows], np.arange(train), np.arange(train, train + val), x_test[:, None], y_test)
 
 
 def encoders(widths: list[int], seeds: list[int], modern: bool) -> list[MLP]:

@@ -24,6 +24,7 @@ os.environ.setdefault("CI", "1")  # quiet
 
 import numpy as np
 import torch
+from mnist import archive
 
 import medssl
 from medssl import catalog
@@ -33,12 +34,16 @@ from medssl.evals.metrics import OF_TASK
 from medssl.evals.significance import holm
 from medssl.steps.predictions import of_run
 
+METRICS = {m.name: m for m in OF_TASK["classes"]}
 RIVALS = ["raw pixels", "k-means patch bank"]
 
 
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__)
-    args.add_argument("--source", required=True)
+    source = args.add_mutually_exclusive_group(required=True)
+    source.add_argument("--source", help="what medssl ingest reads")
+    source.add_argument("--mnist", type=Path, help="folder of the idx.gz files: the first 10,000 digits train")
+    args.add_argument("--metric", default="AUROC", choices=list(METRICS))
     args.add_argument("--target", default="label")
     args.add_argument("--methods", nargs="+", default=sorted(catalog.choices("method")))
     args.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64])
@@ -56,6 +61,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         given.work = given.work or scratch
         work = Path(given.work)
+        if given.mnist:
+            given.source = archive(given.mnist, work / "mnist.npz", train=10000, val=2000)
         medssl.ingest(given.source, work / "store", key=work / "key")
         words = [f"--{k}={getattr(given, k)}" for k in ("source", "target", "steps", "batch", "threads", "work")]
         for method in given.methods:
@@ -94,7 +101,7 @@ def one(given: argparse.Namespace, method: str, seed: str) -> None:
 
 def table(given: argparse.Namespace, work: Path) -> None:
     """All rows, the best first, then who was refused."""
-    metric, rows, refused = OF_TASK["classes"][0], [], []
+    metric, rows, refused = METRICS[given.metric], [], []
     for method in given.methods:
         notes = [json.loads((work / f"{method}{s}.json").read_text()) for s in range(given.seeds)]
         if "refused" in notes[0]:
@@ -115,7 +122,11 @@ def table(given: argparse.Namespace, work: Path) -> None:
     print(
         f"\n{given.steps} steps of {given.batch}, {given.seeds} seeds, {given.threads} threads; {metric.name} of the linear probe"
     )
-    print("| method | encoder | AUROC | minus untrained | p, Holm | learns | s a seed | MB |\n" + "| --- " * 8 + "|")
+    print(
+        f"| method | encoder | {metric.name} | minus untrained | p, Holm | learns | s a seed | MB |\n"
+        + "| --- " * 8
+        + "|"
+    )
     lines = []
     for (method, note, score, gain, seconds, memory), p in zip(rows, adjusted, strict=True):
         learns = (

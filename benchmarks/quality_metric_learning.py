@@ -10,7 +10,6 @@ images, beside what no learning gives. After Musgrave et al., 2020, https://arxi
 """
 
 import argparse
-import gzip
 import os
 import tempfile
 import time
@@ -22,6 +21,7 @@ os.environ.setdefault("CI", "1")  # quiet
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from mnist import part
 
 from medssl import catalog
 from medssl.evals.embed import evaluating
@@ -64,8 +64,8 @@ def main() -> None:
     args.add_argument("--threads", type=int, default=1)
     given = args.parse_args()
     torch.set_num_threads(given.threads)
-    x_train, y_train = idx(given.mnist, "train")
-    x_test, y_test = idx(given.mnist, "t10k")
+    x_train, y_train = part(given.mnist, "train")
+    x_test, y_test = part(given.mnist, "t10k")
     x_train, y_train = x_train[y_train < 5], y_train[y_train < 5]
     x_test, y_test = x_test[y_test >= 5], y_test[y_test >= 5]
     print(f"{len(x_train):,} images of 0 to 4 teach, {len(x_test):,} of 5 to 9 are retrieved; {vars(given)}")
@@ -83,14 +83,6 @@ def main() -> None:
             method = taught(loss, options, x_train, y_train, SEEN, given, seed)
             found.append(measured(embedded(method, x_test, x_train), y_test))
         tell(loss, found, f"{time.perf_counter() - began:6.0f} s  {shown(options)}")
-
-
-def idx(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 28, 28) uint8 and labels (N,)."""
-    with gzip.open(folder / f"{part}-images-idx3-ubyte.gz") as f:
-        images = np.frombuffer(f.read(), np.uint8, offset=16).reshape(-1, 28, 28)
-    with gzip.open(folder / f"{part}-labels-idx1-ubyte.gz") as f:
-        return images, np.frombuffer(f.read(), np.uint8, offset=8).astype(np.int64)
 
 
 def chosen(loss: str, x: np.ndarray, y: np.ndarray, given: argparse.Namespace) -> dict[str, float]:
