@@ -1,24 +1,37 @@
 """Two hospitals, in both directions: pretrain and train on one, score on its held-out patients and on all patients of the other.
 
     python benchmarks/quality_hospitals.py --a A/images --a-labels A/manifest.csv --b B/images --b-labels B/manifest.csv \\
-        --positive PNEUMONIA --steps 600
+        --positive PNEUMONIA --methods denoising simclr --steps 200 --seeds 3
 
-Prints the tables of `medssl transfer` (the encoder and every baseline, what is lost on the way, subgroups of the other hospital)
-and of `medssl audit` for each hospital: what the features tell of view, sex, age and scanner, and how much of the score that is.
+Each method is pretrained from --seeds initial weights on the values as stored and on ranks (`pretrain equalise=true`); all
+rivals are given the same. Prints the tables of `medssl transfer` as they come (subgroups of the other hospital among them), those
+of `medssl audit` for the first run of each hospital, and at the end one table: AUROC at home and there, with intervals
+over patients and seeds, and what it is there above raw pixels as stored, paired. With --work, finished runs are kept.
 """
 
 import argparse
 import os
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 os.environ.setdefault("CI", "1")  # quiet
 
+import numpy as np
 import torch
 
 import medssl
 from medssl.errors import UserError
+from medssl.evals.bootstrap import difference_seeds, score_seeds
+from medssl.evals.compare import table
+from medssl.evals.metrics import OF_TASK
+from medssl.steps.predictions import Predictions, of_run
+from medssl.steps.rivals import BASELINES, FROZEN, SUPERVISED
+
+VALUES = {"as stored": False, "ranks": True}
+METRIC = OF_TASK["classes"][0]
+RAW = "raw pixels"
 
 
 def main() -> None:
@@ -27,11 +40,13 @@ def main() -> None:
         args.add_argument(f"--{key}", required=True)
     args.add_argument("--target", default="label")
     args.add_argument("--positive", nargs="+", default=["PNEUMONIA"])
-    args.add_argument("--method", default="simclr")
+    args.add_argument("--methods", nargs="+", default=["denoising", "simclr"])
+    args.add_argument("--values", nargs="+", default=list(VALUES), choices=VALUES)
     args.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128])
     args.add_argument("--size", type=int, default=64)
-    args.add_argument("--steps", type=int, default=600)
-    args.add_argument("--batch", type=int, default=128)
+    args.add_argument("--steps", type=int, default=200)
+    args.add_argument("--batch", type=int, default=96)
+    args.add_argument("--seeds", type=int, default=3)
     args.add_argument("--threads", type=int, default=2)
     args.add_argument("--work")
     given = args.parse_args()
@@ -40,19 +55,73 @@ def main() -> None:
         work, start = Path(given.work or scratch), time.perf_counter()
         for name, scans, labels in (("A", given.a, given.a_labels), ("B", given.b, given.b_labels)):
             medssl.ingest(scans, work / name, labels=labels, site=name, recipe="xray", key=work / "key")
+        lines = []
         for home, other in (("A", "B"), ("B", "A")):
-            run = medssl.pretrain(
-                work / home, work / f"run {home}", method=given.method, encoder="cnn",
-                encoder_options={"widths": given.widths}, size=given.size, steps=given.steps, batch=given.batch,
-                monitor_every=0,
-            )  # fmt: skip
-            print(f"\n{home} -> {other} ({time.perf_counter() - start:.0f} s so far)", flush=True)
-            medssl.transfer(run, work / home, given.target, str(work / other), positive=given.positive)
+            found: dict[tuple[str, str], list[tuple[Predictions, Predictions]]] = {}
+            for values, method, seed in product(given.values, given.methods, range(given.seeds)):
+                print(f"\n{home} -> {other}: {method}, {values}, {seed} ({time.perf_counter() - start:.0f} s so far)")
+                run = one(given, work, home, other, method, values, seed)
+                found.setdefault((method, values), []).append(answers(run, work, home, other))
+            lines += rows(f"{home} -> {other}", found, given.methods[0])
+        print(f"\n{given.steps} steps of {given.batch}, {given.seeds} seeds; {time.perf_counter() - start:.0f} s")
+        print(table(lines, list(lines[0])))
+
+
+def one(given: argparse.Namespace, work: Path, home: str, other: str, method: str, values: str, seed: int) -> Path:
+    """A run, transferred; what is done is not done again."""
+    run = work / f"{home} {method} {values} {seed}"
+    medssl.pretrain(
+        work / home, run, method=method, encoder="cnn", encoder_options={"widths": given.widths}, size=given.size,
+        steps=given.steps, batch=given.batch, seed=seed, monitor_every=0, equalise=VALUES[values],
+    )  # fmt: skip
+    if not (run / "predictions").exists():
+        rivals = BASELINES if method == given.methods[0] else ["random init"]
+        medssl.transfer(run, work / home, given.target, str(work / other), positive=given.positive, baselines=rivals)
+        if seed == 0 and method == given.methods[0]:
             try:
                 medssl.audit(run, work / home, given.target, positive=given.positive)
             except UserError as e:  # a hospital whose table says nothing of its patients
                 print(f"no audit: {e}")
-        print(f"in all {time.perf_counter() - start:.0f} s")
+    return run
+
+
+def answers(run: Path, work: Path, home: str, other: str) -> tuple[Predictions, Predictions]:
+    """(at home, there)."""
+    of = {p.about["test_store"]: p for p in of_run(run) if p.about["command"] == "transfer"}
+    here, there = (of[medssl.Store.open(work / name).fingerprint] for name in (home, other))
+    return here, there
+
+
+def rows(
+    way: str, found: dict[tuple[str, str], list[tuple[Predictions, Predictions]]], first: str
+) -> list[dict[str, object]]:
+    """Every method, and the rivals that stand beside the first one."""
+    lines = []
+    floor = entry(next(iter(found.values()))[0][1], RAW)
+    for (method, values), seeds in found.items():
+        for name in ("run", *FROZEN, SUPERVISED) if method == first else ("run",):
+            told = (
+                seeds if name in ("run", "random init", SUPERVISED) else seeds[:1]
+            )  # the others do not change with it
+            here, there = ([entry(s[at], name) for s in told] for at in (0, 1))
+            away = seeds[0][1]
+            gain = difference_seeds(METRIC, away.y, there, [floor], away.patient)
+            lines.append(
+                {
+                    "way": way,
+                    "features": method if name == "run" else name,
+                    "values": values,
+                    "at home": score_seeds(METRIC, seeds[0][0].y, here, seeds[0][0].patient),
+                    "there": score_seeds(METRIC, away.y, there, away.patient),
+                    "there, minus raw pixels as stored": gain,
+                }
+            )
+    return lines
+
+
+def entry(of: Predictions, name: str) -> np.ndarray:
+    """(N, classes) probabilities of one row of a table."""
+    return next(e.p[0] for e in of.entries if e.features == name)
 
 
 if __name__ == "__main__":

@@ -42,11 +42,19 @@ def main() -> None:
     args = argparse.ArgumentParser(description=__doc__)
     source = args.add_mutually_exclusive_group(required=True)
     source.add_argument("--source", help="what medssl ingest reads")
-    source.add_argument("--mnist", type=Path, help="folder of the idx.gz files: the first 10,000 digits train")
+    source.add_argument("--mnist", type=Path, help="folder of the idx.gz files: the first 5,000 digits train")
+    args.add_argument(
+        "--allow-overlap",
+        action="store_true",
+        help="score scans that look like others; with --mnist always: ones are alike",
+    )
     args.add_argument("--metric", default="AUROC", choices=list(METRICS))
     args.add_argument("--target", default="label")
     args.add_argument("--methods", nargs="+", default=sorted(catalog.choices("method")))
     args.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64])
+    args.add_argument(
+        "--rivals", nargs="*", default=RIVALS, choices=RIVALS, help="beside the first method's first seed"
+    )
     args.add_argument("--seeds", type=int, default=3)
     args.add_argument("--steps", type=int, default=150)
     args.add_argument("--batch", type=int, default=128)
@@ -62,13 +70,15 @@ def main() -> None:
         given.work = given.work or scratch
         work = Path(given.work)
         if given.mnist:
-            given.source = archive(given.mnist, work / "mnist.npz", train=10000, val=2000)
+            given.source, given.allow_overlap = archive(given.mnist, work / "mnist.npz", train=5000, val=1000), True
         medssl.ingest(given.source, work / "store", key=work / "key")
         words = [f"--{k}={getattr(given, k)}" for k in ("source", "target", "steps", "batch", "threads", "work")]
+        words += ["--allow-overlap"] * given.allow_overlap
         for method in given.methods:
             for seed in range(given.seeds):
                 if not (work / f"{method}{seed}.json").exists():
-                    words_one = [*words, "--widths", *map(str, given.widths), "--one", method, str(seed)]
+                    words_one = [*words, "--widths", *map(str, given.widths), "--rivals"]
+                    words_one += [*given.rivals, "--one", method, str(seed)]
                     subprocess.run([sys.executable, __file__, *words_one], check=True)
         table(given, work)
 
@@ -93,8 +103,10 @@ def one(given: argparse.Namespace, method: str, seed: str) -> None:
     else:
         note["seconds"] = time.perf_counter() - start
         note["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        rivals = RIVALS if (method, seed) == (given.methods[0], "0") else []
-        medssl.probe(run, work / "store", given.target, baselines=["random init", *rivals])
+        rivals = given.rivals if (method, seed) == (given.methods[0], "0") else []
+        medssl.probe(
+            run, work / "store", given.target, baselines=["random init", *rivals], allow_overlap=given.allow_overlap
+        )
     (work / f"{method}{seed}.json").write_text(json.dumps(note))
     print(json.dumps(note), flush=True)
 

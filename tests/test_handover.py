@@ -51,7 +51,7 @@ def test_round_trip_is_bit_identical(make, tmp_path):
         assert not any(m.training for m in again.modules())
         assert torch.equal(again(x), encoder.eval()(x))
     assert card.items() <= read.items()
-    assert (read["format"], read["channels"], read["size"], read["dim"]) == (1, 2, list(encoder.size), encoder.dim)
+    assert (read["format"], read["channels"], read["size"], read["dim"]) == (2, 2, list(encoder.size), encoder.dim)
     assert not list((tmp_path / "run").glob(".*"))
 
 
@@ -124,7 +124,7 @@ def rewrite(folder, change):
         (lambda f: (f / "encoder.safetensors").unlink(), "is missing"),
         (lambda f: (f / "encoder.json").write_text("{"), "cannot read"),
         (lambda f: (f / "encoder.json").write_text("[]"), "format None"),
-        (lambda f: edit(f, format=2), "format 2"),
+        (lambda f: edit(f, format=1), "format 1"),
         (lambda f: edit(f, dim=None), "lacks dim"),
         (lambda f: edit(f, dim=4), "has 3"),
         (lambda f: edit(f, name="MLB"), "'MLP'"),

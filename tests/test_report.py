@@ -102,7 +102,7 @@ def make_run(run: Path, store: Store) -> Path:
     (run / "scores.json").write_text(json.dumps({"tables": [make_table(store)]}))
     (run / "resolved.yaml").write_text(f"method:\n  name: simclr\n  note: {EVIL}\nsteps: 100\n")
     (run / "env.json").write_text(json.dumps({"python": "3.11", "libraries": {"torch": "2.11"}, "cuda": None}))
-    card = {"format": 1, "name": "CNN", "options": {"widths": [8, 16]}, "channels": 1, "size": [16, 16], "dim": 12}
+    card = {"format": 2, "name": "CNN", "options": {"widths": [8, 16]}, "channels": 1, "size": [16, 16], "dim": 12}
     card |= {"method": "simclr", "intensity": "0 to 255", "store": store.fingerprint, "step": 100, "spacing": None}
     (run / "encoder.json").write_text(json.dumps(card))
     measured = {

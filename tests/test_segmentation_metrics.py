@@ -12,10 +12,12 @@ from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surf
 from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter
 
 import tiny
+from medssl.evals.embed import standardised
 from medssl.evals.segmentation import agreement, case
 from medssl.evals.windows import Grid, importance, slide, windows
 from medssl.scans.alias import open_key
 from medssl.scans.scan import Scan
+from medssl.store.canvas import as_trained
 from medssl.store.masks import as_classes, labels_in, masks_on_canvas, nearest
 from medssl.store.store import Store
 from medssl.store.write import StoreWriter
@@ -234,10 +236,23 @@ def test_nearest_is_the_voxel_a_centre_lies_in():
     assert nearest(x, [7], [0.0], [7.0]).tolist() == x.tolist()
 
 
+def plain(size, spacing):
+    return {"size": size, "spacing": spacing, "equalise": False, "mean": 0.0, "std": 1.0}
+
+
+@pytest.mark.parametrize("equalise", [False, True])
+def test_a_grid_gives_what_training_gave(drawn, equalise):
+    card = plain((24, 24, 24), None) | {"equalise": equalise, "mean": 0.3, "std": 0.7}
+    canvas = as_trained(drawn, card)
+    for row in drawn.rows().tolist():
+        x = Grid(drawn, card, "cpu").of(row)[0]
+        np.testing.assert_array_equal(x.numpy(), standardised(canvas, np.array([row]), "cpu")[0].numpy())
+
+
 @pytest.mark.parametrize(("size", "spacing"), [(24, None), (16, 1.0), ((16, 12, 20), 0.7)])
 def test_there_and_back_a_scan_is_segmented_on_its_own_voxels(drawn, size, spacing):
     size = (size,) * 3 if isinstance(size, int) else size
-    grid = Grid(drawn, size, spacing, 0.0, 1.0, "cpu")
+    grid = Grid(drawn, plain(size, spacing), "cpu")
     for row in drawn.rows():
         truth = as_classes(drawn.mask(row), (0, 2, 7))
         found = grid.segment(by_brightness, int(row))
@@ -254,7 +269,7 @@ def test_a_grid_puts_every_voxel_where_it_is_in_mm(drawn):
     row = int(np.flatnonzero([len({*s}) == 3 for s in drawn.column("spacing")])[0])
     voxel, shape = drawn.column("spacing")[row], drawn.column("shape")[row][1:]
     for spacing, size in ((0.9, (16, 16, 16)), (None, (24, 24, 24))):
-        grid = Grid(drawn, size, spacing, 0.0, 1.0, "cpu")
+        grid = Grid(drawn, plain(size, spacing), "cpu")
         x, starts, extents = grid.of(row)
         at = [s + (np.arange(n) + 0.5) * e / n for s, e, n in zip(starts, extents, x.shape[1:], strict=True)]
         mm = torch.from_numpy(np.stack(np.meshgrid(*at, indexing="ij"))).float() * torch.tensor(voxel).view(3, 1, 1, 1)

@@ -21,7 +21,7 @@ from medssl.encoders.vit import ViT
 from medssl.errors import UserError, nearest
 from medssl.files import atomic, write_json
 
-FORMAT = 1
+FORMAT = 2
 CLASSES: dict[str, type[nn.Module]] = {c.__name__: c for c in (CNN, MLP, PatchBank, ResNet3d, TimmEncoder, ViT)}
 KEYS = ("format", "name", "options", "channels", "size", "dim", "weights")
 

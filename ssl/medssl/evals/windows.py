@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from medssl.resample import apply_axes, axis_weights
-from medssl.store.canvas import _dtype, _place, box
+from medssl.store.canvas import box, dtype_of, place, values_of, window_of
 from medssl.store.store import Store
 from medssl.views.stream import unit
 
@@ -61,18 +62,18 @@ class Grid:
 
     Args:
         store: the scans.
-        size: of the network's input. spacing: mm per pixel of it, None where each scan is fitted into it.
-        mean, std: what scans in unit range are standardised with.
+        card: of the network, as encoder.json has it: the `size` of its input, `spacing` in mm per pixel of it (None where each
+            scan is fitted into it), whether it is given ranks (`equalise`), and `mean` and `std` that standardise unit range.
         device: of the network.
 
     With a spacing, a scan that is larger than `size` is looked at through windows; in training only its middle was.
     """
 
-    def __init__(self, store: Store, size: Sequence[int], spacing: float | None, mean: float, std: float, device: str):
-        self.store, self.size, self.spacing = store, tuple(size), spacing
-        self.mean, self.std, self.device = mean, std, device
-        self.dtype = _dtype(store)
-        self.columns = {name: store.column(name) for name in ("shape", "spacing", "low", "high")}
+    def __init__(self, store: Store, card: dict[str, Any], device: str):
+        self.store, self.size, self.device = store, tuple(card["size"]), device
+        self.spacing, self.equalise, self.mean, self.std = (card[k] for k in ("spacing", "equalise", "mean", "std"))
+        self.dtype, self.window = dtype_of(store, self.equalise), window_of(store, self.equalise)
+        self.columns = {name: store.column(name) for name in ("shape", "spacing")}
 
     def of(self, row: int) -> tuple[Tensor, list[float], list[float]]:
         """(standardised (C, *S), starts, extents): scan `row` on the grid, all of it, and the `box` that the grid covers."""
@@ -83,8 +84,8 @@ class Grid:
             needed = (math.ceil(n * mm / self.spacing) for n, mm in zip(shape, voxel, strict=True))
             whole = tuple(max(m, n) for m, n in zip(self.size, needed, strict=True))
         starts, extents = box(shape, voxel, whole, self.spacing)
-        low, high = (np.array([self.columns[k][row]], np.float32) for k in ("low", "high"))
-        placed = _place(self.store[row][None], low, whole, starts, extents, self.dtype)
+        low, high = (end[[row]] for end in self.window)
+        placed = place(values_of(self.store, row, self.equalise)[None], low, whole, starts, extents, self.dtype)
         x = unit(
             {
                 "image": torch.from_numpy(placed.astype(np.float32)),

@@ -5,13 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+THINNEST = 8  # channels of the finest maps at least
+
 
 class Rebuild(nn.Module):
     """Scans (B, C, *size) -> encoder -> scans (B, C, *size).
 
     From the encoder's maps, where it has them, by doubling their resolution with a convolution at each step; from its features
-    through a linear layer to an eighth of the resolution where it has none. No skip connections: all that is rebuilt has gone
-    through the features that are kept.
+    through a linear layer to an eighth of the resolution where it has none. Each doubling halves the channels, as encoders do
+    the other way round, so that fine maps do not cost more than the encoder does. No skip connections: all that is rebuilt has
+    gone through the features that are kept.
     """
 
     def __init__(self, encoder: Any, width: int):
@@ -33,7 +36,8 @@ class Rebuild(nn.Module):
             layers = []
         while at != size:
             at = tuple(min(2 * a, n) for a, n in zip(at, size, strict=True))
-            layers += [nn.Upsample(at), conv(width, width, 3, padding=1), nn.GroupNorm(1, width), nn.ReLU()]
+            coarse, width = width, max(width // 2, THINNEST)
+            layers += [nn.Upsample(at), conv(coarse, width, 3, padding=1), nn.GroupNorm(1, width), nn.ReLU()]
         self.layers = nn.Sequential(*layers, conv(width, encoder.channels, 3, padding=1))
 
     def forward(self, encoder: Any, x: Tensor) -> Tensor:

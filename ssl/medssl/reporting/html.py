@@ -143,7 +143,7 @@ def _training(run: Path, name: str, encoder: dict[str, Any] | None) -> Html:
     make = f"medssl pretrain store=STORE out={name}"
     parts: list[Html] = []
     if encoder:
-        keys = ("options", "channels", "size", "spacing", "dim", "step", "intensity", "store")
+        keys = ("options", "channels", "size", "spacing", "equalise", "dim", "step", "intensity", "store")
         named = [("method", encoder["method"]), ("encoder", encoder["name"])]
         parts.append(facts([*named, *((key, _plain(encoder.get(key))) for key in keys)]))
     else:

@@ -25,12 +25,12 @@ from medssl.reporting.cam import Shown, sheet, slice_of
 from medssl.reporting.sheet import chosen
 from medssl.rng import generator, seed_from
 from medssl.steps import features
-from medssl.steps.maps import METHODS, Maker, head_of, masks_on_grid, outputs, standard
+from medssl.steps.maps import METHODS, Maker, head_of, masks_on_grid, outputs
 from medssl.steps.predictions import Entry, Predictions
 from medssl.steps.question import Question, ask
 from medssl.steps.run import Run
 from medssl.steps.truth import values
-from medssl.store.canvas import Canvas
+from medssl.store.canvas import Canvas, as_trained
 from medssl.store.guard import guard, pretrained_on, scans_of
 from medssl.store.store import Store
 
@@ -148,7 +148,7 @@ def cam(
         "verdict": verdict(last),
         "trusted": trusted(last),
     }
-    canvas = standard(scans.store, card)
+    canvas = as_trained(scans.store, card)
     shown = [_picture(canvas, scans, i, ours[i], masks[at == i]) for i in _drawn(at, len(scans.rows))]
     with atomic(folder.path / "cam.png") as file:
         file.write_bytes(sheet(shown))
@@ -174,7 +174,7 @@ def _maps(
 ) -> tuple[Maps, list[np.ndarray | None], str]:
     """(what makes maps, of each encoder the weights of its probe or None, what is explained in words)."""
     foil = home.rows("train")
-    grids = standard(scans.store, card), (standard(home, card), foil[chosen(len(foil), FOIL)])
+    grids = as_trained(scans.store, card), (as_trained(home, card), foil[chosen(len(foil), FOIL)])
     maker = Maker(method, *grids, resolved, seed, device)
     question = scans.question
     if question is None or method != "gradcam":

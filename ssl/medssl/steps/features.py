@@ -22,7 +22,7 @@ from medssl.objectives import kinds
 from medssl.objectives.kinds import Kind
 from medssl.rng import seed_from
 from medssl.steps.pretrain import spec_of
-from medssl.store.canvas import Canvas
+from medssl.store.canvas import as_trained
 from medssl.store.store import Store
 from medssl.tasks.supervised import Supervised
 from medssl.train.log import Log
@@ -51,9 +51,7 @@ def of_encoder(encoder: nn.Module, card: dict[str, Any], device: str) -> Source:
 
     def features(store: Store, rows: np.ndarray) -> np.ndarray:
         must_fit(card, store)
-        canvas = store.canvas(tuple(card["size"]), card["spacing"])
-        as_trained = Canvas(canvas.array, canvas.low, canvas.high, card["mean"], card["std"], canvas.size)
-        return embed(encoder, as_trained, rows, device=device)
+        return embed(encoder, as_trained(store, card), rows, device=device)
 
     return features
 
@@ -88,22 +86,27 @@ def fresh(resolved: dict[str, Any], card: dict[str, Any]) -> nn.Module:
         return catalog.build(spec, channels=card["channels"], size=tuple(card["size"]))
 
 
-def raw_pixels(store: Store, rows: np.ndarray) -> np.ndarray:
+def raw_pixels(equalise: bool) -> Source:
     """Pixels in unit range on a small grid."""
-    canvas = store.canvas(RAW[store.dims])
-    shape = (-1,) + (1,) * (canvas.array.ndim - 1)
-    low, high = canvas.low[rows].reshape(shape), canvas.high[rows].reshape(shape)
-    return np.clip((canvas.array[rows] - low) / (high - low), 0, 1).reshape(len(rows), -1).astype(np.float32)
+
+    def source(store: Store, rows: np.ndarray) -> np.ndarray:
+        canvas = store.canvas(RAW[store.dims], None, equalise)
+        shape = (-1,) + (1,) * (canvas.array.ndim - 1)
+        low, high = canvas.low[rows].reshape(shape), canvas.high[rows].reshape(shape)
+        return np.clip((canvas.array[rows] - low) / (high - low), 0, 1).reshape(len(rows), -1).astype(np.float32)
+
+    return source
 
 
-def pca(store: Store) -> Source:
+def pca(store: Store, equalise: bool) -> Source:
     """Whitened principal components of the raw pixels of training patients."""
-    x = raw_pixels(store, store.rows("train"))
+    raw = raw_pixels(equalise)
+    x = raw(store, store.rows("train"))
     model = PCA(min(COMPONENTS, len(x) - 1, x.shape[1]), whiten=True, svd_solver="covariance_eigh").fit(x)
-    return lambda other, rows: model.transform(raw_pixels(other, rows)).astype(np.float32)
+    return lambda other, rows: model.transform(raw(other, rows)).astype(np.float32)
 
 
-def patch_bank(store: Store, size: int, seed: int, device: str, work: Path) -> Source:
+def patch_bank(store: Store, size: int, equalise: bool, seed: int, device: str, work: Path) -> Source:
     """The k-means patch bank, fitted on training patients."""
     spec = catalog.spec("method", "kmeans_bank")
     run = spec.pop("_run_")
@@ -114,7 +117,9 @@ def patch_bank(store: Store, size: int, seed: int, device: str, work: Path) -> S
         encoder = catalog.build(catalog.spec("encoder", run["encoder"]), channels=store.channels, size=edge)
         method = catalog.build(spec, encoder=encoder)
         rows = store.rows("train")
-        card = {"channels": store.channels, "mean": store.mean, "std": store.std, "size": edge, "spacing": None}
+        seen = store.canvas(edge, None, equalise)
+        card: dict[str, Any] = {"channels": store.channels, "mean": seen.mean, "std": seen.std}
+        card |= {"size": edge, "spacing": None, "equalise": equalise}
         plain, batch = catalog.spec("views", "plain"), min(256, len(rows))
         _train(method, store, card, rows, plain, work, run["steps"], batch, seed, device, Optim())
     return of_encoder(encoder, card, device)
@@ -194,9 +199,8 @@ def _train(
     save_every: int | None = None,
 ) -> None:
     """Train in the folder `work`, on the grid and with the standardisation that `card` says."""
-    grid = store.canvas(tuple(card["size"]), card["spacing"])
-    canvas = Canvas(grid.array, grid.low, grid.high, card["mean"], card["std"], grid.size)
-    recipe = catalog.build(views, size=grid.size)
+    canvas = as_trained(store, card)
+    recipe = catalog.build(views, size=canvas.size)
     train(
         Fabric(accelerator=device, devices=1), method, canvas, rows, recipe, work / "checkpoints", Log(work, "jsonl", {}),
         steps=steps, batch=batch, seed=seed, optim=optim, save_every=save_every or steps, targets=target,

@@ -31,12 +31,6 @@ BATCH = 32
 FOIL, VIEWS = 128, 4  # training scans that a scan shall be unlike, views of it
 
 
-def standard(store: Store, card: dict[str, Any]) -> Canvas:
-    """A store's scans on the grid and with the standardisation that the encoder of `card` was trained with."""
-    grid = store.canvas(tuple(card["size"]), card["spacing"])
-    return Canvas(grid.array, grid.low, grid.high, card["mean"], card["std"], grid.size)
-
-
 @dataclass(frozen=True)
 class Maker:
     """Makes maps of one method for any encoder of one architecture.

@@ -20,6 +20,7 @@ from medssl.rng import seed_from
 from medssl.steps.labelled import Truth
 from medssl.steps.monitor import ACTIONS, Monitor
 from medssl.steps.run import Run
+from medssl.store.canvas import Canvas
 from medssl.store.guard import SEEN
 from medssl.store.store import Store
 from medssl.train.log import SINKS, Log
@@ -62,6 +63,7 @@ def pretrain(
     positive: str | list[str] | None = None,
     size: int | None = None,
     spacing: float | None = None,
+    equalise: bool = False,
     steps: int | None = None,
     batch: int | None = None,
     accumulate: int = 1,
@@ -99,6 +101,8 @@ def pretrain(
             the store's modality.
         size: edge of the square or cube that scans are brought to, in pixels; None: 64 in 2D, 32 in 3D, or what the scans have.
         spacing: mm per pixel of that grid; None fits each scan into it.
+        equalise: give the encoder every scan's ranks in place of its values, here and wherever it is scored
+            (`medssl.store.equalise`): what scanners do to contrast is gone, and so is what values mean, as in CT.
         steps, batch: updates, and scans per update over all devices.
         accumulate: forward passes a batch is split into.
         optimizer, lr, lr_end, warmup, weight_decay, momentum, clip: see train.optim.Optim.
@@ -142,6 +146,7 @@ def pretrain(
         "views": described(views_name, views_spec),
         "size": [size] * dims,
         "spacing": spacing,
+        "equalise": equalise,
         "steps": steps,
         "batch": batch,
         "accumulate": accumulate,
@@ -174,7 +179,7 @@ def pretrain(
         model = catalog.build(encoder_spec, channels=scans.channels, size=tuple(resolved["size"]))
         ssl_method = catalog.build(spec, encoder=model, **truth.given)
         targets = truth.rows_of(ssl_method)
-        canvas = scans.canvas(tuple(resolved["size"]), spacing)
+        canvas = scans.canvas(tuple(resolved["size"]), spacing, equalise)
         run = Run(Path(out))
         if fabric.is_global_zero:
             run.start(asked, resolved, FREE)
@@ -210,7 +215,7 @@ def pretrain(
         except Broken as e:
             steps = monitor.fall_back(fabric, ssl_method, run.checkpoints, e)
     if fabric.is_global_zero:
-        hand_over(run, scans, ssl_method.encoder, resolved | {"steps": steps})
+        hand_over(run, scans, canvas, ssl_method.encoder, resolved | {"steps": steps})
     fabric.barrier()
     return run.path
 
@@ -268,18 +273,19 @@ def default_size(store: Store) -> int:
     return int(min(64 if store.dims == 2 else 32, math.ceil(np.median(longest))))
 
 
-def hand_over(run: Run, store: Store, encoder: torch.nn.Module, resolved: dict[str, Any]) -> None:
+def hand_over(run: Run, store: Store, canvas: Canvas, encoder: torch.nn.Module, resolved: dict[str, Any]) -> None:
     """The pair that other software loads, and the list of what the encoder has seen."""
     with atomic(run.path / "pretrained_on.parquet") as part:
         pq.write_table(store.table.select(list(SEEN)).take(store.rows("train")), part)
     card = {
-        "mean": store.mean,
-        "std": store.std,
+        "mean": canvas.mean,
+        "std": canvas.std,
         "modality": store.modality,
         "intensity": store.intensity,
         "key_id": store.info["key_id"],
         "orientation": "RAS+ reversed: (D, H, W) is (S, A, R)" if store.dims == 3 else "as displayed",
         "spacing": resolved["spacing"],
+        "equalise": resolved["equalise"],
         "method": resolved["method"]["name"],
         "encoder": resolved["encoder"]["name"],
         "store": store.fingerprint,

@@ -27,7 +27,7 @@ from medssl.steps.features import device_of, of_encoder
 from medssl.steps.panel import VIEWS_SEED, panel
 from medssl.steps.pretrain import spec_of
 from medssl.steps.run import Run
-from medssl.store.canvas import Canvas
+from medssl.store.canvas import as_trained
 from medssl.store.splits import leaks
 from medssl.store.store import Store
 
@@ -105,8 +105,7 @@ def _measure(folder: Run, store: Store, scans: int, views: int, seed: int, devic
         raise UserError(f"{store.path} has {n} scans for the panel; it needs at least 8, and more than views={views}")
     patient = store.column("patient")[chosen.rows].astype(str)
     x = of_encoder(encoder, card, device)(store, chosen.rows)
-    canvas = store.canvas(tuple(card["size"]), card["spacing"])
-    canvas = Canvas(canvas.array, canvas.low, canvas.high, card["mean"], card["std"], canvas.size)
+    canvas = as_trained(store, card)
     recipe = catalog.build(spec_of("views", resolved["views"]), size=canvas.size)
     of_views = embed_views(encoder, canvas, chosen.rows, recipe, views, VIEWS_SEED, device=device)
     if not (np.isfinite(x).all() and np.isfinite(of_views).all()):

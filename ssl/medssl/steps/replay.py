@@ -28,7 +28,7 @@ def replay(run: str | Path, store: str | Path | Store, alarm: int = 0) -> list[t
     scans = Store.open(store, resolved["where"])
     if scans.fingerprint != batch["store"]:
         raise UserError(f"{scans.path} is not the store of that run, or has changed since; ingest the same scans again")
-    canvas = scans.canvas(tuple(resolved["size"]), resolved["spacing"])
+    canvas = scans.canvas(tuple(resolved["size"]), resolved["spacing"], resolved["equalise"])
     recipe = catalog.build(spec_of("views", resolved["views"]), size=canvas.size)
     source, out = RawScans(canvas), []
     for one in batch["passes"]:

@@ -26,7 +26,7 @@ def report(run: str | Path, *, store: str | Path | Store | None = None, out: str
         raise UserError(f"{scans.path} is not the store this run was trained on; give that one as store=")
     size = tuple(resolved["size"])
     recipe = catalog.build(spec_of("views", resolved["views"]), size=size)
-    canvas = scans.canvas(size, resolved["spacing"])
+    canvas = scans.canvas(size, resolved["spacing"], resolved["equalise"])
     shown = sample_views(canvas, recipe, scans.rows("train")[:SHOWN], views=2, seed=resolved["seed"])
     path = write_report(folder.path, scans, out=Path(out).expanduser() if out else None, views=shown)
     print(f"report: {path}")

@@ -71,7 +71,8 @@ class Entrants:
 
     def frozen(self, name: str) -> Source:
         """The features of one of FROZEN."""
-        depends = [VERSION, name, self.store.fingerprint, self.device]
+        equalise = self.card["equalise"]  # rivals are given the same values
+        depends = [VERSION, name, self.store.fingerprint, self.device, equalise]
         edge = self.resolved["size"][0]
         if name == "random init":
             depends += [{k: self.resolved[k] for k in ("encoder", "size", "spacing", "seed")}]
@@ -81,13 +82,13 @@ class Entrants:
 
         def fitted() -> Source:
             if name == "raw pixels":
-                return features.raw_pixels
+                return features.raw_pixels(equalise)
             if name == "PCA":
-                return features.pca(self.store)
+                return features.pca(self.store, equalise)
             if name == "random init":
                 return features.untrained(self.resolved, self.card, self.device)
             with scratch() as work:
-                return features.patch_bank(self.store, edge, 0, self.device, work)
+                return features.patch_bank(self.store, edge, equalise, 0, self.device, work)
 
         once: list[Source] = []
 
@@ -113,7 +114,11 @@ class Entrants:
         """(N, classes) probabilities for each of `tests`: the run's own encoder, from scratch, at the run's own budget."""
         views = {k: self.resolved[k] for k in ("encoder", "size", "spacing", "seed", "views", "steps", "batch")}
         depends = [VERSION, SUPERVISED, train.store.fingerprint, self.device, views, classes]
-        depends += [{k: self.card[k] for k in ("mean", "std")}, *_which(train.store, train.rows), train.y.tolist()]
+        depends += [
+            {k: self.card[k] for k in ("equalise", "mean", "std")},
+            *_which(train.store, train.rows),
+            train.y.tolist(),
+        ]
         once: list[Callable[[Store, np.ndarray], np.ndarray]] = []
 
         def predict(test: Part) -> np.ndarray:

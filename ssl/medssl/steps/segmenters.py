@@ -22,7 +22,7 @@ from medssl.progress import track
 from medssl.rng import seed_from
 from medssl.steps import features
 from medssl.steps.truth import Part
-from medssl.store.canvas import Canvas
+from medssl.store.canvas import as_trained
 from medssl.store.masks import as_classes, masks_on_canvas
 from medssl.store.store import Store
 from medssl.tasks.segment import Segment
@@ -93,7 +93,7 @@ def measured(folder: Path, row: Row, train: Part, test: Part, seed: int, card: d
     done = folder / "test.npy"
     if not done.exists():
         net_for = _net(folder, row, train.store, train.rows, seed, card, fit)
-        grid = Grid(test.store, card["size"], card["spacing"], card["mean"], card["std"], fit.device)
+        grid = Grid(test.store, card, fit.device)
         spacing = test.store.column("spacing")
         found = []
         for at, patient in track(zip(test.rows.tolist(), test.patient, strict=True), "segment", len(test), "scan"):
@@ -114,9 +114,8 @@ def _net(
     folder: Path, row: Row, store: Store, rows: np.ndarray, seed: int, card: dict[str, Any], fit: Fit
 ) -> Callable[[str], Net]:
     """test patient -> the network that segments his scans."""
-    grid = store.canvas(tuple(card["size"]), card["spacing"])
-    canvas = Canvas(grid.array, grid.low, grid.high, card["mean"], card["std"], grid.size)
-    masks = masks_on_canvas(store, fit.labels, grid.size, card["spacing"])
+    canvas = as_trained(store, card)
+    masks = masks_on_canvas(store, fit.labels, canvas.size, card["spacing"])
     encoder = row.start()
     if row.how in ("linear", "kNN"):
         pixels = dense.sample(
@@ -131,7 +130,7 @@ def _net(
         method = Segment(encoder, len(fit.labels), fit.width, frozen=row.how == "decoder")
         train_loop(
             Fabric(accelerator=fit.device, devices=1), method, canvas, rows,
-            catalog.build(fit.views, size=grid.size), folder / "checkpoints", Log(folder, "jsonl", {}),
+            catalog.build(fit.views, size=canvas.size), folder / "checkpoints", Log(folder, "jsonl", {}),
             steps=fit.steps, batch=min(fit.batch, len(rows)), seed=seed, optim=Optim(lr=fit.lr, weight_decay=fit.weight_decay),
             save_every=fit.save_every, targets=masks,
         )  # fmt: skip

@@ -6,8 +6,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from medssl.errors import UserError
 from medssl.files import atomic, disk_errors
 from medssl.progress import Progress
 from medssl.resample import apply_axes, axis_weights
+from medssl.store.equalise import HIGH, MEAN, STD, equalised
 from medssl.store.store import Store
 
 VERSION = 1  # of the resampling: part of the cache's key
@@ -25,12 +27,12 @@ BATCH = 1 << 21  # voxels resampled at once: what fits the cache
 
 @dataclass(frozen=True)
 class Canvas:
-    """N scans of one size, in the store's physical values.
+    """N scans of one size, in the store's physical values or, equalised, in ranks.
 
     Attributes:
         array: (N, C, *size), uint8, int16, uint16 or float32, mapped read-only from disk.
         low, high: (N,) float32, the values that become 0 and 1; padding is `low`.
-        mean, std: of the store's train pixels in unit range, at native resolution and without padding.
+        mean, std: of the store's train pixels in unit range, at native resolution and without padding; of ranks, their own.
         size: voxels along each spatial axis.
     """
 
@@ -42,7 +44,7 @@ class Canvas:
     size: tuple[int, ...]
 
 
-def canvas(store: Store, size: int | Sequence[int], spacing: float | None = None) -> Canvas:
+def canvas(store: Store, size: int | Sequence[int], spacing: float | None = None, equalise: bool = False) -> Canvas:
     """Resamples every scan of `store` onto one grid, or opens what an earlier call left in the cache.
 
     Proportions are physical: each voxel counts with its spacing (a scan without one is taken as isotropic). The scan is
@@ -52,6 +54,7 @@ def canvas(store: Store, size: int | Sequence[int], spacing: float | None = None
         store: the scans.
         size: voxels along each spatial axis; one number means a square or a cube.
         spacing: mm per voxel of the grid, the same for all scans. By default each scan's largest extent fills the grid.
+        equalise: give every voxel its rank within its own scan (`equalise.equalised`), before resampling.
 
     Raises:
         UserError: when `size` does not fit the store, when `spacing` is asked for and some scan has none, or when the
@@ -66,18 +69,39 @@ def canvas(store: Store, size: int | Sequence[int], spacing: float | None = None
     unknown = sum(s is None for s in store.column("spacing"))
     if spacing is not None and unknown:
         raise UserError(f"{unknown} of {len(store)} scans in {store.path} have no voxel size; leave spacing out")
-    key = hashlib.blake2b(f"{VERSION}|{store.fingerprint}|{shape}|{spacing}".encode(), digest_size=16).hexdigest()
+    key = hashlib.blake2b(
+        f"{VERSION}|{store.fingerprint}|{shape}|{spacing}|{equalise}".encode(), digest_size=16
+    ).hexdigest()
     folder = _cache(store)
     path = folder / f"canvas-{key}.npy"
-    dtype = _dtype(store)
+    dtype = dtype_of(store, equalise)
     full = (len(store), store.channels, *shape)
     if (array := _open(path, full, dtype)) is None:
         with atomic(path) as part:
-            _build(store, part, full, dtype, spacing)
+            _build(store, part, full, dtype, spacing, equalise)
         array = _open(path, full, dtype)
         assert array is not None
+    mean, std = (MEAN, STD) if equalise else (store.mean, store.std)
+    return Canvas(array, *window_of(store, equalise), mean, std, shape)
+
+
+def as_trained(store: Store, card: dict[str, Any]) -> Canvas:
+    """A store's scans as the encoder of `card` (encoder.json) was given others in training: its grid, ranks and moments."""
+    grid = canvas(store, tuple(card["size"]), card["spacing"], card["equalise"])
+    return replace(grid, mean=card["mean"], std=card["std"])
+
+
+def window_of(store: Store, equalise: bool) -> tuple[np.ndarray, np.ndarray]:
+    """low and high of every scan, (N,) float32: what becomes 0 and 1."""
+    if equalise:
+        return np.zeros(len(store), np.float32), np.full(len(store), HIGH, np.float32)
     low, high = (store.column(name).astype(np.float32) for name in ("low", "high"))
-    return Canvas(array, low, high, store.mean, store.std, shape)
+    return low, high
+
+
+def values_of(store: Store, row: int, equalise: bool) -> np.ndarray:
+    """Scan `row` on its own grid, (C, *spatial): as stored, or its ranks."""
+    return equalised(store[row], float(store.column("low")[row])) if equalise else store[row]
 
 
 def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
@@ -109,15 +133,19 @@ def _cache(store: Store) -> Path:
     return private
 
 
-def _dtype(store: Store) -> np.dtype:
-    """The smallest of the store's own types that holds all its scans."""
+def dtype_of(store: Store, equalise: bool) -> np.dtype:
+    """The smallest of the store's own types that holds all its scans; of ranks, bytes."""
+    if equalise:
+        return np.dtype(np.uint8)
     common = np.result_type(*set(store.column("dtype")))
     return common if common in (np.uint8, np.int16, np.uint16) else np.dtype(np.float32)
 
 
-def _build(store: Store, path: Path, full: tuple[int, ...], dtype: np.dtype, spacing: float | None) -> None:
+def _build(
+    store: Store, path: Path, full: tuple[int, ...], dtype: np.dtype, spacing: float | None, equalise: bool
+) -> None:
     """Writes the .npy with plain writes: a full disk is then an error, where a memory map would kill the process."""
-    low = store.column("low")
+    low = window_of(store, equalise)[0]
     stride = int(np.prod(full[1:])) * dtype.itemsize
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": full}
     what = f"canvas {'x'.join(map(str, full[2:]))}"
@@ -125,8 +153,8 @@ def _build(store: Store, path: Path, full: tuple[int, ...], dtype: np.dtype, spa
         np.lib.format.write_array_header_1_0(f, header)
         start = f.tell()
         for rows, starts, extents in _batches(store, full[2:], spacing):
-            x = np.stack(store.batch(rows))
-            for row, image in zip(rows, _place(x, low[rows], full[2:], starts, extents, dtype), strict=True):
+            x = np.stack([values_of(store, row, equalise) for row in rows])
+            for row, image in zip(rows, place(x, low[rows], full[2:], starts, extents, dtype), strict=True):
                 f.seek(start + row * stride)
                 f.write(image.tobytes())
             bar.update(len(rows))
@@ -162,7 +190,7 @@ def box(
     return starts, extents
 
 
-def _place(
+def place(
     x: np.ndarray, low: np.ndarray, size: tuple[int, ...], starts: list[float], extents: list[float], dtype: np.dtype
 ) -> np.ndarray:
     """x (B, C, *in) to (B, C, *size) in `dtype`."""

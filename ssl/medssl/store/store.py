@@ -295,11 +295,11 @@ class Store:
     def _split(self) -> np.ndarray:
         return self.column("split")
 
-    def canvas(self, size: int | Sequence[int], spacing: float | None = None) -> "Canvas":
+    def canvas(self, size: int | Sequence[int], spacing: float | None = None, equalise: bool = False) -> "Canvas":
         """Every scan resampled once onto one grid: see `medssl.store.canvas.canvas`."""
         from medssl.store.canvas import canvas
 
-        return canvas(self, size, spacing)
+        return canvas(self, size, spacing, equalise)
 
     def verify(self) -> None:
         """Reads every scan and compares it with its hash. Raises UserError that counts the damaged ones."""

@@ -1,0 +1,98 @@
+"""Ranks in place of values: what contrast curves do not change, through the store, training and scoring."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from scipy.stats import rankdata
+
+import medssl
+import tiny
+from medssl.encoders.handover import load_encoder
+from medssl.steps.rivals import FROZEN, Entrants
+from medssl.steps.run import Run
+from medssl.store.canvas import as_trained
+from medssl.store.equalise import MEAN, STD, equalised
+from medssl.store.store import Store
+
+SHAPES = st.sampled_from([(1, 6, 7), (3, 4, 5), (1, 3, 4, 5)])
+SCANS = st.sampled_from(["uint8", "int16", "float32"]).flatmap(
+    lambda dtype: hnp.arrays(dtype, SHAPES, elements=st.integers(0, 100))
+)
+
+
+@given(SCANS, st.integers(-1, 100))
+def test_ranks_are_scipys(x, low):
+    found = equalised(x, low)
+    assert (found.dtype, found.shape) == (np.uint8, x.shape)
+    inside = x > low
+    assert not found[~inside].any()
+    if inside.any():
+        share = (rankdata(x[inside]) - 0.5) / inside.sum()
+        np.testing.assert_array_equal(found[inside], np.ceil(255 * share))
+
+
+@given(SCANS, st.integers(-1, 100))
+def test_no_rising_curve_changes_them(x, low):
+    curve = np.sort(np.random.default_rng(0).choice(np.arange(-30000, 30000, dtype=np.int16), 102, replace=False))
+    np.testing.assert_array_equal(equalised(curve[x.astype(int) + 1], curve[low + 1]), equalised(x, low))
+
+
+def test_ranks_are_uniform():
+    x = np.random.default_rng(0).normal(size=(1, 300, 300)).astype(np.float32)
+    unit = equalised(x, -100.0) / 255
+    assert unit.mean() == pytest.approx(MEAN, abs=0.003)
+    assert unit.std() == pytest.approx(STD, abs=0.001)
+
+
+@pytest.fixture(scope="module")
+def hospitals(tmp_path_factory):
+    """The same patients twice; the second hospital's machine has another contrast curve."""
+    work = tmp_path_factory.mktemp("hospitals")
+    rng = np.random.default_rng(0)
+    smooth = rng.normal(size=(48, 8, 8)).repeat(3, 1).repeat(3, 2) + 0.3 * rng.normal(size=(48, 24, 24))
+    grey = np.clip(110 + 45 * smooth, 1, 254)
+    for name, power in (("a", 1.0), ("b", 0.5)):
+        folder = work / f"scans {name}"
+        folder.mkdir()
+        for i, x in enumerate(grey):
+            Image.fromarray(np.uint8(np.round(255 * (np.round(x) / 255) ** power))).save(folder / f"{i}.png")
+        medssl.ingest(folder, work / name, key=tiny.secret(work / "key"))
+    return work
+
+
+def run_on(work, out, equalise):
+    return medssl.pretrain(
+        work / "a", work / out, method="simclr", encoder="cnn", encoder_options={"widths": [8, 16]}, size=16,
+        steps=2, batch=4, monitor_every=0, equalise=equalise,
+    )  # fmt: skip
+
+
+def test_features_do_not_follow_the_contrast_curve(hospitals):
+    """Also those of the rivals; without ranks both do, and widely."""
+    a, b = (Store.open(hospitals / name) for name in "ab")
+    rows = a.rows()
+    moved = {}
+    for equalise in (False, True):
+        run = run_on(hospitals, f"run {equalise}", equalise)
+        entrants = Entrants(Run(run), Run(run).finished(), load_encoder(run)[1], a, "cpu")
+        for name, source in entrants.all(FROZEN):
+            x, y = source(a, rows), source(b, rows)
+            moved[name, equalise] = np.abs(x - y).mean() / x.std(0).mean()
+    for name in ("run", *FROZEN):
+        assert moved[name, True] < 0.1 * moved[name, False], (name, moved)
+    assert moved["run", False] > 0.1, moved
+
+
+def test_the_card_says_what_ranks_are_standardised_with(hospitals):
+    run = run_on(hospitals, "run card", True)
+    card = json.loads((run / "encoder.json").read_text())
+    assert (card["equalise"], card["mean"], card["std"]) == (True, MEAN, STD)
+    canvas = as_trained(Store.open(hospitals / "b"), card)
+    assert (canvas.mean, canvas.std, canvas.array.dtype) == (MEAN, STD, np.uint8)
+    assert set(canvas.low) == {0.0}
+    assert set(canvas.high) == {255.0}
