@@ -105,7 +105,7 @@ def rows(
             )  # the others do not change with it
             here, there = ([entry(s[at], name) for s in told] for at in (0, 1))
             away = seeds[0][1]
-            gain = difference_seeds(METRIC, away.y, there, [floor], away.patient)
+            gain = difference_seeds(METRIC, away.y, there, [floor] * len(there), away.patient)
             lines.append(
                 {
                     "way": way,

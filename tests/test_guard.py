@@ -11,10 +11,12 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, shift
 
 import medssl
+import medssl.store.copies as copies_module
 import tiny
 from medssl.errors import UserError
 from medssl.scans.phash import BLANK, phash
 from medssl.store.copies import BITS, SURE, Images, Scans, copies, signature
+from medssl.store.groups import similar
 from medssl.store.guard import guard, pretrained_on, scans_of
 from medssl.store.row import content_hash
 from medssl.store.store import Store
@@ -207,6 +209,30 @@ def test_of_small_images_a_shift_is_found_that_the_hash_does_not_see():
     assert "29 test scans are smaller than 64 pixels" in words
     large = dataclasses.replace(a, edge=np.full(60, 300)), dataclasses.replace(b, edge=np.full(29, 300))
     assert set(copies(*large, Images(large)).near) == {4}  # by hash alone: the one that is not shifted
+
+
+def test_what_was_compared_is_remembered_and_what_could_not_be_read_is_not(tmp_path, monkeypatch):
+    images = texture(12, 300)
+    a, b = of("training", images), of("test", [moved(x, 1, 0) ** 0.8 for x in images[:5]])
+    kept, asked = tmp_path / "cache" / "alike.npz", []
+    monkeypatch.setattr(copies_module, "similar", lambda x, y: asked.append(1) or similar(x, y))
+
+    def found(a=a, b=b):
+        asked.clear()
+        report = guard(empty("pretraining"), a, empty("validation"), b, kept=kept)
+        return report["training", "test"].near, len(asked)
+
+    dark = dataclasses.replace(b, image=lambda _: None)
+    assert found(b=dark) == (0, 0)  # nothing can be read, so nothing is known
+    near, compared = found()
+    assert near == 5
+    assert compared >= 5
+    assert found() == (5, 0)
+    kept.write_bytes(kept.read_bytes()[:50])
+    assert found() == (5, compared)
+    monkeypatch.setattr(copies_module, "VERSION", -1)
+    assert found() == (5, compared)
+    assert found() == (5, 0)
 
 
 def test_a_signature_forgets_shifts_and_curves_and_knows_images():

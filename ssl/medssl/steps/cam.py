@@ -209,7 +209,7 @@ def _unlabelled(folder: Run, key: str, home: Store, away: Store, other: bool, al
     known = home if home.fingerprint == folder.resolved()["fingerprint"] else None
     seen = pretrained_on(folder.path / "pretrained_on.parquet", key, known)
     train, val = (scans_of(what, home, rows[:0]) for what in ("training", "validation"))  # nothing is fitted
-    report = guard(seen, train, val, scans_of("test", away, rows))
+    report = guard(seen, train, val, scans_of("test", away, rows), kept=away.path / "cache" / "alike.npz")
     if report.refusal and not allow_overlap:
         raise UserError(f"{report.refusal}; look at other patients, or have every number marked: allow_overlap=true")
     flags = report.words()

@@ -109,7 +109,7 @@ def guarded(folder: Run, card: dict[str, Any], question: Question, allow_overlap
         scans_of(name, part.store, part.rows)
         for name, part in (("training", train), ("validation", question.val), ("test", test))
     )
-    report = guard(before, home, val, away)
+    report = guard(before, home, val, away, kept=test.store.path / "cache" / "alike.npz")
     if report.refusal and not allow_overlap:
         raise UserError(
             f"{report.refusal}: scores would be too high. Test on other patients, or mark every number: allow_overlap=true"

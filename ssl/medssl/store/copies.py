@@ -4,15 +4,20 @@ An exact copy has the same content hash. A near-copy is `groups.similar`: the sa
 grey curve, with noise and compression. Blank images are copies of nothing. How much is found: benchmarks/quality_leaks.py.
 """
 
+import zipfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 from scipy.signal.windows import tukey
 
+from medssl.errors import UserError
+from medssl.files import atomic
 from medssl.scans.phash import BLANK, SIDE, hamming, packed, small
 from medssl.store.groups import similar
 
@@ -29,6 +34,7 @@ SOFT = 0.5  # share of each axis that its window softens
 NEIGHBOURS = 2  # looked at per scan, by signature and by embedding
 COSINE = 0.9  # of embeddings minus their mean; less is not worth a look at the pixels
 CACHED = 512  # images in memory
+VERSION = 1  # of `similar`: answers of another one are forgotten
 
 
 @dataclass(frozen=True)
@@ -72,9 +78,12 @@ class Copies:
 
 
 class Images:
-    """Pixels by content hash, read through whichever set can read them; remembers which pairs are alike."""
+    """Pixels by content hash, read through whichever set can read them; remembers which pairs are alike.
 
-    def __init__(self, sets: Iterable[Scans]):
+    kept: a file, which may always be deleted, of what earlier comparisons found; `keep` adds those since then.
+    """
+
+    def __init__(self, sets: Iterable[Scans], kept: Path | None = None):
         self._at: dict[str, tuple[Callable[[int], np.ndarray | None], int]] = {}
         self._small: set[str] = set()
         for part in sets:
@@ -85,7 +94,8 @@ class Images:
                     if 0 < edge < SMALL:
                         self._small.add(content)
         self._read = lru_cache(maxsize=CACHED)(self._fresh)
-        self._alike: dict[tuple[str, str], bool] = {}
+        self._kept, self._alike = kept, _remembered(kept)
+        self._known = len(self._alike)
         self._signatures: dict[str, NDArray[np.float32] | None] = {}
 
     def _fresh(self, content: str) -> np.ndarray | None:
@@ -101,8 +111,18 @@ class Images:
         pair = (a, b) if a < b else (b, a)
         if pair not in self._alike:
             x, y = map(self._read, pair)
-            self._alike[pair] = x is not None and y is not None and similar(x, y)
+            if x is None or y is None:
+                return False
+            self._alike[pair] = similar(x, y)
         return self._alike[pair]
+
+    def keep(self) -> None:
+        """Writes what was compared, where that can be written."""
+        if self._kept is not None and len(self._alike) > self._known:
+            pairs = np.array(sorted(self._alike), str).reshape(-1, 2)
+            answers = np.array([self._alike[a, b] for a, b in pairs.tolist()], bool)
+            with suppress(UserError, OSError), atomic(self._kept) as part, part.open("wb") as f:
+                np.savez_compressed(f, version=VERSION, pairs=pairs, answers=answers)
 
     def signatures(self, hashes: Strings) -> tuple[Rows, NDArray[np.float32]]:
         """Positions (S,) of the small images that can be read, and their signatures."""
@@ -116,6 +136,16 @@ class Images:
             image = self._fresh(content)
             self._signatures[content] = None if image is None else signature(image)
         return self._signatures[content]
+
+
+def _remembered(kept: Path | None) -> dict[tuple[str, str], bool]:
+    """Absent, damaged and of another version are the same: nothing is known."""
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        if kept is not None:
+            with np.load(kept, allow_pickle=False) as f:
+                if f["version"] == VERSION:
+                    return {(a, b): bool(x) for (a, b), x in zip(f["pairs"].tolist(), f["answers"], strict=True)}
+    return {}
 
 
 def signature(image: np.ndarray) -> NDArray[np.float32]:

@@ -101,7 +101,12 @@ class Report:
 
 
 def guard(
-    pretrained: Scans, train: Scans, val: Scans, test: Scans, features: Mapping[str, np.ndarray] | None = None
+    pretrained: Scans,
+    train: Scans,
+    val: Scans,
+    test: Scans,
+    features: Mapping[str, np.ndarray] | None = None,
+    kept: Path | None = None,
 ) -> Report:
     """What pretraining, training and validation share with the test, training with validation, and each of these has twice.
 
@@ -109,9 +114,10 @@ def guard(
         pretrained, train, val, test: the sets, any of them may be empty. Pixels of one are read through another that has them.
         features: name of a set -> (N, D) embeddings of its scans under the encoder that is scored. Two sets that both have
             some are compared by them too.
+        kept: file that remembers which images were compared by their pixels, so that the next run on these sets need not.
     """
     sets = (pretrained, train, val, test)
-    images = Images(sets[::-1])  # pretraining last, since its store may be gone
+    images = Images(sets[::-1], kept)  # pretraining last, since its store may be gone
     features = features or {}
     pairs = []
     for a, b in (
@@ -133,6 +139,7 @@ def guard(
         )
         counts = (len(found.exact), len(found.near), len(found.maybe))
         pairs.append(Shared(a.name, b.name, len(b), len(set(b.patient)), patients, *counts, examples))
+    images.keep()
     return Report(tuple(pairs), tuple(_unknown(pretrained, train, test, images)))
 
 
