@@ -2,11 +2,12 @@
 
     python benchmarks/quality_metric_learning.py --mnist FOLDER --losses contrastive triplet arcface
 
-Train images of the digits 0 to 4 teach, test images of 5 to 9 (n = 4,861) are retrieved among each other. Every loss gets the
-same small network with an embedding of 128 (--of encoder: retrieval by the features below it, --widths … 128), the same steps, batch and optimiser, and the same number of --trials: settings drawn
-around its yaml, judged by MAP@R on two of the five training digits when the others teach. The setting chosen is then trained
---repeats times. Prints precision at 1, R-precision and MAP@R (%), means over repeats with a 95 % interval over repeats and test
-images, beside what no learning gives. After Musgrave et al., 2020, https://arxiv.org/abs/2003.08505.
+Train images of the digits 0 to 4 teach, test images of 5 to 9 (n = 4,861) are retrieved among each other, by the embedding
+of 128 that the loss compares, or --of encoder, by the features below it (as many as the last of --widths). Every loss gets the
+same small network, steps, batch and optimiser, and the same number of --trials: settings drawn around its yaml, judged by MAP@R
+on two of the five training digits when the others teach. The setting chosen is then trained --repeats times. Prints precision
+at 1, R-precision and MAP@R (%), means over repeats with a 95 % interval over repeats and test images, beside what no learning
+gives. After Musgrave et al., 2020, https://arxiv.org/abs/2003.08505.
 """
 
 import argparse
