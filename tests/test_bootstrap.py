@@ -63,6 +63,13 @@ def test_resamples_draw_as_many_patients_as_there_are():
     assert (counts != np.concatenate(list(resamples(50, 1000, seed=4, rows=64)))).any()
 
 
+def rare(y, patient):
+    """Patients of the rarer class: what an interval's width is expanded by."""
+    found = min(len(set(np.asarray(patient)[y == k])) for k in (0, 1))
+    assert found < len(set(patient))
+    return found
+
+
 def test_an_interval_is_the_percentiles_of_recomputed_resamples():
     """Against the plain way: pick the scans of the drawn patients, compute, take percentiles."""
     y, p, patient = cohort(0, patients=30)
@@ -75,7 +82,7 @@ def test_an_interval_is_the_percentiles_of_recomputed_resamples():
             values[name].append(m(y[rows], p[rows]))
     for name, s in scores(CLASS_METRICS, y, p, patient, n=300, seed=5).items():
         assert s.value == by_name[name](y, p)
-        np.testing.assert_allclose([s.low, s.high], np.quantile(values[name], tiny.ends(30)), atol=1e-12)
+        np.testing.assert_allclose([s.low, s.high], np.quantile(values[name], tiny.ends(rare(y, patient))), atol=1e-12)
         assert (s.n, s.patients) == (len(y), 30)
         assert s.how == "95 % percentile bootstrap over 30 patients, 300 resamples"
 
@@ -182,18 +189,19 @@ def test_other_tasks_are_resampled_by_patient_too():
     patient, risk = np.repeat(np.arange(30), 2), np.round(r.normal(size=60), 1)
     time = np.c_[r.exponential(np.exp(-risk)).round(1), r.integers(0, 2, 60)]
     labels = r.choice([0, 1, np.nan], size=(60, 3), p=[0.45, 0.45, 0.1])
-    for metric, y, p in (
-        (CONCORDANCE, time, risk),
-        (SPEARMAN, time[:, 0], risk),
-        (MACRO_AUROC, labels, np.c_[risk, -risk, risk**2]),
-        (MEAN, patient.astype(str), risk),
+    in_class = [len(set(patient[labels[:, j] == k])) for j in range(3) for k in (0, 1)]
+    for metric, y, p, few in (
+        (CONCORDANCE, time, risk, len(set(patient[time[:, 1] == 1]))),
+        (SPEARMAN, time[:, 0], risk, 30),
+        (MACRO_AUROC, labels, np.c_[risk, -risk, risk**2], min(in_class)),
+        (MEAN, patient.astype(str), risk, 30),
     ):
         values = []
         for counts in np.concatenate(list(resamples(30, 200, seed=1, rows=64))).astype(int):
             rows = np.repeat(np.arange(60), counts[patient])
             values.append(metric(y[rows], p[rows]))
         s = score(metric, y, p, [f"{i:02}" for i in patient], n=200, seed=1)
-        np.testing.assert_allclose([s.low, s.high], np.quantile(values, tiny.ends(30)), atol=1e-12)
+        np.testing.assert_allclose([s.low, s.high], np.quantile(values, tiny.ends(few)), atol=1e-12)
         assert s.how == "95 % percentile bootstrap over 30 patients, 200 resamples"
 
 
@@ -301,7 +309,7 @@ def test_bca_leaves_out_patients_not_scans():
     u = left.mean() - left
     a = (u**3).sum() / 6 / (u**2).sum() ** 1.5
     z0 = norm.ppf((found < value).mean() + (found == value).mean() / 2)
-    ends = [norm.cdf(z0 + (z0 + z) / (1 - a * (z0 + z))) for z in norm.ppf(tiny.ends(30, 0.9))]
+    ends = [norm.cdf(z0 + (z0 + z) / (1 - a * (z0 + z))) for z in norm.ppf(tiny.ends(rare(y, patient), 0.9))]
     s = score(AUROC, y, p, patient, n=300, level=0.9, method="bca")
     np.testing.assert_allclose([s.low, s.high], np.quantile(found, ends), atol=1e-10)
     plain = score(AUROC, y, p, patient, n=300, level=0.9)

@@ -21,7 +21,7 @@ from medssl.steps.predictions import Entry, of_run
 def made(tmp_path_factory):
     """Two arms of two seeds, probed on one store."""
     folder = tmp_path_factory.mktemp("compare")
-    cohort = write_cohort(folder / "cohort", patients=60, size=32, seed=3)
+    cohort = write_cohort(folder / "cohort", patients=120, size=32, seed=3)
     medssl.ingest(cohort / "scans", folder / "store", labels=cohort / "labels.csv", key=tiny.secret(folder / "key"))
     small = {
         "encoder": "mlp",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medssl.evals.bootstrap import FEW, expanded, positions, replicates
+from medssl.evals.bootstrap import FEW, expanded, positions, rarest, replicates
 from medssl.evals.metrics import Metric
 from medssl.evals.score import Score
 from medssl.rng import seed_from
@@ -27,7 +27,7 @@ def drop(metric: Metric, home: Measured, away: Measured, *, n: int = 2000, seed:
     The patients of the two sets are different people, so nothing is paired: the variances add. Positive where `away` has the
     smaller value. `n` and `patients` of the score count those of both sets.
     """
-    values, drawn, people, rarest, scans = [], [], [], FEW, 0
+    values, drawn, people, few, scans = [], [], [], [], 0
     for tested, stream in ((home, HOME), (away, AWAY)):
         case = (metric, *metric.check(tested.y, tested.p))
         at = positions(tested.patient, len(case[2]))
@@ -35,17 +35,19 @@ def drop(metric: Metric, home: Measured, away: Measured, *, n: int = 2000, seed:
         drawn.append(replicates([case], at, n, seed_from(seed, stream))[0])
         scans += len(at)
         people.append(int(at.max()) + 1)
-        rarest = min([rarest, *(len(np.unique(at[g])) for g in metric.check.groups(case[1]))])
+        few.append(rarest(case, at))
     lost = drawn[0] - drawn[1]
     lost = lost[~np.isnan(lost)]
     how = f"{100 * level:g} % percentile bootstrap over the patients of both sets, independently, {n} resamples"
     if len(lost) < n:
         how += f", {n - len(lost)} of them left out because {metric.check.missing}"
-    if rarest < FEW:
-        how += f"; only {rarest} patients {metric.check.rare}, so the true uncertainty is wider than shown"
+    if min(few) < FEW:
+        how += (
+            f"; only {min(few)} patients {metric.check.rare}".rstrip() + ", so the true uncertainty is wider than shown"
+        )
     value = float(values[0] - values[1])
     if not len(lost) or min(people) < 2:
         return Score(value, np.nan, np.nan, scans, sum(people), f"no interval: {how}")
-    wide = expanded(level, min(people))
+    wide = expanded(level, max(min(few), 2))
     low, high = np.quantile(lost, [(1 - wide) / 2, (1 + wide) / 2])
     return Score(value, float(low), float(high), scans, sum(people), how)
