@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 import medssl
 import tiny
 from medssl.encoders.handover import load_encoder
+from medssl.errors import UserError
 from medssl.steps.rivals import FROZEN, Entrants
 from medssl.steps.run import Run
 from medssl.store.canvas import as_trained
@@ -96,3 +97,11 @@ def test_the_card_says_what_ranks_are_standardised_with(hospitals):
     assert (canvas.mean, canvas.std, canvas.array.dtype) == (MEAN, STD, np.uint8)
     assert set(canvas.low) == {0.0}
     assert set(canvas.high) == {255.0}
+
+
+def test_a_run_that_does_not_say_what_it_was_given_is_refused(hospitals):
+    run = run_on(hospitals, "run old", False)
+    text = (run / "resolved.yaml").read_text()
+    (run / "resolved.yaml").write_text(text.replace("equalise: false\n", ""))
+    with pytest.raises(UserError, match="of another version; pretrain again"):
+        medssl.report(run)

@@ -56,9 +56,9 @@ class Run:
             raise UserError(f"{self.path} is not a run folder: it has no resolved.yaml; make one with medssl pretrain")
         try:
             resolved = yaml.safe_load(config.read_text())
-            return {"store": resolved["store"], **resolved}
+            return {key: resolved[key] for key in ("store", "equalise")} | resolved
         except (yaml.YAMLError, TypeError, KeyError) as e:
-            raise UserError(f"{config} is damaged; pretrain again into another folder") from e
+            raise UserError(f"{config} is damaged or of another version; pretrain again into another folder") from e
 
     def finished(self) -> dict[str, Any]:
         """`resolved()`; UserError when pretraining has not come to its end."""
