@@ -239,6 +239,19 @@ def test_p_is_below_alpha_just_when_the_interval_leaves_out_0(data):
     assert seen == {True, False}
 
 
+def test_p_and_the_interval_agree_where_a_class_is_rare():
+    """Six patients of 60: both count the six."""
+    seen = set()
+    for i in range(60):
+        r = np.random.default_rng(i)
+        y = (np.arange(60) < 6).astype(int)
+        a, b = (two(r.normal(size=60) + shift * y) for shift in (2.5, 0.5))
+        d = paired(AUROC, y, [a], [b], np.arange(60), n=2000)
+        assert (d.p < 0.05) == (d.score.low > 0 or d.score.high < 0)
+        seen.add(d.p < 0.05)
+    assert seen == {True, False}
+
+
 def test_a_paired_p_and_se_of_a_mean_are_near_the_t_tests():
     """Of 200 patients; and as often below .05 as it should be where there is no difference."""
     r = np.random.default_rng(1)

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from medssl.evals.bootstrap import score
+import tiny
+from medssl.evals.bootstrap import replicates, score
 from medssl.evals.metrics import AUROC, MEAN
-from medssl.evals.shift import Measured, drop
+from medssl.evals.shift import AWAY, HOME, Measured, drop
+from medssl.rng import seed_from
 
 
 def classes(n, shift, seed):
@@ -30,6 +32,19 @@ def test_the_variances_add():
     lost = drop(MEAN, Measured(a, a, np.arange(200)), Measured(b, b, np.arange(500)), n=8000)
     se = np.sqrt(a.var() / 200 + b.var() / 500)
     assert (lost.high - lost.low) / 2 == pytest.approx(1.96 * se, rel=0.05)
+
+
+def test_a_rare_class_of_one_set_widens_the_interval():
+    home, away = classes(400, 2.0, 0), classes(300, 0.5, 1)
+    few = np.isin(away.patient, np.unique(away.patient)[:12]) | (away.y == 0)
+    away = Measured(*(np.asarray(part)[few] for part in away))
+    assert len(set(away.patient[away.y == 1])) == 12
+    drawn = []
+    for tested, stream in ((home, HOME), (away, AWAY)):
+        at = np.unique(tested.patient, return_inverse=True)[1]
+        drawn.append(replicates([(AUROC, *AUROC.check(tested.y, tested.p))], at, 2000, seed_from(0, stream))[0])
+    lost = drop(AUROC, home, away)
+    assert [lost.low, lost.high] == pytest.approx(np.quantile(drawn[0] - drawn[1], tiny.ends(12)), abs=1e-12)
 
 
 def test_the_same_scans_twice_are_not_paired():
