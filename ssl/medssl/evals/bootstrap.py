@@ -162,15 +162,17 @@ def paired(
         return Difference(found, np.nan, np.nan)
     drawn = drawn[~np.isnan(drawn)]
     p = min(max(2 * min(share_up_to_0(drawn), share_up_to_0(-drawn)), 2 / (n + 1)), 1.0)
-    return Difference(found, _of_expanded(p, counted(cases[0], at)), float(drawn.std(ddof=1)))
+    return Difference(found, _of_expanded(p, rarest(cases[0], at)), float(drawn.std(ddof=1)))
 
 
 def expanded(level: float, patients: int) -> float:
     """The level at which percentiles are read, for an interval that covers `level` of the time.
 
     Hesterberg, 2015 (https://doi.org/10.1080/00031305.2015.1089789), section 4.2: the normal quantile that percentiles amount to
-    becomes that of Student's t, and the variance of resamples, (n - 1) / n too small, is made up for. `patients` are `counted`.
+    becomes that of Student's t, and the variance of resamples, (n - 1) / n too small, is made up for. `patients` are those of
+    the `rarest` class, which is what is least known and bounds Welch's degrees of freedom, as in `delong`; one counts as two.
     """
+    patients = max(patients, 2)
     return float(1 - 2 * ndtr(-t.isf((1 - level) / 2, patients - 1) * np.sqrt(patients / (patients - 1))))
 
 
@@ -180,16 +182,9 @@ def rarest(case: Case, at: NDArray[np.int64]) -> int:
     return min((len(np.unique(at[g])) for g in metric.check.groups(y)), default=int(at.max()) + 1)
 
 
-def counted(case: Case, at: NDArray[np.int64]) -> int:
-    """What stands for n in `expanded`: the rarest class is what is least known, and bounds Welch's degrees of freedom.
-
-    As in `delong`; at least 2.
-    """
-    return max(rarest(case, at), 2)
-
-
 def _of_expanded(p: float, patients: int) -> float:
     """The inverse: what p = 1 - level of percentiles is as the p of the expanded interval."""
+    patients = max(patients, 2)
     return float(2 * t.sf(-ndtri(p / 2) * np.sqrt((patients - 1) / patients), patients - 1))
 
 
@@ -298,7 +293,8 @@ def _interval(
     """The score of `value` from its resamples `found`: percentiles, or BCa when `left` has the jackknife's values."""
     (metric, y, _), patients = case, int(at.max()) + 1
     defined = found[~np.isnan(found)]
-    ends, wide = None, expanded(level, counted(case, at))
+    few = rarest(case, at)
+    ends, wide = None, expanded(level, few)
     if left is not None and len(defined) and patients > 1:
         ends = bca_quantiles(value, defined, left, wide)
         words = "BCa bootstrap" if ends is not None else f"{words} (BCa is undefined here)"
@@ -309,7 +305,6 @@ def _interval(
     how += metric.check.left_out(y)
     if patients < 2 or not len(defined):
         return Score(value, np.nan, np.nan, len(at), patients, f"no interval from {patients} patients: {how}")
-    few = rarest(case, at)
     if few < FEW:
         how += f"; only {few} patients {metric.check.rare}".rstrip()
         how += ", so the true uncertainty is wider than shown"

@@ -48,6 +48,6 @@ def drop(metric: Metric, home: Measured, away: Measured, *, n: int = 2000, seed:
     value = float(values[0] - values[1])
     if not len(lost) or min(people) < 2:
         return Score(value, np.nan, np.nan, scans, sum(people), f"no interval: {how}")
-    wide = expanded(level, max(min(few), 2))
+    wide = expanded(level, min(few))
     low, high = np.quantile(lost, [(1 - wide) / 2, (1 + wide) / 2])
     return Score(value, float(low), float(high), scans, sum(people), how)
