@@ -114,7 +114,7 @@ def measure(name: str, images: list[np.ndarray], patients: list[str], n: int, ru
         shares = [100 * np.mean([_right(c, j, seen, source, whole) for j in rows]) for c in ways.values()]
         print(f"{spoil:48s}" + "".join(f"{s:16.1f}" for s in shares), flush=True)
 
-    wrong, pairs = dict.fromkeys(ways, 0), 0
+    wrong, sure, pairs = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0), 0
     for k in range(FOLDS):
         a, b = np.flatnonzero(at != k), np.flatnonzero(at == k)
         pairs += len(a) * len(b)
@@ -126,7 +126,9 @@ def measure(name: str, images: list[np.ndarray], patients: list[str], n: int, ru
             pretrained, test = taken(whole, images, a, "pretraining", readable), taken(whole, images, b, "test")
             found = copies(pretrained, test, pixels if readable else Images([]), features)
             wrong[way] += len(found.near) + len(found.maybe)
+            sure[way] += len(found.near)
     print(f"{f'wrong, of {pairs:,} pairs of two patients':48s}" + "".join(f"{w:16d}" for w in wrong.values()))
+    print(f"{'of these said to be sure':48s}" + "".join(f"{w:16d}" for w in sure.values()))
     print(f"{'wrong per million pairs':48s}" + "".join(f"{1e6 * w / pairs:16.2f}" for w in wrong.values()), flush=True)
 
 

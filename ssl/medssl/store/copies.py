@@ -1,11 +1,12 @@
 """Copies of scans between two sets: candidates by hash, by pixels and by embedding, confirmed by pixels where they can be read.
 
-An exact copy has the same content hash. A near-copy is `groups.similar`: the same image shifted by at most 2 pixels, under any
-grey curve, with noise and compression. Blank images are copies of nothing. How much is found: benchmarks/quality_leaks.py.
+An exact copy has the same content hash. A near-copy is the same image shifted by at most 2 pixels, under any grey curve, with
+noise and compression: `groups.similar`, or of tiny images `tiny.verdict`. Blank images are copies of nothing. How much is
+found: benchmarks/quality_leaks.py.
 """
 
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,11 +15,11 @@ from pathlib import Path
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal.windows import tukey
 
 from medssl.errors import UserError
 from medssl.files import atomic
-from medssl.scans.phash import BLANK, SIDE, hamming, packed, small
+from medssl.scans.phash import BLANK, hamming, packed
+from medssl.store import tiny
 from medssl.store.groups import similar
 
 Strings = NDArray[np.str_]
@@ -28,10 +29,8 @@ BITS = 48  # hashes that near make a candidate; on X-rays of 224 pixels every ne
 SURE = 32  # bits within which a pair deserves a look, whatever its pixels say: no X-rays of two patients were so near
 NEAREST = 8  # hashes looked at per scan
 SMALL = 224  # pixels of the longest side below which a shift by two pixels is too much for the hash
-TINY = 64  # pixels below which noise and compression hide a copy from `similar`
-BAND = 11  # frequencies along each axis of the signature of a small image
-SOFT = 0.5  # share of each axis that its window softens
-NEIGHBOURS = 2  # looked at per scan, by signature and by embedding
+TINY = 64  # pixels up to which noise and compression hide a copy from `similar`
+NEIGHBOURS = 2  # looked at per scan, by outline and by embedding
 COSINE = 0.9  # of embeddings minus their mean; less is not worth a look at the pixels
 CACHED = 512  # images in memory
 VERSION = 1  # of `similar`: answers of another one are forgotten
@@ -69,12 +68,21 @@ class Copies:
     """Scans of a set b that are in a set a too: row of b -> row of a. Each scan of b is in one of the three at most.
 
     exact: same content. near: confirmed by pixels. maybe: hashes within SURE bits, and pixels that cannot be read or differ in
-    detail.
+    detail; or tiny images that are more alike than others, and not enough to be sure.
     """
 
     exact: dict[int, int]
     near: dict[int, int]
     maybe: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What is kept of a small image: its outline (D,) and, where `tiny.evidence` can judge it, its canvas (float16)."""
+
+    outline: NDArray[np.float32]
+    canvas: NDArray[np.float16] | None
+    rings: int
 
 
 class Images:
@@ -96,7 +104,8 @@ class Images:
         self._read = lru_cache(maxsize=CACHED)(self._fresh)
         self._kept, self._alike = kept, _remembered(kept)
         self._known = len(self._alike)
-        self._signatures: dict[str, NDArray[np.float32] | None] = {}
+        self._sketches: dict[str, Sketch | None] = {}
+        self._shifted: dict[str, NDArray[np.float32]] = {}
 
     def _fresh(self, content: str) -> np.ndarray | None:
         image, row = self._at.get(content, (None, 0))
@@ -124,18 +133,60 @@ class Images:
             with suppress(UserError, OSError), atomic(self._kept) as part, part.open("wb") as f:
                 np.savez_compressed(f, version=VERSION, pairs=pairs, answers=answers)
 
-    def signatures(self, hashes: Strings) -> tuple[Rows, NDArray[np.float32]]:
-        """Positions (S,) of the small images that can be read, and their signatures."""
-        found = [(i, s) for i, h in enumerate(hashes.tolist()) if (s := self._signature(h)) is not None]
-        return np.array([i for i, _ in found], np.int64), np.array([s for _, s in found], np.float32)
+    def outlines(self, hashes: Strings, shifted: bool = False) -> tuple[Rows, NDArray[np.float32]]:
+        """Positions (S,) of the small images that can be read, and their outlines, (S, D) or at all shifts (S, 25, D)."""
+        at = [i for i, content in enumerate(hashes.tolist()) if self.sketch(content)]
+        of = self._shifts if shifted else self._outline
+        found = [of(h) for h in hashes[at].tolist()]
+        return np.array(at, np.int64), np.array(found, np.float32)
 
-    def _signature(self, content: str) -> NDArray[np.float32] | None:
+    def sketch(self, content: str) -> Sketch | None:
+        """None for an image that is large or cannot be read."""
         if content not in self._small:
             return None
-        if content not in self._signatures:
+        if content not in self._sketches:
             image = self._fresh(content)
-            self._signatures[content] = None if image is None else signature(image)
-        return self._signatures[content]
+            self._sketches[content] = None if image is None else _sketch(image)
+        return self._sketches[content]
+
+    def _outline(self, content: str) -> NDArray[np.float32]:
+        found = self.sketch(content)
+        assert found is not None
+        return found.outline
+
+    def _canvas(self, content: str) -> tuple[NDArray[np.float16], int]:
+        found = self.sketch(content)
+        assert found is not None
+        assert found.canvas is not None
+        return found.canvas, found.rings
+
+    def _shifts(self, content: str) -> NDArray[np.float32]:
+        if content not in self._shifted:
+            image = self._fresh(content)
+            assert image is not None  # it was read before
+            self._shifted[content] = tiny.outline(tiny.shifted(image))
+        return self._shifted[content]
+
+    def tiny(self, content: str) -> bool:
+        """Whether `judge` can judge it."""
+        found = self.sketch(content)
+        return found is not None and found.canvas is not None
+
+    def judge(self, a: Sequence[str], b: str) -> tuple[int, str]:
+        """Of the tiny images `a` which is a copy of the tiny image b, and "near", "maybe" or "": `tiny.verdict`."""
+        image, some, own = self._read(b), [self._canvas(h) for h in a], self._sketches[b]
+        assert image is not None
+        assert own is not None
+        shift = (self._shifts(b) @ np.stack([self._outline(h) for h in a]).T).argmax(0)
+        rings = np.minimum([r for _, r in some], own.rings)
+        found = tiny.evidence(np.stack([c for c, _ in some]), tiny.shifted(image)[shift], rings)
+        return tiny.verdict(found, int(rings.min()))
+
+
+def _sketch(image: np.ndarray) -> Sketch:
+    x = tiny.canvas(image)
+    judged = max(image.shape) <= TINY and tiny.telling(image)
+    return Sketch(tiny.outline(x), x.astype(np.float16) if judged else None, tiny.detail(image))
 
 
 def _remembered(kept: Path | None) -> dict[tuple[str, str], bool]:
@@ -146,24 +197,6 @@ def _remembered(kept: Path | None) -> dict[tuple[str, str], bool]:
                 if f["version"] == VERSION:
                     return {(a, b): bool(x) for (a, b), x in zip(f["pairs"].tolist(), f["answers"], strict=True)}
     return {}
-
-
-def signature(image: np.ndarray) -> NDArray[np.float32]:
-    """(BAND * (2 BAND - 1),) of an image (H, W): what neither a shift nor a grey curve changes much.
-
-    The roots of the amplitudes of the lowest frequencies of the ranks of its pixels: ranks forget the curve, amplitudes the
-    shift, and the window what the shift brings in at the border.
-    """
-    image = small(image) if max(image.shape) > SIDE else image
-    h, w = image.shape
-    ranks = np.argsort(np.argsort(image, axis=None, kind="stable"), kind="stable").reshape(h, w) / max(
-        image.size - 1, 1
-    )
-    soft = (ranks - 0.5) * np.outer(tukey(h, SOFT), tukey(w, SOFT)) / image.size
-    amplitude = np.abs(np.fft.rfft2(soft, (max(h, 2 * BAND), max(w, 2 * BAND))))
-    low = np.concatenate([amplitude[:BAND, :BAND], amplitude[1 - BAND :, :BAND]])
-    low[0, 0] = 0
-    return np.sqrt(low).ravel().astype(np.float32)
 
 
 def copies(a: Scans, b: Scans, images: Images, features: tuple[np.ndarray, np.ndarray] | None = None) -> Copies:
@@ -187,11 +220,17 @@ def copies(a: Scans, b: Scans, images: Images, features: tuple[np.ndarray, np.nd
     if not len(rows_a) or not len(rows_b):
         return Copies(exact, near, maybe)
     pairs = [_by_hash(a.phash[rows_a], b.phash[rows_b])]
+    judged: set[tuple[int, int]] = set()
     if not inside:
-        (at_a, x_a), (at_b, x_b) = images.signatures(a.hash[rows_a]), images.signatures(b.hash[rows_b])
-        if len(at_a) and len(at_b):
-            found = _by_cosine(x_a, x_b, -np.inf)
-            pairs.append(np.stack([at_a[found[:, 0]], at_b[found[:, 1]]], 1))
+        (at_a, x_a), (at_b, x_b) = images.outlines(a.hash[rows_a]), images.outlines(b.hash[rows_b], shifted=True)
+        for at, found in zip(at_b.tolist(), tiny.nearest(x_a, x_b) if len(at_a) else (), strict=False):
+            j, some = int(rows_b[at]), at_a[found]
+            tell = [i for i in rows_a[some].tolist() if images.tiny(a.hash[i]) and images.tiny(b.hash[j])]
+            if len(tell) > tiny.RIVAL:
+                which, kind = images.judge(a.hash[tell].tolist(), b.hash[j])
+                {"near": near, "maybe": maybe}.get(kind, {})[j] = tell[which]
+                judged |= {(i, j) for i in tell}
+            pairs.append(np.stack([some[:NEIGHBOURS], np.full_like(some[:NEIGHBOURS], at)], 1))
         if features is not None:
             pairs.append(_by_cosine(features[0][rows_a], features[1][rows_b], COSINE))
     at = np.unique(np.concatenate(pairs), axis=0)
@@ -203,7 +242,7 @@ def copies(a: Scans, b: Scans, images: Images, features: tuple[np.ndarray, np.nd
     order = np.lexsort((at[:, 0], bits, at[:, 1]))
     for (i, j), apart in zip(at[order].tolist(), bits[order].tolist(), strict=True):
         if j not in near:
-            if images.alike(a.hash[i], b.hash[j]):
+            if (i, j) not in judged and images.alike(a.hash[i], b.hash[j]):
                 near[j] = i
             elif apart <= SURE:
                 maybe.setdefault(j, i)

@@ -160,10 +160,10 @@ def _unknown(pretrained: Scans, train: Scans, test: Scans, images: Images) -> li
             f"the pixels of {unread} of {len(pretrained)} pretraining scans cannot be read: near-copies of theirs are found by "
             "hash alone, and never for sure"
         )
-    if tiny := int(((test.edge > 0) & (test.edge < TINY)).sum()):
+    if tiny := int(((test.edge > 0) & (test.edge <= TINY)).sum()):
         lines.append(
-            f"{tiny} test scans are smaller than {TINY} pixels: near-copies of such that are shifted or of another grey curve "
-            "are found, noisy and compressed ones not all"
+            f"{tiny} test scans have at most {TINY} pixels along an edge: near-copies of such are found, but not all that are "
+            "very noisy"
         )
     return lines
 

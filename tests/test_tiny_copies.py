@@ -1,0 +1,200 @@
+"""Copies among images of few pixels: each part against something independent, and the whole on real scans."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from sklearn.isotonic import IsotonicRegression
+
+import medssl.store.copies as copies_module
+from medssl.scans.phash import phash
+from medssl.store import tiny
+from medssl.store.copies import Images, Scans, copies
+from medssl.store.groups import similar
+from medssl.store.row import content_hash
+
+RNG = np.random.default_rng(0)
+S = tiny.SIDE
+
+
+def texture(n, size=S, sigma=2.0):
+    x = gaussian_filter(RNG.normal(size=(n, size, size)), (0, sigma, sigma))
+    low, high = x.min((1, 2), keepdims=True), x.max((1, 2), keepdims=True)
+    return ((x - low) / (high - low)).astype(np.float32)
+
+
+def of(name, images):
+    words = [[f"{name} {i}" for i in range(len(images))]] * 2
+    words += [[content_hash(x) for x in images], [phash(x) for x in images]]
+    patient, scan, content, bits = (np.array(w, str) for w in words)
+    edge = np.array([max(x.shape) for x in images])
+    return Scans(name, "key", patient, scan, content, bits, np.ones(len(images), bool), edge, images.__getitem__)
+
+
+def jpeg(x, quality):
+    buffer = io.BytesIO()
+    Image.fromarray(np.round(x * 255).astype(np.uint8)).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer), np.float32) / 255
+
+
+def noisy(x, sd):
+    return np.clip(x + RNG.normal(0, sd, x.shape), 0, 1).astype(np.float32)
+
+
+def half(x):
+    return np.clip(
+        np.asarray(Image.fromarray(x).resize((x.shape[1] // 2, x.shape[0] // 2), Image.Resampling.BICUBIC)), 0, 1
+    )
+
+
+def test_a_canvas_of_its_own_size_is_the_image_and_its_shifts_are_by_whole_pixels():
+    (x,) = texture(1)
+    np.testing.assert_allclose(tiny.canvas(x), x, atol=1e-6)
+    seen = tiny.shifted(x).reshape(5, 5, S, S)
+    for down in range(-2, 3):
+        for right in range(-2, 3):
+            want = np.pad(x, 2, mode="edge")[2 + down :, 2 + right :][:S, :S]
+            np.testing.assert_allclose(seen[2 + down, 2 + right], want, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(14, 14), (28, 28), (40, 31), (64, 64)])
+def test_a_canvas_keeps_a_slope_and_a_level(shape):
+    x = np.add.outer(np.linspace(0, 0.5, shape[0]), np.linspace(0.1, 0.4, shape[1]))
+    inner = tiny.canvas(x)[4:-4, 4:-4]
+    np.testing.assert_allclose(np.diff(inner, axis=0), 0.5 * shape[0] / (shape[0] - 1) / S, atol=1e-3)
+    np.testing.assert_allclose(np.diff(inner, axis=1), 0.3 * shape[1] / (shape[1] - 1) / S, atol=1e-3)
+    np.testing.assert_allclose(tiny.canvas(np.full(shape, 0.3)), 0.3, atol=1e-6)
+
+
+def test_an_outline_forgets_power_curves_and_its_shifts_find_a_shifted_image():
+    x = 0.1 + 0.8 * texture(40)
+    z = tiny.outline(x)
+    np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(tiny.outline(x**1.7), z, atol=1e-4)
+    moved = [np.roll(i, (2, -1), (0, 1)) ** 1.4 for i in x[:9]]
+    shifted = np.stack([tiny.outline(tiny.shifted(i)) for i in moved])
+    cosine = np.einsum("nsd,nd->ns", shifted, z[:9])
+    assert (cosine.argmax(1) == 4 * 5 + 1).all()  # two down, one to the left
+    assert cosine.max(1).min() > 0.99 > np.einsum("nd,nd->n", tiny.outline(np.stack(moved)), z[:9]).max()
+    found = tiny.nearest(z, shifted)
+    assert [row[0] for row in found] == list(range(9))
+    assert all(len(set(row.tolist())) == tiny.CANDIDATES for row in found)
+    assert len(tiny.nearest(z[:3], z[:1, None])[0]) == 3
+
+
+@given(arrays(float, (3, tiny.FINE), elements=st.floats(0, 1e3)))
+@settings(max_examples=50, deadline=None)
+def test_rising_is_isotonic_regression(x):
+    want = [IsotonicRegression().fit_transform(np.arange(tiny.FINE), row, sample_weight=tiny.COUNT) for row in x]
+    np.testing.assert_allclose(tiny.rising(x), want, rtol=1e-6, atol=1e-9)
+
+
+def by_hand(a, b, rings):
+    """Evidence of one pair, one frequency after the other."""
+    x, y = (v[2:-2, 2:-2].astype(float) for v in (a, b))
+    values, at = np.sort(x.ravel()), np.argsort(y.ravel(), kind="stable")
+    taken = np.empty(y.size)
+    for rank, place in enumerate(at):
+        taken[place] = values[rank]
+    y, n = taken.reshape(y.shape), len(x)
+    w = tiny._WINDOW
+    sums = {r: [0, 0.0, 0.0] for r in range(1, tiny.FINE + 1)}  # frequencies, power of both, of the difference
+    rows, columns = np.mgrid[:n, :n]
+    for u in range(-n // 2, n // 2):
+        for v in range(n // 2):
+            ring = round(np.hypot(u, v) * S / n)
+            if 1 <= ring <= tiny.FINE and np.hypot(u, v) * S / n < tiny.FINE + 0.5 and (v > 0 or u > 0):
+                wave = np.exp(-2j * np.pi * (u * rows + v * columns) / n)
+                p, q = ((((i - (i * w).sum() / w.sum()) * w) * wave).sum() for i in (x, y))
+                sums[ring][0] += 1
+                sums[ring][1] += abs(p) ** 2 + abs(q) ** 2
+                sums[ring][2] += abs(p - q) ** 2
+    count, both, apart = np.array(list(sums.values())).T
+    both, apart = both / count, apart / count
+    noise = IsotonicRegression().fit_transform(np.arange(len(count)), apart + 1e-4 * both, sample_weight=count)
+    return float((count * np.log(both / np.minimum(noise, both)))[:rings].sum())
+
+
+def test_evidence_is_the_sum_over_frequencies():
+    a, b = texture(4), texture(4)
+    b[1], b[2] = noisy(a[1], 0.03), a[2] ** 2
+    rings = np.array([13, 13, 13, 6])
+    want = [by_hand(*pair) for pair in zip(a, b, rings, strict=True)]
+    np.testing.assert_allclose(tiny.evidence(a, b, rings), want, rtol=1e-6)
+    same = tiny.evidence(a[2:3], a[2:3], rings[2:3])
+    np.testing.assert_allclose(same, want[2], rtol=1e-6)  # a grey curve changes nothing
+    assert want[0] < want[1] < want[2]
+
+
+def test_a_verdict_is_by_how_much_the_best_exceeds_the_others():
+    others = [100.0, 120.0, 90.0, 80.0]
+    for best, kind in ((700, "near"), (245, "near"), (235, "maybe"), (190, "maybe"), (180, "")):
+        assert tiny.verdict(np.array([others[0], best, *others[1:]]), tiny.FINE) == (1, kind)
+    three = np.array([300.0, 290.0, 280.0, 100.0])
+    assert tiny.verdict(three, tiny.FINE) == (0, "near")  # that a set has it three times hides nothing
+    assert tiny.verdict(np.array([150.0, -20.0, -30.0, -40.0]), tiny.FINE)[1] == "maybe"  # clear, but little in all
+    quarter = np.flatnonzero(np.cumsum(tiny.COUNT) <= tiny.COUNT.sum() / 4)[-1] + 1
+    assert tiny.verdict(np.array([190.0, 120, 110, 105]), int(quarter))[1] == "near"  # fewer frequencies, less spread
+
+
+def test_detail_ends_where_the_pixels_do_and_shapes_tell_nothing():
+    assert [tiny.detail(np.zeros(s)) for s in ((14, 14), (28, 20), (28, 28), (64, 64), (3, 50))] == [6, 9, 13, 13, 1]
+    (x,) = texture(1)
+    assert tiny.telling(x)
+    assert not tiny.telling(np.where(x > 0.6, x, 0))
+
+
+WAYS = {
+    "JPEG": lambda x: jpeg(x, 40),
+    "noise": lambda x: noisy(x, 0.02),
+    "half": half,
+    "all": lambda x: jpeg(noisy(np.pad(x, 2, mode="edge")[4:, 1:][:S, :S] ** 0.8, 0.02), 75),
+}
+
+
+def test_spoilt_copies_of_small_xrays_are_found_and_other_patients_are_not_blamed(shared):
+    with np.load(shared / "medmnist/pneumoniamnist_rebuilt.npz", allow_pickle=False) as f:
+        train, test = (f[f"{s}_images"].astype(np.float32) / 255 for s in ("train", "test"))
+    seen, others = list(train[:2000]), list(test[:200])
+    spoilt = {way: [change(x) for x in seen[:60]] for way, change in WAYS.items()}
+    a, b = of("training", seen), of("test", [*others, *(x for v in spoilt.values() for x in v)])
+    found = copies(a, b, Images([a, b]))
+    assert not {j for j in found.near | found.maybe if j < len(others)}
+    right = np.array([(found.near | found.maybe).get(200 + j) == j % 60 for j in range(240)]).reshape(4, 60)
+    assert dict(zip(WAYS, right.sum(1) >= [58, 58, 54, 58], strict=True)) == dict.fromkeys(WAYS, True)
+    sure = np.array([found.near.get(200 + j) == j % 60 for j in range(240)]).reshape(4, 60).sum(1)
+    assert sure[1] >= 50  # of these even refused, not only said
+    assert sure[3] >= 50
+
+
+def test_shapes_on_a_background_are_compared_by_their_pixels(monkeypatch):
+    shapes = [np.where(x > 0.65, x, 0).astype(np.float32) for x in texture(30)]
+    a, b = of("training", shapes), of("test", [shapes[3] ** 1.5, *(np.where(x > 0.65, x, 0) for x in texture(5))])
+    monkeypatch.setattr(Images, "judge", lambda *_: pytest.fail("judged"))
+    assert copies(a, b, Images([a, b])).near == {0: 3}
+
+
+def test_what_was_judged_is_not_compared_again_and_few_scans_have_no_rival(monkeypatch):
+    x, asked = texture(30), []
+    monkeypatch.setattr(copies_module, "similar", lambda i, j: asked.append(1) or similar(i, j))
+    test = [noisy(x[1], 0.02), *texture(3)]
+    a, b = of("training", list(x)), of("test", test)
+    assert copies(a, b, Images([a, b])).near == {0: 1}
+    assert not asked
+    few = of("training", list(x[:3]))
+    assert copies(few, b, Images([few, b])).near == {0: 1}
+    assert asked
+
+
+def test_of_mid_sized_images_a_shift_is_found_that_the_hash_does_not_see():
+    x = texture(40, 100, 5)
+    a, b = of("training", list(x)), of("test", [np.roll(i, (2, -2), (0, 1)) ** 0.8 for i in x[:9]])
+    assert copies(a, b, Images([a, b])).near == {j: j for j in range(9)}
+    large = Images([dataclasses.replace(s, edge=s.edge * 3) for s in (a, b)])
+    assert len(copies(a, b, large).near) < 5  # by hash alone
