@@ -14,7 +14,7 @@ import medssl
 import tiny
 from medssl import catalog
 from medssl.errors import UserError
-from medssl.evals.alarm import LIMITS, at_chance, diagnose, evidence
+from medssl.evals.alarm import LIMITS, diagnose, evidence
 from medssl.evals.embed import embed_views, evaluating
 from medssl.methods.simclr import SimCLR
 from medssl.rng import Key
@@ -90,20 +90,27 @@ def test_views_are_unrelated_only_where_nothing_is_learnt():
     """Untrained encoders see no relation between two views either; training is what finds it."""
     unrelated = HEALTHY | {"common": 1.05}
     assert diagnose(unrelated, [3.0] * 40) == []
-    assert [a.cause for a in diagnose(unrelated, [math.log(63)] * 40)] == ["unrelated views", "chance"]
+    chance = math.log(63)
+    assert [a.cause for a in diagnose(unrelated, [chance] * 40)] == ["unrelated views", "chance"]
+    assert [a.cause for a in diagnose(unrelated, [5.0, *[chance] * 20])] == ["unrelated views"]
+    assert diagnose(unrelated, [chance] * 19) == []
+    assert diagnose(HEALTHY, [chance] * 39) == []
 
 
 def test_a_loss_flat_at_chance_is_named_with_its_value():
     chance = math.log(256)
     flat = [8.0] * 5 + [chance + 0.05 * (-1) ** i for i in range(40)]
-    alarm = at_chance(flat, chance)
-    assert alarm is not None
-    assert alarm.words.startswith("loss has stayed at ln 256 = 5.545 (chance) for the last 40 logged steps")
-    assert at_chance(flat[:39], chance) is None  # too early to say
-    assert at_chance([*flat[:-1], 5.0], chance) is None  # it moves
-    assert "0.300 (chance)" in at_chance([0.3] * 40, 0.3).words
-    assert at_chance([0.0] * 40, 0.0) is None
-    assert at_chance([float("nan")] * 40, chance) is None
+
+    def said(losses, chance):
+        return [a.words for a in diagnose(HEALTHY | {"chance": chance}, losses)]
+
+    (words,) = said(flat, chance)
+    assert words.startswith("loss has stayed at ln 256 = 5.545 (chance) for the last 40 logged steps")
+    assert said(flat[:39], chance) == []  # too early to say
+    assert said([*flat[:-1], 5.0], chance) == []  # it moves
+    assert "0.300 (chance)" in said([0.3] * 40, 0.3)[0]
+    assert said([0.0] * 40, 0.0) == []
+    assert said([float("nan")] * 40, chance) == []
 
 
 def test_evidence_of_features_made_by_hand():

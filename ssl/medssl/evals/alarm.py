@@ -14,6 +14,7 @@ from medssl.evals.geometry import common, spread
 from medssl.evals.rank import rankme
 
 PATIENCE = 40  # logged losses at chance in a row: healthy runs start slowly, and one stayed within 1.7 % for 40 steps
+SOONER = 20  # of these are enough where views of one scan are not nearer than views of two either
 RECENT = 10  # logged gradients looked at
 FEWEST_DIRECTIONS = 4  # features of fewer cannot be called few
 
@@ -39,7 +40,7 @@ LIMITS = {
     "projected_spread": 0.1,  # 0.23
     "rankme": 3.0,  # 9.0
     "common": 0.9,  # 0.97, over the limit, which is why it counts only where the loss is at chance
-    "chance": 0.01,  # share of chance that 40 losses in a row stay within
+    "chance": 0.01,  # share of chance that 40 losses in a row stay within, or 20 where `common` is over its limit too
 }
 
 
@@ -164,25 +165,25 @@ def _causes(seen: Mapping[str, float], losses: Sequence[float], layer: str) -> I
             f"the gradient has vanished (length {seen['grad_norm']:.1e}), so nothing is learnt; look at what flattens the "
             "loss (a temperature, a margin), at frozen parts, and at lr",
         )
-    if stuck := at_chance(losses, seen.get("chance", 0)):
-        if above("common"):  # untrained encoders are above, and learn
-            yield Alarm(
-                "unrelated views",
-                f"nothing is learnt, and two views of one scan are hardly nearer than views of two scans "
-                f"({seen['common']:.2f} of their squared distance): they may have nothing in common; weaken the recipe "
-                "(larger crop_scale, less noise)",
-            )
-        yield stuck
+    chance = seen.get("chance", 0)
+    if above("common") and at_chance(losses, chance, SOONER):  # untrained encoders are above, and learn
+        yield Alarm(
+            "unrelated views",
+            f"nothing is learnt, and two views of one scan are hardly nearer than views of two scans "
+            f"({seen['common']:.2f} of their squared distance): they may have nothing in common; weaken the recipe "
+            "(larger crop_scale, less noise)",
+        )
+    if at_chance(losses, chance, PATIENCE):
+        n = round(math.exp(min(chance, 30)))
+        value = f"ln {n} = {chance:.3f}" if n > 1 and abs(math.log(n) - chance) < 1e-4 else f"{chance:.3f}"
+        yield Alarm(
+            "chance",
+            f"loss has stayed at {value} (chance) for the last {PATIENCE} logged steps: collapsed or not learning; try another "
+            "learning rate or a longer warm-up, and look at the views: they may have nothing in common",
+        )
 
 
-def at_chance(losses: Sequence[float], chance: float) -> Alarm | None:
-    """When each of the last 40 losses lies within 1 % of `chance` > 0."""
-    recent = np.asarray(losses[-PATIENCE:], np.float64)
-    if len(recent) < PATIENCE or chance <= 0 or not (np.abs(recent - chance) <= LIMITS["chance"] * chance).all():
-        return None
-    n = round(math.exp(min(chance, 30)))
-    value = f"ln {n} = {chance:.3f}" if n > 1 and abs(math.log(n) - chance) < 1e-4 else f"{chance:.3f}"
-    return Alarm("chance", (
-        f"loss has stayed at {value} (chance) for the last {PATIENCE} logged steps: collapsed or not learning; try another "
-        "learning rate or a longer warm-up, and look at the views: they may have nothing in common"
-    ))  # fmt: skip
+def at_chance(losses: Sequence[float], chance: float, patience: int) -> bool:
+    """Whether each of the last `patience` losses lies within 1 % of `chance` > 0."""
+    recent = np.asarray(losses[-patience:], np.float64)
+    return bool(len(recent) == patience and chance > 0 and (np.abs(recent - chance) <= LIMITS["chance"] * chance).all())
