@@ -33,7 +33,12 @@ RIVALS = [
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__)
     args.add_argument("--source", required=True)
-    args.add_argument("--methods", nargs="+", default=["kmeans_bank", "simclr", "byol"])
+    args.add_argument(
+        "--methods",
+        nargs="+",
+        default=["kmeans_bank", "kmeans_bank/patch_pyramid", "simclr", "byol"],
+        help="METHOD[/ENCODER]",
+    )
     args.add_argument("--encoder", default="cnn")
     args.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128])
     args.add_argument("--seeds", type=int, default=3)
@@ -47,21 +52,24 @@ def main() -> None:
         work = Path(given.work or scratch)
         store = medssl.ingest(given.source, work / "store", key=work / "key").path
         runs = []
-        for method in given.methods:
+        for entry in given.methods:
+            method, _, encoder = entry.partition("/")
             ours = {} if method == "kmeans_bank" else {"steps": given.steps, "batch": given.batch}
-            if method not in OWN:
+            if encoder:
+                ours |= {"encoder": encoder}
+            elif method not in OWN:
                 ours |= {"encoder": given.encoder}
                 ours |= {"encoder_options": {"widths": given.widths}} if given.encoder == "cnn" else {}
             for seed in range(given.seeds):
                 start = time.perf_counter()
                 run = medssl.pretrain(
-                    store, work / f"{method}{seed}", method=method, seed=seed, monitor_every=0, **ours
+                    store, work / f"{method}{encoder}{seed}", method=method, seed=seed, monitor_every=0, **ours
                 )
                 trained = time.perf_counter() - start
-                print(f"\n{method} seed {seed}: pretraining {trained:.0f} s on {given.threads} threads", flush=True)
+                print(f"\n{entry} seed {seed}: pretraining {trained:.0f} s on {given.threads} threads", flush=True)
                 medssl.probe(run, store, "label", baselines=RIVALS[: None if method not in OWN else -1])
                 medssl.knn(run, store, "label", k=11)
-                print(f"{method} seed {seed}: with its probes {time.perf_counter() - start:.0f} s", flush=True)
+                print(f"{entry} seed {seed}: with its probes {time.perf_counter() - start:.0f} s", flush=True)
                 runs.append(str(run))
         for reader in ("linear", "kNN"):
             medssl.compare(

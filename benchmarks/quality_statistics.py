@@ -37,8 +37,7 @@ FEATURES = (5, 20)  # in each set of the splits; with more of them the models de
 INTERVALS = {
     "percentile bootstrap": True,
     "BCa bootstrap": True,
-    "Obuchowski, logit": True,
-    "Obuchowski, plain": True,
+    "Obuchowski": True,
     "DeLong, scans as patients": False,
 }
 TESTS = {"paired bootstrap": True, "Obuchowski": True, "bootstrap, scans as patients": False, "DeLong": False}
@@ -73,7 +72,7 @@ def one(rep: int, n: int, given: argparse.Namespace) -> tuple[list[bool], list[b
     draws = {"n": given.resamples, "seed": rep}
     intervals = [
         *(bootstrap.score(AUROC, y, p, patient, method=method, **draws) for method in ("percentile", "bca")),
-        *(delong.score(y, s[0], patient, scale=scale) for scale in ("logit", "plain")),
+        delong.score(y, s[0], patient),
         delong.score(y, s[0], scans),
     ]
     tests = [

@@ -140,9 +140,8 @@ def test_intervals_and_p_are_those_of_their_standard_error():
     y, s, patient = cohort(5, mixed=0)
     auc, cov = delong.covariance(y, s, patient)
     k, se = student.ppf(0.975, 19), np.sqrt(cov[0, 0])  # 20 patients of each class
-    plain, logit = (delong.score(y, s[0], patient, scale=scale) for scale in ("plain", "logit"))
-    assert plain.value == logit.value == auc[0]
-    assert (plain.low, plain.high) == pytest.approx((auc[0] - k * se, auc[0] + k * se), abs=1e-12)
+    logit = delong.score(y, s[0], patient)
+    assert logit.value == auc[0]
     odds, wide = auc[0] / (1 - auc[0]), np.exp(k * se / (auc[0] * (1 - auc[0])))
     ends = odds / wide / (1 + odds / wide), odds * wide / (1 + odds * wide)
     assert (logit.low, logit.high) == pytest.approx(ends, abs=1e-12)
@@ -158,9 +157,8 @@ def test_intervals_and_p_are_those_of_their_standard_error():
 
 def test_intervals_stay_between_0_and_1():
     y, s, patient = cohort(0, patients=12, most=2)
-    for scale in ("plain", "logit"):
-        a = delong.score(y, s[0] + 0.7 * y, patient, scale=scale)
-        assert 0 < a.low < a.value < a.high <= 1
+    a = delong.score(y, s[0] + 0.7 * y, patient)
+    assert 0 < a.low < a.value < a.high < 1
     assert "rarer class, so the interval is rough" in a.how
 
 
@@ -197,8 +195,3 @@ def test_what_has_no_interval_says_why():
 def test_wrong_input_is_refused(y, s, words):
     with pytest.raises(ValueError, match=words):
         delong.score(y, s, np.arange(len(y)))
-
-
-def test_unknown_scale_is_refused():
-    with pytest.raises(ValueError, match="scale"):
-        delong.score([0, 1], [0.0, 1.0], [0, 1], scale="probit")

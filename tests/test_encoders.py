@@ -14,6 +14,7 @@ from medssl.encoders.cnn import CNN
 from medssl.encoders.mlp import MLP
 from medssl.encoders.monai3d import ResNet3d
 from medssl.encoders.patch_bank import PatchBank
+from medssl.encoders.patch_pyramid import PatchPyramid
 from medssl.encoders.timm2d import TimmEncoder, resnet
 from medssl.encoders.vit import ViT, sincos
 from medssl.errors import UserError
@@ -49,6 +50,7 @@ def test_the_choices_are_these():
         "resnet18_3d",
         "timm",
         "patch_bank",
+        "patch_pyramid",
         "layer",
         "hourglass",
     }
@@ -63,7 +65,7 @@ def test_contract(name, channels, size):
     assert y.shape == (3, encoder.dim)
     assert y.dtype == torch.float32
 
-    if name == "patch_bank":
+    if name in ("patch_bank", "patch_pyramid"):
         assert not list(encoder.parameters())
     else:
         for p in encoder.parameters():  # timm starts residual branches at zero, where no gradient passes at first
@@ -84,7 +86,7 @@ def test_contract(name, channels, size):
             torch.testing.assert_close(maps.flatten(2).mean(2), y, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit", "cnn", "mlp", "patch_bank"])
+@pytest.mark.parametrize("name", ["resnet18", "vit", "cnn", "mlp", "patch_bank", "patch_pyramid"])
 @pytest.mark.parametrize("size", SIZES, ids=["2D", "3D"])
 def test_options_rebuild_the_same_encoder(name, size):
     a = build(name, 1, size)
@@ -114,6 +116,8 @@ def test_options_rebuild_the_same_encoder(name, size):
         (lambda: MLP(1, (32, 32), activation="sigmoit"), "sigmoid"),
         (lambda: MLP(1, (32, 32), widths=()), "empty"),
         (lambda: PatchBank(1, (7, 32)), "smaller patch"),
+        (lambda: PatchPyramid(1, (32, 32), ()), "[4,8] for example"),
+        (lambda: PatchPyramid(1, (9, 32)), "smaller patch"),
     ],
 )
 def test_what_cannot_be_built_says_the_way_out(make, says):
@@ -283,6 +287,14 @@ def test_whitening_whitens():
     torch.testing.assert_close(white.mean(0), torch.zeros(9), atol=1e-3, rtol=0)
     torch.testing.assert_close(torch.cov(white.T), torch.eye(9), atol=1e-3, rtol=0)
     torch.testing.assert_close(bank.whiten, bank.whiten.T, atol=1e-4, rtol=0)
+
+
+def test_a_pyramid_is_its_banks_one_after_the_other():
+    pyramid = PatchPyramid(2, (12, 13), patches=(3, 6), centroids=5, pool=2)
+    x = torch.randn(3, 2, 12, 13)
+    assert [(b.patch, b.dim) for b in pyramid.banks] == [(3, 20), (6, 20)]
+    want = np.stack([np.concatenate([naive_bank(b, scan.numpy()) for b in pyramid.banks]) for scan in x])
+    np.testing.assert_allclose(pyramid(x).numpy(), want, rtol=1e-3, atol=1e-4)
 
 
 def test_bank_reads_pneumonia(shared):

@@ -12,6 +12,7 @@ from medssl.encoders.handover import CLASSES, load_encoder, save_encoder
 from medssl.encoders.mlp import MLP
 from medssl.encoders.monai3d import ResNet3d
 from medssl.encoders.patch_bank import PatchBank
+from medssl.encoders.patch_pyramid import PatchPyramid
 from medssl.encoders.timm2d import TimmEncoder
 from medssl.encoders.vit import ViT
 from medssl.errors import UserError
@@ -26,6 +27,7 @@ MADE = [
     lambda: CNN(2, (8, 8, 8), widths=(8, 16)),
     lambda: MLP(2, (8, 8), widths=(12, 6), activation="tanh"),
     lambda: PatchBank(2, (12, 12), patch=4, centroids=7, pool=2, contrast=0.1),
+    lambda: PatchPyramid(2, (12, 12), patches=(3, 5), centroids=7, pool=2, contrast=0.1),
 ]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tiny
+from medssl import catalog
 from medssl.errors import UserError
 from medssl.methods.base import Clock
 from medssl.methods.parts import follow, teacher_of
@@ -164,7 +165,9 @@ def test_kmeans_bank_equals_sklearn_from_the_same_start():
     batch = tiny.batch(1, n=32)
     method(batch, Clock(0, 2))
     method.after_step(Clock(0, 2))
-    method.start(method.encoder.patches_at(*_places(method, batch)).double())
+    (fit,) = method.fits
+    fit.start(method.encoder, method.encoder.patches_at(*_places(method, batch)).double())
+    method.round.zero_()
     white = method.encoder.whitened(method.encoder.patches_at(*_places(method, batch))).double()
     start = method.encoder.centroids.double().numpy().copy()
     loss = method(batch, Clock(1, 2))["loss"]
@@ -178,6 +181,26 @@ def test_kmeans_bank_equals_sklearn_from_the_same_start():
         method.encoder.centroids.double(), torch.tensor(np.stack(expected)), rtol=1e-4, atol=1e-4
     )
     assert reference.inertia_ <= distance.min(1).sum()
+
+
+def test_kmeans_bank_fits_each_bank_of_a_pyramid_as_if_alone():
+    def fitted(encoder, **options):
+        torch.manual_seed(0)
+        spec = catalog.spec("method", "kmeans_bank", whitening=0.5, rounds=2, per_scan=8)
+        spec.pop("_run_")
+        model = catalog.build(catalog.spec("encoder", encoder, centroids=8, **options), channels=1, size=(16, 16))
+        method = catalog.build(spec, encoder=model)
+        for step in range(8):
+            method(tiny.batch(1, n=32, seed=step), Clock(step, 8))
+            method.after_step(Clock(step, 8))
+        return model
+
+    alone, (first, second) = fitted("patch_bank", patch=3), fitted("patch_pyramid", patches=[3, 5]).banks
+    assert all(torch.equal(a, b) for a, b in zip(alone.buffers(), first.buffers(), strict=True))
+    assert second.patch == 5
+    assert not torch.equal(second.whiten, torch.eye(25))
+    again = fitted("patch_pyramid", patches=[3, 3]).banks[1]  # other places of the same scans
+    assert not torch.equal(again.centroids, first.centroids)
 
 
 def _places(method, batch):

@@ -15,6 +15,7 @@ SMALL = {
     "mlp": {"widths": [32, 16]},
     "vit": {"patch": 4, "dim": 24, "depth": 2, "heads": 2},
     "patch_bank": {"patch": 3, "centroids": 16},
+    "patch_pyramid": {"patches": [3, 5], "centroids": 8},
     "layer": {"widths": [16]},
     "hourglass": {"widths": [32, 16]},
 }

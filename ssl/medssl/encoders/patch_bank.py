@@ -110,6 +110,11 @@ class PatchBank(nn.Module):
                 out[b : b + step] += grids[0][:, r : r + rows] @ h
         return out.flatten(1)
 
+    @property
+    def banks(self) -> "tuple[PatchBank, ...]":
+        """Itself: what encoders.patch_pyramid has several of."""
+        return (self,)
+
     def stages(self, x: Tensor) -> list[Tensor]:
         """There are none: UserError."""
         raise UserError(

@@ -25,7 +25,6 @@ from medssl.evals.bootstrap import FEW, positions
 from medssl.evals.score import Difference, Score
 
 Floats = NDArray[np.float64]
-SCALES = ("logit", "plain")
 
 
 @dataclass(frozen=True)
@@ -100,25 +99,20 @@ def covariance(y: ArrayLike, scores: ArrayLike, patient: ArrayLike) -> tuple[Flo
     return parts.auroc, parts.covariance()
 
 
-def score(y: ArrayLike, s: ArrayLike, patient: ArrayLike, *, scale: str = "logit", level: float = 0.95) -> Score:
-    """The AUROC with its interval, symmetric on the scale of the log odds or, `scale="plain"`, of the AUROC itself.
+def score(y: ArrayLike, s: ArrayLike, patient: ArrayLike, *, level: float = 0.95) -> Score:
+    """The AUROC with its interval, symmetric on the scale of the log odds.
 
-    The plain one is cut at 0 and 1; where patients are few or the AUROC is high, errors are skewed and it covers too
-    seldom: of 35 patients at 95 %, .93 at an AUROC of .8 (logit .95) and .85 at .95 (logit .93), simulated with
-    `benchmarks/quality_statistics.py`. Where the classes do not overlap the variance is 0 and says
-    nothing, so there is no interval. Raises ValueError as `covariance` does.
+    On its own scale, as pROC and others give it, it covers too seldom where patients are few or the AUROC is high, because
+    errors are skewed: of 35 patients at 95 %, .93 at an AUROC of .8 (log odds .95) and .85 at .95 (log odds .93), simulated
+    as in `benchmarks/quality_statistics.py`. Where the classes do not overlap the variance is 0 and says nothing, so there
+    is no interval. Raises ValueError as `covariance` does.
     """
-    if scale not in SCALES:
-        raise ValueError(f"scale must be one of {SCALES}, got {scale!r}")
     parts = _parts(y, np.asarray(s)[None], patient)
     value, se = float(parts.auroc[0]), float(np.sqrt(parts.covariance()[0, 0]))
-    how, k = _how(parts, level, f"{scale} interval"), _quantile(parts, level)
+    how, k = _how(parts, level, "logit interval"), _quantile(parts, level)
     if not se > 0:  # nan as well
         return Score(value, np.nan, np.nan, parts.scans, parts.positive.shape[1], f"no interval {_why(parts)}: {how}")
-    if scale == "logit":
-        ends = expit(logit(value) + np.array([-k, k]) * se / (value * (1 - value)))
-    else:
-        ends = np.clip(value + np.array([-k, k]) * se, 0, 1)
+    ends = expit(logit(value) + np.array([-k, k]) * se / (value * (1 - value)))
     return Score(value, float(ends[0]), float(ends[1]), parts.scans, parts.positive.shape[1], how)
 
 
