@@ -1,12 +1,12 @@
 """Two hospitals, in both directions: pretrain and train on one, score on its held-out patients and on all patients of the other.
 
     python benchmarks/quality_hospitals.py --a A/images --a-labels A/manifest.csv --b B/images --b-labels B/manifest.csv \\
-        --positive PNEUMONIA --methods denoising simclr --steps 200 --seeds 3
+        --positive PNEUMONIA --methods denoising kmeans_bank/patch_pyramid --steps 200 --seeds 3
 
 Each method is pretrained from --seeds initial weights on the values as stored and on ranks (`pretrain equalise=true`); all
 rivals are given the same. Prints the tables of `medssl transfer` as they come (subgroups of the other hospital among them), those
 of `medssl audit` for the first run of each hospital, and at the end one table: AUROC at home and there, with intervals
-over patients and seeds, and what it is there above raw pixels as stored, paired. With --work, finished runs are kept.
+over patients and seeds, and what it is there above raw pixels, paired. With --work, finished runs are kept.
 """
 
 import argparse
@@ -40,7 +40,12 @@ def main() -> None:
         args.add_argument(f"--{key}", required=True)
     args.add_argument("--target", default="label")
     args.add_argument("--positive", nargs="+", default=["PNEUMONIA"])
-    args.add_argument("--methods", nargs="+", default=["denoising", "simclr"])
+    args.add_argument(
+        "--methods",
+        nargs="+",
+        default=["denoising", "kmeans_bank/patch_pyramid"],
+        help="METHOD[/ENCODER]; rivals go with the first",
+    )
     args.add_argument("--values", nargs="+", default=list(VALUES), choices=VALUES)
     args.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128])
     args.add_argument("--size", type=int, default=64)
@@ -69,11 +74,14 @@ def main() -> None:
 
 def one(given: argparse.Namespace, work: Path, home: str, other: str, method: str, values: str, seed: int) -> Path:
     """A run, transferred; what is done is not done again."""
-    run = work / f"{home} {method} {values} {seed}"
+    name, _, encoder = method.partition("/")
+    run = work / f"{home} {method.replace('/', ' ')} {values} {seed}"
+    ours = {"encoder": encoder} if encoder else {"encoder": "cnn", "encoder_options": {"widths": given.widths}}
+    if name != "kmeans_bank":
+        ours |= {"steps": given.steps, "batch": given.batch}
     medssl.pretrain(
-        work / home, run, method=method, encoder="cnn", encoder_options={"widths": given.widths}, size=given.size,
-        steps=given.steps, batch=given.batch, seed=seed, monitor_every=0, equalise=VALUES[values],
-    )  # fmt: skip
+        work / home, run, method=name, size=given.size, seed=seed, monitor_every=0, equalise=VALUES[values], **ours
+    )
     if not (run / "predictions").exists():
         rivals = BASELINES if method == given.methods[0] else ["random init"]
         medssl.transfer(run, work / home, given.target, str(work / other), positive=given.positive, baselines=rivals)
@@ -97,7 +105,7 @@ def rows(
 ) -> list[dict[str, object]]:
     """Every method, and the rivals that stand beside the first one."""
     lines = []
-    floor = entry(next(iter(found.values()))[0][1], RAW)
+    raw = {values: entry(seeds[0][1], RAW) for (method, values), seeds in found.items() if method == first}
     for (method, values), seeds in found.items():
         for name in ("run", *FROZEN, SUPERVISED) if method == first else ("run",):
             told = (
@@ -105,7 +113,12 @@ def rows(
             )  # the others do not change with it
             here, there = ([entry(s[at], name) for s in told] for at in (0, 1))
             away = seeds[0][1]
-            gain = difference_seeds(METRIC, away.y, there, [floor] * len(there), away.patient)
+            gains = {
+                f"there, minus raw pixels, {which}": difference_seeds(
+                    METRIC, away.y, there, [floor] * len(there), away.patient
+                )
+                for which, floor in raw.items()
+            }
             lines.append(
                 {
                     "way": way,
@@ -113,8 +126,8 @@ def rows(
                     "values": values,
                     "at home": score_seeds(METRIC, seeds[0][0].y, here, seeds[0][0].patient),
                     "there": score_seeds(METRIC, away.y, there, away.patient),
-                    "there, minus raw pixels as stored": gain,
                 }
+                | gains
             )
     return lines
 

@@ -297,6 +297,13 @@ def test_a_pyramid_is_its_banks_one_after_the_other():
     np.testing.assert_allclose(pyramid(x).numpy(), want, rtol=1e-3, atol=1e-4)
 
 
+def test_patches_of_a_pyramid_grow_with_the_image():
+    of = {
+        size: PatchPyramid(1, size).options["patches"] for size in ((28, 28), (64, 80), (32, 40), (28,) * 3, (64,) * 3)
+    }
+    assert list(of.values()) == [[4, 8], [9, 18], [5, 9], [3, 4], [5, 9]]
+
+
 def test_bank_reads_pneumonia(shared):
     """The defaults (contrast, whitening, pooling) are right: on all of this they are worth an AUC of .967."""
     from sklearn.cluster import MiniBatchKMeans

@@ -17,7 +17,8 @@ class PatchPyramid(nn.Module):
     Args:
         channels: of the scans.
         size: of the scans.
-        patches: edges in pixels, one for each bank.
+        patches: edges in pixels, one for each bank. By default a seventh and two sevenths of the shortest axis in 2D, half as
+            much in 3D, at least 3: 4 and 8 of 28 pixels, 9 and 18 of 64.
         centroids: of each.
         pool: cells per axis of each.
         contrast: see PatchBank.
@@ -29,12 +30,14 @@ class PatchPyramid(nn.Module):
         self,
         channels: int,
         size: tuple[int, ...],
-        patches: Sequence[int] = (4, 8),
+        patches: Sequence[int] | None = None,
         centroids: int = 256,
         pool: int = 3,
         contrast: float = 0.01,
     ):
         super().__init__()
+        if patches is None:
+            patches = [max(3, round(share * min(size) / (7 if len(size) == 2 else 14))) for share in (1, 2)]
         if not patches:
             raise UserError("encoder.patches is empty; give the edges of patches in pixels, [4,8] for example")
         self.channels, self.size = channels, tuple(size)
