@@ -138,6 +138,7 @@ def test_a_verdict_is_by_how_much_the_best_exceeds_the_others():
         assert tiny.verdict(np.array([others[0], best, *others[1:]]), tiny.FINE) == (1, kind)
     three = np.array([300.0, 290.0, 280.0, 100.0])
     assert tiny.verdict(three, tiny.FINE) == (0, "near")  # that a set has it three times hides nothing
+    assert tiny.verdict(np.array([300.0, 310.0, 290.0, 305.0, 280.0]), tiny.FINE) == (1, "look")
     assert tiny.verdict(np.array([150.0, -20.0, -30.0, -40.0]), tiny.FINE)[1] == "maybe"  # clear, but little in all
     quarter = np.flatnonzero(np.cumsum(tiny.COUNT) <= tiny.COUNT.sum() / 4)[-1] + 1
     assert tiny.verdict(np.array([190.0, 120, 110, 105]), int(quarter))[1] == "near"  # fewer frequencies, less spread
@@ -201,6 +202,15 @@ def test_what_was_judged_is_not_compared_again_and_few_scans_have_no_rival(monke
     few = of("training", list(x[:3]))
     assert copies(few, b, Images([few, b])).near == {0: 1}
     assert asked
+
+
+def test_that_a_set_has_it_many_times_hides_nothing():
+    x = texture(30, sigma=3)
+    many = [*x, *(noisy(x[4], 0.01) for _ in range(6))]
+    a, b = of("training", many), of("test", [noisy(x[4], 0.01), *texture(3, sigma=3)])
+    found = copies(a, b, Images([a, b]))
+    assert list(found.near) == [0]
+    assert found.near[0] in {4, *range(30, 36)}
 
 
 def test_of_mid_sized_images_a_shift_is_found_that_the_hash_does_not_see():

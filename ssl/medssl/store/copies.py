@@ -173,7 +173,7 @@ class Images:
         return found is not None and found.canvas is not None
 
     def judge(self, a: Sequence[str], b: str) -> tuple[int, str]:
-        """Of the tiny images `a` which is a copy of the tiny image b, and "near", "maybe" or "": `tiny.verdict`."""
+        """Of the tiny images `a` which is most like the tiny image b, and `tiny.verdict` on it."""
         image, some, own = self._read(b), [self._canvas(h) for h in a], self._sketches[b]
         assert image is not None
         assert own is not None
@@ -225,12 +225,15 @@ def copies(a: Scans, b: Scans, images: Images, features: tuple[np.ndarray, np.nd
         (at_a, x_a), (at_b, x_b) = images.outlines(a.hash[rows_a]), images.outlines(b.hash[rows_b], shifted=True)
         for at, found in zip(at_b.tolist(), tiny.nearest(x_a, x_b) if len(at_a) else (), strict=False):
             j, some = int(rows_b[at]), at_a[found]
-            tell = [i for i in rows_a[some].tolist() if images.tiny(a.hash[i]) and images.tiny(b.hash[j])]
+            tell = [i for i in some.tolist() if images.tiny(a.hash[rows_a[i]]) and images.tiny(b.hash[j])]
+            some = some[:NEIGHBOURS]
             if len(tell) > tiny.RIVAL:
-                which, kind = images.judge(a.hash[tell].tolist(), b.hash[j])
-                {"near": near, "maybe": maybe}.get(kind, {})[j] = tell[which]
-                judged |= {(i, j) for i in tell}
-            pairs.append(np.stack([some[:NEIGHBOURS], np.full_like(some[:NEIGHBOURS], at)], 1))
+                best, kind = images.judge(a.hash[rows_a[tell]].tolist(), b.hash[j])
+                {"near": near, "maybe": maybe}.get(kind, {})[j] = int(rows_a[tell[best]])
+                if kind == "look":
+                    some = np.append(some, tell.pop(best))
+                judged |= {(int(rows_a[i]), j) for i in tell}
+            pairs.append(np.stack([some, np.full_like(some, at)], 1))
         if features is not None:
             pairs.append(_by_cosine(features[0][rows_a], features[1][rows_b], COSINE))
     at = np.unique(np.concatenate(pairs), axis=0)

@@ -146,11 +146,12 @@ def verdict(found: Floats, rings: int) -> tuple[int, str]:
     """Of the evidence (K,) for one image's candidates: which is its copy, and whether "near", "maybe" or, "", none is.
 
     The images of one organ are all alike, so what counts is by how much the best exceeds the rest (its RIVAL-th next). That
-    spreads as the root of the number of frequencies.
+    spreads as the root of the number of frequencies. "look": so many are so like it that they may be copies as well, and
+    only a look at their pixels can tell.
     """
     best = int(found.argmax())
     top, scale = float(found[best]), float(np.sqrt(COUNT[:rings].sum() / COUNT.sum()))
     above = top - float(np.sort(found)[-1 - RIVAL]) if len(found) > RIVAL else 0.0
     if top >= ALONE * scale or (above >= SURELY * scale and top >= LEAST * scale):
         return best, "near"
-    return best, "maybe" if above >= PERHAPS * scale else ""
+    return best, "maybe" if above >= PERHAPS * scale else "look" if top >= LEAST * scale else ""
