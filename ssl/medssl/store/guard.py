@@ -66,7 +66,7 @@ class Shared:
             things.append(f"{self.exact + self.near} of the {self.scans} {self.b} images ({self.near} of them nearly)")
         if self.maybe:
             things.append(
-                f"perhaps {self.maybe} {self.b} images (near by their hashes, not by their pixels or those cannot be read)"
+                f"perhaps {self.maybe} {self.b} images (alike, but their pixels cannot be read or leave it open)"
             )
         found = " and ".join(things) or f"none of the {self.scans} {self.b} images"
         return f"{self.a} has seen {found}"
