@@ -117,7 +117,7 @@ def test_options_rebuild_the_same_encoder(name, size):
         (lambda: MLP(1, (32, 32), widths=()), "empty"),
         (lambda: PatchBank(1, (7, 32)), "smaller patch"),
         (lambda: PatchPyramid(1, (32, 32), ()), "[4,8] for example"),
-        (lambda: PatchPyramid(1, (9, 32)), "smaller patch"),
+        (lambda: PatchPyramid(1, (9, 32), (8,)), "smaller patch"),
     ],
 )
 def test_what_cannot_be_built_says_the_way_out(make, says):

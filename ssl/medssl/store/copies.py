@@ -30,6 +30,7 @@ SURE = 32  # bits within which a pair deserves a look, whatever its pixels say: 
 NEAREST = 8  # hashes looked at per scan
 SMALL = 224  # pixels of the longest side below which a shift by two pixels is too much for the hash
 TINY = 64  # pixels up to which noise and compression hide a copy from `similar`
+SAMPLE = 100  # scans of a set that say what is usual in it
 NEIGHBOURS = 2  # looked at per scan, by outline and by embedding
 COSINE = 0.9  # of embeddings minus their mean; less is not worth a look at the pixels
 CACHED = 512  # images in memory
@@ -168,19 +169,17 @@ class Images:
         return self._shifted[content]
 
     def tiny(self, content: str) -> bool:
-        """Whether `judge` can judge it."""
+        """Whether `weigh` can weigh it."""
         found = self.sketch(content)
         return found is not None and found.canvas is not None
 
-    def judge(self, a: Sequence[str], b: str) -> tuple[int, str]:
-        """Of the tiny images `a` which is most like the tiny image b, and `tiny.verdict` on it."""
-        image, some, own = self._read(b), [self._canvas(h) for h in a], self._sketches[b]
+    def weigh(self, a: Sequence[str], b: str) -> tuple[NDArray[np.floating], NDArray[np.floating], int]:
+        """`tiny.evidence` that the tiny image b shows the scan of each of the tiny images `a`; rings of the poorest of them."""
+        image, some, own = self._read(b), [self._canvas(h) for h in a], self._canvas(b)
         assert image is not None
-        assert own is not None
         shift = (self._shifts(b) @ np.stack([self._outline(h) for h in a]).T).argmax(0)
-        rings = np.minimum([r for _, r in some], own.rings)
-        found = tiny.evidence(np.stack([c for c, _ in some]), tiny.shifted(image)[shift], rings)
-        return tiny.verdict(found, int(rings.min()))
+        rings = np.minimum([r for _, r in some], own[1])
+        return *tiny.evidence(np.stack([c for c, _ in some]), tiny.shifted(image)[shift], rings), int(rings.min())
 
 
 def _sketch(image: np.ndarray) -> Sketch:
@@ -223,12 +222,13 @@ def copies(a: Scans, b: Scans, images: Images, features: tuple[np.ndarray, np.nd
     judged: set[tuple[int, int]] = set()
     if not inside:
         (at_a, x_a), (at_b, x_b) = images.outlines(a.hash[rows_a]), images.outlines(b.hash[rows_b], shifted=True)
+        usual = _usual(a, rows_a[at_a], x_a, images) if len(at_b) else 0.0
         for at, found in zip(at_b.tolist(), tiny.nearest(x_a, x_b) if len(at_a) else (), strict=False):
             j, some = int(rows_b[at]), at_a[found]
             tell = [i for i in some.tolist() if images.tiny(a.hash[rows_a[i]]) and images.tiny(b.hash[j])]
             some = some[:NEIGHBOURS]
             if len(tell) > tiny.RIVAL:
-                best, kind = images.judge(a.hash[rows_a[tell]].tolist(), b.hash[j])
+                best, kind = tiny.verdict(*images.weigh(a.hash[rows_a[tell]].tolist(), b.hash[j]), usual)
                 {"near": near, "maybe": maybe}.get(kind, {})[j] = int(rows_a[tell[best]])
                 if kind == "look":
                     some = np.append(some, tell.pop(best))
@@ -250,6 +250,22 @@ def copies(a: Scans, b: Scans, images: Images, features: tuple[np.ndarray, np.nd
             elif apart <= SURE:
                 maybe.setdefault(j, i)
     return Copies(exact, near, {j: i for j, i in maybe.items() if j not in near})
+
+
+def _usual(a: Scans, rows: Rows, outlines: NDArray[np.float32], images: Images) -> float:
+    """The median `tiny.excess` of some tiny scans of a set, over its other patients."""
+    some = [int(i) for i in np.flatnonzero([images.tiny(h) for h in a.hash[rows].tolist()])]
+    some = [some[i] for i in np.unique(np.linspace(0, len(some) - 1, min(SAMPLE, len(some))).astype(int))]
+    if not some:
+        return 0.0
+    shifts = images.outlines(a.hash[rows[some]], shifted=True)[1]
+    found = []
+    for i, near in zip(some, tiny.nearest(outlines, shifts), strict=True):
+        others = [h for j in rows[near] if a.patient[j] != a.patient[rows[i]] and images.tiny(h := str(a.hash[j]))]
+        if len(others) > tiny.RIVAL:
+            evidence, _, rings = images.weigh(others, str(a.hash[rows[i]]))
+            found.append(tiny.excess(evidence, rings))
+    return float(np.median(found)) if found else 0.0
 
 
 def _exact(a: Scans, b: Scans, inside: bool) -> dict[int, int]:

@@ -24,10 +24,15 @@ FINE = 13  # and up to which evidence does
 EXACT = 1e-4  # of the power of both: differences below this are the same as none
 CANDIDATES = 10  # nearest outlines that are looked at
 RIVAL = 3  # the candidate whose evidence counts as that of another scan: up to so many near-copies may be in one set
-# nats above that rival's, of images of 28 pixels: of 52 million pairs of X-rays of two patients 33 exceeded the first, one the
-# second, and some of these may be one child that came twice
+# nats above that rival's, of images of 28 pixels, and times what is usual among scans of one set (where images are simple,
+# chance alone makes two of them alike): how many false pairs that leaves is in benchmarks/results/
 PERHAPS, SURELY = 95.0, 150.0
+TIMES_PERHAPS, TIMES_SURELY = 5.5, 8.5
 LEAST = 200.0  # nats without which nothing is sure
+MAYBE_ALIKE, ALIKE = (
+    0.8,
+    0.9,
+)  # correlations without which nothing is perhaps, or surely, a copy: noise may hide another scan
 ALONE = 600.0  # nats which need no rival
 FLAT = 0.5  # share of pixels of one value above which an image is a shape on a background, for which none of this was tried
 
@@ -123,8 +128,8 @@ def rising(x: Floats) -> Floats:
     return np.stack([means[:, : i + 1, i:].min(2).max(1) for i in range(FINE)], 1)
 
 
-def evidence(a: Floats, b: Floats, rings: NDArray[np.int64]) -> Floats:
-    """Log likelihood ratio (N,), in nats, that canvases b (N, SIDE, SIDE) show the scans of a (N, SIDE, SIDE).
+def evidence(a: Floats, b: Floats, rings: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Log likelihood ratio (N,), in nats, that canvases b (N, SIDE, SIDE) show the scans of a (N, SIDE, SIDE); correlation (N,).
 
     b takes the histogram of a, so that no monotone grey curve matters. If it is a copy, the difference is noise, of
     compression or of a scanner, whose power per frequency R does not fall as frequencies rise; if it is another scan, the
@@ -139,19 +144,31 @@ def evidence(a: Floats, b: Floats, rings: NDArray[np.int64]) -> Floats:
     both = _power(x) + _power(y) + 1e-12
     noise = rising(_power(y - x) + EXACT * both)
     gain = COUNT * np.log(both / np.minimum(noise, both))
-    return (gain * (np.arange(1, FINE + 1) <= rings[:, None])).sum(1)
+    u, v = (i.reshape(len(i), -1) - i.mean((1, 2))[:, None] for i in (x, y))
+    alike = (u * v).sum(1) / np.maximum(np.sqrt((u * u).sum(1) * (v * v).sum(1)), 1e-12)
+    return (gain * (np.arange(1, FINE + 1) <= rings[:, None])).sum(1), alike
 
 
-def verdict(found: Floats, rings: int) -> tuple[int, str]:
-    """Of the evidence (K,) for one image's candidates: which is its copy, and whether "near", "maybe" or, "", none is.
+def scale(rings: int) -> float:
+    """How far evidence spreads, in units of its spread at 28 pixels: as the root of the number of frequencies."""
+    return float(np.sqrt(COUNT[:rings].sum() / COUNT.sum()))
 
-    The images of one organ are all alike, so what counts is by how much the best exceeds the rest (its RIVAL-th next). That
-    spreads as the root of the number of frequencies. "look": so many are so like it that they may be copies as well, and
-    only a look at their pixels can tell.
+
+def excess(found: Floats, rings: int) -> float:
+    """By how much, over `scale`, the best evidence of (K,) exceeds the rest (its RIVAL-th next); 0 for fewer candidates."""
+    return float(found.max() - np.sort(found)[-1 - RIVAL]) / scale(rings) if len(found) > RIVAL else 0.0
+
+
+def verdict(found: Floats, alike: Floats, rings: int, usual: float) -> tuple[int, str]:
+    """Of the evidence (K,) and correlation (K,) of one image's candidates: which is its copy, and whether "near", "maybe" or "".
+
+    The images of one organ are all alike, so what counts is `excess`. "look": so many are so like it that they may be
+    copies as well, and only a look at their pixels can tell. usual: the median excess of scans that are copies of nothing.
     """
-    best = int(found.argmax())
-    top, scale = float(found[best]), float(np.sqrt(COUNT[:rings].sum() / COUNT.sum()))
-    above = top - float(np.sort(found)[-1 - RIVAL]) if len(found) > RIVAL else 0.0
-    if top >= ALONE * scale or (above >= SURELY * scale and top >= LEAST * scale):
+    best, above = int(found.argmax()), excess(found, rings)
+    top = float(found[best]) / scale(rings)
+    clear = above >= max(SURELY, TIMES_SURELY * usual) and top >= LEAST
+    if (clear or top >= ALONE) and alike[best] >= ALIKE:
         return best, "near"
-    return best, "maybe" if above >= PERHAPS * scale else "look" if top >= LEAST * scale else ""
+    maybe = above >= max(PERHAPS, TIMES_PERHAPS * usual) and alike[best] >= MAYBE_ALIKE
+    return best, "maybe" if maybe else "look" if top >= LEAST else ""

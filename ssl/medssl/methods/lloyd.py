@@ -1,0 +1,67 @@
+"""Whitening and k-means of one patch bank, batch by batch and over all ranks: a part of methods.kmeans_bank."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from medssl.encoders.patch_bank import PatchBank
+from medssl.errors import UserError
+from medssl.objectives.ranks import all_rows, world
+
+
+class Lloyd(nn.Module):
+    """What is known on the way to one bank's whitening and centroids."""
+
+    first: Tensor  # (P,) sum of patches
+    second: Tensor  # (P, P) sum of their outer products
+    seen: Tensor  # how many
+    sums: Tensor  # (K, P) whitened patches won by each centroid in this round
+    counts: Tensor  # (K,) how many
+
+    def __init__(self, bank: PatchBank):
+        super().__init__()
+        k, p = bank.centroids.shape
+        for name, shape in {"first": (p,), "second": (p, p), "seen": (), "sums": (k, p), "counts": (k,)}.items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+
+    def gather(self, patches: Tensor) -> Tensor:
+        """Add patches (N, P) to the covariance; their variance."""
+        added = [patches.sum(0), patches.T @ patches, patches.new_tensor(float(len(patches)))]
+        for total, new in zip((self.first, self.second, self.seen), summed(added), strict=True):
+            total += new
+        return patches.var(0).sum()
+
+    def start(self, bank: PatchBank, patches: Tensor) -> None:
+        """Whitening from the totals; the first centroids are whitened patches of this batch, the same on every rank."""
+        mean = self.first / self.seen
+        bank.set_whitening(mean, self.second / self.seen - mean.outer(mean))
+        white = (all_rows(patches) - bank.mean) @ bank.whiten.double()
+        k = len(self.counts)
+        if len(white) < k:
+            raise UserError(f"{len(white)} patches a batch cannot start {k} centroids; raise batch or method.per_scan")
+        bank.centroids.copy_(white[torch.linspace(0, len(white) - 1, k, device=white.device).long()])
+
+    def assign(self, bank: PatchBank, patches: Tensor) -> Tensor:
+        """Give patches (N, P) to their nearest centroids; the mean squared distance."""
+        white = (patches - bank.mean) @ bank.whiten.double()
+        distance, nearest = torch.cdist(white, bank.centroids.double()).min(1)
+        mine = torch.zeros_like(self.sums).index_add_(0, nearest, white)
+        added = [mine, torch.bincount(nearest, minlength=len(self.counts)).double(), distance.square().sum()]
+        sums, counts, error = summed(added)
+        self.sums += sums
+        self.counts += counts
+        return error / counts.sum()
+
+    def move(self, bank: PatchBank) -> None:
+        """Centroids to the means of what they won; one that won nothing stays where it is."""
+        used = self.counts > 0
+        bank.centroids[used] = (self.sums / self.counts[:, None])[used].to(bank.centroids.dtype)
+        self.sums.zero_(), self.counts.zero_()
+
+
+def summed(parts: list[Tensor]) -> list[Tensor]:
+    """Each tensor summed over ranks, in place."""
+    if world() > 1:
+        for part in parts:
+            dist.all_reduce(part)
+    return parts
