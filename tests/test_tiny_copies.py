@@ -144,8 +144,8 @@ def test_a_verdict_is_by_how_much_the_best_exceeds_the_others():
             kind and "maybe",
         )  # noise may have hidden another scan
     assert verdict(100, 245, 120, 90, 80, alike=0.75)[1] == "look"
-    assert verdict(100, 270, 120, 90, 80, usual=25) == (1, "maybe")  # of simple images more is asked
-    assert verdict(100, 220, 120, 90, 80, usual=25)[1] == "look"
+    assert verdict(100, 270, 120, 90, 80, usual=40) == (1, "maybe")  # of simple images more is asked
+    assert verdict(100, 220, 120, 90, 80, usual=40)[1] == "look"
     assert verdict(300, 290, 280, 100) == (0, "near")  # that a set has it three times hides nothing
     assert verdict(300, 310, 290, 305, 280) == (1, "look")
     assert verdict(150, -20, -30, -40) == (0, "maybe")  # clear, but little in all

@@ -253,7 +253,7 @@ def copies(a: Scans, b: Scans, images: Images, features: tuple[np.ndarray, np.nd
 
 
 def _usual(a: Scans, rows: Rows, outlines: NDArray[np.float32], images: Images) -> float:
-    """The median `tiny.excess` of some tiny scans of a set, over its other patients."""
+    """The upper quartile of `tiny.excess` of some tiny scans of a set over its other patients, clear copies left out."""
     some = [int(i) for i in np.flatnonzero([images.tiny(h) for h in a.hash[rows].tolist()])]
     some = [some[i] for i in np.unique(np.linspace(0, len(some) - 1, min(SAMPLE, len(some))).astype(int))]
     if not some:
@@ -263,9 +263,10 @@ def _usual(a: Scans, rows: Rows, outlines: NDArray[np.float32], images: Images) 
     for i, near in zip(some, tiny.nearest(outlines, shifts), strict=True):
         others = [h for j in rows[near] if a.patient[j] != a.patient[rows[i]] and images.tiny(h := str(a.hash[j]))]
         if len(others) > tiny.RIVAL:
-            evidence, _, rings = images.weigh(others, str(a.hash[rows[i]]))
-            found.append(tiny.excess(evidence, rings))
-    return float(np.median(found)) if found else 0.0
+            evidence, alike, rings = images.weigh(others, str(a.hash[rows[i]]))
+            if tiny.verdict(evidence, alike, rings, 0.0)[1] != "near":
+                found.append(tiny.excess(evidence, rings))
+    return float(np.percentile(found, 75)) if found else 0.0
 
 
 def _exact(a: Scans, b: Scans, inside: bool) -> dict[int, int]:

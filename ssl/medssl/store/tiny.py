@@ -27,7 +27,7 @@ RIVAL = 3  # the candidate whose evidence counts as that of another scan: up to 
 # nats above that rival's, of images of 28 pixels, and times what is usual among scans of one set (where images are simple,
 # chance alone makes two of them alike): how many false pairs that leaves is in benchmarks/results/
 PERHAPS, SURELY = 95.0, 150.0
-TIMES_PERHAPS, TIMES_SURELY = 5.5, 8.5
+TIMES_PERHAPS, TIMES_SURELY = 3.5, 5.5
 LEAST = 200.0  # nats without which nothing is sure
 MAYBE_ALIKE, ALIKE = (
     0.8,
@@ -163,7 +163,7 @@ def verdict(found: Floats, alike: Floats, rings: int, usual: float) -> tuple[int
     """Of the evidence (K,) and correlation (K,) of one image's candidates: which is its copy, and whether "near", "maybe" or "".
 
     The images of one organ are all alike, so what counts is `excess`. "look": so many are so like it that they may be
-    copies as well, and only a look at their pixels can tell. usual: the median excess of scans that are copies of nothing.
+    copies as well, and only a look at their pixels can tell. usual: the upper quartile of the excess of scans that are no copies.
     """
     best, above = int(found.argmax()), excess(found, rings)
     top = float(found[best]) / scale(rings)
