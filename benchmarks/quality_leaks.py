@@ -22,8 +22,9 @@ from quality_duplicates import SPOIL, gray, unit
 
 from medssl import catalog, load_encoder
 from medssl.scans.phash import phash
-from medssl.store.copies import Copies, Images, Scans, copies
+from medssl.store.copies import Copies, copies
 from medssl.store.guard import guard
+from medssl.store.pixels import Images, Scans
 from medssl.store.row import content_hash
 
 EDGES = (224, 112, 64, 28)

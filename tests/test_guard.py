@@ -11,13 +11,14 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, shift
 
 import medssl
-import medssl.store.copies as copies_module
+import medssl.store.pixels as pixels_module
 import tiny
 from medssl.errors import UserError
 from medssl.scans.phash import BLANK, phash
-from medssl.store.copies import BITS, SURE, Images, Scans, copies
+from medssl.store.copies import BITS, SURE, copies
 from medssl.store.groups import similar
 from medssl.store.guard import guard, pretrained_on, scans_of
+from medssl.store.pixels import Images, Scans
 from medssl.store.row import content_hash
 from medssl.store.store import Store
 
@@ -215,7 +216,7 @@ def test_what_was_compared_is_remembered_and_what_could_not_be_read_is_not(tmp_p
     images = texture(12, 300)
     a, b = of("training", images), of("test", [moved(x, 1, 0) ** 0.8 for x in images[:5]])
     kept, asked = tmp_path / "cache" / "alike.npz", []
-    monkeypatch.setattr(copies_module, "similar", lambda x, y: asked.append(1) or similar(x, y))
+    monkeypatch.setattr(pixels_module, "similar", lambda x, y: asked.append(1) or similar(x, y))
 
     def found(a=a, b=b):
         asked.clear()
@@ -230,7 +231,7 @@ def test_what_was_compared_is_remembered_and_what_could_not_be_read_is_not(tmp_p
     assert found() == (5, 0)
     kept.write_bytes(kept.read_bytes()[:50])
     assert found() == (5, compared)
-    monkeypatch.setattr(copies_module, "VERSION", -1)
+    monkeypatch.setattr(pixels_module, "VERSION", -1)
     assert found() == (5, compared)
     assert found() == (5, 0)
 

@@ -12,11 +12,12 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.isotonic import IsotonicRegression
 
-import medssl.store.copies as copies_module
+import medssl.store.pixels as pixels_module
 from medssl.scans.phash import phash
 from medssl.store import tiny
-from medssl.store.copies import Images, Scans, copies
+from medssl.store.copies import copies
 from medssl.store.groups import similar
+from medssl.store.pixels import Images, Scans
 from medssl.store.row import content_hash
 
 RNG = np.random.default_rng(0)
@@ -203,7 +204,7 @@ def test_shapes_on_a_background_are_compared_by_their_pixels(monkeypatch):
 
 def test_what_was_judged_is_not_compared_again_and_few_scans_have_no_rival(monkeypatch):
     x, asked = texture(30), []
-    monkeypatch.setattr(copies_module, "similar", lambda i, j: asked.append(1) or similar(i, j))
+    monkeypatch.setattr(pixels_module, "similar", lambda i, j: asked.append(1) or similar(i, j))
     test = [noisy(x[1], 0.02), *texture(3)]
     a, b = of("training", list(x)), of("test", test)
     assert copies(a, b, Images([a, b])).near == {0: 1}

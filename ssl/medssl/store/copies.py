@@ -5,63 +5,22 @@ noise and compression: `groups.similar`, or of tiny images `tiny.verdict`. Blank
 found: benchmarks/quality_leaks.py.
 """
 
-import zipfile
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.errors import UserError
-from medssl.files import atomic
 from medssl.scans.phash import BLANK, hamming, packed
 from medssl.store import tiny
-from medssl.store.groups import similar
-
-Strings = NDArray[np.str_]
-Rows = NDArray[np.int64]
+from medssl.store.pixels import Images, Rows, Scans, Strings
 
 BITS = 48  # hashes that near make a candidate; on X-rays of 224 pixels every near-copy that `similar` confirms is one
 SURE = 32  # bits within which a pair deserves a look, whatever its pixels say: no X-rays of two patients were so near
 NEAREST = 8  # hashes looked at per scan
-SMALL = 224  # pixels of the longest side below which a shift by two pixels is too much for the hash
-TINY = 64  # pixels up to which noise and compression hide a copy from `similar`
 SAMPLE = 100  # scans of a set that say what is usual in it
 NEIGHBOURS = 2  # looked at per scan, by outline and by embedding
 COSINE = 0.9  # of embeddings minus their mean; less is not worth a look at the pixels
-CACHED = 512  # images in memory
-VERSION = 1  # of `similar`: answers of another one are forgotten
-
-
-@dataclass(frozen=True)
-class Scans:
-    """One set of scans on the way to a score, as plain arrays.
-
-    Attributes:
-        name: what it is called in sentences: "pretraining", "training", "validation", "test".
-        key: id of the key that its pseudonyms were made with.
-        patient, scan, hash, phash: (N,) str, as in a store's manifest.
-        named: (N,) bool, whether the source says who the patient is.
-        edge: (N,) int64, pixels of the image's longest side; 0 where the image cannot be read.
-        image: row -> (H, W) in the unit range, of a volume the middle slice; None where that fails.
-    """
-
-    name: str
-    key: str
-    patient: Strings
-    scan: Strings
-    hash: Strings
-    phash: Strings
-    named: NDArray[np.bool_]
-    edge: Rows
-    image: Callable[[int], np.ndarray | None] | None = None
-
-    def __len__(self) -> int:
-        return len(self.hash)
 
 
 @dataclass(frozen=True)
@@ -75,127 +34,6 @@ class Copies:
     exact: dict[int, int]
     near: dict[int, int]
     maybe: dict[int, int]
-
-
-@dataclass(frozen=True)
-class Sketch:
-    """What is kept of a small image: its outline (D,) and, where `tiny.evidence` can judge it, its canvas (float16)."""
-
-    outline: NDArray[np.float32]
-    canvas: NDArray[np.float16] | None
-    rings: int
-
-
-class Images:
-    """Pixels by content hash, read through whichever set can read them; remembers which pairs are alike.
-
-    kept: a file, which may always be deleted, of what earlier comparisons found; `keep` adds those since then.
-    """
-
-    def __init__(self, sets: Iterable[Scans], kept: Path | None = None):
-        self._at: dict[str, tuple[Callable[[int], np.ndarray | None], int]] = {}
-        self._small: set[str] = set()
-        for part in sets:
-            if part.image is not None:
-                for row, (content, edge) in enumerate(zip(part.hash.tolist(), part.edge.tolist(), strict=True)):
-                    if edge:
-                        self._at.setdefault(content, (part.image, row))
-                    if 0 < edge < SMALL:
-                        self._small.add(content)
-        self._read = lru_cache(maxsize=CACHED)(self._fresh)
-        self._kept, self._alike = kept, _remembered(kept)
-        self._known = len(self._alike)
-        self._sketches: dict[str, Sketch | None] = {}
-        self._shifted: dict[str, NDArray[np.float32]] = {}
-
-    def _fresh(self, content: str) -> np.ndarray | None:
-        image, row = self._at.get(content, (None, 0))
-        return None if image is None else image(row)
-
-    def unreadable(self, hashes: Strings) -> int:
-        """How many of these contents no set can read."""
-        return sum(h not in self._at for h in hashes.tolist())
-
-    def alike(self, a: str, b: str) -> bool:
-        """Whether the images of two content hashes can be read and are `similar`."""
-        pair = (a, b) if a < b else (b, a)
-        if pair not in self._alike:
-            x, y = map(self._read, pair)
-            if x is None or y is None:
-                return False
-            self._alike[pair] = similar(x, y)
-        return self._alike[pair]
-
-    def keep(self) -> None:
-        """Writes what was compared, where that can be written."""
-        if self._kept is not None and len(self._alike) > self._known:
-            pairs = np.array(sorted(self._alike), str).reshape(-1, 2)
-            answers = np.array([self._alike[a, b] for a, b in pairs.tolist()], bool)
-            with suppress(UserError, OSError), atomic(self._kept) as part, part.open("wb") as f:
-                np.savez_compressed(f, version=VERSION, pairs=pairs, answers=answers)
-
-    def outlines(self, hashes: Strings, shifted: bool = False) -> tuple[Rows, NDArray[np.float32]]:
-        """Positions (S,) of the small images that can be read, and their outlines, (S, D) or at all shifts (S, 25, D)."""
-        at = [i for i, content in enumerate(hashes.tolist()) if self.sketch(content)]
-        of = self._shifts if shifted else self._outline
-        found = [of(h) for h in hashes[at].tolist()]
-        return np.array(at, np.int64), np.array(found, np.float32)
-
-    def sketch(self, content: str) -> Sketch | None:
-        """None for an image that is large or cannot be read."""
-        if content not in self._small:
-            return None
-        if content not in self._sketches:
-            image = self._fresh(content)
-            self._sketches[content] = None if image is None else _sketch(image)
-        return self._sketches[content]
-
-    def _outline(self, content: str) -> NDArray[np.float32]:
-        found = self.sketch(content)
-        assert found is not None
-        return found.outline
-
-    def _canvas(self, content: str) -> tuple[NDArray[np.float16], int]:
-        found = self.sketch(content)
-        assert found is not None
-        assert found.canvas is not None
-        return found.canvas, found.rings
-
-    def _shifts(self, content: str) -> NDArray[np.float32]:
-        if content not in self._shifted:
-            image = self._fresh(content)
-            assert image is not None  # it was read before
-            self._shifted[content] = tiny.outline(tiny.shifted(image))
-        return self._shifted[content]
-
-    def tiny(self, content: str) -> bool:
-        """Whether `weigh` can weigh it."""
-        found = self.sketch(content)
-        return found is not None and found.canvas is not None
-
-    def weigh(self, a: Sequence[str], b: str) -> tuple[NDArray[np.floating], NDArray[np.floating], int]:
-        """`tiny.evidence` that the tiny image b shows the scan of each of the tiny images `a`; rings of the poorest of them."""
-        image, some, own = self._read(b), [self._canvas(h) for h in a], self._canvas(b)
-        assert image is not None
-        shift = (self._shifts(b) @ np.stack([self._outline(h) for h in a]).T).argmax(0)
-        rings = np.minimum([r for _, r in some], own[1])
-        return *tiny.evidence(np.stack([c for c, _ in some]), tiny.shifted(image)[shift], rings), int(rings.min())
-
-
-def _sketch(image: np.ndarray) -> Sketch:
-    x = tiny.canvas(image)
-    judged = max(image.shape) <= TINY and tiny.telling(image)
-    return Sketch(tiny.outline(x), x.astype(np.float16) if judged else None, tiny.detail(image))
-
-
-def _remembered(kept: Path | None) -> dict[tuple[str, str], bool]:
-    """Absent, damaged and of another version are the same: nothing is known."""
-    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        if kept is not None:
-            with np.load(kept, allow_pickle=False) as f:
-                if f["version"] == VERSION:
-                    return {(a, b): bool(x) for (a, b), x in zip(f["pairs"].tolist(), f["answers"], strict=True)}
-    return {}
 
 
 def copies(a: Scans, b: Scans, images: Images, features: tuple[np.ndarray, np.ndarray] | None = None) -> Copies:
@@ -221,19 +59,7 @@ def copies(a: Scans, b: Scans, images: Images, features: tuple[np.ndarray, np.nd
     pairs = [_by_hash(a.phash[rows_a], b.phash[rows_b])]
     judged: set[tuple[int, int]] = set()
     if not inside:
-        (at_a, x_a), (at_b, x_b) = images.outlines(a.hash[rows_a]), images.outlines(b.hash[rows_b], shifted=True)
-        usual = _usual(a, rows_a[at_a], x_a, images) if len(at_b) else 0.0
-        for at, found in zip(at_b.tolist(), tiny.nearest(x_a, x_b) if len(at_a) else (), strict=False):
-            j, some = int(rows_b[at]), at_a[found]
-            tell = [i for i in some.tolist() if images.tiny(a.hash[rows_a[i]]) and images.tiny(b.hash[j])]
-            some = some[:NEIGHBOURS]
-            if len(tell) > tiny.RIVAL:
-                best, kind = tiny.verdict(*images.weigh(a.hash[rows_a[tell]].tolist(), b.hash[j]), usual)
-                {"near": near, "maybe": maybe}.get(kind, {})[j] = int(rows_a[tell[best]])
-                if kind == "look":
-                    some = np.append(some, tell.pop(best))
-                judged |= {(int(rows_a[i]), j) for i in tell}
-            pairs.append(np.stack([some, np.full_like(some, at)], 1))
+        pairs += _small(a, b, rows_a, rows_b, images, near, maybe, judged)
         if features is not None:
             pairs.append(_by_cosine(features[0][rows_a], features[1][rows_b], COSINE))
     at = np.unique(np.concatenate(pairs), axis=0)
@@ -250,6 +76,36 @@ def copies(a: Scans, b: Scans, images: Images, features: tuple[np.ndarray, np.nd
             elif apart <= SURE:
                 maybe.setdefault(j, i)
     return Copies(exact, near, {j: i for j, i in maybe.items() if j not in near})
+
+
+def _small(
+    a: Scans,
+    b: Scans,
+    rows_a: Rows,
+    rows_b: Rows,
+    images: Images,
+    near: dict[int, int],
+    maybe: dict[int, int],
+    judged: set[tuple[int, int]],
+) -> list[Rows]:
+    """(P, 2) positions of small images that deserve a look; tiny ones are judged at once, into the last three."""
+    pairs: list[Rows] = []
+    (at_a, x_a), (at_b, x_b) = images.outlines(a.hash[rows_a]), images.outlines(b.hash[rows_b], shifted=True)
+    if not len(at_a) or not len(at_b):
+        return pairs
+    usual = _usual(a, rows_a[at_a], x_a, images)
+    for at, found in zip(at_b.tolist(), tiny.nearest(x_a, x_b), strict=True):
+        j, some = int(rows_b[at]), at_a[found]
+        tell = [i for i in some.tolist() if images.tiny(a.hash[rows_a[i]]) and images.tiny(b.hash[j])]
+        some = some[:NEIGHBOURS]
+        if len(tell) > tiny.RIVAL:
+            best, kind = tiny.verdict(*images.weigh(a.hash[rows_a[tell]].tolist(), b.hash[j]), usual)
+            {"near": near, "maybe": maybe}.get(kind, {})[j] = int(rows_a[tell[best]])
+            if kind == "look":
+                some = np.append(some, tell.pop(best))
+            judged |= {(int(rows_a[i]), j) for i in tell}
+        pairs.append(np.stack([some, np.full_like(some, at)], 1))
+    return pairs
 
 
 def _usual(a: Scans, rows: Rows, outlines: NDArray[np.float32], images: Images) -> float:

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medssl.errors import UserError
-from medssl.store.copies import TINY, Images, Scans, copies
+from medssl.store.copies import copies
 from medssl.store.intensity import unit
+from medssl.store.pixels import TINY, Images, Scans
 from medssl.store.store import Store
 
 WORDS = ("patient", "scan", "hash", "phash")

@@ -5,6 +5,7 @@ All is done on a canvas of 28 x 28 pixels, the one image at 25 shifts of its own
 chest X-rays of 28 pixels (benchmarks/quality_leaks.py).
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
@@ -67,6 +68,22 @@ def detail(image: Floats) -> int:
 def telling(image: Floats) -> bool:
     """Whether an image is more than a shape on a background."""
     return bool(np.unique(image, return_counts=True)[1].max() <= FLAT * image.size)
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What is kept of a small image: its outline (D,) and, where `evidence` can judge it, its canvas; see `detail` for rings."""
+
+    outline: NDArray[np.float32]
+    canvas: NDArray[np.float16] | None
+    rings: int
+
+    @classmethod
+    def of(cls, image: Floats, largest: int) -> "Sketch":
+        """From (H, W) in the unit range; judged are images of at most `largest` pixels that are `telling`."""
+        x = canvas(image)
+        judged = max(image.shape) <= largest and telling(image)
+        return cls(outline(x), x.astype(np.float16) if judged else None, detail(image))
 
 
 _INNER = SIDE - 2 * MARGIN
