@@ -15,7 +15,7 @@ from sklearn.isotonic import IsotonicRegression
 import medssl.store.pixels as pixels_module
 from medssl.scans.phash import phash
 from medssl.store import tiny
-from medssl.store.copies import copies
+from medssl.store.copies import _usual, copies
 from medssl.store.groups import similar
 from medssl.store.pixels import Images, Scans
 from medssl.store.row import content_hash
@@ -225,6 +225,24 @@ def test_two_noisy_pictures_of_one_shape_are_no_copies():
     found = copies(a, b, Images([a, b]))
     assert not found.near
     assert not found.maybe
+
+
+def test_what_is_usual_in_a_set_knows_neither_copies_nor_other_scans_of_a_patient():
+    def usual(images, patients):
+        part = dataclasses.replace(of("training", images), patient=np.array(patients))
+        pixels = Images([part])
+        at, outlines = pixels.outlines(part.hash)
+        return _usual(part, at, outlines, pixels)
+
+    x, names = list(texture(24)), [f"patient {i}" for i in range(24)]
+    alone = usual(x, names)
+    assert 5 < alone < 40
+    copied = usual([*x, *(i**1.2 for i in x[:10])], [*names, *(f"copy {i}" for i in range(10))])
+    again = usual([*x, *(noisy(i, 0.08) for i in x)], [*names, *names])
+    assert copied == pytest.approx(alone, rel=0.5)
+    assert again == pytest.approx(alone, rel=0.5)
+    strangers = usual([*x, *(noisy(i, 0.08) for i in x)], [*names, *(f"other {i}" for i in range(24))])
+    assert strangers > 2 * alone
 
 
 def test_that_a_set_has_it_many_times_hides_nothing():

@@ -98,7 +98,7 @@ def _small(
         j, some = int(rows_b[at]), at_a[found]
         tell = [i for i in some.tolist() if images.tiny(a.hash[rows_a[i]]) and images.tiny(b.hash[j])]
         some = some[:NEIGHBOURS]
-        if len(tell) > tiny.RIVAL:
+        if tell:
             best, kind = tiny.verdict(*images.weigh(a.hash[rows_a[tell]].tolist(), b.hash[j]), usual)
             {"near": near, "maybe": maybe}.get(kind, {})[j] = int(rows_a[tell[best]])
             if kind == "look":
