@@ -5,9 +5,6 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.isotonic import IsotonicRegression
@@ -87,13 +84,6 @@ def test_an_outline_forgets_power_curves_and_its_shifts_find_a_shifted_image():
     assert [row[0] for row in found] == list(range(9))
     assert all(len(set(row.tolist())) == tiny.CANDIDATES for row in found)
     assert len(tiny.nearest(z[:3], z[:1, None])[0]) == 3
-
-
-@given(arrays(float, (3, tiny.FINE), elements=st.floats(0, 1e3)))
-@settings(max_examples=50, deadline=None)
-def test_rising_is_isotonic_regression(x):
-    want = [IsotonicRegression().fit_transform(np.arange(tiny.FINE), row, sample_weight=tiny.COUNT) for row in x]
-    np.testing.assert_allclose(tiny.rising(x), want, rtol=1e-6, atol=1e-9)
 
 
 def by_hand(a, b, rings):

@@ -5,7 +5,7 @@ noise and compression: `groups.similar`, or of tiny images `tiny.verdict`. Blank
 found: benchmarks/quality_leaks.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import faiss
 import numpy as np
@@ -52,16 +52,14 @@ def copies(a: Scans, b: Scans, images: Images, features: tuple[np.ndarray, np.nd
     rows_a = first[a.phash[first] != BLANK]
     rows_b = rows_a if inside else np.flatnonzero(b.phash != BLANK)
     rows_b = rows_b[~np.isin(rows_b, list(exact))]
-    near: dict[int, int] = {}
-    maybe: dict[int, int] = {}
     if not len(rows_a) or not len(rows_b):
-        return Copies(exact, near, maybe)
+        return Copies(exact, {}, {})
     pairs = [_by_hash(a.phash[rows_a], b.phash[rows_b])]
-    judged: set[tuple[int, int]] = set()
-    if not inside:
-        pairs += _small(a, b, rows_a, rows_b, images, near, maybe, judged)
-        if features is not None:
-            pairs.append(_by_cosine(features[0][rows_a], features[1][rows_b], COSINE))
+    found = _Small() if inside else _small(a, b, rows_a, rows_b, images)
+    near, maybe = found.near, found.maybe
+    pairs += found.pairs
+    if features is not None and not inside:
+        pairs.append(_by_cosine(features[0][rows_a], features[1][rows_b], COSINE))
     at = np.unique(np.concatenate(pairs), axis=0)
     at = np.stack([rows_a[at[:, 0]], rows_b[at[:, 1]]], 1)
     if inside:
@@ -71,53 +69,53 @@ def copies(a: Scans, b: Scans, images: Images, features: tuple[np.ndarray, np.nd
     order = np.lexsort((at[:, 0], bits, at[:, 1]))
     for (i, j), apart in zip(at[order].tolist(), bits[order].tolist(), strict=True):
         if j not in near:
-            if (i, j) not in judged and images.alike(a.hash[i], b.hash[j]):
+            if (i, j) not in found.judged and images.alike(a.hash[i], b.hash[j]):
                 near[j] = i
             elif apart <= SURE:
                 maybe.setdefault(j, i)
     return Copies(exact, near, {j: i for j, i in maybe.items() if j not in near})
 
 
-def _small(
-    a: Scans,
-    b: Scans,
-    rows_a: Rows,
-    rows_b: Rows,
-    images: Images,
-    near: dict[int, int],
-    maybe: dict[int, int],
-    judged: set[tuple[int, int]],
-) -> list[Rows]:
-    """(P, 2) positions of small images that deserve a look; tiny ones are judged at once, into the last three."""
-    pairs: list[Rows] = []
+@dataclass
+class _Small:
+    """What small images say at once. pairs: (P, 2) positions that deserve a look; judged: (row of a, row of b) that do not."""
+
+    near: dict[int, int] = field(default_factory=dict)
+    maybe: dict[int, int] = field(default_factory=dict)
+    pairs: list[Rows] = field(default_factory=list)
+    judged: set[tuple[int, int]] = field(default_factory=set)
+
+
+def _small(a: Scans, b: Scans, rows_a: Rows, rows_b: Rows, images: Images) -> _Small:
+    out = _Small()
     (at_a, x_a), (at_b, x_b) = images.outlines(a.hash[rows_a]), images.outlines(b.hash[rows_b], shifted=True)
     if not len(at_a) or not len(at_b):
-        return pairs
+        return out
     usual = _usual(a, rows_a[at_a], x_a, images)
     for at, found in zip(at_b.tolist(), tiny.nearest(x_a, x_b), strict=True):
         j, some = int(rows_b[at]), at_a[found]
-        tell = [i for i in some.tolist() if images.tiny(a.hash[rows_a[i]]) and images.tiny(b.hash[j])]
+        tell = [i for i in some.tolist() if images.is_tiny(a.hash[rows_a[i]])] if images.is_tiny(b.hash[j]) else []
         some = some[:NEIGHBOURS]
         if tell:
             best, kind = tiny.verdict(*images.weigh(a.hash[rows_a[tell]].tolist(), b.hash[j]), usual)
-            {"near": near, "maybe": maybe}.get(kind, {})[j] = int(rows_a[tell[best]])
+            {"near": out.near, "maybe": out.maybe}.get(kind, {})[j] = int(rows_a[tell[best]])
             if kind == "look":
                 some = np.append(some, tell.pop(best))
-            judged |= {(int(rows_a[i]), j) for i in tell}
-        pairs.append(np.stack([some, np.full_like(some, at)], 1))
-    return pairs
+            out.judged |= {(int(rows_a[i]), j) for i in tell}
+        out.pairs.append(np.stack([some, np.full_like(some, at)], 1))
+    return out
 
 
 def _usual(a: Scans, rows: Rows, outlines: NDArray[np.float32], images: Images) -> float:
     """The upper quartile of `tiny.excess` of some tiny scans of a set over its other patients, clear copies left out."""
-    some = [int(i) for i in np.flatnonzero([images.tiny(h) for h in a.hash[rows].tolist()])]
+    some = [int(i) for i in np.flatnonzero([images.is_tiny(h) for h in a.hash[rows].tolist()])]
     some = [some[i] for i in np.unique(np.linspace(0, len(some) - 1, min(SAMPLE, len(some))).astype(int))]
     if not some:
         return 0.0
     shifts = images.outlines(a.hash[rows[some]], shifted=True)[1]
     found = []
     for i, near in zip(some, tiny.nearest(outlines, shifts), strict=True):
-        others = [h for j in rows[near] if a.patient[j] != a.patient[rows[i]] and images.tiny(h := str(a.hash[j]))]
+        others = [h for j in rows[near] if a.patient[j] != a.patient[rows[i]] and images.is_tiny(h := str(a.hash[j]))]
         if len(others) > tiny.RIVAL:
             evidence, alike, rings = images.weigh(others, str(a.hash[rows[i]]))
             if tiny.verdict(evidence, alike, rings, 0.0)[1] != "near":

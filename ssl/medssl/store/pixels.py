@@ -101,17 +101,16 @@ class Images:
 
     def outlines(self, hashes: Strings, shifted: bool = False) -> tuple[Rows, NDArray[np.float32]]:
         """Positions (S,) of the small images that can be read, and their outlines, (S, D) or at all shifts (S, 25, D)."""
-        at = [i for i, content in enumerate(hashes.tolist()) if self.sketch(content)]
         of = self._shifts if shifted else self._outline
-        found = [of(h) for h in hashes[at].tolist()]
-        return np.array(at, np.int64), np.array(found, np.float32)
+        found = {i: of(h) for i, h in enumerate(hashes.tolist()) if self.sketch(h)}
+        return np.array(list(found), np.int64), np.array(list(found.values()), np.float32)
 
     def sketch(self, content: str) -> tiny.Sketch | None:
         """None for an image that is large or cannot be read."""
         if content not in self._small:
             return None
         if content not in self._sketches:
-            image = self._fresh(content)
+            image = self._read(content)
             self._sketches[content] = None if image is None else tiny.Sketch.of(image, TINY)
         return self._sketches[content]
 
@@ -128,12 +127,12 @@ class Images:
 
     def _shifts(self, content: str) -> NDArray[np.float32]:
         if content not in self._shifted:
-            image = self._fresh(content)
+            image = self._read(content)
             assert image is not None  # it was read before
             self._shifted[content] = tiny.outline(tiny.shifted(image))
         return self._shifted[content]
 
-    def tiny(self, content: str) -> bool:
+    def is_tiny(self, content: str) -> bool:
         """Whether `weigh` can weigh it."""
         found = self.sketch(content)
         return found is not None and found.canvas is not None

@@ -7,11 +7,11 @@ chest X-rays of 28 pixels (benchmarks/quality_leaks.py).
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 from scipy.signal.windows import tukey
 
 Floats = NDArray[np.floating]
@@ -30,10 +30,8 @@ RIVAL = 3  # the candidate whose evidence counts as that of another scan: up to 
 PERHAPS, SURELY = 95.0, 150.0
 TIMES_PERHAPS, TIMES_SURELY = 3.5, 5.5
 LEAST = 200.0  # nats without which nothing is sure
-MAYBE_ALIKE, ALIKE = (
-    0.8,
-    0.9,
-)  # correlations without which nothing is perhaps, or surely, a copy: noise may hide another scan
+# correlations without which nothing is perhaps, or surely, a copy: noise may hide another scan
+MAYBE_ALIKE, ALIKE = 0.8, 0.9
 ALONE = 600.0  # nats which need no rival
 FLAT = 0.5  # share of pixels of one value above which an image is a shape on a background, for which none of this was tried
 
@@ -135,23 +133,13 @@ def _power(x: Floats) -> Floats:
     return (z.real**2 + z.imag**2).reshape(len(x), -1) @ (_IN_RING / COUNT)
 
 
-def rising(x: Floats) -> Floats:
-    """(N, FINE) -> (N, FINE), the nearest that never falls (least squares, COUNT as weights), by the max-min formula."""
-    total, count = (np.concatenate([np.zeros((len(v), 1)), np.cumsum(v, 1)], 1) for v in (x * COUNT, COUNT[None]))
-    means = np.full((len(x), FINE, FINE), np.inf)
-    for i, j in product(range(FINE), range(FINE)):
-        if j >= i:
-            means[:, i, j] = (total[:, j + 1] - total[:, i]) / (count[:, j + 1] - count[:, i])
-    return np.stack([means[:, : i + 1, i:].min(2).max(1) for i in range(FINE)], 1)
-
-
 def evidence(a: Floats, b: Floats, rings: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Log likelihood ratio (N,), in nats, that canvases b (N, SIDE, SIDE) show the scans of a (N, SIDE, SIDE); correlation (N,).
 
     b takes the histogram of a, so that no monotone grey curve matters. If it is a copy, the difference is noise, of
     compression or of a scanner, whose power per frequency R does not fall as frequencies rise; if it is another scan, the
     powers of both add up to P. Frequencies are taken as normal and independent, those of one ring as equally strong: the
-    log ratio is the sum over rings of count * log(P / N), N the best rising fit to R. rings: (N,) how many rings count.
+    log ratio is the sum over rings of count * log(P / N), N the isotonic fit to R. rings: (N,) how many rings count.
     """
     x, y = _inside(a).astype(np.float64), _inside(b)
     flat = y.reshape(len(y), -1)
@@ -159,7 +147,7 @@ def evidence(a: Floats, b: Floats, rings: NDArray[np.int64]) -> tuple[Floats, Fl
     np.put_along_axis(taken, np.argsort(flat, 1, kind="stable"), np.sort(x.reshape(len(x), -1), 1), 1)
     y = taken.reshape(x.shape)
     both = _power(x) + _power(y) + 1e-12
-    noise = rising(_power(y - x) + EXACT * both)
+    noise = np.array([isotonic_regression(r, weights=COUNT).x for r in _power(y - x) + EXACT * both])
     gain = COUNT * np.log(both / np.minimum(noise, both))
     u, v = (i.reshape(len(i), -1) - i.mean((1, 2))[:, None] for i in (x, y))
     alike = (u * v).sum(1) / np.maximum(np.sqrt((u * u).sum(1) * (v * v).sum(1)), 1e-12)
