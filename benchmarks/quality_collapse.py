@@ -28,12 +28,12 @@ from torch import nn
 
 import medssl
 from medssl import catalog
-from medssl.evals.alarm import LIMITS
-from medssl.methods.parts import follow
-from medssl.scans.cohort import write_cohort
-from medssl.steps.monitor import Monitor
-from medssl.store.canvas import Canvas
+from medssl.evals.label_free.collapse import LIMITS
+from medssl.methods.parts.heads import follow
+from medssl.pretraining.collapse_monitor import Monitor
+from medssl.store.resampled import Canvas
 from medssl.store.store import Store
+from medssl.synthetic.cohort import write_cohort
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
@@ -143,7 +143,7 @@ def go(store: Store, folder: Path, plant: Plant, seed: int, given: argparse.Name
     method = catalog.build(spec, encoder=encoder)
     if plant.spoil:
         plant.spoil(method)
-    recipe = catalog.build(catalog.spec("views", plant.views, **plant.views_options), size=size)
+    recipe = catalog.build(catalog.spec("augment", plant.views, **plant.views_options), size=size)
     resolved = {"seed": seed, "batch": given.batch, "accumulate": 1, "on_collapse": "warn", "monitor_every": 1}
     monitor = Monitor(store, canvas, recipe, method, resolved, "cpu", folder)
     monitor.label = None  # kNN is not what is asked about
@@ -204,7 +204,7 @@ def main() -> None:
         for name, seeds in HEALTHY:
             run = catalog.load("method", name).get("_run_", {})
             plant = Plant(
-                "", "", name, {"mae": "vit", "greedy_ae": "mlp"}.get(name, "cnn"), run.get("views", "neutral")
+                "", "", name, {"mae": "vit", "greedy_ae": "mlp"}.get(name, "cnn"), run.get("augment", "neutral")
             )
             for seed in range(seeds):
                 watched = go(store, work / f"{name}{seed}", plant, seed, given)

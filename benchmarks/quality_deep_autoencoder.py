@@ -22,8 +22,8 @@ from lightning_fabric import Fabric
 from mnist import part
 
 from medssl import catalog
-from medssl.methods.deep_autoencoder import DeepAutoencoder
-from medssl.store.canvas import Canvas
+from medssl.methods.layerwise.deep_autoencoder import DeepAutoencoder
+from medssl.store.resampled import Canvas
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
@@ -83,7 +83,7 @@ def clocked(steps: int, finetune: float, scans: Canvas, given: argparse.Namespac
     spec = catalog.spec("method", "deep_autoencoder", visible="bernoulli", finetune=finetune)
     del spec["_run_"]
     method = catalog.build(spec, encoder=encoder)
-    recipe = catalog.build(catalog.load("views", "plain"), size=scans.size)
+    recipe = catalog.build(catalog.load("augment", "plain"), size=scans.size)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         start = time.process_time()

@@ -21,9 +21,9 @@ import pydicom
 from PIL import Image
 from scipy.ndimage import shift
 
-from medssl.scans.phash import hamming, packed, phash
-from medssl.scans.quality import flags
-from medssl.store.groups import near_pairs, similar
+from medssl.leakage.groups import near_pairs, similar
+from medssl.readers.phash import hamming, packed, phash
+from medssl.readers.quality_flags import flags
 
 HU = (-1024.0, 1500.0)
 

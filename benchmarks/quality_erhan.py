@@ -16,11 +16,11 @@ import torch
 from quality_greedy_mnist import ARMS, digits, options, run, wrong
 from scipy import stats
 
-from medssl.evals.bootstrap import score
-from medssl.evals.compare import table
-from medssl.evals.metrics import MEAN
-from medssl.evals.score import Score
-from medssl.evals.significance import holm
+from medssl.evals.metrics.metrics import MEAN
+from medssl.evals.stats.bootstrap import score
+from medssl.evals.stats.score import Score
+from medssl.evals.stats.significance import holm
+from medssl.evals.stats.table import table
 
 PAIR = {"none": "none", "pretrained": "denoising autoencoders"}
 

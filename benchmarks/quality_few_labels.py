@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 import medssl
-from medssl.evals.bootstrap import difference_seeds, score_seeds
-from medssl.evals.compare import table
-from medssl.evals.metrics import AUROC
-from medssl.evals.variance import components
-from medssl.steps.predictions import Predictions, of_run
+from medssl.evals.metrics.metrics import AUROC
+from medssl.evals.stats.bootstrap import difference_seeds, score_seeds
+from medssl.evals.stats.table import table
+from medssl.evals.stats.variance_components import components
+from medssl.runs.predictions import Predictions, of_run
 
 
 def main() -> None:

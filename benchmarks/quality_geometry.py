@@ -149,8 +149,8 @@ def load(folder: Path) -> list[Volume]:
 
 
 def run_medssl(folder: Path, out: Path) -> list[Volume]:
-    from medssl.steps.nifti import nifti
-    from medssl.store.ingest import ingest
+    from medssl.commands.data.ingest import ingest
+    from medssl.commands.data.nifti import nifti
 
     store = ingest(folder, out / "store", key=out / "key", workers=1)
     nifti(store, out / "nifti")

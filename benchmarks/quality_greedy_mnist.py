@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from medssl import catalog
 from medssl.encoders.mlp import MLP
-from medssl.evals.bootstrap import paired, score_seeds
-from medssl.evals.compare import table
-from medssl.evals.metrics import MEAN
-from medssl.evals.significance import holm
-from medssl.objectives.kinds import classes
-from medssl.store.canvas import Canvas
+from medssl.evals.metrics.metrics import MEAN
+from medssl.evals.stats.bootstrap import paired, score_seeds
+from medssl.evals.stats.significance import holm
+from medssl.evals.stats.table import table
+from medssl.losses.target_losses import classes
+from medssl.store.resampled import Canvas
 from medssl.tasks.supervised import Supervised
 from medssl.train.optim import Optim
 from medssl.train.seeds import train_seeds
@@ -147,7 +147,7 @@ def finetune(
 
 
 def plain() -> Any:
-    return catalog.build(catalog.load("views", "plain"), size=SIZE)
+    return catalog.build(catalog.load("augment", "plain"), size=SIZE)
 
 
 @torch.no_grad()

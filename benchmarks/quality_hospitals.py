@@ -23,11 +23,11 @@ import torch
 
 import medssl
 from medssl.errors import UserError
-from medssl.evals.bootstrap import difference_seeds, score_seeds
-from medssl.evals.compare import table
-from medssl.evals.metrics import OF_TASK
-from medssl.steps.predictions import Predictions, of_run
-from medssl.steps.rivals import BASELINES, FROZEN, SUPERVISED
+from medssl.evals.metrics.metrics import OF_TASK
+from medssl.evals.stats.bootstrap import difference_seeds, score_seeds
+from medssl.evals.stats.table import table
+from medssl.runs.predictions import Predictions, of_run
+from medssl.scoring.baselines import BASELINES, FROZEN, SUPERVISED
 
 VALUES = {"as stored": False, "ranks": True}
 METRIC = OF_TASK["classes"][0]

@@ -21,11 +21,11 @@ import torch
 from quality_duplicates import SPOIL, gray, unit
 
 from medssl import catalog, load_encoder
-from medssl.scans.phash import phash
-from medssl.store.copies import Copies, copies
-from medssl.store.guard import guard
-from medssl.store.pixels import Images, Scans
-from medssl.store.row import content_hash
+from medssl.leakage.image_sets import Images, Scans
+from medssl.leakage.leak_check import guard
+from medssl.leakage.near_duplicates import Copies, copies
+from medssl.readers.phash import phash
+from medssl.store.schema import content_hash
 
 EDGES = (224, 112, 64, 28)
 FOLDS = 4

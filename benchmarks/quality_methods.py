@@ -29,10 +29,10 @@ from mnist import archive
 import medssl
 from medssl import catalog
 from medssl.errors import UserError
-from medssl.evals.bootstrap import paired, score_seeds
-from medssl.evals.metrics import OF_TASK
-from medssl.evals.significance import holm
-from medssl.steps.predictions import of_run
+from medssl.evals.metrics.metrics import OF_TASK
+from medssl.evals.stats.bootstrap import paired, score_seeds
+from medssl.evals.stats.significance import holm
+from medssl.runs.predictions import of_run
 
 METRICS = {m.name: m for m in OF_TASK["classes"]}
 RIVALS = ["raw pixels", "k-means patch bank"]

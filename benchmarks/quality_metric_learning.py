@@ -26,9 +26,9 @@ from mnist import part
 
 from medssl import catalog
 from medssl.evals.embed import evaluating
-from medssl.evals.retrieval import retrieve
-from medssl.objectives.kinds import classes
-from medssl.store.canvas import Canvas
+from medssl.evals.probes.retrieval import retrieve
+from medssl.losses.target_losses import classes
+from medssl.store.resampled import Canvas
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
@@ -60,7 +60,7 @@ def main() -> None:
     args.add_argument("--trials", type=int, default=1, help="the first is the yaml's own setting")
     args.add_argument("--repeats", type=int, default=2)
     args.add_argument("--lr", type=float, default=1e-3)
-    args.add_argument("--views", default="plain", help="recipe of configs/views")
+    args.add_argument("--views", default="plain", help="recipe of configs/augment")
     args.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64])
     args.add_argument("--of", default="embedding", choices=["embedding", "encoder"], help="what is retrieved by")
     args.add_argument("--threads", type=int, default=1)
@@ -133,7 +133,7 @@ def taught(
             method,
             canvas,
             rows,
-            catalog.build(catalog.spec("views", given.views), size=canvas.size),
+            catalog.build(catalog.spec("augment", given.views), size=canvas.size),
             run / "checkpoints",
             Log(run, "jsonl", {}),
             steps=given.steps,

@@ -18,8 +18,8 @@ os.environ.setdefault("CI", "1")  # quiet
 import torch
 
 import medssl
-from medssl.steps.segment import segment
-from medssl.steps.segmenters import RIVALS
+from medssl.commands.score.segment import segment
+from medssl.scoring.segmentation_models import RIVALS
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
         for method in given.methods:
             start = time.perf_counter()
             run = medssl.pretrain(
-                store, work / method, method=method, encoder="cnn", encoder_options={"widths": given.widths}, views=given.recipe,
+                store, work / method, method=method, encoder="cnn", encoder_options={"widths": given.widths}, augment=given.recipe,
                 size=given.size, spacing=given.spacing, steps=given.pretrain_steps, batch=given.pretrain_batch,
                 monitor_every=0,
             )  # fmt: skip

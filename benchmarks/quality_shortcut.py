@@ -26,21 +26,21 @@ import torch
 from PIL import Image
 
 import medssl
-from medssl.evals.bootstrap import difference, score
-from medssl.evals.compare import table
-from medssl.evals.focus import focus
-from medssl.evals.metrics import AUROC, OF_TASK
-from medssl.evals.score import Score
+from medssl.commands.analyse.cam import cam
+from medssl.commands.train.pretrain import spec_of
+from medssl.evals.explain.saliency_checks import focus
+from medssl.evals.metrics.metrics import AUROC, OF_TASK
+from medssl.evals.stats.bootstrap import difference, score
+from medssl.evals.stats.score import Score
+from medssl.evals.stats.table import table
 from medssl.rng import seed_from
-from medssl.scans.cohort import draw, person
-from medssl.scans.mark import carries, place, plant
-from medssl.steps import features, readers
-from medssl.steps.cam import cam
-from medssl.steps.maps import Maker, masks_on_grid, standard
-from medssl.steps.pretrain import spec_of
-from medssl.steps.rivals import Entrants
-from medssl.steps.truth import Part
+from medssl.scoring import features, probes
+from medssl.scoring.baselines import Entrants
+from medssl.scoring.saliency_maps import Maker, masks_on_grid, standard
+from medssl.scoring.targets import Part
 from medssl.store.store import Store
+from medssl.synthetic.cohort import draw, person
+from medssl.synthetic.shortcut_mark import carries, place, plant
 from medssl.tasks import supervised as kinds
 from medssl.train.optim import Optim
 
@@ -126,7 +126,7 @@ def main() -> None:
         held = [s for s in everything if s[0] in tested]
         stores = {name: write(held, work / name, a, given, work / "key", 3) for name, a in TESTS.items()}
         run = medssl.pretrain(
-            home, work / "run", method=given.method, encoder="cnn", encoder_options={"widths": given.widths}, views=given.views,
+            home, work / "run", method=given.method, encoder="cnn", encoder_options={"widths": given.widths}, augment=given.views,
             size=given.size, steps=given.steps, batch=given.batch, seed=given.seed, monitor_every=0,
         )  # fmt: skip
         entrants, question = Entrants.of(run, home, "finding", "cpu", test_store=stores["agrees"], positive="yes")
@@ -134,7 +134,7 @@ def main() -> None:
         y, patient = tests[0].y, np.array([held[i][0] for i in range(len(held))])
         network = features.learn(
             features.fresh(entrants.resolved, entrants.card), entrants.card, kinds.classes(2), home, question.train.rows,
-            question.train.y, work / "supervised", views=spec_of("views", entrants.resolved["views"]), steps=given.steps,
+            question.train.y, work / "supervised", views=spec_of("augment", entrants.resolved["augment"]), steps=given.steps,
             batch=given.batch, seed=given.seed, device="cpu", optim=Optim(lr=1e-3, weight_decay=1e-2),
         )  # fmt: skip
         predict = features.predictor(network, entrants.card, "cpu")
@@ -142,7 +142,7 @@ def main() -> None:
         sources = {f"{given.method} + linear probe": entrants.of_run()}
         sources |= {f"{name} + linear probe": entrants.frozen(name) for name in ("k-means patch bank", "raw pixels")}
         for name, source in sources.items():
-            found[name] = readers.linear(source, question, tests)["all"][0]
+            found[name] = probes.linear(source, question, tests)["all"][0]
         train = question.train
         print(
             f"learnt from {len(train)} scans of {train.patients} patients, tested on {len(y)} of {len(set(patient))}\n"

@@ -24,9 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores
 import numpy as np
 from scipy.stats import binomtest, norm, rankdata, ttest_1samp
 
-from medssl.evals import bootstrap, delong
-from medssl.evals.metrics import AUROC
-from medssl.evals.significance import corrected_t
+from medssl.evals.metrics.metrics import AUROC
+from medssl.evals.stats import bootstrap, delong
+from medssl.evals.stats.significance import corrected_t
 from medssl.rng import seed_from
 
 BOTH = 0.25  # share of patients with scans of both classes

@@ -20,9 +20,9 @@ import pydicom
 from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_modality_lut
 
-from medssl.scans import dicom
-from medssl.scans.alias import Alias
-from medssl.scans.scan import Slice
+from medssl.readers.dicom import reader
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.scan import Slice
 
 FILES, ROUNDS, SIZE = 20, 15, 512
 
@@ -45,13 +45,13 @@ def contestants(alias: Alias) -> dict[str, Callable[[Path], object]]:
 
     def ours(path: Path) -> object:
         with path.open("rb") as stream:
-            found = dicom.read(stream, path.name, alias, path.name)
+            found = reader.read(stream, path.name, alias, path.name)
             assert isinstance(found, Slice)
-            return dicom.decode(stream, found.frame)
+            return reader.decode(stream, found.frame)
 
     def facts_only(path: Path) -> object:
         with path.open("rb") as stream:
-            return dicom.read(stream, path.name, alias, path.name)
+            return reader.read(stream, path.name, alias, path.name)
 
     def hounsfield(path: Path) -> object:
         ds = pydicom.dcmread(path)

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from medssl import catalog
 from medssl.methods.base import Clock
 from medssl.rng import Key
-from medssl.store.canvas import Canvas
+from medssl.store.resampled import Canvas
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
@@ -62,7 +62,7 @@ def ours(images: np.ndarray, steps: int) -> tuple[list[float], float]:
         run = Path(folder)
         train(
             Fabric(accelerator="cpu"), our_method(), canvas, np.arange(n),
-            catalog.build(catalog.load("views", "xray"), size=(SIZE, SIZE)), run / "c", Log(run, "jsonl", {}),
+            catalog.build(catalog.load("augment", "xray"), size=(SIZE, SIZE)), run / "c", Log(run, "jsonl", {}),
             steps=steps + 1, batch=BATCH, seed=0, optim=Optim(), log_every=1, save_every=10**6, quiet=True,
         )  # fmt: skip
         rows = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]

@@ -22,11 +22,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import adaptive_avg_pool2d, conv2d
 
-from medssl.evals.choose import Probe
-from medssl.evals.draws import draws, parse_budget
-from medssl.evals.linear import linear_probes
-from medssl.evals.linear_designs import standardiser
-from medssl.evals.linear_fit import Linear, fit_many
+from medssl.evals.probes.linear import linear_probes
+from medssl.evals.probes.linear_designs import standardiser
+from medssl.evals.probes.linear_fit import Linear, fit_many
+from medssl.evals.probes.model_selection import Probe
+from medssl.evals.stats.label_subsets import draws, parse_budget
 
 Data = dict[str, tuple[np.ndarray, np.ndarray]]
 

@@ -19,10 +19,10 @@ from lightning_fabric import Fabric
 
 from medssl import catalog
 from medssl.encoders.mlp import MLP
+from medssl.losses.target_losses import classes
 from medssl.methods.base import Method
-from medssl.methods.greedy_ae import GreedyAE
-from medssl.objectives.kinds import classes
-from medssl.store.canvas import Canvas
+from medssl.methods.layerwise.greedy_ae import GreedyAE
+from medssl.store.resampled import Canvas
 from medssl.tasks.supervised import Supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
@@ -56,7 +56,7 @@ def main() -> None:
     ends = np.zeros(SCANS, np.float32)
     canvas = Canvas(rng.integers(0, 255, (SCANS, 1, *SIZE), np.uint8), ends, ends + 255, 0.5, 0.29, SIZE)
     rows, targets = np.arange(SCANS), np.arange(SCANS) % 10
-    recipe = catalog.build(catalog.load("views", "plain"), size=SIZE)
+    recipe = catalog.build(catalog.load("augment", "plain"), size=SIZE)
 
     def one(method: Method, steps: int) -> None:
         with tempfile.TemporaryDirectory() as folder:

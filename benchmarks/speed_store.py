@@ -21,7 +21,7 @@ import numpy as np
 import pydicom
 from scipy.ndimage import gaussian_filter
 
-from medssl.store.volume import CODEC, pack, read_crop
+from medssl.store.chunks import CODEC, pack, read_crop
 
 SHAPE = (160, 512, 512)
 BOXES = {"slice 224x224": (1, 224, 224), "crop 64x128x128": (64, 128, 128)}

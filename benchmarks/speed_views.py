@@ -20,7 +20,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from medssl import catalog
-from medssl.views.stream import make_views
+from medssl.augmentations.loader import make_views
 
 
 def _raw(image: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -38,7 +38,7 @@ def contestants(size: int, batch: int, few: int) -> dict[str, tuple[int, Callabl
     """name -> (views it makes, what makes them); two views of an image each."""
     grey = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (batch, 1, size, size), dtype=np.uint8))
     rgb = grey.expand(-1, 3, -1, -1).contiguous()
-    xray, natural = (catalog.build(catalog.spec("views", name), size=(size, size)) for name in ("xray", "natural"))
+    xray, natural = (catalog.build(catalog.spec("augment", name), size=(size, size)) for name in ("xray", "natural"))
     pil = [Image.fromarray(g.numpy()).convert("RGB") for g in grey[:few, 0]]
     lightly = SimCLRTransform(input_size=size)
     kernel = size // 10 // 2 * 2 + 1

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 
-from medssl.store.supervise import HEAD, limit, receive, send
+from medssl.ingest.supervisor import HEAD, limit, receive, send
 
 
 def main():

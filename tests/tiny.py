@@ -5,9 +5,9 @@ import torch
 from scipy import stats
 
 from medssl import catalog
-from medssl.objectives.kinds import classes
+from medssl.losses.target_losses import classes
 from medssl.rng import Key
-from medssl.store.canvas import Canvas
+from medssl.store.resampled import Canvas
 
 METHODS = sorted(catalog.choices("method"))
 SMALL = {

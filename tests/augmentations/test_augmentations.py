@@ -1,4 +1,4 @@
-"""Ops against torchvision or their closed form, one at a time against batched, and every recipe in configs/views."""
+"""Ops against torchvision or their closed form, one at a time against batched, and every recipe in configs/augment."""
 
 import math
 from collections.abc import Callable
@@ -10,10 +10,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from medssl import catalog, rng
-from medssl.errors import UsageError, UserError
-from medssl.rng import Key
-from medssl.views.geometry import Blur, Box, Crop, Flip, Resize, Rotate, gaussian_matrix
-from medssl.views.intensity import (
+from medssl.augmentations.geometry import Blur, Box, Crop, Flip, Resize, Rotate, gaussian_matrix
+from medssl.augmentations.intensity import (
     BiasField,
     BrightnessContrast,
     Colour,
@@ -25,7 +23,9 @@ from medssl.views.intensity import (
     ToGray,
     Window,
 )
-from medssl.views.recipes import Recipe, plain
+from medssl.augmentations.recipes import Recipe, plain
+from medssl.errors import UsageError, UserError
+from medssl.rng import Key
 
 LEVEL = 1 / 255
 WINDOWS = ((-600.0, 1500.0, 1.0), (40.0, 400.0, 1.0), (400.0, 1800.0, 2.0))
@@ -291,10 +291,10 @@ def test_the_whole_crop_at_the_same_size_keeps_every_bit(shape):
 
 
 def build(name: str, size: tuple[int, ...], **options: Any) -> Recipe:
-    return catalog.build(catalog.spec("views", name, **options), size=size)
+    return catalog.build(catalog.spec("augment", name, **options), size=size)
 
 
-NAMES = sorted(catalog.choices("views"))
+NAMES = sorted(catalog.choices("augment"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -362,7 +362,7 @@ def test_photographs_are_mirrored_left_and_right_half_of_the_time():
 def test_working_in_pieces_changes_nothing(monkeypatch):
     x, k, recipe = image((7, 1, 18, 18)), key(7), build("xray", (16, 16))
     whole = recipe(x, k, 0)
-    monkeypatch.setattr("medssl.views.recipes.CHUNK", 3 * 18 * 18)
+    monkeypatch.setattr("medssl.augmentations.recipes.CHUNK", 3 * 18 * 18)
     assert torch.allclose(recipe(x, k, 0), whole, atol=2e-6)
 
 

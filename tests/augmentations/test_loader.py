@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl import catalog
+from medssl.augmentations.loader import RawScans, StepSampler, loader, make_views, unit
+from medssl.augmentations.recipes import plain
 from medssl.errors import UserError
-from medssl.views.recipes import plain
-from medssl.views.stream import RawScans, StepSampler, loader, make_views, unit
 
 
 @dataclass
@@ -137,7 +137,7 @@ def test_views_are_standardised(tmp_path):
 
 def test_views_do_not_depend_on_the_batch_or_on_autocast(tmp_path):
     canvas = _canvas(tmp_path, (1, 16, 16))
-    recipe = catalog.build(catalog.spec("views", "xray"), size=(16, 16))
+    recipe = catalog.build(catalog.spec("augment", "xray"), size=(16, 16))
     pairs = [(4, 1), (9, 1), (2, 1)]
     together, _ = make_views(_raw(canvas, pairs), recipe, 2, 3, 0.5, 0.25)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import tiny
+from conftest import ROOT
 from medssl.cli.main import COMMANDS, main
 from medssl.cli.run import _compose, _literal
 
@@ -71,7 +72,7 @@ USAGE = [
     (["pretain"], "Did you mean 'pretrain'"),
     (["pretrain", "store=x", "out=y", "method.temprature=1"], "Did you mean 'method.temperature'"),
     (["pretrain", "store=x", "out=y", "method=simcrl"], "Did you mean 'simclr'"),
-    (["pretrain", "store=x", "out=y", "views=xry"], "Did you mean 'xray'"),
+    (["pretrain", "store=x", "out=y", "augment=xry"], "Did you mean 'xray'"),
     (["pretrain", "store=x", "out=y", "stes=3"], "Did you mean 'steps'"),
     (["pretrain", "store=x", "out=y", "encoder.widths=[8]"], "encoder=NAME"),
     (["pretrain", "out=y"], "store=…"),
@@ -197,7 +198,7 @@ def test_a_sweep_makes_a_run_for_each_combination(store, tmp_path):
     out = tmp_path / "sweep"
     args = ["pretrain", "-m", f"store={store}", f"out={out}", "method=simclr,byol", "seed=0,1", "steps=2", "batch=8"]
     args += ["encoder=mlp", "encoder.widths=[16]", "monitor_every=0"]
-    done = subprocess.run([sys.executable, "-m", "medssl.cli", *args], env=ENV, cwd=Path(__file__).parents[1], check=False,
+    done = subprocess.run([sys.executable, "-m", "medssl.cli", *args], env=ENV, cwd=ROOT, check=False,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     runs = {p.name for p in out.iterdir() if (p / "encoder.json").exists()}
@@ -222,7 +223,7 @@ def test_ctrl_c_is_one_line(store, tmp_path):
     args = ["pretrain", f"store={store}", f"out={out}", "steps=3000", "batch=8", "encoder=mlp", "encoder.widths=[16]",
             "log_every=1", "monitor_every=0"]  # fmt: skip
     command = [sys.executable, "-m", "medssl.cli", *args]
-    child = subprocess.Popen(command, env=ENV, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, env=ENV, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     rows = out / "metrics.jsonl"
     while child.poll() is None and not (rows.exists() and rows.read_text().count("\n") > 3):
         pass

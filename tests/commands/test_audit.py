@@ -11,11 +11,11 @@ from PIL import Image
 
 import medssl
 import tiny
+from medssl.commands.analyse.audit import audit
 from medssl.errors import UserError
-from medssl.evals.score import Score
+from medssl.evals.stats.score import Score
 from medssl.reporting.audit import audit_section
-from medssl.scans.cohort import write_cohort
-from medssl.steps.audit import audit
+from medssl.synthetic.cohort import write_cohort
 
 SIZE, PATIENTS, FAINT = 16, 150, 4
 SPLIT = np.repeat(["train", "val", "test"], [75, 15, 60])

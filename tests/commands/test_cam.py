@@ -14,20 +14,20 @@ from sklearn.linear_model import LogisticRegression
 
 import medssl
 import tiny
+from medssl.commands.analyse.cam import _check, _drawn, cam
 from medssl.encoders.cnn import CNN
-from medssl.encoders.handover import load_encoder
+from medssl.encoders.export import load_encoder
 from medssl.errors import UserError
-from medssl.evals.focus import trusted, verdict
-from medssl.evals.linear import linear_probes
-from medssl.evals.saliency import gradcam
+from medssl.evals.explain.saliency import gradcam
+from medssl.evals.explain.saliency_checks import trusted, verdict
+from medssl.evals.probes.linear import linear_probes
 from medssl.reporting.cam import OUTLINE, Shown, cam_section, sheet, slice_of
-from medssl.steps import features
-from medssl.steps.cam import _check, _drawn, cam
-from medssl.steps.maps import head_of, masks_on_grid, outputs
-from medssl.steps.predictions import Predictions
-from medssl.steps.question import Question, ask
-from medssl.steps.run import Run
-from medssl.steps.truth import Part, Target
+from medssl.runs.predictions import Predictions
+from medssl.runs.run_folder import Run
+from medssl.scoring import features
+from medssl.scoring.eval_splits import Question, ask
+from medssl.scoring.saliency_maps import head_of, masks_on_grid, outputs
+from medssl.scoring.targets import Part, Target
 
 SIZE, PATIENTS = 24, 60
 
@@ -56,7 +56,7 @@ def made(tmp_path_factory):
         patient="(patient[0-9]+)", key=tiny.secret(folder / "key"),
     )  # fmt: skip
     run = medssl.pretrain(
-        folder / "store", folder / "run", encoder="cnn", encoder_options={"widths": [8, 16]}, views="plain", size=SIZE, steps=3,
+        folder / "store", folder / "run", encoder="cnn", encoder_options={"widths": [8, 16]}, augment="plain", size=SIZE, steps=3,
         batch=16, monitor_every=0,
     )  # fmt: skip
     return folder, run, medssl.Store.open(folder / "store")
@@ -119,7 +119,7 @@ def test_batches_make_no_difference(made, monkeypatch, tmp_path):
     """Of three classes every scan has its own to be explained."""
     run, store = shutil.copytree(made[1], tmp_path / "run"), made[2]
     first = cam(run, store, "third")
-    monkeypatch.setattr("medssl.steps.maps.BATCH", 5)
+    monkeypatch.setattr("medssl.scoring.saliency_maps.BATCH", 5)
     again = cam(run, store, "third")
     assert first["explained"] == "each scan's own third"
     for line, other in zip(first["in_masks"] + first["check"], again["in_masks"] + again["check"], strict=True):
@@ -175,7 +175,7 @@ def test_without_a_label(made, tmp_path, method):
     if method == "rollout":
         options = {"patch": 8, "dim": 24, "depth": 2, "heads": 2}
         run = medssl.pretrain(
-            store.path, tmp_path / "run", encoder="vit", encoder_options=options, views="plain", size=SIZE, steps=2, batch=16,
+            store.path, tmp_path / "run", encoder="vit", encoder_options=options, augment="plain", size=SIZE, steps=2, batch=16,
             monitor_every=0,
         )  # fmt: skip
     else:

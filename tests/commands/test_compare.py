@@ -7,14 +7,14 @@ import pytest
 
 import medssl
 import tiny
+from medssl.commands.analyse.compare import sentence
 from medssl.errors import UserError
-from medssl.evals.metrics import MAE, MEAN
-from medssl.evals.score import Difference, Score
-from medssl.evals.variance import components
-from medssl.scans.cohort import write_cohort
-from medssl.steps.arms import arms_of, runs_in
-from medssl.steps.compare import sentence
-from medssl.steps.predictions import Entry, of_run
+from medssl.evals.metrics.metrics import MAE, MEAN
+from medssl.evals.stats.score import Difference, Score
+from medssl.evals.stats.variance_components import components
+from medssl.runs.predictions import Entry, of_run
+from medssl.runs.runs_by_seed import arms_of, runs_in
+from medssl.synthetic.cohort import write_cohort
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medssl.commands.data.nifti import nifti
+from medssl.commands.data.png import cost, png
+from medssl.commands.data.shard import shard
 from medssl.errors import UserError
-from medssl.scans import nifti as nifti_scans
-from medssl.scans.alias import Alias
-from medssl.scans.scan import Scan
-from medssl.steps.nifti import nifti
-from medssl.steps.png import cost, png
-from medssl.steps.shard import shard
+from medssl.ingest.writer import StoreWriter
+from medssl.readers import nifti as nifti_scans
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.scan import Scan
 from medssl.store.shard import shard as lay_out
 from medssl.store.store import Store
-from medssl.store.write import StoreWriter
 
 TURN = np.array([[0.0, 0.6, 0.8], [0.0, 0.8, -0.6], [-1.0, 0.0, 0.0]])  # a rotation
 SHEAR = np.array([[1.0, 0, 0], [0.3, 1, 0], [0, 0, 1]])

@@ -17,12 +17,12 @@ from sklearn.metrics import roc_auc_score
 
 import medssl
 import tiny
+from medssl.commands.score.finetune import finetune
 from medssl.encoders.timm2d import TimmEncoder, at_hand
 from medssl.errors import UserError
 from medssl.evals.embed import embed
-from medssl.steps.finetune import finetune
-from medssl.steps.predictions import of_run
-from medssl.store.canvas import Canvas
+from medssl.runs.predictions import of_run
+from medssl.store.resampled import Canvas
 
 QUICK = {"steps": 12, "batch": 32, "recipe": "plain", "draws": 2}
 SIZES = {"train": 160, "val": 16, "test": 80}

@@ -12,18 +12,18 @@ import pytest
 from PIL import Image
 
 import tiny
+from medssl.commands.data.inspect import inspect, tilts
+from medssl.commands.data.rejects import rejects
+from medssl.commands.data.release import release
 from medssl.errors import UserError
+from medssl.ingest.writer import StoreWriter
+from medssl.readers.pseudonyms import open_key
+from medssl.readers.reject_codes import remedy
+from medssl.readers.scan import Scan, Unreadable
 from medssl.reporting.lines import aligned
 from medssl.reporting.privacy import faces, privacy_page
 from medssl.reporting.sheet import CAPTION, CELL, GAP, chosen, contact_sheet
-from medssl.scans.alias import open_key
-from medssl.scans.codes import remedy
-from medssl.scans.scan import Scan, Unreadable
-from medssl.steps.inspect import inspect, tilts
-from medssl.steps.rejects import rejects
-from medssl.steps.release import release
 from medssl.store.store import Store
-from medssl.store.write import StoreWriter
 
 N, PER_PATIENT = 24, 2
 SHAPES = [(1, 8, 40, 36), (1, 64, 50), (3, 40, 44), (1, 6, 30, 30)]

@@ -10,10 +10,10 @@ from scipy import stats
 import medssl
 import tiny
 from medssl.errors import UserError
-from medssl.evals.agreement import agreement, trusted
-from medssl.evals.quality import MEASURES, jackknife, measures, quality
-from medssl.scans.cohort import write_cohort
-from medssl.steps.panel import panel
+from medssl.evals.label_free.agreement import agreement, trusted
+from medssl.evals.label_free.quality import MEASURES, jackknife, measures, quality
+from medssl.pretraining.held_out_subset import panel
+from medssl.synthetic.cohort import write_cohort
 
 
 def features(N=40, V=3, D=12, seed=0, patients=40):
@@ -146,7 +146,7 @@ def test_one_encoder_is_measured_and_written_down(made, capsys):
 def test_the_features_are_those_of_the_encoder_handed_over(made):
     _, store, run = made
     encoder, card = medssl.load_encoder(run)
-    from medssl.steps.features import of_encoder
+    from medssl.scoring.features import of_encoder
 
     rows = panel(store, 512).rows
     x = of_encoder(encoder, card, "cpu")(store, rows).astype(float)

@@ -17,9 +17,9 @@ from pydicom import Dataset
 
 import bad_files
 from bad_files import CASES, USED, Case, ct, data, hounsfield, uid
-from medssl.scans.alias import Alias
-from medssl.scans.codes import CODES
-from medssl.store.ingest import ingest
+from medssl.commands.data.ingest import ingest
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.reject_codes import CODES
 from medssl.store.store import Store, read_array
 from tiny import secret
 

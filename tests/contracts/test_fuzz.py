@@ -19,12 +19,12 @@ from pydicom.uid import ImplicitVRLittleEndian, RLELossless
 
 import bad_files
 from bad_files import ct, data, grey, nifti, packed, picture, stored
-from medssl.scans import dicom
-from medssl.scans.alias import Alias
-from medssl.scans.codes import CODES
-from medssl.scans.header import parse
-from medssl.scans.source import File
-from medssl.store.supervise import Supervisor, Task
+from medssl.ingest.supervisor import Supervisor, Task
+from medssl.readers.dicom import reader
+from medssl.readers.dicom.header import parse
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.reject_codes import CODES
+from medssl.readers.walk import File
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 ALIAS = Alias(bytes(32))
@@ -260,5 +260,5 @@ def test_a_changed_pixel_changes_nothing_else(good, at, value):
 
 
 def _values(file: bytes) -> np.ndarray:
-    found = dicom.read(io.BytesIO(file), "x", ALIAS, "f")
-    return dicom.decode(io.BytesIO(file), found.frame).values[0].copy()
+    found = reader.read(io.BytesIO(file), "x", ALIAS, "f")
+    return reader.decode(io.BytesIO(file), found.frame).values[0].copy()

@@ -21,7 +21,7 @@ def go(tmp_path, method, steps=4, canvas=None, **options):
     canvas = canvas or tiny.canvas()
     options = {"batch": 16, "seed": 0, "optim": Optim(), "log_every": 1} | options
     rows = torch.arange(len(canvas.array)).numpy()
-    recipe = catalog.build(catalog.spec("views", "neutral"), size=canvas.size)
+    recipe = catalog.build(catalog.spec("augment", "neutral"), size=canvas.size)
     log = Log(tmp_path, "jsonl", {})
     train(Fabric(accelerator="cpu"), method, canvas, rows, recipe, tmp_path / "c", log, steps=steps, **options)
     return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -10,7 +10,7 @@ import tiny
 from medssl import catalog
 from medssl.errors import UserError
 from medssl.methods.base import Clock
-from medssl.methods.parts import follow, teacher_of
+from medssl.methods.parts.heads import follow, teacher_of
 from medssl.schedule import cosine
 
 WITHOUT_GRADIENT = {"kmeans_bank"}
@@ -204,7 +204,7 @@ def test_kmeans_bank_fits_each_bank_of_a_pyramid_as_if_alone():
 
 
 def _places(method, batch):
-    from medssl.methods.kmeans_bank import PATCH_SLOT
+    from medssl.methods.clustering.kmeans_bank import PATCH_SLOT
     from medssl.rng import uniform
 
     return batch["views"][0], uniform(batch["key"], 0, PATCH_SLOT, method.per_scan)

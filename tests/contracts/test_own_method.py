@@ -11,7 +11,7 @@ import medssl
 import tiny
 from conftest import ROOT
 from medssl.cli.main import main
-from medssl.scans.cohort import write_cohort
+from medssl.synthetic.cohort import write_cohort
 
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
 CODE = next(text for kind, text in BLOCKS if kind == "python")
@@ -43,14 +43,14 @@ def command(*more):
 
 def test_it_runs_as_shown_and_can_be_scored(folder):
     words = command(
-        "encoder=cnn", "encoder.widths=[8,16]", "size=16", "steps=12", "batch=16", "log_every=1", "views=xray"
+        "encoder=cnn", "encoder.widths=[8,16]", "size=16", "steps=12", "batch=16", "log_every=1", "augment=xray"
     )
     words = [sys.executable, "-m", "medssl.cli", *words]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     resolved = yaml.safe_load((folder / "RUN" / "resolved.yaml").read_text())
     assert resolved["method"] == {"name": "upside_down.UpsideDown", "chance": 0.3}
-    assert resolved["views"]["name"] == "xray"
+    assert resolved["augment"]["name"] == "xray"
     assert len((folder / "RUN" / "metrics.jsonl").read_text().splitlines()) == 12
     table = medssl.knn(folder / "RUN", folder / "STORE", "lesion", baselines=["random init"])
     assert {r["features"] for r in table["rows"]} == {"upside_down.UpsideDown cnn", "random init"}
@@ -61,7 +61,7 @@ def test_what_it_wants_of_a_run_counts_unless_the_command_says_otherwise(inside)
         main(command("out=R2", "encoder=cnn", "encoder.widths=[8]", "size=8", "steps=2", "batch=8", "monitor_every=0"))
     assert done.value.code == 0
     resolved = yaml.safe_load((inside / "R2" / "resolved.yaml").read_text())
-    assert resolved["views"]["name"] == "plain"
+    assert resolved["augment"]["name"] == "plain"
     assert resolved["steps"] == 2
 
 

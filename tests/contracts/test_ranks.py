@@ -10,9 +10,9 @@ import torch.multiprocessing as mp
 from timm.layers import BatchNormAct2d
 
 import tiny
+from medssl.losses.distributed import all_rows
 from medssl.methods.base import Clock
-from medssl.methods.norm import share_batch_norm
-from medssl.objectives.ranks import all_rows
+from medssl.methods.parts.norm import share_batch_norm
 
 B = 16
 CLOCK = Clock(0, 10)

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 import tiny
 from medssl import catalog
 from medssl.errors import UserError
-from medssl.objectives import kinds
+from medssl.losses import target_losses
 from medssl.tasks import supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
@@ -21,8 +21,8 @@ from medssl.train.optim import Optim
 
 STEPS = 12
 LABELLED = {  # what is trained on labels: the kind of task, and a target per scan
-    "classes": (kinds.classes(2), lambda n: torch.arange(n) % 2),
-    "labels": (kinds.labels(3), lambda n: torch.tensor([[0, 1, torch.nan], [1, 0, 1.0]]).repeat(n // 2, 1)),
+    "classes": (target_losses.classes(2), lambda n: torch.arange(n) % 2),
+    "labels": (target_losses.labels(3), lambda n: torch.tensor([[0, 1, torch.nan], [1, 0, 1.0]]).repeat(n // 2, 1)),
 }
 EVERYTHING = [*tiny.METHODS, *LABELLED]
 
@@ -43,7 +43,7 @@ def go(
     else:
         method = tiny.method(name)
         targets = tiny.targets(method.target, len(canvas.array))
-    views = "neutral" if name in LABELLED else catalog.load("method", name).get("_run_", {}).get("views", "neutral")
+    views = "neutral" if name in LABELLED else catalog.load("method", name).get("_run_", {}).get("augment", "neutral")
 
     def monitor(encoder, rows):
         if rows[-1]["step"] == die_at:
@@ -61,7 +61,7 @@ def go(
         method,
         canvas,
         torch.arange(len(canvas.array)).numpy(),
-        catalog.build(catalog.spec("views", views), size=canvas.size),
+        catalog.build(catalog.spec("augment", views), size=canvas.size),
         run / "checkpoints",
         Log(run, "jsonl", {}),
         steps=steps,

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 import medssl
 import tiny
 from medssl.errors import UserError
+from medssl.losses.supervised import sure_of
+from medssl.losses.target_losses import classes, labels, ordinal, survival, value
 from medssl.methods.base import Clock
-from medssl.objectives.kinds import classes, labels, ordinal, survival, value
-from medssl.objectives.labels import sure_of
-from medssl.scans.cohort import write_cohort
-from medssl.steps.labelled import Truth
+from medssl.pretraining.pretrain_targets import Truth
 from medssl.store.store import Store
+from medssl.synthetic.cohort import write_cohort
 
 CLOCK = Clock(0, 10)
 

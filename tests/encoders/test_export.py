@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medssl.encoders.cnn import CNN
-from medssl.encoders.handover import CLASSES, load_encoder, save_encoder
+from medssl.encoders.export import CLASSES, load_encoder, save_encoder
 from medssl.encoders.mlp import MLP
 from medssl.encoders.monai3d import ResNet3d
 from medssl.encoders.patch_bank import PatchBank
@@ -112,7 +112,7 @@ def edit(folder, **changes):
 
 def rewrite(folder, change):
     """Other weights, with a digest that fits them."""
-    from medssl.encoders.handover import _digest
+    from medssl.encoders.export import _digest
 
     file = folder / "encoder.safetensors"
     save_file(change(load_file(file)), file)
@@ -148,7 +148,7 @@ def test_a_pair_that_is_not_right_is_a_user_error(harm, says, tmp_path):
 
 
 def test_a_pickle_is_refused_even_with_the_right_digest(tmp_path):
-    from medssl.encoders.handover import _digest
+    from medssl.encoders.export import _digest
 
     save_encoder(tmp_path, MLP(1, (4, 4), widths=(3,)), {})
     file = tmp_path / "encoder.safetensors"

@@ -4,7 +4,8 @@ from scipy import stats
 from scipy.stats import binom, norm, t
 
 import tiny
-from medssl.evals.bootstrap import (
+from medssl.evals.metrics.metrics import ACCURACY, AUROC, CONCORDANCE, MACRO_AUROC, MAE, MEAN, OF_TASK, SPEARMAN
+from medssl.evals.stats.bootstrap import (
     bca_quantiles,
     difference,
     difference_seeds,
@@ -15,7 +16,6 @@ from medssl.evals.bootstrap import (
     score_seeds,
     scores,
 )
-from medssl.evals.metrics import ACCURACY, AUROC, CONCORDANCE, MACRO_AUROC, MAE, MEAN, OF_TASK, SPEARMAN
 
 CLASS_METRICS = OF_TASK["classes"]
 TRUE = norm.cdf(1 / np.sqrt(2))  # AUROC of N(1, 1) against N(0, 1)

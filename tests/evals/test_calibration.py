@@ -9,8 +9,9 @@ from sklearn.metrics import log_loss
 
 import tiny
 from medssl.errors import UserError
-from medssl.evals.bootstrap import resamples
-from medssl.evals.calibration import (
+from medssl.evals.metrics.metrics import ECE
+from medssl.evals.stats.bootstrap import resamples
+from medssl.evals.stats.calibration import (
     IN_THE_LARGE,
     NLL,
     SLOPE,
@@ -19,7 +20,6 @@ from medssl.evals.calibration import (
     reliability,
     scaled,
 )
-from medssl.evals.metrics import ECE
 
 
 def draw(seed, N=200, K=3, sharp=1.0):

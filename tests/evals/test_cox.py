@@ -4,10 +4,10 @@ import torch
 from scipy.optimize import minimize
 
 from medssl.errors import UserError
-from medssl.evals import newton
-from medssl.evals.choose import PENALTIES, held_out
-from medssl.evals.cox import TIES, Partial, cox_probes, fit_cox, partial_likelihood
-from medssl.evals.linear_designs import standardiser
+from medssl.evals.probes import newton
+from medssl.evals.probes.cox import TIES, Partial, cox_probes, fit_cox, partial_likelihood
+from medssl.evals.probes.linear_designs import standardiser
+from medssl.evals.probes.model_selection import PENALTIES, held_out
 
 
 def cohort(seed, N, D, tick=5.0):

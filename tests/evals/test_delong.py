@@ -6,8 +6,8 @@ from scipy.stats import binom, norm
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
-from medssl.evals import delong
-from medssl.evals.metrics import AUROC
+from medssl.evals.metrics.metrics import AUROC
+from medssl.evals.stats import delong
 
 DELTA = 1.2
 TRUE = norm.cdf(DELTA / np.sqrt(2))

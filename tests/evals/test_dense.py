@@ -9,9 +9,9 @@ import tiny
 from medssl.encoders.cnn import CNN
 from medssl.encoders.mlp import MLP
 from medssl.errors import UserError
-from medssl.evals.dense import Pixels, by_neighbours, hypercolumns, linear, sample
 from medssl.evals.embed import standardised
-from medssl.store.canvas import Canvas
+from medssl.evals.probes.dense import Pixels, by_neighbours, hypercolumns, linear, sample
+from medssl.store.resampled import Canvas
 
 
 class AsItIs(nn.Module):

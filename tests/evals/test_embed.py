@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from medssl.evals.embed import embed
-from medssl.store.canvas import Canvas
+from medssl.store.resampled import Canvas
 
 
 class Net(nn.Module):

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from medssl.evals.geometry import alignment, common, directions, epps_pulley, sigreg, spread, two_nn, uniformity
+from medssl.evals.label_free.geometry import (
+    alignment,
+    common,
+    directions,
+    epps_pulley,
+    sigreg,
+    spread,
+    two_nn,
+    uniformity,
+)
 
 
 def cloud(N=12, V=3, D=5, seed=0):

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsRegressor
 
 from medssl.errors import UserError
-from medssl.evals.knn import knn_labels, knn_probe, knn_value, neighbours, unit
-from medssl.evals.metrics import AUROC
+from medssl.evals.metrics.metrics import AUROC
+from medssl.evals.probes.knn import knn_labels, knn_probe, knn_value, neighbours, unit
 
 
 def draw(seed, N, M, D, patients, duplicates):

@@ -4,7 +4,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from medssl.errors import UserError
-from medssl.evals.draws import Budget, draws, like, order, parse_budget
+from medssl.evals.stats.label_subsets import Budget, draws, like, order, parse_budget
 
 SHARES = [Budget(share=s) for s in (0.05, 0.2, 0.5, 1.0)]
 

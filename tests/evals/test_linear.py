@@ -7,15 +7,16 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from medssl.errors import UserError
-from medssl.evals import choose, draws, newton
-from medssl.evals.bootstrap import score
-from medssl.evals.choose import PENALTIES, held_out
-from medssl.evals.linear import linear_probes
-from medssl.evals.linear_designs import Batch, stacks, standardiser
-from medssl.evals.linear_fit import fit_many
-from medssl.evals.linear_losses import Logistic, Softmax, contrasts
-from medssl.evals.linear_targets import loss
-from medssl.evals.metrics import AUROC
+from medssl.evals.metrics.metrics import AUROC
+from medssl.evals.probes import model_selection, newton
+from medssl.evals.probes.linear import linear_probes
+from medssl.evals.probes.linear_designs import Batch, stacks, standardiser
+from medssl.evals.probes.linear_fit import fit_many
+from medssl.evals.probes.linear_losses import Logistic, Softmax, contrasts
+from medssl.evals.probes.linear_targets import loss
+from medssl.evals.probes.model_selection import PENALTIES, held_out
+from medssl.evals.stats import label_subsets
+from medssl.evals.stats.bootstrap import score
 
 WEAK = (*PENALTIES, 100.0, 1000.0)
 
@@ -328,7 +329,10 @@ def test_a_subset_is_chosen_for_on_no_more_validation_scans_than_it_has():
     x, y = problem(8, 400, 6, 2)
     patient = np.array([f"p{i // 2}" for i in range(400)])
     train, val = (x[:200], y[:200]), (x[200:], y[200:])
-    sets = [d.rows for d in draws.draws(y[:200], patient[:200], [draws.Budget(scans=n) for n in (20, 200)], [0])]
+    sets = [
+        d.rows
+        for d in label_subsets.draws(y[:200], patient[:200], [label_subsets.Budget(scans=n) for n in (20, 200)], [0])
+    ]
     who = {"patient": patient[:200], "val_patient": patient[200:]}
     few, most = linear_probes(train, val, [x], classes=2, subsets=sets, **who)
     assert few.how.startswith("logistic regression on 20 scans, C = ")
@@ -349,7 +353,7 @@ def test_a_subset_is_chosen_for_on_no_more_validation_scans_than_it_has():
     )
     assert [v for _, v in again.path] == pytest.approx([v for _, v in few.path])
     assert linear_probes(train, val, [], classes=2, subsets=sets[:1], seed=1, **who)[0].path != few.path
-    assert len({choose._key(0, np.array(p)) for p in (["a", "b"], ["b", "a", "a"], ["a", "c"])}) == 2
+    assert len({model_selection._key(0, np.array(p)) for p in (["a", "b"], ["b", "a", "a"], ["a", "c"])}) == 2
     with pytest.raises(ValueError, match="patients"):
         linear_probes(train, val, [], classes=2, subsets=sets)
     # and without validation scans, the subset's own labels are all that is seen
@@ -410,8 +414,8 @@ def test_raw_pixels_of_pneumonia(pneumonia):
 
 def test_few_labels_of_real_scans_reach_scikit_learns_optimum(pneumonia):
     x, y = pneumonia[0]["train"], pneumonia[1]["train"]
-    budgets = [draws.Budget(scans=n) for n in (10, 50, 200)]
-    drawn = draws.draws(y, np.arange(len(y)), budgets, range(2), balanced=True)
+    budgets = [label_subsets.Budget(scans=n) for n in (10, 50, 200)]
+    drawn = label_subsets.draws(y, np.arange(len(y)), budgets, range(2), balanced=True)
     models = fit_many(x, y, [d.rows for d in drawn], [1e-3, 1, 1000], classes=2)
     for d, model in zip(drawn, models, strict=True):
         z = standardised(x, d.rows)[d.rows]

@@ -5,9 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
-from medssl.evals import weighted
-from medssl.evals.compare import table
-from medssl.evals.metrics import (
+from medssl.evals.metrics.metrics import (
     ACCURACY,
     AUPRC,
     AUROC,
@@ -23,8 +21,10 @@ from medssl.evals.metrics import (
     QUADRATIC_KAPPA,
     R2,
     SPEARMAN,
+    weighted,
 )
-from medssl.evals.score import Difference, Score
+from medssl.evals.stats.score import Difference, Score
+from medssl.evals.stats.table import table
 
 CLASS_METRICS = OF_TASK["classes"]
 

@@ -6,8 +6,8 @@ from sklearn import metrics as sk
 
 import tiny
 from medssl.errors import UserError
-from medssl.evals.bootstrap import resamples
-from medssl.evals.operating import (
+from medssl.evals.stats.bootstrap import resamples
+from medssl.evals.stats.operating_point import (
     NPV,
     PPV,
     SENSITIVITY,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medssl.evals.rank import alpha_req, lidar, rankme
+from medssl.evals.label_free.rank import alpha_req, lidar, rankme
 
 
 def gaussian(N=2000, D=64, k=64, offset=0.0, seed=0):

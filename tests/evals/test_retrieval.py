@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from medssl.errors import UserError
-from medssl.evals import retrieval
-from medssl.evals.bootstrap import score
-from medssl.evals.knn import unit
-from medssl.evals.metrics import MEAN
-from medssl.evals.retrieval import retrieve
+from medssl.evals.metrics.metrics import MEAN
+from medssl.evals.probes import retrieval
+from medssl.evals.probes.knn import unit
+from medssl.evals.probes.retrieval import retrieve
+from medssl.evals.stats.bootstrap import score
 
 NAMES = {"precision_at_1": "p_at_1", "r_precision": "r_precision", "mean_average_precision_at_r": "map_at_r"}
 

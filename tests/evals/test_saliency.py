@@ -23,9 +23,9 @@ from medssl.encoders.patch_bank import PatchBank
 from medssl.encoders.timm2d import TimmEncoder
 from medssl.encoders.vit import ViT
 from medssl.errors import UserError
-from medssl.evals.focus import focus, randomised, rank_correlation, trusted, verdict
-from medssl.evals.saliency import alike, gradcam, places, rollout
-from medssl.evals.score import Score
+from medssl.evals.explain.saliency import alike, gradcam, places, rollout
+from medssl.evals.explain.saliency_checks import focus, randomised, rank_correlation, trusted, verdict
+from medssl.evals.stats.score import Score
 
 AVERAGED = {  # the features are the mean over places of `maps`
     "cnn": lambda: CNN(2, (16, 12), (8, 16)),

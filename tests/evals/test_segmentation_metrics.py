@@ -13,14 +13,14 @@ from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter
 
 import tiny
 from medssl.evals.embed import standardised
-from medssl.evals.segmentation import agreement, case
-from medssl.evals.windows import Grid, importance, slide, windows
-from medssl.scans.alias import open_key
-from medssl.scans.scan import Scan
-from medssl.store.canvas import as_trained
+from medssl.evals.metrics.segmentation import agreement, case
+from medssl.evals.sliding_window import Grid, importance, slide, windows
+from medssl.ingest.writer import StoreWriter
+from medssl.readers.pseudonyms import open_key
+from medssl.readers.scan import Scan
 from medssl.store.masks import as_classes, labels_in, masks_on_canvas, nearest
+from medssl.store.resampled import as_trained
 from medssl.store.store import Store
-from medssl.store.write import StoreWriter
 
 DICE, HD95, SURFACE, VOLUME = range(4)
 

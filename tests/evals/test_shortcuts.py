@@ -11,13 +11,13 @@ from scipy.stats.contingency import association as scipy_association
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import roc_auc_score
 
-from medssl.evals.association import association
-from medssl.evals.bootstrap import positions, replicates, resamples, score
-from medssl.evals.evidence import NONE, PART, POSSIBLE, Evidence, Scans, examine, verdict
-from medssl.evals.linear import linear_probes
-from medssl.evals.metrics import AUROC, MACRO_AUROC
-from medssl.evals.score import Score
-from medssl.evals.shortcuts import Without, balanced, design, edges, within
+from medssl.evals.explain.association import association
+from medssl.evals.explain.evidence import NONE, PART, POSSIBLE, Evidence, Scans, examine, verdict
+from medssl.evals.explain.shortcuts import Without, balanced, design, edges, within
+from medssl.evals.metrics.metrics import AUROC, MACRO_AUROC
+from medssl.evals.probes.linear import linear_probes
+from medssl.evals.stats.bootstrap import positions, replicates, resamples, score
+from medssl.evals.stats.score import Score
 
 
 def drawn(seed, n, K=2, values=3, ties=True):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from medssl.errors import UserError
-from medssl.evals.significance import corrected_t, critical_difference, holm, ranking, wilcoxon
+from medssl.evals.stats.significance import corrected_t, critical_difference, holm, ranking, wilcoxon
 
 # Demšar, 2006, table 6: AUC of C4.5 and its variants on 14 data sets; 0.9751 is printed 0.975 and ranked above another
 DEMSAR = {

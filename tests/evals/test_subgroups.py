@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
-from medssl.evals.bootstrap import resamples, score
-from medssl.evals.metrics import ACCURACY, AUROC, MACRO_AUROC, MEAN
-from medssl.evals.subgroups import bands, by_subgroup
+from medssl.evals.metrics.metrics import ACCURACY, AUROC, MACRO_AUROC, MEAN
+from medssl.evals.stats.bootstrap import resamples, score
+from medssl.evals.stats.subgroups import bands, by_subgroup
 
 
 def cohort(seed, patients=120, groups=3, worse=0.0):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import tiny
-from medssl.evals.bootstrap import replicates, score
-from medssl.evals.metrics import AUROC, MEAN
-from medssl.evals.shift import AWAY, HOME, Measured, drop
+from medssl.evals.metrics.metrics import AUROC, MEAN
+from medssl.evals.stats.bootstrap import replicates, score
+from medssl.evals.stats.transfer_gap import AWAY, HOME, Measured, drop
 from medssl.rng import seed_from
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom, chi2, norm
 
 from medssl.errors import UserError
-from medssl.evals.metrics import AUROC, MEAN
-from medssl.evals.variance import Components, components, crossed, mean_squares, needed
+from medssl.evals.metrics.metrics import AUROC, MEAN
+from medssl.evals.stats.variance_components import Components, components, crossed, mean_squares, needed
 
 N, S, D = 40, 6, 5
 TRUE = {"patients": 1.0, "seed": 0.2, "draw": 0.3, "residual": 0.05}  # standard deviations; of patients that of one

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from medssl.commands.data.ingest import ingest
 from medssl.errors import UserError
-from medssl.scans.alias import open_key
-from medssl.scans.cohort import planted, write_cohort
-from medssl.store.ingest import ingest
-from medssl.store.reading import Reading
+from medssl.ingest.pipeline import Reading
+from medssl.readers.pseudonyms import open_key
 from medssl.store.splits import leaks
 from medssl.store.store import Store
+from medssl.synthetic.cohort import planted, write_cohort
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ import pydicom
 import pytest
 from PIL import Image
 
+from medssl.commands.data.ingest import ingest
 from medssl.errors import UserError
-from medssl.store.ingest import ingest
-from medssl.store.reading import Reading
+from medssl.ingest.pipeline import Reading
+from medssl.ingest.writer import Draft
 from medssl.store.release import release
 from medssl.store.store import Store
-from medssl.store.write import Draft
 from tiny import secret
 
 SERIES = (
@@ -101,7 +101,7 @@ def test_workers_leave_no_trace(hospital, whole, tmp_path):
 
 CODE = """
 import sys
-from medssl.store.ingest import ingest
+from medssl.commands.data.ingest import ingest
 ingest(sys.argv[1], sys.argv[2], key=sys.argv[3], workers=2)
 """
 
@@ -202,7 +202,7 @@ def test_a_full_disk_at_the_end_keeps_what_was_read(hospital, tmp_path, monkeypa
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("medssl.store.write.write_synced", full)
+    monkeypatch.setattr("medssl.ingest.writer.write_synced", full)
     with pytest.raises(UserError, match="free some space"):
         make(hospital / "pictures", tmp_path / "s", tmp_path)
     assert "what was read is kept for the next try" in capfd.readouterr().err

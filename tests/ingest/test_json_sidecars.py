@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medssl.errors import UserError
-from medssl.scans.alias import Alias
-from medssl.scans.archive import members, open_member
-from medssl.scans.scan import Unreadable
-from medssl.store import rendition
-from medssl.store.match import pair
-from medssl.store.sidecar import LARGEST, Sidecars, columns, facts, read_json
+from medssl.ingest.json_sidecars import LARGEST, Sidecars, columns, facts, read_json
+from medssl.ingest.path_match import pair
+from medssl.leakage import rendition
+from medssl.readers.archive import members, open_member
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.scan import Unreadable
 
 ALIAS = Alias(b"k" * 32)
 
@@ -330,7 +330,7 @@ def test_wrong_options():
 @pytest.fixture(scope="module")
 def slices(shared):
     """Three slices of one head; the last two lie close."""
-    from medssl.scans.header import parse
+    from medssl.readers.dicom.header import parse
 
     out = []
     for path in sorted((shared / "dicom/ct_ge_variable_spacing_tilt").rglob("*.dcm"))[12:15]:

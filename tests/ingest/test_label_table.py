@@ -11,11 +11,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from medssl.errors import UserError
-from medssl.scans.alias import Alias
-from medssl.scans.facts import identify
-from medssl.scans.header import parse
-from medssl.store.labels import read_labels
-from medssl.store.match import match, normal, stem
+from medssl.ingest.label_table import read_labels
+from medssl.ingest.path_match import match, normal, stem
+from medssl.readers.dicom.facts import identify
+from medssl.readers.dicom.header import parse
+from medssl.readers.pseudonyms import Alias
 
 ALIAS = Alias(b"k" * 32)
 

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from medssl.scans.phash import BLANK, hamming, packed, phash
-from medssl.store.groups import (
+from medssl.leakage.groups import (
     ENOUGH,
     confirmed,
     groups,
@@ -16,6 +15,7 @@ from medssl.store.groups import (
     placeholders,
     similar,
 )
+from medssl.readers.phash import BLANK, hamming, packed, phash
 
 RNG = np.random.default_rng(0)
 

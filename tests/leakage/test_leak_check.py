@@ -11,15 +11,15 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, shift
 
 import medssl
-import medssl.store.pixels as pixels_module
+import medssl.leakage.image_sets as pixels_module
 import tiny
 from medssl.errors import UserError
-from medssl.scans.phash import BLANK, phash
-from medssl.store.copies import BITS, SURE, copies
-from medssl.store.groups import similar
-from medssl.store.guard import guard, pretrained_on, scans_of
-from medssl.store.pixels import Images, Scans
-from medssl.store.row import content_hash
+from medssl.leakage.groups import similar
+from medssl.leakage.image_sets import Images, Scans
+from medssl.leakage.leak_check import guard, pretrained_on, scans_of
+from medssl.leakage.near_duplicates import BITS, SURE, copies
+from medssl.readers.phash import BLANK, phash
+from medssl.store.schema import content_hash
 from medssl.store.store import Store
 
 RNG = np.random.default_rng(0)

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from lightly.loss import NTXentLoss
 from pytorch_metric_learning import distances, losses, miners, reducers
 
-from medssl.objectives.infonce import nt_xent
-from medssl.objectives.pairs import MINING, contrastive, triplet
-from medssl.objectives.regression import cosine_distance, masked_patch_error, squared_error
+from medssl.losses.infonce import nt_xent
+from medssl.losses.pairs import MINING, contrastive, triplet
+from medssl.losses.regression import cosine_distance, masked_patch_error, squared_error
 
 
 def rows(*shape, seed=0):

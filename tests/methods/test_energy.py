@@ -19,11 +19,11 @@ import tiny
 from medssl import catalog
 from medssl.encoders.mlp import MLP
 from medssl.errors import UserError
+from medssl.losses import energy
 from medssl.methods.base import Clock
-from medssl.methods.boltzmann import Machine
-from medssl.methods.dbm import DBM
-from medssl.methods.vae import VAE
-from medssl.objectives import energy
+from medssl.methods.layerwise.dbm import DBM
+from medssl.methods.parts.boltzmann import Machine
+from medssl.methods.reconstruction.vae import VAE
 from medssl.rng import Key
 
 

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 import tiny
 from medssl.errors import UserError
+from medssl.losses.regression import jacobian_norm
+from medssl.losses.target_losses import classes
 from medssl.methods.base import Clock
-from medssl.objectives.kinds import classes
-from medssl.objectives.regression import jacobian_norm
 from medssl.rng import Key
 
 

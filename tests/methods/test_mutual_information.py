@@ -16,20 +16,20 @@ import tiny
 from medssl import catalog
 from medssl.encoders.cnn import CNN
 from medssl.errors import UserError
-from medssl.evals.information import bounds, mutual_information
-from medssl.methods.amdim import PLACE_SLOT
+from medssl.evals.label_free.mutual_information import bounds, mutual_information
+from medssl.losses import mutual_information as losses
 from medssl.methods.base import Clock
-from medssl.methods.places import coarse
-from medssl.objectives import information
+from medssl.methods.contrastive.amdim import PLACE_SLOT
+from medssl.methods.parts.spatial_maps import coarse
 from medssl.rng import Key, generator, uniform
 
 CLOCK = Clock(0, 10)
 BOUNDS = {
-    "infonce": information.infonce,
-    "nwj": information.nwj,
-    "dv": information.donsker_varadhan,
-    "jsd": information.jensen_shannon,
-    "smile": lambda s: information.smile(s, 1.5),
+    "infonce": losses.infonce,
+    "nwj": losses.nwj,
+    "dv": losses.donsker_varadhan,
+    "jsd": losses.jensen_shannon,
+    "smile": lambda s: losses.smile(s, 1.5),
 }
 
 
@@ -42,7 +42,7 @@ def softplus(x):
 
 
 def by_loops(name, scores):
-    """The table in objectives/information.py, for scores (N, N, L)."""
+    """The table in objectives/losses.py, for scores (N, N, L)."""
     N, _, L = scores.shape
     s = scores.tolist()
     joint = [x for i in range(N) for x in s[i][i]]
@@ -84,17 +84,17 @@ def test_scores_that_tell_nothing_are_worth_nothing_and_one_scan_is_refused(name
 
 def test_what_a_bound_leaves_open_changes_nothing():
     s, x = rows(6, 6), rows(6, 1, seed=1)
-    torch.testing.assert_close(information.infonce(s + x), information.infonce(s))
-    torch.testing.assert_close(information.donsker_varadhan(s + 3), information.donsker_varadhan(s))
-    assert information.nwj(s + 0.5) != pytest.approx(information.nwj(s))
+    torch.testing.assert_close(losses.infonce(s + x), losses.infonce(s))
+    torch.testing.assert_close(losses.donsker_varadhan(s + 3), losses.donsker_varadhan(s))
+    assert losses.nwj(s + 0.5) != pytest.approx(losses.nwj(s))
 
 
 def test_no_bound_passes_what_it_can_reach():
     perfect = 500 * torch.eye(8, dtype=torch.float64)
-    assert information.infonce(perfect).item() == pytest.approx(math.log(8))
-    assert information.jensen_shannon(perfect - 250).item() == pytest.approx(2 * math.log(2))
-    assert information.smile(perfect - 250, 5.0).item() == pytest.approx(250 + 5)
-    assert torch.isfinite(information.donsker_varadhan(1e4 * rows(5, 5)))
+    assert losses.infonce(perfect).item() == pytest.approx(math.log(8))
+    assert losses.jensen_shannon(perfect - 250).item() == pytest.approx(2 * math.log(2))
+    assert losses.smile(perfect - 250, 5.0).item() == pytest.approx(250 + 5)
+    assert torch.isfinite(losses.donsker_varadhan(1e4 * rows(5, 5)))
 
 
 def test_infonce_equals_pytorch_metric_learning():
@@ -103,7 +103,7 @@ def test_infonce_equals_pytorch_metric_learning():
     library = PairsOfLabels(temperature=0.2)
 
     def ours(z):
-        return math.log(6) - information.infonce(F.normalize(z, dim=1) @ b.T / 0.2)
+        return math.log(6) - losses.infonce(F.normalize(z, dim=1) @ b.T / 0.2)
 
     def theirs(z):
         return library(z, labels, ref_emb=b, ref_labels=labels.clone())
@@ -132,15 +132,15 @@ def test_bounds_with_the_best_critic_are_near_the_information_of_gaussians(rho, 
     spread = 3 * float(scores.diagonal().std()) / math.sqrt(600)  # of the mean over the joint
     for name in ("infonce", "nwj", "dv"):
         assert BOUNDS[name](scores).item() == pytest.approx(truth, abs=spread), name
-    assert information.smile(scores, 20.0).item() == pytest.approx(truth, abs=spread)
-    small = information.infonce(scores[:64, :64]).item()
+    assert losses.smile(scores, 20.0).item() == pytest.approx(truth, abs=spread)
+    small = losses.infonce(scores[:64, :64]).item()
     assert small <= math.log(64)
 
 
 def test_information_above_log_n_is_not_seen_by_infonce():
     *_, truth, scores = gaussian(64, 0.9, 12)
     assert truth > 9
-    assert math.log(64) - 0.1 < information.infonce(scores).item() <= math.log(64)
+    assert math.log(64) - 0.1 < losses.infonce(scores).item() <= math.log(64)
 
 
 def test_the_best_scores_are_where_the_bounds_are_largest():
@@ -157,14 +157,14 @@ def test_predictive_is_its_definition():
     for i, n in itertools.product(range(B), range(2)):
         s = [[float(prediction[i, n] @ code[j, p]) for p in range(P)] for j in range(B)]
         total += -s[i][int(at[n])] + math.log(sum(math.exp(x) for row in s for x in row))
-    assert information.predictive(prediction, code, at).item() == pytest.approx(total / (B * 2), rel=1e-12)
-    flat = information.predictive(prediction, torch.ones_like(code), at)
+    assert losses.predictive(prediction, code, at).item() == pytest.approx(total / (B * 2), rel=1e-12)
+    flat = losses.predictive(prediction, torch.ones_like(code), at)
     assert flat.item() == pytest.approx(math.log(B * P))
 
 
 def test_matching_is_the_scaled_inner_product():
     a, b = rows(3, 6), rows(3, 4, 6, seed=1)
-    scores = information.matching(a, b)
+    scores = losses.matching(a, b)
     for i, j, k in itertools.product(range(3), range(3), range(4)):
         assert scores[i, j, k].item() == pytest.approx(float(a[i] @ b[j, k]) / math.sqrt(6))
 
@@ -321,10 +321,10 @@ def test_an_encoder_that_does_not_average_its_last_map_is_refused():
 def test_bounds_of_scores_are_those_of_the_objectives():
     *_, scores = gaussian(60, 0.7, 3)
     found = bounds(scores, np.arange(60), n=100)
-    assert found.infonce.value == pytest.approx(information.infonce(scores).item(), rel=1e-9)
-    assert found.nwj.value == pytest.approx(information.nwj(scores).item(), rel=1e-9)
-    assert found.donsker_varadhan.value == pytest.approx(information.donsker_varadhan(scores).item(), rel=1e-9)
-    assert found.smile.value == pytest.approx(information.smile(scores, 5.0).item(), rel=1e-9)
+    assert found.infonce.value == pytest.approx(losses.infonce(scores).item(), rel=1e-9)
+    assert found.nwj.value == pytest.approx(losses.nwj(scores).item(), rel=1e-9)
+    assert found.donsker_varadhan.value == pytest.approx(losses.donsker_varadhan(scores).item(), rel=1e-9)
+    assert found.smile.value == pytest.approx(losses.smile(scores, 5.0).item(), rel=1e-9)
     assert found.ceiling == pytest.approx(math.log(60))
     assert found.infonce.low < found.infonce.value < found.infonce.high
 
@@ -412,7 +412,7 @@ def learn(seed, pneumonia, steps=40, batch=64):
     before = probe(encoder, *pneumonia)
     spec = {k: v for k, v in catalog.load("method", "dim").items() if k != "_run_"} | {"out": 64}
     method = catalog.build(spec, encoder=encoder)
-    recipe = catalog.build(catalog.spec("views", "crop"), size=(28, 28))
+    recipe = catalog.build(catalog.spec("augment", "crop"), size=(28, 28))
     optimizer = torch.optim.AdamW(method.parameters(), 1e-2)
     order = torch.randperm(len(x), generator=generator(seed))
     method.train()

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 import tiny
 from medssl.errors import UserError
+from medssl.losses.regression import error_where
 from medssl.methods.base import Clock
-from medssl.methods.context_restoration import swapped
-from medssl.methods.models_genesis import curved, shuffled
-from medssl.methods.patches import boxes, orders, slab, tiles
-from medssl.methods.rotation import rotations
-from medssl.objectives.regression import error_where
+from medssl.methods.parts.patches import boxes, orders, slab, tiles
+from medssl.methods.pretext.context_restoration import swapped
+from medssl.methods.pretext.rotation import rotations
+from medssl.methods.reconstruction.models_genesis import curved, shuffled
 from medssl.rng import uniform
 
 CLOCK = Clock(0, 10)

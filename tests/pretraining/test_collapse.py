@@ -13,14 +13,14 @@ from torch import nn
 import medssl
 import tiny
 from medssl import catalog
+from medssl.commands.train.replay import replay
 from medssl.errors import UserError
-from medssl.evals.alarm import LIMITS, diagnose, evidence
 from medssl.evals.embed import embed_views, evaluating
-from medssl.methods.simclr import SimCLR
+from medssl.evals.label_free.collapse import LIMITS, diagnose, evidence
+from medssl.methods.contrastive.simclr import SimCLR
+from medssl.pretraining.collapse_monitor import Monitor, silent_relus
 from medssl.rng import Key
-from medssl.steps.alarms import alarms_of, remember
-from medssl.steps.monitor import Monitor, silent_relus
-from medssl.steps.replay import replay
+from medssl.runs.alarms import alarms_of, remember
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
@@ -147,7 +147,7 @@ def test_silent_relus_are_counted_by_name():
 def test_looking_as_training_does_uses_the_batch_and_leaves_no_trace():
     canvas, rows = tiny.canvas(), np.arange(20)
     encoder = tiny.method("simclr").encoder.train()
-    recipe = catalog.build(catalog.spec("views", "neutral"), size=canvas.size)
+    recipe = catalog.build(catalog.spec("augment", "neutral"), size=canvas.size)
     before = copy.deepcopy(encoder.state_dict())
     z = embed_views(encoder, canvas, rows, recipe, 2, 5, quiet=True, as_training=True)
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
@@ -185,7 +185,7 @@ def test_looking_changes_nothing_that_is_learnt(store, tmp_path):
 def test_a_teacher_that_never_moves_is_named_and_its_batch_can_be_made_again(store, tmp_path, capsys):
     run = medssl.pretrain(
         store, tmp_path / "run", method="byol", method_options={"momentum": 1.0}, steps=6, monitor_every=3, accumulate=2,
-        views="neutral", **SETTINGS,
+        augment="neutral", **SETTINGS,
     )  # fmt: skip
     (alarm,) = alarms_of(run)  # the same cause again is no second alarm
     assert (alarm["cause"], alarm["step"]) == ("teacher stuck", 3)
@@ -203,7 +203,7 @@ def test_a_teacher_that_never_moves_is_named_and_its_batch_can_be_made_again(sto
 
     canvas = store.canvas(16)
     recorder = Recorder(tiny.method("simclr").encoder, 8, 8, 0.1)
-    recipe = catalog.build(catalog.spec("views", "neutral"), size=canvas.size)
+    recipe = catalog.build(catalog.spec("augment", "neutral"), size=canvas.size)
     train(
         Fabric(accelerator="cpu"), recorder, canvas, store.rows("train"), recipe, tmp_path / "c", Log(tmp_path, "jsonl", {}),
         steps=6, batch=32, seed=0, optim=Optim(), accumulate=2,
@@ -222,7 +222,7 @@ def test_a_teacher_that_never_moves_is_named_and_its_batch_can_be_made_again(sto
 
 
 def test_stop_ends_the_run_and_says_so_again_when_asked_again(store, tmp_path):
-    options = {"views": "plain", "steps": 20, "monitor_every": 5, "save_every": 2} | SETTINGS
+    options = {"augment": "plain", "steps": 20, "monitor_every": 5, "save_every": 2} | SETTINGS
     for _ in range(2):
         with pytest.raises(Broken, match="step 5: the two views of a scan are the same image"):
             medssl.pretrain(store, tmp_path / "run", on_collapse="stop", **options)
@@ -255,7 +255,7 @@ def test_rollback_hands_over_the_last_look_without_an_alarm(store, tmp_path, cap
 def test_rollback_without_a_healthy_look_ends_with_words(store, tmp_path):
     with pytest.raises(Broken, match="There was no healthy look before it"):
         medssl.pretrain(
-            store, tmp_path / "run", views="plain", steps=4, monitor_every=2, on_collapse="rollback", **SETTINGS
+            store, tmp_path / "run", augment="plain", steps=4, monitor_every=2, on_collapse="rollback", **SETTINGS
         )
 
 
@@ -280,7 +280,7 @@ def test_what_a_killed_run_said_of_later_steps_goes(tmp_path):
 def test_the_same_state_is_looked_at_in_the_same_way(store, tmp_path):
     """Resuming builds a new monitor: it has to say the same of the same weights and rows."""
     canvas = store.canvas(16)
-    recipe = catalog.build(catalog.spec("views", "neutral"), size=canvas.size)
+    recipe = catalog.build(catalog.spec("augment", "neutral"), size=canvas.size)
     resolved = {"seed": 0, "batch": 32, "accumulate": 1, "on_collapse": "warn", "monitor_every": 5}
     untrained, row = tiny.method("byol"), [{"step": 5, "loss": 1.0, "grad_norm": 0.5, "lr": 0.1}]
     trained = copy.deepcopy(untrained)

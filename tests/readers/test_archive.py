@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medssl.scans import archive
-from medssl.scans.archive import Member, is_archive, members, open_member
-from medssl.scans.scan import Unreadable
+from medssl.readers import archive
+from medssl.readers.archive import Member, is_archive, members, open_member
+from medssl.readers.scan import Unreadable
 
 
 def zipped(files, method=zipfile.ZIP_DEFLATED):

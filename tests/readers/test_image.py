@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
 
-from medssl.scans import image
-from medssl.scans.alias import Alias
-from medssl.scans.codes import CODES
-from medssl.scans.scan import Scan, Unreadable
+from medssl.readers import image
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.reject_codes import CODES
+from medssl.readers.scan import Scan, Unreadable
 
 ALIAS = Alias(bytes(32))
 X = np.random.default_rng(0).integers(0, 256, (5, 8, 3), np.uint8)

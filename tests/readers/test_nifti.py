@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medssl.scans import nifti
-from medssl.scans.alias import Alias
-from medssl.scans.codes import CODES
-from medssl.scans.scan import Scan, Unreadable
+from medssl.readers import nifti
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.reject_codes import CODES
+from medssl.readers.scan import Scan, Unreadable
 
 ALIAS = Alias(bytes(32))
 VOXELS = np.random.default_rng(0).integers(-900, 900, (4, 5, 6)).astype(np.int16)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medssl.scans import npz
-from medssl.scans.alias import Alias
-from medssl.scans.codes import CODES
-from medssl.scans.scan import Scan, Unreadable
+from medssl.readers import npz
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.reject_codes import CODES
+from medssl.readers.scan import Scan, Unreadable
 
 ALIAS = Alias(bytes(32))
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 7), np.uint8)

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from scipy.fft import dct
 
-from medssl.scans.phash import BLANK, hamming, packed, phash, small, weights
+from medssl.readers.phash import BLANK, hamming, packed, phash, small, weights
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medssl.errors import UserError
-from medssl.scans.alias import Alias, open_key
+from medssl.readers.pseudonyms import Alias, open_key
 
 KEY = bytes(range(32))
 BASE32 = set(string.ascii_lowercase + "234567")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter
 
-from medssl.scans.quality import FLAGS, flags
+from medssl.readers.quality_flags import FLAGS, flags
 
 TEXT = [
     "person1214_virus_2059.jpeg",

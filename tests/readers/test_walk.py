@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from medssl.errors import UserError
-from medssl.scans.scan import Unreadable
-from medssl.scans.source import File, open_file, sniff, walk
+from medssl.readers.scan import Unreadable
+from medssl.readers.walk import File, open_file, sniff, walk
 
 
 def names(source, **options):

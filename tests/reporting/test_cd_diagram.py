@@ -7,7 +7,7 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from medssl.evals.significance import Ranking, ranking
+from medssl.evals.stats.significance import Ranking, ranking
 from medssl.reporting import plots, ranks
 
 

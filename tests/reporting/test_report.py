@@ -18,14 +18,14 @@ import pytest
 from PIL import Image
 
 from medssl.errors import UserError
-from medssl.evals.quality import MEASURES
+from medssl.evals.label_free.quality import MEASURES
+from medssl.ingest.writer import StoreWriter
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.scan import Scan, Unreadable
 from medssl.reporting import plots, words
 from medssl.reporting.embeddings import neighbours, read_embeddings
 from medssl.reporting.html import write_report
-from medssl.scans.alias import Alias
-from medssl.scans.scan import Scan, Unreadable
 from medssl.store.store import Store
-from medssl.store.write import StoreWriter
 
 EVIL = "<script>alert('x')</script> & $x_1"
 HOW = "95 % bootstrap over patients"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medssl.errors import UserError
-from medssl.steps.predictions import Entry, Predictions, of_run, same_scans
+from medssl.runs.predictions import Entry, Predictions, of_run, same_scans
 
 ABOUT = {
     "command": "probe",

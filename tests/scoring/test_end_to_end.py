@@ -16,8 +16,8 @@ import medssl
 import tiny
 from conftest import ROOT
 from medssl.errors import UserError
-from medssl.scans.cohort import planted, write_cohort
-from medssl.steps.truth import Part, target_of
+from medssl.scoring.targets import Part, target_of
+from medssl.synthetic.cohort import planted, write_cohort
 
 PATIENTS, SEED = 60, 3
 
@@ -190,7 +190,7 @@ def test_collapse_is_said_in_words(tmp_path, capsys):
         Image.fromarray(picture).save(tmp_path / "scans" / f"{i}.png")
     medssl.ingest(tmp_path / "scans", tmp_path / "store", key=tiny.secret(tmp_path / "key"))
     medssl.pretrain(
-        tmp_path / "store", tmp_path / "run", encoder="mlp", encoder_options={"widths": [16]}, views="plain", steps=50, batch=32,
+        tmp_path / "store", tmp_path / "run", encoder="mlp", encoder_options={"widths": [16]}, augment="plain", steps=50, batch=32,
         log_every=1,
     )  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -9,15 +9,15 @@ import pytest
 import medssl
 import tiny
 from medssl.errors import UserError
-from medssl.evals.bootstrap import score
-from medssl.evals.knn import knn_probe
-from medssl.evals.metrics import AUROC
-from medssl.evals.retrieval import retrieve
+from medssl.evals.metrics.metrics import AUROC
+from medssl.evals.probes.knn import knn_probe
+from medssl.evals.probes.retrieval import retrieve
+from medssl.evals.stats.bootstrap import score
 from medssl.reporting.use import use
-from medssl.scans.cohort import person, write_cohort
-from medssl.steps import rivals
-from medssl.steps.predictions import of_run
-from medssl.steps.rivals import Entrants
+from medssl.runs.predictions import of_run
+from medssl.scoring import baselines
+from medssl.scoring.baselines import Entrants
+from medssl.synthetic.cohort import person, write_cohort
 
 SEED, COLUMNS = 3, ("lesion", "found", "grade", "brightness", "days", "died")
 
@@ -198,7 +198,7 @@ def test_kept_features_are_used_and_a_damaged_copy_is_made_anew(made):
     first = entrants.frozen("PCA")(store, rows)
     calls = []
     key = ["test", 1]
-    made_once = [rivals.kept(store.path / "cache", key, lambda: calls.append(1) or np.arange(3.0)) for _ in range(2)]
+    made_once = [baselines.kept(store.path / "cache", key, lambda: calls.append(1) or np.arange(3.0)) for _ in range(2)]
     assert calls == [1]
     assert made_once[0].tolist() == made_once[1].tolist()
     for path in (store.path / "cache").glob("array-*.npy"):

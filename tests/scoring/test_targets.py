@@ -9,7 +9,7 @@ from PIL import Image
 import medssl
 import tiny
 from medssl.errors import UserError
-from medssl.steps.truth import Part, target_of, values
+from medssl.scoring.targets import Part, target_of, values
 
 FINDINGS = ["none", "fluid", "fluid|nodule", "nodule"]
 COLUMNS = ("lesion", "found", "grade", "volume", "days", "died", "odd", "same")

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medssl.store import volume
-from medssl.store.volume import foreground_start, overview, pack, read_crop, read_overview, unpack
+from medssl.store import chunks
+from medssl.store.chunks import foreground_start, overview, pack, read_crop, read_overview, unpack
 
 DTYPES = ["uint8", "int16", "uint16", "float32"]
 
@@ -84,13 +84,13 @@ def test_reads_little_more_than_the_crop(tmp_path, monkeypatch):
     path = tmp_path / "x.vol"
     path.write_bytes(pack(x))
     read = []
-    fetcher = volume._fetcher
+    fetcher = chunks._fetcher
 
     def counting(file, offset):
         fetch = fetcher(file, offset)
         return lambda start, n: read.append(n) or fetch(start, n)
 
-    monkeypatch.setattr(volume, "_fetcher", counting)
+    monkeypatch.setattr(chunks, "_fetcher", counting)
     part = read_crop(path, 0, 0, x.shape, "int16", (20, 70, 70), (1, 50, 50))
     np.testing.assert_array_equal(part, x[:, 20:21, 70:120, 70:120])
     assert sum(read) < path.stat().st_size / 100
@@ -107,7 +107,7 @@ def test_needs_little_memory():
 
 def mended(packed, shape, dtype, piece, data):
     """`packed` with other bytes for one piece, and every checksum right: what a liar would write."""
-    count = volume._pieces(shape)
+    count = chunks._pieces(shape)
     table = np.frombuffer(packed, "<u4", 2 * count, offset=28).reshape(count, 2).copy()
     ends = accumulate(table[:, 0].tolist(), initial=28 + 8 * count)
     parts = [packed[a:b] for a, b in pairwise(ends)]
@@ -119,7 +119,7 @@ def mended(packed, shape, dtype, piece, data):
 @pytest.mark.parametrize("shape", [(1, 60, 61), (1, 9, 66, 30)])
 def test_a_changed_bit_is_seen(shape):
     packed = pack(drawn(shape))
-    head = 28 + 8 * volume._pieces(shape)
+    head = 28 + 8 * chunks._pieces(shape)
     for at in [*range(head), *range(head, len(packed), 37)]:
         broken = bytearray(packed)
         broken[at] ^= 1 << at % 8
@@ -170,7 +170,7 @@ def test_cut_longer_or_of_another_scan_is_refused(tmp_path):
 def test_decodes_nothing_but_what_it_writes(options):
     """With right checksums too: other codecs and filters of blosc2 may load code, or write beyond the array."""
     x = drawn((1, 8, 60, 60))
-    other = blosc2.compress2(x, **{"typesize": 2, **volume.CODEC, **options})
+    other = blosc2.compress2(x, **{"typesize": 2, **chunks.CODEC, **options})
     lie = mended(pack(x), x.shape, "int16", 0, other)
     with pytest.raises(ValueError, match="not a piece"):
         unpack(lie, x.shape, "int16")
@@ -179,7 +179,7 @@ def test_decodes_nothing_but_what_it_writes(options):
 @pytest.mark.parametrize("scale", [0.5, 2])
 def test_a_piece_of_another_size_is_refused(scale):
     x = drawn((1, 8, 60, 60))
-    other = blosc2.compress2(np.zeros(int(x.size * scale), "int16"), typesize=2, **volume.CODEC)
+    other = blosc2.compress2(np.zeros(int(x.size * scale), "int16"), typesize=2, **chunks.CODEC)
     with pytest.raises(ValueError, match="not a piece"):
         unpack(mended(pack(x), x.shape, "int16", 0, other), x.shape, "int16")
 
@@ -187,7 +187,7 @@ def test_a_piece_of_another_size_is_refused(scale):
 def test_every_flag_of_a_piece_but_ours_is_refused():
     """blosc2's lazy pieces, dictionaries and plug-ins are switched on by bits of a piece's header."""
     x = drawn((1, 8, 60, 60))
-    piece = blosc2.compress2(x, typesize=2, **volume.CODEC)
+    piece = blosc2.compress2(x, typesize=2, **chunks.CODEC)
     same = mended(pack(x), x.shape, "int16", 0, piece)
     np.testing.assert_array_equal(unpack(same, x.shape, "int16"), x)
     for at, value in [(31, 0x08), (31, 0x01), (2, piece[2] | 0xC0), (17, 160), (22, 33), (0, 6)]:

@@ -12,12 +12,12 @@ from scipy.stats import rankdata
 
 import medssl
 import tiny
-from medssl.encoders.handover import load_encoder
+from medssl.encoders.export import load_encoder
 from medssl.errors import UserError
-from medssl.steps.rivals import FROZEN, Entrants
-from medssl.steps.run import Run
-from medssl.store.canvas import as_trained
+from medssl.runs.run_folder import Run
+from medssl.scoring.baselines import FROZEN, Entrants
 from medssl.store.equalise import MEAN, STD, equalised
+from medssl.store.resampled import as_trained
 from medssl.store.store import Store
 
 SHAPES = st.sampled_from([(1, 6, 7), (3, 4, 5), (1, 3, 4, 5)])

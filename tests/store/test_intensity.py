@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.errors import UsageError, UserError
-from medssl.scans.scan import Scan
+from medssl.readers.scan import Scan
 from medssl.store import intensity
 from medssl.store.intensity import RECIPES, WINDOWS, check, resolve, stats, to8, unit, window
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from medssl.commands.data.ingest import ingest
+from medssl.commands.data.release import release
 from medssl.errors import UserError
-from medssl.scans.alias import open_key
-from medssl.steps.release import release
-from medssl.store.ingest import ingest
-from medssl.store.pairing import by_name, differs
+from medssl.ingest.mask_pairing import by_name, differs
+from medssl.readers.pseudonyms import open_key
 from medssl.store.store import Store
 from tiny import secret
 

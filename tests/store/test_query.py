@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.errors import UserError
-from medssl.scans.quality import FLAGS
-from medssl.store.where import select, written
+from medssl.readers.quality_flags import FLAGS
+from medssl.store.query import select, written
 
 AFFINE = [*np.eye(4).ravel()]
 ROWS = [

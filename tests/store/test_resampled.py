@@ -12,12 +12,12 @@ import pytest
 import torch
 from torchvision.transforms.v2.functional import resize
 
-import medssl.store.canvas as canvas_module
+import medssl.store.resampled as canvas_module
 from medssl.errors import UserError
-from medssl.scans.alias import Alias
-from medssl.scans.scan import Scan
+from medssl.ingest.writer import StoreWriter
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.scan import Scan
 from medssl.store.store import Store
-from medssl.store.write import StoreWriter
 
 
 def make(out, arrays, spacings=None, **options):

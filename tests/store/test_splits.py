@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medssl.errors import UserError
-from medssl.scans.alias import Alias
+from medssl.readers.pseudonyms import Alias
 from medssl.store.splits import SPLITS, assign, empty_splits, leaks, torn
 
 ALIAS = Alias(b"k" * 32)

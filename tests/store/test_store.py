@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-import medssl.store.write as write
+import medssl.ingest.writer as write
 from medssl.errors import UserError
-from medssl.scans.alias import Alias
-from medssl.scans.scan import Scan, Unreadable
+from medssl.ingest.writer import StoreWriter
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.scan import Scan, Unreadable
 from medssl.store.store import Store
-from medssl.store.write import StoreWriter
 
 ALIAS = Alias(b"k" * 32)
 DTYPES = ["uint8", "int16", "uint16", "float32"]

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from medssl.errors import UserError
-from medssl.scans import dicom
-from medssl.scans.alias import Alias
-from medssl.scans.cohort import BROKEN, LUNG, NODULE, SCANNERS, draw, outlines, person, planted, write_cohort
-from medssl.scans.scan import Unreadable
-from medssl.scans.source import open_file, sniff, walk
+from medssl.readers.dicom import reader
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.scan import Unreadable
+from medssl.readers.walk import open_file, sniff, walk
+from medssl.synthetic.cohort import BROKEN, LUNG, NODULE, SCANNERS, draw, outlines, person, planted, write_cohort
 
 PATIENTS, SIZE = 16, 48
 
@@ -33,7 +33,7 @@ def ingested(cohort):
             try:
                 if sniff(stream) != "dicom":
                     raise Unreadable("NOT_A_SCAN", "")
-                scans += dicom.read(stream, file.name, Alias(b"k" * 32), file.name)
+                scans += reader.read(stream, file.name, Alias(b"k" * 32), file.name)
             except Unreadable as why:
                 rejects[file.name] = why.code
     return scans, rejects

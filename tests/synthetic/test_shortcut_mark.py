@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medssl.scans.mark import CORNERS, carries, place, plant
+from medssl.synthetic.shortcut_mark import CORNERS, carries, place, plant
 
 
 def test_a_mark_by_hand():

@@ -20,6 +20,10 @@ from scipy.ndimage import gaussian_filter
 import medssl
 import tiny
 from medssl import catalog, rng
+from medssl.augmentations.geometry import Blur, Crop, Flip, Rotate
+from medssl.augmentations.intensity import Exposure, Noise
+from medssl.augmentations.recipes import Recipe
+from medssl.commands.score.segment import segment
 from medssl.encoders.cnn import CNN
 from medssl.encoders.mlp import MLP
 from medssl.encoders.monai3d import ResNet3d
@@ -27,19 +31,15 @@ from medssl.encoders.patch_bank import PatchBank
 from medssl.encoders.timm2d import TimmEncoder
 from medssl.encoders.vit import ViT
 from medssl.errors import UserError
+from medssl.losses.dice import dice_cross_entropy
 from medssl.methods.base import Clock, Method
-from medssl.objectives.dice import dice_cross_entropy
-from medssl.steps.predictions import of_run
-from medssl.steps.segment import segment
+from medssl.runs.predictions import of_run
 from medssl.store.masks import masks_on_canvas
 from medssl.store.store import Store
 from medssl.tasks.segment import Segment
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
-from medssl.views.geometry import Blur, Crop, Flip, Rotate
-from medssl.views.intensity import Exposure, Noise
-from medssl.views.recipes import Recipe
 
 ENCODERS = {
     "cnn 2D": lambda: CNN(1, (24, 20), widths=(4, 8, 8)),
@@ -154,14 +154,14 @@ def patches(n, size, dims, seed=0):
 
 
 def still(name, size):
-    """A recipe of configs/views with everything that changes values switched off."""
-    spec = catalog.load("views", name)
+    """A recipe of configs/augment with everything that changes values switched off."""
+    spec = catalog.load("augment", name)
     off = {k: 0.0 for k in spec if k.endswith("_p") and k not in ("rotate_p", "flip_p")}
     return catalog.build(spec | off, size=size)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("name", sorted(catalog.choices("views")))
+@pytest.mark.parametrize("name", sorted(catalog.choices("augment")))
 def test_a_mask_moves_exactly_as_its_image(name, dims):
     """The image is the mask itself, in one channel for each class: a view's brightest channel must be the mask's view."""
     mask = patches(6, 20, dims)
@@ -173,7 +173,7 @@ def test_a_mask_moves_exactly_as_its_image(name, dims):
         assert moved.shape == (6, *size)
         torch.testing.assert_close(seen.argmax(1), moved)
         # and with everything that changes values switched on, the mask moves as before
-        lively = catalog.build(catalog.load("views", name), size=size)
+        lively = catalog.build(catalog.load("augment", name), size=size)
         assert torch.equal(lively.labels(mask, key, view), moved)
         alone = torch.cat([calm.labels(mask[i : i + 1], tiny.key(1, start=i), view) for i in range(6)])
         assert torch.equal(alone, moved)
@@ -218,7 +218,7 @@ class Watch(Method):
 def test_the_loop_hands_over_masks_that_lie_on_their_views(tmp_path):
     canvas = dataclasses.replace(tiny.canvas(), mean=0.46, std=0.2)  # 0 is halfway between disc and background
     method = Watch()
-    recipe = catalog.build(catalog.load("views", "crop") | {"crop_scale": [0.3, 0.6]}, size=(16, 16))
+    recipe = catalog.build(catalog.load("augment", "crop") | {"crop_scale": [0.3, 0.6]}, size=(16, 16))
     train(
         Fabric(accelerator="cpu", devices=1), method, canvas, np.arange(48), recipe, tmp_path / "c", Log(tmp_path, "jsonl", {}),
         steps=3, batch=16, seed=0, optim=Optim(), targets=(canvas.array[:, 0] > 120).astype(np.uint8),
@@ -245,7 +245,7 @@ def go(out, die_at=0, steps=STEPS, frozen=False, lr=3e-3, views="neutral"):
 
     folder = Path(out)
     folder.mkdir(exist_ok=True)
-    recipe = catalog.build(catalog.spec("views", views), size=(16, 16))
+    recipe = catalog.build(catalog.spec("augment", views), size=(16, 16))
     train(
         Fabric(accelerator="cpu", devices=1), method, canvas, np.arange(48), recipe, folder / "c", Log(folder, "jsonl", {}),
         steps=steps, batch=16, seed=7, optim=Optim(lr=lr), save_every=3, log_every=1, targets=masks, monitor=monitor,

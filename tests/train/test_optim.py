@@ -14,7 +14,7 @@ from medssl.encoders.cnn import CNN
 from medssl.encoders.timm2d import TimmEncoder
 from medssl.encoders.vit import ViT
 from medssl.errors import UserError
-from medssl.objectives.kinds import classes
+from medssl.losses.target_losses import classes
 from medssl.tasks.supervised import Supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
@@ -93,7 +93,7 @@ def one_step(folder, layer_decay, blocks=None, steps=1):
     before = {n: p.detach().clone() for n, p in method.named_parameters()}
     canvas = tiny.canvas(16)
     train(
-        Fabric(accelerator="cpu"), method, canvas, np.arange(16), catalog.build(catalog.spec("views", "plain"), size=(16, 16)),
+        Fabric(accelerator="cpu"), method, canvas, np.arange(16), catalog.build(catalog.spec("augment", "plain"), size=(16, 16)),
         folder / "c", Log(folder, "jsonl", {}), steps=steps, batch=16, seed=0, targets=np.arange(16) % 2, quiet=True,
         optim=Optim("sgd", lr=1.0, momentum=0.0, weight_decay=0.0, warmup=0.0, clip=1e9, layer_decay=layer_decay),
     )  # fmt: skip

@@ -10,19 +10,19 @@ from lightning_fabric import Fabric
 
 import tiny
 from medssl import catalog, rng
+from medssl.augmentations.loader import StepSampler, make_views
 from medssl.encoders.cnn import CNN
 from medssl.encoders.mlp import MLP
 from medssl.errors import UserError
-from medssl.objectives import kinds
+from medssl.losses import target_losses
 from medssl.rng import Key
-from medssl.store.canvas import Canvas
+from medssl.store.resampled import Canvas
 from medssl.tasks.supervised import Supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
 from medssl.train.seeds import train_seeds
 from medssl.train.stop import Broken
-from medssl.views.stream import StepSampler, make_views
 
 SEEDS, STEPS, BATCH = [3, 1 << 40, 7], 12, 16
 LABELS = np.arange(48) % 2
@@ -45,7 +45,7 @@ OPTIMS = {
 def method(name: str, weights: int, encoder: str | None = None, **options):
     """With initial weights of its own."""
     if name == "supervised":
-        made = Supervised(tiny.method("greedy_ae").encoder, kinds.classes(2), **options)
+        made = Supervised(tiny.method("greedy_ae").encoder, target_losses.classes(2), **options)
     else:
         made = tiny.method(name, encoder=encoder, **options)
     torch.manual_seed(weights)
@@ -56,7 +56,7 @@ def method(name: str, weights: int, encoder: str | None = None, **options):
 
 
 def recipe(canvas, views: str = "neutral"):
-    return catalog.build(catalog.load("views", views), size=canvas.size)
+    return catalog.build(catalog.load("augment", views), size=canvas.size)
 
 
 def alone(made, seed: int, optim: Optim, out, canvas, targets=LABELS) -> list[dict]:
@@ -172,16 +172,16 @@ class Begun(Supervised):
     """Has a flag, which is not the same in all."""
 
     def __init__(self, weights: int):
-        super().__init__(MLP(1, (16, 16), (8,)), kinds.classes(2))
+        super().__init__(MLP(1, (16, 16), (8,)), target_losses.classes(2))
         self.register_buffer("begun", torch.tensor(weights == 1))
 
 
 def _on_cnn(s: int) -> Supervised:
-    return Supervised(CNN(1, (16, 16), (8,), "group"), kinds.classes(2))
+    return Supervised(CNN(1, (16, 16), (8,), "group"), target_losses.classes(2))
 
 
 def _of(kind: type, **options):
-    return lambda s: kind(MLP(1, (16, 16), (8,)), kinds.classes(2), **options)
+    return lambda s: kind(MLP(1, (16, 16), (8,)), target_losses.classes(2), **options)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def _of(kind: type, **options):
         (lambda s: method("simclr", s, "mlp"), {}, "batch statistics"),
         (_of(Supervised, blocks=0), {}, "batch statistics"),
         (_of(Drops), {}, "one by one: vmap: called random operation"),
-        (lambda s: Supervised(MLP(1, (16, 16), (8 + s,)), kinds.classes(2)), {}, "one size"),
+        (lambda s: Supervised(MLP(1, (16, 16), (8 + s,)), target_losses.classes(2)), {}, "one size"),
         (Begun, {}, "only when all have begun or none"),
         (_of(Supervised), {"targets": None}, "give targets"),
         (_of(Supervised), {"targets": np.where(LABELS, -1, LABELS)}, "known labels only"),

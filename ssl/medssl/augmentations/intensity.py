@@ -12,8 +12,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from medssl.augmentations.geometry import between, rows_only
 from medssl.rng import Key, normal_field
-from medssl.views.geometry import between, rows_only
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as in torchvision
 

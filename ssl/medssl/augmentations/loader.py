@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medssl import rng
+from medssl.augmentations.recipes import Recipe
 from medssl.errors import UserError
-from medssl.store.canvas import Canvas
-from medssl.views.recipes import Recipe
+from medssl.store.resampled import Canvas
 
 Raw = dict[str, Tensor]
 

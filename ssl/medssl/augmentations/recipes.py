@@ -3,7 +3,7 @@
 `size` is the shape of a view, (H, W) or (D, H, W), and decides between 2D and 3D. Laterality is respected: nothing but
 photographs is ever mirrored, since a mirrored chest is a diagnosis. Crops keep at least `crop_scale[0]` of the area (or
 volume), because a small lesion outside the box makes two views of different diseases. Blur is given in pixels of a 224
-pixel view and scales with the view. The numbers and their sources are in configs/views.
+pixel view and scales with the view. The numbers and their sources are in configs/augment.
 """
 
 import math
@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from medssl import rng
-from medssl.errors import UserError
-from medssl.resample import apply_axes
-from medssl.views.geometry import Blur, Crop, Flip, Resize, Rotate, Separable, Weights
-from medssl.views.intensity import (
+from medssl.augmentations.geometry import Blur, Crop, Flip, Resize, Rotate, Separable, Weights
+from medssl.augmentations.intensity import (
     BiasField,
     BrightnessContrast,
     Colour,
@@ -29,6 +27,8 @@ from medssl.views.intensity import (
     ToGray,
     Window,
 )
+from medssl.errors import UserError
+from medssl.resample import apply_axes
 
 Range = Sequence[float]  # [low, high]
 MOVES = (Resize, Crop, Flip, Rotate)  # what changes where things are; a blur does not

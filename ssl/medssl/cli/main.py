@@ -85,8 +85,8 @@ def overview() -> str:
 def help_of(command: str) -> str:
     """What a command does, its keys with their defaults, and the choices of its groups."""
     about, example = _header(command)
-    text = (catalog.root() / f"{command}.yaml").read_text()
-    body = [line for line in text.splitlines() if not line.startswith(("#", "defaults:", "  - "))]
+    text = (catalog.root() / "command" / f"{command}.yaml").read_text()
+    body = [line for line in text.splitlines() if not line.startswith(("#", "defaults:", "  - ", "_target_:"))]
     pairs = [
         (setting.strip().replace(": ", "=", 1).replace("???", "…"), note)
         for setting, _, note in (b.partition("# ") for b in body)
@@ -102,5 +102,5 @@ def help_of(command: str) -> str:
 
 
 def _header(command: str) -> tuple[str, str]:
-    first, second = (catalog.root() / f"{command}.yaml").read_text().splitlines()[:2]
+    first, second = (catalog.root() / "command" / f"{command}.yaml").read_text().splitlines()[:2]
     return first.lstrip("# "), second.lstrip("# ")

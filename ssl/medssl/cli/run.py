@@ -26,8 +26,8 @@ from medssl.errors import Stopped, UsageError, UserError, nearest
 # taken literally, whatever they hold
 PATHS = {"source", "out", "store", "run", "labels", "key", "test_store", "patient", "site", "target", "aihub"}
 PATHS |= {"csv", "sheet", "privacy", "runs", "to", "masks", "time", "event"}
-WHERE = {"ingest": "medssl.store.ingest"}  # the others are in steps
-GROUPS = ("method", "encoder", "views")
+SEARCH = f"hydra.searchpath=[{catalog.root()}]"
+GROUPS = ("method", "encoder", "augment")
 
 
 def run(command: str, args: list[str]) -> None:
@@ -65,6 +65,7 @@ def run(command: str, args: list[str]) -> None:
         f"medssl {command}",
         "--multirun",
         *words,
+        SEARCH,
         f"hydra.sweep.dir={_quote(str(out))}",
         "hydra.sweep.subdir=${hydra.job.override_dirname}",
         f"hydra.job.config.override_dirname.exclude_keys=[{','.join(kept)}]",
@@ -88,7 +89,7 @@ def run(command: str, args: list[str]) -> None:
             print(f"medssl: {hydra_cfg.job.override_dirname}: {error}", file=sys.stderr)
             failed.append(error)
 
-    hydra.main(version_base="1.3", config_path=str(catalog.root()), config_name=command)(job)()
+    hydra.main(version_base="1.3", config_path=str(catalog.root() / "command"), config_name=command)(job)()
     if failed:
         raise UserError(f"{len(failed)} of the runs under {out} did not finish; {failed[-1]}", failed[-1].code)
 
@@ -96,6 +97,8 @@ def run(command: str, args: list[str]) -> None:
 def call(command: str, cfg: DictConfig, choices: Any, out: Path | None) -> None:
     """Hand plain arguments to the step of that name."""
     with_defaults = {str(k): v for k, v in cfg.items() if k != "hydra"}
+    module, _, name = with_defaults.pop("_target_").rpartition(".")
+    step = getattr(import_module(module), name)
     kwargs: dict[str, Any] = {
         k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in with_defaults.items()
     }
@@ -106,7 +109,6 @@ def call(command: str, cfg: DictConfig, choices: Any, out: Path | None) -> None:
             options = kwargs.pop(group, None)
             kwargs[group] = choices.get(group)
             kwargs[f"{group}_options"] = {k: v for k, v in (options or {}).items() if not k.startswith("_")}
-    step = getattr(import_module(WHERE.get(command, f"medssl.steps.{command}")), command)
     step(**{k: typed(k, v, hint) for k, v, hint in zip(kwargs, kwargs.values(), _hints(step, kwargs), strict=True)})
 
 
@@ -141,9 +143,9 @@ def typed(key: str, value: Any, hint: Any) -> Any:
 
 def _compose(command: str, words: list[str]) -> DictConfig:
     """The config of one run. Every way a key can be wrong ends in one line."""
-    with initialize_config_dir(str(catalog.root()), version_base="1.3"):
+    with initialize_config_dir(str(catalog.root() / "command"), version_base="1.3"):
         try:
-            cfg = compose(command, words, return_hydra_config=True)
+            cfg = compose(command, [*words, SEARCH], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as e:
             raise UsageError(_explain(command, words, e)) from e
     missing = [str(k) for k in cfg if k != "hydra" and OmegaConf.is_missing(cfg, k)]
@@ -162,7 +164,7 @@ def _explain(command: str, words: list[str], error: Exception) -> str:
         bare = key.lstrip("+~")
         if bare in GROUPS and command == "pretrain" and value.strip("'") not in catalog.choices(bare):
             return f"there is no {bare} {value!r}.{nearest(value, catalog.choices(bare))}"
-    known = set(_keys(compose(command, [w for w in words if w.partition("=")[0] in GROUPS])))
+    known = set(_keys(compose(command, [*(w for w in words if w.partition("=")[0] in GROUPS), SEARCH])))
     for word in said:
         bare = word.partition("=")[0].lstrip("+~")
         if bare not in known and bare not in GROUPS:

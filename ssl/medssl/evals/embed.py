@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from medssl.augmentations.loader import RawScans, make_views, unit
+from medssl.augmentations.recipes import Recipe
 from medssl.progress import Progress
-from medssl.store.canvas import Canvas
-from medssl.views.recipes import Recipe
-from medssl.views.stream import RawScans, make_views, unit
+from medssl.store.resampled import Canvas
 
 
 def standardised(canvas: Canvas, rows: NDArray[np.int64], device: torch.device | str = "cpu") -> Tensor:

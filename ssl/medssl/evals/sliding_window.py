@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medssl.augmentations.loader import unit
 from medssl.resample import apply_axes, axis_weights
-from medssl.store.canvas import box, dtype_of, place, values_of, window_of
+from medssl.store.resampled import box, dtype_of, place, values_of, window_of
 from medssl.store.store import Store
-from medssl.views.stream import unit
 
 OVERLAP = 0.5  # of neighbouring windows along an axis
 SIGMA = 0.125  # of a window's side: how fast its say falls off towards its edges

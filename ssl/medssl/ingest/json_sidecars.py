@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from medssl.errors import UserError
-from medssl.scans.alias import Alias
-from medssl.scans.scan import Unreadable
-from medssl.store.labels import told
-from medssl.store.match import bare, is_image, pair, shape
-from medssl.store.words import FACT, FACTS, LABEL, LONGEST, PATIENT, allowed, decoded, many, squash
+from medssl.ingest.allow_list import FACT, FACTS, LABEL, LONGEST, PATIENT, allowed, decoded, many, squash
+from medssl.ingest.label_table import told
+from medssl.ingest.path_match import bare, is_image, pair, shape
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.scan import Unreadable
 
 LARGEST = 16 << 20  # bytes
 DEEPEST = 64  # lists and objects inside each other

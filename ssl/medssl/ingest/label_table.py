@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medssl.errors import UserError, nearest
-from medssl.scans.alias import Alias
-from medssl.store.match import PART, match, normal, shape
+from medssl.ingest.allow_list import FACT, FACTS, FILE, LABEL, PATIENT, decoded, many, squash, squashed, words
+from medssl.ingest.path_match import PART, match, normal, shape
+from medssl.readers.pseudonyms import Alias
 from medssl.store.splits import SPLITS
-from medssl.store.words import FACT, FACTS, FILE, LABEL, PATIENT, decoded, many, squash, squashed, words
 
 SPLIT_WORDS = {s: s for s in SPLITS} | {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 

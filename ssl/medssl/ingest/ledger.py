@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from medssl.scans.scan import Slice
-from medssl.scans.source import File
+from medssl.readers.scan import Slice
+from medssl.readers.walk import File
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);

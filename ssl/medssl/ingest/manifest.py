@@ -16,16 +16,16 @@ import numpy as np
 import pyarrow as pa
 
 from medssl.errors import UserError
-from medssl.scans.alias import Alias
-from medssl.scans.codes import CODES
-from medssl.store import rendition
-from medssl.store.groups import confirmed, groups, identities
+from medssl.ingest.json_sidecars import Sidecars
+from medssl.ingest.label_table import Labels
+from medssl.ingest.mask_pairing import LABEL_MAP, Pairs, are_labels, label_maps, pair_masks
+from medssl.ingest.path_match import match
+from medssl.leakage import rendition
+from medssl.leakage.groups import confirmed, groups, identities
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.reject_codes import CODES
 from medssl.store.intensity import unit
-from medssl.store.labels import Labels
-from medssl.store.match import match
-from medssl.store.pairing import LABEL_MAP, Pairs, are_labels, label_maps, pair_masks
-from medssl.store.row import COLUMNS, MASK, Row
-from medssl.store.sidecar import Sidecars
+from medssl.store.schema import COLUMNS, MASK, Row
 from medssl.store.splits import SPLITS, assign, torn
 from medssl.store.store import SCHEMA_VERSION, fingerprint, read_array
 

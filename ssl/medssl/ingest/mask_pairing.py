@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError
-from medssl.scans.values import LABEL_WORDS
-from medssl.store.match import KINDS, PART, bare, normal
-from medssl.store.row import MASK, Row
+from medssl.ingest.path_match import KINDS, PART, bare, normal
+from medssl.readers.values import LABEL_WORDS
+from medssl.store.schema import MASK, Row
 
 LABEL_MAP = "label map"  # why a label map that belongs to no image is held
 # What a mask shares with its image

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from medssl.files import disk_errors
+from medssl.ingest.json_sidecars import LARGEST, Sidecars
+from medssl.ingest.ledger import Ledger
+from medssl.ingest.supervisor import Event, Supervisor, Task
+from medssl.ingest.writer import Draft
 from medssl.progress import Progress
-from medssl.scans import series
-from medssl.scans.alias import Alias
-from medssl.scans.codes import CODES
-from medssl.scans.scan import Slice, Unreadable
-from medssl.scans.source import File, open_file, walk
-from medssl.store.ledger import Ledger
-from medssl.store.row import Row
-from medssl.store.sidecar import LARGEST, Sidecars
-from medssl.store.supervise import Event, Supervisor, Task
-from medssl.store.write import Draft
+from medssl.readers.dicom import series
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.reject_codes import CODES
+from medssl.readers.scan import Slice, Unreadable
+from medssl.readers.walk import File, open_file, walk
+from medssl.store.schema import Row
 
 VERSION = "3"  # a change in what is read from a file is another number: everything is then read again
 EVERY = 2.0  # seconds after which what was done survives a crash

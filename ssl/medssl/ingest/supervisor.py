@@ -68,7 +68,7 @@ class Supervisor:
         patience: seconds a child may be silent.
     """
 
-    def __init__(self, workers: int, hello: Message, module: str = "medssl.store.worker", patience: float = PATIENCE):
+    def __init__(self, workers: int, hello: Message, module: str = "medssl.ingest.worker", patience: float = PATIENCE):
         self.hello, self.module, self.patience = hello, module, patience
         self.todo: queue.Queue[Task | None] = queue.Queue()
         self.events: queue.Queue[Event] = queue.Queue(8 * workers)  # a parent that lags holds the children back

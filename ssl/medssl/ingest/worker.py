@@ -1,6 +1,6 @@
 """What a child does: opens files, reads, checks, packs and says what it found. One message, one task.
 
-    python -m medssl.store.worker < messages > answers
+    python -m medssl.ingest.worker < messages > answers
 
 Messages (see `supervise.send`): first {"key", "recipe", "memory", "out"}; then {"read": file, "id"},
 {"stack": [slice, …], "files": {id: file}, …} or {"digest": [slice, …], "files": …}. Answers: {"slice"}, {"scan"} with the
@@ -13,15 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from medssl.scans import dicom, image, nifti, npz
-from medssl.scans.alias import Alias
-from medssl.scans.quiet import quiet
-from medssl.scans.scan import Scan, Slice, Unreadable
-from medssl.scans.source import File, open_file, sniff
-from medssl.scans.values import named_label
-from medssl.store.row import row_of, stored
-from medssl.store.supervise import Message, limit, receive, send
-from medssl.store.volume import pack
+from medssl.ingest.supervisor import Message, limit, receive, send
+from medssl.readers import image, nifti, npz
+from medssl.readers.dicom import reader
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.quiet import quiet
+from medssl.readers.scan import Scan, Slice, Unreadable
+from medssl.readers.values import named_label
+from medssl.readers.walk import File, open_file, sniff
+from medssl.store.chunks import pack
+from medssl.store.schema import row_of, stored
 
 
 class Worker:
@@ -49,7 +50,7 @@ class Worker:
             with open_file(file) as stream:
                 kind = sniff(stream)
                 if kind == "dicom":
-                    found = dicom.read(stream, file.name, self.alias, file_id)
+                    found = reader.read(stream, file.name, self.alias, file_id)
                     if isinstance(found, Slice):
                         self._say({"slice": found.as_dict()})
                         return
@@ -121,9 +122,9 @@ class Worker:
         try:
             if len(slices) == 1:
                 with opened(slices[0]) as stream:
-                    found: Any = dicom.single(slices[0], stream)
+                    found: Any = reader.single(slices[0], stream)
             else:
-                found = dicom.volume(slices, opened, self.alias, beat)
+                found = reader.volume(slices, opened, self.alias, beat)
         except BaseException as e:
             why = unreadable(e)
             found = [(k, why) for k in range(len(slices))]
@@ -138,7 +139,7 @@ class Worker:
         for s in message["digest"]:
             try:
                 with open_file(File(**message["files"][s["file"]])) as stream:
-                    digests[s["file"]] = dicom.digest(stream, s["frame"])
+                    digests[s["file"]] = reader.digest(stream, s["frame"])
             except BaseException as e:
                 unreadable(e)
                 digests[s["file"]] = hashlib.blake2b(s["file"].encode(), digest_size=16).hexdigest()  # equal to none

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 
 from medssl.errors import UserError
 from medssl.files import disk_errors
-from medssl.scans.alias import Alias
-from medssl.scans.scan import Scan, Unreadable
+from medssl.ingest.ledger import Address, Ledger
+from medssl.ingest.manifest import Found, Settled, settle
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.scan import Scan, Unreadable
+from medssl.store.chunks import pack
 from medssl.store.intensity import check
-from medssl.store.ledger import Address, Ledger
-from medssl.store.row import Row, row_of, stored
-from medssl.store.settle import Found, Settled, settle
+from medssl.store.schema import Row, row_of, stored
 from medssl.store.store import Store
-from medssl.store.volume import pack
 
 PACK = 64 << 20  # bytes of compressed images in one file
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-from medssl.scans.phash import BLANK, FLAT, packed, small, weights
+from medssl.readers.phash import BLANK, FLAT, packed, small, weights
 
 Row = Mapping[str, Any]
 

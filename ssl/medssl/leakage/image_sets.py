@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from medssl.errors import UserError
 from medssl.files import atomic
-from medssl.store import tiny
-from medssl.store.groups import similar
+from medssl.leakage import small_images
+from medssl.leakage.groups import similar
 
 Strings = NDArray[np.str_]
 Rows = NDArray[np.int64]
@@ -70,7 +70,7 @@ class Images:
         self._read = lru_cache(maxsize=CACHED)(self._fresh)
         self._kept, self._alike = kept, _remembered(kept)
         self._known = len(self._alike)
-        self._sketches: dict[str, tiny.Sketch | None] = {}
+        self._sketches: dict[str, small_images.Sketch | None] = {}
         self._shifted: dict[str, NDArray[np.float32]] = {}
 
     def _fresh(self, content: str) -> np.ndarray | None:
@@ -105,13 +105,13 @@ class Images:
         found = {i: of(h) for i, h in enumerate(hashes.tolist()) if self.sketch(h)}
         return np.array(list(found), np.int64), np.array(list(found.values()), np.float32)
 
-    def sketch(self, content: str) -> tiny.Sketch | None:
+    def sketch(self, content: str) -> small_images.Sketch | None:
         """None for an image that is large or cannot be read."""
         if content not in self._small:
             return None
         if content not in self._sketches:
             image = self._read(content)
-            self._sketches[content] = None if image is None else tiny.Sketch.of(image, TINY)
+            self._sketches[content] = None if image is None else small_images.Sketch.of(image, TINY)
         return self._sketches[content]
 
     def _outline(self, content: str) -> NDArray[np.float32]:
@@ -129,7 +129,7 @@ class Images:
         if content not in self._shifted:
             image = self._read(content)
             assert image is not None  # it was read before
-            self._shifted[content] = tiny.outline(tiny.shifted(image))
+            self._shifted[content] = small_images.outline(small_images.shifted(image))
         return self._shifted[content]
 
     def is_tiny(self, content: str) -> bool:
@@ -138,12 +138,14 @@ class Images:
         return found is not None and found.canvas is not None
 
     def weigh(self, a: Sequence[str], b: str) -> tuple[NDArray[np.floating], NDArray[np.floating], int]:
-        """`tiny.evidence` that the tiny image b shows the scan of each of the tiny images `a`; rings of the poorest of them."""
+        """`small_images.evidence` that the tiny image b shows the scan of each of the tiny images `a`; rings of the poorest of them."""
         image, some, own = self._read(b), [self._canvas(h) for h in a], self._canvas(b)
         assert image is not None
         shift = (self._shifts(b) @ np.stack([self._outline(h) for h in a]).T).argmax(0)
         rings = np.minimum([r for _, r in some], own[1])
-        return *tiny.evidence(np.stack([c for c, _ in some]), tiny.shifted(image)[shift], rings), int(rings.min())
+        return *small_images.evidence(np.stack([c for c, _ in some]), small_images.shifted(image)[shift], rings), int(
+            rings.min()
+        )
 
 
 def _remembered(kept: Path | None) -> dict[tuple[str, str], bool]:

@@ -2,7 +2,7 @@
 
     pretraining ──▶ training ──▶ validation ──▶ test
 
-Patients are compared by pseudonym, images as `medssl.store.copies` does.
+Patients are compared by pseudonym, images as `medssl.leakage.near_duplicates` does.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medssl.errors import UserError
-from medssl.store.copies import copies
+from medssl.leakage.image_sets import TINY, Images, Scans
+from medssl.leakage.near_duplicates import copies
 from medssl.store.intensity import unit
-from medssl.store.pixels import TINY, Images, Scans
 from medssl.store.store import Store
 
 WORDS = ("patient", "scan", "hash", "phash")

@@ -1,7 +1,7 @@
 """Copies of scans between two sets: candidates by hash, by pixels and by embedding, confirmed by pixels where they can be read.
 
 An exact copy has the same content hash. A near-copy is the same image shifted by at most 2 pixels, under any grey curve, with
-noise and compression: `groups.similar`, or of tiny images `tiny.verdict`. Blank images are copies of nothing. How much is
+noise and compression: `groups.similar`, or of tiny images `small_images.verdict`. Blank images are copies of nothing. How much is
 found: benchmarks/quality_leaks.py.
 """
 
@@ -11,9 +11,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.scans.phash import BLANK, hamming, packed
-from medssl.store import tiny
-from medssl.store.pixels import Images, Rows, Scans, Strings
+from medssl.leakage import small_images
+from medssl.leakage.image_sets import Images, Rows, Scans, Strings
+from medssl.readers.phash import BLANK, hamming, packed
 
 BITS = 48  # hashes that near make a candidate; on X-rays of 224 pixels every near-copy that `similar` confirms is one
 SURE = 32  # bits within which a pair deserves a look, whatever its pixels say: no X-rays of two patients were so near
@@ -92,12 +92,12 @@ def _small(a: Scans, b: Scans, rows_a: Rows, rows_b: Rows, images: Images) -> _S
     if not len(at_a) or not len(at_b):
         return out
     usual = _usual(a, rows_a[at_a], x_a, images)
-    for at, found in zip(at_b.tolist(), tiny.nearest(x_a, x_b), strict=True):
+    for at, found in zip(at_b.tolist(), small_images.nearest(x_a, x_b), strict=True):
         j, some = int(rows_b[at]), at_a[found]
         tell = [i for i in some.tolist() if images.is_tiny(a.hash[rows_a[i]])] if images.is_tiny(b.hash[j]) else []
         some = some[:NEIGHBOURS]
         if tell:
-            best, kind = tiny.verdict(*images.weigh(a.hash[rows_a[tell]].tolist(), b.hash[j]), usual)
+            best, kind = small_images.verdict(*images.weigh(a.hash[rows_a[tell]].tolist(), b.hash[j]), usual)
             {"near": out.near, "maybe": out.maybe}.get(kind, {})[j] = int(rows_a[tell[best]])
             if kind == "look":
                 some = np.append(some, tell.pop(best))
@@ -107,19 +107,19 @@ def _small(a: Scans, b: Scans, rows_a: Rows, rows_b: Rows, images: Images) -> _S
 
 
 def _usual(a: Scans, rows: Rows, outlines: NDArray[np.float32], images: Images) -> float:
-    """The upper quartile of `tiny.excess` of some tiny scans of a set over its other patients, clear copies left out."""
+    """The upper quartile of `small_images.excess` of some tiny scans of a set over its other patients, clear copies left out."""
     some = [int(i) for i in np.flatnonzero([images.is_tiny(h) for h in a.hash[rows].tolist()])]
     some = [some[i] for i in np.unique(np.linspace(0, len(some) - 1, min(SAMPLE, len(some))).astype(int))]
     if not some:
         return 0.0
     shifts = images.outlines(a.hash[rows[some]], shifted=True)[1]
     found = []
-    for i, near in zip(some, tiny.nearest(outlines, shifts), strict=True):
+    for i, near in zip(some, small_images.nearest(outlines, shifts), strict=True):
         others = [h for j in rows[near] if a.patient[j] != a.patient[rows[i]] and images.is_tiny(h := str(a.hash[j]))]
-        if len(others) > tiny.RIVAL:
+        if len(others) > small_images.RIVAL:
             evidence, alike, rings = images.weigh(others, str(a.hash[rows[i]]))
-            if tiny.verdict(evidence, alike, rings, 0.0)[1] != "near":
-                found.append(tiny.excess(evidence, rings))
+            if small_images.verdict(evidence, alike, rings, 0.0)[1] != "near":
+                found.append(small_images.excess(evidence, rings))
     return float(np.percentile(found, 75)) if found else 0.0
 
 

@@ -7,7 +7,7 @@ Units: v (N, V) below and h (N, H) above, with weights W (H, V), biases b (V,) a
 import torch.nn.functional as F
 from torch import Tensor
 
-from medssl.objectives.ranks import full_precision
+from medssl.losses.distributed import full_precision
 
 
 @full_precision

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medssl.objectives.ranks import all_rows, full_precision, rank
+from medssl.losses.distributed import all_rows, full_precision, rank
 
 
 @full_precision

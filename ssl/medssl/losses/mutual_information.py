@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medssl.errors import UserError
-from medssl.objectives.ranks import all_rows, full_precision, rank
+from medssl.losses.distributed import all_rows, full_precision, rank
 
 
 @full_precision

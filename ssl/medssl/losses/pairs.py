@@ -6,8 +6,8 @@ from pytorch_metric_learning.distances.base_distance import BaseDistance
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
 from torch import Tensor
 
-from medssl.objectives.distances import EUCLIDEAN
-from medssl.objectives.ranks import all_rows, full_precision
+from medssl.losses.distances import EUCLIDEAN
+from medssl.losses.distributed import all_rows, full_precision
 
 MINING = ("all", "easy", "semihard", "hard")
 

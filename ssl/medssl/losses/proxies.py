@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from medssl.objectives.ranks import all_rows, full_precision
+from medssl.losses.distributed import all_rows, full_precision
 
 
 @full_precision

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medssl.objectives.ranks import full_precision, share
+from medssl.losses.distributed import full_precision, share
 from medssl.rng import Key, uniform_field
 
 

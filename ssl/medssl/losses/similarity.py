@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pytorch_metric_learning import distances, losses, miners, regularizers
 from torch import Tensor
 
-from medssl.objectives.ranks import all_rows, full_precision
+from medssl.losses.distributed import all_rows, full_precision
 
 SIMILARITIES = ("dot", "cosine")
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medssl.objectives.ranks import full_precision
+from medssl.losses.distributed import full_precision
 
 
 @full_precision

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medssl.objectives.labels import continuation, continuation_probabilities, cox, cross_entropy, huber, known_labels
-from medssl.objectives.ranks import is_mapped, share
+from medssl.losses.distributed import is_mapped, share
+from medssl.losses.supervised import continuation, continuation_probabilities, cox, cross_entropy, huber, known_labels
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def survival() -> Kind:
 
 
 def kind_of(task: str, y: np.ndarray, width: int) -> Kind:
-    """The kind for a task of `medssl.evals.metrics` and the training truth y (N, …), with `width` columns predicted."""
+    """The kind for a task of `medssl.evals.metrics.metrics` and the training truth y (N, …), with `width` columns predicted."""
     if task == "value":
         return value(float(y.mean()), float(y.std()))
     if task == "survival":

@@ -11,21 +11,21 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from medssl.evals.alarm import RECENT, Alarm, diagnose, evidence
-from medssl.evals.bootstrap import score
+from medssl.augmentations.recipes import Recipe
 from medssl.evals.embed import embed, embed_views, evaluating, standardised, views_of
-from medssl.evals.knn import knn_probe
-from medssl.evals.metrics import AUROC
-from medssl.evals.quality import MEASURES, measures
+from medssl.evals.label_free.collapse import RECENT, Alarm, diagnose, evidence
+from medssl.evals.label_free.quality import MEASURES, measures
+from medssl.evals.metrics.metrics import AUROC
+from medssl.evals.probes.knn import knn_probe
+from medssl.evals.stats.bootstrap import score
 from medssl.methods.base import Method
+from medssl.pretraining.held_out_subset import VIEWS_SEED, panel
 from medssl.rng import generator
-from medssl.steps.alarms import batch_of, remember
-from medssl.steps.panel import VIEWS_SEED, panel
-from medssl.store.canvas import Canvas
+from medssl.runs.alarms import batch_of, remember
+from medssl.store.resampled import Canvas
 from medssl.store.store import Store
 from medssl.train.checkpoint import load
 from medssl.train.stop import Broken
-from medssl.views.recipes import Recipe
 
 TRAIN, HELD_OUT = {2: 512, 3: 128}, {2: 256, 3: 64}  # scans looked at: enough for a trend, cheap enough to do often
 VIEWS = 2
@@ -38,8 +38,8 @@ ACTIONS = ("warn", "stop", "rollback")
 class Monitor:
     """Called by the loop as monitor(method, rows logged so far) -> scalars for the log, a warning, and what to do.
 
-    Label-free measures (`evals.quality`) of a panel of held-out scans that never changes; where the store has labels, kNN
-    AUROC with its interval on held-out scans, for the first label; and causes of collapse (`evals.alarm`). Validation
+    Label-free measures (`evals.label_free.quality`) of a panel of held-out scans that never changes; where the store has labels, kNN
+    AUROC with its interval on held-out scans, for the first label; and causes of collapse (`evals.label_free.collapse`). Validation
     patients only, never the test. What it says at a step depends on the weights and the log at that step alone, so a run
     that was stopped and goes on says the same.
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from medssl import catalog
 from medssl.errors import UserError
+from medssl.losses.target_losses import kind_of
 from medssl.methods.base import Method
-from medssl.objectives.kinds import kind_of
-from medssl.steps.truth import Target, target_of
+from medssl.scoring.targets import Target, target_of
 from medssl.store.store import Store
 
 GROUPS = ("patient", "study")

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
-from medssl.scans.scan import Unreadable
+from medssl.readers.scan import Unreadable
 
 MEMBERS = 10**6
 DIRECTORY = 1 << 28  # bytes of the list of members; a million of them with long names

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from medssl.scans.alias import Alias
-from medssl.scans.quiet import quiet
-from medssl.scans.scan import Scan, Unreadable
-from medssl.scans.values import FEW, few_integers, lossless, named_label, one_channel
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.quiet import quiet
+from medssl.readers.scan import Scan, Unreadable
+from medssl.readers.values import FEW, few_integers, lossless, named_label, one_channel
 
 MAGIC = {"PNG": (b"\x89PNG\r\n\x1a\n",), "JPEG": (b"\xff\xd8\xff",), "TIFF": (b"II*\0", b"MM\0*")}
 MOST_PIXELS = 1 << 27  # three times the largest radiograph; below Pillow's own limit, which stays as it is

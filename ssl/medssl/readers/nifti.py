@@ -14,10 +14,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from medssl.scans.alias import Alias
-from medssl.scans.scan import Scan, Unreadable
-from medssl.scans.series import canonical, spacing_of
-from medssl.scans.values import FEW, NAMED_FEW, few_integers, lossless, named_label, one_channel
+from medssl.readers.dicom.series import canonical, spacing_of
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.scan import Scan, Unreadable
+from medssl.readers.values import FEW, NAMED_FEW, few_integers, lossless, named_label, one_channel
 
 MAX_BYTES = 1 << 33  # voxels of one file; a header that asks for more is lying
 MAX_INFLATION = 1032  # deflate cannot do better (https://zlib.net/zlib_tech.html)

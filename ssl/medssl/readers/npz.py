@@ -14,9 +14,9 @@ from typing import IO, BinaryIO
 
 import numpy as np
 
-from medssl.scans.alias import Alias
-from medssl.scans.scan import Scan, Unreadable
-from medssl.scans.values import lossless, one_channel
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.scan import Scan, Unreadable
+from medssl.readers.values import lossless, one_channel
 
 SPLITS = ("train", "val", "test")
 MAX_RECORD = 1 << 31  # bytes of one image

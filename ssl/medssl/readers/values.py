@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from medssl.scans.scan import Unreadable
+from medssl.readers.scan import Unreadable
 
 MOST_NONFINITE = 0.01  # more missing values than that are a damaged file or a masked one
 LARGEST = 1e30  # far above any physical value; the square of a width must stay finite in float32's range

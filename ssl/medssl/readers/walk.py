@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from medssl.errors import UserError
-from medssl.scans import archive
-from medssl.scans.header import VRS
-from medssl.scans.scan import Unreadable
+from medssl.readers import archive
+from medssl.readers.dicom.header import VRS
+from medssl.readers.scan import Unreadable
 
 LITTER = {"THUMBS.DB", "DESKTOP.INI"}
 FLEETING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR}  # worth a second try on a network

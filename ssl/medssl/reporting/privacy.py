@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medssl.readers.reject_codes import CODES
 from medssl.reporting.tags import Html, bullets, element, facts, page, paragraph, table
-from medssl.scans.codes import CODES
 from medssl.store.release import read_released
 from medssl.store.store import Store
 

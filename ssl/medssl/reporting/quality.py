@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from medssl.errors import UserError
-from medssl.evals.quality import MEASURES
+from medssl.evals.label_free.quality import MEASURES
 from medssl.reporting import words
 from medssl.reporting.tags import Html, absent, element, paragraph, table
 

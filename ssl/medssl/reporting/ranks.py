@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from medssl.evals.significance import Ranking
+from medssl.evals.stats.significance import Ranking
 from medssl.reporting.plots import COLOURS, INK, SOFT, STYLE, WIDTH, _png, _short
 
 # inches, as all lengths here

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.views.recipes import Recipe
-from medssl.views.stream import Canvas, RawScans, make_views, unit
+from medssl.augmentations.loader import Canvas, RawScans, make_views, unit
+from medssl.augmentations.recipes import Recipe
 
 
 def sample_views(

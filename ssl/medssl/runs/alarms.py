@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from medssl.augmentations.loader import StepSampler
 from medssl.errors import UserError
 from medssl.files import write_json
 from medssl.store.store import Store
-from medssl.views.stream import StepSampler
 
 FILE = "alarm.json"
 

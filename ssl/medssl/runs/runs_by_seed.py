@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medssl.commands.train.pretrain import FREE
 from medssl.errors import UserError
-from medssl.steps.pretrain import FREE
-from medssl.steps.run import Run
+from medssl.runs.run_folder import Run
 
 NAMED = ("method.name", "encoder.name")  # what an arm is called by, before anything else
 

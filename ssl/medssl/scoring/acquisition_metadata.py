@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from medssl.errors import UserError, nearest
-from medssl.evals.bootstrap import FEW
-from medssl.evals.subgroups import UNKNOWN
-from medssl.steps.truth import MOST_CLASSES, OWN, Part, Target, _number, _word, values
+from medssl.evals.stats.bootstrap import FEW
+from medssl.evals.stats.subgroups import UNKNOWN
+from medssl.scoring.targets import MOST_CLASSES, OWN, Part, Target, _number, _word, values
 from medssl.store.store import Store
 
 PIXELS = {"pixel type": "dtype", "pixels": "shape"}  # what the file was like, before all scans came onto one grid

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from medssl import catalog
-from medssl.encoders.handover import load_encoder
+from medssl.encoders.export import load_encoder
 from medssl.errors import Stopped, UserError, nearest
 from medssl.files import atomic
-from medssl.steps import features
-from medssl.steps.features import Source
-from medssl.steps.question import Question, ask
-from medssl.steps.run import Run
-from medssl.steps.truth import Part
+from medssl.runs.run_folder import Run
+from medssl.scoring import features
+from medssl.scoring.eval_splits import Question, ask
+from medssl.scoring.features import Source
+from medssl.scoring.targets import Part
 from medssl.store.store import Store
 
 FROZEN = ("raw pixels", "PCA", "k-means patch bank", "random init")  # what gives features
@@ -112,7 +112,7 @@ class Entrants:
 
     def supervised(self, train: Part, classes: int, tests: list[Part]) -> list[np.ndarray]:
         """(N, classes) probabilities for each of `tests`: the run's own encoder, from scratch, at the run's own budget."""
-        views = {k: self.resolved[k] for k in ("encoder", "size", "spacing", "seed", "views", "steps", "batch")}
+        views = {k: self.resolved[k] for k in ("encoder", "size", "spacing", "seed", "augment", "steps", "batch")}
         depends = [VERSION, SUPERVISED, train.store.fingerprint, self.device, views, classes]
         depends += [
             {k: self.card[k] for k in ("equalise", "mean", "std")},

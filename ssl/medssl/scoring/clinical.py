@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError
-from medssl.evals.calibration import calibrate, reliability
-from medssl.evals.compare import table
-from medssl.evals.metrics import OF_TASK
-from medssl.evals.operating import operating_point
-from medssl.evals.score import Score
-from medssl.evals.subgroups import Subgroups, bands, by_subgroup
-from medssl.steps.question import Question
-from medssl.steps.truth import Part, values
+from medssl.evals.metrics.metrics import OF_TASK
+from medssl.evals.stats.calibration import calibrate, reliability
+from medssl.evals.stats.operating_point import operating_point
+from medssl.evals.stats.score import Score
+from medssl.evals.stats.subgroups import Subgroups, bands, by_subgroup
+from medssl.evals.stats.table import table
+from medssl.scoring.eval_splits import Question
+from medssl.scoring.targets import Part, values
 
 AGES = (18, 40, 60, 75)  # years
 GROUPS = ("sex", "age", "view", "scanner", "site")  # looked at wherever a store knows them

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError
-from medssl.steps.run import Run
-from medssl.steps.truth import Part, Target, target_of
-from medssl.store.guard import guard, pretrained_on, scans_of
+from medssl.leakage.leak_check import guard, pretrained_on, scans_of
+from medssl.runs.run_folder import Run
+from medssl.scoring.targets import Part, Target, target_of
 from medssl.store.store import Store
 
 
@@ -100,7 +100,7 @@ def _check(question: Question) -> None:
 def guarded(folder: Run, card: dict[str, Any], question: Question, allow_overlap: bool) -> list[str]:
     """Refuses a test that pretraining, training or validation has seen; returns what else a reader must know.
 
-    Patients, equal images and near copies are looked for over the whole chain (`medssl.store.guard`); the pixels of the
+    Patients, equal images and near copies are looked for over the whole chain (`medssl.leakage.leak_check`); the pixels of the
     pretraining scans are read where their store is still at hand. A patient in training and test is refused in any case.
     """
     train, test = question.train, question.test

@@ -14,15 +14,15 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 from medssl import catalog
-from medssl.encoders.handover import load_encoder
+from medssl.commands.train.pretrain import spec_of
+from medssl.encoders.export import load_encoder
 from medssl.errors import UserError, nearest
 from medssl.evals.embed import embed
+from medssl.losses import target_losses
+from medssl.losses.target_losses import Kind
 from medssl.methods.base import Method
-from medssl.objectives import kinds
-from medssl.objectives.kinds import Kind
 from medssl.rng import seed_from
-from medssl.steps.pretrain import spec_of
-from medssl.store.canvas import as_trained
+from medssl.store.resampled import as_trained
 from medssl.store.store import Store
 from medssl.tasks.supervised import Supervised
 from medssl.train.log import Log
@@ -120,7 +120,7 @@ def patch_bank(store: Store, size: int, equalise: bool, seed: int, device: str, 
         seen = store.canvas(edge, None, equalise)
         card: dict[str, Any] = {"channels": store.channels, "mean": seen.mean, "std": seen.std}
         card |= {"size": edge, "spacing": None, "equalise": equalise}
-        plain, batch = catalog.spec("views", "plain"), min(256, len(rows))
+        plain, batch = catalog.spec("augment", "plain"), min(256, len(rows))
         _train(method, store, card, rows, plain, work, run["steps"], batch, seed, device, Optim())
     return of_encoder(encoder, card, device)
 
@@ -136,9 +136,9 @@ def supervised(
     work: Path,
 ) -> Callable[[Store, np.ndarray], np.ndarray]:
     """The run's own encoder trained on labels from scratch with the run's own views, steps and batch: probabilities."""
-    views, batch, seed = spec_of("views", resolved["views"]), min(resolved["batch"], len(rows)), resolved["seed"]
+    views, batch, seed = spec_of("augment", resolved["augment"]), min(resolved["batch"], len(rows)), resolved["seed"]
     optim = Optim(lr=1e-3, weight_decay=1e-2)
-    encoder, kind = fresh(resolved, card), kinds.classes(classes)
+    encoder, kind = fresh(resolved, card), target_losses.classes(classes)
     method = learn(
         encoder, card, kind, store, rows, y, work,
         views=views, steps=resolved["steps"], batch=batch, seed=seed, device=device, optim=optim,

@@ -10,12 +10,12 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import nn
 
-from medssl.encoders.handover import KEYS, save_encoder
+from medssl.encoders.export import KEYS, save_encoder
 from medssl.errors import UserError
 from medssl.files import atomic
-from medssl.objectives.kinds import kind_of
-from medssl.steps import features
-from medssl.steps.question import Question
+from medssl.losses.target_losses import kind_of
+from medssl.scoring import features
+from medssl.scoring.eval_splits import Question
 from medssl.tasks.supervised import Supervised
 from medssl.train.optim import Optim
 

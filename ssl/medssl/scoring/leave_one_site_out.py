@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError
-from medssl.evals.bootstrap import FEW, difference, score
-from medssl.evals.compare import table
-from medssl.evals.linear import linear_probes
-from medssl.evals.metrics import OF_TASK
-from medssl.evals.score import Score
-from medssl.evals.subgroups import UNKNOWN
-from medssl.steps.facts import words
-from medssl.steps.question import Question
-from medssl.steps.truth import Part, Target
+from medssl.evals.metrics.metrics import OF_TASK
+from medssl.evals.probes.linear import linear_probes
+from medssl.evals.stats.bootstrap import FEW, difference, score
+from medssl.evals.stats.score import Score
+from medssl.evals.stats.subgroups import UNKNOWN
+from medssl.evals.stats.table import table
+from medssl.scoring.acquisition_metadata import words
+from medssl.scoring.eval_splits import Question
+from medssl.scoring.targets import Part, Target
 
 Line = dict[str, str | Score | None]
 

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError
-from medssl.evals.cox import cox_probes
-from medssl.evals.draws import draws, parse_budget
-from medssl.evals.knn import knn_labels, knn_probe, knn_value
-from medssl.evals.linear import linear_probes
-from medssl.steps.features import Source
-from medssl.steps.question import Question
-from medssl.steps.truth import Part
+from medssl.evals.probes.cox import cox_probes
+from medssl.evals.probes.knn import knn_labels, knn_probe, knn_value
+from medssl.evals.probes.linear import linear_probes
+from medssl.evals.stats.label_subsets import draws, parse_budget
+from medssl.scoring.eval_splits import Question
+from medssl.scoring.features import Source
+from medssl.scoring.targets import Part
 
 READERS = ("linear", "kNN")
 Subsets = dict[str, list[np.ndarray] | None]  # budget of labels -> the positions of each draw in training; None is all
@@ -48,7 +48,7 @@ def linear(
     seed: int = 0,
     device: str = "cpu",
 ) -> dict[str, list[list[np.ndarray]]]:
-    """Budget -> draw -> predictions for each of `tests`; the penalty is chosen on validation patients, see `evals.linear`."""
+    """Budget -> draw -> predictions for each of `tests`; the penalty is chosen on validation patients, see `evals.probes.linear`."""
     train, val, target = question.train, question.val, question.target
     subsets = {"all": None} if subsets is None else subsets
     x = source(train.store, train.rows)

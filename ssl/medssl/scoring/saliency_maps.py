@@ -8,19 +8,19 @@ import torch
 from torch import nn
 
 from medssl import catalog
+from medssl.augmentations.loader import RawScans, make_views
+from medssl.commands.train.pretrain import spec_of
 from medssl.errors import UserError, nearest
 from medssl.evals.embed import embed, standardised
-from medssl.evals.linear import linear_probes
-from medssl.evals.linear_fit import fit_many
-from medssl.evals.saliency import alike, gradcam, rollout
+from medssl.evals.explain.saliency import alike, gradcam, rollout
+from medssl.evals.probes.linear import linear_probes
+from medssl.evals.probes.linear_fit import fit_many
 from medssl.resample import apply_axes, axis_weights
-from medssl.steps.features import Source
-from medssl.steps.pretrain import spec_of
-from medssl.steps.question import Question
-from medssl.steps.truth import Target
-from medssl.store.canvas import Canvas, box
+from medssl.scoring.eval_splits import Question
+from medssl.scoring.features import Source
+from medssl.scoring.targets import Target
+from medssl.store.resampled import Canvas, box
 from medssl.store.store import Store
-from medssl.views.stream import RawScans, make_views
 
 METHODS = {
     "gradcam": "Grad-CAM of a linear probe",
@@ -74,7 +74,7 @@ class Maker:
     @torch.no_grad()
     def _alike(self, encoder: nn.Module, rows: np.ndarray, x: torch.Tensor, foil: torch.Tensor) -> torch.Tensor:
         """(n, dim), the mean over views as the run's own recipe makes them."""
-        recipe = catalog.build(spec_of("views", self.resolved["views"]), size=self.test.size)
+        recipe = catalog.build(spec_of("augment", self.resolved["augment"]), size=self.test.size)
         raw = {
             k: v.to(self.device) if k == "image" else v
             for k, v in RawScans(self.test).__getitems__([(int(row), 0) for row in rows]).items()
@@ -85,7 +85,7 @@ class Maker:
 
 
 def head_of(source: Source, question: Question, seed: int) -> np.ndarray:
-    """(dim, outputs) weights of the linear probe on raw features, its penalty chosen as `evals.linear` says."""
+    """(dim, outputs) weights of the linear probe on raw features, its penalty chosen as `evals.probes.linear` says."""
     train, val, target = question.train, question.val, question.target
     x = source(train.store, train.rows)
     chooses = (source(val.store, val.rows), val.y) if len(val) else None

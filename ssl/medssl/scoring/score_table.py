@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError
-from medssl.evals.bootstrap import difference_seeds, score_seeds
-from medssl.evals.compare import table
-from medssl.evals.metrics import OF_TASK
-from medssl.evals.score import Score
+from medssl.evals.metrics.metrics import OF_TASK
+from medssl.evals.stats.bootstrap import difference_seeds, score_seeds
+from medssl.evals.stats.score import Score
+from medssl.evals.stats.table import table
 from medssl.files import write_json
-from medssl.steps.predictions import Entry, Predictions
-from medssl.steps.question import Question
-from medssl.steps.truth import Part
+from medssl.runs.predictions import Entry, Predictions
+from medssl.scoring.eval_splits import Question
+from medssl.scoring.targets import Part
 
 SAME = (
     "command",

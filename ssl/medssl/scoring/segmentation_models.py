@@ -12,18 +12,18 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from medssl import catalog
-from medssl.encoders.handover import load_encoder
+from medssl.encoders.export import load_encoder
 from medssl.errors import UserError
-from medssl.evals import dense
-from medssl.evals.segmentation import case
-from medssl.evals.windows import Grid, Net
+from medssl.evals.metrics.segmentation import case
+from medssl.evals.probes import dense
+from medssl.evals.sliding_window import Grid, Net
 from medssl.files import atomic
 from medssl.progress import track
 from medssl.rng import seed_from
-from medssl.steps import features
-from medssl.steps.truth import Part
-from medssl.store.canvas import as_trained
+from medssl.scoring import features
+from medssl.scoring.targets import Part
 from medssl.store.masks import as_classes, masks_on_canvas
+from medssl.store.resampled import as_trained
 from medssl.store.store import Store
 from medssl.tasks.segment import Segment
 from medssl.train.log import Log

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from medssl.errors import UsageError, UserError, nearest
-from medssl.scans.scan import Scan
+from medssl.readers.scan import Scan
 
 DISPLAY = "smallest to largest value; 8-bit images 0 to 255"
 RECIPES = {

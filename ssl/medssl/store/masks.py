@@ -8,7 +8,7 @@ import numpy as np
 from medssl.errors import UserError
 from medssl.files import atomic
 from medssl.progress import track
-from medssl.store.canvas import _cache, _open, box
+from medssl.store.resampled import _cache, _open, box
 from medssl.store.store import Store
 
 VERSION = 1  # of the resampling: part of the cache's key
@@ -33,10 +33,10 @@ def as_classes(mask: np.ndarray, labels: Sequence[int]) -> np.ndarray:
 def masks_on_canvas(
     store: Store, labels: Sequence[int], size: int | Sequence[int], spacing: float | None = None
 ) -> np.ndarray:
-    """(N, *size) uint8 classes, mapped read-only from disk: the mask of every scan on the grid of `store.canvas`.
+    """(N, *size) uint8 classes, mapped read-only from disk: the mask of every scan on the grid of `store.resampled`.
 
     Each pixel of the grid takes the class of the nearest voxel; beyond the scan, and where a scan has no mask, it is 0.
-    Raises UserError when the disk is full, and as `store.canvas` does.
+    Raises UserError when the disk is full, and as `store.resampled` does.
     """
     shape = (size,) * store.dims if isinstance(size, int) else tuple(size)
     if len(shape) != store.dims:

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medssl.errors import UserError, nearest
-from medssl.scans.quality import FLAGS
+from medssl.readers.quality_flags import FLAGS
 
 LONGEST = 10_000  # characters
 COMPARE = {

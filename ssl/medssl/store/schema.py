@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from medssl.scans.phash import phash
-from medssl.scans.quality import flags
-from medssl.scans.scan import Scan, Unreadable
+from medssl.readers.phash import phash
+from medssl.readers.quality_flags import flags
+from medssl.readers.scan import Scan, Unreadable
 from medssl.store.intensity import stats, unit, window
 
 Row = dict[str, Any]

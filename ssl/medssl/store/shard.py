@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from medssl.errors import UserError
 from medssl.files import disk_errors
 from medssl.progress import track
+from medssl.store.chunks import unpack
 from medssl.store.store import Store
-from medssl.store.volume import unpack
 
 Address = tuple[str, int, int]  # file, offset, length
 ADDRESS = ("file", "offset", "length")

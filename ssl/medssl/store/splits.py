@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from medssl.errors import UserError
-from medssl.scans.alias import Alias
+from medssl.readers.pseudonyms import Alias
 
 SPLITS = ("train", "val", "test")
 TEST, VAL = 0.2, 0.3  # a patient's fraction below TEST tests, from TEST to VAL validates, the rest trains

@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 
 from medssl.errors import UserError, nearest
 from medssl.progress import track
+from medssl.store.chunks import read_crop, read_overview, unpack
 from medssl.store.intensity import RECIPES, resolve
-from medssl.store.row import MASK, content_hash
+from medssl.store.query import select
+from medssl.store.schema import MASK, content_hash
 from medssl.store.splits import SPLITS
-from medssl.store.volume import read_crop, read_overview, unpack
-from medssl.store.where import select
 
 if TYPE_CHECKING:
-    from medssl.store.canvas import Canvas
+    from medssl.store.resampled import Canvas
 
 SCHEMA_VERSION = 3
 
@@ -83,7 +83,7 @@ class Store:
 
         Args:
             path: its folder. A Store is returned as it is, unless `where` or `held` ask for another selection of it.
-            where: which scans, in the language of `medssl.store.where`.
+            where: which scans, in the language of `medssl.store.query`.
             held: also those that nobody has released yet.
 
         Raises:
@@ -296,8 +296,8 @@ class Store:
         return self.column("split")
 
     def canvas(self, size: int | Sequence[int], spacing: float | None = None, equalise: bool = False) -> "Canvas":
-        """Every scan resampled once onto one grid: see `medssl.store.canvas.canvas`."""
-        from medssl.store.canvas import canvas
+        """Every scan resampled once onto one grid: see `medssl.store.resampled.canvas`."""
+        from medssl.store.resampled import canvas
 
         return canvas(self, size, spacing, equalise)
 

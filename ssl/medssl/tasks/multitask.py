@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from medssl import catalog
 from medssl.errors import UserError
+from medssl.losses.target_losses import Kind
 from medssl.methods.base import Batch, Clock, Method
-from medssl.objectives.kinds import Kind
 
 
 class MultiTask(Method):

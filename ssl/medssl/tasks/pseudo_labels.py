@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import UserError
+from medssl.losses.supervised import sure_of
+from medssl.losses.target_losses import Kind
 from medssl.methods.base import Batch, Clock, Method
-from medssl.objectives.kinds import Kind
-from medssl.objectives.labels import sure_of
 
 
 class PseudoLabels(Method):

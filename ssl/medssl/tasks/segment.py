@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from medssl.errors import UserError
+from medssl.losses.dice import dice_cross_entropy
 from medssl.methods.base import Batch, Clock, Method
-from medssl.objectives.dice import dice_cross_entropy
 from medssl.tasks.decoders import decoder_for
 
 MOST_CLASSES = 64

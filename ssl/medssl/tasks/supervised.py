@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from medssl.errors import UserError
+from medssl.losses.target_losses import Kind
 from medssl.methods.base import Batch, Clock, Method
-from medssl.objectives.kinds import Kind
 
 
 class Supervised(Method):

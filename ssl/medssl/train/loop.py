@@ -12,18 +12,18 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from medssl.augmentations.loader import loader, make_views, target_of
+from medssl.augmentations.recipes import Recipe
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.norm import share_batch_norm
+from medssl.methods.parts.norm import share_batch_norm
 from medssl.progress import Progress
 from medssl.rng import seed_from
-from medssl.store.canvas import Canvas
+from medssl.store.resampled import Canvas
 from medssl.train.checkpoint import load, not_finite, save
 from medssl.train.log import Log
 from medssl.train.optim import Optim
 from medssl.train.stop import Broken, StopRequest
-from medssl.views.recipes import Recipe
-from medssl.views.stream import loader, make_views, target_of
 
 
 def train(

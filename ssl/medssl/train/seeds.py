@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from medssl.augmentations.loader import Raw, RawScans, StepSampler, make_views
+from medssl.augmentations.recipes import Recipe
 from medssl.encoders.mlp import MLP
 from medssl.errors import UserError
+from medssl.losses.distributed import mapped
 from medssl.methods.base import Batch, Clock, Method
-from medssl.objectives.ranks import mapped
 from medssl.rng import Key
-from medssl.store.canvas import Canvas
+from medssl.store.resampled import Canvas
 from medssl.train.optim import Optim
 from medssl.train.stop import Broken
-from medssl.views.recipes import Recipe
-from medssl.views.stream import Raw, RawScans, StepSampler, make_views
 
 
 def train_seeds(

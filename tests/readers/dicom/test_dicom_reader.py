@@ -27,13 +27,13 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from medssl.scans import codecs, dicom
-from medssl.scans.alias import Alias
-from medssl.scans.facts import facts_of, held_of, identify, modality_of, scanner_of
-from medssl.scans.header import parse
-from medssl.scans.layout import Layout
-from medssl.scans.pixels import arguments, to_values
-from medssl.scans.scan import Scan, Slice, Unreadable
+from medssl.readers.dicom import codecs, reader
+from medssl.readers.dicom.facts import facts_of, held_of, identify, modality_of, scanner_of
+from medssl.readers.dicom.header import parse
+from medssl.readers.dicom.layout import Layout
+from medssl.readers.dicom.pixels import arguments, to_values
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.scan import Scan, Slice, Unreadable
 
 ALIAS = Alias(bytes(32))
 QUICK = settings(max_examples=60, deadline=None)
@@ -96,10 +96,10 @@ def compressed(codestreams, ds, syntax, table=True):
 
 def scans(data, name="a/x.dcm"):
     """What a file gives: slices go through JSON, as they do on their way, and are decoded one by one."""
-    found = dicom.read(io.BytesIO(data), name, ALIAS, "file")
+    found = reader.read(io.BytesIO(data), name, ALIAS, "file")
     if isinstance(found, Slice):
         s = Slice.of(json.loads(json.dumps(found.as_dict())))
-        return [dicom.single(s, io.BytesIO(data))]
+        return [reader.single(s, io.BytesIO(data))]
     return [scan for scan, _ in found]
 
 
@@ -679,7 +679,7 @@ def series(count=5, **tags):
 
 
 def slices_of(files):
-    found = [dicom.read(io.BytesIO(f), f"{k}.dcm", ALIAS, str(k)) for k, f in enumerate(files)]
+    found = [reader.read(io.BytesIO(f), f"{k}.dcm", ALIAS, str(k)) for k, f in enumerate(files)]
     assert all(isinstance(s, Slice) for s in found)
     return [Slice.of(json.loads(json.dumps(s.as_dict()))) for s in found]
 
@@ -687,7 +687,7 @@ def slices_of(files):
 def build(files, slices=None):
     beats = []
     slices = slices or slices_of(files)
-    made = dicom.volume(slices, lambda s: io.BytesIO(files[int(s.file)]), ALIAS, beats.append)
+    made = reader.volume(slices, lambda s: io.BytesIO(files[int(s.file)]), ALIAS, beats.append)
     assert beats == list(range(len(slices) + isinstance(made, Scan)))  # the last: all are decoded
     return made
 
@@ -727,11 +727,11 @@ def test_a_slice_says_early_what_is_wrong_with_it():
     files, _ = series(1)
     cut = files[0][:-4]
     with pytest.raises(Unreadable, match="ends inside"):
-        dicom.read(io.BytesIO(cut), "x", ALIAS, "f")
+        reader.read(io.BytesIO(cut), "x", ALIAS, "f")
     ds = pydicom.dcmread(io.BytesIO(files[0]))
     del ds.RescaleSlope, ds.RescaleIntercept
     with pytest.raises(Unreadable, match="Hounsfield"):
-        dicom.read(io.BytesIO(saved(ds)), "x", ALIAS, "f")
+        reader.read(io.BytesIO(saved(ds)), "x", ALIAS, "f")
 
 
 def test_slices_that_cannot_be_opened_are_named_and_their_paths_are_not():
@@ -746,7 +746,7 @@ def test_slices_that_cannot_be_opened_are_named_and_their_paths_are_not():
             raise FileNotFoundError(2, "No such file", "ward/MUELLER/x.dcm")
         return Torn() if s.file == "3" else io.BytesIO(files[int(s.file)])
 
-    bad = dicom.volume(slices_of(files), opened, ALIAS, lambda k: None)
+    bad = reader.volume(slices_of(files), opened, ALIAS, lambda k: None)
     assert [(k, why.code) for k, why in bad] == [(1, "CANNOT_OPEN"), (3, "CANNOT_OPEN")]
     assert "MUELLER" not in "".join(str(why) for _, why in bad)
 
@@ -765,7 +765,7 @@ def test_slices_of_two_people_are_never_one_volume_whatever_uids_say(patients, f
     keys = set()
     for patient, folder in zip(patients, folders, strict=True):
         files, _ = series(2, PatientID=patient, SeriesInstanceUID=series_uid, StudyInstanceUID="")
-        keys |= {dicom.read(io.BytesIO(f), f"{folder}/{k}.dcm", ALIAS, "f").key for k, f in enumerate(files)}
+        keys |= {reader.read(io.BytesIO(f), f"{folder}/{k}.dcm", ALIAS, "f").key for k, f in enumerate(files)}
     assert len(keys) == groups
 
 
@@ -829,14 +829,14 @@ def test_order_is_time_acquisition_and_instance():
 )
 def test_an_impossible_place_leaves_a_picture(lost):
     data = make(np.arange(20).reshape(4, 5), modality="CT", RescaleIntercept="0", **PLACED | lost)
-    [(scan, name)] = dicom.read(io.BytesIO(data), "x", ALIAS, "f")
+    [(scan, name)] = reader.read(io.BytesIO(data), "x", ALIAS, "f")
     assert (scan.array.shape, scan.affine, name) == ((1, 4, 5), None, "x")
 
 
 def test_a_digest_is_of_the_pixels_alone():
     (a, b, c), _ = series(3)
     same = saved(replaced(a, SOPInstanceUID="1.2.3.77", PatientName="x"))
-    digests = [dicom.digest(io.BytesIO(f), slices_of([f])[0].frame) for f in (a, b, c, same)]
+    digests = [reader.digest(io.BytesIO(f), slices_of([f])[0].frame) for f in (a, b, c, same)]
     assert len(set(digests)) == 3
     assert digests[0] == digests[3]
 
@@ -879,7 +879,7 @@ def test_no_planted_identifier_leaves_a_header():
     }
     how = PLACED | {"RescaleIntercept": "0", "modality": "CT"}
     data = make(np.arange(20).reshape(4, 5), **how, **secrets)
-    found = dicom.read(io.BytesIO(data), "smith/secret77.dcm", ALIAS, "f")
+    found = reader.read(io.BytesIO(data), "smith/secret77.dcm", ALIAS, "f")
     said = json.dumps(found.as_dict()) + repr(replace(only(data), array=np.zeros(1)))
     for value in secrets.values():
         for word in re.findall(r"[A-Za-z0-9]{4,}", str(value)):
@@ -1011,6 +1011,6 @@ def test_several_frames_go_to_their_own_reader():
     whole = np.arange(60).reshape(12, 5)
     ds = dataset(whole, bits=16, modality="XA", NumberOfFrames="3")
     ds.Rows = 4
-    found = list(dicom.read(io.BytesIO(saved(ds)), "x", ALIAS, "f"))
+    found = list(reader.read(io.BytesIO(saved(ds)), "x", ALIAS, "f"))
     assert [name for _, name in found] == ["x#frame/0", "x#frame/1", "x#frame/2"]
     np.testing.assert_array_equal(np.concatenate([scan.array[0] for scan, _ in found]), whole)

@@ -16,12 +16,12 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless
 
-from medssl.scans import frames, mosaic
-from medssl.scans.alias import Alias
-from medssl.scans.header import parse
-from medssl.scans.scan import Scan, Unreadable
-from medssl.scans.series import canonical
-from medssl.scans.ultrasound import crop, ultrasound_crop
+from medssl.readers.dicom import frames, mosaic
+from medssl.readers.dicom.header import parse
+from medssl.readers.dicom.series import canonical
+from medssl.readers.dicom.ultrasound import crop, ultrasound_crop
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.scan import Scan, Unreadable
 
 ALIAS = Alias(bytes(32))
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"

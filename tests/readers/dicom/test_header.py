@@ -11,9 +11,9 @@ from pydicom.data import get_testdata_file
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import RawDataElement
 
-from medssl.scans.header import PIXELS, parse
-from medssl.scans.quiet import quiet
-from medssl.scans.scan import Unreadable
+from medssl.readers.dicom.header import PIXELS, parse
+from medssl.readers.quiet import quiet
+from medssl.readers.scan import Unreadable
 
 BUNDLED = sorted(p for p in Path(get_testdata_file("CT_small.dcm", download=False)).parent.rglob("*") if p.is_file())
 SMALL = [get_testdata_file(f"{n}.dcm", download=False) for n in ("MR_small_implicit", "rtplan", "ExplVR_BigEnd")]
@@ -151,7 +151,7 @@ def test_a_deflated_header_is_inflated_within_bounds(monkeypatch):
     engine = zlib.compressobj(wbits=-15)
     packed = engine.compress(body) + engine.flush()
     assert parse(io.BytesIO(prefix + packed)).word("SpecificCharacterSet") == "ISO_IR 149"
-    monkeypatch.setattr("medssl.scans.header.MOST_INFLATED", 1 << 20)
+    monkeypatch.setattr("medssl.readers.dicom.header.MOST_INFLATED", 1 << 20)
     with pytest.raises(Unreadable) as why:
         parse(io.BytesIO(prefix + packed))
     assert why.value.code == "TOO_LARGE"

@@ -6,8 +6,8 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from medssl.scans.header import parse
-from medssl.scans.pet import suv_factor
+from medssl.readers.dicom.header import parse
+from medssl.readers.dicom.pet import suv_factor
 
 
 def factor(drug: dict | None = None, **changes) -> float | None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medssl.scans.header import parse
-from medssl.scans.scan import Slice, Unreadable
-from medssl.scans.series import FEWEST, canonical, geometry, group, plan, spacing_of
+from medssl.readers.dicom.header import parse
+from medssl.readers.dicom.series import FEWEST, canonical, geometry, group, plan, spacing_of
+from medssl.readers.scan import Slice, Unreadable
 
 RAS = np.array([-1.0, -1.0, 1.0])
 QUICK = settings(max_examples=60, deadline=None)

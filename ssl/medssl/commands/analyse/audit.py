@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError
-from medssl.evals.bootstrap import FEW
-from medssl.evals.compare import table
-from medssl.evals.evidence import ASSOCIATION, CHANCE, FINDINGS, Evidence, Scans, examine, verdict
-from medssl.evals.score import Score
-from medssl.evals.shortcuts import TASKS
-from medssl.steps import clinic
-from medssl.steps.board import Board, headline, remember
-from medssl.steps.facts import Fact, chosen, fact_of, twin
-from medssl.steps.features import Source
-from medssl.steps.question import Question
-from medssl.steps.rivals import Entrants
-from medssl.steps.sites import fewest_patients, without_each_site
+from medssl.evals.explain.evidence import ASSOCIATION, CHANCE, FINDINGS, Evidence, Scans, examine, verdict
+from medssl.evals.explain.shortcuts import TASKS
+from medssl.evals.stats.bootstrap import FEW
+from medssl.evals.stats.score import Score
+from medssl.evals.stats.table import table
+from medssl.scoring import clinical
+from medssl.scoring.acquisition_metadata import Fact, chosen, fact_of, twin
+from medssl.scoring.baselines import Entrants
+from medssl.scoring.eval_splits import Question
+from medssl.scoring.features import Source
+from medssl.scoring.leave_one_site_out import fewest_patients, without_each_site
+from medssl.scoring.score_table import Board, headline, remember
 from medssl.store.store import Store
 
 RIVALS = ("raw pixels", "random init")
@@ -49,7 +49,7 @@ def audit(
     """Look for shortcuts in the linear probe's score of `target`; prints tables and sentences, and returns what was found.
 
     For every fact: how well the frozen features tell it, beside raw pixels and the untrained encoder; how it goes with the
-    target; and what is left of the score with the fact regressed out, within the fact, and balanced (`evals.shortcuts`). A
+    target; and what is left of the score with the fact regressed out, within the fact, and balanced (`evals.explain.shortcuts`). A
     sentence of each claims what intervals over patients show. Facts that cannot be audited are listed with the reason. Where
     there are several sites, each is also tested by a probe that was fitted without it. Added to RUN/audit.json.
 
@@ -89,7 +89,7 @@ def audit(
     found.sort(key=lambda e: FINDINGS.index(e.finding))
     _print(found, str(question.target))
     p, sites = without_each_site(x[entrants.name], question, seed, entrants.device)
-    groups = clinic.for_whom(question, p, seed, [e.fact for e in found if e.kind == "classes" or e.fact == "age"])
+    groups = clinical.for_whom(question, p, seed, [e.fact for e in found if e.kind == "classes" or e.fact == "age"])
     said = [e.sentence(str(question.target)) for e in found]
     outcome = verdict(found, str(question.target))
     print("\n" + "\n".join([*said, *(f"{e.fact}: {note}." for e in found for note in e.notes)]))

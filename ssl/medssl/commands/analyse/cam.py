@@ -10,28 +10,28 @@ import numpy as np
 import torch
 from torch import nn
 
-from medssl.encoders.handover import load_encoder
+from medssl.encoders.export import load_encoder
 from medssl.errors import UserError, nearest
-from medssl.evals.bootstrap import difference, score
-from medssl.evals.compare import table
 from medssl.evals.embed import standardised
-from medssl.evals.focus import Focus, focus, randomised, rank_correlation, trusted, verdict
-from medssl.evals.metrics import OF_TASK
-from medssl.evals.saliency import places
-from medssl.evals.score import Score
+from medssl.evals.explain.saliency import places
+from medssl.evals.explain.saliency_checks import Focus, focus, randomised, rank_correlation, trusted, verdict
+from medssl.evals.metrics.metrics import OF_TASK
+from medssl.evals.stats.bootstrap import difference, score
+from medssl.evals.stats.score import Score
+from medssl.evals.stats.table import table
 from medssl.files import atomic, write_json
+from medssl.leakage.leak_check import guard, pretrained_on, scans_of
 from medssl.progress import Progress
 from medssl.reporting.cam import Shown, sheet, slice_of
 from medssl.reporting.sheet import chosen
 from medssl.rng import generator, seed_from
-from medssl.steps import features
-from medssl.steps.maps import METHODS, Maker, head_of, masks_on_grid, outputs
-from medssl.steps.predictions import Entry, Predictions
-from medssl.steps.question import Question, ask
-from medssl.steps.run import Run
-from medssl.steps.truth import values
-from medssl.store.canvas import Canvas, as_trained
-from medssl.store.guard import guard, pretrained_on, scans_of
+from medssl.runs.predictions import Entry, Predictions
+from medssl.runs.run_folder import Run
+from medssl.scoring import features
+from medssl.scoring.eval_splits import Question, ask
+from medssl.scoring.saliency_maps import METHODS, Maker, head_of, masks_on_grid, outputs
+from medssl.scoring.targets import values
+from medssl.store.resampled import Canvas, as_trained
 from medssl.store.store import Store
 
 MOST, SHOWN = 500, 8  # test scans that are looked at, and that are drawn, at even spacing
@@ -89,7 +89,7 @@ def cam(
         run: a finished run folder.
         store: the scans; for gradcam its training patients fit the probe that is explained.
         target: a label or fact: needed for gradcam, else for the captions alone.
-        method: one of `medssl.steps.maps.METHODS`; see `medssl.evals.saliency`.
+        method: one of `medssl.scoring.saliency_maps.METHODS`; see `medssl.evals.explain.saliency`.
         explain: the class or finding that maps are of; None is the positive of two classes, each scan's own of several.
         part: the label in the masks.
         where, test_where, positive, test_store, allow_overlap: as for `medssl.probe`.

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError, nearest
-from medssl.evals.bootstrap import paired, score_seeds
-from medssl.evals.compare import table
-from medssl.evals.metrics import OF_TASK, Metric
-from medssl.evals.score import Difference
-from medssl.evals.significance import holm, ranking
-from medssl.evals.variance import SOURCES, Components, components, needed
+from medssl.evals.metrics.metrics import OF_TASK, Metric
+from medssl.evals.stats.bootstrap import paired, score_seeds
+from medssl.evals.stats.score import Difference
+from medssl.evals.stats.significance import holm, ranking
+from medssl.evals.stats.table import table
+from medssl.evals.stats.variance_components import SOURCES, Components, components, needed
 from medssl.files import atomic, write_json
 from medssl.reporting.ranks import critical_differences
-from medssl.steps.arms import Arm, arms_of, runs_in
-from medssl.steps.predictions import Predictions, of_run, same_scans
+from medssl.runs.predictions import Predictions, of_run, same_scans
+from medssl.runs.runs_by_seed import Arm, arms_of, runs_in
 
 ALPHA = 0.05
 

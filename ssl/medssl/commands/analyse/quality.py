@@ -11,23 +11,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medssl import catalog
-from medssl.encoders.handover import load_encoder
+from medssl.commands.train.pretrain import spec_of
+from medssl.encoders.export import load_encoder
 from medssl.errors import UserError
-from medssl.evals.agreement import Agreement, agreement, trusted
-from medssl.evals.compare import table
 from medssl.evals.embed import embed_views
-from medssl.evals.metrics import OF_TASK
-from medssl.evals.quality import MEASURES
-from medssl.evals.quality import quality as measured
-from medssl.evals.rank import alpha_req
-from medssl.evals.score import Score
+from medssl.evals.label_free.agreement import Agreement, agreement, trusted
+from medssl.evals.label_free.quality import MEASURES
+from medssl.evals.label_free.quality import quality as measured
+from medssl.evals.label_free.rank import alpha_req
+from medssl.evals.metrics.metrics import OF_TASK
+from medssl.evals.stats.score import Score
+from medssl.evals.stats.table import table
 from medssl.files import write_json
-from medssl.steps.arms import runs_in
-from medssl.steps.features import device_of, of_encoder
-from medssl.steps.panel import VIEWS_SEED, panel
-from medssl.steps.pretrain import spec_of
-from medssl.steps.run import Run
-from medssl.store.canvas import as_trained
+from medssl.pretraining.held_out_subset import VIEWS_SEED, panel
+from medssl.runs.run_folder import Run
+from medssl.runs.runs_by_seed import runs_in
+from medssl.scoring.features import device_of, of_encoder
+from medssl.store.resampled import as_trained
 from medssl.store.splits import leaks
 from medssl.store.store import Store
 
@@ -50,7 +50,7 @@ def quality(
 ) -> dict[str, Any]:
     """Measure encoders without labels, and say which measure orders runs as their probe scores do.
 
-    With `run`: prints every measure of `evals.quality` of its encoder on a fixed panel of held-out scans and views of them,
+    With `run`: prints every measure of `evals.label_free.quality` of its encoder on a fixed panel of held-out scans and views of them,
     each with its interval over patients, and on half of the patients (what that changes is what the number of scans does);
     writes RUN/quality.json and returns it. With `runs`: measures those that are not measured on this panel yet (`store` is
     needed for that alone) and prints the rank correlation over runs of each measure with the runs' own probe scores, as they
@@ -106,7 +106,7 @@ def _measure(folder: Run, store: Store, scans: int, views: int, seed: int, devic
     patient = store.column("patient")[chosen.rows].astype(str)
     x = of_encoder(encoder, card, device)(store, chosen.rows)
     canvas = as_trained(store, card)
-    recipe = catalog.build(spec_of("views", resolved["views"]), size=canvas.size)
+    recipe = catalog.build(spec_of("augment", resolved["augment"]), size=canvas.size)
     of_views = embed_views(encoder, canvas, chosen.rows, recipe, views, VIEWS_SEED, device=device)
     if not (np.isfinite(x).all() and np.isfinite(of_views).all()):
         raise UserError(
@@ -122,7 +122,7 @@ def _measure(folder: Run, store: Store, scans: int, views: int, seed: int, devic
         "name": f"{resolved['method']['name']} {resolved['encoder']['name']}",
         "weights": card["weights"],
         "panel": {"store": store.fingerprint, "split": chosen.split, "scans": n, "patients": len(set(patient)),
-                  "asked": scans, "views": views, "seed": seed, "recipe": resolved["views"]},
+                  "asked": scans, "views": views, "seed": seed, "recipe": resolved["augment"]},
         "dim": x.shape[1],
         "fit": [int(law["first"]), int(law["last"])],
         "flags": flags,

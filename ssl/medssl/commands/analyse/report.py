@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from medssl import catalog
+from medssl.commands.train.pretrain import spec_of
 from medssl.errors import UserError
 from medssl.reporting.html import write_report
 from medssl.reporting.views import sample_views
-from medssl.steps.pretrain import spec_of
-from medssl.steps.run import Run
+from medssl.runs.run_folder import Run
 from medssl.store.store import Store
 
 SHOWN = 4  # scans whose views are shown
@@ -25,7 +25,7 @@ def report(run: str | Path, *, store: str | Path | Store | None = None, out: str
     if scans.fingerprint != resolved["fingerprint"]:
         raise UserError(f"{scans.path} is not the store this run was trained on; give that one as store=")
     size = tuple(resolved["size"])
-    recipe = catalog.build(spec_of("views", resolved["views"]), size=size)
+    recipe = catalog.build(spec_of("augment", resolved["augment"]), size=size)
     canvas = scans.canvas(size, resolved["spacing"], resolved["equalise"])
     shown = sample_views(canvas, recipe, scans.rows("train")[:SHOWN], views=2, seed=resolved["seed"])
     path = write_report(folder.path, scans, out=Path(out).expanduser() if out else None, views=shown)

@@ -11,19 +11,19 @@ from pathlib import Path
 
 from medssl.errors import UserError
 from medssl.files import disk_errors, write_json
-from medssl.scans.alias import open_key
+from medssl.ingest.json_sidecars import Sidecars
+from medssl.ingest.label_table import read_labels
+from medssl.ingest.ledger import Ledger
+from medssl.ingest.manifest import Found, settle
+from medssl.ingest.pipeline import FLEETING, VERSION, Reading
+from medssl.ingest.supervisor import Supervisor
+from medssl.ingest.writer import Draft, check_out
+from medssl.readers.pseudonyms import open_key
 from medssl.store.intensity import check
-from medssl.store.labels import read_labels
-from medssl.store.ledger import Ledger
-from medssl.store.reading import FLEETING, VERSION, Reading
 from medssl.store.release import read_released
-from medssl.store.row import MASK, Row
-from medssl.store.settle import Found, settle
-from medssl.store.sidecar import Sidecars
+from medssl.store.schema import MASK, Row
 from medssl.store.splits import SPLITS, empty_splits
 from medssl.store.store import Store
-from medssl.store.supervise import Supervisor
-from medssl.store.write import Draft, check_out
 
 GIGABYTE = 1 << 30
 

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from medssl.errors import UserError
 from medssl.files import atomic, write_text
+from medssl.readers.quality_flags import FLAGS
+from medssl.readers.reject_codes import CODES
 from medssl.reporting.lines import aligned
 from medssl.reporting.privacy import privacy_page
 from medssl.reporting.sheet import chosen, contact_sheet
-from medssl.scans.codes import CODES
-from medssl.scans.quality import FLAGS
+from medssl.store.query import written
 from medssl.store.splits import SPLITS
 from medssl.store.store import Store
-from medssl.store.where import written
 
 Rows = list[dict[str, Any]]
 Column = Callable[[str], NDArray[Any]]  # of a store, by name
@@ -40,7 +40,7 @@ def inspect(
 
     Args:
         store: the store.
-        where: only the scans that satisfy it; see medssl.store.where.
+        where: only the scans that satisfy it; see medssl.store.query.
         held: also the scans that a human must look at before they train.
         sheet: a PNG file with pictures of at most 200 of the scans at even spacing. Captions are row numbers of
             Store.open(store, where=where, held=held). Pictures of patients: keep the file where the scans may lie.

@@ -13,8 +13,8 @@ import numpy as np
 from medssl.errors import UserError
 from medssl.files import atomic
 from medssl.progress import track
+from medssl.store.chunks import crc32
 from medssl.store.store import Store
-from medssl.store.volume import crc32
 
 LEVEL = 4  # of gzip: larger saves little on scans and takes far longer
 SQUARE = 1e-4  # cosine between axes up to which an affine is a rotation with spacings: a qform can say it
@@ -31,7 +31,7 @@ def nifti(store: str | Path | Store, out: str | Path, *, where: str | None = Non
     Args:
         store: a folder made by ingest, or a Store.
         out: the folder.
-        where: which scans; see medssl.store.where.
+        where: which scans; see medssl.store.query.
 
     Raises:
         UserError: none of the selected scans is a volume, bytes are damaged, or the disk is full.

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from medssl.commands.data.nifti import write_index
 from medssl.errors import UserError, nearest
 from medssl.files import atomic
 from medssl.progress import track
-from medssl.steps.nifti import write_index
 from medssl.store.intensity import WINDOWS, to8
 from medssl.store.store import Store
 
@@ -27,7 +27,7 @@ def png(
         out: the folder.
         window: a name in `intensity.WINDOWS`, for CT, or "auto": low to high of each scan in the manifest.
         slices: of a volume, along its first axis: "all", "middle" or a number of them, evenly spread.
-        where: which scans; see medssl.store.where.
+        where: which scans; see medssl.store.query.
 
     Raises:
         UserError: an unknown window or number of slices, a window in HU for scans that are not CT, images that are

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from medssl.errors import UserError, nearest
 from medssl.files import write_text
+from medssl.readers.pseudonyms import open_key
+from medssl.readers.reject_codes import CODES, remedy
+from medssl.readers.walk import walk
 from medssl.reporting.lines import aligned
-from medssl.scans.alias import open_key
-from medssl.scans.codes import CODES, remedy
-from medssl.scans.source import walk
 from medssl.store.store import Store
 
 FIELDS = ("file", "part", "code", "stage", "reason", "remedy")

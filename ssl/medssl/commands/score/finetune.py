@@ -12,16 +12,16 @@ import numpy as np
 from torch import nn
 
 from medssl import catalog
-from medssl.encoders.handover import load_encoder
+from medssl.commands.train.pretrain import described, spec_of
+from medssl.encoders.export import load_encoder
 from medssl.encoders.timm2d import at_hand
 from medssl.errors import UserError
 from medssl.files import write_json
-from medssl.steps import features, readers
-from medssl.steps.board import Board
-from medssl.steps.fits import Drawn, Fit, Fits, Row
-from medssl.steps.pretrain import described, spec_of
-from medssl.steps.question import Question
-from medssl.steps.rivals import Entrants, chosen
+from medssl.scoring import features, probes
+from medssl.scoring.baselines import Entrants, chosen
+from medssl.scoring.eval_splits import Question
+from medssl.scoring.finetune_runs import Drawn, Fit, Fits, Row
+from medssl.scoring.score_table import Board
 from medssl.store.store import Store
 from medssl.train.optim import Optim
 
@@ -56,7 +56,7 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune the encoder of a run on budgets of labels; prints a table, adds it to RUN/scores.json and returns it.
 
-    Each budget is drawn `draws` times from the training patients (`medssl.evals.draws`), and what is trained is trained on
+    Each budget is drawn `draws` times from the training patients (`medssl.evals.stats.label_subsets`), and what is trained is trained on
     every draw with the same steps, batch, rates and views. What counts is the encoder after the last step: no step is chosen
     on validation patients, and nothing on test patients. Intervals are over test patients and draws; "minus run" is the
     paired difference of the first metric to the run's own row, over the same draws.
@@ -69,14 +69,14 @@ def finetune(
         run: a finished run folder.
         store: a labelled store.
         target: the name of a label or fact; several are labels that are there or not, or for task=survival time and event.
-        task: auto, classes, labels, ordinal, value or survival; see `medssl.objectives.kinds` for what each minimises.
+        task: auto, classes, labels, ordinal, value or survival; see `medssl.losses.target_losses` for what each minimises.
         labels: budgets: "10 %" of the labelled training scans, 50 of them, or all.
         draws: how often each is drawn; of "all" the scans are the same, and their order and the head's start differ.
         blocks: train the last so many blocks of the encoder and keep the others; 0: the head alone; None: everything.
         layer_decay: rate of a block over that of the block above it; see `medssl.train.optim`. Scratch has 1.
         steps, batch, lr, weight_decay: of AdamW with a short warm-up and half a cosine. A budget of fewer scans than
             `batch` is a batch of its own.
-        recipe: of views, in configs/views; None: the run's own.
+        recipe: of views, in configs/augment; None: the run's own.
         rivals: which of RIVALS stand in the table: the run's own initial weights trained from scratch; linear probes of the
             frozen encoder and of the frozen initial weights, fitted on the same draws to the end, the penalty chosen on
             validation patients (not of survival); ImageNet's weights fine-tuned, where timm has them on this machine.
@@ -89,7 +89,7 @@ def finetune(
     if steps < 1 or batch < 2 or save_every < 1 or seed < 0:
         raise UserError("steps and save_every must be at least 1, batch at least 2, and seed 0 or more")
     optim, names = Optim(lr=lr, weight_decay=weight_decay, layer_decay=layer_decay), chosen(rivals, RIVALS)
-    views = None if recipe is None else catalog.spec("views", recipe)
+    views = None if recipe is None else catalog.spec("augment", recipe)
     entrants, question = Entrants.of(
         run, store, target, device, task=task, positive=positive, where=where, test_where=test_where, test_store=test_store,
         allow_overlap=allow_overlap,
@@ -97,9 +97,9 @@ def finetune(
     path = entrants.folder.path
     for part in (question.train, question.test):
         features.must_fit(entrants.card, part.store)
-    fit = Fit(steps, batch, views or spec_of("views", entrants.resolved["views"]), entrants.device)
+    fit = Fit(steps, batch, views or spec_of("augment", entrants.resolved["augment"]), entrants.device)
     rows = _rows(entrants, names, optim, blocks, question.flags)
-    subsets = readers.budgets(question, labels, draws, seed)
+    subsets = probes.budgets(question, labels, draws, seed)
     every = [np.arange(len(question.train))] * draws
     drawn = [Drawn(b, seed + i, at) for b, each in subsets.items() for i, at in enumerate(each or every)]
     _check(question, drawn)
@@ -110,7 +110,7 @@ def finetune(
     kept = fits.folder(rows[0], largest)
     encoder, settings = str(kept.relative_to(path)), about["fit"]
     board = Board("finetune", question, entrants.name, seed=seed, encoder=encoder, settings=settings)
-    probes = _probes(entrants, question, names, subsets, seed)
+    frozen = _probes(entrants, question, names, subsets, seed)
     for budget in subsets:
         for row in rows:
             each = []
@@ -120,7 +120,7 @@ def finetune(
                 )
                 each.append(fits.predict(row, draw, keep=fits.folder(row, draw) == kept))
             board.add(row.features, row.reader, each, budget)
-        for shown, found in probes.items():
+        for shown, found in frozen.items():
             board.add(
                 shown, "linear", found[budget] * (draws // len(found[budget])), budget
             )  # of "all" there is but one
@@ -130,7 +130,7 @@ def finetune(
 
 
 def _probes(
-    entrants: Entrants, question: Question, names: list[str], subsets: readers.Subsets, seed: int
+    entrants: Entrants, question: Question, names: list[str], subsets: probes.Subsets, seed: int
 ) -> dict[str, dict[str, list[np.ndarray]]]:
     """What the features are called -> budget -> predictions of each draw."""
     sources = {}
@@ -141,7 +141,7 @@ def _probes(
             sources["random init, frozen"] = entrants.frozen("random init")
     out = {}
     for shown, source in sources.items():
-        found = readers.linear(source, question, [question.test], subsets=subsets, seed=seed, device=entrants.device)
+        found = probes.linear(source, question, [question.test], subsets=subsets, seed=seed, device=entrants.device)
         out[shown] = {budget: [tests[0] for tests in of_draws] for budget, of_draws in found.items()}
     return out
 
@@ -190,7 +190,7 @@ def _about(question: Question, card: dict[str, Any], fit: Fit, row: Row) -> dict
     """Everything that a fit depends on but its draw and its row."""
     asked = {k: v for k, v in question.described().items() if k not in ("flags", "test")}
     names = {"positive": list(question.target.positive), "weights": card["weights"]}
-    views = described("views", fit.views) | {"_target_": fit.views["_target_"].rpartition(".")[2]}
+    views = described("augment", fit.views) | {"_target_": fit.views["_target_"].rpartition(".")[2]}
     how = asdict(fit) | {"views": views, "blocks": row.blocks, "optim": asdict(row.optim)}
     return {"version": VERSION, "question": asked | names, "fit": how}
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from medssl.steps import readers
-from medssl.steps.board import Board
-from medssl.steps.rivals import FROZEN, Entrants, chosen
+from medssl.scoring import probes
+from medssl.scoring.baselines import FROZEN, Entrants, chosen
+from medssl.scoring.score_table import Board
 from medssl.store.store import Store
 
 
@@ -39,5 +39,5 @@ def knn(
     )  # fmt: skip
     board = Board("knn", question, entrants.name, seed=seed, k=k)
     for name, source in entrants.all(names):
-        board.add(name, "kNN", readers.nearest(source, question, [question.test], k)[0])
+        board.add(name, "kNN", probes.nearest(source, question, [question.test], k)[0])
     return board.finish(entrants.folder.path)

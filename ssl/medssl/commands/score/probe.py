@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from medssl.steps import clinic, readers
-from medssl.steps.board import Board
-from medssl.steps.rivals import BASELINES, SUPERVISED, Entrants, chosen
+from medssl.scoring import clinical, probes
+from medssl.scoring.baselines import BASELINES, SUPERVISED, Entrants, chosen
+from medssl.scoring.score_table import Board
 from medssl.store.store import Store
 
 
@@ -37,19 +37,19 @@ def probe(
     The model is fitted on the store's training patients, its penalty is chosen on its validation patients, and the scores are
     of its test patients. Intervals are 95 % bootstrap intervals over patients, and over draws where labels are drawn; "minus
     run" is the paired difference of the first metric to the run's row. Below the table stands what the run's own row means in
-    use (`steps.clinic`): sensitivity at a specificity, PPV and NPV at other prevalences, calibration, and subgroups.
+    use (`scoring.clinical`): sensitivity at a specificity, PPV and NPV at other prevalences, calibration, and subgroups.
 
     Args:
         run: a finished run folder.
         store: a labelled store.
         target: the name of a label or fact; several names are labels of which each is there or not.
-        task: auto, classes, labels, ordinal or value; see `medssl.steps.truth`.
+        task: auto, classes, labels, ordinal or value; see `medssl.scoring.targets`.
         labels: budgets of labelled training scans, "all", "10 %" or 50: each is drawn `draws` times, the smaller ones within the
             larger, and as few validation scans choose the penalty. `supervised` is trained on all. balanced: draw as many
             scans of each class.
         specificity: at which the threshold of two classes is chosen, on validation patients.
         prevalences: shares of positives for which PPV and NPV are said.
-        where, test_where: which scans of the two stores; see `medssl.store.where`.
+        where, test_where: which scans of the two stores; see `medssl.store.query`.
         positive: values that count as positive, all others being negative (case is ignored).
         test_store: another store, of another hospital say: all its labelled scans become the test.
         baselines: which of BASELINES stand in the table.
@@ -64,11 +64,11 @@ def probe(
         allow_overlap=allow_overlap,
     )  # fmt: skip
     board = Board("probe", question, entrants.name, seed=seed)
-    subsets = readers.budgets(question, labels, draws, seed, balanced)
+    subsets = probes.budgets(question, labels, draws, seed, balanced)
     parts = [question.test, *([question.val] if len(question.val) else [])]
     own: list[np.ndarray] = []
     for name, source in entrants.all(names):
-        found = readers.linear(source, question, parts, subsets=subsets, seed=seed, device=entrants.device)
+        found = probes.linear(source, question, parts, subsets=subsets, seed=seed, device=entrants.device)
         for budget, each in found.items():
             board.add(name, "linear", [p[0] for p in each], budget)
         own = own or found.get("all", [[]])[0]
@@ -79,9 +79,9 @@ def probe(
     result = board.score()
     if own:
         if question.target.task == "classes" and question.target.width == 2:
-            result |= clinic.in_use(
+            result |= clinical.in_use(
                 question, own[1] if len(own) > 1 else own[0][:0], own[0], specificity, list(prevalences), seed
             )
-        result["subgroups"] = clinic.for_whom(question, own[0], seed)
+        result["subgroups"] = clinical.for_whom(question, own[0], seed)
     board.keep(entrants.folder.path, result)
     return result

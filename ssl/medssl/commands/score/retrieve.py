@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from medssl.errors import UserError
-from medssl.evals.retrieval import retrieve as search
-from medssl.steps.board import Board
-from medssl.steps.rivals import FROZEN, Entrants, chosen
+from medssl.evals.probes.retrieval import retrieve as search
+from medssl.scoring.baselines import FROZEN, Entrants, chosen
+from medssl.scoring.score_table import Board
 from medssl.store.store import Store
 
 MEASURES = {"MAP@R": "map_at_r", "R-precision": "r_precision", "P@1": "p_at_1"}
@@ -32,7 +32,7 @@ def retrieve(
     """Score the frozen encoder of a run as a search engine; prints a table, adds it to RUN/scores.json and returns it.
 
     Every test scan searches the `gallery` (the training scans, or the other test scans) by cosine similarity, never among its own
-    patient's. See `medssl.evals.retrieval` for the three measures; their means have intervals over the patients of the queries,
+    patient's. See `medssl.evals.probes.retrieval` for the three measures; their means have intervals over the patients of the queries,
     the gallery being as it is. Scans are relevant when they are of one class, or share a finding.
 
     Raises UserError as `medssl.probe` does, and when no query has anything to be found.

@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 
 from medssl import catalog
-from medssl.encoders.handover import load_encoder
+from medssl.commands.train.pretrain import described, views_for
+from medssl.encoders.export import load_encoder
 from medssl.errors import UserError
-from medssl.evals import draws as budgets
-from medssl.evals.bootstrap import difference_seeds, score_seeds
-from medssl.evals.compare import table
-from medssl.evals.metrics import MEAN
-from medssl.evals.score import Score
-from medssl.evals.segmentation import MEASURES
+from medssl.evals.metrics.metrics import MEAN
+from medssl.evals.metrics.segmentation import MEASURES
+from medssl.evals.stats import label_subsets as budgets
+from medssl.evals.stats.bootstrap import difference_seeds, score_seeds
+from medssl.evals.stats.score import Score
+from medssl.evals.stats.table import table
 from medssl.files import write_json
-from medssl.steps import features
-from medssl.steps.board import Board, headline
-from medssl.steps.pretrain import described, views_for
-from medssl.steps.question import Question, guarded
-from medssl.steps.rivals import chosen
-from medssl.steps.run import Run
-from medssl.steps.segmenters import RIVALS, Fit, lines, measured
-from medssl.steps.truth import Part, Target
+from medssl.runs.run_folder import Run
+from medssl.scoring import features
+from medssl.scoring.baselines import chosen
+from medssl.scoring.eval_splits import Question, guarded
+from medssl.scoring.score_table import Board, headline
+from medssl.scoring.segmentation_models import RIVALS, Fit, lines, measured
+from medssl.scoring.targets import Part, Target
 from medssl.store.masks import labels_in
 from medssl.store.store import Store
 from medssl.tasks.segment import Segment
@@ -69,12 +69,12 @@ def segment(
 
     Args:
         run: a finished run folder.
-        store: scans with masks; see `medssl.store.pairing`.
+        store: scans with masks; see `medssl.ingest.mask_pairing`.
         labels: budgets: "10 %" of the training scans with masks, 5 of them, or all.
         draws: how often each budget is drawn.
         steps, batch, lr, weight_decay: of AdamW with a short warm-up and half a cosine.
         width: channels of the decoder's finest level.
-        recipe: of configs/views; None is that of the store's modality. Masks move with their images.
+        recipe: of configs/augment; None is that of the store's modality. Masks move with their images.
         tolerance: mm (pixels where no spacing is known) within which a surface counts as right.
         rivals: which of RIVALS stand in the table: the run's initial weights trained from scratch; a decoder on the frozen
             encoder; the same on the frozen initial weights; probes of every pixel's features without a decoder, linear
@@ -99,7 +99,7 @@ def segment(
     for scans in (home, away):
         features.must_fit(card, scans)
     question, classes = _ask(folder, card, home, away, allow_overlap)
-    spec = catalog.spec("views", recipe or views_for(home))
+    spec = catalog.spec("augment", recipe or views_for(home))
     fit = Fit(classes, steps, batch, lr, weight_decay, width, spec, tolerance, save_every, seed, device)
     Segment(encoder, len(classes), width)  # an encoder that cannot is refused before anything is trained
     rows = lines(folder.path, resolved, card, chosen(rivals, RIVALS))
@@ -155,7 +155,7 @@ def _about(question: Question, card: dict[str, Any], fit: Fit) -> dict[str, Any]
     """Everything that a line depends on but its draw and its row."""
     asked = {k: v for k, v in question.described().items() if k not in ("flags", "test")}
     how = {k: v for k, v in vars(fit).items() if k not in ("save_every", "seed", "views")}
-    views = described("views", fit.views) | {"_target_": fit.views["_target_"].rpartition(".")[2]}
+    views = described("augment", fit.views) | {"_target_": fit.views["_target_"].rpartition(".")[2]}
     return {"version": VERSION, "question": asked, "weights": card["weights"], "fit": how | {"views": views}}
 
 

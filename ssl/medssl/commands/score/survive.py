@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from medssl.steps import readers
-from medssl.steps.board import Board
-from medssl.steps.rivals import FROZEN, Entrants, chosen
+from medssl.scoring import probes
+from medssl.scoring.baselines import FROZEN, Entrants, chosen
+from medssl.scoring.score_table import Board
 from medssl.store.store import Store
 
 
@@ -27,7 +27,7 @@ def survive(
 ) -> dict[str, Any]:
     """Score the frozen encoder of a run by Harrell's concordance; prints a table, adds it to RUN/scores.json and returns it.
 
-    A ridge Cox model (`medssl.evals.cox`) is fitted on the training patients and its penalty chosen on the validation patients.
+    A ridge Cox model (`medssl.evals.probes.cox`) is fitted on the training patients and its penalty chosen on the validation patients.
 
     Args:
         run: a finished run folder.
@@ -45,6 +45,6 @@ def survive(
     )  # fmt: skip
     board = Board("survive", question, entrants.name, seed=seed)
     for name, source in entrants.all(names):
-        found = readers.linear(source, question, [question.test], seed=seed, device=entrants.device)
+        found = probes.linear(source, question, [question.test], seed=seed, device=entrants.device)
         board.add(name, "Cox", found["all"][0][0])
     return board.finish(entrants.folder.path)

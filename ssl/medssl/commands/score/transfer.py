@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError
-from medssl.evals.bootstrap import difference, score
-from medssl.evals.compare import table
-from medssl.evals.metrics import OF_TASK
-from medssl.evals.score import Score
-from medssl.evals.shift import Measured, drop
-from medssl.steps import clinic, readers
-from medssl.steps.board import Board, headline, remember
-from medssl.steps.question import Question, ask
-from medssl.steps.rivals import BASELINES, SUPERVISED, Entrants, chosen
-from medssl.steps.truth import Part
+from medssl.evals.metrics.metrics import OF_TASK
+from medssl.evals.stats.bootstrap import difference, score
+from medssl.evals.stats.score import Score
+from medssl.evals.stats.table import table
+from medssl.evals.stats.transfer_gap import Measured, drop
+from medssl.scoring import clinical, probes
+from medssl.scoring.baselines import BASELINES, SUPERVISED, Entrants, chosen
+from medssl.scoring.eval_splits import Question, ask
+from medssl.scoring.score_table import Board, headline, remember
+from medssl.scoring.targets import Part
 from medssl.store.store import Store
 
 
@@ -41,7 +41,7 @@ def transfer(
 
     One model for each kind of features: fitted, and its penalty chosen, on the first store alone. "lost" is the value at home
     minus the value there, its interval from two independent bootstraps over patients; "minus run" is paired, on the same
-    patients. For the run's own row the subgroups of the other hospital follow (`steps.clinic`): where a score lives off a fact,
+    patients. For the run's own row the subgroups of the other hospital follow (`scoring.clinical`): where a score lives off a fact,
     it falls within it.
 
     Args:
@@ -55,8 +55,8 @@ def transfer(
 
     Raises UserError as `medssl.probe` does.
     """
-    if reader not in readers.READERS:
-        raise UserError(f"reader is {reader!r}; it may be {' or '.join(readers.READERS)}")
+    if reader not in probes.READERS:
+        raise UserError(f"reader is {reader!r}; it may be {' or '.join(probes.READERS)}")
     asked: dict[str, Any] = {"task": task, "positive": positive, "where": where, "allow_overlap": allow_overlap}
     names, stores = chosen(baselines), [to] if isinstance(to, str) else list(to)
     entrants, home = Entrants.of(run, store, target, device, **asked)
@@ -81,9 +81,9 @@ def _read(
     found = []
     for name, source in entrants.all(names):
         if reader == "linear":
-            ps = readers.linear(source, home, tests, seed=seed, device=entrants.device)["all"][0]
+            ps = probes.linear(source, home, tests, seed=seed, device=entrants.device)["all"][0]
         else:
-            ps = readers.nearest(source, home, tests, k)
+            ps = probes.nearest(source, home, tests, k)
         found.append((name, reader, ps))
     if SUPERVISED in names and home.target.task == "classes":
         found.append((SUPERVISED, "end to end", entrants.supervised(home.train, home.target.width, tests)))
@@ -120,6 +120,6 @@ def _table(
     print(headline(result))
     columns = ["features", "reader", f"{metric.name} at home", f"{metric.name} there", "lost", "there, minus run"]
     print(table(lines, columns))
-    result["subgroups"] = clinic.for_whom(away, own, seed)
+    result["subgroups"] = clinical.for_whom(away, own, seed)
     remember(entrants.folder.path / "scores.json", result)
     return result

@@ -4,13 +4,13 @@ import shutil
 import sys
 from pathlib import Path
 
+from medssl.commands.analyse.report import report
+from medssl.commands.data.ingest import ingest
+from medssl.commands.score.probe import probe
+from medssl.commands.train.embed import embed
+from medssl.commands.train.pretrain import pretrain
 from medssl.errors import UserError
-from medssl.scans.cohort import write_cohort
-from medssl.steps.embed import embed
-from medssl.steps.pretrain import pretrain
-from medssl.steps.probe import probe
-from medssl.steps.report import report
-from medssl.store.ingest import ingest
+from medssl.synthetic.cohort import write_cohort
 
 SIZE = 48  # pixels: a nodule is still several of them
 WIDTHS = [16, 32, 64, 128]  # a quarter of the work of the default

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medssl.files import atomic
-from medssl.steps.features import device_of, of_run
-from medssl.steps.run import Run
+from medssl.runs.run_folder import Run
+from medssl.scoring.features import device_of, of_run
 from medssl.store.store import Store
 
 
@@ -21,7 +21,7 @@ def embed(
 ) -> Path:
     """Features of every scan of a store by the encoder of a run; returns the parquet file (default RUN/embeddings.parquet).
 
-    `where` selects scans; see `medssl.store.where`.
+    `where` selects scans; see `medssl.store.query`.
 
     Columns: scan, patient (pseudonyms), split, site, scanner, label:NAME for each label, embedding (list of float32).
     """

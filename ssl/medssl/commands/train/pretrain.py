@@ -13,15 +13,15 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
 from medssl import catalog
-from medssl.encoders.handover import save_encoder
+from medssl.encoders.export import save_encoder
 from medssl.errors import UserError, nearest
 from medssl.files import atomic
+from medssl.leakage.leak_check import SEEN
+from medssl.pretraining.collapse_monitor import ACTIONS, Monitor
+from medssl.pretraining.pretrain_targets import Truth
 from medssl.rng import seed_from
-from medssl.steps.labelled import Truth
-from medssl.steps.monitor import ACTIONS, Monitor
-from medssl.steps.run import Run
-from medssl.store.canvas import Canvas
-from medssl.store.guard import SEEN
+from medssl.runs.run_folder import Run
+from medssl.store.resampled import Canvas
 from medssl.store.store import Store
 from medssl.train.log import SINKS, Log
 from medssl.train.loop import train
@@ -53,10 +53,10 @@ def pretrain(
     *,
     method: str = "simclr",
     encoder: str | None = None,
-    views: str | None = None,
+    augment: str | None = None,
     method_options: dict[str, Any] | None = None,
     encoder_options: dict[str, Any] | None = None,
-    views_options: dict[str, Any] | None = None,
+    augment_options: dict[str, Any] | None = None,
     where: str | None = None,
     target: str | list[str] | None = None,
     task: str = "auto",
@@ -92,12 +92,12 @@ def pretrain(
 
     Args:
         store: a folder made by `ingest`.
-        where: which of its scans; see `medssl.store.where`.
+        where: which of its scans; see `medssl.store.query`.
         target, task, positive: what methods that learn from labels learn: label columns, the kind of task, and the values
             that count as there, as in `probe`. Scans without a label take part unlabelled.
         out: the run folder.
-        method, encoder, views: names of configs/method, configs/encoder, configs/views, with their `_options`. An encoder
-            may be any timm model's name, a method the import path of a Method of your own. views=None takes the recipe of
+        method, encoder, augment: names of configs/method, configs/encoder, configs/augment, with their `_options`. An encoder
+            may be any timm model's name, a method the import path of a Method of your own. augment=None takes the recipe of
             the store's modality.
         size: edge of the square or cube that scans are brought to, in pixels; None: 64 in 2D, 32 in 3D, or what the scans have.
         spacing: mm per pixel of that grid; None fits each scan into it.
@@ -127,14 +127,14 @@ def pretrain(
         return given if given is not None else run_defaults.get(key)
 
     encoder_name, encoder_spec = encoder_of(chosen("encoder", encoder), encoder_options)
-    views_name = chosen("views", views) or views_for(scans)
+    views_name = chosen("augment", augment) or views_for(scans)
     rows = scans.rows("train")
     size = default_size(scans) if size is None else size
     steps = chosen("steps", steps)
     asked_batch, batch = batch, chosen("batch", batch)
     if asked_batch is None:
         batch = min(batch, len(rows) - len(rows) % (devices * accumulate))
-    views_spec = catalog.spec("views", views_name, **(views_options or {}))
+    views_spec = catalog.spec("augment", views_name, **(augment_options or {}))
     truth = Truth.of(scans, rows, method, spec, target, task, positive)
     resolved: dict[str, Any] = {
         "store": str(scans.path),
@@ -143,7 +143,7 @@ def pretrain(
         "fingerprint": scans.fingerprint,
         "method": described(method, spec),
         "encoder": described(encoder_name, encoder_spec),
-        "views": described(views_name, views_spec),
+        "augment": described(views_name, views_spec),
         "size": [size] * dims,
         "spacing": spacing,
         "equalise": equalise,
@@ -264,7 +264,7 @@ def encoder_of(name: str, options: dict[str, Any] | None) -> tuple[str, dict[str
 
 def views_for(scans: Store) -> str:
     """The recipe of the store's modality; ultrasound and what else has none of its own gets the neutral one."""
-    return scans.recipe if scans.recipe in catalog.choices("views") else "neutral"
+    return scans.recipe if scans.recipe in catalog.choices("augment") else "neutral"
 
 
 def default_size(store: Store) -> int:

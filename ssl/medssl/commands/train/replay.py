@@ -5,13 +5,13 @@ from pathlib import Path
 from torch import Tensor
 
 from medssl import catalog
+from medssl.augmentations.loader import RawScans, make_views
+from medssl.commands.train.pretrain import spec_of
 from medssl.errors import UserError
 from medssl.rng import Key
-from medssl.steps.alarms import FILE, alarms_of
-from medssl.steps.pretrain import spec_of
-from medssl.steps.run import Run
+from medssl.runs.alarms import FILE, alarms_of
+from medssl.runs.run_folder import Run
 from medssl.store.store import Store
-from medssl.views.stream import RawScans, make_views
 
 
 def replay(run: str | Path, store: str | Path | Store, alarm: int = 0) -> list[tuple[list[Tensor], Key]]:
@@ -29,7 +29,7 @@ def replay(run: str | Path, store: str | Path | Store, alarm: int = 0) -> list[t
     if scans.fingerprint != batch["store"]:
         raise UserError(f"{scans.path} is not the store of that run, or has changed since; ingest the same scans again")
     canvas = scans.canvas(tuple(resolved["size"]), resolved["spacing"], resolved["equalise"])
-    recipe = catalog.build(spec_of("views", resolved["views"]), size=canvas.size)
+    recipe = catalog.build(spec_of("augment", resolved["augment"]), size=canvas.size)
     source, out = RawScans(canvas), []
     for one in batch["passes"]:
         raw = source.__getitems__(list(zip(one["row"], one["epoch"], strict=True)))

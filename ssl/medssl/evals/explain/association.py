@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medssl.evals.bootstrap import CHUNK, expanded, positions, resamples
-from medssl.evals.score import Score
-from medssl.evals.shortcuts import Codes, codes_of
-from medssl.evals.weighted import Floats
+from medssl.evals.explain.shortcuts import Codes, codes_of
+from medssl.evals.metrics.weighted import Floats
+from medssl.evals.stats.bootstrap import CHUNK, expanded, positions, resamples
+from medssl.evals.stats.score import Score
 
 
 def association(

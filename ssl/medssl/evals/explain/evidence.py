@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medssl.evals.association import association
-from medssl.evals.bootstrap import difference, score, scores
-from medssl.evals.linear import linear_probes
-from medssl.evals.metrics import AUROC, OF_TASK, R2, SPEARMAN, Metric
-from medssl.evals.score import Score
-from medssl.evals.shortcuts import Without, balanced, design, edges, within
+from medssl.evals.explain.association import association
+from medssl.evals.explain.shortcuts import Without, balanced, design, edges, within
+from medssl.evals.metrics.metrics import AUROC, OF_TASK, R2, SPEARMAN, Metric
+from medssl.evals.probes.linear import linear_probes
+from medssl.evals.stats.bootstrap import difference, score, scores
+from medssl.evals.stats.score import Score
 
 TOLD: dict[str, tuple[Metric, ...]] = {"classes": (AUROC,), "value": (SPEARMAN, R2)}  # how well a fact is told
 CHANCE = {"classes": 0.5, "value": 0.0}

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from medssl.evals.bootstrap import FEW
-from medssl.evals.score import Score
+from medssl.evals.stats.bootstrap import FEW
+from medssl.evals.stats.score import Score
 
 Floats = NDArray[np.float64]
 UNCHANGED = (

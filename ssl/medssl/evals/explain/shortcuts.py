@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.preprocessing import SplineTransformer
 
-from medssl.evals import weighted
-from medssl.evals.metrics import OF_TASK, SPEARMAN, Metric
-from medssl.evals.weighted import Floats
+from medssl.evals.metrics import weighted
+from medssl.evals.metrics.metrics import OF_TASK, SPEARMAN, Metric
+from medssl.evals.metrics.weighted import Floats
 
 TASKS = ("classes", "labels")  # of targets: those that are scored by AUROC
 KNOTS = 5  # of the spline of a number, at quantiles of the training scans; Harrell, 2015, advises three to five

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from medssl.evals.metrics import Floats
-from medssl.evals.score import Score
-from medssl.evals.significance import holm
+from medssl.evals.metrics.metrics import Floats
+from medssl.evals.stats.score import Score
+from medssl.evals.stats.significance import holm
 from medssl.rng import seed_from
 
 FEWEST, FEW = 6, 8  # runs: simulated 95 % intervals cover .74 to .94 at 5, .86 to .97 at 6 and .94 to .99 from 8 on

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medssl.evals.geometry import common, spread
-from medssl.evals.rank import rankme
+from medssl.evals.label_free.geometry import common, spread
+from medssl.evals.label_free.rank import rankme
 
 PATIENCE = 40  # logged losses at chance in a row: healthy runs start slowly, and one stayed within 1.7 % for 40 steps
 SOONER = 20  # of these are enough where views of one scan are not nearer than views of two either
@@ -107,7 +107,7 @@ def _causes(seen: Mapping[str, float], losses: Sequence[float], layer: str) -> I
         yield Alarm(
             "same views",
             "the two views of a scan are the same image, so the loss is met without learning anything; choose another "
-            "recipe with views=, or a method with one view (mae)",
+            "recipe with augment=, or a method with one view (mae)",
         )
     if seen.get("finite", 1) < 1:
         yield Alarm(

@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import pdist, squareform
 from scipy.special import logsumexp
 
-from medssl.evals.metrics import Floats
-from medssl.evals.rank import finite
+from medssl.evals.label_free.rank import finite
+from medssl.evals.metrics.metrics import Floats
 from medssl.rng import generator
 
 DIRECTIONS = 128  # of the sliced test; LeJEPA's default is 100

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
-from medssl.evals.weighted import Floats
+from medssl.evals.metrics.weighted import Floats
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def metric_axioms(distance: Callable[[Tensor, Tensor], Any], x: Any, tolerance: 
     """Checks `distance` on N points.
 
     Args:
-        distance: (N, D), (N, D) -> (N, N), as the modules of `objectives.distances` and pytorch-metric-learning.
+        distance: (N, D), (N, D) -> (N, N), as the modules of `losses.distances` and pytorch-metric-learning.
         x: (N, D), handed on as a tensor of float64 unless it is a tensor already.
         tolerance: what counts as rounding, as a share of the largest distance. Points at most that far apart by it are at
             distance 0, points that differ in any coordinate differ.

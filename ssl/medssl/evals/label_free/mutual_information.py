@@ -11,7 +11,7 @@ principal components. On the second, logistic regression tells pairs of one scan
     s = c + sum_k w_k u_k v_k - x_k u_k^2 - y_k v_k^2
 
 which is convex; the log density ratio of jointly normal a and b is of this form. The held-out half gives scores to the
-bounds of `objectives.information` (Poole et al., 2019, https://arxiv.org/abs/1905.06922), so that overfitting lowers
+bounds of `losses.mutual_information` (Poole et al., 2019, https://arxiv.org/abs/1905.06922), so that overfitting lowers
 them, in expectation, and never raises them.
 """
 
@@ -24,10 +24,10 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from medssl.errors import UserError
-from medssl.evals.bootstrap import expanded, positions, resamples
-from medssl.evals.metrics import Floats
-from medssl.evals.rank import finite
-from medssl.evals.score import Score
+from medssl.evals.label_free.rank import finite
+from medssl.evals.metrics.metrics import Floats
+from medssl.evals.stats.bootstrap import expanded, positions, resamples
+from medssl.evals.stats.score import Score
 from medssl.rng import generator
 
 PER_DIRECTION = 10  # scans per principal component: with fewer, canonical pairs are mostly noise

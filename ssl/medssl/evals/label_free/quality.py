@@ -9,10 +9,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t
 
-from medssl.evals.bootstrap import positions
-from medssl.evals.geometry import alignment, common, sigreg, spread, two_nn, uniformity
-from medssl.evals.rank import alpha_req, finite, lidar, rankme
-from medssl.evals.score import Score
+from medssl.evals.label_free.geometry import alignment, common, sigreg, spread, two_nn, uniformity
+from medssl.evals.label_free.rank import alpha_req, finite, lidar, rankme
+from medssl.evals.stats.bootstrap import positions
+from medssl.evals.stats.score import Score
 from medssl.rng import generator
 
 GROUPS = 20  # of patients; more narrow the interval of the interval, not the interval

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import cho_factor, cho_solve, eigvalsh
 
-from medssl.evals.metrics import Floats
+from medssl.evals.metrics.metrics import Floats
 
 EPS = 1e-7  # added to each share: Garrido et al., 2023, for float32 features; Thilak et al., 2024, have the same
 NOISE = 1e-12  # of the largest singular value: below it is rounding

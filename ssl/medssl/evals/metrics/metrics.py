@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medssl.evals import weighted
-from medssl.evals.weighted import Floats
+from medssl.evals.metrics import weighted
+from medssl.evals.metrics.weighted import Floats
 
 Truth = NDArray[Any]
 

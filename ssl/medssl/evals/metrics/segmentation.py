@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
-from medssl.evals.metrics import Floats
+from medssl.evals.metrics.metrics import Floats
 
 MEASURES = ("Dice", "HD95", "surface Dice", "volume error")
 SIGNS = {"Dice": 1, "HD95": -1, "surface Dice": 1}  # higher is better, or lower

@@ -18,11 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from medssl.errors import UserError
-from medssl.evals.choose import PENALTIES, Kind, Probe, Rows, probes
-from medssl.evals.linear_designs import Design
-from medssl.evals.linear_targets import finite
-from medssl.evals.metrics import Floats
-from medssl.evals.newton import minimise
+from medssl.evals.metrics.metrics import Floats
+from medssl.evals.probes.linear_designs import Design
+from medssl.evals.probes.linear_targets import finite
+from medssl.evals.probes.model_selection import PENALTIES, Kind, Probe, Rows, probes
+from medssl.evals.probes.newton import minimise
 
 TIES = ("efron", "breslow")
 

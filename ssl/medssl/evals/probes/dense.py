@@ -19,19 +19,19 @@ from torch import Tensor
 
 from medssl.errors import UserError
 from medssl.evals.embed import standardised
-from medssl.evals.knn import neighbours
-from medssl.evals.metrics import Floats
-from medssl.evals.windows import Net
+from medssl.evals.metrics.metrics import Floats
+from medssl.evals.probes.knn import neighbours
+from medssl.evals.sliding_window import Net
 from medssl.progress import track
 from medssl.rng import Key, uniform_field
-from medssl.store.canvas import Canvas
 from medssl.store.masks import nearest
+from medssl.store.resampled import Canvas
 
 SLOT = 1000  # of the random numbers that choose pixels; views use the slots below
 MOST = 200_000  # pixels in a sample
 PENALTY = 1.0  # sklearn's C; with thousands of pixels the choice hardly matters
 STEPS = 300  # of the linear model's solver
-TEMPERATURE = 0.07  # of the votes, as in medssl.evals.knn
+TEMPERATURE = 0.07  # of the votes, as in medssl.evals.probes.knn
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def linear(encoder: Any, pixels: Pixels) -> Net:
 def by_neighbours(encoder: Any, pixels: Pixels, k: int = 20) -> Callable[[str], Net]:
     """patient -> a network as of `linear`, whose pixels ask their k most similar training pixels of other patients.
 
-    Similarity is the cosine, averaged over stages; votes are weighted by exp(s / 0.07), as in `medssl.evals.knn`.
+    Similarity is the cosine, averaged over stages; votes are weighted by exp(s / 0.07), as in `medssl.evals.probes.knn`.
     """
     bank = _by_stage(pixels.x, pixels.blocks)
     correction = pixels.correction

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medssl.errors import UserError
-from medssl.evals.weighted import Floats
+from medssl.evals.metrics.weighted import Floats
 
 SLACK = 1e-5  # float32 inner products of unit vectors are right to about this
 BATCH = 1 << 22  # float64 numbers gathered at once: 32 MB

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from numpy.typing import ArrayLike
 
-from medssl.evals.choose import PENALTIES, Kind, Probe, probes
-from medssl.evals.linear_fit import fit_many
-from medssl.evals.linear_targets import checked, finite, loss
+from medssl.evals.probes.linear_fit import fit_many
+from medssl.evals.probes.linear_targets import checked, finite, loss
+from medssl.evals.probes.model_selection import PENALTIES, Kind, Probe, probes
 
 MODELS = {
     "classes": "logistic regression",

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medssl.evals.linear_losses import Loss
-from medssl.evals.metrics import Floats
+from medssl.evals.metrics.metrics import Floats
+from medssl.evals.probes.linear_losses import Loss
 
 SLACK = 1.25  # sets whose sizes differ by less than this factor are stacked, with padding
 STACKED = 1 << 26  # numbers in one stack at most: 512 MB

@@ -20,11 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from medssl.errors import UserError
-from medssl.evals.linear_designs import Batch, Design, pad, stacks
-from medssl.evals.linear_losses import Logistic, Loss, Softmax, contrasts
-from medssl.evals.linear_targets import Link, Target, checked, encode
-from medssl.evals.metrics import Floats
-from medssl.evals.newton import minimise
+from medssl.evals.metrics.metrics import Floats
+from medssl.evals.probes.linear_designs import Batch, Design, pad, stacks
+from medssl.evals.probes.linear_losses import Logistic, Loss, Softmax, contrasts
+from medssl.evals.probes.linear_targets import Link, Target, checked, encode
+from medssl.evals.probes.newton import minimise
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from scipy.special import expit, softmax
 from torch import Tensor
 
 from medssl.errors import UserError
-from medssl.evals.metrics import Floats
+from medssl.evals.metrics.metrics import Floats
 
 TASKS = ("classes", "labels", "ordinal", "value")
 EPS = np.finfo(np.float64).tiny  # the smallest probability that cross-entropy sees

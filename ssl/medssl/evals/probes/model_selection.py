@@ -2,7 +2,7 @@
 
 Choosing takes labels as well. A model of all training scans is chosen for on all validation scans. A model of a subset, of a
 label budget say, is chosen for on no more validation scans than it has training scans: whole patients, stratified, drawn by
-the seed and the subset's own patients (`draws.like`). Without validation scans a fifth of each stratum's patients of the
+the seed and the subset's own patients (`label_subsets.like`). Without validation scans a fifth of each stratum's patients of the
 training scans or the subset, at least one, chooses, and the winner is fitted again on all of them: then no label outside was
 seen. `Probe.how` says which it was, and the numbers.
 """
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medssl.errors import UserError
-from medssl.evals import draws
-from medssl.evals.metrics import Floats
+from medssl.evals.metrics.metrics import Floats
+from medssl.evals.stats import label_subsets
 from medssl.rng import seed_from
 
 Rows = NDArray[np.int64]
@@ -95,7 +95,10 @@ def probes(
                 raise ValueError("subsets need the patients of training and of validation scans")
             keys = [_key(seed, who[rows]) for rows in sets]
             sizes = [len(rows) for rows in sets]
-            judges = [draws.like(y_val, whose, n, task=kind.task, seed=key) for n, key in zip(sizes, keys, strict=True)]
+            judges = [
+                label_subsets.like(y_val, whose, n, task=kind.task, seed=key)
+                for n, key in zip(sizes, keys, strict=True)
+            ]
         where = "validation scans"
     else:
         if who is None:
@@ -137,8 +140,8 @@ def held_out(y: NDArray[Any], patient: ArrayLike, seed: int, task: str = "classe
 
     Depends on the set of patients, not on their order.
     """
-    names, stratum, at = draws.strata(task, y, patient)
-    queue = draws.order(names, seed)
+    names, stratum, at = label_subsets.strata(task, y, patient)
+    queue = label_subsets.order(names, seed)
     held = np.zeros(len(names), np.bool_)
     for k in np.unique(stratum):
         members = queue[stratum[queue] == k]

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medssl.errors import UserError
-from medssl.evals.knn import unit
-from medssl.evals.weighted import Floats
+from medssl.evals.metrics.weighted import Floats
+from medssl.evals.probes.knn import unit
 
 BLOCK = 1 << 22  # float64 similarities held at once: 32 MB, and a few times that while they are sorted
 

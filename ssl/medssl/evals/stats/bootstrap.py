@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 from scipy.stats import t
 
-from medssl.evals.metrics import Floats, Metric, Truth
-from medssl.evals.score import Difference, Score
+from medssl.evals.metrics.metrics import Floats, Metric, Truth
+from medssl.evals.stats.score import Difference, Score
 from medssl.rng import seed_from
 
 CHUNK = 4_000_000  # weights held at once: 32 MB

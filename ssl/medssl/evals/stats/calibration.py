@@ -11,10 +11,10 @@ from scipy.optimize import brentq
 from scipy.special import expit, log_softmax, softmax
 
 from medssl.errors import UserError
-from medssl.evals.bootstrap import difference, score, scores
-from medssl.evals.metrics import CLASSES, ECE, MEAN, Floats, Metric, Truth
-from medssl.evals.score import Score
-from medssl.evals.weighted import BINS, mean
+from medssl.evals.metrics.metrics import CLASSES, ECE, MEAN, Floats, Metric, Truth
+from medssl.evals.metrics.weighted import BINS, mean
+from medssl.evals.stats.bootstrap import difference, score, scores
+from medssl.evals.stats.score import Score
 
 EPS = np.finfo(np.float64).tiny  # the smallest probability that a logarithm sees
 COLDEST, HOTTEST = 0.01, 100.0  # temperatures looked at

@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 from scipy.stats import rankdata, t
 
-from medssl.evals.bootstrap import FEW, positions
-from medssl.evals.score import Difference, Score
+from medssl.evals.stats.bootstrap import FEW, positions
+from medssl.evals.stats.score import Difference, Score
 
 Floats = NDArray[np.float64]
 

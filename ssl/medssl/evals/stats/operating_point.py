@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medssl.errors import UserError
-from medssl.evals.bootstrap import difference, scores
-from medssl.evals.metrics import CLASSES, Floats, Metric, Truth
-from medssl.evals.score import Score
-from medssl.evals.weighted import divide
+from medssl.evals.metrics.metrics import CLASSES, Floats, Metric, Truth
+from medssl.evals.metrics.weighted import divide
+from medssl.evals.stats.bootstrap import difference, scores
+from medssl.evals.stats.score import Score
 
 DECISIONS = replace(CLASSES, missing="a class or a decision was missing")
 

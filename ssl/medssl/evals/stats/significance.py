@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from medssl.errors import UserError
-from medssl.evals.score import Difference, Score
+from medssl.evals.stats.score import Difference, Score
 
 Floats = NDArray[np.float64]
 DIGITS = 12  # scores are compared to so many: 0.8 - 0.7 and 0.9 - 0.8 are one difference

@@ -11,9 +11,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medssl.evals.bootstrap import FEW, positions, replicates, score, share_up_to_0
-from medssl.evals.metrics import Metric, Truth
-from medssl.evals.score import Difference, Score
+from medssl.evals.metrics.metrics import Metric, Truth
+from medssl.evals.stats.bootstrap import FEW, positions, replicates, score, share_up_to_0
+from medssl.evals.stats.score import Difference, Score
 
 UNKNOWN = "unknown"
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from medssl.evals.score import Score
+from medssl.evals.stats.score import Score
 
 
 def table(rows: Sequence[Mapping[str, str | Score | None]], columns: Sequence[str]) -> str:

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medssl.evals.bootstrap import FEW, expanded, positions, rarest, replicates
-from medssl.evals.metrics import Metric
-from medssl.evals.score import Score
+from medssl.evals.metrics.metrics import Metric
+from medssl.evals.stats.bootstrap import FEW, expanded, positions, rarest, replicates
+from medssl.evals.stats.score import Score
 from medssl.rng import seed_from
 
 HOME, AWAY = 3, 4  # streams of random numbers: the two sets are resampled independently of each other

@@ -20,9 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from medssl.errors import UserError
-from medssl.evals.bootstrap import jackknife, positions, replicates
-from medssl.evals.metrics import Metric
-from medssl.evals.score import Score
+from medssl.evals.metrics.metrics import Metric
+from medssl.evals.stats.bootstrap import jackknife, positions, replicates
+from medssl.evals.stats.score import Score
 
 Floats = NDArray[np.float64]
 GROUPS = 200  # of patients, at most, that the jackknife leaves out one by one

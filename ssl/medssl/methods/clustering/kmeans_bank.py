@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.lloyd import Lloyd
+from medssl.methods.parts.kmeans import Lloyd
 from medssl.rng import uniform
 
 PATCH_SLOT = 1000  # views use the slots below

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
+from medssl.losses.distributed import world
+from medssl.losses.mutual_information import infonce, matching
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.places import Embed, coarse, mean, stages_of
-from medssl.objectives.information import infonce, matching
-from medssl.objectives.ranks import world
+from medssl.methods.parts.spatial_maps import Embed, coarse, mean, stages_of
 from medssl.rng import uniform
 
 PLACE_SLOT = 1000  # views use the slots below

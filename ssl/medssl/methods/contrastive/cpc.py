@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medssl.errors import UserError
+from medssl.losses.distributed import world
+from medssl.losses.mutual_information import predictive
 from medssl.methods.base import Batch, Clock, Method
-from medssl.objectives.information import predictive
-from medssl.objectives.ranks import world
 
 NEAREST = 2  # rows ahead: the next row overlaps with the context, the one after it shares no pixel
 SCALE = 0.1  # of predictions, in the appendix

@@ -1,7 +1,7 @@
 """Deep InfoMax: what the encoder says of a scan shall share information with what is at each place of that scan.
 
 Hjelm et al., 2019, https://arxiv.org/abs/1808.06670. With y the encoder's output, h_l an earlier map of it at place l, and
-I a bound on mutual information (`objectives.information`) of a learnt critic, the loss is, up to a constant (equation 8),
+I a bound on mutual information (`losses.mutual_information`) of a learnt critic, the loss is, up to a constant (equation 8),
 
     -(local * mean_l I(y; h_l) + global_ * I(y; h))
 
@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medssl.errors import UserError, nearest
+from medssl.losses.distributed import world
+from medssl.losses.mutual_information import donsker_varadhan, infonce, jensen_shannon, matching
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import mlp
-from medssl.methods.places import Embed, coarse, mean, stages_of
-from medssl.objectives.information import donsker_varadhan, infonce, jensen_shannon, matching
-from medssl.objectives.ranks import world
+from medssl.methods.parts.heads import mlp
+from medssl.methods.parts.spatial_maps import Embed, coarse, mean, stages_of
 
 BOUNDS = {"infonce": infonce, "jsd": jensen_shannon, "dv": donsker_varadhan}
 CELLS = 4  # along each axis of the map that the global critic sees, which keeps it small whatever the scans' size

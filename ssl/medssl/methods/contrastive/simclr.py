@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
+from medssl.losses.distributed import world
+from medssl.losses.infonce import nt_xent
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import mlp
-from medssl.objectives.infonce import nt_xent
-from medssl.objectives.ranks import world
+from medssl.methods.parts.heads import mlp
 
 
 class SimCLR(Method):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import UserError
+from medssl.losses.regression import cosine_distance
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import follow, mlp, teacher_of
-from medssl.objectives.regression import cosine_distance
+from medssl.methods.parts.heads import follow, mlp, teacher_of
 from medssl.schedule import cosine
 
 

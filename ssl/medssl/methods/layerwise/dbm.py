@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medssl.errors import UserError
+from medssl.losses.energy import deep_energy
+from medssl.losses.regression import squared_error
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.boltzmann import linears
-from medssl.methods.units import SLOT, Visible, bits, chain_key
-from medssl.objectives.energy import deep_energy
-from medssl.objectives.regression import squared_error
+from medssl.methods.parts.boltzmann import linears
+from medssl.methods.parts.units import SLOT, Visible, bits, chain_key
 from medssl.rng import Key
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.boltzmann import machines
-from medssl.methods.layers import rest_below
+from medssl.methods.parts.boltzmann import machines
+from medssl.methods.parts.layers import rest_below
 
 
 class DBN(Method):

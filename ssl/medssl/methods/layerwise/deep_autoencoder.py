@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import UserError
+from medssl.losses.energy import bernoulli_error, gaussian_error
+from medssl.losses.regression import squared_error
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.boltzmann import linears, machines
-from medssl.methods.layers import rest_below
-from medssl.objectives.energy import bernoulli_error, gaussian_error
-from medssl.objectives.regression import squared_error
+from medssl.methods.parts.boltzmann import linears, machines
+from medssl.methods.parts.layers import rest_below
 
 
 class DeepAutoencoder(Method):

@@ -16,10 +16,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from medssl.errors import UserError
+from medssl.losses.regression import jacobian_norm, squared_error
+from medssl.losses.target_losses import Kind
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.layers import Decoder, TiedDecoder, layers_of, rest_below
-from medssl.objectives.kinds import Kind
-from medssl.objectives.regression import jacobian_norm, squared_error
+from medssl.methods.parts.layers import Decoder, TiedDecoder, layers_of, rest_below
 from medssl.rng import uniform_field
 
 MASK_SLOT, SIGN_SLOT = 1000, 1100  # views use the slots below

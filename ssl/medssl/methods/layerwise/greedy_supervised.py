@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from medssl.errors import UserError
+from medssl.losses.target_losses import Kind
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.layers import layers_of, rest_below
-from medssl.objectives.kinds import Kind
+from medssl.methods.parts.layers import layers_of, rest_below
 
 
 class GreedySupervised(Method):

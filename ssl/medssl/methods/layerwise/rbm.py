@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.boltzmann import linears, machines
+from medssl.methods.parts.boltzmann import linears, machines
 
 
 class RBM(Method):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from medssl.encoders.vit import Block, sincos
 from medssl.errors import UserError
+from medssl.losses.regression import masked_patch_error
 from medssl.methods.base import Batch, Clock, Method
-from medssl.objectives.regression import masked_patch_error
 from medssl.rng import uniform
 
 MASK_SLOT = 1000  # views use the slots below

@@ -13,9 +13,9 @@ from pytorch_metric_learning import losses
 from torch import Tensor
 
 from medssl.errors import UserError
+from medssl.losses.proxies import of_classes
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import mlp, target_of
-from medssl.objectives.proxies import of_classes
+from medssl.methods.parts.heads import mlp, target_of
 
 
 class CosFace(Method):

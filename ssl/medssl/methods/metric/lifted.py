@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
+from medssl.losses.distances import distance_of
+from medssl.losses.pairs import lifted_structure
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import groups_of, mlp, target_of
-from medssl.objectives.distances import distance_of
-from medssl.objectives.pairs import lifted_structure
+from medssl.methods.parts.heads import groups_of, mlp, target_of
 
 
 class Lifted(Method):

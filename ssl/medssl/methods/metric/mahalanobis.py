@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
+from medssl.losses.distances import Mahalanobis as Distance
+from medssl.losses.pairs import lmnn
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import groups_of, target_of
-from medssl.objectives.distances import Mahalanobis as Distance
-from medssl.objectives.pairs import lmnn
+from medssl.methods.parts.heads import groups_of, target_of
 
 
 class Mahalanobis(Method):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
+from medssl.losses.similarity import multi_similarity
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import groups_of, mlp, target_of
-from medssl.objectives.similarity import multi_similarity
+from medssl.methods.parts.heads import groups_of, mlp, target_of
 
 
 class MultiSimilarity(Method):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError, nearest
+from medssl.losses.similarity import SIMILARITIES, n_pairs
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import groups_of, mlp, target_of
-from medssl.objectives.similarity import SIMILARITIES, n_pairs
+from medssl.methods.parts.heads import groups_of, mlp, target_of
 
 
 class NPairs(Method):

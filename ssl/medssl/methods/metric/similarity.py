@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import UserError, nearest
+from medssl.losses.distributed import all_rows
+from medssl.losses.similarity import similarity_classification, similarity_regression
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import groups_of, mlp, target_of
-from medssl.objectives.ranks import all_rows
-from medssl.objectives.similarity import similarity_classification, similarity_regression
+from medssl.methods.parts.heads import groups_of, mlp, target_of
 
 LEARN = ("regression", "classification")
 

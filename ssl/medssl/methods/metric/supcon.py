@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
+from medssl.losses.distributed import world
+from medssl.losses.similarity import sup_con
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import groups_of, mlp, target_of
-from medssl.objectives.ranks import world
-from medssl.objectives.similarity import sup_con
+from medssl.methods.parts.heads import groups_of, mlp, target_of
 
 
 class SupCon(Method):

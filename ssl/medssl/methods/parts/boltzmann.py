@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from medssl.encoders.mlp import MLP
 from medssl.errors import UserError
+from medssl.losses.energy import contrastive_divergence
+from medssl.losses.regression import squared_error
 from medssl.methods.base import Clock
-from medssl.methods.units import SLOT, Visible, bits, chain_key, normal
-from medssl.objectives.energy import contrastive_divergence
-from medssl.objectives.regression import squared_error
+from medssl.methods.parts.units import SLOT, Visible, bits, chain_key, normal
 from medssl.rng import Key
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from medssl.encoders.patch_bank import PatchBank
 from medssl.errors import UserError
-from medssl.objectives.ranks import all_rows, world
+from medssl.losses.distributed import all_rows, world
 
 
 class Lloyd(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medssl.errors import UserError
-from medssl.objectives.ranks import world
+from medssl.losses.distributed import world
 
 
 class RankBatchNorm(_BatchNorm):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medssl.errors import UserError
-from medssl.methods.parts import mlp
+from medssl.methods.parts.heads import mlp
 
 MOST = 8  # AMDIM compares 5 x 5 and 7 x 7 places
 USE = "use encoder=cnn, vit or resnet18"

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import UserError, nearest
+from medssl.losses.distributed import all_rows
 from medssl.methods.base import Clock
-from medssl.objectives.ranks import all_rows
 from medssl.rng import Key, normal_field, uniform_field
 
 SLOT = 1000  # views use the slots below

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
+from medssl.losses.regression import error_where
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.rebuild import Rebuild
-from medssl.objectives.regression import error_where
+from medssl.methods.parts.decoder import Rebuild
 from medssl.rng import uniform
 
 CHANNEL_SLOT = 1000  # views use the slots below

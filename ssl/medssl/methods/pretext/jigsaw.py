@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from medssl.errors import UserError
+from medssl.losses.supervised import cross_entropy
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import mlp
-from medssl.methods.patches import orders, tiles
-from medssl.objectives.labels import cross_entropy
+from medssl.methods.parts.heads import mlp
+from medssl.methods.parts.patches import orders, tiles
 from medssl.rng import uniform
 
 ORDER_SLOT, TILE_SLOT = 1000, 1001  # views use the slots below

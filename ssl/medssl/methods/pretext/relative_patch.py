@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
+from medssl.losses.supervised import cross_entropy
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import mlp
-from medssl.methods.patches import tiles
-from medssl.objectives.labels import cross_entropy
+from medssl.methods.parts.heads import mlp
+from medssl.methods.parts.patches import tiles
 from medssl.rng import uniform
 
 PLACE_SLOT, TILE_SLOT = 1000, 1001  # views use the slots below

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import UserError
+from medssl.losses.supervised import cross_entropy
 from medssl.methods.base import Batch, Clock, Method
-from medssl.objectives.labels import cross_entropy
 from medssl.rng import uniform
 
 TURN_SLOT = 1000  # views use the slots below

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
+from medssl.losses.distributed import world
+from medssl.losses.infonce import nt_xent
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts import mlp
-from medssl.methods.patches import slab
-from medssl.objectives.infonce import nt_xent
-from medssl.objectives.ranks import world
+from medssl.methods.parts.heads import mlp
+from medssl.methods.parts.patches import slab
 from medssl.rng import uniform
 
 PLACE_SLOT = 1000  # views use the slots below

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import UserError
+from medssl.losses.supervised import cross_entropy
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.patches import orders
-from medssl.objectives.labels import cross_entropy
+from medssl.methods.parts.patches import orders
 from medssl.rng import uniform
 
 ORDER_SLOT = 1000  # views use the slots below

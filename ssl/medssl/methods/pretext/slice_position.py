@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from medssl.errors import UserError
+from medssl.losses.supervised import huber
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.patches import slab
-from medssl.objectives.labels import huber
+from medssl.methods.parts.patches import slab
 from medssl.rng import uniform
 
 PLACE_SLOT = 1000  # views use the slots below

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from medssl.errors import UserError
+from medssl.losses.regression import squared_error
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.rebuild import Rebuild
-from medssl.objectives.regression import squared_error
+from medssl.methods.parts.decoder import Rebuild
 from medssl.rng import normal_field
 
 NOISE_SLOT = 1000  # views use the slots below

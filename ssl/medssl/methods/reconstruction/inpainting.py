@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from medssl.errors import UserError
+from medssl.losses.regression import error_where
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.patches import boxes
-from medssl.methods.rebuild import Rebuild
-from medssl.objectives.regression import error_where
+from medssl.methods.parts.decoder import Rebuild
+from medssl.methods.parts.patches import boxes
 
 BOX_SLOT = 1000  # views use the slots below
 

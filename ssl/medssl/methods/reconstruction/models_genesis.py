@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
+from medssl.losses.regression import squared_error
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.patches import boxes
-from medssl.methods.rebuild import Rebuild
-from medssl.objectives.regression import squared_error
+from medssl.methods.parts.decoder import Rebuild
+from medssl.methods.parts.patches import boxes
 from medssl.rng import Key, uniform, uniform_field
 
 CHOICE_SLOT, CURVE_SLOT, SHUFFLE_SLOT, NOISE_SLOT, BOX_SLOT = 1000, 1001, 1002, 1003, 1010  # views use the slots below

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import UserError
+from medssl.losses.energy import negative_elbo
 from medssl.methods.base import Batch, Clock, Method
-from medssl.objectives.energy import negative_elbo
 from medssl.rng import normal_field
 
 NOISE_SLOT = 1000  # views use the slots below

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 import imagecodecs
 import numpy as np
 
-from medssl.scans.header import UNDEFINED, Header
-from medssl.scans.layout import FLOATS, JPEG, JPEG_LS, MAX_FRAMES, RLE, YBR_DECODED, Layout
-from medssl.scans.scan import Unreadable
+from medssl.readers.dicom.header import UNDEFINED, Header
+from medssl.readers.dicom.layout import FLOATS, JPEG, JPEG_LS, MAX_FRAMES, RLE, YBR_DECODED, Layout
+from medssl.readers.scan import Unreadable
 
 PAD = 3  # bytes of padding after native pixels that are seen in practice
 

@@ -8,9 +8,9 @@ from collections import defaultdict
 
 import numpy as np
 
-from medssl.scans.facts import numbers
-from medssl.scans.header import Header, tag_of
-from medssl.scans.scan import Slice
+from medssl.readers.dicom.facts import numbers
+from medssl.readers.dicom.header import Header, tag_of
+from medssl.readers.scan import Slice
 
 # The functional groups that matter here. Others are left alone: they quote other images and other people.
 MACROS = (

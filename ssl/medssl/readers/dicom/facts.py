@@ -2,11 +2,11 @@
 
 import re
 
-from medssl.scans.alias import Alias
-from medssl.scans.header import Header
-from medssl.scans.layout import JPEG, JPEG_2000, JPEG_LS, NATIVE, RLE
-from medssl.scans.pet import suv_factor
-from medssl.scans.scan import Unreadable
+from medssl.readers.dicom.header import Header
+from medssl.readers.dicom.layout import JPEG, JPEG_2000, JPEG_LS, NATIVE, RLE
+from medssl.readers.dicom.pet import suv_factor
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.scan import Unreadable
 
 OLDEST = 90  # years; older patients are so few that their age identifies them
 MODALITIES = frozenset(

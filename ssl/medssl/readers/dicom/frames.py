@@ -10,15 +10,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from medssl.scans import codecs, enhanced, mosaic, series
-from medssl.scans.alias import Alias
-from medssl.scans.codecs import Layout, Place
-from medssl.scans.facts import facts_of, held_of, identify, image_type, modality_of, numbers, scanner_of
-from medssl.scans.header import Header
-from medssl.scans.pixels import Pixels, arguments, smallest, to_values
-from medssl.scans.scan import Scan, Slice, Unreadable
-from medssl.scans.tables import window
-from medssl.scans.ultrasound import crop, ultrasound_crop
+from medssl.readers.dicom import codecs, enhanced, mosaic, series
+from medssl.readers.dicom.codecs import Layout, Place
+from medssl.readers.dicom.facts import facts_of, held_of, identify, image_type, modality_of, numbers, scanner_of
+from medssl.readers.dicom.header import Header
+from medssl.readers.dicom.luts import window
+from medssl.readers.dicom.pixels import Pixels, arguments, smallest, to_values
+from medssl.readers.dicom.ultrasound import crop, ultrasound_crop
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.scan import Scan, Slice, Unreadable
 
 TILTED = 0.1  # degrees
 
@@ -88,7 +88,7 @@ class _Frames:
 
     def picture(self, k: int, part: str) -> Scan:
         """Frame k as (C, H, W)."""
-        from medssl.scans.dicom import PROJECTIONS, assemble
+        from medssl.readers.dicom.reader import PROJECTIONS, assemble
 
         header, pixels, about = self.headers[k], self.pixels(k), self.about([k], part)
         array, steps = assemble([pixels], self.modality)
@@ -140,7 +140,7 @@ class _Frames:
 
     def volume(self, stack: list[Slice], pixels: list[Pixels], about: dict[str, Any]) -> Scan:
         """A sorted stack as (C, D, H, W), axes pointing to superior, anterior and right; one slice as (C, H, W)."""
-        from medssl.scans.dicom import assemble
+        from medssl.readers.dicom.reader import assemble
 
         array, steps = assemble(pixels, self.modality)
         if len(stack) == 1:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
-from medssl.scans.scan import Unreadable
+from medssl.readers.scan import Unreadable
 
 FIRST = 1 << 14  # bytes read at first: most headers fit
 MOST = 1 << 28  # bytes of a header; one that asks for more is lying

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from medssl.scans.header import DEFLATED, Header
-from medssl.scans.scan import Unreadable
+from medssl.readers.dicom.header import DEFLATED, Header
+from medssl.readers.scan import Unreadable
 
 MAX_PIXELS = 1 << 28  # per frame; a header that asks for more is lying
 MAX_FRAMES = 1 << 20  # of compressed fragments in one file, too

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medssl.scans.facts import numbers
-from medssl.scans.header import Header
-from medssl.scans.scan import Unreadable
+from medssl.readers.dicom.facts import numbers
+from medssl.readers.dicom.header import Header
+from medssl.readers.scan import Unreadable
 
 COLOURS = ("Red", "Green", "Blue")
 

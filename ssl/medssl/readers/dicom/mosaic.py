@@ -10,8 +10,8 @@ import struct
 
 import numpy as np
 
-from medssl.scans.header import Header
-from medssl.scans.scan import Slice, Unreadable
+from medssl.readers.dicom.header import Header
+from medssl.readers.scan import Slice, Unreadable
 
 MR_CREATOR, CSA_CREATOR = b"SIEMENS MR HEADER", b"SIEMENS CSA HEADER"
 MOST_ENTRIES = 1000  # of a CSA header; there are about a hundred

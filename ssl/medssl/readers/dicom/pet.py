@@ -7,8 +7,8 @@ a store keeps Bq/ml, so nothing is lost.
 
 from datetime import datetime, timedelta
 
-from medssl.scans.header import Header
-from medssl.scans.scan import Unreadable
+from medssl.readers.dicom.header import Header
+from medssl.readers.scan import Unreadable
 
 CORRECTIONS = {"ATTN", "DECY"}
 LEAST_DOSE = 1e5  # Bq; a smaller number was written in MBq, against the standard

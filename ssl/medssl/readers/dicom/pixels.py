@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from medssl.scans.header import Header
-from medssl.scans.layout import FLOATS, JPEG_2000, RLE, YBR_DECODED, Layout
-from medssl.scans.scan import Unreadable
-from medssl.scans.tables import Palette, Table, modality_table, palette
+from medssl.readers.dicom.header import Header
+from medssl.readers.dicom.layout import FLOATS, JPEG_2000, RLE, YBR_DECODED, Layout
+from medssl.readers.dicom.luts import Palette, Table, modality_table, palette
+from medssl.readers.scan import Unreadable
 
 AIR = -1024  # HU, what padding becomes in CT
 QUANTITATIVE = {"CT", "MR", "PT", "NM"}  # values mean something: never inverted for display

@@ -11,17 +11,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from medssl.scans import codecs, frames
-from medssl.scans.alias import Alias
-from medssl.scans.codecs import Layout, Place
-from medssl.scans.facts import facts_of, held_of, identify, image_type, modality_of, numbers, scanner_of
-from medssl.scans.header import DEFLATED, Header, parse
-from medssl.scans.pixels import AIR, Pixels, arguments, smallest, to_values
-from medssl.scans.scan import Scan, Slice, Unreadable
-from medssl.scans.series import canonical, geometry, spacing_of
-from medssl.scans.tables import window
-from medssl.scans.ultrasound import crop, ultrasound_crop
-from medssl.scans.values import one_channel
+from medssl.readers.dicom import codecs, frames
+from medssl.readers.dicom.codecs import Layout, Place
+from medssl.readers.dicom.facts import facts_of, held_of, identify, image_type, modality_of, numbers, scanner_of
+from medssl.readers.dicom.header import DEFLATED, Header, parse
+from medssl.readers.dicom.luts import window
+from medssl.readers.dicom.pixels import AIR, Pixels, arguments, smallest, to_values
+from medssl.readers.dicom.series import canonical, geometry, spacing_of
+from medssl.readers.dicom.ultrasound import crop, ultrasound_crop
+from medssl.readers.pseudonyms import Alias
+from medssl.readers.scan import Scan, Slice, Unreadable
+from medssl.readers.values import one_channel
 
 STACKED = {"CT", "MR", "PT"}  # modalities whose single images are slices of a volume
 PROJECTIONS = {"CR", "DX", "MG", "RG", "IO", "PX", "XA", "RF"}  # whose window the machine has chosen for the picture

@@ -13,7 +13,7 @@ from itertools import groupby
 import nibabel
 import numpy as np
 
-from medssl.scans.scan import Slice, Unreadable
+from medssl.readers.scan import Slice, Unreadable
 
 SAME = 0.01  # mm: closer positions are one position
 AWAY = 0.1  # mm: how far a slice may lie from its own header's position

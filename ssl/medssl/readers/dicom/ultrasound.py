@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from medssl.scans.header import Header
+from medssl.readers.dicom.header import Header
 
 # Region Spatial Format: what kind of picture a region is (C.8.5.5.1.1). Waveforms (4) and graphics (5) are none.
 TISSUE = 1
