@@ -29,15 +29,15 @@ from torch import nn
 import medssl
 from medssl import catalog
 from medssl.evals.label_free.collapse import LIMITS
-from medssl.methods.parts.heads import follow
-from medssl.pretraining.collapse_monitor import Monitor
-from medssl.store.resampled import Canvas
+from medssl.methods.parts.heads import ema_update
+from medssl.pretraining.collapse_monitor import CollapseMonitor
+from medssl.store.resampled import ResampledScans
 from medssl.store.store import Store
 from medssl.synthetic.cohort import write_cohort
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
-from medssl.train.stop import Broken
+from medssl.train.stop import TrainingStopped
 
 SMALL = {
     "cnn": {"widths": [8, 16, 32]},
@@ -60,7 +60,7 @@ class Plant:
     views_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     optim: dict[str, Any] = dataclasses.field(default_factory=dict)
     spoil: Callable[[Any], None] | None = None
-    data: Callable[[Canvas], Canvas] | None = None
+    data: Callable[[ResampledScans], ResampledScans] | None = None
 
 
 def no_predictor(method: Any) -> None:
@@ -68,7 +68,7 @@ def no_predictor(method: Any) -> None:
 
 
 def copying(method: Any) -> None:
-    method.after_step = lambda clock: follow(method.teacher, method.student(), 0.0)
+    method.after_step = lambda clock: ema_update(method.teacher, method.student(), 0.0)
 
 
 def dead(method: Any) -> None:
@@ -90,7 +90,7 @@ def narrowing(method: Any) -> None:
     method.after_step = after_step
 
 
-def wrong_window(canvas: Canvas) -> Canvas:
+def wrong_window(canvas: ResampledScans) -> ResampledScans:
     high = canvas.high + 100 * (canvas.high - canvas.low)
     return dataclasses.replace(canvas, low=high, high=high + (canvas.high - canvas.low))
 
@@ -118,7 +118,7 @@ HEALTHY = [("simclr", 4), ("byol", 4), ("contrastive", 3), ("triplet", 3), ("mae
 class Watched:
     """A monitor that keeps what it says, and ends the run at step `until` or once `cause` is named."""
 
-    def __init__(self, monitor: Monitor, cause: str = "", until: int = 0):
+    def __init__(self, monitor: CollapseMonitor, cause: str = "", until: int = 0):
         self.monitor, self.cause, self.until = monitor, cause, until
         self.looks: list[tuple[int, list[str], dict[str, float]]] = []
 
@@ -145,7 +145,7 @@ def go(store: Store, folder: Path, plant: Plant, seed: int, given: argparse.Name
         plant.spoil(method)
     recipe = catalog.build(catalog.spec("augment", plant.views, **plant.views_options), size=size)
     resolved = {"seed": seed, "batch": given.batch, "accumulate": 1, "on_collapse": "warn", "monitor_every": 1}
-    monitor = Monitor(store, canvas, recipe, method, resolved, "cpu", folder)
+    monitor = CollapseMonitor(store, canvas, recipe, method, resolved, "cpu", folder)
     monitor.label = None  # kNN is not what is asked about
     watched = Watched(monitor, plant.cause if until else "", until)
     folder.mkdir(parents=True)
@@ -156,7 +156,7 @@ def go(store: Store, folder: Path, plant: Plant, seed: int, given: argparse.Name
             steps=given.steps, batch=given.batch, seed=seed, optim=optim, log_every=1, save_every=given.steps,
             monitor=watched, monitor_every=given.steps // 20, quiet=True,
         )  # fmt: skip
-    except Broken as e:
+    except TrainingStopped as e:
         if str(e) != "over":  # found by the loop and not by a look
             watched.looks.append((e.step + 1, ["not finite"], {}))
     return watched

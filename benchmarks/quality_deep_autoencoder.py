@@ -23,7 +23,7 @@ from mnist import part
 
 from medssl import catalog
 from medssl.methods.layerwise.deep_autoencoder import DeepAutoencoder
-from medssl.store.resampled import Canvas
+from medssl.store.resampled import ResampledScans
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
@@ -71,12 +71,12 @@ def network(name: str, finetune: float, learn: np.ndarray, test: np.ndarray, giv
     )
 
 
-def canvas(array: np.ndarray) -> Canvas:
+def canvas(array: np.ndarray) -> ResampledScans:
     low, high = np.zeros(len(array), np.float32), np.full(len(array), 255, np.float32)
-    return Canvas(array, low, high, float(array.mean() / 255), float(array.std() / 255), array.shape[2:])
+    return ResampledScans(array, low, high, float(array.mean() / 255), float(array.std() / 255), array.shape[2:])
 
 
-def clocked(steps: int, finetune: float, scans: Canvas, given: argparse.Namespace) -> tuple[DeepAutoencoder, float]:
+def clocked(steps: int, finetune: float, scans: ResampledScans, given: argparse.Namespace) -> tuple[DeepAutoencoder, float]:
     """A network after that many steps, and the seconds of processor time they took."""
     torch.manual_seed(given.seed)
     encoder = catalog.build(catalog.spec("encoder", "hourglass"), channels=1, size=scans.size)
@@ -107,7 +107,7 @@ def clocked(steps: int, finetune: float, scans: Canvas, given: argparse.Namespac
 
 
 @torch.no_grad()
-def error(method: DeepAutoencoder, scans: Canvas, test: np.ndarray) -> float:
+def error(method: DeepAutoencoder, scans: ResampledScans, test: np.ndarray) -> float:
     """Squared error per image, summed over pixels in [0, 1]."""
     total = 0.0
     for some in np.split(test, len(test) // 1000):

@@ -29,7 +29,7 @@ from medssl.evals.stats.bootstrap import paired, score_seeds
 from medssl.evals.stats.significance import holm
 from medssl.evals.stats.table import table
 from medssl.losses.target_losses import classes
-from medssl.store.resampled import Canvas
+from medssl.store.resampled import ResampledScans
 from medssl.tasks.supervised import Supervised
 from medssl.train.optim import Optim
 from medssl.train.seeds import train_seeds
@@ -66,7 +66,7 @@ ARMS = {
 class Digits:
     """A canvas of training and validation images, their labels, the rows of each, and the test images."""
 
-    canvas: Canvas
+    canvas: ResampledScans
     y: np.ndarray
     train: np.ndarray
     val: np.ndarray
@@ -86,7 +86,7 @@ def digits(folder: Path, train: int, val: int) -> Digits:
         raise SystemExit(f"--train {train} and --val {val} are more than the {len(x)} images there are")
     rows = np.r_[:train, len(x) - val : len(x)]
     known, ends = x[:train] / 255, np.zeros(len(rows), np.float32)
-    canvas = Canvas(x[rows], ends, ends + 255, float(known.mean()), float(known.std()), SIZE)
+    canvas = ResampledScans(x[rows], ends, ends + 255, float(known.mean()), float(known.std()), SIZE)
     x_test, y_test = part(folder, "t10k")
     return Digits(canvas, y[rows], np.arange(train), np.arange(train, train + val), x_test[:, None], y_test)
 

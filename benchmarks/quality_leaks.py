@@ -22,7 +22,7 @@ from quality_duplicates import SPOIL, gray, unit
 
 from medssl import catalog, load_encoder
 from medssl.leakage.image_sets import Images, Scans
-from medssl.leakage.leak_check import guard
+from medssl.leakage.leak_check import check_leaks
 from medssl.leakage.near_duplicates import Copies, copies
 from medssl.readers.phash import phash
 from medssl.store.schema import content_hash
@@ -147,7 +147,7 @@ def facts(path: Path) -> None:
             images = [unit(x, 0, 255) for x in f[f"{split}_images"]]
             sets.append(scans(name, images, [f"{split}{i}" for i in range(len(images))]))
     began = time.process_time()
-    report = guard(taken(sets[0], [], np.arange(len(sets[0])), "pretraining", False), *sets)
+    report = check_leaks(taken(sets[0], [], np.arange(len(sets[0])), "pretraining", False), *sets)
     print(f"\n{path.stem}, in {time.process_time() - began:.1f} s of one core")
     for pair in report.pairs:
         print(f"{pair.a} - {pair.b}: {pair.exact} exact, {pair.near} near, {pair.maybe} perhaps")
@@ -170,7 +170,7 @@ def speed(n: int, edge: int) -> None:
     sets += [some(name, int(m * n), True) for name, m in (("training", 0.7), ("validation", 0.1), ("test", 0.2))]
     for features in (None, {s.name: rng.normal(size=(len(s), 512)).astype(np.float32) for s in sets[1:]}):
         began = time.process_time()
-        guard(*sets, features)
+        check_leaks(*sets, features)
         took = time.process_time() - began
         print(
             f"{n:,} scans of {edge} pixels, {'hash' if features is None else 'and embedding'}: {took:.1f} s of one core",

@@ -28,7 +28,7 @@ from medssl import catalog
 from medssl.evals.embed import evaluating
 from medssl.evals.probes.retrieval import retrieve
 from medssl.losses.target_losses import classes
-from medssl.store.resampled import Canvas
+from medssl.store.resampled import ResampledScans
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
@@ -147,10 +147,10 @@ def taught(
     return method
 
 
-def canvas_of(x: np.ndarray) -> Canvas:
+def canvas_of(x: np.ndarray) -> ResampledScans:
     unit = x / 255
     n = len(x)
-    return Canvas(
+    return ResampledScans(
         x[:, None],
         np.zeros(n, np.float32),
         np.full(n, 255, np.float32),

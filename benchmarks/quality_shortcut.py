@@ -28,16 +28,16 @@ from PIL import Image
 import medssl
 from medssl.commands.analyse.cam import cam
 from medssl.commands.train.pretrain import spec_of
-from medssl.evals.explain.saliency_checks import focus
+from medssl.evals.explain.saliency_checks import mask_energy
 from medssl.evals.metrics.metrics import AUROC, OF_TASK
 from medssl.evals.stats.bootstrap import difference, score
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.table import table
 from medssl.rng import seed_from
 from medssl.scoring import features, probes
-from medssl.scoring.baselines import Entrants
-from medssl.scoring.saliency_maps import Maker, masks_on_grid, standard
-from medssl.scoring.targets import Part
+from medssl.scoring.baselines import FeatureSources
+from medssl.scoring.saliency_maps import SaliencyMaker, masks_on_grid, standard
+from medssl.scoring.targets import Subset
 from medssl.store.store import Store
 from medssl.synthetic.cohort import draw, person
 from medssl.synthetic.shortcut_mark import carries, place, plant
@@ -129,8 +129,8 @@ def main() -> None:
             home, work / "run", method=given.method, encoder="cnn", encoder_options={"widths": given.widths}, augment=given.views,
             size=given.size, steps=given.steps, batch=given.batch, seed=given.seed, monitor_every=0,
         )  # fmt: skip
-        entrants, question = Entrants.of(run, home, "finding", "cpu", test_store=stores["agrees"], positive="yes")
-        tests = [_in_order(Part.of(question.target, store, store.rows())) for store in stores.values()]
+        entrants, question = FeatureSources.of(run, home, "finding", "cpu", test_store=stores["agrees"], positive="yes")
+        tests = [_in_order(Subset.of(question.target, store, store.rows())) for store in stores.values()]
         y, patient = tests[0].y, np.array([held[i][0] for i in range(len(held))])
         network = features.learn(
             features.fresh(entrants.resolved, entrants.card), entrants.card, kinds.classes(2), home, question.train.rows,
@@ -162,9 +162,9 @@ def main() -> None:
         agree = tests[0]
         at, masks, insides = masks_on_grid(agree.store, agree.rows, entrants.card, 1)
         grid = standard(agree.store, entrants.card)
-        maker = Maker("gradcam", grid, (grid, agree.rows), entrants.resolved, given.seed, "cpu")
+        maker = SaliencyMaker("gradcam", grid, (grid, agree.rows), entrants.resolved, given.seed, "cpu")
         maps = maker(network.encoder, agree.rows[at], np.repeat(weight[1:] - weight[:1], len(at), 0))
-        f = focus(maps, masks, insides)
+        f = mask_energy(maps, masks, insides)
         with redirect_stdout(StringIO()):
             seen = cam(run, home, "finding", positive="yes", test_store=stores["agrees"])["in_masks"][0]
         named = zip(
@@ -183,7 +183,7 @@ def main() -> None:
         print(f"\n{time.perf_counter() - start:.0f} s")
 
 
-def _in_order(part: Part) -> Part:
+def _in_order(part: Subset) -> Subset:
     """By the number of the scan, which the versions of a test share."""
     number = [int(n[1:]) for n in part.column("label:number")]
     return part.take(np.argsort(number))

@@ -21,7 +21,7 @@ from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_modality_lut
 
 from medssl.readers.dicom import reader
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Slice
 
 FILES, ROUNDS, SIZE = 20, 15, 512
@@ -40,7 +40,7 @@ def make(folder: Path) -> list[Path]:
     return paths
 
 
-def contestants(alias: Alias) -> dict[str, Callable[[Path], object]]:
+def contestants(alias: Pseudonyms) -> dict[str, Callable[[Path], object]]:
     """name -> what reads one file."""
 
     def ours(path: Path) -> object:
@@ -76,7 +76,7 @@ def contestants(alias: Alias) -> dict[str, Callable[[Path], object]]:
 
 def main() -> None:
     print(f"{platform.machine()}, pydicom {pydicom.__version__}, numpy {np.__version__}")
-    entries = contestants(Alias(bytes(32)))
+    entries = contestants(Pseudonyms(bytes(32)))
     times: dict[str, list[float]] = {name: [] for name in entries}
     with tempfile.TemporaryDirectory() as folder:
         paths = make(Path(folder))

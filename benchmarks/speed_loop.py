@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from medssl import catalog
 from medssl.methods.base import Clock
 from medssl.rng import Key
-from medssl.store.resampled import Canvas
+from medssl.store.resampled import ResampledScans
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
@@ -57,7 +57,7 @@ def our_method() -> nn.Module:
 def ours(images: np.ndarray, steps: int) -> tuple[list[float], float]:
     """(seconds of each step but the first, share of the time not spent on data)."""
     n = len(images)
-    canvas = Canvas(images[:, None], np.zeros(n, np.float32), np.full(n, 255, np.float32), 0.4, 0.25, (SIZE, SIZE))
+    canvas = ResampledScans(images[:, None], np.zeros(n, np.float32), np.full(n, 255, np.float32), 0.4, 0.25, (SIZE, SIZE))
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         train(

@@ -26,7 +26,7 @@ from medssl.evals.probes.linear import linear_probes
 from medssl.evals.probes.linear_designs import standardiser
 from medssl.evals.probes.linear_fit import Linear, fit_many
 from medssl.evals.probes.model_selection import Probe
-from medssl.evals.stats.label_subsets import draws, parse_budget
+from medssl.evals.stats.label_subsets import draw_label_subsets, parse_budget
 
 Data = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -100,7 +100,7 @@ def main() -> None:
     (x, y), y_val = data["train"], data["val"][1]
     x = x.astype(np.float64)
     patient, val_patient = np.arange(len(y)), np.arange(len(y_val))
-    drawn = draws(y, patient, [parse_budget(f) for f in args.fractions], range(args.seeds))
+    drawn = draw_label_subsets(y, patient, [parse_budget(f) for f in args.fractions], range(args.seeds))
     sets = [d.rows for d in drawn]
     judges = [np.arange(min(len(rows), len(y_val))) for rows in sets]  # as many; which ones does not change the time
 

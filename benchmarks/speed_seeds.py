@@ -22,7 +22,7 @@ from medssl.encoders.mlp import MLP
 from medssl.losses.target_losses import classes
 from medssl.methods.base import Method
 from medssl.methods.layerwise.greedy_ae import GreedyAE
-from medssl.store.resampled import Canvas
+from medssl.store.resampled import ResampledScans
 from medssl.tasks.supervised import Supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
@@ -54,7 +54,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     rng = np.random.default_rng(0)
     ends = np.zeros(SCANS, np.float32)
-    canvas = Canvas(rng.integers(0, 255, (SCANS, 1, *SIZE), np.uint8), ends, ends + 255, 0.5, 0.29, SIZE)
+    canvas = ResampledScans(rng.integers(0, 255, (SCANS, 1, *SIZE), np.uint8), ends, ends + 255, 0.5, 0.29, SIZE)
     rows, targets = np.arange(SCANS), np.arange(SCANS) % 10
     recipe = catalog.build(catalog.load("augment", "plain"), size=SIZE)
 

@@ -7,7 +7,7 @@ from scipy import stats
 from medssl import catalog
 from medssl.losses.target_losses import classes
 from medssl.rng import Key
-from medssl.store.resampled import Canvas
+from medssl.store.resampled import ResampledScans
 
 METHODS = sorted(catalog.choices("method"))
 SMALL = {
@@ -80,7 +80,7 @@ def batch_for(method, n: int = 8, seed: int = 0) -> dict:
     return given if told is None else given | {"target": told}
 
 
-def canvas(n: int = 48, dims: int = 2, channels: int = 1, size: int = 16, seed: int = 0) -> Canvas:
+def canvas(n: int = 48, dims: int = 2, channels: int = 1, size: int = 16, seed: int = 0) -> ResampledScans:
     """Bright discs of two sizes in noise."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*[np.arange(size)] * dims, indexing="ij"))
@@ -89,7 +89,7 @@ def canvas(n: int = 48, dims: int = 2, channels: int = 1, size: int = 16, seed: 
     disc = ((grid[None] - centre) ** 2).sum(1) < radius**2
     image = disc[:, None] * 120 + 60 + rng.normal(0, 12, (n, channels, *(size,) * dims))
     array = np.clip(image, 0, 255).astype(np.uint8)
-    return Canvas(array, np.zeros(n, np.float32), np.full(n, 255, np.float32), 0.35, 0.2, (size,) * dims)
+    return ResampledScans(array, np.zeros(n, np.float32), np.full(n, 255, np.float32), 0.35, 0.2, (size,) * dims)
 
 
 def ends(patients: int, level: float = 0.95) -> list[float]:

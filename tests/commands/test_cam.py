@@ -25,9 +25,9 @@ from medssl.reporting.cam import OUTLINE, Shown, cam_section, sheet, slice_of
 from medssl.runs.predictions import Predictions
 from medssl.runs.run_folder import Run
 from medssl.scoring import features
-from medssl.scoring.eval_splits import Question, ask
+from medssl.scoring.eval_splits import EvalSplits, load_splits
 from medssl.scoring.saliency_maps import head_of, masks_on_grid, outputs
-from medssl.scoring.targets import Part, Target
+from medssl.scoring.targets import Subset, Target
 
 SIZE, PATIENTS = 24, 60
 
@@ -89,7 +89,7 @@ def test_numbers_by_the_long_way(made, drawn):
     """One scan at a time: scikit-learn's weights, the map's share in the square by summing pixels; the run, and untrained."""
     _, run, store = made
     encoder, card = load_encoder(run)
-    question = ask(Run(run), card, store, "square")
+    question = load_splits(Run(run), card, store, "square")
     untrained = features.fresh(Run(run).resolved(), card).eval()
     canvas = store.canvas(SIZE)
     for network, line in zip((encoder, untrained), drawn["in_masks"], strict=True):
@@ -276,11 +276,11 @@ def test_the_probe_of_several_classes(made):
     encoder, card = load_encoder(run)
     source = features.of_encoder(encoder, card, "cpu")
     parts = [
-        Part(store, rows, np.arange(len(rows)) // 2 % 3, 0, 0)
+        Subset(store, rows, np.arange(len(rows)) // 2 % 3, 0, 0)
         for rows in (store.rows("train"), store.rows("val"), store.rows("test"))
     ]
     target = Target(("square",), "classes", ("a", "b", "c"))
-    head = head_of(source, Question(target, *parts), 0)
+    head = head_of(source, EvalSplits(target, *parts), 0)
     x = [source(store, part.rows) for part in parts]
     p = linear_probes((x[0], parts[0].y), (x[1], parts[1].y), [x[2]], classes=3)[0].predictions[0]
     logits = x[2] @ head

@@ -12,8 +12,8 @@ from medssl.errors import UserError
 from medssl.evals.metrics.metrics import MAE, MEAN
 from medssl.evals.stats.score import Difference, Score
 from medssl.evals.stats.variance_components import components
-from medssl.runs.predictions import Entry, of_run
-from medssl.runs.runs_by_seed import arms_of, runs_in
+from medssl.runs.predictions import TableRow, of_run
+from medssl.runs.runs_by_seed import group_by_seed, find_runs
 from medssl.synthetic.cohort import write_cohort
 
 
@@ -43,12 +43,12 @@ def plant(run, quality, seed):
     (answer,) = of_run(run)
     rng = np.random.default_rng(seed)
     s = 1 / (1 + np.exp(-(rng.normal(0, 1, len(answer.y)) + quality * (answer.y - 0.5))))
-    answer.entries = [Entry("run", "linear", [np.stack([1 - s, s], 1)]), *answer.entries[1:]]
+    answer.entries = [TableRow("run", "linear", [np.stack([1 - s, s], 1)]), *answer.entries[1:]]
     answer.write(run)
 
 
 def test_runs_that_differ_in_the_seed_are_one_arm(made):
-    arms = arms_of(runs_in(made / "runs"))
+    arms = group_by_seed(find_runs(made / "runs"))
     assert {arm.name: sorted(arm.runs) for arm in arms} == {"byol mlp": [0, 1], "simclr mlp": [0, 1]}
 
 
@@ -56,11 +56,11 @@ def test_what_differs_names_the_arm(made, tmp_path):
     small = {"encoder": "mlp", "encoder_options": {"widths": [16]}, "size": 16, "batch": 16, "monitor_every": 0}
     for name, more in (("a", {}), ("b", {"lr": 1e-4}), ("c", {"method_options": {"temperature": 0.5}})):
         medssl.pretrain(made / "store", tmp_path / name, steps=1, **small, **more)
-    names = [arm.name for arm in arms_of(runs_in([tmp_path / "a", tmp_path / "b", tmp_path / "c"]))]
+    names = [arm.name for arm in group_by_seed(find_runs([tmp_path / "a", tmp_path / "b", tmp_path / "c"]))]
     assert names == [f"simclr mlp temperature={t} lr={lr}" for t, lr in ((0.1, 0.001), (0.1, 0.0001), (0.5, 0.001))]
     medssl.pretrain(made / "store", tmp_path / "d", steps=1, **small)
     with pytest.raises(UserError, match="runs of the same settings and seed"):
-        arms_of(runs_in(tmp_path))
+        group_by_seed(find_runs(tmp_path))
 
 
 def test_a_planted_difference_is_found_and_said(made, capsys, tmp_path):
@@ -144,7 +144,7 @@ def test_several_questions_are_ranked_and_few_are_not(made, tmp_path, capsys):
                 entries = []
                 for name, q in (("run", quality), ("raw pixels", 1.0)):
                     s = 1 / (1 + np.exp(-(rng.normal(0, 1, len(answer.y)) + q * (answer.y - 0.5))))
-                    entries.append(Entry(name, "linear", [np.stack([1 - s, s], 1)]))
+                    entries.append(TableRow(name, "linear", [np.stack([1 - s, s], 1)]))
                 answer.entries = entries
                 answer.write(run)
     result = medssl.compare([str(made / "runs")], target=None, baselines=["raw pixels"], out=tmp_path / "r.json")

@@ -16,7 +16,7 @@ from medssl.commands.data.shard import shard
 from medssl.errors import UserError
 from medssl.ingest.writer import StoreWriter
 from medssl.readers import nifti as nifti_scans
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan
 from medssl.store.shard import shard as lay_out
 from medssl.store.store import Store
@@ -59,7 +59,7 @@ def scans():
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """Of all of `scans()`, the last one held."""
-    with StoreWriter(tmp_path_factory.mktemp("exports") / "store", Alias(bytes(32))) as writer:
+    with StoreWriter(tmp_path_factory.mktemp("exports") / "store", Pseudonyms(bytes(32))) as writer:
         for scan in scans():
             writer.add(scan, scan.scan)
         writer.finish()
@@ -173,7 +173,7 @@ def test_nifti_goes_on(store, tmp_path, capsys):
 def test_nifti_of_real_volumes_agrees_with_the_source(shared, tmp_path):
     """Read, stored and written again: the same values at the same points of the world."""
     sources = sorted((shared / "hippocampus" / "images").glob("*.nii.gz"))[:3]
-    alias = Alias(bytes(32))
+    alias = Pseudonyms(bytes(32))
     names = {}
     with StoreWriter(tmp_path / "store", alias) as writer:
         for path in sources:
@@ -335,7 +335,7 @@ def test_released_scans_and_rejects_come_along(store, tmp_path):
 
 
 def test_damage_is_not_passed_on(tmp_path):
-    with StoreWriter(tmp_path / "store", Alias(bytes(32))) as writer:
+    with StoreWriter(tmp_path / "store", Pseudonyms(bytes(32))) as writer:
         for scan in scans():
             writer.add(scan, scan.scan)
         made = writer.finish()

@@ -18,11 +18,11 @@ from sklearn.metrics import roc_auc_score
 import medssl
 import tiny
 from medssl.commands.score.finetune import finetune
-from medssl.encoders.timm2d import TimmEncoder, at_hand
+from medssl.encoders.timm2d import TimmEncoder, weights_available
 from medssl.errors import UserError
 from medssl.evals.embed import embed
 from medssl.runs.predictions import of_run
-from medssl.store.resampled import Canvas
+from medssl.store.resampled import ResampledScans
 
 QUICK = {"steps": 12, "batch": 32, "recipe": "plain", "draws": 2}
 SIZES = {"train": 160, "val": 16, "test": 80}
@@ -111,7 +111,7 @@ def test_the_largest_budget_is_handed_over_with_its_head(tuned, made):
     head = load_file(folder / "head.safetensors")
     assert card["head"] == {"target": "label", "task": "classes", "classes": tuned["classes"]}
     grid = store.canvas(28)
-    canvas = Canvas(grid.array, grid.low, grid.high, card["mean"], card["std"], grid.size)
+    canvas = ResampledScans(grid.array, grid.low, grid.high, card["mean"], card["std"], grid.size)
     x = torch.from_numpy(embed(encoder, canvas, store.rows("test"), quiet=True)).double()
     p = (x @ head["weight"].double().T + head["bias"].double()).softmax(1)
     (kept,) = (p for p in of_run(run) if p.about["command"] == "finetune")
@@ -202,7 +202,7 @@ def test_imagenet_is_a_row_where_its_weights_are(made, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     run = pretrain(store, tmp_path / "run", steps=2, encoder="test_resnet")
     asked = {"labels": [60], "rivals": ["ImageNet"], "steps": 2, "batch": 32, "draws": 1, "recipe": "plain"}
-    assert not at_hand("test_resnet")
+    assert not weights_available("test_resnet")
     without = finetune(run, store, "label", **asked)
     assert [r["features"] for r in without["rows"]] == ["simclr test_resnet"]
     assert "no row for ImageNet: its weights of test_resnet are not on this machine" in without["flags"]
@@ -215,7 +215,7 @@ def test_imagenet_is_a_row_where_its_weights_are(made, tmp_path, monkeypatch):
     with torch.no_grad():
         theirs.conv1[0].weight.fill_(0.25)
     save_file(theirs.state_dict(), repo / "snapshots" / ("0" * 40) / "model.safetensors")
-    assert at_hand("test_resnet")
+    assert weights_available("test_resnet")
     assert (
         TimmEncoder(1, (28, 28), "test_resnet", pretrained=True).net.conv1[0].weight == 0.75
     ).all()  # three channels

@@ -12,7 +12,7 @@ import tiny
 from medssl.errors import UserError
 from medssl.evals.label_free.agreement import agreement, trusted
 from medssl.evals.label_free.quality import MEASURES, jackknife, measures, quality
-from medssl.pretraining.held_out_subset import panel
+from medssl.pretraining.held_out_subset import held_out_subset
 from medssl.synthetic.cohort import write_cohort
 
 
@@ -117,12 +117,12 @@ def test_the_panel_takes_patients_before_scans(made):
     val = store.rows("val")
     everyone = set(patient[val])
     assert len(everyone) < len(val)
-    few = panel(store, len(everyone))
+    few = held_out_subset(store, len(everyone))
     assert set(patient[few.rows]) == everyone
     assert few.split == "val"
-    assert set(few.rows) <= set(panel(store, 10_000).rows) == set(val)
-    assert (panel(store, 5).rows == panel(store, 5).rows).all()
-    assert set(panel(store, 5, seed=1).rows) != set(panel(store, 5).rows)
+    assert set(few.rows) <= set(held_out_subset(store, 10_000).rows) == set(val)
+    assert (held_out_subset(store, 5).rows == held_out_subset(store, 5).rows).all()
+    assert set(held_out_subset(store, 5, seed=1).rows) != set(held_out_subset(store, 5).rows)
 
 
 def test_one_encoder_is_measured_and_written_down(made, capsys):
@@ -148,7 +148,7 @@ def test_the_features_are_those_of_the_encoder_handed_over(made):
     encoder, card = medssl.load_encoder(run)
     from medssl.scoring.features import of_encoder
 
-    rows = panel(store, 512).rows
+    rows = held_out_subset(store, 512).rows
     x = of_encoder(encoder, card, "cpu")(store, rows).astype(float)
     s = np.linalg.svd(x - x.mean(0), compute_uv=False)
     p = s / s.sum() + 1e-7

@@ -18,14 +18,14 @@ from pydicom import Dataset
 import bad_files
 from bad_files import CASES, USED, Case, ct, data, hounsfield, uid
 from medssl.commands.data.ingest import ingest
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.reject_codes import CODES
 from medssl.store.store import Store, read_array
 from tiny import secret
 
 # Making odd files on purpose, pydicom and Pillow warn about them.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-ALIAS = Alias(bytes(32))
+ALIAS = Pseudonyms(bytes(32))
 RAS = np.array([-1.0, -1.0, 1.0])
 AWAY = 0.1  # mm
 
@@ -152,7 +152,7 @@ def world(tmp_path_factory):
     for case in CASES:
         (source / case.name).mkdir()
         case.make(source / case.name)
-    assert Alias(bytes.fromhex("00" * 32)).key_id == ALIAS.key_id
+    assert Pseudonyms(bytes.fromhex("00" * 32)).key_id == ALIAS.key_id
     store = ingest(
         source, folder / "store", key=secret(folder / "key"), workers=1, archives=True, aihub="auto", memory=2.0
     )

@@ -19,15 +19,15 @@ from pydicom.uid import ImplicitVRLittleEndian, RLELossless
 
 import bad_files
 from bad_files import ct, data, grey, nifti, packed, picture, stored
-from medssl.ingest.supervisor import Supervisor, Task
+from medssl.ingest.supervisor import WorkerPool, Task
 from medssl.readers.dicom import reader
 from medssl.readers.dicom.header import parse
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.reject_codes import CODES
 from medssl.readers.walk import File
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-ALIAS = Alias(bytes(32))
+ALIAS = Pseudonyms(bytes(32))
 HERE = Path("fuzz")
 QUICK = settings(
     max_examples=80,
@@ -191,7 +191,7 @@ def door(tmp_path_factory):
     folder = tmp_path_factory.mktemp("door")
     (folder / "volumes").mkdir()
     hello = {"key": "00" * 32, "recipe": "auto", "memory": 1 << 30, "out": str(folder)}
-    with Supervisor(1, hello, patience=20) as children:
+    with WorkerPool(1, hello, patience=20) as children:
 
         def ask(file: bytes, name: str) -> list[tuple[str, object]]:
             path = folder / name

@@ -10,7 +10,7 @@ import tiny
 from medssl import catalog
 from medssl.errors import UserError
 from medssl.methods.base import Clock
-from medssl.methods.parts.heads import follow, teacher_of
+from medssl.methods.parts.heads import ema_update, make_teacher
 from medssl.schedule import cosine
 
 WITHOUT_GRADIENT = {"kmeans_bank"}
@@ -116,11 +116,11 @@ def test_byol_teacher_follows_by_the_schedule_and_gets_no_gradient():
 
 def test_teacher_is_a_copy():
     student = torch.nn.Linear(2, 2)
-    teacher = teacher_of(student)
+    teacher = make_teacher(student)
     with torch.no_grad():
         student.weight.add_(1)
     assert not torch.equal(teacher.weight, student.weight)
-    follow(teacher, student, 0.0)
+    ema_update(teacher, student, 0.0)
     assert torch.equal(teacher.weight, student.weight)
 
 

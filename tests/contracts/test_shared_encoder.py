@@ -11,7 +11,7 @@ from medssl.errors import UserError
 from medssl.losses.supervised import sure_of
 from medssl.losses.target_losses import classes, labels, ordinal, survival, value
 from medssl.methods.base import Clock
-from medssl.pretraining.pretrain_targets import Truth
+from medssl.pretraining.pretrain_targets import PretrainTargets
 from medssl.store.store import Store
 from medssl.synthetic.cohort import write_cohort
 
@@ -157,14 +157,14 @@ def test_what_a_method_is_told_is_what_the_store_says(store):
     scans = Store.open(store)
     rows = scans.rows("train")
     spec = medssl.catalog.spec("method", "supervised")
-    truth = Truth.of(scans, rows, "supervised", spec, "lesion", "auto", None)
+    truth = PretrainTargets.of(scans, rows, "supervised", spec, "lesion", "auto", None)
     told = truth.rows_of(tiny.method("supervised"))
     column = scans.column("label:lesion").tolist()
     assert any(column[r] in (None, "") for r in rows)
     for r in rows:
         expected = -1 if column[r] in (None, "") else truth.target.names.index(str(column[r]))
         assert told[r] == expected
-    by_patient = Truth(scans, rows, None, {}).rows_of(type("Groups", (), {"target": "patient"})())
+    by_patient = PretrainTargets(scans, rows, None, {}).rows_of(type("Groups", (), {"target": "patient"})())
     patient = scans.column("patient").astype(str)
     assert len(set(zip(by_patient.tolist(), patient, strict=True))) == len(set(patient)) == len(np.unique(by_patient))
 

@@ -11,7 +11,7 @@ from medssl.encoders.mlp import MLP
 from medssl.errors import UserError
 from medssl.evals.embed import standardised
 from medssl.evals.probes.dense import Pixels, by_neighbours, hypercolumns, linear, sample
-from medssl.store.resampled import Canvas
+from medssl.store.resampled import ResampledScans
 
 
 class AsItIs(nn.Module):
@@ -29,7 +29,7 @@ def gaussians(n=30, size=24, seed=0, share=(0.9, 0.1), shift=2.0):
     x[:, 0] += shift * masks
     # values in the unit range, as a canvas's window makes them; standardised, they are x again
     array, mean, std = (x + 10) / 30, 10 / 30, 1 / 30
-    return Canvas(array, np.zeros(n, np.float32), np.ones(n, np.float32), mean, std, (size, size)), masks, x
+    return ResampledScans(array, np.zeros(n, np.float32), np.ones(n, np.float32), mean, std, (size, size)), masks, x
 
 
 def discs(n=24, size=16):

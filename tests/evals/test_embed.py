@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from medssl.evals.embed import embed
-from medssl.store.resampled import Canvas
+from medssl.store.resampled import ResampledScans
 
 
 class Net(nn.Module):
@@ -27,7 +27,7 @@ def canvas(dtype, size, channels=1, N=7):
     r = np.random.default_rng(0)
     array = r.integers(0, 200, (N, channels, *size)).astype(dtype)
     low, high = np.linspace(0, 20, N, dtype=np.float32), np.linspace(100, 180, N, dtype=np.float32)
-    return Canvas(array, low, high, mean=0.3, std=0.2, size=size)
+    return ResampledScans(array, low, high, mean=0.3, std=0.2, size=size)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32])

@@ -4,7 +4,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from medssl.errors import UserError
-from medssl.evals.stats.label_subsets import Budget, draws, like, order, parse_budget
+from medssl.evals.stats.label_subsets import Budget, draw_label_subsets, like, order, parse_budget
 
 SHARES = [Budget(share=s) for s in (0.05, 0.2, 0.5, 1.0)]
 
@@ -26,7 +26,7 @@ def cohorts(draw, pure=True):
 def drawn(*args, **options):
     """The draws, or [] where they are refused."""
     try:
-        return draws(*args, **options)
+        return draw_label_subsets(*args, **options)
     except UserError:
         return []
 
@@ -57,7 +57,7 @@ def test_the_order_of_scans_and_other_budgets_have_no_say(cohort, seed):
     both = drawn(y, patient, SHARES[2:], [seed, seed + 1])
     assert [(d.budget, d.seed) for d in both] == [(b, s) for b in SHARES[2:] for s in (seed, seed + 1)][: len(both)]
     for d in both:
-        np.testing.assert_array_equal(d.rows, draws(y, patient, [d.budget], [d.seed])[0].rows)
+        np.testing.assert_array_equal(d.rows, draw_label_subsets(y, patient, [d.budget], [d.seed])[0].rows)
 
 
 @given(cohorts(), st.integers(0, 3))
@@ -76,26 +76,26 @@ def test_class_shares_are_as_close_as_whole_patients_allow(cohort, seed):
 def test_shares_are_exact_where_they_can_be():
     y = np.repeat([0, 1, 2], [60, 30, 10])
     patient = np.arange(100)
-    for d in draws(y, patient, [Budget(share=s) for s in (0.1, 0.2, 0.5)], range(3)):
+    for d in draw_label_subsets(y, patient, [Budget(share=s) for s in (0.1, 0.2, 0.5)], range(3)):
         np.testing.assert_array_equal(np.bincount(y[d.rows]), np.array([60, 30, 10]) * len(d.rows) // 100)
-    for d in draws(y, patient, [Budget(scans=n) for n in (3, 9, 30)], range(3), balanced=True):
+    for d in draw_label_subsets(y, patient, [Budget(scans=n) for n in (3, 9, 30)], range(3), balanced=True):
         np.testing.assert_array_equal(np.bincount(y[d.rows]), np.full(3, len(d.rows) // 3))
 
 
 def test_shares_are_of_scans_and_mixed_patients_count_for_their_rarest_class():
     y = np.repeat([0, 1], 40)
     patient = np.r_[np.repeat(np.arange(10), 4), np.arange(100, 140)]
-    for d in draws(y, patient, [Budget(scans=24)], range(5)):
+    for d in draw_label_subsets(y, patient, [Budget(scans=24)], range(5)):
         assert np.bincount(y[d.rows]).tolist() == [12, 12]
     y, patient = np.zeros(80, int), np.repeat(np.arange(40), 2)
     y[:16:2] = 1  # 8 of 40 patients have a scan of each class
-    for d in draws(y, patient, [Budget(scans=20)], range(5)):
+    for d in draw_label_subsets(y, patient, [Budget(scans=20)], range(5)):
         assert y[d.rows].sum() == 2
 
 
 def test_seeds_draw_differently_and_uniformly():
     y, patient = np.repeat([0, 1], [30, 10]), np.arange(40)
-    found = draws(y, patient, [Budget(scans=8)], range(400))
+    found = draw_label_subsets(y, patient, [Budget(scans=8)], range(400))
     often = np.bincount(np.concatenate([d.rows for d in found]), minlength=40) / 400
     # 6 of 30 and 2 of 10: each is drawn with probability 1/5, SD .02
     assert np.abs(often - 0.2).max() < 4 * 0.02
@@ -111,11 +111,11 @@ def test_who_else_is_there_does_not_change_who_comes_first():
 
 def test_balanced_draws_end_where_a_class_does():
     y, patient = np.repeat([0, 1], [30, 5]), np.arange(35)
-    assert np.bincount(y[draws(y, patient, [Budget(scans=10)], [0], balanced=True)[0].rows]).tolist() == [5, 5]
+    assert np.bincount(y[draw_label_subsets(y, patient, [Budget(scans=10)], [0], balanced=True)[0].rows]).tolist() == [5, 5]
     with pytest.raises(UserError, match=r"runs out of a class after 1[01]; draw fewer"):
-        draws(y, patient, [Budget(scans=20)], [0], balanced=True)
+        draw_label_subsets(y, patient, [Budget(scans=20)], [0], balanced=True)
     with pytest.raises(UserError, match="balanced draws need classes"):
-        draws(y.astype(float), patient, [Budget(scans=10)], [0], task="value", balanced=True)
+        draw_label_subsets(y.astype(float), patient, [Budget(scans=10)], [0], task="value", balanced=True)
 
 
 def test_draws_that_cannot_be_are_refused_in_words():
@@ -123,15 +123,15 @@ def test_draws_that_cannot_be_are_refused_in_words():
     with pytest.raises(
         UserError, match=r"5 labelled scans cannot show all of class 0, class 1, class 2; the smallest .* 6"
     ):
-        draws(y, patient, [Budget(scans=5)], [0])
+        draw_label_subsets(y, patient, [Budget(scans=5)], [0])
     with pytest.raises(UserError, match="31 labelled scans, and there are 30"):
-        draws(y, patient, [Budget(scans=31)], [0])
+        draw_label_subsets(y, patient, [Budget(scans=31)], [0])
     with pytest.raises(UserError, match="cannot hold one patient whole"):
-        draws(np.arange(4.0), np.zeros(4), [Budget(scans=3)], [0], task="value")
+        draw_label_subsets(np.arange(4.0), np.zeros(4), [Budget(scans=3)], [0], task="value")
     with pytest.raises(ValueError, match="one patient per labelled scan"):
-        draws(y, patient[:5], [Budget(scans=5)], [0])
+        draw_label_subsets(y, patient[:5], [Budget(scans=5)], [0])
     with pytest.raises(ValueError, match="no task"):
-        draws(y, patient, [Budget(scans=6)], [0], task="class")
+        draw_label_subsets(y, patient, [Budget(scans=6)], [0], task="class")
 
 
 def test_every_kind_of_task_draws_what_its_models_need():
@@ -141,16 +141,16 @@ def test_every_kind_of_task_draws_what_its_models_need():
     labels[r.random((120, 3)) < 0.2] = np.nan
     value = r.normal(size=60)[patient]
     outcome = np.c_[r.exponential(size=60), r.random(60) < 0.1][patient]
-    for d in draws(labels, patient, [Budget(scans=n) for n in (14, 40)], range(5), task="labels"):
+    for d in draw_label_subsets(labels, patient, [Budget(scans=n) for n in (14, 40)], range(5), task="labels"):
         assert [set(v[~np.isnan(v)]) for v in labels[d.rows].T] == [{0, 1}] * 3
-    for d in draws(outcome, patient, [Budget(scans=20)], range(5), task="survival"):
+    for d in draw_label_subsets(outcome, patient, [Budget(scans=20)], range(5), task="survival"):
         events = outcome[d.rows, 1].sum() / 2
         assert events in (1, 2)  # of 10 patients, as of 60 six had it
     fifths = np.searchsorted(np.quantile(value, [0.2, 0.4, 0.6, 0.8]), value, side="right")
-    for d in draws(value, patient, [Budget(scans=20)], range(5), task="value"):
+    for d in draw_label_subsets(value, patient, [Budget(scans=20)], range(5), task="value"):
         assert np.bincount(fifths[d.rows]).tolist() == [4] * 5
     levels = np.minimum(patient // 12, 4)
-    for d in draws(levels, patient, [Budget(share=0.2)], range(5), task="ordinal"):
+    for d in draw_label_subsets(levels, patient, [Budget(share=0.2)], range(5), task="ordinal"):
         assert set(levels[d.rows]) == set(range(5))
 
 
@@ -161,7 +161,7 @@ def test_like_draws_what_fits_and_never_nothing():
         assert len(rows) == expected
         assert len(set(patient[rows])) == expected / 4
     np.testing.assert_array_equal(
-        like(y, patient, 20, task="classes", seed=2), draws(y, patient, [Budget(scans=20)], [2])[0].rows
+        like(y, patient, 20, task="classes", seed=2), draw_label_subsets(y, patient, [Budget(scans=20)], [2])[0].rows
     )
 
 

@@ -331,7 +331,7 @@ def test_a_subset_is_chosen_for_on_no_more_validation_scans_than_it_has():
     train, val = (x[:200], y[:200]), (x[200:], y[200:])
     sets = [
         d.rows
-        for d in label_subsets.draws(y[:200], patient[:200], [label_subsets.Budget(scans=n) for n in (20, 200)], [0])
+        for d in label_subsets.draw_label_subsets(y[:200], patient[:200], [label_subsets.Budget(scans=n) for n in (20, 200)], [0])
     ]
     who = {"patient": patient[:200], "val_patient": patient[200:]}
     few, most = linear_probes(train, val, [x], classes=2, subsets=sets, **who)
@@ -415,7 +415,7 @@ def test_raw_pixels_of_pneumonia(pneumonia):
 def test_few_labels_of_real_scans_reach_scikit_learns_optimum(pneumonia):
     x, y = pneumonia[0]["train"], pneumonia[1]["train"]
     budgets = [label_subsets.Budget(scans=n) for n in (10, 50, 200)]
-    drawn = label_subsets.draws(y, np.arange(len(y)), budgets, range(2), balanced=True)
+    drawn = label_subsets.draw_label_subsets(y, np.arange(len(y)), budgets, range(2), balanced=True)
     models = fit_many(x, y, [d.rows for d in drawn], [1e-3, 1, 1000], classes=2)
     for d, model in zip(drawn, models, strict=True):
         z = standardised(x, d.rows)[d.rows]

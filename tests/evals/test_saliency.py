@@ -24,7 +24,7 @@ from medssl.encoders.timm2d import TimmEncoder
 from medssl.encoders.vit import ViT
 from medssl.errors import UserError
 from medssl.evals.explain.saliency import alike, gradcam, places, rollout
-from medssl.evals.explain.saliency_checks import focus, randomised, rank_correlation, trusted, verdict
+from medssl.evals.explain.saliency_checks import mask_energy, randomised, rank_correlation, trusted, verdict
 from medssl.evals.stats.score import Score
 
 AVERAGED = {  # the features are the mean over places of `maps`
@@ -306,7 +306,7 @@ def test_focus_by_hand():
     maps = np.array([[[4, 1, 9], [2, 1, 9]], [[0, 0, 5], [0, 0, 5]], [[3, 3, 0], [0, 1, 0]]], np.float32)
     masks = np.array([[[1, 0, 1], [0, 0, 1]], [[1, 0, 0], [0, 0, 0]], [[0, 1, 0], [0, 1, 0]]], bool)
     inside = np.array([[[1, 1, 0], [1, 1, 0]]] * 3, bool)
-    got = focus(maps, masks, inside)
+    got = mask_energy(maps, masks, inside)
     np.testing.assert_allclose(got.energy, [4 / 8, 1 / 4, 4 / 7])
     np.testing.assert_allclose(got.area, [1 / 4, 1 / 4, 2 / 4])
     np.testing.assert_allclose(got.hit, [1, 1 / 4, 1 / 2])  # in the second all four places are the highest
@@ -325,17 +325,17 @@ shares = hnp.arrays(np.float32, (3, 4, 5), elements=st.sampled_from([0.0, 0.3, 1
 def test_focus_properties(maps, masks, part, factor):
     masks = masks * part
     masks[:, 1, 1] = 0.25
-    got, scaled = focus(maps, masks), focus(maps * factor, masks)
+    got, scaled = mask_energy(maps, masks), mask_energy(maps * factor, masks)
     assert ((got.energy >= 0) & (got.energy <= 1 + 1e-12) & (got.area > 0)).all()
     np.testing.assert_allclose(got.energy, scaled.energy, rtol=1e-6)
-    even = focus(np.full_like(maps, factor), masks)
+    even = mask_energy(np.full_like(maps, factor), masks)
     np.testing.assert_allclose(even.energy, even.area)
     np.testing.assert_allclose(even.hit, even.area)
     whole = masks > 0
-    within = focus(whole * (maps + 1), whole)
+    within = mask_energy(whole * (maps + 1), whole)
     np.testing.assert_allclose(within.energy, 1)
     np.testing.assert_allclose(within.hit, 1)
-    rest = focus(maps, 1 - masks + 0.0)  # 0.75 at least where masks hold 0.25, so never empty
+    rest = mask_energy(maps, 1 - masks + 0.0)  # 0.75 at least where masks hold 0.25, so never empty
     np.testing.assert_allclose(got.energy + rest.energy, 1, rtol=1e-6)
     np.testing.assert_allclose(got.hit + rest.hit, 1, rtol=1e-6)
     np.testing.assert_allclose(got.area + rest.area, 1, rtol=1e-6)
@@ -344,15 +344,15 @@ def test_focus_properties(maps, masks, part, factor):
 def test_focus_refuses_what_cannot_be_scored():
     one, mask = np.ones((1, 2, 2)), np.ones((1, 2, 2), bool)
     with pytest.raises(ValueError, match="1 masks are empty"):
-        focus(one, mask & False)
+        mask_energy(one, mask & False)
     with pytest.raises(ValueError, match="1 masks are empty"):
-        focus(one, mask, inside=mask & False)
+        mask_energy(one, mask, inside=mask & False)
     with pytest.raises(ValueError, match="maps of 0 or more"):
-        focus(-one, mask)
+        mask_energy(-one, mask)
     with pytest.raises(ValueError, match="maps of 0 or more"):
-        focus(np.full((1, 2, 2), np.nan), mask)
+        mask_energy(np.full((1, 2, 2), np.nan), mask)
     with pytest.raises(ValueError, match="masks of 0 to 1"):
-        focus(one, 2.0 * mask)
+        mask_energy(one, 2.0 * mask)
 
 
 @pytest.mark.parametrize(

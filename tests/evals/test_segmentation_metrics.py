@@ -19,7 +19,7 @@ from medssl.ingest.writer import StoreWriter
 from medssl.readers.pseudonyms import open_key
 from medssl.readers.scan import Scan
 from medssl.store.masks import as_classes, labels_in, masks_on_canvas, nearest
-from medssl.store.resampled import as_trained
+from medssl.store.resampled import resampled_for_encoder
 from medssl.store.store import Store
 
 DICE, HD95, SURFACE, VOLUME = range(4)
@@ -243,7 +243,7 @@ def plain(size, spacing):
 @pytest.mark.parametrize("equalise", [False, True])
 def test_a_grid_gives_what_training_gave(drawn, equalise):
     card = plain((24, 24, 24), None) | {"equalise": equalise, "mean": 0.3, "std": 0.7}
-    canvas = as_trained(drawn, card)
+    canvas = resampled_for_encoder(drawn, card)
     for row in drawn.rows().tolist():
         x = Grid(drawn, card, "cpu").of(row)[0]
         np.testing.assert_array_equal(x.numpy(), standardised(canvas, np.array([row]), "cpu")[0].numpy())

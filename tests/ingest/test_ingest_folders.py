@@ -21,7 +21,7 @@ from PIL import Image
 from medssl.commands.data.ingest import ingest
 from medssl.errors import UserError
 from medssl.ingest.pipeline import Reading
-from medssl.ingest.writer import Draft
+from medssl.ingest.writer import StagedStore
 from medssl.store.release import release
 from medssl.store.store import Store
 from tiny import secret
@@ -181,7 +181,7 @@ def test_a_kill_between_compaction_and_the_move_loses_nothing(hospital, tmp_path
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Draft, "publish", killed)
+    monkeypatch.setattr(StagedStore, "publish", killed)
     with pytest.raises(KeyboardInterrupt):
         make(source, tmp_path / "s", tmp_path)
     Store.open(tmp_path / "s").verify()
@@ -226,7 +226,7 @@ def test_work_that_was_kept_is_not_thrown_away_for_another_source(hospital, tmp_
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Draft, "publish", killed)
+    monkeypatch.setattr(StagedStore, "publish", killed)
     with pytest.raises(KeyboardInterrupt):
         make(hospital / "pictures", tmp_path / "s", tmp_path)
     monkeypatch.undo()

@@ -17,10 +17,10 @@ from medssl.ingest.json_sidecars import LARGEST, Sidecars, columns, facts, read_
 from medssl.ingest.path_match import pair
 from medssl.leakage import rendition
 from medssl.readers.archive import members, open_member
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Unreadable
 
-ALIAS = Alias(b"k" * 32)
+ALIAS = Pseudonyms(b"k" * 32)
 
 
 def rows(paths):

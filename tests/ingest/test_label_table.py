@@ -15,9 +15,9 @@ from medssl.ingest.label_table import read_labels
 from medssl.ingest.path_match import match, normal, stem
 from medssl.readers.dicom.facts import identify
 from medssl.readers.dicom.header import parse
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 
-ALIAS = Alias(b"k" * 32)
+ALIAS = Pseudonyms(b"k" * 32)
 
 
 def rows(paths):
@@ -341,10 +341,10 @@ def test_a_split_of_another_word_is_said(tmp_path, word):
     path = tmp_path / "t.csv"
     path.write_text(f"file,split\na.png,train\nb.png,{word}\n")
     with pytest.raises(UserError, match=r"split .* line 3"):
-        read_labels(path, Alias(bytes(32)))
+        read_labels(path, Pseudonyms(bytes(32)))
 
 
 def test_usual_words_for_splits(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("file,split\na.png,Training\nb.png,validation\nc.png,TEST\n")
-    assert [row["split"] for row in read_labels(path, Alias(bytes(32))).rows] == ["train", "val", "test"]
+    assert [row["split"] for row in read_labels(path, Pseudonyms(bytes(32))).rows] == ["train", "val", "test"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medssl.errors import UserError
-from medssl.ingest.supervisor import Supervisor, Task
+from medssl.ingest.supervisor import WorkerPool, Task
 
 SECRET = "5e" * 32
 HELLO = {"memory": 2 << 30, "key": SECRET}
@@ -18,7 +18,7 @@ def children(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
 
     def make(workers=2, patience=30.0):
-        return Supervisor(workers, HELLO, module="naughty_child", patience=patience)
+        return WorkerPool(workers, HELLO, module="naughty_child", patience=patience)
 
     return make
 
@@ -85,7 +85,7 @@ def test_nonsense_counts_as_a_crash(children, kind):
 
 
 def test_children_that_cannot_start_are_no_fault_of_the_files():
-    with Supervisor(1, HELLO, module="no_such_module") as c, pytest.raises(UserError, match="cannot start"):
+    with WorkerPool(1, HELLO, module="no_such_module") as c, pytest.raises(UserError, match="cannot start"):
         outcomes(c, tasks({"do": "work"}))
 
 

@@ -16,7 +16,7 @@ import tiny
 from medssl.errors import UserError
 from medssl.leakage.groups import similar
 from medssl.leakage.image_sets import Images, Scans
-from medssl.leakage.leak_check import guard, pretrained_on, scans_of
+from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set
 from medssl.leakage.near_duplicates import BITS, SURE, copies
 from medssl.readers.phash import BLANK, phash
 from medssl.store.schema import content_hash
@@ -78,7 +78,7 @@ def jpeg(x, tmp_path):
 def test_patients_and_exact_copies_are_counted_as_by_hand(rows):
     names = ("pretraining", "training", "validation", "test")
     sets = {name: bare(name, [p for p, _ in r], [h for _, h in r]) for name, r in zip(names, rows, strict=True)}
-    report = guard(*sets.values())
+    report = check_leaks(*sets.values())
     assert [(pair.a, pair.b) for pair in report.pairs] == ORDER
     for pair in report.pairs:
         a, b = (dict(zip(names, rows, strict=True))[name] for name in (pair.a, pair.b))
@@ -102,7 +102,7 @@ def test_exact_copies_need_no_pixels_and_blank_images_are_copies_of_nothing():
     assert copies(a, b, Images([a, b])).exact == {i: i for i in range(5)}
     blank = of("training", [np.full((30, 30), v, np.float32) for v in (0, 0, 0.5)])
     assert set(blank.phash) == {BLANK}
-    report = guard(empty("pretraining"), blank, empty("validation"), dataclasses.replace(blank, name="test"))
+    report = check_leaks(empty("pretraining"), blank, empty("validation"), dataclasses.replace(blank, name="test"))
     assert not any(pair.exact or pair.near or pair.maybe for pair in report.pairs)
 
 
@@ -110,11 +110,11 @@ def test_pneumonia_has_18_8_0_and_3(shared, tmp_path):
     source = shared / "medmnist" / "pneumoniamnist_rebuilt.npz"
     store = medssl.ingest(source, tmp_path / "store", key=tiny.secret(tmp_path / "key"))
     sets = [
-        scans_of(n, store, store.rows(s)) for n, s in (("training", "train"), ("validation", "val"), ("test", "test"))
+        scan_set(n, store, store.rows(s)) for n, s in (("training", "train"), ("validation", "val"), ("test", "test"))
     ]
     assert [len(s) for s in sets] == [4708, 524, 624]
     blind = [dataclasses.replace(s, image=None, edge=s.edge * 0) for s in sets]  # exact copies alone: no pixels read
-    report = guard(dataclasses.replace(blind[0], name="pretraining"), *blind)
+    report = check_leaks(dataclasses.replace(blind[0], name="pretraining"), *blind)
     counts = {(p.a, p.b): p.exact for p in report.pairs}
     assert [counts[pair] for pair in ORDER] == [0, 0, 0, 8, 18, 0, 3]
     assert not any(p.near or p.maybe or p.patients for p in report.pairs)
@@ -150,7 +150,7 @@ def spoilt(xrays, tmp_path_factory):
 
 def test_near_copies_of_xrays_are_found_and_other_xrays_are_not(xrays, spoilt):
     seen, test = of("pretraining", xrays[:20]), of("test", [*spoilt, *xrays[20:]])
-    report = guard(seen, empty("training"), empty("validation"), test)
+    report = check_leaks(seen, empty("training"), empty("validation"), test)
     pair = report["pretraining", "test"]
     assert (pair.exact, pair.near, pair.maybe, pair.patients) == (0, 20, 0, 0)
     assert copies(seen, test, Images([seen, test])).near == {j: j % 4 for j in range(20)}
@@ -162,7 +162,7 @@ def test_near_copies_of_xrays_are_found_and_other_xrays_are_not(xrays, spoilt):
 
 def test_where_pretraining_cannot_be_read_they_are_perhaps_copies_and_refuse_nothing(xrays, spoilt):
     seen, test = of("pretraining", xrays[:20], readable=False), of("test", [*spoilt, *xrays[20:]])
-    report = guard(seen, empty("training"), empty("validation"), test)
+    report = check_leaks(seen, empty("training"), empty("validation"), test)
     pair = report["pretraining", "test"]
     assert (pair.exact, pair.near) == (0, 0)
     assert 14 <= pair.maybe <= 20
@@ -171,11 +171,11 @@ def test_where_pretraining_cannot_be_read_they_are_perhaps_copies_and_refuse_not
     assert f"perhaps {pair.maybe} test images" in words
     assert "the pixels of 20 of 20 pretraining scans cannot be read" in words
     train = of("training", xrays[:3])  # has the first three of them
-    report = guard(seen, train, empty("validation"), test)
+    report = check_leaks(seen, train, empty("validation"), test)
     assert report["pretraining", "test"].near == report["training", "test"].near == 15
     assert "the pixels of 17 of 20" in "\n".join(report.words())
     gone = dataclasses.replace(seen, image=lambda i: None, edge=np.full(20, 224))  # a store that is there and damaged
-    assert guard(gone, train, empty("validation"), test)["pretraining", "test"].near == 15
+    assert check_leaks(gone, train, empty("validation"), test)["pretraining", "test"].near == 15
 
 
 @pytest.mark.parametrize(("bits", "pixels", "kind"), [
@@ -205,7 +205,7 @@ def test_of_small_images_a_shift_is_found_that_the_hash_does_not_see():
     ]
     a, b = of("training", images), of("test", [*shifted, *texture(20)])
     assert copies(a, b, Images([a, b])).near == {j: j for j in range(9)}
-    words = "\n".join(guard(empty("pretraining"), a, empty("validation"), b).words())
+    words = "\n".join(check_leaks(empty("pretraining"), a, empty("validation"), b).words())
     assert "training has seen 9 of the 29 test images (9 of them nearly)" in words
     assert "29 test scans have at most 64 pixels" in words
     large = dataclasses.replace(a, edge=np.full(60, 300)), dataclasses.replace(b, edge=np.full(29, 300))
@@ -220,7 +220,7 @@ def test_what_was_compared_is_remembered_and_what_could_not_be_read_is_not(tmp_p
 
     def found(a=a, b=b):
         asked.clear()
-        report = guard(empty("pretraining"), a, empty("validation"), b, kept=kept)
+        report = check_leaks(empty("pretraining"), a, empty("validation"), b, kept=kept)
         return report["training", "test"].near, len(asked)
 
     dark = dataclasses.replace(b, image=lambda _: None)
@@ -243,10 +243,10 @@ def test_neighbours_in_the_embedding_are_looked_at_too():
     z = RNG.normal(size=(41, 16)).astype(np.float32) + 3000  # a narrow cone, as of an encoder that was never trained
     features = {"training": z[:40], "test": np.stack([z[2] + 0.01, z[40]])}
     others = (empty("pretraining"), train, empty("validation"), test)
-    assert not guard(*others)["training", "test"]
-    assert guard(*others, features)["training", "test"].near == 1
+    assert not check_leaks(*others)["training", "test"]
+    assert check_leaks(*others, features)["training", "test"].near == 1
     wrong = {"training": z[:40], "test": np.stack([z[3], z[2]])}  # near to other scans only, whose pixels differ
-    assert not guard(*others, wrong)["training", "test"]
+    assert not check_leaks(*others, wrong)["training", "test"]
 
 
 # words
@@ -254,7 +254,7 @@ def test_neighbours_in_the_embedding_are_looked_at_too():
 
 def test_a_test_inside_pretraining_is_refused_in_one_line_with_the_numbers():
     seen = bare("pretraining", "aabbcc", "123456")
-    report = guard(seen, empty("training"), empty("validation"), bare("test", "bbc", "347"))
+    report = check_leaks(seen, empty("training"), empty("validation"), bare("test", "bbc", "347"))
     assert (
         report.refusal == "pretraining has seen 2 of the 2 test patients and 2 of the 3 test images (0 of them nearly)"
     )
@@ -265,16 +265,16 @@ def test_a_test_inside_pretraining_is_refused_in_one_line_with_the_numbers():
 
 def test_another_key_hides_patients_and_that_is_said():
     seen = bare("pretraining", "ab", "12", key="other")
-    report = guard(seen, bare("training", "ab", "34"), empty("validation"), bare("test", "a", "1"))
+    report = check_leaks(seen, bare("training", "ab", "34"), empty("validation"), bare("test", "a", "1"))
     assert report["pretraining", "test"].patients is None
     assert report["training", "test"].patients == 1
     assert "another key than pretraining: shared images are found, shared patients are not" in "\n".join(report.words())
-    clean = guard(seen, bare("training", "ab", "34"), empty("validation"), bare("test", "c", "5", key="key"))
+    clean = check_leaks(seen, bare("training", "ab", "34"), empty("validation"), bare("test", "c", "5", key="key"))
     assert clean.refusal == ""
 
 
 def test_training_and_validation_may_share_and_it_is_said_but_not_refused():
-    report = guard(
+    report = check_leaks(
         empty("pretraining"), bare("training", "ab", "12"), bare("validation", "ac", "13"), bare("test", "d", "4")
     )
     assert report.refusal == ""
@@ -304,7 +304,7 @@ def test_a_run_says_what_it_has_seen(ingested):
     store, run = ingested
     rows = store.rows("train")
     key = json.loads((run / "encoder.json").read_text())["key_id"]
-    seen, train = pretrained_on(run / "pretrained_on.parquet", key), scans_of("training", store, rows)
+    seen, train = read_pretrained_on(run / "pretrained_on.parquet", key), scan_set("training", store, rows)
     assert len(seen) == len(rows)
     for column in ("patient", "scan", "hash", "phash", "named"):
         np.testing.assert_array_equal(getattr(seen, column), getattr(train, column))
@@ -312,36 +312,36 @@ def test_a_run_says_what_it_has_seen(ingested):
     assert seen.key == train.key
     np.testing.assert_array_equal(train.edge, 50)
     np.testing.assert_allclose(train.image(1) * 255, store[rows[1]][0], atol=1e-3)
-    test = scans_of("test", store, store.rows("test"))
-    assert guard(seen, train, scans_of("validation", store, store.rows("val")), test).refusal == ""
+    test = scan_set("test", store, store.rows("test"))
+    assert check_leaks(seen, train, scan_set("validation", store, store.rows("val")), test).refusal == ""
     assert (
         f"{len(rows)} of the {len(rows)} test images"
-        in guard(seen, empty("training"), empty("validation"), dataclasses.replace(train, name="test")).refusal
+        in check_leaks(seen, empty("training"), empty("validation"), dataclasses.replace(train, name="test")).refusal
     )
 
 
 def test_pretraining_is_read_from_its_store_where_that_is_there(ingested, tmp_path):
     store, run = ingested
-    seen = pretrained_on(run / "pretrained_on.parquet", "key", store)
+    seen = read_pretrained_on(run / "pretrained_on.parquet", "key", store)
     x = seen.image(2)
-    np.testing.assert_array_equal(x, scans_of("training", store, store.rows("train")).image(2))
+    np.testing.assert_array_equal(x, scan_set("training", store, store.rows("train")).image(2))
     copy = dataclasses.replace(of("test", [moved(x, 1, 1) ** 1.2]), key="key")
-    assert guard(seen, empty("training"), empty("validation"), copy)["pretraining", "test"].near == 1
+    assert check_leaks(seen, empty("training"), empty("validation"), copy)["pretraining", "test"].near == 1
     assert (
-        guard(dataclasses.replace(seen, image=lambda i: None), empty("training"), empty("validation"), copy).refusal
+        check_leaks(dataclasses.replace(seen, image=lambda i: None), empty("training"), empty("validation"), copy).refusal
         == ""
     )
     less = Store.open(store, f"scan != '{seen.scan[2]}'")  # its scans may have gone since
-    assert pretrained_on(run / "pretrained_on.parquet", "key", less).edge.tolist().count(0) == 1
+    assert read_pretrained_on(run / "pretrained_on.parquet", "key", less).edge.tolist().count(0) == 1
     (tmp_path / "damaged.parquet").write_bytes(b"no")
     for name in ("damaged.parquet", "missing.parquet"):
         with pytest.raises(UserError, match=r"missing or damaged; pretrain again"):
-            pretrained_on(tmp_path / name, "key")
+            read_pretrained_on(tmp_path / name, "key")
 
 
 def test_of_a_volume_the_middle_slice_is_looked_at(tmp_path):
     np.savez(tmp_path / "v.npz", train_images=RNG.integers(0, 255, (2, 9, 20, 20), np.uint8))
     store = medssl.ingest(tmp_path / "v.npz", tmp_path / "store", key=tiny.secret(tmp_path / "key"))
-    part = scans_of("test", store, store.rows())
+    part = scan_set("test", store, store.rows())
     np.testing.assert_allclose(part.image(1) * 255, store[1][0, 4], atol=1e-3)
     assert part.edge.tolist() == [20, 20]

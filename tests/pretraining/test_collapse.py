@@ -18,13 +18,13 @@ from medssl.errors import UserError
 from medssl.evals.embed import embed_views, evaluating
 from medssl.evals.label_free.collapse import LIMITS, diagnose, evidence
 from medssl.methods.contrastive.simclr import SimCLR
-from medssl.pretraining.collapse_monitor import Monitor, silent_relus
+from medssl.pretraining.collapse_monitor import CollapseMonitor, silent_relus
 from medssl.rng import Key
-from medssl.runs.alarms import alarms_of, remember
+from medssl.runs.alarms import alarms_of, write_alarm
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
-from medssl.train.stop import Broken
+from medssl.train.stop import TrainingStopped
 
 HEALTHY = {
     "finite": 1.0, "length": 2.0, "dead": 0.0, "spread": 0.3, "rankme": 12.0, "rankme_of": 32.0, "common": 0.5,
@@ -224,7 +224,7 @@ def test_a_teacher_that_never_moves_is_named_and_its_batch_can_be_made_again(sto
 def test_stop_ends_the_run_and_says_so_again_when_asked_again(store, tmp_path):
     options = {"augment": "plain", "steps": 20, "monitor_every": 5, "save_every": 2} | SETTINGS
     for _ in range(2):
-        with pytest.raises(Broken, match="step 5: the two views of a scan are the same image"):
+        with pytest.raises(TrainingStopped, match="step 5: the two views of a scan are the same image"):
             medssl.pretrain(store, tmp_path / "run", on_collapse="stop", **options)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
@@ -253,14 +253,14 @@ def test_rollback_hands_over_the_last_look_without_an_alarm(store, tmp_path, cap
 
 
 def test_rollback_without_a_healthy_look_ends_with_words(store, tmp_path):
-    with pytest.raises(Broken, match="There was no healthy look before it"):
+    with pytest.raises(TrainingStopped, match="There was no healthy look before it"):
         medssl.pretrain(
             store, tmp_path / "run", augment="plain", steps=4, monitor_every=2, on_collapse="rollback", **SETTINGS
         )
 
 
 def test_a_loss_that_breaks_inside_a_step_is_an_alarm_too(store, tmp_path):
-    with pytest.raises(Broken, match="is not finite; nothing was updated"):
+    with pytest.raises(TrainingStopped, match="is not finite; nothing was updated"):
         medssl.pretrain(store, tmp_path / "run", steps=6, lr=1e30, warmup=0.0, monitor_every=100, **SETTINGS)
     (alarm,) = alarms_of(tmp_path / "run")
     assert alarm["cause"] == "not finite"
@@ -270,7 +270,7 @@ def test_a_loss_that_breaks_inside_a_step_is_an_alarm_too(store, tmp_path):
 
 def test_what_a_killed_run_said_of_later_steps_goes(tmp_path):
     for step, cause in ((10, "constant"), (20, "no gradient"), (15, "chance"), (30, "constant")):
-        remember(tmp_path, {"step": step, "cause": cause})
+        write_alarm(tmp_path, {"step": step, "cause": cause})
     assert [(a["step"], a["cause"]) for a in alarms_of(tmp_path)] == [(10, "constant"), (15, "chance")]
     (tmp_path / "alarm.json").write_text("[")
     with pytest.raises(UserError, match=r"alarm\.json is damaged"):
@@ -287,7 +287,7 @@ def test_the_same_state_is_looked_at_in_the_same_way(store, tmp_path):
     with torch.no_grad():
         for p in trained.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
-    looks = [Monitor(store, canvas, recipe, untrained, resolved, "cpu", tmp_path)(trained, row) for _ in range(2)]
+    looks = [CollapseMonitor(store, canvas, recipe, untrained, resolved, "cpu", tmp_path)(trained, row) for _ in range(2)]
     assert json.dumps(looks[0]) == json.dumps(looks[1])
     assert {"rankme", "alignment", "two_nn", "sigreg", "knn_auroc", "seen"} <= set(looks[0])
     assert set(looks[0]["seen"]) >= set(LIMITS) - {"chance"}

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
 
 from medssl.readers import image
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.reject_codes import CODES
 from medssl.readers.scan import Scan, Unreadable
 
-ALIAS = Alias(bytes(32))
+ALIAS = Pseudonyms(bytes(32))
 X = np.random.default_rng(0).integers(0, 256, (5, 8, 3), np.uint8)
 GREY = X[..., 0]
 DEEP = np.random.default_rng(1).integers(0, 1 << 16, (5, 8), np.uint16)

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.readers import nifti
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.reject_codes import CODES
 from medssl.readers.scan import Scan, Unreadable
 
-ALIAS = Alias(bytes(32))
+ALIAS = Pseudonyms(bytes(32))
 VOXELS = np.random.default_rng(0).integers(-900, 900, (4, 5, 6)).astype(np.int16)
 
 

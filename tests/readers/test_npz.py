@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.readers import npz
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.reject_codes import CODES
 from medssl.readers.scan import Scan, Unreadable
 
-ALIAS = Alias(bytes(32))
+ALIAS = Pseudonyms(bytes(32))
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 7), np.uint8)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medssl.errors import UserError
-from medssl.readers.pseudonyms import Alias, open_key
+from medssl.readers.pseudonyms import Pseudonyms, open_key
 
 KEY = bytes(range(32))
 BASE32 = set(string.ascii_lowercase + "234567")
@@ -19,18 +19,18 @@ def test_pseudonym_is_the_documented_hmac():
     bits = int.from_bytes(digest, "big") >> (256 - 26 * 5)
     letters = string.ascii_lowercase + "234567"
     expected = "".join(letters[bits >> 5 * (25 - i) & 31] for i in range(26))
-    assert Alias(KEY).alias("patient", b"hospital|4711") == expected
+    assert Pseudonyms(KEY).alias("patient", b"hospital|4711") == expected
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_pseudonyms_differ_by_value_domain_and_key(a, b):
-    alias = Alias(KEY)
+    alias = Pseudonyms(KEY)
     one = alias.alias("patient", a)
     assert len(one) == 26
     assert set(one) <= BASE32
-    assert one == Alias(KEY).alias("patient", a)
+    assert one == Pseudonyms(KEY).alias("patient", a)
     assert one != alias.alias("study", a)
-    assert one != Alias(b"x" * 32).alias("patient", a)
+    assert one != Pseudonyms(b"x" * 32).alias("patient", a)
     assert (one == alias.alias("patient", b)) == (_nfc(a) == _nfc(b))
 
 
@@ -41,11 +41,11 @@ def _nfc(text):
 
 
 def test_composed_and_decomposed_hangul_are_one_name():
-    assert Alias(KEY).alias("scan", "한글") == Alias(KEY).alias("scan", "한글")
+    assert Pseudonyms(KEY).alias("scan", "한글") == Pseudonyms(KEY).alias("scan", "한글")
 
 
 def test_split_fractions_are_uniform_and_fixed():
-    alias = Alias(KEY)
+    alias = Pseudonyms(KEY)
     u = [alias.split_fraction(alias.alias("patient", str(i))) for i in range(2000)]
     assert all(0 <= v < 1 for v in u)
     for k in range(10):  # six standard deviations of a binomial of 2000 draws
@@ -65,7 +65,7 @@ def test_key_file_is_made_once_private_and_reused(tmp_path):
 
 
 def test_key_never_shows(tmp_path):
-    alias = Alias(KEY)
+    alias = Pseudonyms(KEY)
     assert KEY.hex() not in repr(alias) + alias.key_id
     assert alias.key_id in repr(alias)
 
@@ -87,7 +87,7 @@ def test_a_link_is_no_key_file(tmp_path):
 
 
 def test_a_patient_is_the_same_from_a_header_and_from_a_table():
-    alias = Alias(KEY)
+    alias = Pseudonyms(KEY)
     assert alias.patient(b"P0 \0") == alias.patient(" P0") == alias.patient("P0", " ") == alias.alias("patient", "P0")
     assert alias.patient(b"P0", b"H1 ") == alias.patient("P0", "H1") == alias.patient("H1|P0") != alias.patient("P0")
     assert alias.patient(_nfc("환자").encode()) == alias.patient("환자")

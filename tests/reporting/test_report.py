@@ -20,7 +20,7 @@ from PIL import Image
 from medssl.errors import UserError
 from medssl.evals.label_free.quality import MEASURES
 from medssl.ingest.writer import StoreWriter
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
 from medssl.reporting import plots, words
 from medssl.reporting.embeddings import neighbours, read_embeddings
@@ -33,7 +33,7 @@ N, PER_PATIENT = 60, 2
 
 
 def make_store(path: Path, dims: int = 2) -> Store:
-    alias, rng = Alias(b"k" * 32), np.random.default_rng(0)
+    alias, rng = Pseudonyms(b"k" * 32), np.random.default_rng(0)
     shape = (1, 24, 20) if dims == 2 else (1, 6, 12, 10)
     with StoreWriter(path, alias) as writer:
         for i in range(N):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medssl.errors import UserError
-from medssl.runs.predictions import Entry, Predictions, of_run, same_scans
+from medssl.runs.predictions import TableRow, Predictions, of_run, same_scans
 
 ABOUT = {
     "command": "probe",
@@ -23,7 +23,7 @@ def made(order=None, about=None, n=6):
     order = np.arange(n) if order is None else np.asarray(order)
     p = rng.random((n, 2))
     y = np.arange(n) % 2
-    entries = [Entry("run", "linear", [p[order], p[order] / 2]), Entry("PCA", "linear", [p[order]], "10 %")]
+    entries = [TableRow("run", "linear", [p[order], p[order] / 2]), TableRow("PCA", "linear", [p[order]], "10 %")]
     scan, patient = np.array([f"s{i}" for i in range(n)]), np.array([f"p{i // 2}" for i in range(n)])
     return Predictions(ABOUT | (about or {}), scan[order], patient[order], y[order], entries)
 

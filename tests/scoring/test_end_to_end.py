@@ -16,7 +16,7 @@ import medssl
 import tiny
 from conftest import ROOT
 from medssl.errors import UserError
-from medssl.scoring.targets import Part, target_of
+from medssl.scoring.targets import Subset, resolve_target
 from medssl.synthetic.cohort import planted, write_cohort
 
 PATIENTS, SEED = 60, 3
@@ -157,7 +157,7 @@ def test_the_positive_class_is_the_one_named(made):
     for value in ("yes", "no"):
         result = medssl.probe(run, store, "lesion", positive=value, baselines=[])
         assert result["classes"] == [f"not {value}", value]
-        asked = Part.of(target_of(store, store.rows("train"), "lesion", positive=value), store, rows)
+        asked = Subset.of(resolve_target(store, store.rows("train"), "lesion", positive=value), store, rows)
         assert ((asked.y == 1) == (truth == value)).all()
     with pytest.raises(UserError, match="no training scan has lesion=maybe"):
         medssl.probe(run, store, "lesion", positive="maybe", baselines=[])

@@ -16,7 +16,7 @@ from medssl.evals.stats.bootstrap import score
 from medssl.reporting.use import use
 from medssl.runs.predictions import of_run
 from medssl.scoring import baselines
-from medssl.scoring.baselines import Entrants
+from medssl.scoring.baselines import FeatureSources
 from medssl.synthetic.cohort import person, write_cohort
 
 SEED, COLUMNS = 3, ("lesion", "found", "grade", "brightness", "days", "died")
@@ -149,7 +149,7 @@ def test_neighbours_are_those_of_the_features(made):
     """The command's predictions are the function's on the run's own features: no scan is mixed up on the way."""
     _, store, run = made
     medssl.knn(run, store.path, "lesion", k=5, baselines=[])
-    entrants, question = Entrants.of(run, store.path, "lesion", "cpu")
+    entrants, question = FeatureSources.of(run, store.path, "lesion", "cpu")
     source, train, test = entrants.of_run(), question.train, question.test
     x, x_test = source(store, train.rows), source(store, test.rows)
     expected = knn_probe(x, train.y, train.patient, x_test, test.patient, 2, k=5)
@@ -162,7 +162,7 @@ def test_retrieval_is_averaged_over_queries_with_their_patients(made):
     _, store, run = made
     result = medssl.retrieve(run, store.path, "lesion", gallery="test", baselines=["raw pixels"])
     assert {r["reader"] for r in result["rows"]} == {"MAP@R", "R-precision", "P@1"}
-    entrants, question = Entrants.of(run, store.path, "lesion", "cpu")
+    entrants, question = FeatureSources.of(run, store.path, "lesion", "cpu")
     test = question.test
     expected = retrieve(entrants.of_run()(store, test.rows), test.y, test.patient)
     row = next(r for r in result["rows"] if (r["features"], r["reader"]) == ("simclr cnn", "MAP@R"))
@@ -193,7 +193,7 @@ def test_what_is_lost_elsewhere_is_home_minus_there(made, tmp_path):
 
 def test_kept_features_are_used_and_a_damaged_copy_is_made_anew(made):
     _, store, run = made
-    entrants, question = Entrants.of(run, store.path, "lesion", "cpu")
+    entrants, question = FeatureSources.of(run, store.path, "lesion", "cpu")
     rows = question.test.rows
     first = entrants.frozen("PCA")(store, rows)
     calls = []

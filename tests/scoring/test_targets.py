@@ -9,7 +9,7 @@ from PIL import Image
 import medssl
 import tiny
 from medssl.errors import UserError
-from medssl.scoring.targets import Part, target_of, values
+from medssl.scoring.targets import Subset, resolve_target, values
 
 FINDINGS = ["none", "fluid", "fluid|nodule", "nodule"]
 COLUMNS = ("lesion", "found", "grade", "volume", "days", "died", "odd", "same")
@@ -51,8 +51,8 @@ def store(tmp_path_factory):
 
 
 def part(store, names, split="train", **kwargs):
-    target = target_of(store, store.rows("train"), names, **kwargs)
-    return target, Part.of(target, store, store.rows(split))
+    target = resolve_target(store, store.rows("train"), names, **kwargs)
+    return target, Subset.of(target, store, store.rows(split))
 
 
 def truth_of(store, name, p):

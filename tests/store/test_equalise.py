@@ -15,9 +15,9 @@ import tiny
 from medssl.encoders.export import load_encoder
 from medssl.errors import UserError
 from medssl.runs.run_folder import Run
-from medssl.scoring.baselines import FROZEN, Entrants
+from medssl.scoring.baselines import FROZEN, FeatureSources
 from medssl.store.equalise import MEAN, STD, equalised
-from medssl.store.resampled import as_trained
+from medssl.store.resampled import resampled_for_encoder
 from medssl.store.store import Store
 
 SHAPES = st.sampled_from([(1, 6, 7), (3, 4, 5), (1, 3, 4, 5)])
@@ -80,7 +80,7 @@ def test_features_do_not_follow_the_contrast_curve(hospitals):
     moved = {}
     for equalise in (False, True):
         run = run_on(hospitals, f"run {equalise}", equalise)
-        entrants = Entrants(Run(run), Run(run).finished(), load_encoder(run)[1], a, "cpu")
+        entrants = FeatureSources(Run(run), Run(run).finished(), load_encoder(run)[1], a, "cpu")
         for name, source in entrants.all(FROZEN):
             x, y = source(a, rows), source(b, rows)
             moved[name, equalise] = np.abs(x - y).mean() / x.std(0).mean()
@@ -93,7 +93,7 @@ def test_the_card_says_what_ranks_are_standardised_with(hospitals):
     run = run_on(hospitals, "run card", True)
     card = json.loads((run / "encoder.json").read_text())
     assert (card["equalise"], card["mean"], card["std"]) == (True, MEAN, STD)
-    canvas = as_trained(Store.open(hospitals / "b"), card)
+    canvas = resampled_for_encoder(Store.open(hospitals / "b"), card)
     assert (canvas.mean, canvas.std, canvas.array.dtype) == (MEAN, STD, np.uint8)
     assert set(canvas.low) == {0.0}
     assert set(canvas.high) == {255.0}

@@ -15,13 +15,13 @@ from torchvision.transforms.v2.functional import resize
 import medssl.store.resampled as canvas_module
 from medssl.errors import UserError
 from medssl.ingest.writer import StoreWriter
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan
 from medssl.store.store import Store
 
 
 def make(out, arrays, spacings=None, **options):
-    with StoreWriter(out, Alias(b"k" * 32), **options) as writer:
+    with StoreWriter(out, Pseudonyms(b"k" * 32), **options) as writer:
         for i, x in enumerate(arrays):
             spacing = spacings[i] if spacings else None
             writer.add(Scan(x, scan=f"s{i}", patient=f"p{i}", spacing=spacing), f"{i}")

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medssl.errors import UserError
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.store.splits import SPLITS, assign, empty_splits, leaks, torn
 
-ALIAS = Alias(b"k" * 32)
+ALIAS = Pseudonyms(b"k" * 32)
 patients = st.lists(st.text("abcdef", min_size=1, max_size=3), max_size=40)
 
 
@@ -40,7 +40,7 @@ def test_proportions_and_key():
     splits = assign(people, ALIAS)
     for split, share in (("train", 0.7), ("val", 0.1), ("test", 0.2)):
         assert splits.count(split) / len(people) == pytest.approx(share, abs=0.01)
-    assert assign(people, Alias(b"q" * 32)) != splits
+    assert assign(people, Pseudonyms(b"q" * 32)) != splits
 
 
 def test_a_torn_patient_is_named_by_row_and_never_by_id():

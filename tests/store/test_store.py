@@ -16,11 +16,11 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 import medssl.ingest.writer as write
 from medssl.errors import UserError
 from medssl.ingest.writer import StoreWriter
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
 from medssl.store.store import Store
 
-ALIAS = Alias(b"k" * 32)
+ALIAS = Pseudonyms(b"k" * 32)
 DTYPES = ["uint8", "int16", "uint16", "float32"]
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from medssl.errors import UserError
 from medssl.readers.dicom import reader
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Unreadable
 from medssl.readers.walk import open_file, sniff, walk
 from medssl.synthetic.cohort import BROKEN, LUNG, NODULE, SCANNERS, draw, outlines, person, planted, write_cohort
@@ -33,7 +33,7 @@ def ingested(cohort):
             try:
                 if sniff(stream) != "dicom":
                     raise Unreadable("NOT_A_SCAN", "")
-                scans += reader.read(stream, file.name, Alias(b"k" * 32), file.name)
+                scans += reader.read(stream, file.name, Pseudonyms(b"k" * 32), file.name)
             except Unreadable as why:
                 rejects[file.name] = why.code
     return scans, rejects

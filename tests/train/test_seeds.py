@@ -16,13 +16,13 @@ from medssl.encoders.mlp import MLP
 from medssl.errors import UserError
 from medssl.losses import target_losses
 from medssl.rng import Key
-from medssl.store.resampled import Canvas
+from medssl.store.resampled import ResampledScans
 from medssl.tasks.supervised import Supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
 from medssl.train.seeds import train_seeds
-from medssl.train.stop import Broken
+from medssl.train.stop import TrainingStopped
 
 SEEDS, STEPS, BATCH = [3, 1 << 40, 7], 12, 16
 LABELS = np.arange(48) % 2
@@ -153,10 +153,10 @@ def test_a_seed_that_breaks_is_named_and_nothing_is_updated():
     broken = min(firsts[1] - firsts[0] - firsts[2])
     array = canvas.array.astype(np.float32)
     array[broken, 0, 3, 3] = np.nan
-    canvas = Canvas(array, canvas.low, canvas.high, canvas.mean, canvas.std, canvas.size)
+    canvas = ResampledScans(array, canvas.low, canvas.high, canvas.mean, canvas.std, canvas.size)
     many = [method("supervised", s) for s in range(3)]
     start = copy.deepcopy(many)
-    with pytest.raises(Broken, match=rf"step 0: seeds \[{SEEDS[1]}\] are not finite"):
+    with pytest.raises(TrainingStopped, match=rf"step 0: seeds \[{SEEDS[1]}\] are not finite"):
         together(many, canvas=canvas)
     assert all(distance(a, b) == 0 for a, b in zip(many, start, strict=True))
 

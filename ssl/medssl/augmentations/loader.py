@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from medssl import rng
 from medssl.augmentations.recipes import Recipe
 from medssl.errors import UserError
-from medssl.store.resampled import Canvas
+from medssl.store.resampled import ResampledScans
 
-Raw = dict[str, Tensor]
+RawBatch = dict[str, Tensor]
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -53,16 +53,16 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         return self.stop - self.start
 
 
-class RawScans(Dataset[Raw]):
+class RawScans(Dataset[RawBatch]):
     """A canvas read a batch at a time. `targets`: (N, …) by row of the canvas, given out as int64 or, of floats, float32."""
 
-    def __init__(self, canvas: Canvas, targets: np.ndarray | None = None):
+    def __init__(self, canvas: ResampledScans, targets: np.ndarray | None = None):
         self.canvas, self.targets = canvas, targets
 
     def __len__(self) -> int:
         return len(self.canvas.array)
 
-    def __getitems__(self, pairs: list[tuple[int, int]]) -> Raw:
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> RawBatch:
         """(row, epoch) pairs -> image (B, C, *S) in the canvas's type (uint16 as int32), low, high, scan, epoch, …"""
         rows, epochs = np.array(pairs, dtype=np.int64).T
         image = np.asarray(self.canvas.array[rows])
@@ -89,7 +89,7 @@ def _leave_signals_to_the_loop(worker: int) -> None:
 
 
 def loader(
-    canvas: Canvas,
+    canvas: ResampledScans,
     rows: np.ndarray,
     batch: int,
     start: int,
@@ -99,7 +99,7 @@ def loader(
     world: int = 1,
     workers: int = 0,
     targets: np.ndarray | None = None,
-) -> DataLoader[Raw]:
+) -> DataLoader[RawBatch]:
     """Raw batches of steps [start, stop): the same for any number of workers. `batch` is over all ranks."""
     return DataLoader(
         RawScans(canvas, targets),
@@ -114,14 +114,14 @@ def loader(
     )
 
 
-def unit(raw: Raw) -> Tensor:
+def to_unit_range(raw: RawBatch) -> Tensor:
     """(B, C, *S) float32 in [0, 1]: the window [low, high] of each scan. A scan without a width comes out 0."""
     x = raw["image"].float()
     low, high = (raw[k].view(-1, *[1] * (x.ndim - 1)) for k in ("low", "high"))
     return (x - low).div_(torch.where(high > low, high - low, 1.0)).clamp_(0, 1)
 
 
-def target_of(raw: Raw, recipe: Recipe, key: rng.Key) -> Tensor:
+def batch_target(raw: RawBatch, recipe: Recipe, key: rng.Key) -> Tensor:
     """The truth of a raw batch: what is known of whole scans as it is, a mask (B, *S) as view 0 shows it, (B, *size)."""
     target = raw["target"]
     if target.ndim <= 2:
@@ -131,7 +131,7 @@ def target_of(raw: Raw, recipe: Recipe, key: rng.Key) -> Tensor:
 
 
 def make_views(
-    raw: Raw, recipe: Recipe, n_views: int, seed: int | Tensor, mean: float, std: float
+    raw: RawBatch, recipe: Recipe, n_views: int, seed: int | Tensor, mean: float, std: float
 ) -> tuple[list[Tensor], rng.Key]:
     """Views 0 … n_views - 1 of a raw batch, each (B, C, *size) float32 and (unit - mean) / std, and the batch's key.
 
@@ -139,5 +139,5 @@ def make_views(
     """
     key = rng.Key(seed, raw["epoch"], raw["scan"])
     with torch.no_grad(), torch.autocast(raw["image"].device.type, enabled=False):
-        x = unit(raw)
+        x = to_unit_range(raw)
         return [recipe(x, key, view).sub(mean).div_(std) for view in range(n_views)], key

@@ -120,7 +120,7 @@ def resnet(channels: int, size: tuple[int, ...], model: str = "resnet18", pretra
     return ResNet3d(channels, size, model)
 
 
-def at_hand(model: str) -> bool:
+def weights_available(model: str) -> bool:
     """Whether timm's weights of `model` are on this machine, so that `pretrained` need not fetch them."""
     about = get_pretrained_cfg(model)
     if about is None or not about.hf_hub_id:

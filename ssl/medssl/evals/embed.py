@@ -9,22 +9,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from medssl.augmentations.loader import RawScans, make_views, unit
+from medssl.augmentations.loader import RawScans, make_views, to_unit_range
 from medssl.augmentations.recipes import Recipe
 from medssl.progress import Progress
-from medssl.store.resampled import Canvas
+from medssl.store.resampled import ResampledScans
 
 
-def standardised(canvas: Canvas, rows: NDArray[np.int64], device: torch.device | str = "cpu") -> Tensor:
+def standardised(canvas: ResampledScans, rows: NDArray[np.int64], device: torch.device | str = "cpu") -> Tensor:
     """(B, C, *size) float32 on `device`, as in training but for the augmentation: unit range, minus mean, over std."""
     raw = {"image": canvas.array[rows], "low": canvas.low[rows], "high": canvas.high[rows]}
     return (
-        unit({k: torch.from_numpy(np.ascontiguousarray(v)).to(device) for k, v in raw.items()}) - canvas.mean
+        to_unit_range({k: torch.from_numpy(np.ascontiguousarray(v)).to(device) for k, v in raw.items()}) - canvas.mean
     ) / canvas.std
 
 
 def views_of(
-    canvas: Canvas, rows: NDArray[np.int64], recipe: Recipe, views: int, seed: int, device: torch.device | str = "cpu"
+    canvas: ResampledScans, rows: NDArray[np.int64], recipe: Recipe, views: int, seed: int, device: torch.device | str = "cpu"
 ) -> list[Tensor]:
     """`views` tensors (B, C, *size) float32 on `device`: what training would see of the scans `rows` in epoch 0 of `seed`."""
     raw = RawScans(canvas).__getitems__([(int(row), 0) for row in rows])
@@ -60,7 +60,7 @@ def evaluating(module: nn.Module, device: torch.device | str = "cpu", as_trainin
 
 def embed(
     encoder: nn.Module,
-    canvas: Canvas,
+    canvas: ResampledScans,
     rows: NDArray[np.int64],
     *,
     batch: int = 256,
@@ -86,7 +86,7 @@ def embed(
 
 def embed_views(
     encoder: nn.Module,
-    canvas: Canvas,
+    canvas: ResampledScans,
     rows: NDArray[np.int64],
     recipe: Recipe,
     views: int,

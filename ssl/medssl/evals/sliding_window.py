@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medssl.augmentations.loader import unit
+from medssl.augmentations.loader import to_unit_range
 from medssl.resample import apply_axes, axis_weights
 from medssl.store.resampled import box, dtype_of, place, values_of, window_of
 from medssl.store.store import Store
@@ -86,7 +86,7 @@ class Grid:
         starts, extents = box(shape, voxel, whole, self.spacing)
         low, high = (end[[row]] for end in self.window)
         placed = place(values_of(self.store, row, self.equalise)[None], low, whole, starts, extents, self.dtype)
-        x = unit(
+        x = to_unit_range(
             {
                 "image": torch.from_numpy(placed.astype(np.float32)),
                 "low": torch.from_numpy(low),

@@ -15,7 +15,7 @@ from medssl.errors import UserError
 from medssl.ingest.allow_list import FACT, FACTS, LABEL, LONGEST, PATIENT, allowed, decoded, many, squash
 from medssl.ingest.label_table import told
 from medssl.ingest.path_match import bare, is_image, pair, shape
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Unreadable
 
 LARGEST = 16 << 20  # bytes
@@ -47,7 +47,7 @@ class Sidecars:
     """
 
     def __init__(
-        self, alias: Alias, pattern: str = "auto", keys: Mapping[str, str] | None = None, targets: Sequence[str] = ()
+        self, alias: Pseudonyms, pattern: str = "auto", keys: Mapping[str, str] | None = None, targets: Sequence[str] = ()
     ):
         self.alias = alias
         self.pattern = None if pattern.casefold() in {"auto", "true"} else _pattern(pattern)

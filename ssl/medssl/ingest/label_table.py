@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from medssl.errors import UserError, nearest
 from medssl.ingest.allow_list import FACT, FACTS, FILE, LABEL, PATIENT, decoded, many, squash, squashed, words
 from medssl.ingest.path_match import PART, match, normal, shape
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.store.splits import SPLITS
 
 SPLIT_WORDS = {s: s for s in SPLITS} | {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
@@ -34,7 +34,7 @@ class Labels:
         repeated: lines that say again what an earlier one said.
     """
 
-    alias: Alias
+    alias: Pseudonyms
     rows: list[dict[str, Any]] = field(default_factory=list)
     files: list[str] | None = None
     folders: bool = False
@@ -105,7 +105,7 @@ class Labels:
 
 def read_labels(
     source: Path | str | None,
-    alias: Alias,
+    alias: Pseudonyms,
     targets: Sequence[str] = (),
     patient: str | None = None,
     paths: Iterable[str] = (),
@@ -165,7 +165,7 @@ class _Columns(NamedTuple):
         return {self.file, self.patient, self.split, self.site, *self.labels, *self.facts}
 
 
-def _table(path: Path, alias: Alias, targets: Sequence[str], pattern: re.Pattern[str] | None) -> Labels:
+def _table(path: Path, alias: Pseudonyms, targets: Sequence[str], pattern: re.Pattern[str] | None) -> Labels:
     header, cells = _read(path)
     columns = _columns(path, header, cells, targets)
     if columns.file is not None and pattern:
@@ -246,7 +246,7 @@ def told(scan: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _row(cell: list[str], columns: _Columns, alias: Alias) -> dict[str, Any]:
+def _row(cell: list[str], columns: _Columns, alias: Pseudonyms) -> dict[str, Any]:
     row: dict[str, Any] = {f"label:{name}": cell[i] or None for i, name in columns.labels.items()}
     row |= {f"fact:{name}": v for i, name in columns.facts.items() if (v := FACTS[name](cell[i])) is not None}
     if columns.split is not None and cell[columns.split]:

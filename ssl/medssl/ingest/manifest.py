@@ -22,7 +22,7 @@ from medssl.ingest.mask_pairing import LABEL_MAP, Pairs, are_labels, label_maps,
 from medssl.ingest.path_match import match
 from medssl.leakage import rendition
 from medssl.leakage.groups import confirmed, groups, identities
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.reject_codes import CODES
 from medssl.store.intensity import unit
 from medssl.store.schema import COLUMNS, MASK, Row
@@ -71,9 +71,9 @@ class Settled:
     report: list[str] = field(default_factory=list)
 
 
-def settle(
+def build_manifest(
     rows: Callable[[], Iterator[Found]],
-    alias: Alias,
+    alias: Pseudonyms,
     folder: Path,
     released: Mapping[str, Mapping[str, str]],
     table: Labels | None = None,
@@ -185,7 +185,7 @@ def _note(extra: dict[str, bool], row: Row) -> None:
             extra[name] = extra.get(name, True) and number
 
 
-def _copies(slim: list[Row], at: list[_At], alias: Alias) -> list[Row]:
+def _copies(slim: list[Row], at: list[_At], alias: Pseudonyms) -> list[Row]:
     """Empties rows that are copies of another; scans that share a pseudonym but not their pixels get new ones.
 
     An identifier that returns with other pixels is a broken anonymiser's work: the pixels then are part of the identity.

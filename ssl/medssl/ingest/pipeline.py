@@ -9,11 +9,11 @@ from typing import Any
 from medssl.files import disk_errors
 from medssl.ingest.json_sidecars import LARGEST, Sidecars
 from medssl.ingest.ledger import Ledger
-from medssl.ingest.supervisor import Event, Supervisor, Task
-from medssl.ingest.writer import Draft
+from medssl.ingest.supervisor import Event, WorkerPool, Task
+from medssl.ingest.writer import StagedStore
 from medssl.progress import Progress
 from medssl.readers.dicom import series
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.reject_codes import CODES
 from medssl.readers.scan import Slice, Unreadable
 from medssl.readers.walk import File, open_file, walk
@@ -34,7 +34,7 @@ class Reading:
         alias: the project's pseudonyms.
     """
 
-    def __init__(self, ledger: Ledger, draft: Draft, alias: Alias):
+    def __init__(self, ledger: Ledger, draft: StagedStore, alias: Pseudonyms):
         self.ledger, self.draft, self.alias = ledger, draft, alias
         self.saved = time.monotonic()
         self.left_out = 0
@@ -72,7 +72,7 @@ class Reading:
             self.ledger.reject(pseudonym, "", why.code, "walk", str(why))
             self.ledger.read(pseudonym)
 
-    def read(self, children: Supervisor) -> None:
+    def read(self, children: WorkerPool) -> None:
         """Reads every file that is new: images and whole volumes are packed at once, slices are noted."""
         n, _ = self.ledger.count_unread()
         self.left_out = self.ledger.count_rejects()
@@ -148,7 +148,7 @@ class Reading:
             file = self.ledger.file(event.task.about)
             self.ledger.killed(_content(file), file.size)
 
-    def stack(self, children: Supervisor) -> None:
+    def stack(self, children: WorkerPool) -> None:
         """Divides slices into volumes and builds these; without the slices that turn out to be unreadable, again."""
         deaths: dict[str, int] = {}
         groups = [group for group, _ in self.ledger.groups()]
@@ -160,7 +160,7 @@ class Reading:
             groups = sorted(self._build(children, deaths))
         self.save(now=True)
 
-    def _plan(self, group: str, children: Supervisor) -> None:
+    def _plan(self, group: str, children: WorkerPool) -> None:
         self.ledger.start_plan(group)
         slices = self.ledger.slices(group)
         if not slices:
@@ -176,7 +176,7 @@ class Reading:
             name = hashlib.blake2b("|".join(words).encode(), digest_size=16).hexdigest()
             self.ledger.plan(name, group, files, facts)
 
-    def _digests(self, slices: list[Slice], children: Supervisor) -> dict[str, str]:
+    def _digests(self, slices: list[Slice], children: WorkerPool) -> dict[str, str]:
         files = {s.file: vars(self.ledger.file(s.file)) for s in slices}
         message = {"digest": [s.as_dict() for s in slices], "files": files}
         found: dict[str, str] = {}
@@ -184,7 +184,7 @@ class Reading:
             found |= event.message.get("digests", {})
         return {s.file: found.get(s.file, s.file) for s in slices}  # unknown is equal to nothing
 
-    def _build(self, children: Supervisor, deaths: dict[str, int]) -> set[str]:
+    def _build(self, children: WorkerPool, deaths: dict[str, int]) -> set[str]:
         """Builds what is planned. Returns the groups that must be divided again because slices turned out bad."""
         todo = self.ledger.unbuilt()
         again: set[str] = set()

@@ -58,7 +58,7 @@ class Event:
         return bool(self.death) or "end" in self.message
 
 
-class Supervisor:
+class WorkerPool:
     """`with Supervisor(4, hello) as children: for event in children.run(tasks): …`.
 
     Args:
@@ -123,7 +123,7 @@ class Supervisor:
 class _Child:
     """One process at a time, and the thread that talks to it."""
 
-    def __init__(self, owner: Supervisor):
+    def __init__(self, owner: WorkerPool):
         self.owner = owner
         self.process: subprocess.Popen[bytes] | None = None
         self.deadline = float("inf")

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 from medssl.ingest.supervisor import Message, limit, receive, send
 from medssl.readers import image, nifti, npz
 from medssl.readers.dicom import reader
-from medssl.readers.pseudonyms import Alias
-from medssl.readers.quiet import quiet
+from medssl.readers.pseudonyms import Pseudonyms
+from medssl.readers.quiet import silenced
 from medssl.readers.scan import Scan, Slice, Unreadable
 from medssl.readers.values import named_label
 from medssl.readers.walk import File, open_file, sniff
@@ -30,7 +30,7 @@ class Worker:
 
     def __init__(self, answers: BinaryIO, hello: Message):
         self.answers = answers
-        self.alias, self.recipe, self.out = Alias(bytes.fromhex(hello["key"])), hello["recipe"], Path(hello["out"])
+        self.alias, self.recipe, self.out = Pseudonyms(bytes.fromhex(hello["key"])), hello["recipe"], Path(hello["out"])
 
     def do(self, message: Message) -> None:
         """One task, and the word that it is over."""
@@ -173,7 +173,7 @@ def main() -> None:
         limit(int(hello["memory"]))
         worker = Worker(answers, hello)
         send(answers, {"ready": True})
-        with quiet():
+        with silenced():
             while True:
                 worker.do(receive(asks)[0])
     except (EOFError, BrokenPipeError):

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from medssl.errors import UserError
 from medssl.files import disk_errors
 from medssl.ingest.ledger import Address, Ledger
-from medssl.ingest.manifest import Found, Settled, settle
-from medssl.readers.pseudonyms import Alias
+from medssl.ingest.manifest import Found, Settled, build_manifest
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
 from medssl.store.chunks import pack
 from medssl.store.intensity import check
@@ -31,7 +31,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
-class Draft:
+class StagedStore:
     """The folder `.NAME.part` beside a store that is being written. Only one process at a time may have it.
 
     Args:
@@ -150,7 +150,7 @@ class Draft:
         for file, end in ends.items():
             assert (self.folder / file).stat().st_size >= end, file
 
-    def publish(self, settled: Settled, rejects: Iterator[Row], alias: Alias, recipe: str) -> Store:
+    def publish(self, settled: Settled, rejects: Iterator[Row], alias: Pseudonyms, recipe: str) -> Store:
         """Writes the manifest and moves the whole to `out`; an old store there stays until then."""
         with disk_errors(self.out):
             self.flush()
@@ -218,10 +218,10 @@ class StoreWriter:
         overwrite: replace a store at `out`.
     """
 
-    def __init__(self, out: str | Path, alias: Alias, recipe: str = "auto", overwrite: bool = False):
+    def __init__(self, out: str | Path, alias: Pseudonyms, recipe: str = "auto", overwrite: bool = False):
         self.alias, self.recipe = alias, check(recipe)
         check_out(Path(out).absolute(), overwrite)
-        self.draft = Draft(Path(out))
+        self.draft = StagedStore(Path(out))
         self.found: list[Found] = []
         self.rejects: list[Row] = []
 
@@ -264,7 +264,7 @@ class StoreWriter:
         if not self.found:
             raise UserError(f"no scan was added; nothing was written to {self.draft.out}")
         self.draft.sync()
-        settled = settle(lambda: iter(self.found), self.alias, self.draft.folder, {})
+        settled = build_manifest(lambda: iter(self.found), self.alias, self.draft.folder, {})
         self.rejects += settled.rejects
         return self.draft.publish(settled, iter(self.rejects), self.alias, self.recipe)
 

@@ -101,7 +101,7 @@ class Report:
         return {"pairs": [asdict(pair) for pair in self.pairs], "unknown": list(self.unknown), "refusal": self.refusal}
 
 
-def guard(
+def check_leaks(
     pretrained: Scans,
     train: Scans,
     val: Scans,
@@ -169,7 +169,7 @@ def _unknown(pretrained: Scans, train: Scans, test: Scans, images: Images) -> li
     return lines
 
 
-def scans_of(name: str, store: Store, rows: np.ndarray) -> Scans:
+def scan_set(name: str, store: Store, rows: np.ndarray) -> Scans:
     """The scans `rows` of a store under a name: "training", "validation" or "test"."""
     patient, scan, content, phash = (store.column(c)[rows].astype(str) for c in WORDS)
     edge = np.array([max(shape[-2:]) for shape in store.column("shape")[rows]], np.int64)
@@ -179,7 +179,7 @@ def scans_of(name: str, store: Store, rows: np.ndarray) -> Scans:
     )
 
 
-def pretrained_on(path: Path, key: str, store: Store | None = None) -> Scans:
+def read_pretrained_on(path: Path, key: str, store: Store | None = None) -> Scans:
     """What an encoder has seen, from its run's pretrained_on.parquet; `key` is the key_id in its encoder.json.
 
     store: the one it was pretrained on, where it is still there: near-copies are then confirmed by pixels.

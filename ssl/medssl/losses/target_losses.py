@@ -12,7 +12,7 @@ from medssl.losses.supervised import continuation, continuation_probabilities, c
 
 
 @dataclass(frozen=True)
-class Kind:
+class TargetLoss:
     """What is learnt, in the head's terms.
 
     Attributes:
@@ -47,42 +47,42 @@ class Kind:
         return self.loss(scores[known], target[known]) * share(known.sum())
 
 
-def classes(n: int) -> Kind:
+def classes(n: int) -> TargetLoss:
     """Target (B,) int64 in [0, n); cross-entropy; probabilities (N, n)."""
-    return Kind(n, cross_entropy, lambda scores: scores.softmax(1), "classes")
+    return TargetLoss(n, cross_entropy, lambda scores: scores.softmax(1), "classes")
 
 
-def labels(n: int) -> Kind:
+def labels(n: int) -> TargetLoss:
     """Target (B, n) 1, 0, or nan where unknown; binary cross-entropy of what is known; probabilities (N, n)."""
 
     def loss(scores: Tensor, target: Tensor) -> Tensor:
         return known_labels(scores, target.nan_to_num(0), ~target.isnan())
 
-    return Kind(n, loss, torch.sigmoid, "labels")
+    return TargetLoss(n, loss, torch.sigmoid, "labels")
 
 
-def ordinal(n: int) -> Kind:
+def ordinal(n: int) -> TargetLoss:
     """Target (B,) int64 levels in [0, n); continuation ratios; probabilities (N, n)."""
-    return Kind(n - 1, continuation, continuation_probabilities, "ordinal")
+    return TargetLoss(n - 1, continuation, continuation_probabilities, "ordinal")
 
 
-def value(mean: float, std: float) -> Kind:
+def value(mean: float, std: float) -> TargetLoss:
     """Target (B,) numbers, standardised by those of the training scans; Huber's loss; numbers (N,) in their own unit."""
 
     def loss(scores: Tensor, target: Tensor) -> Tensor:
         return huber(scores[:, 0], (target - mean) / std)
 
-    return Kind(1, loss, lambda scores: scores[:, 0] * std + mean, "value")
+    return TargetLoss(1, loss, lambda scores: scores[:, 0] * std + mean, "value")
 
 
-def survival() -> Kind:
+def survival() -> TargetLoss:
     """Target (B, 2), time and event; Cox's partial likelihood over the batch; log relative hazards (N,)."""
-    return Kind(
+    return TargetLoss(
         1, lambda scores, target: cox(scores[:, 0], target[:, 0], target[:, 1]), lambda scores: scores[:, 0], "survival"
     )
 
 
-def kind_of(task: str, y: np.ndarray, width: int) -> Kind:
+def target_loss_for(task: str, y: np.ndarray, width: int) -> TargetLoss:
     """The kind for a task of `medssl.evals.metrics.metrics` and the training truth y (N, …), with `width` columns predicted."""
     if task == "value":
         return value(float(y.mean()), float(y.std()))

@@ -19,13 +19,13 @@ from medssl.evals.metrics.metrics import AUROC
 from medssl.evals.probes.knn import knn_probe
 from medssl.evals.stats.bootstrap import score
 from medssl.methods.base import Method
-from medssl.pretraining.held_out_subset import VIEWS_SEED, panel
+from medssl.pretraining.held_out_subset import VIEWS_SEED, held_out_subset
 from medssl.rng import generator
-from medssl.runs.alarms import batch_of, remember
-from medssl.store.resampled import Canvas
+from medssl.runs.alarms import batch_of, write_alarm
+from medssl.store.resampled import ResampledScans
 from medssl.store.store import Store
 from medssl.train.checkpoint import load
-from medssl.train.stop import Broken
+from medssl.train.stop import TrainingStopped
 
 TRAIN, HELD_OUT = {2: 512, 3: 128}, {2: 256, 3: 64}  # scans looked at: enough for a trend, cheap enough to do often
 VIEWS = 2
@@ -35,7 +35,7 @@ MOST_CLASSES = 20
 ACTIONS = ("warn", "stop", "rollback")
 
 
-class Monitor:
+class CollapseMonitor:
     """Called by the loop as monitor(method, rows logged so far) -> scalars for the log, a warning, and what to do.
 
     Label-free measures (`evals.label_free.quality`) of a panel of held-out scans that never changes; where the store has labels, kNN
@@ -51,7 +51,7 @@ class Monitor:
     def __init__(
         self,
         store: Store,
-        canvas: Canvas,
+        canvas: ResampledScans,
         recipe: Recipe,
         untrained: Method,
         resolved: dict[str, Any],
@@ -61,7 +61,7 @@ class Monitor:
     ):
         self.store, self.canvas, self.recipe, self.resolved = store, canvas, recipe, resolved
         self.device, self.run, self.writes = device, run, writes
-        self.rows = panel(store, HELD_OUT[store.dims]).rows
+        self.rows = held_out_subset(store, HELD_OUT[store.dims]).rows
         self.pixels: dict[str, float] | None = None
         self.length, self.spread, self.teacher, self.ended = 0.0, 1.0, 0.0, False
         if resolved["monitor_every"] and len(self.rows) >= FEWEST:
@@ -157,9 +157,9 @@ class Monitor:
         print(f"step {step}: {alarms[0].words}", file=sys.stderr)
         batch = batch_of(self.store, self.resolved, method.views, max(0, step - 1))
         also = [alarm._asdict() for alarm in alarms[1:]]
-        remember(self.run, {"step": step, **alarms[0]._asdict(), "also": also, "evidence": evidence, "batch": batch})
+        write_alarm(self.run, {"step": step, **alarms[0]._asdict(), "also": also, "evidence": evidence, "batch": batch})
 
-    def fall_back(self, fabric: Fabric, method: Method, checkpoints: Path, broken: Broken) -> int:
+    def fall_back(self, fabric: Fabric, method: Method, checkpoints: Path, broken: TrainingStopped) -> int:
         """After a run that broke: with on_collapse=rollback the method as it was at the last look without an alarm, and its step.
 
         Raises `broken` when that is not asked for, or when there was no such look.
@@ -170,7 +170,7 @@ class Monitor:
         if self.resolved["on_collapse"] != "rollback":
             raise broken
         if not healthy.exists():
-            raise Broken(f"{broken}. There was no healthy look before it, so nothing is handed over", broken.step)
+            raise TrainingStopped(f"{broken}. There was no healthy look before it, so nothing is handed over", broken.step)
         state: dict[str, Any] = {"method": method, "step": 0}
         load(fabric, healthy, state)
         if self.writes:
@@ -203,7 +203,7 @@ class Labelled:
         all_there = all(len(set(known[rows])) == len(names) for rows in some)
         return cls(known, store.column("patient"), some[0], some[1], len(names)) if all_there else None
 
-    def knn(self, encoder: nn.Module, canvas: Canvas, device: str) -> dict[str, float]:
+    def knn(self, encoder: nn.Module, canvas: ResampledScans, device: str) -> dict[str, float]:
         """AUROC with its interval, for the log."""
         test, train = self.held_out, self.train
         x, x_train = (embed(encoder, canvas, rows, device=device, quiet=True) for rows in (test, train))

@@ -20,7 +20,7 @@ class Panel:
     split: str
 
 
-def panel(store: Store, most: int, seed: int = 0) -> Panel:
+def held_out_subset(store: Store, most: int, seed: int = 0) -> Panel:
     """At most `most` validation scans, never a test scan: as many patients as possible, and of each as few scans.
 
     A keyed sample that depends on the store and `seed` alone. Where fewer than 16 validate, training scans stand in.

@@ -7,16 +7,16 @@ import numpy as np
 
 from medssl import catalog
 from medssl.errors import UserError
-from medssl.losses.target_losses import kind_of
+from medssl.losses.target_losses import target_loss_for
 from medssl.methods.base import Method
-from medssl.scoring.targets import Target, target_of
+from medssl.scoring.targets import Target, resolve_target
 from medssl.store.store import Store
 
 GROUPS = ("patient", "study")
 
 
 @dataclass(frozen=True)
-class Truth:
+class PretrainTargets:
     """Labels of training scans, where a method wants them. given: what its constructor takes, {"kind": …} or nothing."""
 
     store: Store
@@ -43,9 +43,9 @@ class Truth:
             return cls(store, rows, None, {"kind": None} if wants == "maybe" else {})
         if wants == "no":
             raise UserError(f"{method} learns from no labels; leave target out")
-        target = target_of(store, rows, columns, task, positive)
+        target = resolve_target(store, rows, columns, task, positive)
         y, known = target.read(store, rows)
-        return cls(store, rows, target, {"kind": kind_of(target.task, y[known], target.width)})
+        return cls(store, rows, target, {"kind": target_loss_for(target.task, y[known], target.width)})
 
     def described(self) -> dict[str, Any] | None:
         """For resolved.yaml: what decides the labels, so that a run does not go on with others."""

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from medssl.readers.pseudonyms import Alias
-from medssl.readers.quiet import quiet
+from medssl.readers.pseudonyms import Pseudonyms
+from medssl.readers.quiet import silenced
 from medssl.readers.scan import Scan, Unreadable
 from medssl.readers.values import FEW, few_integers, lossless, named_label, one_channel
 
@@ -44,7 +44,7 @@ TABLE: dict[str, tuple[str | None, str]] = {
 }
 
 
-def read(stream: BinaryIO, name: str, alias: Alias) -> Iterator[tuple[Scan | Unreadable, str]]:
+def read(stream: BinaryIO, name: str, alias: Pseudonyms) -> Iterator[tuple[Scan | Unreadable, str]]:
     """The image as (1, H, W) or (3, H, W), upright; the pages of a TIFF file are `name#page/k`. No spacing is known.
 
     What looks like a label map is held.
@@ -82,7 +82,7 @@ def read(stream: BinaryIO, name: str, alias: Alias) -> Iterator[tuple[Scan | Unr
 def _guarded() -> Iterator[None]:
     """Whatever Pillow raises about a damaged file, as Unreadable; nothing it says is printed."""
     try:
-        with quiet():
+        with silenced():
             yield
     except (Unreadable, MemoryError):
         raise

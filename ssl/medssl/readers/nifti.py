@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from medssl.readers.dicom.series import canonical, spacing_of
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
 from medssl.readers.values import FEW, NAMED_FEW, few_integers, lossless, named_label, one_channel
 
@@ -113,7 +113,7 @@ class Layout:
         return math.prod(self.shape) * TYPES[self.datatype][1] // 8
 
 
-def read(stream: BinaryIO, name: str, alias: Alias) -> Iterator[tuple[Scan | Unreadable, str]]:
+def read(stream: BinaryIO, name: str, alias: Pseudonyms) -> Iterator[tuple[Scan | Unreadable, str]]:
     """Every volume as (C, D, H, W), reoriented to RAS, or as (C, H, W) when one axis has length 1.
 
     The volumes of a 4D file are `name#volume/k`. A label map is held.
@@ -287,7 +287,7 @@ def _from_quaternion(layout: Layout) -> np.ndarray:
     return np.column_stack([rotation * spacing, origin])
 
 
-def _scan(data: bytearray, layout: Layout, name: str, k: int, alias: Alias) -> tuple[Scan | Unreadable, str]:
+def _scan(data: bytearray, layout: Layout, name: str, k: int, alias: Pseudonyms) -> tuple[Scan | Unreadable, str]:
     """Volume k as a scan whose only identity is its path."""
     part = f"{name}#volume/{k}" if layout.volumes > 1 else name
     try:

@@ -14,7 +14,7 @@ from typing import IO, BinaryIO
 
 import numpy as np
 
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
 from medssl.readers.values import lossless, one_channel
 
@@ -42,7 +42,7 @@ class Array:
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
-def read(stream: BinaryIO, name: str, alias: Alias) -> Iterator[tuple[Scan | Unreadable, str]]:
+def read(stream: BinaryIO, name: str, alias: Pseudonyms) -> Iterator[tuple[Scan | Unreadable, str]]:
     """Every record as `name#train/12`, in the order train, val, test. A record is its own patient and keeps its split.
 
     Records: (H, W), (H, W, 3), (D, H, W) or (D, H, W, 3). One that cannot be stored does not stop the others.
@@ -155,7 +155,7 @@ def _exactly(opened: IO[bytes], size: int) -> bytes:
     return data
 
 
-def _scan(record: np.ndarray, label: np.ndarray | None, split: str, alias: Alias, part: str) -> Scan:
+def _scan(record: np.ndarray, label: np.ndarray | None, split: str, alias: Pseudonyms, part: str) -> Scan:
     """record: (H, W), (H, W, 3), (D, H, W) or (D, H, W, 3)."""
     colour = record.ndim > 2 and record.shape[-1] == 3
     array = np.moveaxis(record, -1, 0) if colour else record[None]

@@ -15,7 +15,7 @@ PADDING = b" \t\r\n\0"  # of an element of DICOM or a cell of a table
 LENGTH = 26  # base32 characters: 130 bits
 
 
-class Alias:
+class Pseudonyms:
     """Pseudonyms under one secret key. The same key gives the same person the same pseudonym in every store."""
 
     def __init__(self, key: bytes):
@@ -53,7 +53,7 @@ class Alias:
         return hmac.digest(self._key, message, "sha256")
 
 
-def open_key(path: Path) -> Alias:
+def open_key(path: Path) -> Pseudonyms:
     """The key in `path` (64 hex digits, readable by its owner only), made with fresh randomness when absent.
 
     Raises:
@@ -82,7 +82,7 @@ def open_key(path: Path) -> Alias:
         key = b""
     if len(key) != KEY_BYTES:
         raise UserError(f"the key file {path} does not hold {2 * KEY_BYTES} hex digits; restore it or name a new path")
-    return Alias(key)
+    return Pseudonyms(key)
 
 
 def _bytes(raw: str | bytes) -> bytes:

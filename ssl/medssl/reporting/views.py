@@ -3,12 +3,12 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.augmentations.loader import Canvas, RawScans, make_views, unit
+from medssl.augmentations.loader import ResampledScans, RawScans, make_views, to_unit_range
 from medssl.augmentations.recipes import Recipe
 
 
 def sample_views(
-    canvas: Canvas, recipe: Recipe, rows: NDArray[np.int64], *, views: int = 5, seed: int = 0
+    canvas: ResampledScans, recipe: Recipe, rows: NDArray[np.int64], *, views: int = 5, seed: int = 0
 ) -> list[tuple[str, NDArray[np.float32]]]:
     """Scans of a canvas, each followed by its first views: (name, first channel (H, W) or (D, H, W) in [0, 1]).
 
@@ -16,7 +16,7 @@ def sample_views(
     """
     raw = RawScans(canvas).__getitems__([(int(row), 0) for row in rows])
     drawn, _ = make_views(raw, recipe, views, seed, mean=0.0, std=1.0)
-    whole = unit(raw)
+    whole = to_unit_range(raw)
     out = []
     for b in range(len(rows)):
         out.append((f"scan {b + 1}", whole[b, 0].numpy()))

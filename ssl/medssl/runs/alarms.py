@@ -28,7 +28,7 @@ def batch_of(store: Store, resolved: dict[str, Any], views: int, step: int) -> d
     return {"seed": resolved["seed"], "step": step, "views": views, "store": store.fingerprint, "passes": passes}
 
 
-def remember(run: Path, alarm: dict[str, Any]) -> None:
+def write_alarm(run: Path, alarm: dict[str, Any]) -> None:
     """Add an alarm to RUN/alarm.json: of each cause the first. What a killed run wrote of later steps goes."""
     before = alarms_of(run)
     kept = [a for a in before if a["step"] < alarm["step"]]

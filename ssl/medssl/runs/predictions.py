@@ -15,7 +15,7 @@ from medssl.files import atomic
 
 
 @dataclass
-class Entry:
+class TableRow:
     """One row of a table: what one reader made of one kind of features at one budget of labels.
 
     Attributes:
@@ -49,7 +49,7 @@ class Predictions:
     scan: np.ndarray
     patient: np.ndarray
     y: np.ndarray
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[TableRow] = field(default_factory=list)
 
     @property
     def question(self) -> tuple[Any, ...]:
@@ -77,7 +77,7 @@ class Predictions:
         try:
             with np.load(path, allow_pickle=False) as f:
                 said = json.loads(str(f["entries"]))
-                entries = [Entry(e["features"], e["reader"], list(f[f"p{i}"]), e["labels"]) for i, e in enumerate(said)]
+                entries = [TableRow(e["features"], e["reader"], list(f[f"p{i}"]), e["labels"]) for i, e in enumerate(said)]
                 return cls(json.loads(str(f["about"])), f["scan"], f["patient"], f["y"], entries)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
             raise UserError(f"{path} is damaged; delete it and run the command that made it again") from e

@@ -13,14 +13,14 @@ NAMED = ("method.name", "encoder.name")  # what an arm is called by, before anyt
 
 
 @dataclass
-class Arm:
+class RunsBySeed:
     """A name, and a run per seed."""
 
     name: str
     runs: dict[int, Run]
 
 
-def runs_in(runs: str | Path | Iterable[str | Path]) -> list[Run]:
+def find_runs(runs: str | Path | Iterable[str | Path]) -> list[Run]:
     """The finished runs that are meant: run folders, and folders of run folders; sorted by path, each once.
 
     Raises UserError for a folder that holds none.
@@ -42,7 +42,7 @@ def runs_in(runs: str | Path | Iterable[str | Path]) -> list[Run]:
     return list(found.values())
 
 
-def arms_of(runs: Sequence[Run]) -> list[Arm]:
+def group_by_seed(runs: Sequence[Run]) -> list[RunsBySeed]:
     """Runs by what they differ in, in the order of their first run.
 
     Raises UserError when two runs are the same up to nothing, so that one of them would count twice.
@@ -50,9 +50,9 @@ def arms_of(runs: Sequence[Run]) -> list[Arm]:
     settings = [_flat({k: v for k, v in run.resolved().items() if k not in FREE}) for run in runs]
     seeds = [int(s.pop("seed")) for s in settings]
     names = _names(settings)
-    arms: dict[str, Arm] = {}
+    arms: dict[str, RunsBySeed] = {}
     for name, seed, run in zip(names, seeds, runs, strict=True):
-        arm = arms.setdefault(name, Arm(name, {}))
+        arm = arms.setdefault(name, RunsBySeed(name, {}))
         if seed in arm.runs:
             raise UserError(
                 f"{arm.runs[seed].path} and {run.path} are runs of the same settings and seed; leave one out"

@@ -8,7 +8,7 @@ import numpy as np
 from medssl.errors import UserError, nearest
 from medssl.evals.stats.bootstrap import FEW
 from medssl.evals.stats.subgroups import UNKNOWN
-from medssl.scoring.targets import MOST_CLASSES, OWN, Part, Target, _number, _word, values
+from medssl.scoring.targets import MOST_CLASSES, OWN, Subset, Target, _number, _word, values
 from medssl.store.store import Store
 
 PIXELS = {"pixel type": "dtype", "pixels": "shape"}  # what the file was like, before all scans came onto one grid
@@ -17,7 +17,7 @@ OTHERS = "others"
 
 
 @dataclass(frozen=True)
-class Fact:
+class AcquisitionField:
     """A fact that varies enough to be looked at.
 
     Attributes:
@@ -34,7 +34,7 @@ class Fact:
     notes: tuple[str, ...] = ()
     pooled: frozenset[str] = frozenset()
 
-    def read(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, part: Subset) -> tuple[np.ndarray, np.ndarray]:
         """(N,) codes or numbers, and a mask (N,) of the scans that have one."""
         raw = _raw(part.store, self.name)[part.rows]
         if self.kind == "value":
@@ -67,7 +67,7 @@ def chosen(store: Store, target: Target, wanted: Iterable[str] | str | None) -> 
     return list(dict.fromkeys(names))
 
 
-def fact_of(name: str, train: Part, test: Part) -> Fact:
+def fact_of(name: str, train: Subset, test: Subset) -> AcquisitionField:
     """The fact as training and test scans show it: values that FEW patients have in one of the two are put together.
 
     Raises UserError, with the reason, when it does not vary among the scans of FEW patients in both.
@@ -84,11 +84,11 @@ def fact_of(name: str, train: Part, test: Part) -> Fact:
             fewest = " and ".join(str(len(set(h))) for h in have)
             raise UserError(f"known of {fewest} patients in training and test; it takes {FEW}")
         lost = len(raw[1]) - len(have[1])
-        return Fact(name, "value", (), (f"{lost} test scans without it left out",) if lost else ())
+        return AcquisitionField(name, "value", (), (f"{lost} test scans without it left out",) if lost else ())
     return _classes(name, [_words(each) for each in raw], [train.patient, test.patient])
 
 
-def _classes(name: str, said: list[np.ndarray], patients: list[np.ndarray]) -> Fact:
+def _classes(name: str, said: list[np.ndarray], patients: list[np.ndarray]) -> AcquisitionField:
     def common(which: set[str]) -> bool:
         return all(
             len({i for i, w in zip(p, s, strict=True) if w in which}) >= FEW
@@ -108,14 +108,14 @@ def _classes(name: str, said: list[np.ndarray], patients: list[np.ndarray]) -> F
         raise UserError(f"{len(names)} values; it takes {MOST_CLASSES} at most")
     notes = [f"{len(rare)} rare values count as {OTHERS}"] if pooled else []
     notes += [f"{lost} test scans of rarer values left out"] if lost else []
-    return Fact(name, "classes", tuple(names), tuple(notes), pooled)
+    return AcquisitionField(name, "classes", tuple(names), tuple(notes), pooled)
 
 
-def twin(fact: Fact, others: Iterable[Fact], parts: Iterable[Part]) -> str:
+def twin(fact: AcquisitionField, others: Iterable[AcquisitionField], parts: Iterable[Subset]) -> str:
     """The name of one of `others` that says the same as `fact` of every scan of `parts` in other words, or ""."""
     parts = list(parts)
 
-    def codes(f: Fact) -> list[float]:
+    def codes(f: AcquisitionField) -> list[float]:
         return [float(v) for p in parts for v in f.read(p)[0]]
 
     mine = codes(fact)
@@ -127,7 +127,7 @@ def twin(fact: Fact, others: Iterable[Fact], parts: Iterable[Part]) -> str:
     return ""
 
 
-def words(part: Part, name: str) -> np.ndarray:
+def words(part: Subset, name: str) -> np.ndarray:
     """(N,) object: the words of a fact for each scan, UNKNOWN where there are none."""
     return _words(_raw(part.store, name)[part.rows])
 

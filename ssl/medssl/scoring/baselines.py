@@ -21,9 +21,9 @@ from medssl.errors import Stopped, UserError, nearest
 from medssl.files import atomic
 from medssl.runs.run_folder import Run
 from medssl.scoring import features
-from medssl.scoring.eval_splits import Question, ask
-from medssl.scoring.features import Source
-from medssl.scoring.targets import Part
+from medssl.scoring.eval_splits import EvalSplits, load_splits
+from medssl.scoring.features import FeatureSource
+from medssl.scoring.targets import Subset
 from medssl.store.store import Store
 
 FROZEN = ("raw pixels", "PCA", "k-means patch bank", "random init")  # what gives features
@@ -32,7 +32,7 @@ BASELINES = (*FROZEN, SUPERVISED)
 VERSION = 2  # of the rivals: part of their cache's key
 
 
-def chosen(names: Iterable[str] | str | None, known: Iterable[str] = BASELINES) -> list[str]:
+def select_baselines(names: Iterable[str] | str | None, known: Iterable[str] = BASELINES) -> list[str]:
     """The asked for, in the order of `known`. Raises UserError for an unknown one."""
     asked = [names] if isinstance(names, str) else list(names or [])
     for name in asked:
@@ -41,7 +41,7 @@ def chosen(names: Iterable[str] | str | None, known: Iterable[str] = BASELINES) 
     return [name for name in known if name in asked]
 
 
-class Entrants:
+class FeatureSources:
     """Sources of features: of a run, and of the rivals that are fitted on the training patients of one store."""
 
     def __init__(self, folder: Run, resolved: dict[str, Any], card: dict[str, Any], store: Store, device: str):
@@ -51,17 +51,17 @@ class Entrants:
     @classmethod
     def of(
         cls, run: str | Path, store: str | Path | Store, target: str | Iterable[str], device: str, **asked: Any
-    ) -> tuple["Entrants", Question]:
+    ) -> tuple["Entrants", EvalSplits]:
         """The entrants of a run, and what is asked of them; `asked` is as for `question.ask`.
 
         Raises UserError when the run is not finished, and as `ask` does.
         """
         device, folder = features.device_of(device), Run(Path(run))
         resolved, card = folder.finished(), load_encoder(folder.path)[1]
-        question = ask(folder, card, store, target, **asked)
+        question = load_splits(folder, card, store, target, **asked)
         return cls(folder, resolved, card, question.train.store, device), question
 
-    def of_run(self) -> Source:
+    def of_run(self) -> FeatureSource:
         """The run's own features, kept in the run."""
         source, card = features.of_run(self.folder.path, self.device)
         key = ["run", card["weights"], card["size"], card["spacing"], self.device]
@@ -69,7 +69,7 @@ class Entrants:
             self.folder.path / "cache", [*key, *_which(store, rows)], lambda: source(store, rows)
         )
 
-    def frozen(self, name: str) -> Source:
+    def frozen(self, name: str) -> FeatureSource:
         """The features of one of FROZEN."""
         equalise = self.card["equalise"]  # rivals are given the same values
         depends = [VERSION, name, self.store.fingerprint, self.device, equalise]
@@ -80,7 +80,7 @@ class Entrants:
         if name == "k-means patch bank":
             depends += [edge, catalog.load("method", "kmeans_bank")]
 
-        def fitted() -> Source:
+        def fitted() -> FeatureSource:
             if name == "raw pixels":
                 return features.raw_pixels(equalise)
             if name == "PCA":
@@ -90,7 +90,7 @@ class Entrants:
             with scratch() as work:
                 return features.patch_bank(self.store, edge, equalise, 0, self.device, work)
 
-        once: list[Source] = []
+        once: list[FeatureSource] = []
 
         def source(store: Store, rows: np.ndarray) -> np.ndarray:
             def compute() -> np.ndarray:
@@ -103,14 +103,14 @@ class Entrants:
 
         return source
 
-    def all(self, names: Iterable[str]) -> Iterator[tuple[str, Source]]:
+    def all(self, names: Iterable[str]) -> Iterator[tuple[str, FeatureSource]]:
         """("run", its own features), then the frozen ones of `names`."""
         yield "run", self.of_run()
         for name in FROZEN:
             if name in names:
                 yield name, self.frozen(name)
 
-    def supervised(self, train: Part, classes: int, tests: list[Part]) -> list[np.ndarray]:
+    def supervised(self, train: Subset, classes: int, tests: list[Subset]) -> list[np.ndarray]:
         """(N, classes) probabilities for each of `tests`: the run's own encoder, from scratch, at the run's own budget."""
         views = {k: self.resolved[k] for k in ("encoder", "size", "spacing", "seed", "augment", "steps", "batch")}
         depends = [VERSION, SUPERVISED, train.store.fingerprint, self.device, views, classes]
@@ -121,7 +121,7 @@ class Entrants:
         ]
         once: list[Callable[[Store, np.ndarray], np.ndarray]] = []
 
-        def predict(test: Part) -> np.ndarray:
+        def predict(test: Subset) -> np.ndarray:
             if not once:
                 print(f"baseline: {SUPERVISED}", file=sys.stderr)
                 with scratch() as work:

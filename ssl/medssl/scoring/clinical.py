@@ -12,15 +12,15 @@ from medssl.evals.stats.operating_point import operating_point
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.subgroups import Subgroups, bands, by_subgroup
 from medssl.evals.stats.table import table
-from medssl.scoring.eval_splits import Question
-from medssl.scoring.targets import Part, values
+from medssl.scoring.eval_splits import EvalSplits
+from medssl.scoring.targets import Subset, values
 
 AGES = (18, 40, 60, 75)  # years
 GROUPS = ("sex", "age", "view", "scanner", "site")  # looked at wherever a store knows them
 
 
 def in_use(
-    question: Question,
+    question: EvalSplits,
     p_val: np.ndarray,
     p_test: np.ndarray,
     specificity: float,
@@ -64,7 +64,7 @@ def in_use(
     }
 
 
-def for_whom(question: Question, p_test: np.ndarray, seed: int, wanted: Iterable[str] = GROUPS) -> dict[str, Any]:
+def for_whom(question: EvalSplits, p_test: np.ndarray, seed: int, wanted: Iterable[str] = GROUPS) -> dict[str, Any]:
     """Prints and returns the first metric in every subgroup of the test that the store knows of."""
     out: dict[str, Any] = {}
     metric, test = OF_TASK[question.target.task][0], question.test
@@ -79,7 +79,7 @@ def for_whom(question: Question, p_test: np.ndarray, seed: int, wanted: Iterable
     return out
 
 
-def groups_of(part: Part, name: str) -> np.ndarray | None:
+def groups_of(part: Subset, name: str) -> np.ndarray | None:
     """(N,) words of a fact for each scan, None where unknown, ages in bands; None when the store does not know the fact."""
     try:
         raw = values(part.store, name)[part.rows]

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError
-from medssl.leakage.leak_check import guard, pretrained_on, scans_of
+from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set
 from medssl.runs.run_folder import Run
-from medssl.scoring.targets import Part, Target, target_of
+from medssl.scoring.targets import Subset, Target, resolve_target
 from medssl.store.store import Store
 
 
 @dataclass
-class Question:
+class EvalSplits:
     """Training, validation and test scans of one target, which share no patient, and what a reader must know of them.
 
     Attributes:
@@ -25,9 +25,9 @@ class Question:
     """
 
     target: Target
-    train: Part
-    val: Part
-    test: Part
+    train: Subset
+    val: Subset
+    test: Subset
     test_name: str = "held-out patients"
     flags: list[str] = field(default_factory=list)
 
@@ -48,7 +48,7 @@ class Question:
         }
 
 
-def ask(
+def load_splits(
     folder: Run,
     card: dict[str, Any],
     store: str | Path | Store,
@@ -60,7 +60,7 @@ def ask(
     test_where: str | None = None,
     test_store: str | Path | Store | None = None,
     allow_overlap: bool = False,
-) -> Question:
+) -> EvalSplits:
     """The question that a scoring command puts to the run in `folder`, whose encoder.json is `card`.
 
     Raises UserError when pretraining or training has seen a test patient or test image (with `allow_overlap` what pretraining has
@@ -68,17 +68,17 @@ def ask(
     """
     home = Store.open(store, where)
     away = Store.open(test_store, test_where) if test_store is not None else home
-    wanted = target_of(home, home.rows("train"), target, task, positive)
-    train, val = (Part.of(wanted, home, home.rows(split)) for split in ("train", "val"))
-    test = Part.of(wanted, away, away.rows("test" if test_store is None else None))
+    wanted = resolve_target(home, home.rows("train"), target, task, positive)
+    train, val = (Subset.of(wanted, home, home.rows(split)) for split in ("train", "val"))
+    test = Subset.of(wanted, away, away.rows("test" if test_store is None else None))
     name = "held-out patients" if test_store is None else f"all patients of {away.path.name}"
-    question = Question(wanted, train, val, test, name)
+    question = EvalSplits(wanted, train, val, test, name)
     question.flags = guarded(folder, card, question, allow_overlap)
     _check(question)
     return question
 
 
-def _check(question: Question) -> None:
+def _check(question: EvalSplits) -> None:
     """A test that leaves the score undefined is refused."""
     test, target = question.test, question.target
     if not len(test):
@@ -97,19 +97,19 @@ def _check(question: Question) -> None:
         raise UserError(f"the event {target.columns[1]} came to no training patient; nothing can be fitted")
 
 
-def guarded(folder: Run, card: dict[str, Any], question: Question, allow_overlap: bool) -> list[str]:
+def guarded(folder: Run, card: dict[str, Any], question: EvalSplits, allow_overlap: bool) -> list[str]:
     """Refuses a test that pretraining, training or validation has seen; returns what else a reader must know.
 
     Patients, equal images and near copies are looked for over the whole chain (`medssl.leakage.leak_check`); the pixels of the
     pretraining scans are read where their store is still at hand. A patient in training and test is refused in any case.
     """
     train, test = question.train, question.test
-    before = pretrained_on(folder.path / "pretrained_on.parquet", card["key_id"], _pretraining_store(folder))
+    before = read_pretrained_on(folder.path / "pretrained_on.parquet", card["key_id"], _pretraining_store(folder))
     home, val, away = (
-        scans_of(name, part.store, part.rows)
+        scan_set(name, part.store, part.rows)
         for name, part in (("training", train), ("validation", question.val), ("test", test))
     )
-    report = guard(before, home, val, away, kept=test.store.path / "cache" / "alike.npz")
+    report = check_leaks(before, home, val, away, kept=test.store.path / "cache" / "alike.npz")
     if report.refusal and not allow_overlap:
         raise UserError(
             f"{report.refusal}: scores would be too high. Test on other patients, or mark every number: allow_overlap=true"

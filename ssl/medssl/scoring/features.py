@@ -19,17 +19,17 @@ from medssl.encoders.export import load_encoder
 from medssl.errors import UserError, nearest
 from medssl.evals.embed import embed
 from medssl.losses import target_losses
-from medssl.losses.target_losses import Kind
+from medssl.losses.target_losses import TargetLoss
 from medssl.methods.base import Method
 from medssl.rng import seed_from
-from medssl.store.resampled import as_trained
+from medssl.store.resampled import resampled_for_encoder
 from medssl.store.store import Store
 from medssl.tasks.supervised import Supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
 
-Source = Callable[[Store, np.ndarray], np.ndarray]  # (store, rows) -> (len(rows), dim) float32
+FeatureSource = Callable[[Store, np.ndarray], np.ndarray]  # (store, rows) -> (len(rows), dim) float32
 RAW = {2: 32, 3: 16}  # edge of the grid of the raw-pixel baseline
 BANK = {2: 64, 3: 32}  # largest edge the patch bank is given
 COMPONENTS = 64
@@ -46,12 +46,12 @@ def device_of(asked: str) -> str:
     return "cuda" if found and asked != "cpu" else "cpu"
 
 
-def of_encoder(encoder: nn.Module, card: dict[str, Any], device: str) -> Source:
+def of_encoder(encoder: nn.Module, card: dict[str, Any], device: str) -> FeatureSource:
     """Features of an encoder; `card` says the grid and the standardisation it was trained with, whatever the store."""
 
     def features(store: Store, rows: np.ndarray) -> np.ndarray:
         must_fit(card, store)
-        return embed(encoder, as_trained(store, card), rows, device=device)
+        return embed(encoder, resampled_for_encoder(store, card), rows, device=device)
 
     return features
 
@@ -65,13 +65,13 @@ def must_fit(card: dict[str, Any], store: Store) -> None:
         )
 
 
-def of_run(run: Path, device: str) -> tuple[Source, dict[str, Any]]:
+def of_run(run: Path, device: str) -> tuple[FeatureSource, dict[str, Any]]:
     """The pretrained encoder, and its card."""
     encoder, card = load_encoder(run)
     return of_encoder(encoder, card, device), card
 
 
-def untrained(resolved: dict[str, Any], card: dict[str, Any], device: str) -> Source:
+def untrained(resolved: dict[str, Any], card: dict[str, Any], device: str) -> FeatureSource:
     """The run's own encoder with its own initial weights: what architecture and size alone are worth."""
     return of_encoder(fresh(resolved, card), card, device)
 
@@ -86,7 +86,7 @@ def fresh(resolved: dict[str, Any], card: dict[str, Any]) -> nn.Module:
         return catalog.build(spec, channels=card["channels"], size=tuple(card["size"]))
 
 
-def raw_pixels(equalise: bool) -> Source:
+def raw_pixels(equalise: bool) -> FeatureSource:
     """Pixels in unit range on a small grid."""
 
     def source(store: Store, rows: np.ndarray) -> np.ndarray:
@@ -98,7 +98,7 @@ def raw_pixels(equalise: bool) -> Source:
     return source
 
 
-def pca(store: Store, equalise: bool) -> Source:
+def pca(store: Store, equalise: bool) -> FeatureSource:
     """Whitened principal components of the raw pixels of training patients."""
     raw = raw_pixels(equalise)
     x = raw(store, store.rows("train"))
@@ -106,7 +106,7 @@ def pca(store: Store, equalise: bool) -> Source:
     return lambda other, rows: model.transform(raw(other, rows)).astype(np.float32)
 
 
-def patch_bank(store: Store, size: int, equalise: bool, seed: int, device: str, work: Path) -> Source:
+def patch_bank(store: Store, size: int, equalise: bool, seed: int, device: str, work: Path) -> FeatureSource:
     """The k-means patch bank, fitted on training patients."""
     spec = catalog.spec("method", "kmeans_bank")
     run = spec.pop("_run_")
@@ -149,7 +149,7 @@ def supervised(
 def learn(
     encoder: nn.Module,
     card: dict[str, Any],
-    kind: Kind,
+    kind: TargetLoss,
     store: Store,
     rows: np.ndarray,
     y: np.ndarray,
@@ -199,7 +199,7 @@ def _train(
     save_every: int | None = None,
 ) -> None:
     """Train in the folder `work`, on the grid and with the standardisation that `card` says."""
-    canvas = as_trained(store, card)
+    canvas = resampled_for_encoder(store, card)
     recipe = catalog.build(views, size=canvas.size)
     train(
         Fabric(accelerator=device, devices=1), method, canvas, rows, recipe, work / "checkpoints", Log(work, "jsonl", {}),

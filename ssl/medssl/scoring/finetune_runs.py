@@ -13,15 +13,15 @@ from torch import nn
 from medssl.encoders.export import KEYS, save_encoder
 from medssl.errors import UserError
 from medssl.files import atomic
-from medssl.losses.target_losses import kind_of
+from medssl.losses.target_losses import target_loss_for
 from medssl.scoring import features
-from medssl.scoring.eval_splits import Question
+from medssl.scoring.eval_splits import EvalSplits
 from medssl.tasks.supervised import Supervised
 from medssl.train.optim import Optim
 
 
 @dataclass(frozen=True)
-class Row:
+class FinetuneRow:
     """A line of the table: what it is called, the weights it starts from, and which of them are trained."""
 
     features: str
@@ -31,7 +31,7 @@ class Row:
     blocks: int | None
 
 
-class Drawn(NamedTuple):
+class LabelSubset(NamedTuple):
     """A budget in words, the seed that drew it, and the positions of its scans in training."""
 
     budget: str
@@ -40,7 +40,7 @@ class Drawn(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Fit:
+class FinetuneSettings:
     """What all fits of a table have in common. See `medssl.finetune`."""
 
     steps: int
@@ -50,28 +50,28 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Fits:
+class FinetuneRuns:
     """Fits that answer one question, each in a folder below `home`. card: of the run's encoder.json."""
 
     home: Path
-    question: Question
+    question: EvalSplits
     card: dict[str, Any]
-    fit: Fit
+    fit: FinetuneSettings
     save_every: int
 
-    def folder(self, row: Row, draw: Drawn) -> Path:
+    def folder(self, row: FinetuneRow, draw: LabelSubset) -> Path:
         """Of one fit."""
         name = f"{draw.budget} {draw.seed} {row.features} {row.reader}"
         return self.home / name.replace("%", "percent").replace(",", "").replace(" ", "-")
 
-    def predict(self, row: Row, draw: Drawn, keep: bool) -> np.ndarray:
+    def predict(self, row: FinetuneRow, draw: LabelSubset, keep: bool) -> np.ndarray:
         """(N, …) for the test scans; with `keep` the trained encoder and head stay in the folder."""
         folder, test, task = self.folder(row, draw), self.question.test, self.question.target.task
         done = folder / "test.npy"
         if not done.exists() or (keep and not (folder / "encoder.json").exists()):
             part, fit = self.question.train.take(draw.rows), self.fit
             method = features.learn(
-                row.start(), self.card, kind_of(task, part.y, self.question.target.width), part.store, part.rows, part.y, folder,
+                row.start(), self.card, target_loss_for(task, part.y, self.question.target.width), part.store, part.rows, part.y, folder,
                 views=fit.views, steps=fit.steps, batch=min(fit.batch, len(part)), seed=draw.seed, device=fit.device,
                 optim=row.optim, blocks=row.blocks, save_every=self.save_every,
             )  # fmt: skip

@@ -13,14 +13,14 @@ from medssl.evals.stats.score import Score
 from medssl.evals.stats.subgroups import UNKNOWN
 from medssl.evals.stats.table import table
 from medssl.scoring.acquisition_metadata import words
-from medssl.scoring.eval_splits import Question
-from medssl.scoring.targets import Part, Target
+from medssl.scoring.eval_splits import EvalSplits
+from medssl.scoring.targets import Subset, Target
 
 Line = dict[str, str | Score | None]
 
 
 def without_each_site(
-    x: Sequence[np.ndarray], question: Question, seed: int, device: str
+    x: Sequence[np.ndarray], question: EvalSplits, seed: int, device: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Prints and returns, by site, how its test patients fare under a probe fitted without it; {} where there is one site.
 
@@ -78,7 +78,7 @@ def without_each_site(
     return whole, {str(line.pop("site")): line for line in found}
 
 
-def fewest_patients(part: Part, target: Target) -> int:
+def fewest_patients(part: Subset, target: Target) -> int:
     """How many patients the class has that has fewest; of labels, that of the label which has most of both."""
 
     def patients(rows: np.ndarray) -> int:
@@ -89,7 +89,7 @@ def fewest_patients(part: Part, target: Target) -> int:
     return min(patients(part.y == k) for k in range(target.width))
 
 
-def _check(site: str, train: np.ndarray, test: Part, target: Target) -> None:
+def _check(site: str, train: np.ndarray, test: Subset, target: Target) -> None:
     """UserError with the reason why a site cannot be tested."""
     if site not in train:
         raise UserError("not in training")

@@ -9,17 +9,17 @@ from medssl.errors import UserError
 from medssl.evals.probes.cox import cox_probes
 from medssl.evals.probes.knn import knn_labels, knn_probe, knn_value
 from medssl.evals.probes.linear import linear_probes
-from medssl.evals.stats.label_subsets import draws, parse_budget
-from medssl.scoring.eval_splits import Question
-from medssl.scoring.features import Source
-from medssl.scoring.targets import Part
+from medssl.evals.stats.label_subsets import draw_label_subsets, parse_budget
+from medssl.scoring.eval_splits import EvalSplits
+from medssl.scoring.features import FeatureSource
+from medssl.scoring.targets import Subset
 
-READERS = ("linear", "kNN")
+PROBES = ("linear", "kNN")
 Subsets = dict[str, list[np.ndarray] | None]  # budget of labels -> the positions of each draw in training; None is all
 
 
 def budgets(
-    question: Question, labels: Iterable[str | int | float] | str, n: int, seed: int, balanced: bool = False
+    question: EvalSplits, labels: Iterable[str | int | float] | str, n: int, seed: int, balanced: bool = False
 ) -> Subsets:
     """Budgets of labelled training scans, each drawn `n` times: nested, whole patients, every class; "all" is not drawn."""
     if n < 1:
@@ -34,15 +34,15 @@ def budgets(
             out["all"] = None
         else:
             seeds = range(seed, seed + n)
-            drawn = draws(train.y, train.patient, [budget], seeds, task=question.target.task, balanced=balanced)
+            drawn = draw_label_subsets(train.y, train.patient, [budget], seeds, task=question.target.task, balanced=balanced)
             out[str(budget)] = [draw.rows for draw in drawn]
     return out
 
 
 def linear(
-    source: Source,
-    question: Question,
-    tests: Sequence[Part],
+    source: FeatureSource,
+    question: EvalSplits,
+    tests: Sequence[Subset],
     *,
     subsets: Subsets | None = None,
     seed: int = 0,
@@ -71,7 +71,7 @@ def linear(
     return {budget: fitted(None) if each is None else [next(found) for _ in each] for budget, each in subsets.items()}
 
 
-def nearest(source: Source, question: Question, tests: Sequence[Part], k: int = 20) -> list[np.ndarray]:
+def nearest(source: FeatureSource, question: EvalSplits, tests: Sequence[Subset], k: int = 20) -> list[np.ndarray]:
     """Votes of the k most similar training scans, never of the same patient; predictions for each of `tests`."""
     if k < 1:
         raise UserError(f"k must be at least 1, got {k}")

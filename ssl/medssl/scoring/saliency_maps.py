@@ -16,10 +16,10 @@ from medssl.evals.explain.saliency import alike, gradcam, rollout
 from medssl.evals.probes.linear import linear_probes
 from medssl.evals.probes.linear_fit import fit_many
 from medssl.resample import apply_axes, axis_weights
-from medssl.scoring.eval_splits import Question
-from medssl.scoring.features import Source
+from medssl.scoring.eval_splits import EvalSplits
+from medssl.scoring.features import FeatureSource
 from medssl.scoring.targets import Target
-from medssl.store.resampled import Canvas, box
+from medssl.store.resampled import ResampledScans, box
 from medssl.store.store import Store
 
 METHODS = {
@@ -32,7 +32,7 @@ FOIL, VIEWS = 128, 4  # training scans that a scan shall be unlike, views of it
 
 
 @dataclass(frozen=True)
-class Maker:
+class SaliencyMaker:
     """Makes maps of one method for any encoder of one architecture.
 
     Attributes:
@@ -42,8 +42,8 @@ class Maker:
     """
 
     method: str
-    test: Canvas
-    foil: tuple[Canvas, np.ndarray]
+    test: ResampledScans
+    foil: tuple[ResampledScans, np.ndarray]
     resolved: dict[str, Any]
     seed: int
     device: str
@@ -84,7 +84,7 @@ class Maker:
         return torch.stack([alike(z, encoder(view), foil) for view in views]).mean(0)
 
 
-def head_of(source: Source, question: Question, seed: int) -> np.ndarray:
+def head_of(source: FeatureSource, question: EvalSplits, seed: int) -> np.ndarray:
     """(dim, outputs) weights of the linear probe on raw features, its penalty chosen as `evals.probes.linear` says."""
     train, val, target = question.train, question.val, question.target
     x = source(train.store, train.rows)

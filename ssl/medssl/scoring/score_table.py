@@ -12,9 +12,9 @@ from medssl.evals.stats.bootstrap import difference_seeds, score_seeds
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.table import table
 from medssl.files import write_json
-from medssl.runs.predictions import Entry, Predictions
-from medssl.scoring.eval_splits import Question
-from medssl.scoring.targets import Part
+from medssl.runs.predictions import TableRow, Predictions
+from medssl.scoring.eval_splits import EvalSplits
+from medssl.scoring.targets import Subset
 
 SAME = (
     "command",
@@ -26,7 +26,7 @@ SAME = (
 )  # what makes two tables answers to one question
 
 
-class Board:
+class ScoreTable:
     """Collects predictions for the test scans of one question; `finish` scores, prints, remembers and keeps them.
 
     name: what the run's own features are called in print. test: the scans that predictions are of, if not all of the question's.
@@ -36,10 +36,10 @@ class Board:
     def __init__(
         self,
         command: str,
-        question: Question,
+        question: EvalSplits,
         name: str,
         *,
-        test: Part | None = None,
+        test: Subset | None = None,
         task: str | None = None,
         seed: int = 0,
         **about: Any,
@@ -51,11 +51,11 @@ class Board:
         self.about["n_test"], self.about["patients_test"] = len(self.test), self.test.patients
         self.metrics = OF_TASK[self.about["task"]]
         self.about |= {"metric": self.metrics[0].name, "sign": self.metrics[0].sign}
-        self.entries: list[Entry] = []
+        self.entries: list[TableRow] = []
 
     def add(self, features: str, reader: str, p: np.ndarray | list[np.ndarray], labels: str = "all") -> None:
         """What a reader made of some features: one array, or one for each draw of the labels."""
-        self.entries.append(Entry(features, reader, p if isinstance(p, list) else [p], labels))
+        self.entries.append(TableRow(features, reader, p if isinstance(p, list) else [p], labels))
 
     def finish(self, run: Path) -> dict[str, Any]:
         """`score` and `keep`."""
@@ -65,7 +65,7 @@ class Board:
 
     def keep(self, run: Path, result: dict[str, Any]) -> None:
         """Put the table into RUN/scores.json, and its predictions into RUN/predictions."""
-        remember(run / "scores.json", result)
+        save_table(run / "scores.json", result)
         self.predictions().write(run)
 
     def score(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class Board:
         kept = {k: self.about[k] for k in ("command", "target", "task", "classes", "test_store", "test", "train_store")}
         return Predictions(kept, self.test.column("scan"), self.test.patient, self.test.y, self.entries)
 
-    def _rival(self, entry: Entry) -> Entry | None:
+    def _rival(self, entry: TableRow) -> TableRow | None:
         """The run's own row that a row stands against: of the same reader and budget, else of the first reader."""
         if entry.features == "run":
             return None
@@ -122,7 +122,7 @@ def headline(result: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"! {flag}" for flag in result["flags"])])
 
 
-def remember(path: Path, result: dict[str, Any]) -> None:
+def save_table(path: Path, result: dict[str, Any]) -> None:
     """Add the table, in place of an older one of the same question."""
     try:
         tables = json.loads(path.read_text())["tables"] if path.exists() else []

@@ -21,9 +21,9 @@ from medssl.files import atomic
 from medssl.progress import track
 from medssl.rng import seed_from
 from medssl.scoring import features
-from medssl.scoring.targets import Part
+from medssl.scoring.targets import Subset
 from medssl.store.masks import as_classes, masks_on_canvas
-from medssl.store.resampled import as_trained
+from medssl.store.resampled import resampled_for_encoder
 from medssl.store.store import Store
 from medssl.tasks.segment import Segment
 from medssl.train.log import Log
@@ -88,7 +88,7 @@ def lines(path: Path, resolved: dict[str, Any], card: dict[str, Any], rivals: li
     return rows
 
 
-def measured(folder: Path, row: Row, train: Part, test: Part, seed: int, card: dict[str, Any], fit: Fit) -> np.ndarray:
+def measured(folder: Path, row: Row, train: Subset, test: Subset, seed: int, card: dict[str, Any], fit: Fit) -> np.ndarray:
     """(N, classes - 1, 4): MEASURES of every test case, by the line in `folder`, which is not done again."""
     done = folder / "test.npy"
     if not done.exists():
@@ -114,7 +114,7 @@ def _net(
     folder: Path, row: Row, store: Store, rows: np.ndarray, seed: int, card: dict[str, Any], fit: Fit
 ) -> Callable[[str], Net]:
     """test patient -> the network that segments his scans."""
-    canvas = as_trained(store, card)
+    canvas = resampled_for_encoder(store, card)
     masks = masks_on_canvas(store, fit.labels, canvas.size, card["spacing"])
     encoder = row.start()
     if row.how in ("linear", "kNN"):

@@ -87,7 +87,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """Scans of one store whose truth is known.
 
     Attributes:
@@ -128,7 +128,7 @@ class Part:
 
     def take(self, at: np.ndarray) -> "Part":
         """Of these scans those at positions (or in a mask) `at`."""
-        return Part(self.store, self.rows[at], self.y[at], self.missing, self.unknown)
+        return Subset(self.store, self.rows[at], self.y[at], self.missing, self.unknown)
 
 
 def values(store: Store, name: str) -> np.ndarray:
@@ -146,7 +146,7 @@ def values(store: Store, name: str) -> np.ndarray:
     raise UserError(f"{store.path} has no label {name!r}.{nearest(name, [*store.labels, *facts] or ['none at all'])}")
 
 
-def target_of(
+def resolve_target(
     store: Store,
     rows: np.ndarray,
     columns: str | Iterable[str],

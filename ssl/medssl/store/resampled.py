@@ -26,7 +26,7 @@ BATCH = 1 << 21  # voxels resampled at once: what fits the cache
 
 
 @dataclass(frozen=True)
-class Canvas:
+class ResampledScans:
     """N scans of one size, in the store's physical values or, equalised, in ranks.
 
     Attributes:
@@ -44,7 +44,7 @@ class Canvas:
     size: tuple[int, ...]
 
 
-def canvas(store: Store, size: int | Sequence[int], spacing: float | None = None, equalise: bool = False) -> Canvas:
+def canvas(store: Store, size: int | Sequence[int], spacing: float | None = None, equalise: bool = False) -> ResampledScans:
     """Resamples every scan of `store` onto one grid, or opens what an earlier call left in the cache.
 
     Proportions are physical: each voxel counts with its spacing (a scan without one is taken as isotropic). The scan is
@@ -82,10 +82,10 @@ def canvas(store: Store, size: int | Sequence[int], spacing: float | None = None
         array = _open(path, full, dtype)
         assert array is not None
     mean, std = (MEAN, STD) if equalise else (store.mean, store.std)
-    return Canvas(array, *window_of(store, equalise), mean, std, shape)
+    return ResampledScans(array, *window_of(store, equalise), mean, std, shape)
 
 
-def as_trained(store: Store, card: dict[str, Any]) -> Canvas:
+def resampled_for_encoder(store: Store, card: dict[str, Any]) -> ResampledScans:
     """A store's scans as the encoder of `card` (encoder.json) was given others in training: its grid, ranks and moments."""
     grid = canvas(store, tuple(card["size"]), card["spacing"], card["equalise"])
     return replace(grid, mean=card["mean"], std=card["std"])

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from medssl.errors import UserError
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 
 SPLITS = ("train", "val", "test")
 TEST, VAL = 0.2, 0.3  # a patient's fraction below TEST tests, from TEST to VAL validates, the rest trains
 
 
 def assign(
-    patients: Sequence[str], alias: Alias, fixed: Sequence[str] | None = None, groups: Sequence[str] | None = None
+    patients: Sequence[str], alias: Pseudonyms, fixed: Sequence[str] | None = None, groups: Sequence[str] | None = None
 ) -> list[str]:
     """The split of every row. All rows of a patient share it, and all rows of a group but where the source says otherwise.
 

@@ -27,7 +27,7 @@ from medssl.store.schema import MASK, content_hash
 from medssl.store.splits import SPLITS
 
 if TYPE_CHECKING:
-    from medssl.store.resampled import Canvas
+    from medssl.store.resampled import ResampledScans
 
 SCHEMA_VERSION = 3
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medssl import catalog
 from medssl.errors import UserError
-from medssl.losses.target_losses import Kind
+from medssl.losses.target_losses import TargetLoss
 from medssl.methods.base import Batch, Clock, Method
 
 
@@ -23,7 +23,7 @@ class MultiTask(Method):
 
     target = "label"
 
-    def __init__(self, encoder: Any, method: str, options: dict[str, Any] | None, weight: float, kind: Kind):
+    def __init__(self, encoder: Any, method: str, options: dict[str, Any] | None, weight: float, kind: TargetLoss):
         super().__init__()
         if weight < 0:
             raise UserError(f"method.weight must be 0 or more, got {weight}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medssl.errors import UserError
 from medssl.losses.supervised import sure_of
-from medssl.losses.target_losses import Kind
+from medssl.losses.target_losses import TargetLoss
 from medssl.methods.base import Batch, Clock, Method
 
 
@@ -24,7 +24,7 @@ class PseudoLabels(Method):
     views = 2
     target = "label"
 
-    def __init__(self, encoder: Any, threshold: float, weight: float, kind: Kind):
+    def __init__(self, encoder: Any, threshold: float, weight: float, kind: TargetLoss):
         super().__init__()
         if kind.name != "classes":
             raise UserError(f"pseudo_labels guesses classes, and the target is of kind {kind.name}; use task=classes")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from medssl.errors import UserError
-from medssl.losses.target_losses import Kind
+from medssl.losses.target_losses import TargetLoss
 from medssl.methods.base import Batch, Clock, Method
 
 
@@ -26,7 +26,7 @@ class Supervised(Method):
     views = 1
     target = "label"
 
-    def __init__(self, encoder: Any, kind: Kind, blocks: int | None = None):
+    def __init__(self, encoder: Any, kind: TargetLoss, blocks: int | None = None):
         super().__init__()
         groups = encoder.by_depth()
         if blocks is not None and not 0 <= blocks <= len(groups):

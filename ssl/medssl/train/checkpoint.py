@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from medssl.errors import UserError
 from medssl.files import disk_errors
 from medssl.methods.base import Method
-from medssl.train.stop import Broken
+from medssl.train.stop import TrainingStopped
 
 
 def save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
@@ -36,11 +36,11 @@ def load(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
         ) from e
 
 
-def not_finite(method: Method, step: int, last: Path) -> Broken:
+def not_finite(method: Method, step: int, last: Path) -> TrainingStopped:
     """Names the last parameter whose gradient is broken, which is nearest to the loss, and the way out."""
     bad = [n for n, p in method.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
     good = f"The last good checkpoint is {last}. " if last.exists() else ""
-    return Broken(
+    return TrainingStopped(
         f"step {step}: {f'the gradient of {bad[-1]}' if bad else 'the loss'} is not finite; nothing was updated. {good}"
         "Lower lr or clip, use precision=32-true, or look for scans with extreme values",
         step,

@@ -12,24 +12,24 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from medssl.augmentations.loader import loader, make_views, target_of
+from medssl.augmentations.loader import loader, make_views, batch_target
 from medssl.augmentations.recipes import Recipe
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.norm import share_batch_norm
 from medssl.progress import Progress
 from medssl.rng import seed_from
-from medssl.store.resampled import Canvas
+from medssl.store.resampled import ResampledScans
 from medssl.train.checkpoint import load, not_finite, save
 from medssl.train.log import Log
 from medssl.train.optim import Optim
-from medssl.train.stop import Broken, StopRequest
+from medssl.train.stop import TrainingStopped, StopRequest
 
 
 def train(
     fabric: Fabric,
     method: Method,
-    canvas: Canvas,
+    canvas: ResampledScans,
     rows: np.ndarray,
     recipe: Recipe,
     out: Path,
@@ -98,7 +98,7 @@ def train(
                 waited += time.perf_counter() - asked
                 given: Batch = {"views": views, "key": key}
                 if "target" in raw:
-                    given["target"] = target_of(raw, recipe, key)
+                    given["target"] = batch_target(raw, recipe, key)
                 more = optimizer is not None and micro < accumulate - 1
                 with fabric.no_backward_sync(module) if more else nullcontext():
                     try:
@@ -136,7 +136,7 @@ def train(
                     log.write(row, {"step": done, "seconds": seconds, "data_seconds": waited, "scans_per_s": rate})
                 bar.update(0, loss=f"{row['loss']:.4g}")
                 if do == "end":
-                    raise Broken(str(row["warning"]), step)
+                    raise TrainingStopped(str(row["warning"]), step)
                 if do == "keep":
                     save(fabric, last.with_name("healthy.ckpt"), state)
             stopping = stop.wanted(fabric)

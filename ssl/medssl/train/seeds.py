@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from medssl.augmentations.loader import Raw, RawScans, StepSampler, make_views
+from medssl.augmentations.loader import RawBatch, RawScans, StepSampler, make_views
 from medssl.augmentations.recipes import Recipe
 from medssl.encoders.mlp import MLP
 from medssl.errors import UserError
 from medssl.losses.distributed import mapped
 from medssl.methods.base import Batch, Clock, Method
 from medssl.rng import Key
-from medssl.store.resampled import Canvas
+from medssl.store.resampled import ResampledScans
 from medssl.train.optim import Optim
-from medssl.train.stop import Broken
+from medssl.train.stop import TrainingStopped
 
 
 def train_seeds(
     methods: list[Method],
-    canvas: Canvas,
+    canvas: ResampledScans,
     rows: np.ndarray,
     recipe: Recipe,
     *,
@@ -80,7 +80,7 @@ def train_seeds(
             seed for seed, fine in zip(seeds, (losses.detach() + norms).isfinite().tolist(), strict=True) if not fine
         ]
         if bad:
-            raise Broken(f"step {step}: seeds {bad} are not finite; nothing was updated. Lower lr or clip", step)
+            raise TrainingStopped(f"step {step}: seeds {bad} are not finite; nothing was updated. Lower lr or clip", step)
         _clip(params, optim.clip / (norms + 1e-6))  # the 1e-6 is torch's
         for group in optimizer.param_groups:
             group["lr"] = optim.lr_at(clock.frac) * group["lr_scale"]
@@ -175,15 +175,15 @@ def _optimizer(optim: Optim, first: nn.Module, params: dict[str, Tensor]) -> tor
 
 
 def _batches(
-    canvas: Canvas, rows: np.ndarray, batch: int, steps: int, seeds: list[int], targets: np.ndarray | None
-) -> Iterator[Raw]:
+    canvas: ResampledScans, rows: np.ndarray, batch: int, steps: int, seeds: list[int], targets: np.ndarray | None
+) -> Iterator[RawBatch]:
     """Raw batches (S * B, …), each seed's scans as it would meet them alone, seed after seed."""
     scans = RawScans(canvas, targets)
     for parts in zip(*(StepSampler(rows, batch, 0, steps, seed) for seed in seeds), strict=True):
         yield scans.__getitems__([pair for part in parts for pair in part])
 
 
-def _given(raw: Raw, recipe: Recipe, views: int, seeds: list[int], canvas: Canvas, device: str | torch.device) -> Batch:
+def _given(raw: RawBatch, recipe: Recipe, views: int, seeds: list[int], canvas: ResampledScans, device: str | torch.device) -> Batch:
     """What `Method.forward` is given, with a first dimension of seeds: views (S, B, …), the seed of the key (S,)."""
     raw = {k: v.to(device) for k, v in raw.items()}
     seed = torch.tensor(seeds, device=device)

@@ -12,7 +12,7 @@ from medssl.errors import Stopped, UserError
 PREEMPTED = 75  # EX_TEMPFAIL: schedulers read it as "try again"
 
 
-class Broken(UserError):
+class TrainingStopped(UserError):
     """A run that cannot or shall not go on. `step`: the step whose batch broke it, counted from 0."""
 
     def __init__(self, message: str, step: int):

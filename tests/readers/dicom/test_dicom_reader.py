@@ -32,10 +32,10 @@ from medssl.readers.dicom.facts import facts_of, held_of, identify, modality_of,
 from medssl.readers.dicom.header import parse
 from medssl.readers.dicom.layout import Layout
 from medssl.readers.dicom.pixels import arguments, to_values
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable
 
-ALIAS = Alias(bytes(32))
+ALIAS = Pseudonyms(bytes(32))
 QUICK = settings(max_examples=60, deadline=None)
 NATIVE = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
 JPEG_LOSSLESS, JPEG_EXTENDED, JPEG_LS, JPEG_2000, HTJ2K = (

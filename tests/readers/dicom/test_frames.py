@@ -20,10 +20,10 @@ from medssl.readers.dicom import frames, mosaic
 from medssl.readers.dicom.header import parse
 from medssl.readers.dicom.series import canonical
 from medssl.readers.dicom.ultrasound import crop, ultrasound_crop
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
 
-ALIAS = Alias(bytes(32))
+ALIAS = Pseudonyms(bytes(32))
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)

@@ -12,7 +12,7 @@ from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import RawDataElement
 
 from medssl.readers.dicom.header import PIXELS, parse
-from medssl.readers.quiet import quiet
+from medssl.readers.quiet import silenced
 from medssl.readers.scan import Unreadable
 
 BUNDLED = sorted(p for p in Path(get_testdata_file("CT_small.dcm", download=False)).parent.rglob("*") if p.is_file())
@@ -44,7 +44,7 @@ def same(ours, theirs):
 
 
 def check(path):
-    with quiet():
+    with silenced():
         ds = pydicom.dcmread(path, stop_before_pixels=True)
         with path.open("rb") as f:
             header = parse(f)
@@ -188,7 +188,7 @@ def test_numbers_are_tolerant_and_say_when_they_are_none():
 )
 def test_meta_information_may_be_missing(name):
     path = get_testdata_file(f"{name}.dcm", download=False)
-    with quiet():
+    with silenced():
         theirs = pydicom.dcmread(path, force=True, stop_before_pixels=True)
         with open(path, "rb") as f:
             assert same(parse(f), theirs) > 0

@@ -13,12 +13,12 @@ from medssl.evals.stats.bootstrap import FEW
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.table import table
 from medssl.scoring import clinical
-from medssl.scoring.acquisition_metadata import Fact, chosen, fact_of, twin
-from medssl.scoring.baselines import Entrants
-from medssl.scoring.eval_splits import Question
-from medssl.scoring.features import Source
+from medssl.scoring.acquisition_metadata import AcquisitionField, chosen, fact_of, twin
+from medssl.scoring.baselines import FeatureSources
+from medssl.scoring.eval_splits import EvalSplits
+from medssl.scoring.features import FeatureSource
 from medssl.scoring.leave_one_site_out import fewest_patients, without_each_site
-from medssl.scoring.score_table import Board, headline, remember
+from medssl.scoring.score_table import ScoreTable, headline, save_table
 from medssl.store.store import Store
 
 RIVALS = ("raw pixels", "random init")
@@ -64,7 +64,7 @@ def audit(
 
     Raises UserError as `medssl.probe` does, when no fact can be audited, and for too few patients of a class.
     """
-    entrants, question = Entrants.of(
+    entrants, question = FeatureSources.of(
         run, store, target, device, task=task, positive=positive, where=where, test_where=test_where, test_store=test_store,
         allow_overlap=allow_overlap,
     )  # fmt: skip
@@ -75,7 +75,7 @@ def audit(
             f"{question.train.store.path} knows no fact that could be audited ({_reasons(left)}); "
             "ingest with a table that has site, view, sex or age"
         )
-    about = Board("audit", question, entrants.name, seed=seed).about
+    about = ScoreTable("audit", question, entrants.name, seed=seed).about
     print(headline(about))
     x = {entrants.name if n == "run" else n: _features(s, question) for n, s in entrants.all(RIVALS)}
     found: list[Evidence] = []
@@ -100,11 +100,11 @@ def audit(
         "facts": [e.as_dict(str(question.target)) for e in found],
         "left_out": left, "sites": sites, "subgroups": groups, "limits": list(LIMITS), "verdict": outcome,
     }  # fmt: skip
-    remember(entrants.folder.path / "audit.json", result)
+    save_table(entrants.folder.path / "audit.json", result)
     return result
 
 
-def _check(question: Question) -> None:
+def _check(question: EvalSplits) -> None:
     """An audit is of scores by AUROC, of some patients of each class."""
     target = question.target
     if target.task not in TASKS:
@@ -117,10 +117,10 @@ def _check(question: Question) -> None:
             raise UserError(f"{fewest} {what} patients of a class of {target}: too few to audit, it takes {FEW}")
 
 
-def _facts(question: Question, wanted: str | list[str] | None) -> tuple[list[Fact], dict[str, str]]:
+def _facts(question: EvalSplits, wanted: str | list[str] | None) -> tuple[list[AcquisitionField], dict[str, str]]:
     """Those that vary, and why the others are left out."""
     train, test = question.train, question.test
-    out: list[Fact] = []
+    out: list[AcquisitionField] = []
     left: dict[str, str] = {}
     for name in chosen(train.store, question.target, wanted):
         try:
@@ -135,7 +135,7 @@ def _facts(question: Question, wanted: str | list[str] | None) -> tuple[list[Fac
     return out, left
 
 
-def _features(source: Source, question: Question) -> list[np.ndarray]:
+def _features(source: FeatureSource, question: EvalSplits) -> list[np.ndarray]:
     """Of training, validation (where there is none, no rows) and test."""
     train, test = (source(p.store, p.rows) for p in (question.train, question.test))
     return [train, source(question.val.store, question.val.rows) if len(question.val) else train[:0], test]
@@ -145,7 +145,7 @@ def _reasons(left: dict[str, str]) -> str:
     return ", ".join(f"{name} ({why})" for name, why in left.items()) or "it has none"
 
 
-def _examined(fact: Fact, question: Question, x: dict[str, list[np.ndarray]], seed: int, device: str) -> Evidence:
+def _examined(fact: AcquisitionField, question: EvalSplits, x: dict[str, list[np.ndarray]], seed: int, device: str) -> Evidence:
     """The evidence of one fact, on the scans that have it."""
     sets = []
     for i, part in enumerate((question.train, question.val, question.test)):

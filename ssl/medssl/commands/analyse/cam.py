@@ -14,24 +14,24 @@ from medssl.encoders.export import load_encoder
 from medssl.errors import UserError, nearest
 from medssl.evals.embed import standardised
 from medssl.evals.explain.saliency import places
-from medssl.evals.explain.saliency_checks import Focus, focus, randomised, rank_correlation, trusted, verdict
+from medssl.evals.explain.saliency_checks import MaskEnergy, mask_energy, randomised, rank_correlation, trusted, verdict
 from medssl.evals.metrics.metrics import OF_TASK
 from medssl.evals.stats.bootstrap import difference, score
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.table import table
 from medssl.files import atomic, write_json
-from medssl.leakage.leak_check import guard, pretrained_on, scans_of
+from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set
 from medssl.progress import Progress
 from medssl.reporting.cam import Shown, sheet, slice_of
 from medssl.reporting.sheet import chosen
 from medssl.rng import generator, seed_from
-from medssl.runs.predictions import Entry, Predictions
+from medssl.runs.predictions import TableRow, Predictions
 from medssl.runs.run_folder import Run
 from medssl.scoring import features
-from medssl.scoring.eval_splits import Question, ask
-from medssl.scoring.saliency_maps import METHODS, Maker, head_of, masks_on_grid, outputs
+from medssl.scoring.eval_splits import EvalSplits, load_splits
+from medssl.scoring.saliency_maps import METHODS, SaliencyMaker, head_of, masks_on_grid, outputs
 from medssl.scoring.targets import values
-from medssl.store.resampled import Canvas, as_trained
+from medssl.store.resampled import ResampledScans, resampled_for_encoder
 from medssl.store.store import Store
 
 MOST, SHOWN = 500, 8  # test scans that are looked at, and that are drawn, at even spacing
@@ -58,7 +58,7 @@ class Scans:
     rows: np.ndarray
     patient: np.ndarray
     label: list[str]
-    question: Question | None
+    question: EvalSplits | None
     test: str
     flags: list[str]
 
@@ -111,16 +111,16 @@ def cam(
         scans = _unlabelled(folder, card["key_id"], home, away, test_store is not None, allow_overlap)
     else:
         asked: dict[str, Any] = {"positive": positive, "test_where": test_where, "test_store": test_store}
-        scans = _labelled(ask(folder, card, home, target, allow_overlap=allow_overlap, **asked))
+        scans = _labelled(load_splits(folder, card, home, target, allow_overlap=allow_overlap, **asked))
     rival = features.fresh(resolved, card).eval()
     maps, heads, subject = _maps(method, explain, home, scans, [encoder, rival], resolved, card, seed, device)
     ours = maps(encoder, heads[0], np.arange(len(scans.rows)))
     grid = places(encoder, torch.zeros(1, card["channels"], *card["size"], device=device))
     at, masks, insides = masks_on_grid(scans.store, scans.rows, card, part)
-    found: dict[str, Focus] = {}
+    found: dict[str, MaskEnergy] = {}
     if len(at):
         theirs = maps(rival, heads[1], at)
-        found = {OURS: focus(ours[at], masks, insides), RIVAL: focus(theirs, masks, insides)}
+        found = {OURS: mask_energy(ours[at], masks, insides), RIVAL: mask_energy(theirs, masks, insides)}
         if (covered := float(found[OURS].area.mean()) * math.prod(grid)) < 1:
             scans.flags.append(
                 f"a map has {' x '.join(map(str, grid))} places, and a mask covers {covered:.2f} of one on average: "
@@ -148,7 +148,7 @@ def cam(
         "verdict": verdict(last),
         "trusted": trusted(last),
     }
-    canvas = as_trained(scans.store, card)
+    canvas = resampled_for_encoder(scans.store, card)
     shown = [_picture(canvas, scans, i, ours[i], masks[at == i]) for i in _drawn(at, len(scans.rows))]
     with atomic(folder.path / "cam.png") as file:
         file.write_bytes(sheet(shown))
@@ -174,8 +174,8 @@ def _maps(
 ) -> tuple[Maps, list[np.ndarray | None], str]:
     """(what makes maps, of each encoder the weights of its probe or None, what is explained in words)."""
     foil = home.rows("train")
-    grids = as_trained(scans.store, card), (as_trained(home, card), foil[chosen(len(foil), FOIL)])
-    maker = Maker(method, *grids, resolved, seed, device)
+    grids = resampled_for_encoder(scans.store, card), (resampled_for_encoder(home, card), foil[chosen(len(foil), FOIL)])
+    maker = SaliencyMaker(method, *grids, resolved, seed, device)
     question = scans.question
     if question is None or method != "gradcam":
         return lambda encoder, _, at: maker(encoder, scans.rows[at], None), [None] * len(encoders), ""
@@ -189,7 +189,7 @@ def _maps(
     return maps, [*heads], subject
 
 
-def _labelled(question: Question) -> Scans:
+def _labelled(question: EvalSplits) -> Scans:
     """At most MOST of a question's test scans."""
     kept = chosen(len(question.test), MOST)
     flags = list(question.flags)
@@ -207,9 +207,9 @@ def _unlabelled(folder: Run, key: str, home: Store, away: Store, other: bool, al
     if not len(rows):
         raise UserError(f"{away.path} has no test patients; ingest more scans, or give test_store=STORE")
     known = home if home.fingerprint == folder.resolved()["fingerprint"] else None
-    seen = pretrained_on(folder.path / "pretrained_on.parquet", key, known)
-    train, val = (scans_of(what, home, rows[:0]) for what in ("training", "validation"))  # nothing is fitted
-    report = guard(seen, train, val, scans_of("test", away, rows), kept=away.path / "cache" / "alike.npz")
+    seen = read_pretrained_on(folder.path / "pretrained_on.parquet", key, known)
+    train, val = (scan_set(what, home, rows[:0]) for what in ("training", "validation"))  # nothing is fitted
+    report = check_leaks(seen, train, val, scan_set("test", away, rows), kept=away.path / "cache" / "alike.npz")
     if report.refusal and not allow_overlap:
         raise UserError(f"{report.refusal}; look at other patients, or have every number marked: allow_overlap=true")
     flags = report.words()
@@ -221,7 +221,7 @@ def _unlabelled(folder: Run, key: str, home: Store, away: Store, other: bool, al
     return Scans(away, rows[kept], patient, [""] * len(kept), None, test, flags)
 
 
-def _in_masks(found: dict[str, Focus], patient: np.ndarray, seed: int) -> list[Line]:
+def _in_masks(found: dict[str, MaskEnergy], patient: np.ndarray, seed: int) -> list[Line]:
     """A line for each encoder's maps; their means over scans with intervals over patients."""
     lines: list[Line] = []
     for name, f in found.items():
@@ -280,7 +280,7 @@ def _drawn(at: np.ndarray, n: int) -> np.ndarray:
     return np.concatenate([at[chosen(len(at), SHOWN - most)], others[chosen(len(others), most)]])
 
 
-def _picture(canvas: Canvas, scans: Scans, i: int, map_: np.ndarray, mask: np.ndarray) -> Shown:
+def _picture(canvas: ResampledScans, scans: Scans, i: int, map_: np.ndarray, mask: np.ndarray) -> Shown:
     """Scan number `i` in its window with its map (*size) and its mask (1 or none, *size); of a volume one slice."""
     scan = standardised(canvas, scans.rows[i : i + 1])[0].numpy() * canvas.std + canvas.mean
     if map_.ndim == 3:
@@ -295,7 +295,7 @@ def _plain(line: Line) -> dict[str, Any]:
     return {k: v.as_dict() if isinstance(v, Score) else v for k, v in line.items()}
 
 
-def _keep(folder: Path, result: dict[str, Any], scans: Scans, at: np.ndarray, found: dict[str, Focus]) -> None:
+def _keep(folder: Path, result: dict[str, Any], scans: Scans, at: np.ndarray, found: dict[str, MaskEnergy]) -> None:
     """The numbers per scan, so that runs can be compared on the same patients."""
     if not found:
         return
@@ -303,7 +303,7 @@ def _keep(folder: Path, result: dict[str, Any], scans: Scans, at: np.ndarray, fo
     about |= {"command": f"cam-{result['method']}", "target": result["explained"] or result["method"]}
     about |= {"classes": [f"mask {result['part']}"]}
     entries = [
-        Entry("run" if name == OURS else name, words, [v])
+        TableRow("run" if name == OURS else name, words, [v])
         for name, f in found.items()
         for words, v in ((ENERGY, f.energy), (HIT, f.hit))
     ]

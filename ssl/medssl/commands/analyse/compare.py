@@ -19,7 +19,7 @@ from medssl.evals.stats.variance_components import SOURCES, Components, componen
 from medssl.files import atomic, write_json
 from medssl.reporting.ranks import critical_differences
 from medssl.runs.predictions import Predictions, of_run, same_scans
-from medssl.runs.runs_by_seed import Arm, arms_of, runs_in
+from medssl.runs.runs_by_seed import RunsBySeed, group_by_seed, find_runs
 
 ALPHA = 0.05
 
@@ -84,7 +84,7 @@ def compare(
 
     Raises UserError when there is nothing to compare: fewer than two arms, no common question, other test patients.
     """
-    arms = arms_of(runs_in(runs))
+    arms = group_by_seed(find_runs(runs))
     extra = [baselines] if isinstance(baselines, str) else list(baselines)
     if len(arms) + len(extra) < 2:
         raise UserError(
@@ -140,7 +140,7 @@ def _ranked(contests: Sequence[Contest], out: Path | None) -> dict[str, Any] | N
 
 
 def _contests(
-    arms: Sequence[Arm],
+    arms: Sequence[RunsBySeed],
     extra: Sequence[str],
     target: str | None,
     reader: str | None,

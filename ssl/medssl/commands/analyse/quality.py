@@ -23,11 +23,11 @@ from medssl.evals.metrics.metrics import OF_TASK
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.table import table
 from medssl.files import write_json
-from medssl.pretraining.held_out_subset import VIEWS_SEED, panel
+from medssl.pretraining.held_out_subset import VIEWS_SEED, held_out_subset
 from medssl.runs.run_folder import Run
-from medssl.runs.runs_by_seed import runs_in
+from medssl.runs.runs_by_seed import find_runs
 from medssl.scoring.features import device_of, of_encoder
-from medssl.store.resampled import as_trained
+from medssl.store.resampled import resampled_for_encoder
 from medssl.store.splits import leaks
 from medssl.store.store import Store
 
@@ -81,7 +81,7 @@ def quality(
         result = _measure(Run(Path(run)), Store.open(store, where), scans, views, seed, device)
         _show(result)
         return result
-    folders = runs_in(runs)  # type: ignore[arg-type]
+    folders = find_runs(runs)  # type: ignore[arg-type]
     scan_store = None if store is None else Store.open(store, where)
     results = []
     for folder in folders:
@@ -99,13 +99,13 @@ def _measure(folder: Run, store: Store, scans: int, views: int, seed: int, devic
     """Measure one run and write its quality.json."""
     resolved = folder.finished()
     encoder, card = load_encoder(folder.path)
-    chosen = panel(store, scans, seed)
+    chosen = held_out_subset(store, scans, seed)
     n = len(chosen.rows)
     if n < max(8, views + 1):
         raise UserError(f"{store.path} has {n} scans for the panel; it needs at least 8, and more than views={views}")
     patient = store.column("patient")[chosen.rows].astype(str)
     x = of_encoder(encoder, card, device)(store, chosen.rows)
-    canvas = as_trained(store, card)
+    canvas = resampled_for_encoder(store, card)
     recipe = catalog.build(spec_of("augment", resolved["augment"]), size=canvas.size)
     of_views = embed_views(encoder, canvas, chosen.rows, recipe, views, VIEWS_SEED, device=device)
     if not (np.isfinite(x).all() and np.isfinite(of_views).all()):

@@ -14,10 +14,10 @@ from medssl.files import disk_errors, write_json
 from medssl.ingest.json_sidecars import Sidecars
 from medssl.ingest.label_table import read_labels
 from medssl.ingest.ledger import Ledger
-from medssl.ingest.manifest import Found, settle
+from medssl.ingest.manifest import Found, build_manifest
 from medssl.ingest.pipeline import FLEETING, VERSION, Reading
-from medssl.ingest.supervisor import Supervisor
-from medssl.ingest.writer import Draft, check_out
+from medssl.ingest.supervisor import WorkerPool
+from medssl.ingest.writer import StagedStore, check_out
 from medssl.readers.pseudonyms import open_key
 from medssl.store.intensity import check
 from medssl.store.release import read_released
@@ -101,7 +101,7 @@ def ingest(
     elif keys:
         raise UserError(f"keys={keys} are looked up in JSON files: add aihub=auto")
     made_with = {"readers": VERSION, "recipe": recipe, "key_id": alias.key_id}
-    draft = Draft(out)
+    draft = StagedStore(out)
     ledger: Ledger | None = None
     old, started, whole = None, False, False
     try:
@@ -116,7 +116,7 @@ def ingest(
         beside = read_labels(table or labels, alias, wanted if table or not sidecars else (), patient, ledger.names())
         unread, _ = ledger.count_unread()
         hello = {"key": alias.secret(), "recipe": recipe, "memory": int(memory * GIGABYTE), "out": str(draft.folder)}
-        with Supervisor(workers, hello) as children:
+        with WorkerPool(workers, hello) as children:
             reading.read(children)
             started = not ledger.empty()
             reading.stack(children)
@@ -129,7 +129,7 @@ def ingest(
         released = read_released(out) | read_released(draft.folder)
         write_json(draft.folder / "released.json", released)
         found = ledger.rows
-        settled = settle(
+        settled = build_manifest(
             lambda: (Found(*f) for f in found()), alias, draft.folder, released, beside, sidecars, site, folder
         )
         settled.info["counts"]["files"] = ledger.seen()
@@ -197,7 +197,7 @@ def _old_store(out: Path, made_with: dict[str, str]) -> Store | None:
     return store
 
 
-def _begin(draft: Draft, old: Store | None, made_with: dict[str, str], overwrite: bool) -> Ledger:
+def _begin(draft: StagedStore, old: Store | None, made_with: dict[str, str], overwrite: bool) -> Ledger:
     """The ledger of an interrupted ingest, or else of the store that is there, or else an empty one."""
     made_with = made_with | {"base": "" if old is None else old.info["fingerprint"], "overwrite": str(overwrite)}
     path = draft.folder / "ledger.sqlite"

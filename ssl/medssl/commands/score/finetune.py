@@ -14,14 +14,14 @@ from torch import nn
 from medssl import catalog
 from medssl.commands.train.pretrain import described, spec_of
 from medssl.encoders.export import load_encoder
-from medssl.encoders.timm2d import at_hand
+from medssl.encoders.timm2d import weights_available
 from medssl.errors import UserError
 from medssl.files import write_json
 from medssl.scoring import features, probes
-from medssl.scoring.baselines import Entrants, chosen
-from medssl.scoring.eval_splits import Question
-from medssl.scoring.finetune_runs import Drawn, Fit, Fits, Row
-from medssl.scoring.score_table import Board
+from medssl.scoring.baselines import FeatureSources, select_baselines
+from medssl.scoring.eval_splits import EvalSplits
+from medssl.scoring.finetune_runs import LabelSubset, FinetuneSettings, FinetuneRuns, FinetuneRow
+from medssl.scoring.score_table import ScoreTable
 from medssl.store.store import Store
 from medssl.train.optim import Optim
 
@@ -88,28 +88,28 @@ def finetune(
     """
     if steps < 1 or batch < 2 or save_every < 1 or seed < 0:
         raise UserError("steps and save_every must be at least 1, batch at least 2, and seed 0 or more")
-    optim, names = Optim(lr=lr, weight_decay=weight_decay, layer_decay=layer_decay), chosen(rivals, RIVALS)
+    optim, names = Optim(lr=lr, weight_decay=weight_decay, layer_decay=layer_decay), select_baselines(rivals, RIVALS)
     views = None if recipe is None else catalog.spec("augment", recipe)
-    entrants, question = Entrants.of(
+    entrants, question = FeatureSources.of(
         run, store, target, device, task=task, positive=positive, where=where, test_where=test_where, test_store=test_store,
         allow_overlap=allow_overlap,
     )  # fmt: skip
     path = entrants.folder.path
     for part in (question.train, question.test):
         features.must_fit(entrants.card, part.store)
-    fit = Fit(steps, batch, views or spec_of("augment", entrants.resolved["augment"]), entrants.device)
+    fit = FinetuneSettings(steps, batch, views or spec_of("augment", entrants.resolved["augment"]), entrants.device)
     rows = _rows(entrants, names, optim, blocks, question.flags)
     subsets = probes.budgets(question, labels, draws, seed)
     every = [np.arange(len(question.train))] * draws
-    drawn = [Drawn(b, seed + i, at) for b, each in subsets.items() for i, at in enumerate(each or every)]
+    drawn = [LabelSubset(b, seed + i, at) for b, each in subsets.items() for i, at in enumerate(each or every)]
     _check(question, drawn)
     about = _about(question, entrants.card, fit, rows[0])
-    fits = Fits(path / "finetune" / _digest(about), question, entrants.card, fit, save_every)
+    fits = FinetuneRuns(path / "finetune" / _digest(about), question, entrants.card, fit, save_every)
     write_json(fits.home / "settings.json", about)
     largest = max(drawn, key=lambda draw: len(draw.rows))  # the first of them
     kept = fits.folder(rows[0], largest)
     encoder, settings = str(kept.relative_to(path)), about["fit"]
-    board = Board("finetune", question, entrants.name, seed=seed, encoder=encoder, settings=settings)
+    board = ScoreTable("finetune", question, entrants.name, seed=seed, encoder=encoder, settings=settings)
     frozen = _probes(entrants, question, names, subsets, seed)
     for budget in subsets:
         for row in rows:
@@ -130,7 +130,7 @@ def finetune(
 
 
 def _probes(
-    entrants: Entrants, question: Question, names: list[str], subsets: probes.Subsets, seed: int
+    entrants: FeatureSources, question: EvalSplits, names: list[str], subsets: probes.Subsets, seed: int
 ) -> dict[str, dict[str, list[np.ndarray]]]:
     """What the features are called -> budget -> predictions of each draw."""
     sources = {}
@@ -146,7 +146,7 @@ def _probes(
     return out
 
 
-def _rows(entrants: Entrants, rivals: list[str], optim: Optim, blocks: int | None, flags: list[str]) -> list[Row]:
+def _rows(entrants: FeatureSources, rivals: list[str], optim: Optim, blocks: int | None, flags: list[str]) -> list[FinetuneRow]:
     """The lines of the table, the run's own first."""
     resolved, card, path = entrants.resolved, entrants.card, entrants.folder.path
 
@@ -158,23 +158,23 @@ def _rows(entrants: Entrants, rivals: list[str], optim: Optim, blocks: int | Non
 
     if not pretrained().by_depth():  # type: ignore[operator]
         raise UserError(f"{card['name']} has no weights that labels could train; score it with medssl probe")
-    rows = [Row("run", "fine-tuned", pretrained, optim, blocks)]
+    rows = [FinetuneRow("run", "fine-tuned", pretrained, optim, blocks)]
     if "scratch" in rivals:
-        rows.append(Row("random init", "end to end", initial, replace(optim, layer_decay=1.0), None))
+        rows.append(FinetuneRow("random init", "end to end", initial, replace(optim, layer_decay=1.0), None))
     if "ImageNet" in rivals:
         spec = spec_of("encoder", resolved["encoder"]) | {"pretrained": True}
-        if len(card["size"]) == 2 and "pretrained" in resolved["encoder"] and at_hand(spec["model"]):
+        if len(card["size"]) == 2 and "pretrained" in resolved["encoder"] and weights_available(spec["model"]):
 
             def imagenet() -> nn.Module:
                 return catalog.build(spec, channels=card["channels"], size=tuple(card["size"]))
 
-            rows.append(Row("ImageNet", "fine-tuned", imagenet, optim, blocks))
+            rows.append(FinetuneRow("ImageNet", "fine-tuned", imagenet, optim, blocks))
         else:
             flags.append(f"no row for ImageNet: its weights of {resolved['encoder']['name']} are not on this machine")
     return rows
 
 
-def _check(question: Question, drawn: Iterable[Drawn]) -> None:
+def _check(question: EvalSplits, drawn: Iterable[LabelSubset]) -> None:
     """Draws from which nothing can be learnt."""
     for draw in drawn:
         y = question.train.y[draw.rows]
@@ -186,7 +186,7 @@ def _check(question: Question, drawn: Iterable[Drawn]) -> None:
             )
 
 
-def _about(question: Question, card: dict[str, Any], fit: Fit, row: Row) -> dict[str, Any]:
+def _about(question: EvalSplits, card: dict[str, Any], fit: FinetuneSettings, row: FinetuneRow) -> dict[str, Any]:
     """Everything that a fit depends on but its draw and its row."""
     asked = {k: v for k, v in question.described().items() if k not in ("flags", "test")}
     names = {"positive": list(question.target.positive), "weights": card["weights"]}

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from medssl.scoring import probes
-from medssl.scoring.baselines import FROZEN, Entrants, chosen
-from medssl.scoring.score_table import Board
+from medssl.scoring.baselines import FROZEN, FeatureSources, select_baselines
+from medssl.scoring.score_table import ScoreTable
 from medssl.store.store import Store
 
 
@@ -32,12 +32,12 @@ def knn(
     as in `medssl.probe`. Raises UserError when pretraining has seen a test patient or test image, and for labels that cannot be
     scored.
     """
-    names = chosen(baselines, FROZEN)
-    entrants, question = Entrants.of(
+    names = select_baselines(baselines, FROZEN)
+    entrants, question = FeatureSources.of(
         run, store, target, device, task=task, positive=positive, where=where, test_where=test_where, test_store=test_store,
         allow_overlap=allow_overlap,
     )  # fmt: skip
-    board = Board("knn", question, entrants.name, seed=seed, k=k)
+    board = ScoreTable("knn", question, entrants.name, seed=seed, k=k)
     for name, source in entrants.all(names):
         board.add(name, "kNN", probes.nearest(source, question, [question.test], k)[0])
     return board.finish(entrants.folder.path)

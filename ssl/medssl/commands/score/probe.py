@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from medssl.scoring import clinical, probes
-from medssl.scoring.baselines import BASELINES, SUPERVISED, Entrants, chosen
-from medssl.scoring.score_table import Board
+from medssl.scoring.baselines import BASELINES, SUPERVISED, FeatureSources, select_baselines
+from medssl.scoring.score_table import ScoreTable
 from medssl.store.store import Store
 
 
@@ -58,12 +58,12 @@ def probe(
 
     Raises UserError when pretraining has seen a test patient or test image, and for labels that cannot be scored.
     """
-    names = chosen(baselines)
-    entrants, question = Entrants.of(
+    names = select_baselines(baselines)
+    entrants, question = FeatureSources.of(
         run, store, target, device, task=task, positive=positive, where=where, test_where=test_where, test_store=test_store,
         allow_overlap=allow_overlap,
     )  # fmt: skip
-    board = Board("probe", question, entrants.name, seed=seed)
+    board = ScoreTable("probe", question, entrants.name, seed=seed)
     subsets = probes.budgets(question, labels, draws, seed, balanced)
     parts = [question.test, *([question.val] if len(question.val) else [])]
     own: list[np.ndarray] = []

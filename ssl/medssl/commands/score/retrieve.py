@@ -6,8 +6,8 @@ from typing import Any
 
 from medssl.errors import UserError
 from medssl.evals.probes.retrieval import retrieve as search
-from medssl.scoring.baselines import FROZEN, Entrants, chosen
-from medssl.scoring.score_table import Board
+from medssl.scoring.baselines import FROZEN, FeatureSources, select_baselines
+from medssl.scoring.score_table import ScoreTable
 from medssl.store.store import Store
 
 MEASURES = {"MAP@R": "map_at_r", "R-precision": "r_precision", "P@1": "p_at_1"}
@@ -39,8 +39,8 @@ def retrieve(
     """
     if gallery not in GALLERIES:
         raise UserError(f"gallery is {gallery!r}; it may be {' or '.join(GALLERIES)}")
-    names = chosen(baselines, FROZEN)
-    entrants, question = Entrants.of(
+    names = select_baselines(baselines, FROZEN)
+    entrants, question = FeatureSources.of(
         run, store, target, device, positive=positive, where=where, test_where=test_where, test_store=test_store,
         allow_overlap=allow_overlap,
     )  # fmt: skip
@@ -55,7 +55,7 @@ def retrieve(
     answered = found["run"].rows  # a matter of labels and patients alone, and so the same for all
     if left := len(found["run"].lone):
         question.flags.append(f"{left} test scans left out: nobody else in the gallery is of their kind")
-    board = Board(
+    board = ScoreTable(
         "retrieve", question, entrants.name, test=test.take(answered), task="cases", seed=seed, gallery=gallery
     )
     for measure, key in MEASURES.items():

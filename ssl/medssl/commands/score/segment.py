@@ -22,11 +22,11 @@ from medssl.evals.stats.table import table
 from medssl.files import write_json
 from medssl.runs.run_folder import Run
 from medssl.scoring import features
-from medssl.scoring.baselines import chosen
-from medssl.scoring.eval_splits import Question, guarded
-from medssl.scoring.score_table import Board, headline
+from medssl.scoring.baselines import select_baselines
+from medssl.scoring.eval_splits import EvalSplits, guarded
+from medssl.scoring.score_table import ScoreTable, headline
 from medssl.scoring.segmentation_models import RIVALS, Fit, lines, measured
-from medssl.scoring.targets import Part, Target
+from medssl.scoring.targets import Subset, Target
 from medssl.store.masks import labels_in
 from medssl.store.store import Store
 from medssl.tasks.segment import Segment
@@ -102,9 +102,9 @@ def segment(
     spec = catalog.spec("augment", recipe or views_for(home))
     fit = Fit(classes, steps, batch, lr, weight_decay, width, spec, tolerance, save_every, seed, device)
     Segment(encoder, len(classes), width)  # an encoder that cannot is refused before anything is trained
-    rows = lines(folder.path, resolved, card, chosen(rivals, RIVALS))
+    rows = lines(folder.path, resolved, card, select_baselines(rivals, RIVALS))
     part = question.train
-    drawn = budgets.draws(part.y, part.patient, wanted, range(seed, seed + draws), task="value")
+    drawn = budgets.draw_label_subsets(part.y, part.patient, wanted, range(seed, seed + draws), task="value")
     about = _about(question, card, fit)
     work = folder.path / "segment" / _digest(about)
     write_json(work / "settings.json", about)
@@ -122,7 +122,7 @@ def segment(
 
 def _ask(
     folder: Run, card: dict[str, Any], home: Store, away: Store, allow_overlap: bool
-) -> tuple[Question, tuple[int, ...]]:
+) -> tuple[EvalSplits, tuple[int, ...]]:
     """The scans with masks, and the labels of the training masks; refuses a test that pretraining has seen."""
     train, val = (_part(home, home.rows(split)) for split in ("train", "val"))
     test = _part(away, away.rows("test" if away is home else None))
@@ -136,22 +136,22 @@ def _ask(
         raise UserError(f"the training masks of {home.path} hold nothing but background")
     target = Target(("mask",), "cases", tuple(map(str, classes[1:])))
     name = "held-out patients" if away is home else f"all patients of {away.path.name}"
-    question = Question(target, train, val, test, name)
+    question = EvalSplits(target, train, val, test, name)
     question.flags = guarded(folder, card, question, allow_overlap)
     if unseen := sorted(set(labels_in(away, test.rows)) - set(classes)):
         question.flags.append(f"labels {', '.join(map(str, unseen))} are in test masks only, and count as background")
     return question, classes
 
 
-def _part(store: Store, rows: np.ndarray) -> Part:
+def _part(store: Store, rows: np.ndarray) -> Subset:
     """The scans with masks; y is the number of voxels that are not background."""
     with_mask = rows[store.column("mask")[rows] != ""]
     masks = (store.mask(row) for row in with_mask.tolist())
     y = np.array([0 if mask is None else np.count_nonzero(mask) for mask in masks], np.float64)
-    return Part(store, with_mask, y, len(rows) - len(with_mask), 0)
+    return Subset(store, with_mask, y, len(rows) - len(with_mask), 0)
 
 
-def _about(question: Question, card: dict[str, Any], fit: Fit) -> dict[str, Any]:
+def _about(question: EvalSplits, card: dict[str, Any], fit: Fit) -> dict[str, Any]:
     """Everything that a line depends on but its draw and its row."""
     asked = {k: v for k, v in question.described().items() if k not in ("flags", "test")}
     how = {k: v for k, v in vars(fit).items() if k not in ("save_every", "seed", "views")}
@@ -166,7 +166,7 @@ def _digest(value: Any) -> str:
 def _finish(
     folder: Run,
     resolved: dict[str, Any],
-    question: Question,
+    question: EvalSplits,
     fit: Fit,
     found: dict[tuple[str, str, str], list[np.ndarray]],
     scans: dict[str, int],
@@ -176,7 +176,7 @@ def _finish(
     y, patient = test.y, test.patient
     unit = "mm" if all(s is not None for s in test.store.column("spacing")[test.rows]) else "pixels"
     name = f"{resolved['method']['name']} {resolved['encoder']['name']}"
-    board = Board("segment", question, name, seed=fit.seed, steps=fit.steps, batch=fit.batch, tolerance=fit.tolerance)
+    board = ScoreTable("segment", question, name, seed=fit.seed, steps=fit.steps, batch=fit.batch, tolerance=fit.tolerance)
     board.about |= {"metric": MEASURES[0], "unit": unit}
 
     def mean(each: list[np.ndarray], measure: str, k: int | None = None) -> Score:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from medssl.scoring import probes
-from medssl.scoring.baselines import FROZEN, Entrants, chosen
-from medssl.scoring.score_table import Board
+from medssl.scoring.baselines import FROZEN, FeatureSources, select_baselines
+from medssl.scoring.score_table import ScoreTable
 from medssl.store.store import Store
 
 
@@ -38,12 +38,12 @@ def survive(
 
     Raises UserError as `medssl.probe` does, and when the event came to nobody.
     """
-    names = chosen(baselines, FROZEN)
-    entrants, question = Entrants.of(
+    names = select_baselines(baselines, FROZEN)
+    entrants, question = FeatureSources.of(
         run, store, [time, event], device, task="survival", positive=positive, where=where, test_where=test_where,
         test_store=test_store, allow_overlap=allow_overlap,
     )  # fmt: skip
-    board = Board("survive", question, entrants.name, seed=seed)
+    board = ScoreTable("survive", question, entrants.name, seed=seed)
     for name, source in entrants.all(names):
         found = probes.linear(source, question, [question.test], seed=seed, device=entrants.device)
         board.add(name, "Cox", found["all"][0][0])

@@ -11,12 +11,12 @@ from medssl.evals.metrics.metrics import OF_TASK
 from medssl.evals.stats.bootstrap import difference, score
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.table import table
-from medssl.evals.stats.transfer_gap import Measured, drop
+from medssl.evals.stats.transfer_gap import Predictions, transfer_gap
 from medssl.scoring import clinical, probes
-from medssl.scoring.baselines import BASELINES, SUPERVISED, Entrants, chosen
-from medssl.scoring.eval_splits import Question, ask
-from medssl.scoring.score_table import Board, headline, remember
-from medssl.scoring.targets import Part
+from medssl.scoring.baselines import BASELINES, SUPERVISED, FeatureSources, select_baselines
+from medssl.scoring.eval_splits import EvalSplits, load_splits
+from medssl.scoring.score_table import ScoreTable, headline, save_table
+from medssl.scoring.targets import Subset
 from medssl.store.store import Store
 
 
@@ -55,16 +55,16 @@ def transfer(
 
     Raises UserError as `medssl.probe` does.
     """
-    if reader not in probes.READERS:
-        raise UserError(f"reader is {reader!r}; it may be {' or '.join(probes.READERS)}")
+    if reader not in probes.PROBES:
+        raise UserError(f"reader is {reader!r}; it may be {' or '.join(probes.PROBES)}")
     asked: dict[str, Any] = {"task": task, "positive": positive, "where": where, "allow_overlap": allow_overlap}
-    names, stores = chosen(baselines), [to] if isinstance(to, str) else list(to)
-    entrants, home = Entrants.of(run, store, target, device, **asked)
+    names, stores = select_baselines(baselines), [to] if isinstance(to, str) else list(to)
+    entrants, home = FeatureSources.of(run, store, target, device, **asked)
     others = [
-        ask(entrants.folder, entrants.card, store, target, test_store=s, test_where=test_where, **asked) for s in stores
+        load_splits(entrants.folder, entrants.card, store, target, test_store=s, test_where=test_where, **asked) for s in stores
     ]
     questions = [home, *others]
-    boards = [Board("transfer", q, entrants.name, seed=seed, reader=reader) for q in questions]
+    boards = [ScoreTable("transfer", q, entrants.name, seed=seed, reader=reader) for q in questions]
     for name, how, ps in _read(entrants, home, [q.test for q in questions], names, reader, k, seed):
         for board, p in zip(boards, ps, strict=True):
             board.add(name, how, p)
@@ -75,7 +75,7 @@ def transfer(
 
 
 def _read(
-    entrants: Entrants, home: Question, tests: list[Part], names: list[str], reader: str, k: int, seed: int
+    entrants: FeatureSources, home: EvalSplits, tests: list[Subset], names: list[str], reader: str, k: int, seed: int
 ) -> list[tuple[str, str, list[np.ndarray]]]:
     """(features, reader, predictions for each of `tests`)."""
     found = []
@@ -91,7 +91,7 @@ def _read(
 
 
 def _table(
-    entrants: Entrants, home: Question, away: Question, at_home: Board, there: Board, seed: int
+    entrants: FeatureSources, home: EvalSplits, away: EvalSplits, at_home: ScoreTable, there: ScoreTable, seed: int
 ) -> dict[str, Any]:
     """Scores, prints and remembers what one other hospital says."""
     metric = OF_TASK[home.target.task][0]
@@ -102,8 +102,8 @@ def _table(
         a, b = mine.p[0], theirs.p[0]
         here = score(metric, home.test.y, a, home.test.patient, seed=seed)
         gone = score(metric, away.test.y, b, away.test.patient, seed=seed)
-        lost = drop(
-            metric, Measured(home.test.y, a, home.test.patient), Measured(away.test.y, b, away.test.patient), seed=seed
+        lost = transfer_gap(
+            metric, Predictions(home.test.y, a, home.test.patient), Predictions(away.test.y, b, away.test.patient), seed=seed
         )
         minus = (
             None if theirs.features == "run" else difference(metric, away.test.y, b, own, away.test.patient, seed=seed)
@@ -121,5 +121,5 @@ def _table(
     columns = ["features", "reader", f"{metric.name} at home", f"{metric.name} there", "lost", "there, minus run"]
     print(table(lines, columns))
     result["subgroups"] = clinical.for_whom(away, own, seed)
-    remember(entrants.folder.path / "scores.json", result)
+    save_table(entrants.folder.path / "scores.json", result)
     return result

@@ -17,16 +17,16 @@ from medssl.encoders.export import save_encoder
 from medssl.errors import UserError, nearest
 from medssl.files import atomic
 from medssl.leakage.leak_check import SEEN
-from medssl.pretraining.collapse_monitor import ACTIONS, Monitor
-from medssl.pretraining.pretrain_targets import Truth
+from medssl.pretraining.collapse_monitor import ACTIONS, CollapseMonitor
+from medssl.pretraining.pretrain_targets import PretrainTargets
 from medssl.rng import seed_from
 from medssl.runs.run_folder import Run
-from medssl.store.resampled import Canvas
+from medssl.store.resampled import ResampledScans
 from medssl.store.store import Store
 from medssl.train.log import SINKS, Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
-from medssl.train.stop import Broken
+from medssl.train.stop import TrainingStopped
 
 DEFAULTS = {"encoder": "resnet18", "steps": 2000, "batch": 128, "lr": 1e-3, "lr_end": 0.0}
 RANGES = {  # what can work, both ends included
@@ -135,7 +135,7 @@ def pretrain(
     if asked_batch is None:
         batch = min(batch, len(rows) - len(rows) % (devices * accumulate))
     views_spec = catalog.spec("augment", views_name, **(augment_options or {}))
-    truth = Truth.of(scans, rows, method, spec, target, task, positive)
+    truth = PretrainTargets.of(scans, rows, method, spec, target, task, positive)
     resolved: dict[str, Any] = {
         "store": str(scans.path),
         "where": scans.where,
@@ -190,7 +190,7 @@ def pretrain(
             )
         fabric.barrier()
         zero = fabric.is_global_zero
-        monitor = Monitor(scans, canvas, recipe, ssl_method, resolved, str(fabric.device), run.path, zero)
+        monitor = CollapseMonitor(scans, canvas, recipe, ssl_method, resolved, str(fabric.device), run.path, zero)
         try:
             train(
                 fabric,
@@ -212,7 +212,7 @@ def pretrain(
                 monitor=monitor,
                 monitor_every=resolved["monitor_every"],
             )
-        except Broken as e:
+        except TrainingStopped as e:
             steps = monitor.fall_back(fabric, ssl_method, run.checkpoints, e)
     if fabric.is_global_zero:
         hand_over(run, scans, canvas, ssl_method.encoder, resolved | {"steps": steps})
@@ -273,7 +273,7 @@ def default_size(store: Store) -> int:
     return int(min(64 if store.dims == 2 else 32, math.ceil(np.median(longest))))
 
 
-def hand_over(run: Run, store: Store, canvas: Canvas, encoder: torch.nn.Module, resolved: dict[str, Any]) -> None:
+def hand_over(run: Run, store: Store, canvas: ResampledScans, encoder: torch.nn.Module, resolved: dict[str, Any]) -> None:
     """The pair that other software loads, and the list of what the encoder has seen."""
     with atomic(run.path / "pretrained_on.parquet") as part:
         pq.write_table(store.table.select(list(SEEN)).take(store.rows("train")), part)

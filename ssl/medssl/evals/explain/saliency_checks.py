@@ -52,7 +52,7 @@ def rank_correlation(a: NDArray[Any], b: NDArray[Any]) -> Floats:
 
 
 @dataclass(frozen=True)
-class Focus:
+class MaskEnergy:
     """How maps lie to masks, a number per scan, (N,) float64 each.
 
     energy: share of the map that lies in the mask. area: share of the scan that does, which is the energy of a map that is the
@@ -66,7 +66,7 @@ class Focus:
     empty: NDArray[np.bool_]
 
 
-def focus(maps: NDArray[Any], masks: NDArray[Any], inside: NDArray[np.bool_] | None = None) -> Focus:
+def mask_energy(maps: NDArray[Any], masks: NDArray[Any], inside: NDArray[np.bool_] | None = None) -> MaskEnergy:
     """Maps (N, *size), 0 or more, against masks, alike, the share of every voxel that is in the mask, 0 to 1.
 
     inside: (N, *size), where there is a scan and no padding. Raises ValueError for other maps and masks, and for empty masks.
@@ -81,7 +81,7 @@ def focus(maps: NDArray[Any], masks: NDArray[Any], inside: NDArray[np.bool_] | N
     empty = m.sum(1) == 0
     m = np.where(empty[:, None], here, m)
     top = m == m.max(1, keepdims=True)
-    return Focus((m * mask).sum(1) / m.sum(1), mask.sum(1) / here.sum(1), (top * mask).sum(1) / top.sum(1), empty)
+    return MaskEnergy((m * mask).sum(1) / m.sum(1), mask.sum(1) / here.sum(1), (top * mask).sum(1) / top.sum(1), empty)
 
 
 def trusted(unlearnt: Score) -> bool:

@@ -28,7 +28,7 @@ Truth = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Kind:
+class PredictionType:
     """A kind of task. Calling it checks y and p: (y, p) in the types of `metrics`, ValueError when they do not fit.
 
     `groups(y)` are the masks (N,) of scans without which a metric of this kind is undefined or poorly known: of each,
@@ -103,18 +103,18 @@ def _without_both(y: Floats) -> str:
     return f", {n} of {y.shape[1]} labels left out because they have one class" if n else ""
 
 
-CLASSES = Kind(_classes, lambda y: [y == k for k in np.unique(y)], "in the rarest class", "a class was missing")
-LABELS = Kind(
+CLASSES = PredictionType(_classes, lambda y: [y == k for k in np.unique(y)], "in the rarest class", "a class was missing")
+LABELS = PredictionType(
     _labels,
     lambda y: [column == k for column in _both(y) for k in (0, 1)],
     "in the rarest class of a label",
     "no label had both classes",
     _without_both,
 )
-ORDINAL = Kind(_classes)
-VALUE = Kind(_value)
-SURVIVAL = Kind(_survival, lambda y: [y[:, 1] == 1], "with an event", "no pair could be compared")
-CASES = Kind(_cases)
+ORDINAL = PredictionType(_classes)
+VALUE = PredictionType(_value)
+SURVIVAL = PredictionType(_survival, lambda y: [y[:, 1] == 1], "with an event", "no pair could be compared")
+CASES = PredictionType(_cases)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Metric:
 
     name: str
     many: Callable[[Truth, Floats, Floats], Floats]
-    check: Kind = CLASSES
+    check: PredictionType = CLASSES
     sign: int = 1
 
     def __call__(self, y: ArrayLike, p: ArrayLike, w: ArrayLike | None = None) -> float:

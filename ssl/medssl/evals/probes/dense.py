@@ -25,7 +25,7 @@ from medssl.evals.sliding_window import Net
 from medssl.progress import track
 from medssl.rng import Key, uniform_field
 from medssl.store.masks import nearest
-from medssl.store.resampled import Canvas
+from medssl.store.resampled import ResampledScans
 
 SLOT = 1000  # of the random numbers that choose pixels; views use the slots below
 MOST = 200_000  # pixels in a sample
@@ -70,7 +70,7 @@ def hypercolumns(encoder: Any, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 
 def sample(
     encoder: Any,
-    canvas: Canvas,
+    canvas: ResampledScans,
     masks: NDArray[np.uint8],
     rows: NDArray[np.int64],
     patient: NDArray,

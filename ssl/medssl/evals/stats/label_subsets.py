@@ -78,7 +78,7 @@ def parse_budget(given: str | int | float) -> Budget:
     return Budget(share=share)
 
 
-def draws(
+def draw_label_subsets(
     y: ArrayLike,
     patient: ArrayLike,
     budgets: Iterable[Budget],

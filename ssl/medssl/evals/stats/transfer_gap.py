@@ -13,7 +13,7 @@ from medssl.rng import seed_from
 HOME, AWAY = 3, 4  # streams of random numbers: the two sets are resampled independently of each other
 
 
-class Measured(NamedTuple):
+class Predictions(NamedTuple):
     """Truth and predictions as the metric takes them, and the patient of each scan."""
 
     y: ArrayLike
@@ -21,7 +21,7 @@ class Measured(NamedTuple):
     patient: ArrayLike
 
 
-def drop(metric: Metric, home: Measured, away: Measured, *, n: int = 2000, seed: int = 0, level: float = 0.95) -> Score:
+def transfer_gap(metric: Metric, home: Predictions, away: Predictions, *, n: int = 2000, seed: int = 0, level: float = 0.95) -> Score:
     """metric(home) - metric(away) of one model, with the percentile interval of two independent patient bootstraps.
 
     The patients of the two sets are different people, so nothing is paired: the variances add. Positive where `away` has the

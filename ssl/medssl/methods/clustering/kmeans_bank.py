@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.kmeans import Lloyd
+from medssl.methods.parts.kmeans import KMeans
 from medssl.rng import uniform
 
 PATCH_SLOT = 1000  # views use the slots below
@@ -37,7 +37,7 @@ class KMeansBank(Method):
             raise UserError(f"method.whitening must lie between 0 and 1, got {whitening}")
         self.encoder = encoder.requires_grad_(False)
         self.per_scan, self.whitening, self.rounds = per_scan, whitening, rounds
-        self.fits = nn.ModuleList(Lloyd(bank) for bank in encoder.banks)
+        self.fits = nn.ModuleList(KMeans(bank) for bank in encoder.banks)
         self.register_buffer("round", torch.tensor(-1))
 
     @torch.no_grad()

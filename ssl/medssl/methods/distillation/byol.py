@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medssl.errors import UserError
 from medssl.losses.regression import cosine_distance
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.heads import follow, mlp, teacher_of
+from medssl.methods.parts.heads import ema_update, mlp, make_teacher
 from medssl.schedule import cosine
 
 
@@ -29,7 +29,7 @@ class BYOL(Method):
             raise UserError(f"method.momentum must lie between 0 and 1, got {momentum}")
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
         self.predictor = mlp(out, hidden, out)
-        self.teacher = teacher_of(self.student())
+        self.teacher = make_teacher(self.student())
         self.momentum = momentum
 
     def student(self) -> nn.Sequential:
@@ -43,4 +43,4 @@ class BYOL(Method):
         return {"loss": (cosine_distance(a, teacher_b) + cosine_distance(b, teacher_a)) / 2}
 
     def after_step(self, clock: Clock) -> None:
-        follow(self.teacher, self.student(), cosine(clock.frac, self.momentum, 1.0))
+        ema_update(self.teacher, self.student(), cosine(clock.frac, self.momentum, 1.0))

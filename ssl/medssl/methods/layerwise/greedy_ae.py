@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from medssl.errors import UserError
 from medssl.losses.regression import jacobian_norm, squared_error
-from medssl.losses.target_losses import Kind
+from medssl.losses.target_losses import TargetLoss
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.layers import Decoder, TiedDecoder, layers_of, rest_below
 from medssl.rng import uniform_field
@@ -44,7 +44,7 @@ class GreedyAE(Method):
         tied: bool,
         supervised: float,
         finetune: float,
-        kind: Kind | None = None,
+        kind: TargetLoss | None = None,
     ):
         super().__init__()
         shapes = layers_of(encoder, "greedy_ae")

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from medssl.errors import UserError
-from medssl.losses.target_losses import Kind
+from medssl.losses.target_losses import TargetLoss
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.layers import layers_of, rest_below
 
@@ -24,7 +24,7 @@ class GreedySupervised(Method):
     views = 1
     target = "label"
 
-    def __init__(self, encoder: Any, finetune: float, kind: Kind):
+    def __init__(self, encoder: Any, finetune: float, kind: TargetLoss):
         super().__init__()
         shapes = layers_of(encoder, "greedy_supervised")
         if not 0 <= finetune < 1:

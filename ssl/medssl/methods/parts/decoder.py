@@ -8,7 +8,7 @@ from torch import Tensor, nn
 THINNEST = 8  # channels of the finest maps at least
 
 
-class Rebuild(nn.Module):
+class ConvDecoder(nn.Module):
     """Scans (B, C, *size) -> encoder -> scans (B, C, *size).
 
     From the encoder's maps, where it has them, by doubling their resolution with a convolution at each step; from its features

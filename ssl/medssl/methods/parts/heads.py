@@ -21,13 +21,13 @@ def mlp(*dims: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(dims[-2], dims[-1]))
 
 
-def teacher_of(module: nn.Module) -> nn.Module:
+def make_teacher(module: nn.Module) -> nn.Module:
     """A copy with the same weights and no gradients."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, in place. Buffers are copied."""
     for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
         old.lerp_(new, 1 - momentum)

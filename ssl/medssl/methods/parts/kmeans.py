@@ -9,7 +9,7 @@ from medssl.errors import UserError
 from medssl.losses.distributed import all_rows, world
 
 
-class Lloyd(nn.Module):
+class KMeans(nn.Module):
     """What is known on the way to one bank's whitening and centroids."""
 
     first: Tensor  # (P,) sum of patches

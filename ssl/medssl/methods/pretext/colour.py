@@ -13,7 +13,7 @@ from torch import Tensor
 from medssl.errors import UserError
 from medssl.losses.regression import error_where
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.decoder import Rebuild
+from medssl.methods.parts.decoder import ConvDecoder
 from medssl.rng import uniform
 
 CHANNEL_SLOT = 1000  # views use the slots below
@@ -28,7 +28,7 @@ class Colour(Method):
         super().__init__()
         if encoder.channels < 2:
             raise UserError("colour predicts a channel from the others, and these scans have one; use another method")
-        self.encoder, self.decoder = encoder, Rebuild(encoder, width)
+        self.encoder, self.decoder = encoder, ConvDecoder(encoder, width)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from medssl.errors import UserError
 from medssl.losses.regression import squared_error
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.decoder import Rebuild
+from medssl.methods.parts.decoder import ConvDecoder
 from medssl.rng import Key, uniform
 
 SWAP_SLOT = 1000  # views use the slots below
@@ -31,7 +31,7 @@ class ContextRestoration(Method):
         self.edge = tuple(max(1, round(patch * n)) for n in encoder.size)
         if swaps < 1 or not 0 < patch <= 0.5:
             raise UserError(f"needs one of method.swaps or more and method.patch in (0, 0.5], got {swaps} and {patch}")
-        self.encoder, self.decoder, self.swaps = encoder, Rebuild(encoder, width), swaps
+        self.encoder, self.decoder, self.swaps = encoder, ConvDecoder(encoder, width), swaps
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]

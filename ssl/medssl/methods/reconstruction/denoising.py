@@ -10,7 +10,7 @@ from torch import Tensor
 from medssl.errors import UserError
 from medssl.losses.regression import squared_error
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.decoder import Rebuild
+from medssl.methods.parts.decoder import ConvDecoder
 from medssl.rng import normal_field
 
 NOISE_SLOT = 1000  # views use the slots below
@@ -25,7 +25,7 @@ class Denoising(Method):
         super().__init__()
         if sigma <= 0:
             raise UserError(f"method.sigma must be positive, got {sigma}")
-        self.encoder, self.decoder, self.sigma = encoder, Rebuild(encoder, width), sigma
+        self.encoder, self.decoder, self.sigma = encoder, ConvDecoder(encoder, width), sigma
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]

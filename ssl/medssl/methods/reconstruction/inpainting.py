@@ -11,7 +11,7 @@ from torch import Tensor
 from medssl.errors import UserError
 from medssl.losses.regression import error_where
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.decoder import Rebuild
+from medssl.methods.parts.decoder import ConvDecoder
 from medssl.methods.parts.patches import boxes
 
 BOX_SLOT = 1000  # views use the slots below
@@ -32,7 +32,7 @@ class Inpainting(Method):
                 "inpainting needs 0 < method.smallest <= method.largest < 1 and one of method.count or more, "
                 f"got {smallest}, {largest} and {count}"
             )
-        self.encoder, self.decoder = encoder, Rebuild(encoder, width)
+        self.encoder, self.decoder = encoder, ConvDecoder(encoder, width)
         self.boxes, self.edges = count, (smallest, largest)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from medssl.errors import UserError
 from medssl.losses.regression import squared_error
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.decoder import Rebuild
+from medssl.methods.parts.decoder import ConvDecoder
 from medssl.methods.parts.patches import boxes
 from medssl.rng import Key, uniform, uniform_field
 
@@ -39,7 +39,7 @@ class ModelsGenesis(Method):
             raise UserError(f"method.{wrong[0]} is a probability between 0 and 1, got {chances[wrong[0]]}")
         if window < 2:
             raise UserError(f"method.window must be 2 pixels or more, got {window}")
-        self.encoder, self.decoder = encoder, Rebuild(encoder, width)
+        self.encoder, self.decoder = encoder, ConvDecoder(encoder, width)
         self.chances, self.window = tuple(chances.values()), window
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:

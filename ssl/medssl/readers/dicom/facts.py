@@ -5,7 +5,7 @@ import re
 from medssl.readers.dicom.header import Header
 from medssl.readers.dicom.layout import JPEG, JPEG_2000, JPEG_LS, NATIVE, RLE
 from medssl.readers.dicom.pet import suv_factor
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Unreadable
 
 OLDEST = 90  # years; older patients are so few that their age identifies them
@@ -144,7 +144,7 @@ def _method_codes(header: Header) -> list[str]:
         return []
 
 
-def identify(header: Header, alias: Alias, name: str) -> dict[str, str | bool]:
+def identify(header: Header, alias: Pseudonyms, name: str) -> dict[str, str | bool]:
     """Pseudonyms: patient, patient_known, study, series, born. Without a patient id the study, or else the file, stands in.
 
     born tells people apart who share one patient id; two ids of people born on one day have nothing in common.

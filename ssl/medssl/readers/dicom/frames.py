@@ -17,13 +17,13 @@ from medssl.readers.dicom.header import Header
 from medssl.readers.dicom.luts import window
 from medssl.readers.dicom.pixels import Pixels, arguments, smallest, to_values
 from medssl.readers.dicom.ultrasound import crop, ultrasound_crop
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable
 
 TILTED = 0.1  # degrees
 
 
-def read(header: Header, name: str, alias: Alias, file: str) -> Iterator[tuple[Scan | Unreadable, str]]:
+def read(header: Header, name: str, alias: Pseudonyms, file: str) -> Iterator[tuple[Scan | Unreadable, str]]:
     """The images of one file: a volume per stack of an enhanced object or per mosaic, else a picture per frame.
 
     name: the file's path relative to its source; volumes of an enhanced object are called name#stack/0, pictures
@@ -58,7 +58,7 @@ def read(header: Header, name: str, alias: Alias, file: str) -> Iterator[tuple[S
 class _Frames:
     """One file, opened: where its frames lie and what each one's header says."""
 
-    def __init__(self, header: Header, name: str, alias: Alias):
+    def __init__(self, header: Header, name: str, alias: Pseudonyms):
         self.header, self.name, self.alias = header, name, alias
         self.layout = Layout.of(header)
         self.stream: BinaryIO = header.stream

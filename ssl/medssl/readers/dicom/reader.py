@@ -19,7 +19,7 @@ from medssl.readers.dicom.luts import window
 from medssl.readers.dicom.pixels import AIR, Pixels, arguments, smallest, to_values
 from medssl.readers.dicom.series import canonical, geometry, spacing_of
 from medssl.readers.dicom.ultrasound import crop, ultrasound_crop
-from medssl.readers.pseudonyms import Alias
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable
 from medssl.readers.values import one_channel
 
@@ -30,7 +30,7 @@ TILTED = 0.1  # degrees
 NOT_IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("9.", "11.", "66", "67", "68", "88.", "104.", "481."))
 
 
-def read(stream: BinaryIO, name: str, alias: Alias, file: str) -> Slice | Iterator[tuple[Scan | Unreadable, str]]:
+def read(stream: BinaryIO, name: str, alias: Pseudonyms, file: str) -> Slice | Iterator[tuple[Scan | Unreadable, str]]:
     """A slice of a volume, its pixels proved to be there but not decoded; else the images of the file.
 
     name: the file's path relative to its source. file: the pseudonym of the file, which becomes `Slice.file`.
@@ -69,7 +69,7 @@ def read(stream: BinaryIO, name: str, alias: Alias, file: str) -> Slice | Iterat
     return iter([(_image(header, layout, place, how, uid, about), name)])
 
 
-def _slice(header: Header, name: str, alias: Alias, **known: Any) -> Slice | None:
+def _slice(header: Header, name: str, alias: Pseudonyms, **known: Any) -> Slice | None:
     """What grouping needs to know; None when the place in the patient is not known, though the pixels may be fine."""
     position, orientation, spacing = (
         numbers(header, k) for k in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
@@ -199,7 +199,7 @@ def single(s: Slice, stream: BinaryIO) -> Scan:
 def volume(
     slices: list[Slice],
     open_slice: Callable[[Slice], BinaryIO],
-    alias: Alias,
+    alias: Pseudonyms,
     beat: Callable[[int], None],
 ) -> Scan | list[tuple[int, Unreadable]]:
     """A sorted stack as (C, D, H, W), axes pointing to superior, anterior and right; or (index, why) of every slice
