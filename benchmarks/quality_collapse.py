@@ -31,7 +31,7 @@ from medssl import catalog
 from medssl.evals.label_free.collapse import LIMITS
 from medssl.methods.parts.heads import ema_update
 from medssl.pretraining.collapse_monitor import CollapseMonitor
-from medssl.store.resampled import ResampledScans
+from medssl.store.resampled import ResampledScans, resample_scans
 from medssl.store.store import Store
 from medssl.synthetic.cohort import write_cohort
 from medssl.train.log import Log
@@ -90,9 +90,9 @@ def narrowing(method: Any) -> None:
     method.after_step = after_step
 
 
-def wrong_window(canvas: ResampledScans) -> ResampledScans:
-    high = canvas.high + 100 * (canvas.high - canvas.low)
-    return dataclasses.replace(canvas, low=high, high=high + (canvas.high - canvas.low))
+def wrong_window(resampled: ResampledScans) -> ResampledScans:
+    high = resampled.high + 100 * (resampled.high - resampled.low)
+    return dataclasses.replace(resampled, low=high, high=high + (resampled.high - resampled.low))
 
 
 NOISE = {"crop_scale": [0.01, 0.02], "noise_p": 1.0, "noise": [5.0, 9.0]}
@@ -134,8 +134,8 @@ class Watched:
 def go(store: Store, folder: Path, plant: Plant, seed: int, given: argparse.Namespace, until: int = 0) -> Watched:
     """One run; a planted one ends after its first tenth."""
     size = (given.size,) * 2
-    canvas = store.canvas(size)
-    canvas = plant.data(canvas) if plant.data else canvas
+    resampled = resample_scans(store, size)
+    resampled = plant.data(resampled) if plant.data else resampled
     spec = catalog.spec("method", plant.method, **plant.method_options)
     run = spec.pop("_run_", {})
     torch.manual_seed(seed)
@@ -145,14 +145,14 @@ def go(store: Store, folder: Path, plant: Plant, seed: int, given: argparse.Name
         plant.spoil(method)
     recipe = catalog.build(catalog.spec("augment", plant.views, **plant.views_options), size=size)
     resolved = {"seed": seed, "batch": given.batch, "accumulate": 1, "on_collapse": "warn", "monitor_every": 1}
-    monitor = CollapseMonitor(store, canvas, recipe, method, resolved, "cpu", folder)
+    monitor = CollapseMonitor(store, resampled, recipe, method, resolved, "cpu", folder)
     monitor.label = None  # kNN is not what is asked about
     watched = Watched(monitor, plant.cause if until else "", until)
     folder.mkdir(parents=True)
     optim = Optim(**({"lr": run.get("lr", 1e-3), "lr_end": run.get("lr_end", 0.0)} | plant.optim))
     try:
         train(
-            Fabric(accelerator="cpu"), method, canvas, store.rows("train"), recipe, folder / "c", Log(folder, "jsonl", {}),
+            Fabric(accelerator="cpu"), method, resampled, store.rows("train"), recipe, folder / "c", Log(folder, "jsonl", {}),
             steps=given.steps, batch=given.batch, seed=seed, optim=optim, log_every=1, save_every=given.steps,
             monitor=watched, monitor_every=given.steps // 20, quiet=True,
         )  # fmt: skip

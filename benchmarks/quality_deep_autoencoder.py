@@ -58,7 +58,7 @@ def pca(learn: np.ndarray, test: np.ndarray) -> float:
 
 def network(name: str, finetune: float, learn: np.ndarray, test: np.ndarray, given: argparse.Namespace) -> None:
     """Trains one network and prints its line."""
-    scans = canvas(learn)
+    scans = resampled(learn)
     first, second = (clocked(n, finetune, scans, given)[1] for n in TRIAL)
     each = (second - first) / (TRIAL[1] - TRIAL[0])
     steps = int(given.minutes * 60 / each)
@@ -71,12 +71,14 @@ def network(name: str, finetune: float, learn: np.ndarray, test: np.ndarray, giv
     )
 
 
-def canvas(array: np.ndarray) -> ResampledScans:
+def resampled(array: np.ndarray) -> ResampledScans:
     low, high = np.zeros(len(array), np.float32), np.full(len(array), 255, np.float32)
     return ResampledScans(array, low, high, float(array.mean() / 255), float(array.std() / 255), array.shape[2:])
 
 
-def clocked(steps: int, finetune: float, scans: ResampledScans, given: argparse.Namespace) -> tuple[DeepAutoencoder, float]:
+def clocked(
+    steps: int, finetune: float, scans: ResampledScans, given: argparse.Namespace
+) -> tuple[DeepAutoencoder, float]:
     """A network after that many steps, and the seconds of processor time they took."""
     torch.manual_seed(given.seed)
     encoder = catalog.build(catalog.spec("encoder", "hourglass"), channels=1, size=scans.size)

@@ -66,7 +66,7 @@ ARMS = {
 class Digits:
     """A canvas of training and validation images, their labels, the rows of each, and the test images."""
 
-    canvas: ResampledScans
+    resampled: ResampledScans
     y: np.ndarray
     train: np.ndarray
     val: np.ndarray
@@ -75,7 +75,7 @@ class Digits:
 
     def standardised(self, images: np.ndarray) -> Tensor:
         """(N, 1, 28, 28) uint8 -> what methods are given."""
-        return (torch.from_numpy(images).float() / 255 - self.canvas.mean) / self.canvas.std
+        return (torch.from_numpy(images).float() / 255 - self.resampled.mean) / self.resampled.std
 
 
 def digits(folder: Path, train: int, val: int) -> Digits:
@@ -86,9 +86,9 @@ def digits(folder: Path, train: int, val: int) -> Digits:
         raise SystemExit(f"--train {train} and --val {val} are more than the {len(x)} images there are")
     rows = np.r_[:train, len(x) - val : len(x)]
     known, ends = x[:train] / 255, np.zeros(len(rows), np.float32)
-    canvas = ResampledScans(x[rows], ends, ends + 255, float(known.mean()), float(known.std()), SIZE)
+    resampled = ResampledScans(x[rows], ends, ends + 255, float(known.mean()), float(known.std()), SIZE)
     x_test, y_test = part(folder, "t10k")
-    return Digits(canvas, y[rows], np.arange(train), np.arange(train, train + val), x_test[:, None], y_test)
+    return Digits(resampled, y[rows], np.arange(train), np.arange(train, train + val), x_test[:, None], y_test)
 
 
 def encoders(widths: list[int], seeds: list[int], modern: bool) -> list[MLP]:
@@ -107,10 +107,10 @@ def encoders(widths: list[int], seeds: list[int], modern: bool) -> list[MLP]:
 def pretrain(nets: list[MLP], arm: Arm, data: Digits, seeds: list[int], epochs: int, batch: int) -> None:
     """Every layer for `epochs`, in place."""
     spec = {k: v for k, v in catalog.load("method", arm.method).items() if k != "_run_"} | arm.options
-    kind = {"kind": classes(10)} if catalog.takes(spec, "kind") == "yes" else {}
+    kind = {"target_loss": classes(10)} if catalog.takes(spec, "target_loss") == "yes" else {}
     methods = [catalog.build(spec | kind, encoder=net) for net in nets]
     train_seeds(
-        methods, data.canvas, data.train, plain(),
+        methods, data.resampled, data.train, plain(),
         steps=methods[0].parts * epochs * (len(data.train) // batch), batch=batch, seeds=seeds,
         optim=Optim("adamw", arm.lr, warmup=0.0, lr_end=1.0, weight_decay=0.0),
         targets=data.y if methods[0].target else None,
@@ -125,7 +125,7 @@ def finetune(
     for net, seed in zip(nets, seeds, strict=True):
         torch.manual_seed(seed)
         heads.append(Supervised(net, classes(10)))
-    x, y = data.standardised(data.canvas.array[data.val]), data.y[data.val]
+    x, y = data.standardised(data.resampled.array[data.val]), data.y[data.val]
     least, at, best = [2.0] * len(nets), [0] * len(nets), [deepcopy(m.state_dict()) for m in heads]
     per_epoch = len(data.train) // batch
 
@@ -138,7 +138,7 @@ def finetune(
         return all(epoch - a >= patience for a in at)
 
     train_seeds(
-        heads, data.canvas, data.train, plain(), steps=epochs * per_epoch, batch=batch, seeds=seeds, optim=optim,
+        heads, data.resampled, data.train, plain(), steps=epochs * per_epoch, batch=batch, seeds=seeds, optim=optim,
         targets=data.y, watch=watch, watch_every=per_epoch,
     )  # fmt: skip
     for head, state in zip(heads, best, strict=True):

@@ -87,7 +87,7 @@ def one(given: argparse.Namespace, method: str, seed: str) -> None:
     """Pretrain, probe, and leave what it cost in WORK/METHODSEED.json."""
     work = Path(given.work)
     spec = catalog.load("method", method)
-    labels = catalog.takes(spec, "kind") == "yes" or spec.get("positives") == "label"
+    labels = catalog.takes(spec, "target_loss") == "yes" or spec.get("positives") == "label"
     own = spec.get("_run_", {}).get("encoder")
     encoder = {} if own else {"encoder": "cnn", "encoder_options": {"widths": given.widths}}
     told = {"target": given.target} if labels else {}

@@ -117,13 +117,13 @@ def taught(
 ) -> Any:
     """The method after its training on images of `digits`, one view of each, with their digit as the label."""
     rows = np.flatnonzero(np.isin(y, digits))
-    canvas = canvas_of(x)
+    resampled = canvas_of(x)
     spec = catalog.load("method", loss)
     spec.pop("_run_", None)
     spec |= {k: v for k, v in {"positives": "label", "out": 128, "hidden": 256}.items() if k in spec} | options
     torch.manual_seed(seed)
-    encoder = catalog.build(catalog.spec("encoder", "cnn", widths=given.widths), channels=1, size=canvas.size)
-    method = catalog.build(spec, encoder=encoder, kind=classes(len(digits)))
+    encoder = catalog.build(catalog.spec("encoder", "cnn", widths=given.widths), channels=1, size=resampled.size)
+    method = catalog.build(spec, encoder=encoder, target_loss=classes(len(digits)))
     method.views = 1
     targets = np.searchsorted(digits, y)
     with tempfile.TemporaryDirectory() as scratch:
@@ -131,9 +131,9 @@ def taught(
         train(
             Fabric(accelerator="cpu", devices=1),
             method,
-            canvas,
+            resampled,
             rows,
-            catalog.build(catalog.spec("augment", given.views), size=canvas.size),
+            catalog.build(catalog.spec("augment", given.views), size=resampled.size),
             run / "checkpoints",
             Log(run, "jsonl", {}),
             steps=given.steps,

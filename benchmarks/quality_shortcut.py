@@ -129,21 +129,21 @@ def main() -> None:
             home, work / "run", method=given.method, encoder="cnn", encoder_options={"widths": given.widths}, augment=given.views,
             size=given.size, steps=given.steps, batch=given.batch, seed=given.seed, monitor_every=0,
         )  # fmt: skip
-        entrants, question = FeatureSources.of(run, home, "finding", "cpu", test_store=stores["agrees"], positive="yes")
-        tests = [_in_order(Subset.of(question.target, store, store.rows())) for store in stores.values()]
+        sources, splits = FeatureSources.of(run, home, "finding", "cpu", test_store=stores["agrees"], positive="yes")
+        tests = [_in_order(Subset.of(splits.target, store, store.rows())) for store in stores.values()]
         y, patient = tests[0].y, np.array([held[i][0] for i in range(len(held))])
         network = features.learn(
-            features.fresh(entrants.resolved, entrants.card), entrants.card, kinds.classes(2), home, question.train.rows,
-            question.train.y, work / "supervised", views=spec_of("augment", entrants.resolved["augment"]), steps=given.steps,
+            features.fresh(sources.resolved, sources.card), sources.card, kinds.classes(2), home, splits.train.rows,
+            splits.train.y, work / "supervised", views=spec_of("augment", sources.resolved["augment"]), steps=given.steps,
             batch=given.batch, seed=given.seed, device="cpu", optim=Optim(lr=1e-3, weight_decay=1e-2),
         )  # fmt: skip
-        predict = features.predictor(network, entrants.card, "cpu")
+        predict = features.predictor(network, sources.card, "cpu")
         found = {"supervised from scratch": [predict(t.store, t.rows) for t in tests]}
-        sources = {f"{given.method} + linear probe": entrants.of_run()}
-        sources |= {f"{name} + linear probe": entrants.frozen(name) for name in ("k-means patch bank", "raw pixels")}
+        sources = {f"{given.method} + linear probe": sources.of_run()}
+        sources |= {f"{name} + linear probe": sources.frozen(name) for name in ("k-means patch bank", "raw pixels")}
         for name, source in sources.items():
-            found[name] = probes.linear(source, question, tests)["all"][0]
-        train = question.train
+            found[name] = probes.linear(source, splits, tests)["all"][0]
+        train = splits.train
         print(
             f"learnt from {len(train)} scans of {train.patients} patients, tested on {len(y)} of {len(set(patient))}\n"
         )
@@ -160,9 +160,9 @@ def main() -> None:
         print(f"The supervised net {said} by {LEAST} or more between no mark and a mark that disagrees: {fall}.")
         weight = network.linear()[0].numpy()
         agree = tests[0]
-        at, masks, insides = masks_on_grid(agree.store, agree.rows, entrants.card, 1)
-        grid = standard(agree.store, entrants.card)
-        maker = SaliencyMaker("gradcam", grid, (grid, agree.rows), entrants.resolved, given.seed, "cpu")
+        at, masks, insides = masks_on_grid(agree.store, agree.rows, sources.card, 1)
+        grid = standard(agree.store, sources.card)
+        maker = SaliencyMaker("gradcam", grid, (grid, agree.rows), sources.resolved, given.seed, "cpu")
         maps = maker(network.encoder, agree.rows[at], np.repeat(weight[1:] - weight[:1], len(at), 0))
         f = mask_energy(maps, masks, insides)
         with redirect_stdout(StringIO()):

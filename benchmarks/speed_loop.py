@@ -57,11 +57,13 @@ def our_method() -> nn.Module:
 def ours(images: np.ndarray, steps: int) -> tuple[list[float], float]:
     """(seconds of each step but the first, share of the time not spent on data)."""
     n = len(images)
-    canvas = ResampledScans(images[:, None], np.zeros(n, np.float32), np.full(n, 255, np.float32), 0.4, 0.25, (SIZE, SIZE))
+    resampled = ResampledScans(
+        images[:, None], np.zeros(n, np.float32), np.full(n, 255, np.float32), 0.4, 0.25, (SIZE, SIZE)
+    )
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         train(
-            Fabric(accelerator="cpu"), our_method(), canvas, np.arange(n),
+            Fabric(accelerator="cpu"), our_method(), resampled, np.arange(n),
             catalog.build(catalog.load("augment", "xray"), size=(SIZE, SIZE)), run / "c", Log(run, "jsonl", {}),
             steps=steps + 1, batch=BATCH, seed=0, optim=Optim(), log_every=1, save_every=10**6, quiet=True,
         )  # fmt: skip

@@ -54,7 +54,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     rng = np.random.default_rng(0)
     ends = np.zeros(SCANS, np.float32)
-    canvas = ResampledScans(rng.integers(0, 255, (SCANS, 1, *SIZE), np.uint8), ends, ends + 255, 0.5, 0.29, SIZE)
+    resampled = ResampledScans(rng.integers(0, 255, (SCANS, 1, *SIZE), np.uint8), ends, ends + 255, 0.5, 0.29, SIZE)
     rows, targets = np.arange(SCANS), np.arange(SCANS) % 10
     recipe = catalog.build(catalog.load("augment", "plain"), size=SIZE)
 
@@ -62,14 +62,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder)
             train(
-                Fabric(accelerator="cpu", devices=1), method, canvas, rows, recipe, run / "c", Log(run, "jsonl", {}),
+                Fabric(accelerator="cpu", devices=1), method, resampled, rows, recipe, run / "c", Log(run, "jsonl", {}),
                 steps=steps, batch=given.batch, seed=0, optim=Optim(), log_every=10**6, save_every=10**6, quiet=True,
                 targets=targets if method.target else None,
             )  # fmt: skip
 
     def many(methods: list[Method], steps: int) -> None:
         train_seeds(
-            methods, canvas, rows, recipe, steps=steps, batch=given.batch, seeds=list(range(len(methods))), optim=Optim(),
+            methods, resampled, rows, recipe, steps=steps, batch=given.batch, seeds=list(range(len(methods))), optim=Optim(),
             targets=targets if methods[0].target else None,
         )  # fmt: skip
 

@@ -39,8 +39,8 @@ def method(
     encoder = encoder or run.get("encoder", "cnn")
     torch.manual_seed(0)
     model = catalog.build(catalog.spec("encoder", encoder, **SMALL[encoder]), channels=channels, size=(size,) * dims)
-    if catalog.takes(spec, "kind") != "no":
-        spec = {"kind": classes(2)} | spec
+    if catalog.takes(spec, "target_loss") != "no":
+        spec = {"target_loss": classes(2)} | spec
     return catalog.build(spec, encoder=model)
 
 
@@ -80,7 +80,7 @@ def batch_for(method, n: int = 8, seed: int = 0) -> dict:
     return given if told is None else given | {"target": told}
 
 
-def canvas(n: int = 48, dims: int = 2, channels: int = 1, size: int = 16, seed: int = 0) -> ResampledScans:
+def resampled(n: int = 48, dims: int = 2, channels: int = 1, size: int = 16, seed: int = 0) -> ResampledScans:
     """Bright discs of two sizes in noise."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*[np.arange(size)] * dims, indexing="ij"))

@@ -14,7 +14,7 @@ from typing import Any
 
 from medssl.errors import UsageError, UserError, nearest
 
-GIVEN = ("encoder", "kind")  # arguments of a method that are no options
+GIVEN = ("encoder", "target_loss")  # arguments of a method that are no options
 
 
 @cache

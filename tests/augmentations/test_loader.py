@@ -23,7 +23,7 @@ class Canvas:
     high: np.ndarray
 
 
-def _canvas(path: Path, shape: tuple[int, ...] = (1, 8, 8), dtype: str = "uint16", n: int = 20) -> Canvas:
+def _resampled(path: Path, shape: tuple[int, ...] = (1, 8, 8), dtype: str = "uint16", n: int = 20) -> Canvas:
     values = np.random.default_rng(0).integers(0, 200, size=(n, *shape)).astype(dtype)
     np.save(path / "canvas.npy", values)
     array = np.load(path / "canvas.npy", mmap_mode="r")
@@ -83,28 +83,28 @@ KEPT = [("uint8", torch.uint8), ("int16", torch.int16), ("uint16", torch.int32),
 @pytest.mark.parametrize(("dtype", "kept"), KEPT)
 @pytest.mark.parametrize("shape", [(1, 6, 5), (4, 3, 4, 5)])
 def test_raw_batches_hold_the_rows_asked_for(tmp_path, dtype, kept, shape):
-    canvas = _canvas(tmp_path, shape, dtype)
-    raw = RawScans(canvas, np.arange(20) * 2).__getitems__([(7, 3), (2, 3), (7, 4)])
+    resampled = _resampled(tmp_path, shape, dtype)
+    raw = RawScans(resampled, np.arange(20) * 2).__getitems__([(7, 3), (2, 3), (7, 4)])
     assert raw["image"].dtype == kept
-    assert np.array_equal(raw["image"].numpy(), canvas.array[[7, 2, 7]])
+    assert np.array_equal(raw["image"].numpy(), resampled.array[[7, 2, 7]])
     assert raw["scan"].tolist() == [7, 2, 7]
     assert raw["epoch"].tolist() == [3, 3, 4]
     assert raw["target"].tolist() == [14, 4, 14]
-    assert torch.equal(raw["low"], torch.from_numpy(canvas.low[[7, 2, 7]]))
-    assert torch.equal(raw["high"], torch.from_numpy(canvas.high[[7, 2, 7]]))
-    assert "target" not in RawScans(canvas).__getitems__([(0, 0)])
+    assert torch.equal(raw["low"], torch.from_numpy(resampled.low[[7, 2, 7]]))
+    assert torch.equal(raw["high"], torch.from_numpy(resampled.high[[7, 2, 7]]))
+    assert "target" not in RawScans(resampled).__getitems__([(0, 0)])
 
 
 def test_large_uint16_values_survive(tmp_path):
-    canvas = _canvas(tmp_path)
-    canvas.array = np.full((20, 1, 2, 2), 65535, dtype=np.uint16)
-    assert RawScans(canvas).__getitems__([(0, 0)])["image"].max() == 65535
+    resampled = _resampled(tmp_path)
+    resampled.array = np.full((20, 1, 2, 2), 65535, dtype=np.uint16)
+    assert RawScans(resampled).__getitems__([(0, 0)])["image"].max() == 65535
 
 
 def test_workers_do_not_change_the_stream(tmp_path):
-    canvas = _canvas(tmp_path)
+    resampled = _resampled(tmp_path)
     rows, targets = np.arange(3, 20), np.arange(20)
-    alone, helped = (list(loader(canvas, rows, 4, 2, 9, 5, workers=w, targets=targets)) for w in (0, 2))
+    alone, helped = (list(loader(resampled, rows, 4, 2, 9, 5, workers=w, targets=targets)) for w in (0, 2))
     assert len(alone) == len(helped) == 7
     for a, b in zip(alone, helped, strict=True):
         assert a.keys() == b.keys()
@@ -121,12 +121,12 @@ def test_unit_is_the_window_of_each_scan():
     assert torch.equal(to_unit_range(raw).view(3, 4), expected)
 
 
-def _raw(canvas: Canvas, pairs: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-    return RawScans(canvas).__getitems__(pairs)
+def _raw(resampled: Canvas, pairs: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+    return RawScans(resampled).__getitems__(pairs)
 
 
 def test_views_are_standardised(tmp_path):
-    raw = _raw(_canvas(tmp_path), [(0, 0), (1, 0)])
+    raw = _raw(_resampled(tmp_path), [(0, 0), (1, 0)])
     views, key = make_views(raw, plain((8, 8)), 2, 11, mean=0.4, std=0.2)
     assert len(views) == 2
     assert torch.allclose(views[0], (to_unit_range(raw) - 0.4) / 0.2, atol=1e-6)
@@ -136,15 +136,15 @@ def test_views_are_standardised(tmp_path):
 
 
 def test_views_do_not_depend_on_the_batch_or_on_autocast(tmp_path):
-    canvas = _canvas(tmp_path, (1, 16, 16))
+    resampled = _resampled(tmp_path, (1, 16, 16))
     recipe = catalog.build(catalog.spec("augment", "xray"), size=(16, 16))
     pairs = [(4, 1), (9, 1), (2, 1)]
-    together, _ = make_views(_raw(canvas, pairs), recipe, 2, 3, 0.5, 0.25)
+    together, _ = make_views(_raw(resampled, pairs), recipe, 2, 3, 0.5, 0.25)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        alone = [make_views(_raw(canvas, [pair]), recipe, 2, 3, 0.5, 0.25)[0] for pair in pairs]
+        alone = [make_views(_raw(resampled, [pair]), recipe, 2, 3, 0.5, 0.25)[0] for pair in pairs]
     for view in range(2):
         assert together[view].dtype == torch.float32
         assert torch.allclose(together[view], torch.cat([a[view] for a in alone]), atol=1e-5)
-    later, _ = make_views(_raw(canvas, [(4, 2)]), recipe, 2, 3, 0.5, 0.25)
+    later, _ = make_views(_raw(resampled, [(4, 2)]), recipe, 2, 3, 0.5, 0.25)
     assert not torch.allclose(later[0], together[0][:1], atol=1e-2)
     assert not torch.allclose(together[0], together[1], atol=1e-2)

@@ -28,6 +28,7 @@ from medssl.scoring import features
 from medssl.scoring.eval_splits import EvalSplits, load_splits
 from medssl.scoring.saliency_maps import head_of, masks_on_grid, outputs
 from medssl.scoring.targets import Subset, Target
+from medssl.store.resampled import resample_scans
 
 SIZE, PATIENTS = 24, 60
 
@@ -89,16 +90,16 @@ def test_numbers_by_the_long_way(made, drawn):
     """One scan at a time: scikit-learn's weights, the map's share in the square by summing pixels; the run, and untrained."""
     _, run, store = made
     encoder, card = load_encoder(run)
-    question = load_splits(Run(run), card, store, "square")
+    splits = load_splits(Run(run), card, store, "square")
     untrained = features.fresh(Run(run).resolved(), card).eval()
-    canvas = store.canvas(SIZE)
+    resampled = resample_scans(store, SIZE)
     for network, line in zip((encoder, untrained), drawn["in_masks"], strict=True):
         source = features.of_encoder(network, card, "cpu")
-        x, y = source(store, question.train.rows).astype(np.float64), question.train.y
+        x, y = source(store, splits.train.rows).astype(np.float64), splits.train.y
         mean, scale = x.mean(0), x.std(0)
         scale[scale == 0] = np.inf
-        chooses = (source(store, question.val.rows), question.val.y)
-        C = linear_probes((x, y), chooses, [], classes=2, patient=question.train.patient)[0].C
+        chooses = (source(store, splits.val.rows), splits.val.y)
+        C = linear_probes((x, y), chooses, [], classes=2, patient=splits.train.patient)[0].C
         fitted = LogisticRegression(C=C, tol=1e-10, max_iter=20_000).fit((x - mean) / scale, y)
         weight = torch.from_numpy(fitted.coef_[0] / scale).float()
         energy = []
@@ -106,7 +107,7 @@ def test_numbers_by_the_long_way(made, drawn):
             mask = store.mask(int(row))
             if not mask.any():
                 continue
-            image = torch.from_numpy(canvas.array[row : row + 1].astype(np.float32)) / 255
+            image = torch.from_numpy(resampled.array[row : row + 1].astype(np.float32)) / 255
             with torch.no_grad():
                 a = network.maps((image - card["mean"]) / card["std"])[0]
             coarse = torch.einsum("k,khw->hw", weight, a).clamp(min=0)
@@ -337,7 +338,7 @@ def test_masks_are_brought_to_the_grid_of_the_encoder(tmp_path):
         assert masks[i].sum() == pytest.approx(40, rel=0.02)  # a quarter of 8 x 20 pixels
         assert 0 <= masks[i].min() <= masks[i].max() <= 1
         np.testing.assert_array_equal(insides[i], inside)
-    low = store.canvas([20, 20]).array[0, 0]
+    low = resample_scans(store, [20, 20]).array[0, 0]
     assert (low[~inside] == low[0, 0]).all()
     assert low[inside].std() > 0
     assert not len(masks_on_grid(store, store.rows(), card, 3)[0])

@@ -13,7 +13,7 @@ from medssl.evals.metrics.metrics import MAE, MEAN
 from medssl.evals.stats.score import Difference, Score
 from medssl.evals.stats.variance_components import components
 from medssl.runs.predictions import TableRow, of_run
-from medssl.runs.runs_by_seed import group_by_seed, find_runs
+from medssl.runs.runs_by_seed import find_runs, group_by_seed
 from medssl.synthetic.cohort import write_cohort
 
 

@@ -22,7 +22,7 @@ from medssl.encoders.timm2d import TimmEncoder, weights_available
 from medssl.errors import UserError
 from medssl.evals.embed import embed
 from medssl.runs.predictions import of_run
-from medssl.store.resampled import ResampledScans
+from medssl.store.resampled import ResampledScans, resample_scans
 
 QUICK = {"steps": 12, "batch": 32, "recipe": "plain", "draws": 2}
 SIZES = {"train": 160, "val": 16, "test": 80}
@@ -110,9 +110,9 @@ def test_the_largest_budget_is_handed_over_with_its_head(tuned, made):
     encoder, card = medssl.load_encoder(folder)
     head = load_file(folder / "head.safetensors")
     assert card["head"] == {"target": "label", "task": "classes", "classes": tuned["classes"]}
-    grid = store.canvas(28)
-    canvas = ResampledScans(grid.array, grid.low, grid.high, card["mean"], card["std"], grid.size)
-    x = torch.from_numpy(embed(encoder, canvas, store.rows("test"), quiet=True)).double()
+    grid = resample_scans(store, 28)
+    resampled = ResampledScans(grid.array, grid.low, grid.high, card["mean"], card["std"], grid.size)
+    x = torch.from_numpy(embed(encoder, resampled, store.rows("test"), quiet=True)).double()
     p = (x @ head["weight"].double().T + head["bias"].double()).softmax(1)
     (kept,) = (p for p in of_run(run) if p.about["command"] == "finetune")
     want = next(e.p[0] for e in kept.entries if e.name == ("run", "fine-tuned", "all"))

@@ -19,7 +19,7 @@ from pydicom.uid import ImplicitVRLittleEndian, RLELossless
 
 import bad_files
 from bad_files import ct, data, grey, nifti, packed, picture, stored
-from medssl.ingest.supervisor import WorkerPool, Task
+from medssl.ingest.supervisor import Task, WorkerPool
 from medssl.readers.dicom import reader
 from medssl.readers.dicom.header import parse
 from medssl.readers.pseudonyms import Pseudonyms

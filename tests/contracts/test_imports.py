@@ -11,14 +11,16 @@ from conftest import ROOT
 PACKAGE = ROOT / "ssl" / "medssl"
 FLOORS = [
     {"errors", "rng", "schedule", "progress", "files", "resample", "catalog"},
-    {"scans", "encoders"},
+    {"readers", "synthetic", "losses", "encoders"},
     {"store"},
-    {"views", "objectives"},
-    {"methods"},
+    {"leakage", "augmentations"},
+    {"ingest", "methods"},
     {"tasks"},
     {"train", "evals"},
-    {"reporting"},
-    {"steps"},
+    {"runs"},
+    {"scoring"},
+    {"pretraining", "reporting"},
+    {"commands"},
     {"cli"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}

@@ -17,13 +17,13 @@ from medssl.train.loop import train
 from medssl.train.optim import Optim
 
 
-def go(tmp_path, method, steps=4, canvas=None, **options):
-    canvas = canvas or tiny.canvas()
+def go(tmp_path, method, steps=4, resampled=None, **options):
+    resampled = resampled or tiny.resampled()
     options = {"batch": 16, "seed": 0, "optim": Optim(), "log_every": 1} | options
-    rows = torch.arange(len(canvas.array)).numpy()
-    recipe = catalog.build(catalog.spec("augment", "neutral"), size=canvas.size)
+    rows = torch.arange(len(resampled.array)).numpy()
+    recipe = catalog.build(catalog.spec("augment", "neutral"), size=resampled.size)
     log = Log(tmp_path, "jsonl", {})
-    train(Fabric(accelerator="cpu"), method, canvas, rows, recipe, tmp_path / "c", log, steps=steps, **options)
+    train(Fabric(accelerator="cpu"), method, resampled, rows, recipe, tmp_path / "c", log, steps=steps, **options)
     return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -70,10 +70,10 @@ def test_the_loop_accumulates_what_one_pass_would_give(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_way_out(tmp_path):
-    canvas = tiny.canvas()
-    bad = dataclasses.replace(canvas, std=0.0)
+    resampled = tiny.resampled()
+    bad = dataclasses.replace(resampled, std=0.0)
     with pytest.raises(UserError, match=r"step 0: .* is not finite; nothing was updated.*Lower lr"):
-        go(tmp_path, tiny.method("simclr"), canvas=bad)
+        go(tmp_path, tiny.method("simclr"), resampled=bad)
 
 
 def test_a_broken_gradient_stops_before_the_update_and_is_named(tmp_path):

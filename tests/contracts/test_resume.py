@@ -32,17 +32,17 @@ def go(
 ) -> None:
     """One training run in this process, as the command line would start it. `die_at`: SIGKILL in the middle of a step."""
     torch.set_num_threads(1)
-    canvas = tiny.canvas(channels=tiny.CHANNELS.get(name, 1))
+    resampled = tiny.resampled(channels=tiny.CHANNELS.get(name, 1))
     targets = None
     if name in LABELLED:
         kind, truth = LABELLED[name]
         encoder = tiny.method("simclr").encoder
         torch.manual_seed(0)
         method = supervised.Supervised(encoder, kind, blocks=1 if name == "labels" else None)
-        targets = truth(len(canvas.array))
+        targets = truth(len(resampled.array))
     else:
         method = tiny.method(name)
-        targets = tiny.targets(method.target, len(canvas.array))
+        targets = tiny.targets(method.target, len(resampled.array))
     views = "neutral" if name in LABELLED else catalog.load("method", name).get("_run_", {}).get("augment", "neutral")
 
     def monitor(encoder, rows):
@@ -59,9 +59,9 @@ def go(
     train(
         Fabric(accelerator="cpu", devices=1),
         method,
-        canvas,
-        torch.arange(len(canvas.array)).numpy(),
-        catalog.build(catalog.spec("augment", views), size=canvas.size),
+        resampled,
+        torch.arange(len(resampled.array)).numpy(),
+        catalog.build(catalog.spec("augment", views), size=resampled.size),
         run / "checkpoints",
         Log(run, "jsonl", {}),
         steps=steps,

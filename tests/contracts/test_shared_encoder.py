@@ -88,7 +88,7 @@ def test_pseudo_labels_use_the_other_view_and_the_threshold():
     assert out["sure"].item() == 1.0  # of two classes one always has a half
     assert out["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
     with pytest.raises(UserError, match="task=classes"):
-        tiny.method("pseudo_labels", kind=labels(2))
+        tiny.method("pseudo_labels", target_loss=labels(2))
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ def gaussians(n=30, size=24, seed=0, share=(0.9, 0.1), shift=2.0):
 
 def discs(n=24, size=16):
     """`tiny.canvas` and its discs."""
-    canvas = tiny.canvas(n, size=size)
-    return canvas, (canvas.array[:, 0] > 120).astype(np.uint8)
+    resampled = tiny.resampled(n, size=size)
+    return resampled, (resampled.array[:, 0] > 120).astype(np.uint8)
 
 
 PEOPLE = np.array([f"p{i // 2}" for i in range(60)], object)
@@ -48,8 +48,8 @@ def cnn():
 
 
 def test_a_hypercolumn_is_every_stage_at_one_place(cnn):
-    canvas, _ = discs(4)
-    x = standardised(canvas, np.arange(4))
+    resampled, _ = discs(4)
+    x = standardised(resampled, np.arange(4))
     with torch.inference_mode():
         f, blocks = hypercolumns(cnn, x)
         fine, coarse = cnn.stages(x)
@@ -62,9 +62,9 @@ def test_a_hypercolumn_is_every_stage_at_one_place(cnn):
 
 
 def test_the_sample_has_as_many_of_each_class_and_knows_how_many_there_are(cnn):
-    canvas, masks = discs()
+    resampled, masks = discs()
     rows = np.array([3, 7, 8, 20])
-    pixels = sample(cnn, canvas, masks, rows, PEOPLE, 2, each=5)
+    pixels = sample(cnn, resampled, masks, rows, PEOPLE, 2, each=5)
     assert len(pixels.x) == 4 * 2 * 5
     for row in rows:
         mine = pixels.y[pixels.patient == PEOPLE[row]]
@@ -72,38 +72,38 @@ def test_the_sample_has_as_many_of_each_class_and_knows_how_many_there_are(cnn):
     np.testing.assert_allclose(pixels.share, np.bincount(masks[rows].ravel()) / masks[rows].size)
     np.testing.assert_allclose(pixels.correction, pixels.share / 0.5)
     with torch.inference_mode():
-        f = hypercolumns(cnn, standardised(canvas, rows[:1]))[0][0].flatten(1).T.numpy()
+        f = hypercolumns(cnn, standardised(resampled, rows[:1]))[0][0].flatten(1).T.numpy()
     flat = masks[rows[0]].ravel()
     for x, y in zip(pixels.x[:10], pixels.y[:10], strict=True):  # each is a pixel of that scan, of that class
         assert y in flat[np.abs(f - x).max(1) < 1e-5]
 
 
 def test_the_sample_is_a_function_of_seed_and_scan(cnn):
-    canvas, masks = discs()
-    whole = sample(cnn, canvas, masks, np.array([3, 7, 8]), PEOPLE, 2, each=5)
-    alone = sample(cnn, canvas, masks, np.array([7]), PEOPLE, 2, each=5)
+    resampled, masks = discs()
+    whole = sample(cnn, resampled, masks, np.array([3, 7, 8]), PEOPLE, 2, each=5)
+    alone = sample(cnn, resampled, masks, np.array([7]), PEOPLE, 2, each=5)
     assert np.array_equal(whole.x[10:20], alone.x)
-    assert not np.array_equal(alone.x, sample(cnn, canvas, masks, np.array([7]), PEOPLE, 2, each=5, seed=1).x)
+    assert not np.array_equal(alone.x, sample(cnn, resampled, masks, np.array([7]), PEOPLE, 2, each=5, seed=1).x)
     with pytest.raises(UserError, match="one class only"):
-        sample(cnn, canvas, masks * 0, np.array([7]), PEOPLE, 2)
+        sample(cnn, resampled, masks * 0, np.array([7]), PEOPLE, 2)
     with pytest.raises(UserError, match="no feature maps"):
-        sample(MLP(1, (16, 16), widths=(8,)), canvas, masks, np.array([7]), PEOPLE, 2)
+        sample(MLP(1, (16, 16), widths=(8,)), resampled, masks, np.array([7]), PEOPLE, 2)
 
 
 @pytest.mark.parametrize("share", [(0.9, 0.1), (0.5, 0.5)])
 def test_a_linear_probe_finds_the_true_probabilities(share):
     """Two Gaussians of equal spread: log odds are shift (x - shift / 2) + log prior odds, whatever was sampled."""
-    canvas, masks, x = gaussians(share=share)
-    pixels = sample(AsItIs(), canvas, masks, np.arange(30), PEOPLE, 2, each=150)
+    resampled, masks, x = gaussians(share=share)
+    pixels = sample(AsItIs(), resampled, masks, np.arange(30), PEOPLE, 2, each=150)
     p = linear(AsItIs(), pixels)(torch.from_numpy(x[:4]))[:, 1].numpy()
     truth = 1 / (1 + np.exp(-(2.0 * (x[:4, 0] - 1.0) + np.log(share[1] / share[0]))))
     np.testing.assert_allclose(p, truth, atol=0.05)
 
 
 def test_a_linear_probe_of_three_classes_and_one_that_was_never_drawn():
-    canvas, masks, x = gaussians(8)
+    resampled, masks, x = gaussians(8)
     masks[:, :8] = 3 * masks[:, :8]  # classes 0, 1 and 3; nobody has 2
-    pixels = sample(AsItIs(), canvas, masks, np.arange(8), PEOPLE, 4, each=50)
+    pixels = sample(AsItIs(), resampled, masks, np.arange(8), PEOPLE, 4, each=50)
     p = linear(AsItIs(), pixels)(torch.from_numpy(x[:2]))
     assert p.shape == (2, 4, 24, 24)
     assert (p[:, 2] == 0).all()
@@ -111,9 +111,9 @@ def test_a_linear_probe_of_three_classes_and_one_that_was_never_drawn():
 
 
 def test_neighbours_vote_as_a_loop_over_pixels_says(cnn):
-    canvas, masks = discs(6)
-    pixels = sample(cnn, canvas, masks, np.array([0, 1, 2, 3]), PEOPLE, 2, each=6)
-    x = standardised(canvas, np.array([0]))
+    resampled, masks = discs(6)
+    pixels = sample(cnn, resampled, masks, np.array([0, 1, 2, 3]), PEOPLE, 2, each=6)
+    x = standardised(resampled, np.array([0]))
     with torch.inference_mode():
         p = by_neighbours(cnn, pixels, k=5)(PEOPLE[0])(x)[0].movedim(0, -1).numpy()
         f = hypercolumns(cnn, x)[0][0].movedim(0, -1).numpy()
@@ -145,10 +145,10 @@ def test_a_pixel_never_asks_its_own_patient():
 
 def test_probes_see_the_discs(cnn):
     """Features of an untrained network are enough for bright discs: both probes find them in scans of other people."""
-    canvas, masks = discs(40)
-    pixels = sample(cnn, canvas, masks, np.arange(30), PEOPLE, 2, each=8)
+    resampled, masks = discs(40)
+    pixels = sample(cnn, resampled, masks, np.arange(30), PEOPLE, 2, each=8)
     for net in (linear(cnn, pixels), by_neighbours(cnn, pixels)("somebody else")):
         with torch.inference_mode():
-            found = net(standardised(canvas, np.arange(30, 40))).argmax(1).numpy()
+            found = net(standardised(resampled, np.arange(30, 40))).argmax(1).numpy()
         truth = masks[30:40]
         assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.9

@@ -23,7 +23,7 @@ class Net(nn.Module):
         return self.body(x).flatten(2).mean(2)
 
 
-def canvas(dtype, size, channels=1, N=7):
+def resampled(dtype, size, channels=1, N=7):
     r = np.random.default_rng(0)
     array = r.integers(0, 200, (N, channels, *size)).astype(dtype)
     low, high = np.linspace(0, 20, N, dtype=np.float32), np.linspace(100, 180, N, dtype=np.float32)
@@ -33,7 +33,7 @@ def canvas(dtype, size, channels=1, N=7):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32])
 @pytest.mark.parametrize("size", [(8, 6), (6, 5, 4)])
 def test_scans_arrive_windowed_and_standardised_in_the_order_asked(dtype, size):
-    c, rows = canvas(dtype, size, channels=2), np.array([4, 0, 6, 4])
+    c, rows = resampled(dtype, size, channels=2), np.array([4, 0, 6, 4])
     net = Net(2, len(size))
     features = embed(net, c, rows, batch=3, quiet=True)
     assert (features.shape, features.dtype) == ((4, 5), np.float32)
@@ -46,7 +46,7 @@ def test_scans_arrive_windowed_and_standardised_in_the_order_asked(dtype, size):
 
 
 def test_features_do_not_depend_on_the_batch():
-    c, rows = canvas(np.uint8, (9, 9)), np.arange(7)
+    c, rows = resampled(np.uint8, (9, 9)), np.arange(7)
     whole, single = (embed(Net(1, 2), c, rows, batch=b, quiet=True) for b in (7, 1))
     np.testing.assert_allclose(whole, single, atol=1e-6)
 
@@ -56,8 +56,8 @@ def test_the_encoder_and_global_randomness_are_left_as_they_were():
     net.body[1].eval()  # a frozen norm inside a training net
     before = {k: v.clone() for k, v in net.state_dict().items()}
     state = torch.get_rng_state()
-    a = embed(net, canvas(np.uint8, (9, 9)), np.arange(7), quiet=True)
-    b = embed(net, canvas(np.uint8, (9, 9)), np.arange(7), quiet=True)
+    a = embed(net, resampled(np.uint8, (9, 9)), np.arange(7), quiet=True)
+    b = embed(net, resampled(np.uint8, (9, 9)), np.arange(7), quiet=True)
     np.testing.assert_array_equal(a, b)
     assert torch.equal(torch.get_rng_state(), state)
     assert [m.training for m in net.body] == [True, False, True]
@@ -70,10 +70,10 @@ def test_the_encoder_and_global_randomness_are_left_as_they_were():
 def test_modes_come_back_after_a_failure():
     net = Net(3, 2).train()
     with pytest.raises(RuntimeError):
-        embed(net, canvas(np.uint8, (9, 9)), np.arange(7), quiet=True)
+        embed(net, resampled(np.uint8, (9, 9)), np.arange(7), quiet=True)
     assert all(m.training for m in net.modules())
 
 
 def test_an_encoder_that_gives_maps_is_refused():
     with pytest.raises(ValueError, match=r"gave \(7, 1, 9, 9\) for 7 scans"):
-        embed(nn.Identity(), canvas(np.uint8, (9, 9)), np.arange(7), quiet=True)
+        embed(nn.Identity(), resampled(np.uint8, (9, 9)), np.arange(7), quiet=True)

@@ -111,7 +111,10 @@ def test_who_else_is_there_does_not_change_who_comes_first():
 
 def test_balanced_draws_end_where_a_class_does():
     y, patient = np.repeat([0, 1], [30, 5]), np.arange(35)
-    assert np.bincount(y[draw_label_subsets(y, patient, [Budget(scans=10)], [0], balanced=True)[0].rows]).tolist() == [5, 5]
+    assert np.bincount(y[draw_label_subsets(y, patient, [Budget(scans=10)], [0], balanced=True)[0].rows]).tolist() == [
+        5,
+        5,
+    ]
     with pytest.raises(UserError, match=r"runs out of a class after 1[01]; draw fewer"):
         draw_label_subsets(y, patient, [Budget(scans=20)], [0], balanced=True)
     with pytest.raises(UserError, match="balanced draws need classes"):

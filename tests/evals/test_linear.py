@@ -331,7 +331,9 @@ def test_a_subset_is_chosen_for_on_no_more_validation_scans_than_it_has():
     train, val = (x[:200], y[:200]), (x[200:], y[200:])
     sets = [
         d.rows
-        for d in label_subsets.draw_label_subsets(y[:200], patient[:200], [label_subsets.Budget(scans=n) for n in (20, 200)], [0])
+        for d in label_subsets.draw_label_subsets(
+            y[:200], patient[:200], [label_subsets.Budget(scans=n) for n in (20, 200)], [0]
+        )
     ]
     who = {"patient": patient[:200], "val_patient": patient[200:]}
     few, most = linear_probes(train, val, [x], classes=2, subsets=sets, **who)

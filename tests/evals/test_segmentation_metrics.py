@@ -19,7 +19,7 @@ from medssl.ingest.writer import StoreWriter
 from medssl.readers.pseudonyms import open_key
 from medssl.readers.scan import Scan
 from medssl.store.masks import as_classes, labels_in, masks_on_canvas, nearest
-from medssl.store.resampled import resampled_for_encoder
+from medssl.store.resampled import resample_scans, resampled_for_encoder
 from medssl.store.store import Store
 
 DICE, HD95, SURFACE, VOLUME = range(4)
@@ -212,9 +212,9 @@ def test_labels_become_classes(drawn):
 
 @pytest.mark.parametrize(("size", "spacing"), [(16, None), (24, None), ((24, 30, 24), 1.0), (12, 1.0)])
 def test_masks_lie_on_the_canvas_where_their_images_do(drawn, size, spacing):
-    masks, canvas = masks_on_canvas(drawn, (0, 2, 7), size, spacing), drawn.canvas(size, spacing)
-    assert masks.shape == (6, *canvas.size)
-    seen = canvas.array[:, 0] > 70  # halfway between the background and the darker tissue
+    masks, resampled = masks_on_canvas(drawn, (0, 2, 7), size, spacing), resample_scans(drawn, size, spacing)
+    assert masks.shape == (6, *resampled.size)
+    seen = resampled.array[:, 0] > 70  # halfway between the background and the darker tissue
     assert min(agreement(m > 0, s)[DICE] for m, s in zip(masks, seen, strict=True)) > 0.9
     if spacing == 1.0 and size == (24, 30, 24):
         same = [row for row in range(6) if drawn.column("spacing")[row] == (1.0, 1.0, 1.0)]
@@ -243,10 +243,10 @@ def plain(size, spacing):
 @pytest.mark.parametrize("equalise", [False, True])
 def test_a_grid_gives_what_training_gave(drawn, equalise):
     card = plain((24, 24, 24), None) | {"equalise": equalise, "mean": 0.3, "std": 0.7}
-    canvas = resampled_for_encoder(drawn, card)
+    resampled = resampled_for_encoder(drawn, card)
     for row in drawn.rows().tolist():
         x = Grid(drawn, card, "cpu").of(row)[0]
-        np.testing.assert_array_equal(x.numpy(), standardised(canvas, np.array([row]), "cpu")[0].numpy())
+        np.testing.assert_array_equal(x.numpy(), standardised(resampled, np.array([row]), "cpu")[0].numpy())
 
 
 @pytest.mark.parametrize(("size", "spacing"), [(24, None), (16, 1.0), ((16, 12, 20), 0.7)])

@@ -17,6 +17,7 @@ from medssl.commands.data.ingest import ingest
 from medssl.errors import UserError
 from medssl.ingest.pipeline import Reading
 from medssl.readers.pseudonyms import open_key
+from medssl.store.resampled import resample_scans
 from medssl.store.splits import leaks
 from medssl.store.store import Store
 from medssl.synthetic.cohort import planted, write_cohort
@@ -113,9 +114,9 @@ def test_real_volumes(shared, tmp_path, key):
     store.verify()
     assert (len(store), store.dims, store.channels) == (8, 3, 1)
     assert len(store.column("affine")[0]) == 16
-    canvas = store.canvas(32)
-    assert canvas.array.shape == (8, 1, 32, 32, 32)
-    unit = (canvas.array - canvas.low[:, None, None, None, None]) / (canvas.high - canvas.low)[
+    resampled = resample_scans(store, 32)
+    assert resampled.array.shape == (8, 1, 32, 32, 32)
+    unit = (resampled.array - resampled.low[:, None, None, None, None]) / (resampled.high - resampled.low)[
         :, None, None, None, None
     ]
     assert 0.2 < np.clip(unit, 0, 1).mean() < 0.6

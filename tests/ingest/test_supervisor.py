@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medssl.errors import UserError
-from medssl.ingest.supervisor import WorkerPool, Task
+from medssl.ingest.supervisor import Task, WorkerPool
 
 SECRET = "5e" * 32
 HELLO = {"memory": 2 << 30, "key": SECRET}

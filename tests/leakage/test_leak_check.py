@@ -328,7 +328,9 @@ def test_pretraining_is_read_from_its_store_where_that_is_there(ingested, tmp_pa
     copy = dataclasses.replace(of("test", [moved(x, 1, 1) ** 1.2]), key="key")
     assert check_leaks(seen, empty("training"), empty("validation"), copy)["pretraining", "test"].near == 1
     assert (
-        check_leaks(dataclasses.replace(seen, image=lambda i: None), empty("training"), empty("validation"), copy).refusal
+        check_leaks(
+            dataclasses.replace(seen, image=lambda i: None), empty("training"), empty("validation"), copy
+        ).refusal
         == ""
     )
     less = Store.open(store, f"scan != '{seen.scan[2]}'")  # its scans may have gone since

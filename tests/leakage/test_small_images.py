@@ -59,7 +59,7 @@ def half(x):
 
 def test_a_canvas_of_its_own_size_is_the_image_and_its_shifts_are_by_whole_pixels():
     (x,) = texture(1)
-    np.testing.assert_allclose(small_images.canvas(x), x, atol=1e-6)
+    np.testing.assert_allclose(small_images.resampled(x), x, atol=1e-6)
     seen = small_images.shifted(x).reshape(5, 5, S, S)
     for down in range(-2, 3):
         for right in range(-2, 3):
@@ -70,10 +70,10 @@ def test_a_canvas_of_its_own_size_is_the_image_and_its_shifts_are_by_whole_pixel
 @pytest.mark.parametrize("shape", [(14, 14), (28, 28), (40, 31), (64, 64)])
 def test_a_canvas_keeps_a_slope_and_a_level(shape):
     x = np.add.outer(np.linspace(0, 0.5, shape[0]), np.linspace(0.1, 0.4, shape[1]))
-    inner = small_images.canvas(x)[4:-4, 4:-4]
+    inner = small_images.resampled(x)[4:-4, 4:-4]
     np.testing.assert_allclose(np.diff(inner, axis=0), 0.5 * shape[0] / (shape[0] - 1) / S, atol=1e-3)
     np.testing.assert_allclose(np.diff(inner, axis=1), 0.3 * shape[1] / (shape[1] - 1) / S, atol=1e-3)
-    np.testing.assert_allclose(small_images.canvas(np.full(shape, 0.3)), 0.3, atol=1e-6)
+    np.testing.assert_allclose(small_images.resampled(np.full(shape, 0.3)), 0.3, atol=1e-6)
 
 
 def test_an_outline_forgets_power_curves_and_its_shifts_find_a_shifted_image():

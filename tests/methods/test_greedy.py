@@ -75,11 +75,11 @@ def test_partly_supervised_layers_learn_from_those_that_have_a_label():
     names, _ = trained_by(method, Clock(5, 10))
     assert {n.rpartition(".")[0] for n in names} == {"encoder.layers.1.1", "decoders.1.map.0", "heads.1"}
     with pytest.raises(UserError, match="target="):
-        tiny.method("greedy_ae", supervised=1.0, kind=None)
+        tiny.method("greedy_ae", supervised=1.0, target_loss=None)
 
 
 def test_at_the_end_the_whole_net_rebuilds_the_scan():
-    method = tiny.method("greedy_ae", finetune=0.5, kind=None)
+    method = tiny.method("greedy_ae", finetune=0.5, target_loss=None)
     parts = [int(trained_by(method, Clock(step, 8))[1]["layer"]) for step in range(8)]
     assert parts == [0, 0, 1, 1, 2, 2, 2, 2]
     names, out = trained_by(method, Clock(7, 8))
@@ -114,5 +114,5 @@ def test_greedy_supervised_freezes_what_is_below(encoder):
 
 
 def test_a_head_for_every_kind_of_label():
-    method = tiny.method("greedy_supervised", kind=classes(3))
+    method = tiny.method("greedy_supervised", target_loss=classes(3))
     assert method.heads[0].weight.shape == (3, 32)

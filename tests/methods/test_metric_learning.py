@@ -377,13 +377,13 @@ def test_n_pairs_takes_two_scans_of_a_patient_in_the_order_of_scans():
 def test_similarity_of_levels_and_numbers():
     unknown, key = -1, tiny.key(4)
     batch = {"views": [None], "key": key, "target": torch.tensor([0, 1, 3, unknown])}
-    method = tiny.method("similarity", learn="regression", positives="label", kind=target_losses.ordinal(4))
+    method = tiny.method("similarity", learn="regression", positives="label", target_loss=target_losses.ordinal(4))
     alike, counted = method.pairs(batch)
     torch.testing.assert_close(alike[:3, :3], torch.tensor([[1, 2 / 3, 0], [2 / 3, 1, 1 / 3], [0, 1 / 3, 1]]))
     assert counted.tolist() == [[True] * 3 + [False]] * 3 + [[False] * 3 + [True]]
     batch["target"] = torch.tensor([10.0, 13.0, 30.0, torch.nan])
     method = tiny.method(
-        "similarity", learn="regression", positives="label", kind=target_losses.value(12.0, 3.0), reach=2.0
+        "similarity", learn="regression", positives="label", target_loss=target_losses.value(12.0, 3.0), reach=2.0
     )
     alike, counted = method.pairs(batch)
     torch.testing.assert_close(alike[:3, :3], torch.tensor([[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]]), rtol=1e-5, atol=1e-6)
@@ -414,8 +414,8 @@ def test_similarity_learns_to_tell_classes(learn):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("supcon", {"kind": None}, "name the label column with target=…"),
-        ("triplet", {"positives": "label", "kind": target_losses.value(0.0, 1.0)}, "gives value; use a class"),
+        ("supcon", {"target_loss": None}, "name the label column with target=…"),
+        ("triplet", {"positives": "label", "target_loss": target_losses.value(0.0, 1.0)}, "gives value; use a class"),
         ("contrastive", {"positives": "patients"}, "Did you mean 'patient'"),
         ("lifted", {"distance": "manhatten"}, "Did you mean 'manhattan'"),
         ("lifted", {"margin": 0.0}, "margin must be positive"),
@@ -423,14 +423,14 @@ def test_similarity_learns_to_tell_classes(learn):
         ("npairs", {"norm_weight": -1.0}, "norm_weight"),
         ("multi_similarity", {"beta": 0.0}, "beta must be positive"),
         ("supcon", {"temperature": 0.0}, "temperature must be positive"),
-        ("arcface", {"kind": target_losses.labels(3)}, "gives labels; use a class"),
+        ("arcface", {"target_loss": target_losses.labels(3)}, "gives labels; use a class"),
         ("arcface", {"margin": 95.0}, "degrees"),
         ("cosface", {"scale": 0.0}, "scale be positive"),
         ("proxy_anchor", {"alpha": -1.0}, "alpha be positive"),
         ("mahalanobis", {"push": 2.0}, "push"),
         ("similarity", {"learn": "ranking"}, "method.learn"),
         ("similarity", {"reach": 0.0}, "reach"),
-        ("similarity", {"positives": "label", "kind": target_losses.ordinal(3)}, "gives ordinal"),
+        ("similarity", {"positives": "label", "target_loss": target_losses.ordinal(3)}, "gives ordinal"),
     ],
 )
 def test_what_cannot_work_is_said_at_construction(name, options, words):

@@ -21,6 +21,7 @@ from medssl.methods.contrastive.simclr import SimCLR
 from medssl.pretraining.collapse_monitor import CollapseMonitor, silent_relus
 from medssl.rng import Key
 from medssl.runs.alarms import alarms_of, write_alarm
+from medssl.store.resampled import resample_scans
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
@@ -38,7 +39,7 @@ SETTINGS = {"encoder": "cnn", "encoder_options": {"widths": [8, 16]}, "size": 16
 def store(tmp_path_factory):
     """Bright discs in noise, of two sizes: enough for a small network to learn something in a few steps."""
     folder = tmp_path_factory.mktemp("alarm")
-    drawn = tiny.canvas(n=200).array[:, 0]
+    drawn = tiny.resampled(n=200).array[:, 0]
     label = (np.arange(200) % 2)[:, None]
     parts = {"train": slice(0, 120), "val": slice(120, 160), "test": slice(160, 200)}
     arrays = {f"{k}_images": drawn[s] for k, s in parts.items()} | {f"{k}_labels": label[s] for k, s in parts.items()}
@@ -145,19 +146,19 @@ def test_silent_relus_are_counted_by_name():
 
 
 def test_looking_as_training_does_uses_the_batch_and_leaves_no_trace():
-    canvas, rows = tiny.canvas(), np.arange(20)
+    resampled, rows = tiny.resampled(), np.arange(20)
     encoder = tiny.method("simclr").encoder.train()
-    recipe = catalog.build(catalog.spec("augment", "neutral"), size=canvas.size)
+    recipe = catalog.build(catalog.spec("augment", "neutral"), size=resampled.size)
     before = copy.deepcopy(encoder.state_dict())
-    z = embed_views(encoder, canvas, rows, recipe, 2, 5, quiet=True, as_training=True)
+    z = embed_views(encoder, resampled, rows, recipe, 2, 5, quiet=True, as_training=True)
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
     assert all(m.training for m in encoder.modules())
     from medssl.evals.embed import views_of
 
     twin = copy.deepcopy(encoder)
-    for view, x in enumerate(views_of(canvas, rows, recipe, 2, 5)):
+    for view, x in enumerate(views_of(resampled, rows, recipe, 2, 5)):
         torch.testing.assert_close(torch.from_numpy(z[:, view]), twin(x).detach())
-    late = embed_views(encoder, canvas, rows, recipe, 2, 5, quiet=True)
+    late = embed_views(encoder, resampled, rows, recipe, 2, 5, quiet=True)
     assert np.abs(late - z).max() > 0.1 * np.abs(z).max()  # the running statistics are still those of no data
     with evaluating(encoder):
         assert not any(m.training for m in encoder.modules())
@@ -201,11 +202,11 @@ def test_a_teacher_that_never_moves_is_named_and_its_batch_can_be_made_again(sto
             seen.append((clock.step, [v.clone() for v in batch["views"]], batch["key"]))
             return super().forward(batch, clock)
 
-    canvas = store.canvas(16)
+    resampled = resample_scans(store, 16)
     recorder = Recorder(tiny.method("simclr").encoder, 8, 8, 0.1)
-    recipe = catalog.build(catalog.spec("augment", "neutral"), size=canvas.size)
+    recipe = catalog.build(catalog.spec("augment", "neutral"), size=resampled.size)
     train(
-        Fabric(accelerator="cpu"), recorder, canvas, store.rows("train"), recipe, tmp_path / "c", Log(tmp_path, "jsonl", {}),
+        Fabric(accelerator="cpu"), recorder, resampled, store.rows("train"), recipe, tmp_path / "c", Log(tmp_path, "jsonl", {}),
         steps=6, batch=32, seed=0, optim=Optim(), accumulate=2,
     )  # fmt: skip
     of_step = [(views, key) for step, views, key in seen if step == alarm["batch"]["step"] == 2]
@@ -279,15 +280,17 @@ def test_what_a_killed_run_said_of_later_steps_goes(tmp_path):
 
 def test_the_same_state_is_looked_at_in_the_same_way(store, tmp_path):
     """Resuming builds a new monitor: it has to say the same of the same weights and rows."""
-    canvas = store.canvas(16)
-    recipe = catalog.build(catalog.spec("augment", "neutral"), size=canvas.size)
+    resampled = resample_scans(store, 16)
+    recipe = catalog.build(catalog.spec("augment", "neutral"), size=resampled.size)
     resolved = {"seed": 0, "batch": 32, "accumulate": 1, "on_collapse": "warn", "monitor_every": 5}
     untrained, row = tiny.method("byol"), [{"step": 5, "loss": 1.0, "grad_norm": 0.5, "lr": 0.1}]
     trained = copy.deepcopy(untrained)
     with torch.no_grad():
         for p in trained.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
-    looks = [CollapseMonitor(store, canvas, recipe, untrained, resolved, "cpu", tmp_path)(trained, row) for _ in range(2)]
+    looks = [
+        CollapseMonitor(store, resampled, recipe, untrained, resolved, "cpu", tmp_path)(trained, row) for _ in range(2)
+    ]
     assert json.dumps(looks[0]) == json.dumps(looks[1])
     assert {"rankme", "alignment", "two_nn", "sigreg", "knn_auroc", "seen"} <= set(looks[0])
     assert set(looks[0]["seen"]) >= set(LIMITS) - {"chance"}

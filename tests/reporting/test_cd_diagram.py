@@ -39,7 +39,7 @@ def figure():
 @pytest.mark.parametrize("k", [3, 6, 11])
 def test_nothing_is_written_outside_the_figure_or_over_other_words(figure, k, name):
     fig = figure(some(k, tasks=40, name=name))
-    width, height = fig.canvas.get_width_height()
+    width, height = fig.resampled.get_width_height()
     boxes = list(texts(fig).values())
     assert len(boxes) >= 2 * k + 2  # names, ranks of the axis, the critical difference and the words below
     for box in boxes:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medssl.errors import UserError
-from medssl.runs.predictions import TableRow, Predictions, of_run, same_scans
+from medssl.runs.predictions import Predictions, TableRow, of_run, same_scans
 
 ABOUT = {
     "command": "probe",

@@ -149,8 +149,8 @@ def test_neighbours_are_those_of_the_features(made):
     """The command's predictions are the function's on the run's own features: no scan is mixed up on the way."""
     _, store, run = made
     medssl.knn(run, store.path, "lesion", k=5, baselines=[])
-    entrants, question = FeatureSources.of(run, store.path, "lesion", "cpu")
-    source, train, test = entrants.of_run(), question.train, question.test
+    sources, splits = FeatureSources.of(run, store.path, "lesion", "cpu")
+    source, train, test = sources.of_run(), splits.train, splits.test
     x, x_test = source(store, train.rows), source(store, test.rows)
     expected = knn_probe(x, train.y, train.patient, x_test, test.patient, 2, k=5)
     answer, found = entry(run, "knn", "run", "kNN")
@@ -162,9 +162,9 @@ def test_retrieval_is_averaged_over_queries_with_their_patients(made):
     _, store, run = made
     result = medssl.retrieve(run, store.path, "lesion", gallery="test", baselines=["raw pixels"])
     assert {r["reader"] for r in result["rows"]} == {"MAP@R", "R-precision", "P@1"}
-    entrants, question = FeatureSources.of(run, store.path, "lesion", "cpu")
-    test = question.test
-    expected = retrieve(entrants.of_run()(store, test.rows), test.y, test.patient)
+    sources, splits = FeatureSources.of(run, store.path, "lesion", "cpu")
+    test = splits.test
+    expected = retrieve(sources.of_run()(store, test.rows), test.y, test.patient)
     row = next(r for r in result["rows"] if (r["features"], r["reader"]) == ("simclr cnn", "MAP@R"))
     assert row["scores"]["mean"]["value"] == pytest.approx(expected.map_at_r.mean(), abs=1e-12)
     with pytest.raises(UserError, match="by a class or by findings"):
@@ -193,9 +193,9 @@ def test_what_is_lost_elsewhere_is_home_minus_there(made, tmp_path):
 
 def test_kept_features_are_used_and_a_damaged_copy_is_made_anew(made):
     _, store, run = made
-    entrants, question = FeatureSources.of(run, store.path, "lesion", "cpu")
-    rows = question.test.rows
-    first = entrants.frozen("PCA")(store, rows)
+    sources, splits = FeatureSources.of(run, store.path, "lesion", "cpu")
+    rows = splits.test.rows
+    first = sources.frozen("PCA")(store, rows)
     calls = []
     key = ["test", 1]
     made_once = [baselines.kept(store.path / "cache", key, lambda: calls.append(1) or np.arange(3.0)) for _ in range(2)]
@@ -203,7 +203,7 @@ def test_kept_features_are_used_and_a_damaged_copy_is_made_anew(made):
     assert made_once[0].tolist() == made_once[1].tolist()
     for path in (store.path / "cache").glob("array-*.npy"):
         path.write_bytes(path.read_bytes()[:100])
-    np.testing.assert_array_equal(entrants.frozen("PCA")(store, rows), first)
+    np.testing.assert_array_equal(sources.frozen("PCA")(store, rows), first)
 
 
 def test_words_that_mean_nothing_are_named(made):

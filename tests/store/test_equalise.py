@@ -93,10 +93,10 @@ def test_the_card_says_what_ranks_are_standardised_with(hospitals):
     run = run_on(hospitals, "run card", True)
     card = json.loads((run / "encoder.json").read_text())
     assert (card["equalise"], card["mean"], card["std"]) == (True, MEAN, STD)
-    canvas = resampled_for_encoder(Store.open(hospitals / "b"), card)
-    assert (canvas.mean, canvas.std, canvas.array.dtype) == (MEAN, STD, np.uint8)
-    assert set(canvas.low) == {0.0}
-    assert set(canvas.high) == {255.0}
+    resampled = resampled_for_encoder(Store.open(hospitals / "b"), card)
+    assert (resampled.mean, resampled.std, resampled.array.dtype) == (MEAN, STD, np.uint8)
+    assert set(resampled.low) == {0.0}
+    assert set(resampled.high) == {255.0}
 
 
 def test_a_run_that_does_not_say_what_it_was_given_is_refused(hospitals):

@@ -17,6 +17,7 @@ from medssl.errors import UserError
 from medssl.ingest.writer import StoreWriter
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan
+from medssl.store.resampled import resample_scans
 from medssl.store.store import Store
 
 
@@ -40,7 +41,7 @@ def noise(shape, dtype="uint8", seed=0):
 @pytest.mark.parametrize("shape", [(1, 32, 32), (3, 16, 24), (2, 8, 8, 8), (1, 6, 12, 9)])
 def test_native_shapes_stay_as_they_are(tmp_path, dtype, shape):
     arrays = [noise(shape, dtype, seed) for seed in range(3)]
-    made = make(tmp_path / "s", arrays).canvas(shape[1:])
+    made = resample_scans(make(tmp_path / "s", arrays), shape[1:])
     assert made.array.dtype == dtype
     assert made.array.tobytes() == np.stack(arrays).tobytes()
 
@@ -49,7 +50,7 @@ def test_native_shapes_stay_as_they_are(tmp_path, dtype, shape):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_squares_equal_torchvision(tmp_path, n, m, channels):
     arrays = [noise((channels, n, n), seed=seed) for seed in range(3)]
-    made = make(tmp_path / "s", arrays).canvas(m)
+    made = resample_scans(make(tmp_path / "s", arrays), m)
     want = resize(torch.from_numpy(np.stack(arrays)).float() / 255, [m, m], antialias=True).numpy()
     assert np.abs(made.array / 255 - want).max() < 1 / 255
 
@@ -59,7 +60,7 @@ def test_proportions_are_kept_and_padding_is_low(tmp_path, dtype):
     x = np.full((1, 40, 20), 100, dtype)
     x[:, ::2] = 90
     store = make(tmp_path / "s", [x], recipe="xray")
-    made = store.canvas(16)
+    made = resample_scans(store, 16)
     pad = np.array(made.low[0]).astype(dtype)
     assert (made.array[..., :4] == pad).all()
     assert (made.array[..., 12:] == pad).all()
@@ -71,7 +72,7 @@ def test_proportions_are_kept_and_padding_is_low(tmp_path, dtype):
 
 def test_upscaling_does_not_smear_the_edge_outwards(tmp_path):
     store = make(tmp_path / "s", [np.full((1, 20, 10), 200, np.uint8)])
-    column = store.canvas(200).array[0, 0, 100]
+    column = resample_scans(store, 200).array[0, 0, 100]
     assert (column[50:150] == 200).all()
     assert (column[:50] == 0).all()
     assert (column[150:] == 0).all()
@@ -79,7 +80,7 @@ def test_upscaling_does_not_smear_the_edge_outwards(tmp_path):
 
 def test_negative_values_are_padded_with_low_not_zero(tmp_path):
     store = make(tmp_path / "s", [np.full((1, 10, 30, 30), -500, np.int16)], recipe="ct")
-    array = store.canvas(15).array
+    array = resample_scans(store, 15).array
     assert set(np.unique(array)) == {-1024, -500}
     assert (array == -500).sum() == 5 * 15 * 15
 
@@ -95,7 +96,7 @@ def ball(shape, spacing, radius):
 )
 def test_a_ball_stays_a_ball(tmp_path, shape, spacing):
     x = ball(shape, spacing, 0.4 * min(n * mm for n, mm in zip(shape, spacing, strict=True)))
-    array = make(tmp_path / "s", [x], [spacing], recipe="neutral").canvas(32).array[0, 0].astype(float)
+    array = resample_scans(make(tmp_path / "s", [x], [spacing], recipe="neutral"), 32).array[0, 0].astype(float)
     at = np.arange(32) - 15.5
     moments = []
     for axis in range(array.ndim):
@@ -108,32 +109,32 @@ def test_a_ball_stays_a_ball(tmp_path, shape, spacing):
 
 def test_odd_padding_does_not_blur(tmp_path):
     x = noise((1, 31, 32))
-    array = make(tmp_path / "s", [x]).canvas(32).array[0]
+    array = resample_scans(make(tmp_path / "s", [x]), 32).array[0]
     assert np.array_equal(array[:, :31], x)
 
 
 def test_a_scan_without_spacing_is_isotropic(tmp_path):
-    array = make(tmp_path / "s", [np.full((1, 10, 40, 40), 9, np.uint8)]).canvas(20).array
+    array = resample_scans(make(tmp_path / "s", [np.full((1, 10, 40, 40), 9, np.uint8)]), 20).array
     assert (array != 0).sum() == 5 * 20 * 20
 
 
 def test_a_grid_in_mm(tmp_path):
     store = make(tmp_path / "s", [np.full((1, 20, 40), 7, np.uint8)] * 2, [(1.0, 1.0), (2.0, 0.5)])
-    first, second = store.canvas(32, spacing=2.0).array[:, 0]
+    first, second = resample_scans(store, 32, spacing=2.0).array[:, 0]
     assert np.argwhere(first)[[0, -1]].tolist() == [[11, 6], [20, 25]]  # 20 x 40 mm are 10 x 20 voxels
     assert np.argwhere(second)[[0, -1]].tolist() == [[6, 11], [25, 20]]
-    middle = store.canvas(4, spacing=1.0).array[0, 0]
+    middle = resample_scans(store, 4, spacing=1.0).array[0, 0]
     assert (middle == 7).all()  # a grid smaller than the scan keeps its middle
     with pytest.raises(UserError, match="spacing=-1"):
-        store.canvas(32, spacing=-1)
+        resample_scans(store, 32, spacing=-1)
     with pytest.raises(UserError, match=r"1 of 2 scans .* no voxel size"):
-        make(tmp_path / "t", [noise((1, 4, 4))] * 2, [None, (1.0, 1.0)]).canvas(32, spacing=1.0)
+        resample_scans(make(tmp_path / "t", [noise((1, 4, 4))] * 2, [None, (1.0, 1.0)]), 32, spacing=1.0)
 
 
 @pytest.mark.parametrize("size", [0, -3, (8,), (8, 8, 8), (8, 0)])
 def test_sizes_that_do_not_fit(tmp_path, size):
     with pytest.raises(UserError, match="does not fit"):
-        make(tmp_path / "s", [noise((1, 4, 4))]).canvas(size)
+        resample_scans(make(tmp_path / "s", [noise((1, 4, 4))]), size)
 
 
 @pytest.mark.parametrize(
@@ -142,30 +143,30 @@ def test_sizes_that_do_not_fit(tmp_path, size):
 )
 def test_mixed_types_lose_nothing(tmp_path, dtypes, common):
     arrays = [noise((1, 8, 8), d, i) for i, d in enumerate(dtypes)]
-    made = make(tmp_path / "s", arrays).canvas(8)
+    made = resample_scans(make(tmp_path / "s", arrays), 8)
     assert made.array.dtype == common
     assert all(np.array_equal(got, want) for got, want in zip(made.array, arrays, strict=True))
 
 
 def test_batches_do_not_change_a_pixel(tmp_path, monkeypatch):
     arrays = [noise((1, 20 + i % 2, 20), seed=i) for i in range(9)]
-    together = make(tmp_path / "a", arrays).canvas(12)
+    together = resample_scans(make(tmp_path / "a", arrays), 12)
     monkeypatch.setattr(canvas_module, "BATCH", 1)
-    one_by_one = make(tmp_path / "b", arrays).canvas(12)
+    one_by_one = resample_scans(make(tmp_path / "b", arrays), 12)
     assert np.array_equal(together.array, one_by_one.array)
     assert together.low.dtype == together.high.dtype == np.float32
 
 
 def test_the_cache_is_used_and_a_damaged_one_is_not(tmp_path):
     store = make(tmp_path / "s", [noise((1, 20, 20), seed=i) for i in range(3)])
-    want = np.array(store.canvas(12).array)
+    want = np.array(resample_scans(store, 12).array)
     (file,) = (store.path / "cache").iterdir()
     before = file.stat().st_mtime_ns
-    assert np.array_equal(Store.open(store.path).canvas((12, 12)).array, want)
+    assert np.array_equal(resample_scans(Store.open(store.path), (12, 12)).array, want)
     assert file.stat().st_mtime_ns == before
     file.write_bytes(file.read_bytes()[:-10])
-    assert np.array_equal(store.canvas(12).array, want)
-    store.canvas(13)
+    assert np.array_equal(resample_scans(store, 12).array, want)
+    resample_scans(store, 13)
     assert len(list((store.path / "cache").iterdir())) == 2
 
 
@@ -186,10 +187,10 @@ def test_two_processes_may_build_at_once(tmp_path):
 
     def build(_):
         barrier.wait(20)
-        return [store.canvas(size).array.tobytes() for size in (48, 32, 16)]
+        return [resample_scans(store, size).array.tobytes() for size in (48, 32, 16)]
 
     got = in_children(build, 3)
-    assert got == [[store.canvas(size).array.tobytes() for size in (48, 32, 16)]] * 3
+    assert got == [[resample_scans(store, size).array.tobytes() for size in (48, 32, 16)]] * 3
     assert len(list((store.path / "cache").iterdir())) == 3
 
 
@@ -200,7 +201,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         try:
-            store.canvas(64)
+            resample_scans(store, 64)
         except UserError as e:
             return str(e)
 
@@ -215,7 +216,7 @@ def test_a_read_only_store_uses_a_private_folder(tmp_path, monkeypatch, capsys):
         base = Path(open_to_all)
         base.chmod(0o755)
         store = make(base / "s", [noise((1, 20, 20), seed=i) for i in range(3)])
-        want = np.array(store.canvas(12).array)
+        want = np.array(resample_scans(store, 12).array)
         (store.path / "cache").rename(base / "gone")
         (base / "tmp").mkdir()
         (base / "tmp").chmod(0o777)
@@ -225,7 +226,7 @@ def test_a_read_only_store_uses_a_private_folder(tmp_path, monkeypatch, capsys):
         try:
             if root:  # root may write anywhere
                 os.seteuid(65534)
-            got = store.canvas(12)
+            got = resample_scans(store, 12)
         finally:
             if root:
                 os.seteuid(0)

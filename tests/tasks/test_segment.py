@@ -216,12 +216,12 @@ class Watch(Method):
 
 
 def test_the_loop_hands_over_masks_that_lie_on_their_views(tmp_path):
-    canvas = dataclasses.replace(tiny.canvas(), mean=0.46, std=0.2)  # 0 is halfway between disc and background
+    resampled = dataclasses.replace(tiny.resampled(), mean=0.46, std=0.2)  # 0 is halfway between disc and background
     method = Watch()
     recipe = catalog.build(catalog.load("augment", "crop") | {"crop_scale": [0.3, 0.6]}, size=(16, 16))
     train(
-        Fabric(accelerator="cpu", devices=1), method, canvas, np.arange(48), recipe, tmp_path / "c", Log(tmp_path, "jsonl", {}),
-        steps=3, batch=16, seed=0, optim=Optim(), targets=(canvas.array[:, 0] > 120).astype(np.uint8),
+        Fabric(accelerator="cpu", devices=1), method, resampled, np.arange(48), recipe, tmp_path / "c", Log(tmp_path, "jsonl", {}),
+        steps=3, batch=16, seed=0, optim=Optim(), targets=(resampled.array[:, 0] > 120).astype(np.uint8),
     )  # fmt: skip
     assert len(method.found) == 3
     assert min(method.found) > 0.9
@@ -233,8 +233,8 @@ STEPS = 8
 def go(out, die_at=0, steps=STEPS, frozen=False, lr=3e-3, views="neutral"):
     """A short run on drawn discs, as the command would start it. `die_at`: SIGKILL after that step."""
     torch.set_num_threads(1)
-    canvas = tiny.canvas()
-    masks = (canvas.array[:, 0] > 120).astype(np.uint8)
+    resampled = tiny.resampled()
+    masks = (resampled.array[:, 0] > 120).astype(np.uint8)
     torch.manual_seed(0)
     method = Segment(CNN(1, (16, 16), widths=(4, 8)), 2, width=4, frozen=frozen)
 
@@ -247,7 +247,7 @@ def go(out, die_at=0, steps=STEPS, frozen=False, lr=3e-3, views="neutral"):
     folder.mkdir(exist_ok=True)
     recipe = catalog.build(catalog.spec("augment", views), size=(16, 16))
     train(
-        Fabric(accelerator="cpu", devices=1), method, canvas, np.arange(48), recipe, folder / "c", Log(folder, "jsonl", {}),
+        Fabric(accelerator="cpu", devices=1), method, resampled, np.arange(48), recipe, folder / "c", Log(folder, "jsonl", {}),
         steps=steps, batch=16, seed=7, optim=Optim(lr=lr), save_every=3, log_every=1, targets=masks, monitor=monitor,
         monitor_every=1,
     )  # fmt: skip
@@ -268,9 +268,9 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(tmp_path):
 
 
 def test_it_learns_and_a_frozen_encoder_stays(tmp_path):
-    canvas = tiny.canvas(seed=9)
-    x = torch.from_numpy(canvas.array / 255.0).float().sub(canvas.mean).div(canvas.std)
-    truth = torch.from_numpy(canvas.array[:, 0] > 120)
+    resampled = tiny.resampled(seed=9)
+    x = torch.from_numpy(resampled.array / 255.0).float().sub(resampled.mean).div(resampled.std)
+    truth = torch.from_numpy(resampled.array[:, 0] > 120)
     torch.manual_seed(0)
     before = Segment(CNN(1, (16, 16), widths=(4, 8)), 2, width=4).encoder.state_dict()
     for frozen in (False, True):

@@ -120,15 +120,15 @@ KINDS = {
 def test_every_kind_learns_and_predicts_as_its_metric_wants(task, tmp_path):
     """Also the signs: risk is high for early events, the second class is the positive one, values come in their unit."""
     kind, y = KINDS[task]
-    canvas = tiny.canvas()
+    resampled = tiny.resampled()
     torch.manual_seed(0)
     method = supervised.Supervised(CNN(1, (16, 16), widths=(8, 16)), kind)
-    recipe = catalog.build(catalog.spec("augment", "plain"), size=canvas.size)
+    recipe = catalog.build(catalog.spec("augment", "plain"), size=resampled.size)
     train(
-        Fabric(accelerator="cpu"), method, canvas, np.arange(48), recipe, tmp_path / "c", Log(tmp_path, "jsonl", {}),
+        Fabric(accelerator="cpu"), method, resampled, np.arange(48), recipe, tmp_path / "c", Log(tmp_path, "jsonl", {}),
         steps=60, batch=24, seed=0, optim=Optim(lr=1e-2), targets=y, quiet=True,
     )  # fmt: skip
-    scores = embed(torch.nn.Sequential(method.encoder, method.head), canvas, np.arange(48), quiet=True)
+    scores = embed(torch.nn.Sequential(method.encoder, method.head), resampled, np.arange(48), quiet=True)
     p = kind.predict(torch.from_numpy(scores).double()).numpy()
     assert p.dtype == np.float64
     metric = OF_TASK[task][0]

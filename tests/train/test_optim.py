@@ -91,9 +91,9 @@ def one_step(folder, layer_decay, blocks=None, steps=1):
     torch.manual_seed(0)
     method = Supervised(CNN(1, (16, 16), widths=(4, 8, 8)), classes(2), blocks)
     before = {n: p.detach().clone() for n, p in method.named_parameters()}
-    canvas = tiny.canvas(16)
+    resampled = tiny.resampled(16)
     train(
-        Fabric(accelerator="cpu"), method, canvas, np.arange(16), catalog.build(catalog.spec("augment", "plain"), size=(16, 16)),
+        Fabric(accelerator="cpu"), method, resampled, np.arange(16), catalog.build(catalog.spec("augment", "plain"), size=(16, 16)),
         folder / "c", Log(folder, "jsonl", {}), steps=steps, batch=16, seed=0, targets=np.arange(16) % 2, quiet=True,
         optim=Optim("sgd", lr=1.0, momentum=0.0, weight_decay=0.0, warmup=0.0, clip=1e9, layer_decay=layer_decay),
     )  # fmt: skip

@@ -55,24 +55,24 @@ def method(name: str, weights: int, encoder: str | None = None, **options):
     return made
 
 
-def recipe(canvas, views: str = "neutral"):
-    return catalog.build(catalog.load("augment", views), size=canvas.size)
+def recipe(resampled, views: str = "neutral"):
+    return catalog.build(catalog.load("augment", views), size=resampled.size)
 
 
-def alone(made, seed: int, optim: Optim, out, canvas, targets=LABELS) -> list[dict]:
+def alone(made, seed: int, optim: Optim, out, resampled, targets=LABELS) -> list[dict]:
     """The one loop, in place; its rows of metrics."""
     log = Log(out, "jsonl", {})
     train(
-        Fabric(accelerator="cpu", devices=1), made, canvas, np.arange(48), recipe(canvas), out / "checkpoints", log,
+        Fabric(accelerator="cpu", devices=1), made, resampled, np.arange(48), recipe(resampled), out / "checkpoints", log,
         steps=STEPS, batch=BATCH, seed=seed, optim=optim, log_every=1, targets=targets if made.target else None,
     )  # fmt: skip
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def together(methods, optim: Optim = OPTIMS["adamw"], canvas=None, targets=LABELS, seeds=SEEDS, **options):
-    canvas = canvas or tiny.canvas()
+def together(methods, optim: Optim = OPTIMS["adamw"], resampled=None, targets=LABELS, seeds=SEEDS, **options):
+    resampled = resampled or tiny.resampled()
     options = {"steps": STEPS, "batch": BATCH, "targets": targets} | options
-    return train_seeds(methods, canvas, np.arange(48), recipe(canvas), seeds=list(seeds), optim=optim, **options)
+    return train_seeds(methods, resampled, np.arange(48), recipe(resampled), seeds=list(seeds), optim=optim, **options)
 
 
 def distance(a, b) -> float:
@@ -97,12 +97,12 @@ def distance(a, b) -> float:
 def test_every_seed_ends_where_it_does_alone(tmp_path, name, optim):
     name, options = METHODS[name]
     many = [method(name, s, **options) for s in range(3)]
-    start, canvas = copy.deepcopy(many), tiny.canvas()
-    assert together(many, OPTIMS[optim], canvas) is many
+    start, resampled = copy.deepcopy(many), tiny.resampled()
+    assert together(many, OPTIMS[optim], resampled) is many
     for s, seed in enumerate(SEEDS):
         one = copy.deepcopy(start[s])
         (tmp_path / str(s)).mkdir()
-        alone(one, seed, OPTIMS[optim], tmp_path / str(s), canvas)
+        alone(one, seed, OPTIMS[optim], tmp_path / str(s), resampled)
         assert distance(many[s], one) < 1e-4
         assert distance(many[s], start[s]) > 1e-3  # and it went somewhere
 
@@ -112,12 +112,12 @@ def test_each_seed_is_clipped_by_its_own_norm(tmp_path):
     with torch.no_grad():
         for made, size in zip(many, (0.1, 3, 30), strict=True):
             made.head.weight.mul_(size)
-    optim, canvas, start = Optim("sgd", 0.05, clip=1.0), tiny.canvas(), copy.deepcopy(many)
-    together(many, optim, canvas)
+    optim, resampled, start = Optim("sgd", 0.05, clip=1.0), tiny.resampled(), copy.deepcopy(many)
+    together(many, optim, resampled)
     clipped = []
     for s, seed in enumerate(SEEDS):
         (tmp_path / str(s)).mkdir()
-        rows = alone(start[s], seed, optim, tmp_path / str(s), canvas)
+        rows = alone(start[s], seed, optim, tmp_path / str(s), resampled)
         clipped.append(sum(row["grad_norm"] > 1 for row in rows))
         assert distance(many[s], start[s]) < 1e-4
     assert clipped[0] == 0
@@ -148,16 +148,16 @@ def test_watch_sees_the_methods_as_they_are_and_may_end_it():
 
 
 def test_a_seed_that_breaks_is_named_and_nothing_is_updated():
-    canvas = tiny.canvas()
+    resampled = tiny.resampled()
     firsts = [{row for row, _ in next(iter(StepSampler(np.arange(48), BATCH, 0, 1, seed)))} for seed in SEEDS]
     broken = min(firsts[1] - firsts[0] - firsts[2])
-    array = canvas.array.astype(np.float32)
+    array = resampled.array.astype(np.float32)
     array[broken, 0, 3, 3] = np.nan
-    canvas = ResampledScans(array, canvas.low, canvas.high, canvas.mean, canvas.std, canvas.size)
+    resampled = ResampledScans(array, resampled.low, resampled.high, resampled.mean, resampled.std, resampled.size)
     many = [method("supervised", s) for s in range(3)]
     start = copy.deepcopy(many)
     with pytest.raises(TrainingStopped, match=rf"step 0: seeds \[{SEEDS[1]}\] are not finite"):
-        together(many, canvas=canvas)
+        together(many, resampled=resampled)
     assert all(distance(a, b) == 0 for a, b in zip(many, start, strict=True))
 
 
@@ -223,12 +223,12 @@ def test_draws_mapped_over_seeds_have_the_bits_of_each_seed(draw):
 
 def test_views_of_a_batch_of_several_seeds_are_those_of_each():
     """Large enough to be worked on in pieces."""
-    canvas = tiny.canvas(n=6, size=512)
-    raw = {"image": torch.from_numpy(canvas.array), "epoch": torch.arange(6) % 2, "scan": torch.arange(6)}
-    raw |= {"low": torch.from_numpy(canvas.low), "high": torch.from_numpy(canvas.high)}
+    resampled = tiny.resampled(n=6, size=512)
+    raw = {"image": torch.from_numpy(resampled.array), "epoch": torch.arange(6) % 2, "scan": torch.arange(6)}
+    raw |= {"low": torch.from_numpy(resampled.low), "high": torch.from_numpy(resampled.high)}
     seeds = torch.tensor(SEEDS).repeat_interleave(2)
-    (all_views,), _ = make_views(raw, recipe(canvas), 1, seeds, 0.4, 0.2)
+    (all_views,), _ = make_views(raw, recipe(resampled), 1, seeds, 0.4, 0.2)
     for i, seed in enumerate(seeds.tolist()):
         part = {k: v[i : i + 1] for k, v in raw.items()}
-        (view,), _ = make_views(part, recipe(canvas), 1, seed, 0.4, 0.2)
+        (view,), _ = make_views(part, recipe(resampled), 1, seed, 0.4, 0.2)
         assert torch.allclose(all_views[i : i + 1], view, atol=1e-5)

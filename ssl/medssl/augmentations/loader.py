@@ -56,20 +56,20 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 class RawScans(Dataset[RawBatch]):
     """A canvas read a batch at a time. `targets`: (N, …) by row of the canvas, given out as int64 or, of floats, float32."""
 
-    def __init__(self, canvas: ResampledScans, targets: np.ndarray | None = None):
-        self.canvas, self.targets = canvas, targets
+    def __init__(self, resampled: ResampledScans, targets: np.ndarray | None = None):
+        self.resampled, self.targets = resampled, targets
 
     def __len__(self) -> int:
-        return len(self.canvas.array)
+        return len(self.resampled.array)
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> RawBatch:
         """(row, epoch) pairs -> image (B, C, *S) in the canvas's type (uint16 as int32), low, high, scan, epoch, …"""
         rows, epochs = np.array(pairs, dtype=np.int64).T
-        image = np.asarray(self.canvas.array[rows])
+        image = np.asarray(self.resampled.array[rows])
         raw = {
             "image": torch.from_numpy(image.astype(np.int32) if image.dtype == np.uint16 else image),
-            "low": torch.from_numpy(np.asarray(self.canvas.low[rows], dtype=np.float32)),
-            "high": torch.from_numpy(np.asarray(self.canvas.high[rows], dtype=np.float32)),
+            "low": torch.from_numpy(np.asarray(self.resampled.low[rows], dtype=np.float32)),
+            "high": torch.from_numpy(np.asarray(self.resampled.high[rows], dtype=np.float32)),
             "scan": torch.from_numpy(rows.copy()),
             "epoch": torch.from_numpy(epochs.copy()),
         }
@@ -89,7 +89,7 @@ def _leave_signals_to_the_loop(worker: int) -> None:
 
 
 def loader(
-    canvas: ResampledScans,
+    resampled: ResampledScans,
     rows: np.ndarray,
     batch: int,
     start: int,
@@ -102,7 +102,7 @@ def loader(
 ) -> DataLoader[RawBatch]:
     """Raw batches of steps [start, stop): the same for any number of workers. `batch` is over all ranks."""
     return DataLoader(
-        RawScans(canvas, targets),
+        RawScans(resampled, targets),
         batch_sampler=StepSampler(rows, batch, start, stop, seed, rank, world),
         collate_fn=_as_is,
         num_workers=workers,

@@ -15,21 +15,27 @@ from medssl.progress import Progress
 from medssl.store.resampled import ResampledScans
 
 
-def standardised(canvas: ResampledScans, rows: NDArray[np.int64], device: torch.device | str = "cpu") -> Tensor:
+def standardised(resampled: ResampledScans, rows: NDArray[np.int64], device: torch.device | str = "cpu") -> Tensor:
     """(B, C, *size) float32 on `device`, as in training but for the augmentation: unit range, minus mean, over std."""
-    raw = {"image": canvas.array[rows], "low": canvas.low[rows], "high": canvas.high[rows]}
+    raw = {"image": resampled.array[rows], "low": resampled.low[rows], "high": resampled.high[rows]}
     return (
-        to_unit_range({k: torch.from_numpy(np.ascontiguousarray(v)).to(device) for k, v in raw.items()}) - canvas.mean
-    ) / canvas.std
+        to_unit_range({k: torch.from_numpy(np.ascontiguousarray(v)).to(device) for k, v in raw.items()})
+        - resampled.mean
+    ) / resampled.std
 
 
 def views_of(
-    canvas: ResampledScans, rows: NDArray[np.int64], recipe: Recipe, views: int, seed: int, device: torch.device | str = "cpu"
+    resampled: ResampledScans,
+    rows: NDArray[np.int64],
+    recipe: Recipe,
+    views: int,
+    seed: int,
+    device: torch.device | str = "cpu",
 ) -> list[Tensor]:
     """`views` tensors (B, C, *size) float32 on `device`: what training would see of the scans `rows` in epoch 0 of `seed`."""
-    raw = RawScans(canvas).__getitems__([(int(row), 0) for row in rows])
+    raw = RawScans(resampled).__getitems__([(int(row), 0) for row in rows])
     raw |= {k: raw[k].to(device) for k in ("image", "low", "high")}
-    return make_views(raw, recipe, views, seed, canvas.mean, canvas.std)[0]
+    return make_views(raw, recipe, views, seed, resampled.mean, resampled.std)[0]
 
 
 @contextmanager
@@ -60,7 +66,7 @@ def evaluating(module: nn.Module, device: torch.device | str = "cpu", as_trainin
 
 def embed(
     encoder: nn.Module,
-    canvas: ResampledScans,
+    resampled: ResampledScans,
     rows: NDArray[np.int64],
     *,
     batch: int = 256,
@@ -78,7 +84,7 @@ def embed(
     out: list[NDArray[np.float32]] = []
     with evaluating(encoder, device), Progress("embed", total=len(rows), unit="scan", quiet=quiet) as bar:
         for start in range(0, len(rows), batch):
-            x = standardised(canvas, rows[start : start + batch], device)
+            x = standardised(resampled, rows[start : start + batch], device)
             out.append(_features(encoder, x))
             bar.update(len(x))
     return np.concatenate(out)
@@ -86,7 +92,7 @@ def embed(
 
 def embed_views(
     encoder: nn.Module,
-    canvas: ResampledScans,
+    resampled: ResampledScans,
     rows: NDArray[np.int64],
     recipe: Recipe,
     views: int,
@@ -107,7 +113,7 @@ def embed_views(
     with evaluating(encoder, device, as_training), Progress("views", total=len(rows), unit="scan", quiet=quiet) as bar:
         for start in range(0, len(rows), batch):
             chunk = rows[start : start + batch]
-            each = views_of(canvas, chunk, recipe, views, seed, device)
+            each = views_of(resampled, chunk, recipe, views, seed, device)
             out.append(np.stack([_features(encoder, x) for x in each], axis=1))
             bar.update(len(chunk))
     return np.concatenate(out)

@@ -47,7 +47,11 @@ class Sidecars:
     """
 
     def __init__(
-        self, alias: Pseudonyms, pattern: str = "auto", keys: Mapping[str, str] | None = None, targets: Sequence[str] = ()
+        self,
+        alias: Pseudonyms,
+        pattern: str = "auto",
+        keys: Mapping[str, str] | None = None,
+        targets: Sequence[str] = (),
     ):
         self.alias = alias
         self.pattern = None if pattern.casefold() in {"auto", "true"} else _pattern(pattern)

@@ -9,7 +9,7 @@ from typing import Any
 from medssl.files import disk_errors
 from medssl.ingest.json_sidecars import LARGEST, Sidecars
 from medssl.ingest.ledger import Ledger
-from medssl.ingest.supervisor import Event, WorkerPool, Task
+from medssl.ingest.supervisor import Event, Task, WorkerPool
 from medssl.ingest.writer import StagedStore
 from medssl.progress import Progress
 from medssl.readers.dicom import series

@@ -77,7 +77,7 @@ class WorkerPool:
         self.threads = [threading.Thread(target=self._watch, daemon=True)]
         self.threads += [threading.Thread(target=child.work, daemon=True) for child in self.children]
 
-    def __enter__(self) -> "Supervisor":
+    def __enter__(self) -> "WorkerPool":
         for thread in self.threads:
             thread.start()
         return self

@@ -119,11 +119,11 @@ class Images:
         assert found is not None
         return found.outline
 
-    def _canvas(self, content: str) -> tuple[NDArray[np.float16], int]:
+    def _resampled(self, content: str) -> tuple[NDArray[np.float16], int]:
         found = self.sketch(content)
         assert found is not None
-        assert found.canvas is not None
-        return found.canvas, found.rings
+        assert found.resampled is not None
+        return found.resampled, found.rings
 
     def _shifts(self, content: str) -> NDArray[np.float32]:
         if content not in self._shifted:
@@ -135,11 +135,11 @@ class Images:
     def is_tiny(self, content: str) -> bool:
         """Whether `weigh` can weigh it."""
         found = self.sketch(content)
-        return found is not None and found.canvas is not None
+        return found is not None and found.resampled is not None
 
     def weigh(self, a: Sequence[str], b: str) -> tuple[NDArray[np.floating], NDArray[np.floating], int]:
         """`small_images.evidence` that the tiny image b shows the scan of each of the tiny images `a`; rings of the poorest of them."""
-        image, some, own = self._read(b), [self._canvas(h) for h in a], self._canvas(b)
+        image, some, own = self._read(b), [self._resampled(h) for h in a], self._resampled(b)
         assert image is not None
         shift = (self._shifts(b) @ np.stack([self._outline(h) for h in a]).T).argmax(0)
         rings = np.minimum([r for _, r in some], own[1])

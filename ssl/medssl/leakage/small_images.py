@@ -46,7 +46,7 @@ def _weights(n: int, shift: int) -> NDArray[np.float32]:
     return (w / w.sum(1, keepdims=True)).astype(np.float32)
 
 
-def canvas(image: Floats) -> NDArray[np.float32]:
+def resampled(image: Floats) -> NDArray[np.float32]:
     """(H, W) in the unit range -> (SIDE, SIDE)."""
     return _weights(image.shape[0], 0) @ np.asarray(image, np.float32) @ _weights(image.shape[1], 0).T
 
@@ -73,13 +73,13 @@ class Sketch:
     """What is kept of a small image: its outline (D,) and, where `evidence` can judge it, its canvas; see `detail` for rings."""
 
     outline: NDArray[np.float32]
-    canvas: NDArray[np.float16] | None
+    resampled: NDArray[np.float16] | None
     rings: int
 
     @classmethod
     def of(cls, image: Floats, largest: int) -> "Sketch":
         """From (H, W) in the unit range; judged are images of at most `largest` pixels that are `telling`."""
-        x = canvas(image)
+        x = resampled(image)
         judged = max(image.shape) <= largest and telling(image)
         return cls(outline(x), x.astype(np.float16) if judged else None, detail(image))
 

@@ -51,7 +51,7 @@ class CollapseMonitor:
     def __init__(
         self,
         store: Store,
-        canvas: ResampledScans,
+        resampled: ResampledScans,
         recipe: Recipe,
         untrained: Method,
         resolved: dict[str, Any],
@@ -59,7 +59,7 @@ class CollapseMonitor:
         run: Path,
         writes: bool = True,
     ):
-        self.store, self.canvas, self.recipe, self.resolved = store, canvas, recipe, resolved
+        self.store, self.resampled, self.recipe, self.resolved = store, resampled, recipe, resolved
         self.device, self.run, self.writes = device, run, writes
         self.rows = held_out_subset(store, HELD_OUT[store.dims]).rows
         self.pixels: dict[str, float] | None = None
@@ -90,11 +90,11 @@ class CollapseMonitor:
     def look(self, method: Method, logged: list[dict[str, Any]]) -> tuple[dict[str, Any], list[Alarm]]:
         """Everything there is to see, and what is wrong."""
         last, encoder = logged[-1] if logged else {}, method.encoder
-        x = embed(encoder, self.canvas, self.rows, device=self.device, quiet=True)
+        x = embed(encoder, self.resampled, self.rows, device=self.device, quiet=True)
         views = self._views(encoder)
         out: dict[str, Any] = {}
         if np.isfinite(x).all() and np.isfinite(views).all():
-            out = {} if self.label is None else dict(self.label.knn(encoder, self.canvas, self.device))
+            out = {} if self.label is None else dict(self.label.knn(encoder, self.resampled, self.device))
             out |= {MEASURES[k].key: v for k, v in measures(x, views).items() if np.isfinite(v)}
             out["rankme_of"] = float(min(len(x) - 1, x.shape[1]))
         if "grad_norm" not in last:  # nothing is trained by gradient, so nothing collapses
@@ -122,19 +122,19 @@ class CollapseMonitor:
 
     def _views(self, encoder: nn.Module, as_training: bool = False) -> np.ndarray:
         """(N, 2, D) features of two views of the panel."""
-        of = encoder, self.canvas, self.rows, self.recipe, VIEWS, VIEWS_SEED
+        of = encoder, self.resampled, self.rows, self.recipe, VIEWS, VIEWS_SEED
         return embed_views(*of, device=self.device, quiet=True, as_training=as_training)
 
     def _pixels(self, compares: bool) -> dict[str, float]:
         """What the panel's own pixels say; they never change, so once is enough."""
         if self.pixels is None:
             each = [
-                standardised(self.canvas, self.rows),
-                *views_of(self.canvas, self.rows, self.recipe, VIEWS, VIEWS_SEED),
+                standardised(self.resampled, self.rows),
+                *views_of(self.resampled, self.rows, self.recipe, VIEWS, VIEWS_SEED),
             ]
             scans, a, b = (x.flatten(1).double() for x in each)
             contrast = min(float(x.std(0).mean()) for x in (scans, a))
-            self.pixels = {"scan_contrast": contrast * self.canvas.std}
+            self.pixels = {"scan_contrast": contrast * self.resampled.std}
             if compares:
                 between = float((a - b.roll(1, 0)).square().mean())
                 self.pixels["view_contrast"] = float((a - b).square().mean()) / max(between, 1e-12)
@@ -170,7 +170,9 @@ class CollapseMonitor:
         if self.resolved["on_collapse"] != "rollback":
             raise broken
         if not healthy.exists():
-            raise TrainingStopped(f"{broken}. There was no healthy look before it, so nothing is handed over", broken.step)
+            raise TrainingStopped(
+                f"{broken}. There was no healthy look before it, so nothing is handed over", broken.step
+            )
         state: dict[str, Any] = {"method": method, "step": 0}
         load(fabric, healthy, state)
         if self.writes:
@@ -203,10 +205,10 @@ class Labelled:
         all_there = all(len(set(known[rows])) == len(names) for rows in some)
         return cls(known, store.column("patient"), some[0], some[1], len(names)) if all_there else None
 
-    def knn(self, encoder: nn.Module, canvas: ResampledScans, device: str) -> dict[str, float]:
+    def knn(self, encoder: nn.Module, resampled: ResampledScans, device: str) -> dict[str, float]:
         """AUROC with its interval, for the log."""
         test, train = self.held_out, self.train
-        x, x_train = (embed(encoder, canvas, rows, device=device, quiet=True) for rows in (test, train))
+        x, x_train = (embed(encoder, resampled, rows, device=device, quiet=True) for rows in (test, train))
         p = knn_probe(x_train, self.known[train], self.patient[train], x, self.patient[test], self.classes)
         s = score(AUROC, self.known[test], p, self.patient[test], n=RESAMPLES)
         return {"knn_auroc": s.value, "knn_auroc_low": s.low, "knn_auroc_high": s.high}

@@ -17,7 +17,7 @@ GROUPS = ("patient", "study")
 
 @dataclass(frozen=True)
 class PretrainTargets:
-    """Labels of training scans, where a method wants them. given: what its constructor takes, {"kind": …} or nothing."""
+    """Labels of training scans, where a method wants them. given: what its constructor takes, {"target_loss": …} or nothing."""
 
     store: Store
     rows: np.ndarray
@@ -34,18 +34,18 @@ class PretrainTargets:
         columns: str | list[str] | None,
         task: str,
         positive: str | list[str] | None,
-    ) -> "Truth":
+    ) -> "PretrainTargets":
         """Raises UserError when labels are asked for that a method does not take, or the other way round."""
-        wants = catalog.takes(spec, "kind")
+        wants = catalog.takes(spec, "target_loss")
         if columns is None:
             if wants == "yes":
                 raise UserError(f"{method} learns from labels; name the column with target=…, one of {store.labels}")
-            return cls(store, rows, None, {"kind": None} if wants == "maybe" else {})
+            return cls(store, rows, None, {"target_loss": None} if wants == "maybe" else {})
         if wants == "no":
             raise UserError(f"{method} learns from no labels; leave target out")
         target = resolve_target(store, rows, columns, task, positive)
         y, known = target.read(store, rows)
-        return cls(store, rows, target, {"kind": target_loss_for(target.task, y[known], target.width)})
+        return cls(store, rows, target, {"target_loss": target_loss_for(target.task, y[known], target.width)})
 
     def described(self) -> dict[str, Any] | None:
         """For resolved.yaml: what decides the labels, so that a run does not go on with others."""

@@ -61,9 +61,9 @@ class Interval:
 
 def _png(fig: Figure) -> bytes:
     """The figure with an adaptive palette: far fewer bytes than full colour, and exact for what these figures hold."""
-    canvas = FigureCanvasAgg(fig)
-    canvas.draw()
-    rgb = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    resampled = FigureCanvasAgg(fig)
+    resampled.draw()
+    rgb = Image.fromarray(np.asarray(resampled.buffer_rgba())[..., :3])
     out = io.BytesIO()
     rgb.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     fig.clear()

@@ -3,18 +3,18 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.augmentations.loader import ResampledScans, RawScans, make_views, to_unit_range
+from medssl.augmentations.loader import RawScans, ResampledScans, make_views, to_unit_range
 from medssl.augmentations.recipes import Recipe
 
 
 def sample_views(
-    canvas: ResampledScans, recipe: Recipe, rows: NDArray[np.int64], *, views: int = 5, seed: int = 0
+    resampled: ResampledScans, recipe: Recipe, rows: NDArray[np.int64], *, views: int = 5, seed: int = 0
 ) -> list[tuple[str, NDArray[np.float32]]]:
     """Scans of a canvas, each followed by its first views: (name, first channel (H, W) or (D, H, W) in [0, 1]).
 
     The views are those that a run with this seed sees in its first epoch.
     """
-    raw = RawScans(canvas).__getitems__([(int(row), 0) for row in rows])
+    raw = RawScans(resampled).__getitems__([(int(row), 0) for row in rows])
     drawn, _ = make_views(raw, recipe, views, seed, mean=0.0, std=1.0)
     whole = to_unit_range(raw)
     out = []

@@ -77,7 +77,9 @@ class Predictions:
         try:
             with np.load(path, allow_pickle=False) as f:
                 said = json.loads(str(f["entries"]))
-                entries = [TableRow(e["features"], e["reader"], list(f[f"p{i}"]), e["labels"]) for i, e in enumerate(said)]
+                entries = [
+                    TableRow(e["features"], e["reader"], list(f[f"p{i}"]), e["labels"]) for i, e in enumerate(said)
+                ]
                 return cls(json.loads(str(f["about"])), f["scan"], f["patient"], f["y"], entries)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
             raise UserError(f"{path} is damaged; delete it and run the command that made it again") from e

@@ -51,15 +51,15 @@ class FeatureSources:
     @classmethod
     def of(
         cls, run: str | Path, store: str | Path | Store, target: str | Iterable[str], device: str, **asked: Any
-    ) -> tuple["Entrants", EvalSplits]:
+    ) -> tuple["FeatureSources", EvalSplits]:
         """The entrants of a run, and what is asked of them; `asked` is as for `question.ask`.
 
         Raises UserError when the run is not finished, and as `ask` does.
         """
         device, folder = features.device_of(device), Run(Path(run))
         resolved, card = folder.finished(), load_encoder(folder.path)[1]
-        question = load_splits(folder, card, store, target, **asked)
-        return cls(folder, resolved, card, question.train.store, device), question
+        splits = load_splits(folder, card, store, target, **asked)
+        return cls(folder, resolved, card, splits.train.store, device), splits
 
     def of_run(self) -> FeatureSource:
         """The run's own features, kept in the run."""

@@ -20,7 +20,7 @@ GROUPS = ("sex", "age", "view", "scanner", "site")  # looked at wherever a store
 
 
 def in_use(
-    question: EvalSplits,
+    splits: EvalSplits,
     p_val: np.ndarray,
     p_test: np.ndarray,
     specificity: float,
@@ -32,7 +32,7 @@ def in_use(
     Threshold and temperature are fitted on the validation patients. Where there are none, or no positive or no negative one, it
     says so instead.
     """
-    val, test = question.val, question.test
+    val, test = splits.val, splits.test
     try:
         point = operating_point(
             (val.y, p_val[:, 1]), (test.y, p_test[:, 1]), test.patient, specificity, prevalences, seed=seed
@@ -41,7 +41,7 @@ def in_use(
     except UserError as e:
         print(f"\nno operating point: {e}")
         return {"operating": None, "calibration": None, "why": str(e)}
-    print(f"\noperating point of {question.target.names[1]!r}: {point.how}")
+    print(f"\noperating point of {splits.target.names[1]!r}: {point.how}")
     print(table([{"of the test": name, "value": s} for name, s in point.scores.items()], ["of the test", "value"]))
     print(f"\ncalibration: {cooled.temperature.how}, T = {cooled.temperature.value:.3g}")
     lines: list[dict[str, str | Score | None]] = [
@@ -64,13 +64,13 @@ def in_use(
     }
 
 
-def for_whom(question: EvalSplits, p_test: np.ndarray, seed: int, wanted: Iterable[str] = GROUPS) -> dict[str, Any]:
+def for_whom(splits: EvalSplits, p_test: np.ndarray, seed: int, wanted: Iterable[str] = GROUPS) -> dict[str, Any]:
     """Prints and returns the first metric in every subgroup of the test that the store knows of."""
     out: dict[str, Any] = {}
-    metric, test = OF_TASK[question.target.task][0], question.test
+    metric, test = OF_TASK[splits.target.task][0], splits.test
     for name in wanted:
         group = groups_of(test, name)
-        if group is None or name in question.target.columns or len({g for g in group if g}) < 2:
+        if group is None or name in splits.target.columns or len({g for g in group if g}) < 2:
             continue
         found = by_subgroup(metric, test.y, p_test, test.patient, group, seed=seed)
         print(f"\n{metric.name} by {name}")

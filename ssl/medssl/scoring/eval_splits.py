@@ -72,15 +72,15 @@ def load_splits(
     train, val = (Subset.of(wanted, home, home.rows(split)) for split in ("train", "val"))
     test = Subset.of(wanted, away, away.rows("test" if test_store is None else None))
     name = "held-out patients" if test_store is None else f"all patients of {away.path.name}"
-    question = EvalSplits(wanted, train, val, test, name)
-    question.flags = guarded(folder, card, question, allow_overlap)
-    _check(question)
-    return question
+    splits = EvalSplits(wanted, train, val, test, name)
+    splits.flags = guarded(folder, card, splits, allow_overlap)
+    _check(splits)
+    return splits
 
 
-def _check(question: EvalSplits) -> None:
+def _check(splits: EvalSplits) -> None:
     """A test that leaves the score undefined is refused."""
-    test, target = question.test, question.target
+    test, target = splits.test, splits.target
     if not len(test):
         raise UserError(f"no test scan of {test.store.path} has the label {str(target)!r}")
     if target.task == "classes" and 0 in np.bincount(test.y, minlength=target.width):
@@ -92,22 +92,22 @@ def _check(question: EvalSplits) -> None:
         if len(alone) == target.width:
             raise UserError(f"none of {', '.join(target.names)} is there in some test scans and not in others")
         if alone:
-            question.flags.append(f"not scored, since all test scans agree: {', '.join(alone)}")
-    if target.task == "survival" and not question.train.y[:, 1].any():
+            splits.flags.append(f"not scored, since all test scans agree: {', '.join(alone)}")
+    if target.task == "survival" and not splits.train.y[:, 1].any():
         raise UserError(f"the event {target.columns[1]} came to no training patient; nothing can be fitted")
 
 
-def guarded(folder: Run, card: dict[str, Any], question: EvalSplits, allow_overlap: bool) -> list[str]:
+def guarded(folder: Run, card: dict[str, Any], splits: EvalSplits, allow_overlap: bool) -> list[str]:
     """Refuses a test that pretraining, training or validation has seen; returns what else a reader must know.
 
     Patients, equal images and near copies are looked for over the whole chain (`medssl.leakage.leak_check`); the pixels of the
     pretraining scans are read where their store is still at hand. A patient in training and test is refused in any case.
     """
-    train, test = question.train, question.test
+    train, test = splits.train, splits.test
     before = read_pretrained_on(folder.path / "pretrained_on.parquet", card["key_id"], _pretraining_store(folder))
     home, val, away = (
         scan_set(name, part.store, part.rows)
-        for name, part in (("training", train), ("validation", question.val), ("test", test))
+        for name, part in (("training", train), ("validation", splits.val), ("test", test))
     )
     report = check_leaks(before, home, val, away, kept=test.store.path / "cache" / "alike.npz")
     if report.refusal and not allow_overlap:
@@ -117,11 +117,11 @@ def guarded(folder: Run, card: dict[str, Any], question: EvalSplits, allow_overl
     if shared := report["training", "test"].patients:
         raise UserError(f"{shared} patients are in training and in test; ingest again with one split per patient")
     flags = report.words()
-    for part, what in ((question.val, "validation"), (test, "test")):
+    for part, what in ((splits.val, "validation"), (test, "test")):
         if part.unknown:
             flags.append(f"{part.unknown} {what} scans left out: their class is not in training")
     if test.missing:
-        flags.append(f"{test.missing} test scans have no {str(question.target)!r}")
+        flags.append(f"{test.missing} test scans have no {str(splits.target)!r}")
     return flags
 
 

@@ -22,7 +22,7 @@ from medssl.losses import target_losses
 from medssl.losses.target_losses import TargetLoss
 from medssl.methods.base import Method
 from medssl.rng import seed_from
-from medssl.store.resampled import resampled_for_encoder
+from medssl.store.resampled import resample_scans, resampled_for_encoder
 from medssl.store.store import Store
 from medssl.tasks.supervised import Supervised
 from medssl.train.log import Log
@@ -90,10 +90,10 @@ def raw_pixels(equalise: bool) -> FeatureSource:
     """Pixels in unit range on a small grid."""
 
     def source(store: Store, rows: np.ndarray) -> np.ndarray:
-        canvas = store.canvas(RAW[store.dims], None, equalise)
-        shape = (-1,) + (1,) * (canvas.array.ndim - 1)
-        low, high = canvas.low[rows].reshape(shape), canvas.high[rows].reshape(shape)
-        return np.clip((canvas.array[rows] - low) / (high - low), 0, 1).reshape(len(rows), -1).astype(np.float32)
+        resampled = resample_scans(store, RAW[store.dims], None, equalise)
+        shape = (-1,) + (1,) * (resampled.array.ndim - 1)
+        low, high = resampled.low[rows].reshape(shape), resampled.high[rows].reshape(shape)
+        return np.clip((resampled.array[rows] - low) / (high - low), 0, 1).reshape(len(rows), -1).astype(np.float32)
 
     return source
 
@@ -117,7 +117,7 @@ def patch_bank(store: Store, size: int, equalise: bool, seed: int, device: str, 
         encoder = catalog.build(catalog.spec("encoder", run["encoder"]), channels=store.channels, size=edge)
         method = catalog.build(spec, encoder=encoder)
         rows = store.rows("train")
-        seen = store.canvas(edge, None, equalise)
+        seen = resample_scans(store, edge, None, equalise)
         card: dict[str, Any] = {"channels": store.channels, "mean": seen.mean, "std": seen.std}
         card |= {"size": edge, "spacing": None, "equalise": equalise}
         plain, batch = catalog.spec("augment", "plain"), min(256, len(rows))
@@ -180,7 +180,7 @@ def learn(
 def predictor(method: Supervised, card: dict[str, Any], device: str) -> Callable[[Store, np.ndarray], np.ndarray]:
     """(store, rows) -> what the method predicts, (len(rows), …) float64 as metrics take it."""
     scores = of_encoder(nn.Sequential(method.encoder, method.norm, method.head), card, device)
-    return lambda store, rows: method.kind.predict(torch.from_numpy(scores(store, rows)).double()).numpy()
+    return lambda store, rows: method.target_loss.predict(torch.from_numpy(scores(store, rows)).double()).numpy()
 
 
 def _train(
@@ -199,9 +199,9 @@ def _train(
     save_every: int | None = None,
 ) -> None:
     """Train in the folder `work`, on the grid and with the standardisation that `card` says."""
-    canvas = resampled_for_encoder(store, card)
-    recipe = catalog.build(views, size=canvas.size)
+    resampled = resampled_for_encoder(store, card)
+    recipe = catalog.build(views, size=resampled.size)
     train(
-        Fabric(accelerator=device, devices=1), method, canvas, rows, recipe, work / "checkpoints", Log(work, "jsonl", {}),
+        Fabric(accelerator=device, devices=1), method, resampled, rows, recipe, work / "checkpoints", Log(work, "jsonl", {}),
         steps=steps, batch=batch, seed=seed, optim=optim, save_every=save_every or steps, targets=target,
     )  # fmt: skip

@@ -54,7 +54,7 @@ class FinetuneRuns:
     """Fits that answer one question, each in a folder below `home`. card: of the run's encoder.json."""
 
     home: Path
-    question: EvalSplits
+    splits: EvalSplits
     card: dict[str, Any]
     fit: FinetuneSettings
     save_every: int
@@ -66,12 +66,12 @@ class FinetuneRuns:
 
     def predict(self, row: FinetuneRow, draw: LabelSubset, keep: bool) -> np.ndarray:
         """(N, …) for the test scans; with `keep` the trained encoder and head stay in the folder."""
-        folder, test, task = self.folder(row, draw), self.question.test, self.question.target.task
+        folder, test, task = self.folder(row, draw), self.splits.test, self.splits.target.task
         done = folder / "test.npy"
         if not done.exists() or (keep and not (folder / "encoder.json").exists()):
-            part, fit = self.question.train.take(draw.rows), self.fit
+            part, fit = self.splits.train.take(draw.rows), self.fit
             method = features.learn(
-                row.start(), self.card, target_loss_for(task, part.y, self.question.target.width), part.store, part.rows, part.y, folder,
+                row.start(), self.card, target_loss_for(task, part.y, self.splits.target.width), part.store, part.rows, part.y, folder,
                 views=fit.views, steps=fit.steps, batch=min(fit.batch, len(part)), seed=draw.seed, device=fit.device,
                 optim=row.optim, blocks=row.blocks, save_every=self.save_every,
             )  # fmt: skip
@@ -88,12 +88,12 @@ class FinetuneRuns:
 
     def _hand_over(self, folder: Path, method: Supervised, y: np.ndarray) -> None:
         """The encoder's pair and its head."""
-        target, (weight, bias) = self.question.target, method.linear()
+        target, (weight, bias) = self.splits.target, method.linear()
         with atomic(folder / "head.safetensors") as part:
             save_file({"weight": weight.cpu().contiguous(), "bias": bias.cpu().contiguous()}, part)
         head: dict[str, Any] = {"target": str(target), "task": target.task, "classes": list(target.names)}
         if target.task == "value":
             head |= {"mean": float(y.mean()), "std": float(y.std())}  # of the target, which scores are in units of
-        trained = {"store": self.question.train.store.fingerprint, "scans": len(y), "from": self.card["weights"]}
+        trained = {"store": self.splits.train.store.fingerprint, "scans": len(y), "from": self.card["weights"]}
         kept = {k: v for k, v in self.card.items() if k not in KEYS}
         save_encoder(folder, method.encoder, kept | {"head": head, "fine_tuned": trained})

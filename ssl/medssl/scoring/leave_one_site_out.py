@@ -20,7 +20,7 @@ Line = dict[str, str | Score | None]
 
 
 def without_each_site(
-    x: Sequence[np.ndarray], question: EvalSplits, seed: int, device: str
+    x: Sequence[np.ndarray], splits: EvalSplits, seed: int, device: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Prints and returns, by site, how its test patients fare under a probe fitted without it; {} where there is one site.
 
@@ -28,9 +28,9 @@ def without_each_site(
     was fitted on all sites.
     """
     target, metric, parts = (
-        question.target,
-        OF_TASK[question.target.task][0],
-        (question.train, question.val, question.test),
+        splits.target,
+        OF_TASK[splits.target.task][0],
+        (splits.train, splits.val, splits.test),
     )
     train, val, test = (words(part, "site").astype(str) for part in parts)
 
@@ -40,7 +40,7 @@ def without_each_site(
         (a, y_train), (b, y_val), (c, _) = ((f[r], p.y[r]) for f, p, r in zip(x, parts, rows, strict=True))
         return linear_probes(
             (a, y_train), (b, y_val) if len(b) else None, [c], task=target.task, classes=target.width,
-            patient=question.train.patient[rows[0]], seed=seed, device=device,
+            patient=splits.train.patient[rows[0]], seed=seed, device=device,
         )[0].predictions[0]  # fmt: skip
 
     whole = probed(None)
@@ -51,11 +51,11 @@ def without_each_site(
     lines: list[Line] = []
     for site in sites:
         here = test == site
-        y, patient = question.test.y[here], question.test.patient[here]
+        y, patient = splits.test.y[here], splits.test.patient[here]
         line: Line = {"site": site, "has": f"{here.sum()} test scans of {len(set(patient))} patients"}
         lines.append(line)
         try:
-            _check(site, train, question.test.take(here), target)
+            _check(site, train, splits.test.take(here), target)
             p, q = whole[here], probed(site)
             line |= {
                 "fitted on all": score(metric, y, p, patient, seed=seed),

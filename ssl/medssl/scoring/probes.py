@@ -19,12 +19,12 @@ Subsets = dict[str, list[np.ndarray] | None]  # budget of labels -> the position
 
 
 def budgets(
-    question: EvalSplits, labels: Iterable[str | int | float] | str, n: int, seed: int, balanced: bool = False
+    splits: EvalSplits, labels: Iterable[str | int | float] | str, n: int, seed: int, balanced: bool = False
 ) -> Subsets:
     """Budgets of labelled training scans, each drawn `n` times: nested, whole patients, every class; "all" is not drawn."""
     if n < 1:
         raise UserError(f"draws must be at least 1, got {n}")
-    train = question.train
+    train = splits.train
     wanted = dict.fromkeys(parse_budget(b) for b in ([labels] if isinstance(labels, str) else labels))
     if not wanted:
         raise UserError('labels names no budget; give "all", a share like "10 %" or a number of scans')
@@ -34,14 +34,16 @@ def budgets(
             out["all"] = None
         else:
             seeds = range(seed, seed + n)
-            drawn = draw_label_subsets(train.y, train.patient, [budget], seeds, task=question.target.task, balanced=balanced)
+            drawn = draw_label_subsets(
+                train.y, train.patient, [budget], seeds, task=splits.target.task, balanced=balanced
+            )
             out[str(budget)] = [draw.rows for draw in drawn]
     return out
 
 
 def linear(
     source: FeatureSource,
-    question: EvalSplits,
+    splits: EvalSplits,
     tests: Sequence[Subset],
     *,
     subsets: Subsets | None = None,
@@ -49,7 +51,7 @@ def linear(
     device: str = "cpu",
 ) -> dict[str, list[list[np.ndarray]]]:
     """Budget -> draw -> predictions for each of `tests`; the penalty is chosen on validation patients, see `evals.probes.linear`."""
-    train, val, target = question.train, question.val, question.target
+    train, val, target = splits.train, splits.val, splits.target
     subsets = {"all": None} if subsets is None else subsets
     x = source(train.store, train.rows)
     chooses = (source(val.store, val.rows), val.y) if len(val) else None
@@ -71,11 +73,11 @@ def linear(
     return {budget: fitted(None) if each is None else [next(found) for _ in each] for budget, each in subsets.items()}
 
 
-def nearest(source: FeatureSource, question: EvalSplits, tests: Sequence[Subset], k: int = 20) -> list[np.ndarray]:
+def nearest(source: FeatureSource, splits: EvalSplits, tests: Sequence[Subset], k: int = 20) -> list[np.ndarray]:
     """Votes of the k most similar training scans, never of the same patient; predictions for each of `tests`."""
     if k < 1:
         raise UserError(f"k must be at least 1, got {k}")
-    train, target = question.train, question.target
+    train, target = splits.train, splits.target
     x = source(train.store, train.rows)
     k = min(k, len(x))
     out = []

@@ -84,9 +84,9 @@ class SaliencyMaker:
         return torch.stack([alike(z, encoder(view), foil) for view in views]).mean(0)
 
 
-def head_of(source: FeatureSource, question: EvalSplits, seed: int) -> np.ndarray:
+def head_of(source: FeatureSource, splits: EvalSplits, seed: int) -> np.ndarray:
     """(dim, outputs) weights of the linear probe on raw features, its penalty chosen as `evals.probes.linear` says."""
-    train, val, target = question.train, question.val, question.target
+    train, val, target = splits.train, splits.val, splits.target
     x = source(train.store, train.rows)
     chooses = (source(val.store, val.rows), val.y) if len(val) else None
     options: dict[str, Any] = {"task": target.task, "classes": len(target.names) or None}

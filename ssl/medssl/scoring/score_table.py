@@ -12,7 +12,7 @@ from medssl.evals.stats.bootstrap import difference_seeds, score_seeds
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.table import table
 from medssl.files import write_json
-from medssl.runs.predictions import TableRow, Predictions
+from medssl.runs.predictions import Predictions, TableRow
 from medssl.scoring.eval_splits import EvalSplits
 from medssl.scoring.targets import Subset
 
@@ -36,7 +36,7 @@ class ScoreTable:
     def __init__(
         self,
         command: str,
-        question: EvalSplits,
+        splits: EvalSplits,
         name: str,
         *,
         test: Subset | None = None,
@@ -44,10 +44,10 @@ class ScoreTable:
         seed: int = 0,
         **about: Any,
     ):
-        self.question, self.name, self.seed = question, name, seed
-        self.test = question.test if test is None else test
-        self.about = {"command": command} | question.described() | about
-        self.about["task"] = task or question.target.task
+        self.splits, self.name, self.seed = splits, name, seed
+        self.test = splits.test if test is None else test
+        self.about = {"command": command} | splits.described() | about
+        self.about["task"] = task or splits.target.task
         self.about["n_test"], self.about["patients_test"] = len(self.test), self.test.patients
         self.metrics = OF_TASK[self.about["task"]]
         self.about |= {"metric": self.metrics[0].name, "sign": self.metrics[0].sign}

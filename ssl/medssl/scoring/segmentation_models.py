@@ -88,7 +88,9 @@ def lines(path: Path, resolved: dict[str, Any], card: dict[str, Any], rivals: li
     return rows
 
 
-def measured(folder: Path, row: Row, train: Subset, test: Subset, seed: int, card: dict[str, Any], fit: Fit) -> np.ndarray:
+def measured(
+    folder: Path, row: Row, train: Subset, test: Subset, seed: int, card: dict[str, Any], fit: Fit
+) -> np.ndarray:
     """(N, classes - 1, 4): MEASURES of every test case, by the line in `folder`, which is not done again."""
     done = folder / "test.npy"
     if not done.exists():
@@ -114,12 +116,12 @@ def _net(
     folder: Path, row: Row, store: Store, rows: np.ndarray, seed: int, card: dict[str, Any], fit: Fit
 ) -> Callable[[str], Net]:
     """test patient -> the network that segments his scans."""
-    canvas = resampled_for_encoder(store, card)
-    masks = masks_on_canvas(store, fit.labels, canvas.size, card["spacing"])
+    resampled = resampled_for_encoder(store, card)
+    masks = masks_on_canvas(store, fit.labels, resampled.size, card["spacing"])
     encoder = row.start()
     if row.how in ("linear", "kNN"):
         pixels = dense.sample(
-            encoder, canvas, masks, rows, store.column("patient"), len(fit.labels), seed=seed, device=fit.device
+            encoder, resampled, masks, rows, store.column("patient"), len(fit.labels), seed=seed, device=fit.device
         )
         if row.how == "kNN":
             return dense.by_neighbours(encoder, pixels)
@@ -129,8 +131,8 @@ def _net(
         torch.manual_seed(seed_from(seed, 1))
         method = Segment(encoder, len(fit.labels), fit.width, frozen=row.how == "decoder")
         train_loop(
-            Fabric(accelerator=fit.device, devices=1), method, canvas, rows,
-            catalog.build(fit.views, size=canvas.size), folder / "checkpoints", Log(folder, "jsonl", {}),
+            Fabric(accelerator=fit.device, devices=1), method, resampled, rows,
+            catalog.build(fit.views, size=resampled.size), folder / "checkpoints", Log(folder, "jsonl", {}),
             steps=fit.steps, batch=min(fit.batch, len(rows)), seed=seed, optim=Optim(lr=fit.lr, weight_decay=fit.weight_decay),
             save_every=fit.save_every, targets=masks,
         )  # fmt: skip

@@ -102,7 +102,7 @@ class Subset:
     unknown: int
 
     @classmethod
-    def of(cls, target: Target, store: Store, rows: np.ndarray) -> "Part":
+    def of(cls, target: Target, store: Store, rows: np.ndarray) -> "Subset":
         """The scans of `rows` that have the target."""
         y, known = target.read(store, rows)
         raw = [values(store, name)[rows] for name in target.columns]
@@ -126,7 +126,7 @@ class Subset:
         """How many there are."""
         return len(set(self.patient))
 
-    def take(self, at: np.ndarray) -> "Part":
+    def take(self, at: np.ndarray) -> "Subset":
         """Of these scans those at positions (or in a mask) `at`."""
         return Subset(self.store, self.rows[at], self.y[at], self.missing, self.unknown)
 

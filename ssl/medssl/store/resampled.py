@@ -44,7 +44,9 @@ class ResampledScans:
     size: tuple[int, ...]
 
 
-def canvas(store: Store, size: int | Sequence[int], spacing: float | None = None, equalise: bool = False) -> ResampledScans:
+def resample_scans(
+    store: Store, size: int | Sequence[int], spacing: float | None = None, equalise: bool = False
+) -> ResampledScans:
     """Resamples every scan of `store` onto one grid, or opens what an earlier call left in the cache.
 
     Proportions are physical: each voxel counts with its spacing (a scan without one is taken as isotropic). The scan is
@@ -87,7 +89,7 @@ def canvas(store: Store, size: int | Sequence[int], spacing: float | None = None
 
 def resampled_for_encoder(store: Store, card: dict[str, Any]) -> ResampledScans:
     """A store's scans as the encoder of `card` (encoder.json) was given others in training: its grid, ranks and moments."""
-    grid = canvas(store, tuple(card["size"]), card["spacing"], card["equalise"])
+    grid = resample_scans(store, tuple(card["size"]), card["spacing"], card["equalise"])
     return replace(grid, mean=card["mean"], std=card["std"])
 
 

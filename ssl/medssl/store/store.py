@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +25,6 @@ from medssl.store.intensity import RECIPES, resolve
 from medssl.store.query import select
 from medssl.store.schema import MASK, content_hash
 from medssl.store.splits import SPLITS
-
-if TYPE_CHECKING:
-    from medssl.store.resampled import ResampledScans
 
 SCHEMA_VERSION = 3
 
@@ -294,12 +291,6 @@ class Store:
     @cached_property
     def _split(self) -> np.ndarray:
         return self.column("split")
-
-    def canvas(self, size: int | Sequence[int], spacing: float | None = None, equalise: bool = False) -> "Canvas":
-        """Every scan resampled once onto one grid: see `medssl.store.resampled.canvas`."""
-        from medssl.store.resampled import canvas
-
-        return canvas(self, size, spacing, equalise)
 
     def verify(self) -> None:
         """Reads every scan and compares it with its hash. Raises UserError that counts the damaged ones."""

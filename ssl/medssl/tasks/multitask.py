@@ -23,25 +23,27 @@ class MultiTask(Method):
 
     target = "label"
 
-    def __init__(self, encoder: Any, method: str, options: dict[str, Any] | None, weight: float, kind: TargetLoss):
+    def __init__(
+        self, encoder: Any, method: str, options: dict[str, Any] | None, weight: float, target_loss: TargetLoss
+    ):
         super().__init__()
         if weight < 0:
             raise UserError(f"method.weight must be 0 or more, got {weight}")
         spec = catalog.spec("method", method, **(options or {}))
         spec.pop("_run_", None)
-        if catalog.takes(spec, "kind") == "yes":
+        if catalog.takes(spec, "target_loss") == "yes":
             raise UserError(f"method.method={method} learns from labels itself; choose one that needs none")
-        self.encoder, self.kind, self.weight = encoder, kind, weight
+        self.encoder, self.target_loss, self.weight = encoder, target_loss, weight
         self.other = catalog.build(spec, encoder=encoder)
         if self.other.target or not any(p.requires_grad for p in encoder.parameters()):
             raise UserError(
                 f"method.method={method} cannot share an encoder with labels; choose another, such as simclr"
             )
         self.views, self.parts = self.other.views, self.other.parts
-        self.head = nn.Linear(encoder.dim, kind.outputs)
+        self.head = nn.Linear(encoder.dim, target_loss.outputs)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        labels = self.kind.loss_of_known(self.head(self.encoder(batch["views"][0])), batch["target"])
+        labels = self.target_loss.loss_of_known(self.head(self.encoder(batch["views"][0])), batch["target"])
         told = self.other(batch, clock)["loss"]
         return {"loss": labels + self.weight * told, "labels": labels.detach(), "other": told.detach()}
 

@@ -24,20 +24,22 @@ class PseudoLabels(Method):
     views = 2
     target = "label"
 
-    def __init__(self, encoder: Any, threshold: float, weight: float, kind: TargetLoss):
+    def __init__(self, encoder: Any, threshold: float, weight: float, target_loss: TargetLoss):
         super().__init__()
-        if kind.name != "classes":
-            raise UserError(f"pseudo_labels guesses classes, and the target is of kind {kind.name}; use task=classes")
+        if target_loss.name != "classes":
+            raise UserError(
+                f"pseudo_labels guesses classes, and the target is of kind {target_loss.name}; use task=classes"
+            )
         if not 0 <= threshold < 1 or weight < 0:
             raise UserError(
                 f"needs method.threshold in [0, 1) and method.weight of 0 or more, got {threshold}, {weight}"
             )
-        self.encoder, self.kind, self.head = encoder, kind, nn.Linear(encoder.dim, kind.outputs)
+        self.encoder, self.target_loss, self.head = encoder, target_loss, nn.Linear(encoder.dim, target_loss.outputs)
         self.threshold, self.weight = threshold, weight
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         guess, scores = self.head(self.encoder(torch.cat(batch["views"]))).chunk(2)
-        labels = self.kind.loss_of_known(scores, batch["target"])
+        labels = self.target_loss.loss_of_known(scores, batch["target"])
         pseudo = sure_of(scores, guess, self.threshold)
         sure = (guess.detach().softmax(1).amax(1) >= self.threshold).float().mean()
         return {"loss": labels + self.weight * pseudo, "labels": labels.detach(), "sure": sure}

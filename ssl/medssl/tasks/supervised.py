@@ -26,14 +26,14 @@ class Supervised(Method):
     views = 1
     target = "label"
 
-    def __init__(self, encoder: Any, kind: TargetLoss, blocks: int | None = None):
+    def __init__(self, encoder: Any, target_loss: TargetLoss, blocks: int | None = None):
         super().__init__()
         groups = encoder.by_depth()
         if blocks is not None and not 0 <= blocks <= len(groups):
             raise UserError(f"blocks={blocks}, and {type(encoder).__name__} has {len(groups)}; give 0 to {len(groups)}")
-        self.encoder, self.kind = encoder, kind
+        self.encoder, self.target_loss = encoder, target_loss
         self.norm = nn.BatchNorm1d(encoder.dim, affine=False) if blocks == 0 else nn.Identity()
-        self.head = nn.Linear(encoder.dim, kind.outputs)
+        self.head = nn.Linear(encoder.dim, target_loss.outputs)
         for p in chain(*groups[: len(groups) - blocks] if blocks is not None else []):
             p.requires_grad_(False)
 
@@ -53,7 +53,7 @@ class Supervised(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         scores = self.head(self.norm(self.encoder(batch["views"][0])))
-        return {"loss": self.kind.loss_of_known(scores, batch["target"])}
+        return {"loss": self.target_loss.loss_of_known(scores, batch["target"])}
 
 
 def _rest(module: nn.Module) -> None:

@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from medssl.augmentations.loader import loader, make_views, batch_target
+from medssl.augmentations.loader import batch_target, loader, make_views
 from medssl.augmentations.recipes import Recipe
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
@@ -23,13 +23,13 @@ from medssl.store.resampled import ResampledScans
 from medssl.train.checkpoint import load, not_finite, save
 from medssl.train.log import Log
 from medssl.train.optim import Optim
-from medssl.train.stop import TrainingStopped, StopRequest
+from medssl.train.stop import StopRequest, TrainingStopped
 
 
 def train(
     fabric: Fabric,
     method: Method,
-    canvas: ResampledScans,
+    resampled: ResampledScans,
     rows: np.ndarray,
     recipe: Recipe,
     out: Path,
@@ -80,7 +80,7 @@ def train(
     history = log.rewind(start, writes=fabric.is_global_zero)
     window = start * accumulate, steps * accumulate
     where = fabric.global_rank, fabric.world_size
-    batches = loader(canvas, rows, batch // accumulate, *window, seed, *where, workers, targets)
+    batches = loader(resampled, rows, batch // accumulate, *window, seed, *where, workers, targets)
     raws = iter(batches)
     began, waited = time.perf_counter(), 0.0
     bar = Progress(type(method).__name__, steps, "step", done=start, quiet=quiet or not fabric.is_global_zero)
@@ -94,7 +94,7 @@ def train(
             for micro in range(accumulate):
                 asked = time.perf_counter()
                 raw = fabric.to_device(next(raws))
-                views, key = make_views(raw, recipe, method.views, seed, canvas.mean, canvas.std)
+                views, key = make_views(raw, recipe, method.views, seed, resampled.mean, resampled.std)
                 waited += time.perf_counter() - asked
                 given: Batch = {"views": views, "key": key}
                 if "target" in raw:

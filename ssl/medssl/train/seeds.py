@@ -27,7 +27,7 @@ from medssl.train.stop import TrainingStopped
 
 def train_seeds(
     methods: list[Method],
-    canvas: ResampledScans,
+    resampled: ResampledScans,
     rows: np.ndarray,
     recipe: Recipe,
     *,
@@ -63,9 +63,9 @@ def train_seeds(
     after, stacked = _AfterStep(first), {k: None if _is_flag(v) else 0 for k, v in buffers.items()}
     of_each, after_each = torch.vmap(losses_of, (0, stacked, 0)), torch.vmap(after_of, (0, stacked))
     rests = type(first).after_step is Method.after_step
-    for step, raw in enumerate(_batches(canvas, rows, batch, steps, seeds, targets)):
+    for step, raw in enumerate(_batches(resampled, rows, batch, steps, seeds, targets)):
         clock = Clock(step, steps)
-        given = _given(raw, recipe, first.views, seeds, canvas, device)
+        given = _given(raw, recipe, first.views, seeds, resampled, device)
         try:
             with mapped():
                 losses = of_each(params, buffers, given)["loss"]
@@ -80,7 +80,9 @@ def train_seeds(
             seed for seed, fine in zip(seeds, (losses.detach() + norms).isfinite().tolist(), strict=True) if not fine
         ]
         if bad:
-            raise TrainingStopped(f"step {step}: seeds {bad} are not finite; nothing was updated. Lower lr or clip", step)
+            raise TrainingStopped(
+                f"step {step}: seeds {bad} are not finite; nothing was updated. Lower lr or clip", step
+            )
         _clip(params, optim.clip / (norms + 1e-6))  # the 1e-6 is torch's
         for group in optimizer.param_groups:
             group["lr"] = optim.lr_at(clock.frac) * group["lr_scale"]
@@ -133,8 +135,12 @@ def _check(methods: list[Method], seeds: list[int], optim: Optim, rows: np.ndarr
         raise UserError("optimizer=lars scales by the norm of a whole tensor; seeds at once need adamw or sgd")
     if first.target and targets is None:
         raise UserError(f"{name} learns from a {first.target}; give targets")
-    kind = getattr(first, "kind", None)
-    if kind is not None and targets is not None and not bool(kind.known(torch.as_tensor(targets[rows])).all()):
+    target_loss = getattr(first, "target_loss", None)
+    if (
+        target_loss is not None
+        and targets is not None
+        and not bool(target_loss.known(torch.as_tensor(targets[rows])).all())
+    ):
         raise UserError("seeds train at once on known labels only; leave scans without one out of rows")
 
 
@@ -175,21 +181,23 @@ def _optimizer(optim: Optim, first: nn.Module, params: dict[str, Tensor]) -> tor
 
 
 def _batches(
-    canvas: ResampledScans, rows: np.ndarray, batch: int, steps: int, seeds: list[int], targets: np.ndarray | None
+    resampled: ResampledScans, rows: np.ndarray, batch: int, steps: int, seeds: list[int], targets: np.ndarray | None
 ) -> Iterator[RawBatch]:
     """Raw batches (S * B, …), each seed's scans as it would meet them alone, seed after seed."""
-    scans = RawScans(canvas, targets)
+    scans = RawScans(resampled, targets)
     for parts in zip(*(StepSampler(rows, batch, 0, steps, seed) for seed in seeds), strict=True):
         yield scans.__getitems__([pair for part in parts for pair in part])
 
 
-def _given(raw: RawBatch, recipe: Recipe, views: int, seeds: list[int], canvas: ResampledScans, device: str | torch.device) -> Batch:
+def _given(
+    raw: RawBatch, recipe: Recipe, views: int, seeds: list[int], resampled: ResampledScans, device: str | torch.device
+) -> Batch:
     """What `Method.forward` is given, with a first dimension of seeds: views (S, B, …), the seed of the key (S,)."""
     raw = {k: v.to(device) for k, v in raw.items()}
     seed = torch.tensor(seeds, device=device)
     split = (len(seeds), -1)
     repeated = seed.repeat_interleave(len(raw["scan"]) // len(seeds))
-    made, key = make_views(raw, recipe, views, repeated, canvas.mean, canvas.std)
+    made, key = make_views(raw, recipe, views, repeated, resampled.mean, resampled.std)
     each = Key(seed, key.epoch.unflatten(0, split), key.scan.unflatten(0, split))
     given: Batch = {"views": [v.unflatten(0, split) for v in made], "key": each}
     if "target" in raw:

@@ -64,65 +64,65 @@ def audit(
 
     Raises UserError as `medssl.probe` does, when no fact can be audited, and for too few patients of a class.
     """
-    entrants, question = FeatureSources.of(
+    sources, splits = FeatureSources.of(
         run, store, target, device, task=task, positive=positive, where=where, test_where=test_where, test_store=test_store,
         allow_overlap=allow_overlap,
     )  # fmt: skip
-    _check(question)
-    wanted, left = _facts(question, facts)
+    _check(splits)
+    wanted, left = _facts(splits, facts)
     if not wanted:
         raise UserError(
-            f"{question.train.store.path} knows no fact that could be audited ({_reasons(left)}); "
+            f"{splits.train.store.path} knows no fact that could be audited ({_reasons(left)}); "
             "ingest with a table that has site, view, sex or age"
         )
-    about = ScoreTable("audit", question, entrants.name, seed=seed).about
+    about = ScoreTable("audit", splits, sources.name, seed=seed).about
     print(headline(about))
-    x = {entrants.name if n == "run" else n: _features(s, question) for n, s in entrants.all(RIVALS)}
+    x = {sources.name if n == "run" else n: _features(s, splits) for n, s in sources.all(RIVALS)}
     found: list[Evidence] = []
     for fact in wanted:
         try:
-            found.append(_examined(fact, question, x, seed, entrants.device))
+            found.append(_examined(fact, splits, x, seed, sources.device))
         except UserError as e:
             left[fact.name] = str(e)
     if not found:
-        raise UserError(f"no fact of {question.train.store.path} could be audited ({_reasons(left)})")
+        raise UserError(f"no fact of {splits.train.store.path} could be audited ({_reasons(left)})")
     found.sort(key=lambda e: FINDINGS.index(e.finding))
-    _print(found, str(question.target))
-    p, sites = without_each_site(x[entrants.name], question, seed, entrants.device)
-    groups = clinical.for_whom(question, p, seed, [e.fact for e in found if e.kind == "classes" or e.fact == "age"])
-    said = [e.sentence(str(question.target)) for e in found]
-    outcome = verdict(found, str(question.target))
+    _print(found, str(splits.target))
+    p, sites = without_each_site(x[sources.name], splits, seed, sources.device)
+    groups = clinical.for_whom(splits, p, seed, [e.fact for e in found if e.kind == "classes" or e.fact == "age"])
+    said = [e.sentence(str(splits.target)) for e in found]
+    outcome = verdict(found, str(splits.target))
     print("\n" + "\n".join([*said, *(f"{e.fact}: {note}." for e in found for note in e.notes)]))
     if left:
         print(f"Not audited: {_reasons(left)}.")
     print("\n".join([*LIMITS, "", outcome]))
     result = about | {
-        "facts": [e.as_dict(str(question.target)) for e in found],
+        "facts": [e.as_dict(str(splits.target)) for e in found],
         "left_out": left, "sites": sites, "subgroups": groups, "limits": list(LIMITS), "verdict": outcome,
     }  # fmt: skip
-    save_table(entrants.folder.path / "audit.json", result)
+    save_table(sources.folder.path / "audit.json", result)
     return result
 
 
-def _check(question: EvalSplits) -> None:
+def _check(splits: EvalSplits) -> None:
     """An audit is of scores by AUROC, of some patients of each class."""
-    target = question.target
+    target = splits.target
     if target.task not in TASKS:
         raise UserError(
             f"an audit is of classes or labels, and {target} is scored as {target.task}; "
             "use task=classes, or say which values count with positive=[…]"
         )
-    for part, what in ((question.train, "training"), (question.test, "test")):
+    for part, what in ((splits.train, "training"), (splits.test, "test")):
         if (fewest := fewest_patients(part, target)) < FEW:
             raise UserError(f"{fewest} {what} patients of a class of {target}: too few to audit, it takes {FEW}")
 
 
-def _facts(question: EvalSplits, wanted: str | list[str] | None) -> tuple[list[AcquisitionField], dict[str, str]]:
+def _facts(splits: EvalSplits, wanted: str | list[str] | None) -> tuple[list[AcquisitionField], dict[str, str]]:
     """Those that vary, and why the others are left out."""
-    train, test = question.train, question.test
+    train, test = splits.train, splits.test
     out: list[AcquisitionField] = []
     left: dict[str, str] = {}
-    for name in chosen(train.store, question.target, wanted):
+    for name in chosen(train.store, splits.target, wanted):
         try:
             fact = fact_of(name, train, test)
         except UserError as e:
@@ -135,23 +135,25 @@ def _facts(question: EvalSplits, wanted: str | list[str] | None) -> tuple[list[A
     return out, left
 
 
-def _features(source: FeatureSource, question: EvalSplits) -> list[np.ndarray]:
+def _features(source: FeatureSource, splits: EvalSplits) -> list[np.ndarray]:
     """Of training, validation (where there is none, no rows) and test."""
-    train, test = (source(p.store, p.rows) for p in (question.train, question.test))
-    return [train, source(question.val.store, question.val.rows) if len(question.val) else train[:0], test]
+    train, test = (source(p.store, p.rows) for p in (splits.train, splits.test))
+    return [train, source(splits.val.store, splits.val.rows) if len(splits.val) else train[:0], test]
 
 
 def _reasons(left: dict[str, str]) -> str:
     return ", ".join(f"{name} ({why})" for name, why in left.items()) or "it has none"
 
 
-def _examined(fact: AcquisitionField, question: EvalSplits, x: dict[str, list[np.ndarray]], seed: int, device: str) -> Evidence:
+def _examined(
+    fact: AcquisitionField, splits: EvalSplits, x: dict[str, list[np.ndarray]], seed: int, device: str
+) -> Evidence:
     """The evidence of one fact, on the scans that have it."""
     sets = []
-    for i, part in enumerate((question.train, question.val, question.test)):
+    for i, part in enumerate((splits.train, splits.val, splits.test)):
         read, there = fact.read(part)
         sets.append(Scans({n: v[i][there] for n, v in x.items()}, part.y[there], read[there], part.patient[there]))
-    target = question.target
+    target = splits.target
     return examine(
         fact.name, fact.kind, fact.names, target.task, target.width, *sets, notes=fact.notes, seed=seed, device=device
     )

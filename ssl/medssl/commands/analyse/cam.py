@@ -25,7 +25,7 @@ from medssl.progress import Progress
 from medssl.reporting.cam import Shown, sheet, slice_of
 from medssl.reporting.sheet import chosen
 from medssl.rng import generator, seed_from
-from medssl.runs.predictions import TableRow, Predictions
+from medssl.runs.predictions import Predictions, TableRow
 from medssl.runs.run_folder import Run
 from medssl.scoring import features
 from medssl.scoring.eval_splits import EvalSplits, load_splits
@@ -58,7 +58,7 @@ class Scans:
     rows: np.ndarray
     patient: np.ndarray
     label: list[str]
-    question: EvalSplits | None
+    splits: EvalSplits | None
     test: str
     flags: list[str]
 
@@ -148,8 +148,8 @@ def cam(
         "verdict": verdict(last),
         "trusted": trusted(last),
     }
-    canvas = resampled_for_encoder(scans.store, card)
-    shown = [_picture(canvas, scans, i, ours[i], masks[at == i]) for i in _drawn(at, len(scans.rows))]
+    resampled = resampled_for_encoder(scans.store, card)
+    shown = [_picture(resampled, scans, i, ours[i], masks[at == i]) for i in _drawn(at, len(scans.rows))]
     with atomic(folder.path / "cam.png") as file:
         file.write_bytes(sheet(shown))
     write_json(folder.path / "cam.json", result)
@@ -176,29 +176,29 @@ def _maps(
     foil = home.rows("train")
     grids = resampled_for_encoder(scans.store, card), (resampled_for_encoder(home, card), foil[chosen(len(foil), FOIL)])
     maker = SaliencyMaker(method, *grids, resolved, seed, device)
-    question = scans.question
-    if question is None or method != "gradcam":
+    splits = scans.splits
+    if splits is None or method != "gradcam":
         return lambda encoder, _, at: maker(encoder, scans.rows[at], None), [None] * len(encoders), ""
-    subject, output, sign = outputs(question.target, explain, question.test.y)
+    subject, output, sign = outputs(splits.target, explain, splits.test.y)
 
     def maps(encoder: nn.Module, head: np.ndarray | None, at: np.ndarray) -> np.ndarray:
         assert head is not None
         return maker(encoder, scans.rows[at], (head[:, output[at]] * sign[at]).T.astype(np.float32))
 
-    heads = [head_of(features.of_encoder(encoder, card, device), question, seed) for encoder in encoders]
+    heads = [head_of(features.of_encoder(encoder, card, device), splits, seed) for encoder in encoders]
     return maps, [*heads], subject
 
 
-def _labelled(question: EvalSplits) -> Scans:
+def _labelled(splits: EvalSplits) -> Scans:
     """At most MOST of a question's test scans."""
-    kept = chosen(len(question.test), MOST)
-    flags = list(question.flags)
-    if len(kept) < len(question.test):
-        flags.append(f"{len(kept)} of {len(question.test)} test scans were looked at")
-    question.test = test = question.test.take(kept)
-    columns = [(name, values(test.store, name)[test.rows]) for name in question.target.columns]
+    kept = chosen(len(splits.test), MOST)
+    flags = list(splits.flags)
+    if len(kept) < len(splits.test):
+        flags.append(f"{len(kept)} of {len(splits.test)} test scans were looked at")
+    splits.test = test = splits.test.take(kept)
+    columns = [(name, values(test.store, name)[test.rows]) for name in splits.target.columns]
     words = [", ".join(f"{name}: {column[i]}" for name, column in columns) for i in range(len(test))]
-    return Scans(test.store, test.rows, test.patient, words, question, question.test_name, flags)
+    return Scans(test.store, test.rows, test.patient, words, splits, splits.test_name, flags)
 
 
 def _unlabelled(folder: Run, key: str, home: Store, away: Store, other: bool, allow_overlap: bool) -> Scans:
@@ -280,9 +280,9 @@ def _drawn(at: np.ndarray, n: int) -> np.ndarray:
     return np.concatenate([at[chosen(len(at), SHOWN - most)], others[chosen(len(others), most)]])
 
 
-def _picture(canvas: ResampledScans, scans: Scans, i: int, map_: np.ndarray, mask: np.ndarray) -> Shown:
+def _picture(resampled: ResampledScans, scans: Scans, i: int, map_: np.ndarray, mask: np.ndarray) -> Shown:
     """Scan number `i` in its window with its map (*size) and its mask (1 or none, *size); of a volume one slice."""
-    scan = standardised(canvas, scans.rows[i : i + 1])[0].numpy() * canvas.std + canvas.mean
+    scan = standardised(resampled, scans.rows[i : i + 1])[0].numpy() * resampled.std + resampled.mean
     if map_.ndim == 3:
         z = slice_of(map_)
         scan, map_, mask = scan[:, z], map_[z], mask[:, z]

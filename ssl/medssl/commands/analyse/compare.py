@@ -19,7 +19,7 @@ from medssl.evals.stats.variance_components import SOURCES, Components, componen
 from medssl.files import atomic, write_json
 from medssl.reporting.ranks import critical_differences
 from medssl.runs.predictions import Predictions, of_run, same_scans
-from medssl.runs.runs_by_seed import RunsBySeed, group_by_seed, find_runs
+from medssl.runs.runs_by_seed import RunsBySeed, find_runs, group_by_seed
 
 ALPHA = 0.05
 
@@ -158,8 +158,8 @@ def _contests(
     answers = {(arm.name, s): {p.question: p for p in of_run(arm.runs[s].path)} for arm in arms for s in seeds}
     common = set.intersection(*(set(a) for a in answers.values()))
     out = []
-    for question in sorted(common):
-        each = {who: a[question] for who, a in answers.items()}
+    for splits in sorted(common):
+        each = {who: a[splits] for who, a in answers.items()}
         first = each[arms[0].name, seeds[0]]
         if target is not None and first.about["target"] != target:
             continue

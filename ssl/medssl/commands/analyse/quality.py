@@ -105,9 +105,9 @@ def _measure(folder: Run, store: Store, scans: int, views: int, seed: int, devic
         raise UserError(f"{store.path} has {n} scans for the panel; it needs at least 8, and more than views={views}")
     patient = store.column("patient")[chosen.rows].astype(str)
     x = of_encoder(encoder, card, device)(store, chosen.rows)
-    canvas = resampled_for_encoder(store, card)
-    recipe = catalog.build(spec_of("augment", resolved["augment"]), size=canvas.size)
-    of_views = embed_views(encoder, canvas, chosen.rows, recipe, views, VIEWS_SEED, device=device)
+    resampled = resampled_for_encoder(store, card)
+    recipe = catalog.build(spec_of("augment", resolved["augment"]), size=resampled.size)
+    of_views = embed_views(encoder, resampled, chosen.rows, recipe, views, VIEWS_SEED, device=device)
     if not (np.isfinite(x).all() and np.isfinite(of_views).all()):
         raise UserError(
             f"the encoder of {folder.path} gives features that are not finite; pretrain again with a lower lr"

@@ -8,6 +8,7 @@ from medssl.errors import UserError
 from medssl.reporting.html import write_report
 from medssl.reporting.views import sample_views
 from medssl.runs.run_folder import Run
+from medssl.store.resampled import resample_scans
 from medssl.store.store import Store
 
 SHOWN = 4  # scans whose views are shown
@@ -26,8 +27,8 @@ def report(run: str | Path, *, store: str | Path | Store | None = None, out: str
         raise UserError(f"{scans.path} is not the store this run was trained on; give that one as store=")
     size = tuple(resolved["size"])
     recipe = catalog.build(spec_of("augment", resolved["augment"]), size=size)
-    canvas = scans.canvas(size, resolved["spacing"], resolved["equalise"])
-    shown = sample_views(canvas, recipe, scans.rows("train")[:SHOWN], views=2, seed=resolved["seed"])
+    resampled = resample_scans(scans, size, resolved["spacing"], resolved["equalise"])
+    shown = sample_views(resampled, recipe, scans.rows("train")[:SHOWN], views=2, seed=resolved["seed"])
     path = write_report(folder.path, scans, out=Path(out).expanduser() if out else None, views=shown)
     print(f"report: {path}")
     return path

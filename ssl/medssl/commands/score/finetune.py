@@ -20,7 +20,7 @@ from medssl.files import write_json
 from medssl.scoring import features, probes
 from medssl.scoring.baselines import FeatureSources, select_baselines
 from medssl.scoring.eval_splits import EvalSplits
-from medssl.scoring.finetune_runs import LabelSubset, FinetuneSettings, FinetuneRuns, FinetuneRow
+from medssl.scoring.finetune_runs import FinetuneRow, FinetuneRuns, FinetuneSettings, LabelSubset
 from medssl.scoring.score_table import ScoreTable
 from medssl.store.store import Store
 from medssl.train.optim import Optim
@@ -90,27 +90,27 @@ def finetune(
         raise UserError("steps and save_every must be at least 1, batch at least 2, and seed 0 or more")
     optim, names = Optim(lr=lr, weight_decay=weight_decay, layer_decay=layer_decay), select_baselines(rivals, RIVALS)
     views = None if recipe is None else catalog.spec("augment", recipe)
-    entrants, question = FeatureSources.of(
+    sources, splits = FeatureSources.of(
         run, store, target, device, task=task, positive=positive, where=where, test_where=test_where, test_store=test_store,
         allow_overlap=allow_overlap,
     )  # fmt: skip
-    path = entrants.folder.path
-    for part in (question.train, question.test):
-        features.must_fit(entrants.card, part.store)
-    fit = FinetuneSettings(steps, batch, views or spec_of("augment", entrants.resolved["augment"]), entrants.device)
-    rows = _rows(entrants, names, optim, blocks, question.flags)
-    subsets = probes.budgets(question, labels, draws, seed)
-    every = [np.arange(len(question.train))] * draws
+    path = sources.folder.path
+    for part in (splits.train, splits.test):
+        features.must_fit(sources.card, part.store)
+    fit = FinetuneSettings(steps, batch, views or spec_of("augment", sources.resolved["augment"]), sources.device)
+    rows = _rows(sources, names, optim, blocks, splits.flags)
+    subsets = probes.budgets(splits, labels, draws, seed)
+    every = [np.arange(len(splits.train))] * draws
     drawn = [LabelSubset(b, seed + i, at) for b, each in subsets.items() for i, at in enumerate(each or every)]
-    _check(question, drawn)
-    about = _about(question, entrants.card, fit, rows[0])
-    fits = FinetuneRuns(path / "finetune" / _digest(about), question, entrants.card, fit, save_every)
+    _check(splits, drawn)
+    about = _about(splits, sources.card, fit, rows[0])
+    fits = FinetuneRuns(path / "finetune" / _digest(about), splits, sources.card, fit, save_every)
     write_json(fits.home / "settings.json", about)
     largest = max(drawn, key=lambda draw: len(draw.rows))  # the first of them
     kept = fits.folder(rows[0], largest)
     encoder, settings = str(kept.relative_to(path)), about["fit"]
-    board = ScoreTable("finetune", question, entrants.name, seed=seed, encoder=encoder, settings=settings)
-    frozen = _probes(entrants, question, names, subsets, seed)
+    board = ScoreTable("finetune", splits, sources.name, seed=seed, encoder=encoder, settings=settings)
+    frozen = _probes(sources, splits, names, subsets, seed)
     for budget in subsets:
         for row in rows:
             each = []
@@ -130,25 +130,27 @@ def finetune(
 
 
 def _probes(
-    entrants: FeatureSources, question: EvalSplits, names: list[str], subsets: probes.Subsets, seed: int
+    sources: FeatureSources, splits: EvalSplits, names: list[str], subsets: probes.Subsets, seed: int
 ) -> dict[str, dict[str, list[np.ndarray]]]:
     """What the features are called -> budget -> predictions of each draw."""
-    sources = {}
-    if question.target.task != "survival":
+    frozen = {}
+    if splits.target.task != "survival":
         if "linear probe" in names:
-            sources["run, frozen"] = entrants.of_run()
+            frozen["run, frozen"] = sources.of_run()
         if "random frozen" in names:
-            sources["random init, frozen"] = entrants.frozen("random init")
+            frozen["random init, frozen"] = sources.frozen("random init")
     out = {}
-    for shown, source in sources.items():
-        found = probes.linear(source, question, [question.test], subsets=subsets, seed=seed, device=entrants.device)
+    for shown, source in frozen.items():
+        found = probes.linear(source, splits, [splits.test], subsets=subsets, seed=seed, device=sources.device)
         out[shown] = {budget: [tests[0] for tests in of_draws] for budget, of_draws in found.items()}
     return out
 
 
-def _rows(entrants: FeatureSources, rivals: list[str], optim: Optim, blocks: int | None, flags: list[str]) -> list[FinetuneRow]:
+def _rows(
+    sources: FeatureSources, rivals: list[str], optim: Optim, blocks: int | None, flags: list[str]
+) -> list[FinetuneRow]:
     """The lines of the table, the run's own first."""
-    resolved, card, path = entrants.resolved, entrants.card, entrants.folder.path
+    resolved, card, path = sources.resolved, sources.card, sources.folder.path
 
     def pretrained() -> nn.Module:
         return load_encoder(path)[0]
@@ -174,22 +176,20 @@ def _rows(entrants: FeatureSources, rivals: list[str], optim: Optim, blocks: int
     return rows
 
 
-def _check(question: EvalSplits, drawn: Iterable[LabelSubset]) -> None:
+def _check(splits: EvalSplits, drawn: Iterable[LabelSubset]) -> None:
     """Draws from which nothing can be learnt."""
     for draw in drawn:
-        y = question.train.y[draw.rows]
+        y = splits.train.y[draw.rows]
         if len(y) < 2:
             raise UserError(f"labels={draw.budget} is {len(y)} scan; a batch needs 2 or more")
-        if question.target.task == "value" and not y.std():
-            raise UserError(
-                f"labels={draw.budget}: all {len(y)} scans have the same {question.target}; give more labels"
-            )
+        if splits.target.task == "value" and not y.std():
+            raise UserError(f"labels={draw.budget}: all {len(y)} scans have the same {splits.target}; give more labels")
 
 
-def _about(question: EvalSplits, card: dict[str, Any], fit: FinetuneSettings, row: FinetuneRow) -> dict[str, Any]:
+def _about(splits: EvalSplits, card: dict[str, Any], fit: FinetuneSettings, row: FinetuneRow) -> dict[str, Any]:
     """Everything that a fit depends on but its draw and its row."""
-    asked = {k: v for k, v in question.described().items() if k not in ("flags", "test")}
-    names = {"positive": list(question.target.positive), "weights": card["weights"]}
+    asked = {k: v for k, v in splits.described().items() if k not in ("flags", "test")}
+    names = {"positive": list(splits.target.positive), "weights": card["weights"]}
     views = described("augment", fit.views) | {"_target_": fit.views["_target_"].rpartition(".")[2]}
     how = asdict(fit) | {"views": views, "blocks": row.blocks, "optim": asdict(row.optim)}
     return {"version": VERSION, "question": asked | names, "fit": how}

@@ -33,11 +33,11 @@ def knn(
     scored.
     """
     names = select_baselines(baselines, FROZEN)
-    entrants, question = FeatureSources.of(
+    sources, splits = FeatureSources.of(
         run, store, target, device, task=task, positive=positive, where=where, test_where=test_where, test_store=test_store,
         allow_overlap=allow_overlap,
     )  # fmt: skip
-    board = ScoreTable("knn", question, entrants.name, seed=seed, k=k)
-    for name, source in entrants.all(names):
-        board.add(name, "kNN", probes.nearest(source, question, [question.test], k)[0])
-    return board.finish(entrants.folder.path)
+    board = ScoreTable("knn", splits, sources.name, seed=seed, k=k)
+    for name, source in sources.all(names):
+        board.add(name, "kNN", probes.nearest(source, splits, [splits.test], k)[0])
+    return board.finish(sources.folder.path)

@@ -59,29 +59,27 @@ def probe(
     Raises UserError when pretraining has seen a test patient or test image, and for labels that cannot be scored.
     """
     names = select_baselines(baselines)
-    entrants, question = FeatureSources.of(
+    sources, splits = FeatureSources.of(
         run, store, target, device, task=task, positive=positive, where=where, test_where=test_where, test_store=test_store,
         allow_overlap=allow_overlap,
     )  # fmt: skip
-    board = ScoreTable("probe", question, entrants.name, seed=seed)
-    subsets = probes.budgets(question, labels, draws, seed, balanced)
-    parts = [question.test, *([question.val] if len(question.val) else [])]
+    board = ScoreTable("probe", splits, sources.name, seed=seed)
+    subsets = probes.budgets(splits, labels, draws, seed, balanced)
+    parts = [splits.test, *([splits.val] if len(splits.val) else [])]
     own: list[np.ndarray] = []
-    for name, source in entrants.all(names):
-        found = probes.linear(source, question, parts, subsets=subsets, seed=seed, device=entrants.device)
+    for name, source in sources.all(names):
+        found = probes.linear(source, splits, parts, subsets=subsets, seed=seed, device=sources.device)
         for budget, each in found.items():
             board.add(name, "linear", [p[0] for p in each], budget)
         own = own or found.get("all", [[]])[0]
-    if SUPERVISED in names and question.target.task == "classes" and "all" in subsets:
-        board.add(
-            SUPERVISED, "end to end", entrants.supervised(question.train, question.target.width, [question.test])[0]
-        )
+    if SUPERVISED in names and splits.target.task == "classes" and "all" in subsets:
+        board.add(SUPERVISED, "end to end", sources.supervised(splits.train, splits.target.width, [splits.test])[0])
     result = board.score()
     if own:
-        if question.target.task == "classes" and question.target.width == 2:
+        if splits.target.task == "classes" and splits.target.width == 2:
             result |= clinical.in_use(
-                question, own[1] if len(own) > 1 else own[0][:0], own[0], specificity, list(prevalences), seed
+                splits, own[1] if len(own) > 1 else own[0][:0], own[0], specificity, list(prevalences), seed
             )
-        result["subgroups"] = clinical.for_whom(question, own[0], seed)
-    board.keep(entrants.folder.path, result)
+        result["subgroups"] = clinical.for_whom(splits, own[0], seed)
+    board.keep(sources.folder.path, result)
     return result

@@ -40,25 +40,25 @@ def retrieve(
     if gallery not in GALLERIES:
         raise UserError(f"gallery is {gallery!r}; it may be {' or '.join(GALLERIES)}")
     names = select_baselines(baselines, FROZEN)
-    entrants, question = FeatureSources.of(
+    sources, splits = FeatureSources.of(
         run, store, target, device, positive=positive, where=where, test_where=test_where, test_store=test_store,
         allow_overlap=allow_overlap,
     )  # fmt: skip
-    if question.target.task not in ("classes", "labels"):
-        raise UserError(f"{question.target} is a number; scans are retrieved by a class or by findings")
-    test, among = question.test, question.train if gallery == "train" else None
+    if splits.target.task not in ("classes", "labels"):
+        raise UserError(f"{splits.target} is a number; scans are retrieved by a class or by findings")
+    test, among = splits.test, splits.train if gallery == "train" else None
     found = {}
-    for name, source in entrants.all(names):
+    for name, source in sources.all(names):
         x = source(test.store, test.rows)
         searched = None if among is None else (source(among.store, among.rows), among.y, among.patient)
         found[name] = search(x, test.y, test.patient, searched)
     answered = found["run"].rows  # a matter of labels and patients alone, and so the same for all
     if left := len(found["run"].lone):
-        question.flags.append(f"{left} test scans left out: nobody else in the gallery is of their kind")
+        splits.flags.append(f"{left} test scans left out: nobody else in the gallery is of their kind")
     board = ScoreTable(
-        "retrieve", question, entrants.name, test=test.take(answered), task="cases", seed=seed, gallery=gallery
+        "retrieve", splits, sources.name, test=test.take(answered), task="cases", seed=seed, gallery=gallery
     )
     for measure, key in MEASURES.items():
         for name, result in found.items():
             board.add(name, measure, getattr(result, key))
-    return board.finish(entrants.folder.path)
+    return board.finish(sources.folder.path)

@@ -98,14 +98,14 @@ def segment(
     away = Store.open(test_store, test_where) if test_store is not None else home
     for scans in (home, away):
         features.must_fit(card, scans)
-    question, classes = _ask(folder, card, home, away, allow_overlap)
+    splits, classes = _ask(folder, card, home, away, allow_overlap)
     spec = catalog.spec("augment", recipe or views_for(home))
     fit = Fit(classes, steps, batch, lr, weight_decay, width, spec, tolerance, save_every, seed, device)
     Segment(encoder, len(classes), width)  # an encoder that cannot is refused before anything is trained
     rows = lines(folder.path, resolved, card, select_baselines(rivals, RIVALS))
-    part = question.train
+    part = splits.train
     drawn = budgets.draw_label_subsets(part.y, part.patient, wanted, range(seed, seed + draws), task="value")
-    about = _about(question, card, fit)
+    about = _about(splits, card, fit)
     work = folder.path / "segment" / _digest(about)
     write_json(work / "settings.json", about)
     found: dict[tuple[str, str, str], list[np.ndarray]] = {}
@@ -115,9 +115,9 @@ def segment(
             print(f"segment: {draw.budget} ({len(draw.rows)} scans), draw {draw.seed}, {row.features}, {row.reader}",
                   file=sys.stderr)  # fmt: skip
             name = words.replace(" ", "-").replace("%", "percent").replace(",", "")
-            one = measured(work / name, row, part.take(draw.rows), question.test, draw.seed, card, fit)
+            one = measured(work / name, row, part.take(draw.rows), splits.test, draw.seed, card, fit)
             found.setdefault((row.features, row.reader, str(draw.budget)), []).append(one)
-    return _finish(folder, resolved, question, fit, found, {str(d.budget): len(d.rows) for d in drawn})
+    return _finish(folder, resolved, splits, fit, found, {str(d.budget): len(d.rows) for d in drawn})
 
 
 def _ask(
@@ -136,11 +136,11 @@ def _ask(
         raise UserError(f"the training masks of {home.path} hold nothing but background")
     target = Target(("mask",), "cases", tuple(map(str, classes[1:])))
     name = "held-out patients" if away is home else f"all patients of {away.path.name}"
-    question = EvalSplits(target, train, val, test, name)
-    question.flags = guarded(folder, card, question, allow_overlap)
+    splits = EvalSplits(target, train, val, test, name)
+    splits.flags = guarded(folder, card, splits, allow_overlap)
     if unseen := sorted(set(labels_in(away, test.rows)) - set(classes)):
-        question.flags.append(f"labels {', '.join(map(str, unseen))} are in test masks only, and count as background")
-    return question, classes
+        splits.flags.append(f"labels {', '.join(map(str, unseen))} are in test masks only, and count as background")
+    return splits, classes
 
 
 def _part(store: Store, rows: np.ndarray) -> Subset:
@@ -151,9 +151,9 @@ def _part(store: Store, rows: np.ndarray) -> Subset:
     return Subset(store, with_mask, y, len(rows) - len(with_mask), 0)
 
 
-def _about(question: EvalSplits, card: dict[str, Any], fit: Fit) -> dict[str, Any]:
+def _about(splits: EvalSplits, card: dict[str, Any], fit: Fit) -> dict[str, Any]:
     """Everything that a line depends on but its draw and its row."""
-    asked = {k: v for k, v in question.described().items() if k not in ("flags", "test")}
+    asked = {k: v for k, v in splits.described().items() if k not in ("flags", "test")}
     how = {k: v for k, v in vars(fit).items() if k not in ("save_every", "seed", "views")}
     views = described("augment", fit.views) | {"_target_": fit.views["_target_"].rpartition(".")[2]}
     return {"version": VERSION, "question": asked, "weights": card["weights"], "fit": how | {"views": views}}
@@ -166,17 +166,19 @@ def _digest(value: Any) -> str:
 def _finish(
     folder: Run,
     resolved: dict[str, Any],
-    question: EvalSplits,
+    splits: EvalSplits,
     fit: Fit,
     found: dict[tuple[str, str, str], list[np.ndarray]],
     scans: dict[str, int],
 ) -> dict[str, Any]:
     """Scores, prints, remembers and keeps what was measured."""
-    test = question.test
+    test = splits.test
     y, patient = test.y, test.patient
     unit = "mm" if all(s is not None for s in test.store.column("spacing")[test.rows]) else "pixels"
     name = f"{resolved['method']['name']} {resolved['encoder']['name']}"
-    board = ScoreTable("segment", question, name, seed=fit.seed, steps=fit.steps, batch=fit.batch, tolerance=fit.tolerance)
+    board = ScoreTable(
+        "segment", splits, name, seed=fit.seed, steps=fit.steps, batch=fit.batch, tolerance=fit.tolerance
+    )
     board.about |= {"metric": MEASURES[0], "unit": unit}
 
     def mean(each: list[np.ndarray], measure: str, k: int | None = None) -> Score:
@@ -198,7 +200,7 @@ def _finish(
         cells = {m: mine[m] for m in SHOWN}
         shown.append({"features": called, "reader": reader, "masks": drawn, **cells, "Dice minus run": minus})
         by_class = {
-            label: {m: mean(each, m, k).as_dict() for m in MEASURES} for k, label in enumerate(question.target.names)
+            label: {m: mean(each, m, k).as_dict() for m in MEASURES} for k, label in enumerate(splits.target.names)
         }
         row = {"features": called, "reader": reader, "labels": labels, "draws": len(each), "by_class": by_class}
         scored = {measure: s.as_dict() for measure, s in mine.items()}

@@ -39,12 +39,12 @@ def survive(
     Raises UserError as `medssl.probe` does, and when the event came to nobody.
     """
     names = select_baselines(baselines, FROZEN)
-    entrants, question = FeatureSources.of(
+    sources, splits = FeatureSources.of(
         run, store, [time, event], device, task="survival", positive=positive, where=where, test_where=test_where,
         test_store=test_store, allow_overlap=allow_overlap,
     )  # fmt: skip
-    board = ScoreTable("survive", question, entrants.name, seed=seed)
-    for name, source in entrants.all(names):
-        found = probes.linear(source, question, [question.test], seed=seed, device=entrants.device)
+    board = ScoreTable("survive", splits, sources.name, seed=seed)
+    for name, source in sources.all(names):
+        found = probes.linear(source, splits, [splits.test], seed=seed, device=sources.device)
         board.add(name, "Cox", found["all"][0][0])
-    return board.finish(entrants.folder.path)
+    return board.finish(sources.folder.path)

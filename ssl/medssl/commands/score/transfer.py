@@ -59,39 +59,40 @@ def transfer(
         raise UserError(f"reader is {reader!r}; it may be {' or '.join(probes.PROBES)}")
     asked: dict[str, Any] = {"task": task, "positive": positive, "where": where, "allow_overlap": allow_overlap}
     names, stores = select_baselines(baselines), [to] if isinstance(to, str) else list(to)
-    entrants, home = FeatureSources.of(run, store, target, device, **asked)
+    sources, home = FeatureSources.of(run, store, target, device, **asked)
     others = [
-        load_splits(entrants.folder, entrants.card, store, target, test_store=s, test_where=test_where, **asked) for s in stores
+        load_splits(sources.folder, sources.card, store, target, test_store=s, test_where=test_where, **asked)
+        for s in stores
     ]
     questions = [home, *others]
-    boards = [ScoreTable("transfer", q, entrants.name, seed=seed, reader=reader) for q in questions]
-    for name, how, ps in _read(entrants, home, [q.test for q in questions], names, reader, k, seed):
+    boards = [ScoreTable("transfer", q, sources.name, seed=seed, reader=reader) for q in questions]
+    for name, how, ps in _read(sources, home, [q.test for q in questions], names, reader, k, seed):
         for board, p in zip(boards, ps, strict=True):
             board.add(name, how, p)
-    tables = [_table(entrants, home, q, boards[0], board, seed) for q, board in zip(others, boards[1:], strict=True)]
+    tables = [_table(sources, home, q, boards[0], board, seed) for q, board in zip(others, boards[1:], strict=True)]
     for board in boards:
-        board.predictions().write(entrants.folder.path)
+        board.predictions().write(sources.folder.path)
     return {"home": boards[0].about, "others": tables}
 
 
 def _read(
-    entrants: FeatureSources, home: EvalSplits, tests: list[Subset], names: list[str], reader: str, k: int, seed: int
+    sources: FeatureSources, home: EvalSplits, tests: list[Subset], names: list[str], reader: str, k: int, seed: int
 ) -> list[tuple[str, str, list[np.ndarray]]]:
     """(features, reader, predictions for each of `tests`)."""
     found = []
-    for name, source in entrants.all(names):
+    for name, source in sources.all(names):
         if reader == "linear":
-            ps = probes.linear(source, home, tests, seed=seed, device=entrants.device)["all"][0]
+            ps = probes.linear(source, home, tests, seed=seed, device=sources.device)["all"][0]
         else:
             ps = probes.nearest(source, home, tests, k)
         found.append((name, reader, ps))
     if SUPERVISED in names and home.target.task == "classes":
-        found.append((SUPERVISED, "end to end", entrants.supervised(home.train, home.target.width, tests)))
+        found.append((SUPERVISED, "end to end", sources.supervised(home.train, home.target.width, tests)))
     return found
 
 
 def _table(
-    entrants: FeatureSources, home: EvalSplits, away: EvalSplits, at_home: ScoreTable, there: ScoreTable, seed: int
+    sources: FeatureSources, home: EvalSplits, away: EvalSplits, at_home: ScoreTable, there: ScoreTable, seed: int
 ) -> dict[str, Any]:
     """Scores, prints and remembers what one other hospital says."""
     metric = OF_TASK[home.target.task][0]
@@ -103,12 +104,15 @@ def _table(
         here = score(metric, home.test.y, a, home.test.patient, seed=seed)
         gone = score(metric, away.test.y, b, away.test.patient, seed=seed)
         lost = transfer_gap(
-            metric, Predictions(home.test.y, a, home.test.patient), Predictions(away.test.y, b, away.test.patient), seed=seed
+            metric,
+            Predictions(home.test.y, a, home.test.patient),
+            Predictions(away.test.y, b, away.test.patient),
+            seed=seed,
         )
         minus = (
             None if theirs.features == "run" else difference(metric, away.test.y, b, own, away.test.patient, seed=seed)
         )
-        shown = entrants.name if mine.features == "run" else mine.features
+        shown = sources.name if mine.features == "run" else mine.features
         cells = {f"{metric.name} at home": here, f"{metric.name} there": gone, "lost": lost}
         lines.append({"features": shown, "reader": mine.reader, **cells, "there, minus run": minus})
         said = {metric.name: gone.as_dict(), f"{metric.name} at home": here.as_dict(), "lost": lost.as_dict()}
@@ -121,5 +125,5 @@ def _table(
     columns = ["features", "reader", f"{metric.name} at home", f"{metric.name} there", "lost", "there, minus run"]
     print(table(lines, columns))
     result["subgroups"] = clinical.for_whom(away, own, seed)
-    save_table(entrants.folder.path / "scores.json", result)
+    save_table(sources.folder.path / "scores.json", result)
     return result

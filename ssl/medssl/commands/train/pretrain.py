@@ -21,7 +21,7 @@ from medssl.pretraining.collapse_monitor import ACTIONS, CollapseMonitor
 from medssl.pretraining.pretrain_targets import PretrainTargets
 from medssl.rng import seed_from
 from medssl.runs.run_folder import Run
-from medssl.store.resampled import ResampledScans
+from medssl.store.resampled import ResampledScans, resample_scans
 from medssl.store.store import Store
 from medssl.train.log import SINKS, Log
 from medssl.train.loop import train
@@ -179,7 +179,7 @@ def pretrain(
         model = catalog.build(encoder_spec, channels=scans.channels, size=tuple(resolved["size"]))
         ssl_method = catalog.build(spec, encoder=model, **truth.given)
         targets = truth.rows_of(ssl_method)
-        canvas = scans.canvas(tuple(resolved["size"]), spacing, equalise)
+        resampled = resample_scans(scans, tuple(resolved["size"]), spacing, equalise)
         run = Run(Path(out))
         if fabric.is_global_zero:
             run.start(asked, resolved, FREE)
@@ -190,12 +190,12 @@ def pretrain(
             )
         fabric.barrier()
         zero = fabric.is_global_zero
-        monitor = CollapseMonitor(scans, canvas, recipe, ssl_method, resolved, str(fabric.device), run.path, zero)
+        monitor = CollapseMonitor(scans, resampled, recipe, ssl_method, resolved, str(fabric.device), run.path, zero)
         try:
             train(
                 fabric,
                 ssl_method,
-                canvas,
+                resampled,
                 rows,
                 recipe,
                 run.checkpoints,
@@ -215,7 +215,7 @@ def pretrain(
         except TrainingStopped as e:
             steps = monitor.fall_back(fabric, ssl_method, run.checkpoints, e)
     if fabric.is_global_zero:
-        hand_over(run, scans, canvas, ssl_method.encoder, resolved | {"steps": steps})
+        hand_over(run, scans, resampled, ssl_method.encoder, resolved | {"steps": steps})
     fabric.barrier()
     return run.path
 
@@ -273,13 +273,15 @@ def default_size(store: Store) -> int:
     return int(min(64 if store.dims == 2 else 32, math.ceil(np.median(longest))))
 
 
-def hand_over(run: Run, store: Store, canvas: ResampledScans, encoder: torch.nn.Module, resolved: dict[str, Any]) -> None:
+def hand_over(
+    run: Run, store: Store, resampled: ResampledScans, encoder: torch.nn.Module, resolved: dict[str, Any]
+) -> None:
     """The pair that other software loads, and the list of what the encoder has seen."""
     with atomic(run.path / "pretrained_on.parquet") as part:
         pq.write_table(store.table.select(list(SEEN)).take(store.rows("train")), part)
     card = {
-        "mean": canvas.mean,
-        "std": canvas.std,
+        "mean": resampled.mean,
+        "std": resampled.std,
         "modality": store.modality,
         "intensity": store.intensity,
         "key_id": store.info["key_id"],

@@ -11,6 +11,7 @@ from medssl.errors import UserError
 from medssl.rng import Key
 from medssl.runs.alarms import FILE, alarms_of
 from medssl.runs.run_folder import Run
+from medssl.store.resampled import resample_scans
 from medssl.store.store import Store
 
 
@@ -28,10 +29,10 @@ def replay(run: str | Path, store: str | Path | Store, alarm: int = 0) -> list[t
     scans = Store.open(store, resolved["where"])
     if scans.fingerprint != batch["store"]:
         raise UserError(f"{scans.path} is not the store of that run, or has changed since; ingest the same scans again")
-    canvas = scans.canvas(tuple(resolved["size"]), resolved["spacing"], resolved["equalise"])
-    recipe = catalog.build(spec_of("augment", resolved["augment"]), size=canvas.size)
-    source, out = RawScans(canvas), []
+    resampled = resample_scans(scans, tuple(resolved["size"]), resolved["spacing"], resolved["equalise"])
+    recipe = catalog.build(spec_of("augment", resolved["augment"]), size=resampled.size)
+    source, out = RawScans(resampled), []
     for one in batch["passes"]:
         raw = source.__getitems__(list(zip(one["row"], one["epoch"], strict=True)))
-        out.append(make_views(raw, recipe, batch["views"], batch["seed"], canvas.mean, canvas.std))
+        out.append(make_views(raw, recipe, batch["views"], batch["seed"], resampled.mean, resampled.std))
     return out

@@ -103,7 +103,9 @@ def _without_both(y: Floats) -> str:
     return f", {n} of {y.shape[1]} labels left out because they have one class" if n else ""
 
 
-CLASSES = PredictionType(_classes, lambda y: [y == k for k in np.unique(y)], "in the rarest class", "a class was missing")
+CLASSES = PredictionType(
+    _classes, lambda y: [y == k for k in np.unique(y)], "in the rarest class", "a class was missing"
+)
 LABELS = PredictionType(
     _labels,
     lambda y: [column == k for column in _both(y) for k in (0, 1)],

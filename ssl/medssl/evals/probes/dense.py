@@ -70,7 +70,7 @@ def hypercolumns(encoder: Any, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 
 def sample(
     encoder: Any,
-    canvas: ResampledScans,
+    resampled: ResampledScans,
     masks: NDArray[np.uint8],
     rows: NDArray[np.int64],
     patient: NDArray,
@@ -94,9 +94,9 @@ def sample(
     counts = np.zeros(classes)
     with torch.inference_mode():
         for row in track(rows.tolist(), "look at pixels", unit="scan"):
-            f, blocks = hypercolumns(encoder, standardised(canvas, np.array([row]), device))
+            f, blocks = hypercolumns(encoder, standardised(resampled, np.array([row]), device))
             grid = tuple(f.shape[2:])
-            mask = nearest(masks[row], grid, [0.0] * len(grid), canvas.size).ravel()
+            mask = nearest(masks[row], grid, [0.0] * len(grid), resampled.size).ravel()
             counts += np.bincount(mask, minlength=classes)
             key = Key(seed, torch.zeros(1, dtype=torch.int64), torch.tensor([row]))
             order = uniform_field(key, 0, SLOT, grid).numpy().ravel()

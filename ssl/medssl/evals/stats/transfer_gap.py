@@ -21,7 +21,9 @@ class Predictions(NamedTuple):
     patient: ArrayLike
 
 
-def transfer_gap(metric: Metric, home: Predictions, away: Predictions, *, n: int = 2000, seed: int = 0, level: float = 0.95) -> Score:
+def transfer_gap(
+    metric: Metric, home: Predictions, away: Predictions, *, n: int = 2000, seed: int = 0, level: float = 0.95
+) -> Score:
     """metric(home) - metric(away) of one model, with the percentile interval of two independent patient bootstraps.
 
     The patients of the two sets are different people, so nothing is paired: the variances add. Positive where `away` has the

@@ -44,7 +44,7 @@ class GreedyAE(Method):
         tied: bool,
         supervised: float,
         finetune: float,
-        kind: TargetLoss | None = None,
+        target_loss: TargetLoss | None = None,
     ):
         super().__init__()
         shapes = layers_of(encoder, "greedy_ae")
@@ -54,7 +54,7 @@ class GreedyAE(Method):
             raise UserError(f"method.finetune must lie in [0, 1), got {finetune}")
         if contractive < 0 or supervised < 0:
             raise UserError("method.contractive and method.supervised are weights of 0 or more")
-        if supervised and kind is None:
+        if supervised and target_loss is None:
             raise UserError("method.supervised needs labels; name the column with target=…")
         self.encoder, self.parts = encoder, len(encoder.layers)
         self.corruption, self.contractive, self.supervised, self.finetune = (
@@ -65,12 +65,12 @@ class GreedyAE(Method):
         )
         stack = zip(encoder.layers, shapes[1:], shapes[:-1], strict=True)
         self.decoders = nn.ModuleList(TiedDecoder(f, low) if tied else Decoder(high, low) for f, high, low in stack)
-        self.kind = kind if supervised or finetune else None
+        self.target_loss = target_loss if supervised or finetune else None
         self.heads = nn.ModuleList()
-        if self.kind is not None:
+        if self.target_loss is not None:
             self.target = "label"
             places = range(self.parts) if supervised else [self.parts - 1]
-            self.heads.extend(nn.Linear(math.prod(shapes[k + 1]), self.kind.outputs) for k in places)
+            self.heads.extend(nn.Linear(math.prod(shapes[k + 1]), self.target_loss.outputs) for k in places)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]
@@ -82,9 +82,9 @@ class GreedyAE(Method):
         loss = squared_error(self.decoders[at](layer(h * seen)), h)
         if self.contractive:
             loss = loss + self.contractive * jacobian_norm(layer, h, batch["key"], SIGN_SLOT + at)
-        if self.supervised and self.kind is not None:
+        if self.supervised and self.target_loss is not None:
             scores = self.heads[at](layer(h).flatten(1))
-            loss = loss + self.supervised * self.kind.loss_of_known(scores, batch["target"])
+            loss = loss + self.supervised * self.target_loss.loss_of_known(scores, batch["target"])
         return {"loss": loss, "layer": h.new_tensor(at)}
 
     def whole(self, x: Tensor, batch: Batch) -> Tensor:
@@ -92,8 +92,8 @@ class GreedyAE(Method):
         h = x
         for layer in self.encoder.layers:
             h = layer(h)
-        if self.kind is not None:
-            return self.kind.loss_of_known(self.heads[-1](h.flatten(1)), batch["target"])
+        if self.target_loss is not None:
+            return self.target_loss.loss_of_known(self.heads[-1](h.flatten(1)), batch["target"])
         for decoder in reversed(self.decoders):
             h = decoder(h)
         return squared_error(h, x)

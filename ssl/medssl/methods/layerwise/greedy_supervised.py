@@ -24,13 +24,13 @@ class GreedySupervised(Method):
     views = 1
     target = "label"
 
-    def __init__(self, encoder: Any, finetune: float, kind: TargetLoss):
+    def __init__(self, encoder: Any, finetune: float, target_loss: TargetLoss):
         super().__init__()
         shapes = layers_of(encoder, "greedy_supervised")
         if not 0 <= finetune < 1:
             raise UserError(f"method.finetune must lie in [0, 1), got {finetune}")
-        self.encoder, self.kind, self.parts, self.finetune = encoder, kind, len(encoder.layers), finetune
-        self.heads = nn.ModuleList(nn.Linear(math.prod(shape), kind.outputs) for shape in shapes[1:])
+        self.encoder, self.target_loss, self.parts, self.finetune = encoder, target_loss, len(encoder.layers), finetune
+        self.heads = nn.ModuleList(nn.Linear(math.prod(shape), target_loss.outputs) for shape in shapes[1:])
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]
@@ -39,5 +39,5 @@ class GreedySupervised(Method):
         h = x if whole else rest_below(self.encoder.layers, at, x)
         for layer in self.encoder.layers if whole else [self.encoder.layers[at]]:
             h = layer(h)
-        loss = self.kind.loss_of_known(self.heads[-1 if whole else at](h.flatten(1)), batch["target"])
+        loss = self.target_loss.loss_of_known(self.heads[-1 if whole else at](h.flatten(1)), batch["target"])
         return {"loss": loss, "layer": h.new_tensor(at)}

@@ -33,7 +33,7 @@ class Contrastive(Method):
         negative_margin: float,
         distance: str,
         positives: str,
-        kind: Any = None,
+        target_loss: Any = None,
     ):
         super().__init__()
         if not 0 <= positive_margin < negative_margin <= 2:
@@ -43,7 +43,7 @@ class Contrastive(Method):
             )
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
         self.margins = positive_margin, negative_margin
-        self.distance, self.positives, self.target = distance_of(distance), positives, target_of(positives, kind)
+        self.distance, self.positives, self.target = distance_of(distance), positives, target_of(positives, target_loss)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))

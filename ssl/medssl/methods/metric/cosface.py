@@ -24,13 +24,13 @@ class CosFace(Method):
     hidden, out: widths of the projector. margin: taken from a cosine. scale: of the cosines.
     """
 
-    def __init__(self, encoder: Any, hidden: int, out: int, margin: float, scale: float, kind: Any):
+    def __init__(self, encoder: Any, hidden: int, out: int, margin: float, scale: float, target_loss: Any):
         super().__init__()
         if not 0 <= margin < 1 or scale <= 0:
             raise UserError(f"method.margin must lie in [0, 1) and method.scale be positive, got {margin} and {scale}")
-        self.target = target_of("label", kind)
+        self.target = target_of("label", target_loss)
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
-        self.loss = losses.CosFaceLoss(kind.outputs, out, margin=margin, scale=scale)
+        self.loss = losses.CosFaceLoss(target_loss.outputs, out, margin=margin, scale=scale)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(batch["views"][0]))

@@ -25,14 +25,14 @@ class Lifted(Method):
     views = 2
 
     def __init__(
-        self, encoder: Any, hidden: int, out: int, margin: float, distance: str, positives: str, kind: Any = None
+        self, encoder: Any, hidden: int, out: int, margin: float, distance: str, positives: str, target_loss: Any = None
     ):
         super().__init__()
         if margin <= 0:
             raise UserError(f"method.margin must be positive, got {margin}")
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
         self.margin, self.distance = margin, distance_of(distance)
-        self.positives, self.target = positives, target_of(positives, kind)
+        self.positives, self.target = positives, target_of(positives, target_loss)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))

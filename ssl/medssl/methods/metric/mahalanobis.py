@@ -25,13 +25,13 @@ class Mahalanobis(Method):
 
     views = 2
 
-    def __init__(self, encoder: Any, out: int, push: float, margin: float, positives: str, kind: Any = None):
+    def __init__(self, encoder: Any, out: int, push: float, margin: float, positives: str, target_loss: Any = None):
         super().__init__()
         if not 0 < push <= 1 or margin <= 0:
             raise UserError(f"needs 0 < method.push <= 1 and method.margin > 0, got {push} and {margin}")
         self.encoder, self.distance = encoder, Distance.learned(encoder.dim, min(out, encoder.dim))
         self.push, self.margin = push, margin
-        self.positives, self.target = positives, target_of(positives, kind)
+        self.positives, self.target = positives, target_of(positives, target_loss)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         h = self.encoder(torch.cat(batch["views"]))

@@ -34,14 +34,14 @@ class MultiSimilarity(Method):
         base: float,
         epsilon: float,
         positives: str,
-        kind: Any = None,
+        target_loss: Any = None,
     ):
         super().__init__()
         if alpha <= 0 or beta <= 0:
             raise UserError(f"method.alpha and method.beta must be positive, got {alpha} and {beta}")
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
         self.numbers = alpha, beta, base, epsilon
-        self.positives, self.target = positives, target_of(positives, kind)
+        self.positives, self.target = positives, target_of(positives, target_loss)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))

@@ -31,7 +31,7 @@ class NPairs(Method):
         similarity: str,
         norm_weight: float,
         positives: str,
-        kind: Any = None,
+        target_loss: Any = None,
     ):
         super().__init__()
         if similarity not in SIMILARITIES:
@@ -40,7 +40,7 @@ class NPairs(Method):
             raise UserError(f"method.norm_weight must not be negative, got {norm_weight}")
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
         self.similarity, self.norm_weight = similarity, norm_weight
-        self.positives, self.target = positives, target_of(positives, kind)
+        self.positives, self.target = positives, target_of(positives, target_loss)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         views = len(batch["views"])

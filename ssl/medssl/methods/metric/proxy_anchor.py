@@ -23,13 +23,13 @@ class ProxyAnchor(Method):
     hidden, out: widths of the projector. margin: of the cosines. alpha: sharpness.
     """
 
-    def __init__(self, encoder: Any, hidden: int, out: int, margin: float, alpha: float, kind: Any):
+    def __init__(self, encoder: Any, hidden: int, out: int, margin: float, alpha: float, target_loss: Any):
         super().__init__()
         if not 0 <= margin < 1 or alpha <= 0:
             raise UserError(f"method.margin must lie in [0, 1) and method.alpha be positive, got {margin} and {alpha}")
-        self.target = target_of("label", kind)
+        self.target = target_of("label", target_loss)
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
-        self.loss = losses.ProxyAnchorLoss(kind.outputs, out, margin=margin, alpha=alpha)
+        self.loss = losses.ProxyAnchorLoss(target_loss.outputs, out, margin=margin, alpha=alpha)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(batch["views"][0]))

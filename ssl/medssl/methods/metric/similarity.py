@@ -42,7 +42,7 @@ class Similarity(Method):
         reach: float,
         scale: float,
         bias: float,
-        kind: Any = None,
+        target_loss: Any = None,
     ):
         super().__init__()
         if learn not in LEARN:
@@ -51,11 +51,20 @@ class Similarity(Method):
             raise UserError(f"method.reach and method.scale must be positive, got {reach} and {scale}")
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
         self.positives, self.far = positives, 0.0  # how far apart labels are that have nothing in common; 0: classes
-        if learn == "regression" and positives == "label" and kind is not None and kind.name in ("ordinal", "value"):
-            std = float(kind.predict(torch.ones(1, 1)) - kind.predict(torch.zeros(1, 1))) if kind.name == "value" else 0
-            self.target, self.far = "label", reach * std if kind.name == "value" else kind.outputs
+        if (
+            learn == "regression"
+            and positives == "label"
+            and target_loss is not None
+            and target_loss.name in ("ordinal", "value")
+        ):
+            std = (
+                float(target_loss.predict(torch.ones(1, 1)) - target_loss.predict(torch.zeros(1, 1)))
+                if target_loss.name == "value"
+                else 0
+            )
+            self.target, self.far = "label", reach * std if target_loss.name == "value" else target_loss.outputs
         else:
-            self.target = target_of(positives, kind)
+            self.target = target_of(positives, target_loss)
         if learn == "classification":
             self.scale, self.bias = nn.Parameter(torch.tensor(float(scale))), nn.Parameter(torch.tensor(float(bias)))
         self.learn = learn

@@ -27,12 +27,14 @@ class SupCon(Method):
 
     views = 2
 
-    def __init__(self, encoder: Any, hidden: int, out: int, temperature: float, positives: str, kind: Any = None):
+    def __init__(
+        self, encoder: Any, hidden: int, out: int, temperature: float, positives: str, target_loss: Any = None
+    ):
         super().__init__()
         if temperature <= 0:
             raise UserError(f"method.temperature must be positive, got {temperature}")
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
-        self.temperature, self.positives, self.target = temperature, positives, target_of(positives, kind)
+        self.temperature, self.positives, self.target = temperature, positives, target_of(positives, target_loss)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))

@@ -33,7 +33,7 @@ class Triplet(Method):
         mining: str,
         distance: str,
         positives: str,
-        kind: Any = None,
+        target_loss: Any = None,
     ):
         super().__init__()
         if mining not in MINING:
@@ -42,7 +42,7 @@ class Triplet(Method):
             raise UserError(f"method.margin must be positive, got {margin}")
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
         self.margin, self.mining = margin, mining
-        self.distance, self.positives, self.target = distance_of(distance), positives, target_of(positives, kind)
+        self.distance, self.positives, self.target = distance_of(distance), positives, target_of(positives, target_loss)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))

@@ -35,14 +35,16 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
         kept.copy_(now)
 
 
-def target_of(positives: str, kind: Any) -> str:
+def target_of(positives: str, target_loss: Any) -> str:
     """What `method.target` must be for `groups_of`. Raises UserError for classes that nobody named, and other labels."""
     if positives not in POSITIVES:
         raise UserError(f"method.positives is {positives!r}.{nearest(positives, POSITIVES)}")
-    if positives == "label" and kind is None:
+    if positives == "label" and target_loss is None:
         raise UserError("method.positives=label takes scans of one class; name the label column with target=…")
-    if positives == "label" and kind.name != "classes":
-        raise UserError(f"method.positives=label takes scans of one class, and target=… gives {kind.name}; use a class")
+    if positives == "label" and target_loss.name != "classes":
+        raise UserError(
+            f"method.positives=label takes scans of one class, and target=… gives {target_loss.name}; use a class"
+        )
     return "" if positives == "scan" else positives
 
 
