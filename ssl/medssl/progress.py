@@ -12,6 +12,11 @@ T = TypeVar("T")
 EVERY = 10.0  # seconds between plain lines when the output is not a terminal
 
 
+def say(text: str) -> None:
+    """Write a one-line notice to stderr at once, so that stdout holds results only."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class Progress:
     """`with Progress("train", total=1000, unit="step") as bar: bar.update(1, loss="0.31")`."""
 
@@ -32,19 +37,15 @@ class Progress:
             self.bar.update(n)
         elif not self.quiet and time.monotonic() - self.last > EVERY:
             self.last = time.monotonic()
-            self.say()
+            self._line()
 
-    def say(self) -> None:
-        """One plain line."""
+    def _line(self) -> None:
+        """Write one plain line."""
         rate = (self.done - self.first) / max(time.monotonic() - self.start, 1e-9)
         left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 else ""
         of = f"/{self.total}" if self.total else ""
         notes = "".join(f", {k} {v}" for k, v in self.notes.items())
-        print(
-            f"{self.what}: {self.done}{of} {self.unit}, {rate:.3g} {self.unit}/s{left}{notes}",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"{self.what}: {self.done}{of} {self.unit}, {rate:.3g} {self.unit}/s{left}{notes}")
 
     def __enter__(self) -> "Progress":
         return self

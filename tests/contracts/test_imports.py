@@ -10,7 +10,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "ssl" / "medssl"
 FLOORS = [
-    {"errors", "rng", "schedule", "progress", "files", "resample", "catalog"},
+    {"errors", "rng", "schedule", "progress", "files", "resample", "catalog", "results"},
     {"readers", "synthetic", "losses", "encoders"},
     {"store"},
     {"leakage", "augmentations"},

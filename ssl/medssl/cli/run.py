@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from medssl import catalog
 from medssl.cli.main import _header
 from medssl.errors import Stopped, UsageError, UserError, nearest
+from medssl.results import Result
 
 # taken literally, whatever they hold
 PATHS = {"source", "out", "store", "run", "labels", "key", "test_store", "patient", "site", "target", "aihub"}
@@ -109,7 +110,11 @@ def call(command: str, cfg: DictConfig, choices: Any, out: Path | None) -> None:
             options = kwargs.pop(group, None)
             kwargs[group] = choices.get(group)
             kwargs[f"{group}_options"] = {k: v for k, v in (options or {}).items() if not k.startswith("_")}
-    step(**{k: typed(k, v, hint) for k, v, hint in zip(kwargs, kwargs.values(), _hints(step, kwargs), strict=True)})
+    result = step(
+        **{k: typed(k, v, hint) for k, v, hint in zip(kwargs, kwargs.values(), _hints(step, kwargs), strict=True)}
+    )
+    if isinstance(result, Result):
+        print(result)
 
 
 def _hints(step: Any, keys: Iterable[str]) -> Iterator[Any]:
