@@ -28,7 +28,7 @@ from medssl.evals.metrics.metrics import MEAN
 from medssl.evals.stats.bootstrap import paired, score_seeds
 from medssl.evals.stats.significance import holm
 from medssl.evals.stats.table import table
-from medssl.losses.target_losses import classes
+from medssl.losses.target_losses import classification
 from medssl.store.resampled import ResampledScans
 from medssl.tasks.supervised import Supervised
 from medssl.train.optim import Optim
@@ -107,7 +107,7 @@ def encoders(widths: list[int], seeds: list[int], modern: bool) -> list[MLP]:
 def pretrain(nets: list[MLP], arm: Arm, data: Digits, seeds: list[int], epochs: int, batch: int) -> None:
     """Every layer for `epochs`, in place."""
     spec = {k: v for k, v in catalog.load("method", arm.method).items() if k != "_run_"} | arm.options
-    kind = {"target_loss": classes(10)} if catalog.takes(spec, "target_loss") == "yes" else {}
+    kind = {"target_loss": classification(10)} if catalog.takes(spec, "target_loss") == "yes" else {}
     methods = [catalog.build(spec | kind, encoder=net) for net in nets]
     train_seeds(
         methods, data.resampled, data.train, plain(),
@@ -124,7 +124,7 @@ def finetune(
     heads = []
     for net, seed in zip(nets, seeds, strict=True):
         torch.manual_seed(seed)
-        heads.append(Supervised(net, classes(10)))
+        heads.append(Supervised(net, classification(10)))
     x, y = data.standardised(data.resampled.array[data.val]), data.y[data.val]
     least, at, best = [2.0] * len(nets), [0] * len(nets), [deepcopy(m.state_dict()) for m in heads]
     per_epoch = len(data.train) // batch

@@ -27,7 +27,7 @@ from mnist import part
 from medssl import catalog
 from medssl.evals.embed import evaluating
 from medssl.evals.probes.retrieval import retrieve
-from medssl.losses.target_losses import classes
+from medssl.losses.target_losses import classification
 from medssl.store.resampled import ResampledScans
 from medssl.train.log import Log
 from medssl.train.loop import train
@@ -123,7 +123,7 @@ def taught(
     spec |= {k: v for k, v in {"positives": "label", "out": 128, "hidden": 256}.items() if k in spec} | options
     torch.manual_seed(seed)
     encoder = catalog.build(catalog.spec("encoder", "cnn", widths=given.widths), channels=1, size=resampled.size)
-    method = catalog.build(spec, encoder=encoder, target_loss=classes(len(digits)))
+    method = catalog.build(spec, encoder=encoder, target_loss=classification(len(digits)))
     method.views = 1
     targets = np.searchsorted(digits, y)
     with tempfile.TemporaryDirectory() as scratch:

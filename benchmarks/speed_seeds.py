@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 
 from medssl import catalog
 from medssl.encoders.mlp import MLP
-from medssl.losses.target_losses import classes
+from medssl.losses.target_losses import classification
 from medssl.methods.base import Method
 from medssl.methods.layerwise.greedy_ae import GreedyAE
 from medssl.store.resampled import ResampledScans
@@ -34,7 +34,7 @@ SIZE, SCANS = (28, 28), 10000
 
 def supervised(seed: int) -> Method:
     torch.manual_seed(seed)
-    return Supervised(MLP(1, SIZE), classes(10))
+    return Supervised(MLP(1, SIZE), classification(10))
 
 
 def denoising(seed: int) -> Method:

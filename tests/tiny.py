@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from medssl import catalog
-from medssl.losses.target_losses import classes
+from medssl.losses.target_losses import classification
 from medssl.rng import Key
 from medssl.store.resampled import ResampledScans
 
@@ -40,7 +40,7 @@ def method(
     torch.manual_seed(0)
     model = catalog.build(catalog.spec("encoder", encoder, **SMALL[encoder]), channels=channels, size=(size,) * dims)
     if catalog.takes(spec, "target_loss") != "no":
-        spec = {"target_loss": classes(2)} | spec
+        spec = {"target_loss": classification(2)} | spec
     return catalog.build(spec, encoder=model)
 
 

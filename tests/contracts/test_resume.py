@@ -21,8 +21,8 @@ from medssl.train.optim import Optim
 
 STEPS = 12
 LABELLED = {  # what is trained on labels: the kind of task, and a target per scan
-    "classes": (target_losses.classes(2), lambda n: torch.arange(n) % 2),
-    "labels": (target_losses.labels(3), lambda n: torch.tensor([[0, 1, torch.nan], [1, 0, 1.0]]).repeat(n // 2, 1)),
+    "classification": (target_losses.classification(2), lambda n: torch.arange(n) % 2),
+    "multilabel": (target_losses.multilabel(3), lambda n: torch.tensor([[0, 1, torch.nan], [1, 0, 1.0]]).repeat(n // 2, 1)),
 }
 EVERYTHING = [*tiny.METHODS, *LABELLED]
 
@@ -38,7 +38,7 @@ def go(
         kind, truth = LABELLED[name]
         encoder = tiny.method("simclr").encoder
         torch.manual_seed(0)
-        method = supervised.Supervised(encoder, kind, blocks=1 if name == "labels" else None)
+        method = supervised.Supervised(encoder, kind, blocks=1 if name == "multilabel" else None)
         targets = truth(len(resampled.array))
     else:
         method = tiny.method(name)

@@ -9,7 +9,7 @@ import medssl
 import tiny
 from medssl.errors import UserError
 from medssl.losses.supervised import sure_of
-from medssl.losses.target_losses import classes, labels, ordinal, survival, value
+from medssl.losses.target_losses import classification, multilabel, ordinal, regression, survival
 from medssl.methods.base import Clock
 from medssl.pretraining.pretrain_targets import PretrainTargets
 from medssl.store.store import Store
@@ -87,17 +87,17 @@ def test_pseudo_labels_use_the_other_view_and_the_threshold():
     expected = F.cross_entropy(scores[known], batch["target"][known]) + 2 * F.cross_entropy(scores, guess.argmax(1))
     assert out["sure"].item() == 1.0  # of two classes one always has a half
     assert out["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
-    with pytest.raises(UserError, match="task=classes"):
-        tiny.method("pseudo_labels", target_loss=labels(2))
+    with pytest.raises(UserError, match="task=classification"):
+        tiny.method("pseudo_labels", target_loss=multilabel(2))
 
 
 @pytest.mark.parametrize(
     ("kind", "target", "unknown"),
     [
-        (classes(3), torch.tensor([0, 2, 1, 1]), -1),
+        (classification(3), torch.tensor([0, 2, 1, 1]), -1),
         (ordinal(3), torch.tensor([0, 2, 1, 1]), -1),
-        (value(2.0, 1.5), torch.tensor([0.0, 2.0, 5.0, 1.0]), torch.nan),
-        (labels(2), torch.tensor([[0.0, 1.0], [1.0, torch.nan], [1, 1], [0, 0]]), torch.nan),
+        (regression(2.0, 1.5), torch.tensor([0.0, 2.0, 5.0, 1.0]), torch.nan),
+        (multilabel(2), torch.tensor([[0.0, 1.0], [1.0, torch.nan], [1, 1], [0, 0]]), torch.nan),
         (survival(), torch.tensor([[3.0, 1.0], [2, 0], [5, 1], [1, 1]]), torch.nan),
     ],
 )

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import tiny
 from medssl.errors import UserError
 from medssl.losses.regression import jacobian_norm
-from medssl.losses.target_losses import classes
+from medssl.losses.target_losses import classification
 from medssl.methods.base import Clock
 from medssl.rng import Key
 
@@ -114,5 +114,5 @@ def test_greedy_supervised_freezes_what_is_below(encoder):
 
 
 def test_a_head_for_every_kind_of_label():
-    method = tiny.method("greedy_supervised", target_loss=classes(3))
+    method = tiny.method("greedy_supervised", target_loss=classification(3))
     assert method.heads[0].weight.shape == (3, 32)

@@ -383,7 +383,7 @@ def test_similarity_of_levels_and_numbers():
     assert counted.tolist() == [[True] * 3 + [False]] * 3 + [[False] * 3 + [True]]
     batch["target"] = torch.tensor([10.0, 13.0, 30.0, torch.nan])
     method = tiny.method(
-        "similarity", learn="regression", positives="label", target_loss=target_losses.value(12.0, 3.0), reach=2.0
+        "similarity", learn="regression", positives="label", target_loss=target_losses.regression(12.0, 3.0), reach=2.0
     )
     alike, counted = method.pairs(batch)
     torch.testing.assert_close(alike[:3, :3], torch.tensor([[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]]), rtol=1e-5, atol=1e-6)
@@ -415,7 +415,7 @@ def test_similarity_learns_to_tell_classes(learn):
     ("name", "options", "words"),
     [
         ("supcon", {"target_loss": None}, "name the label column with target=…"),
-        ("triplet", {"positives": "label", "target_loss": target_losses.value(0.0, 1.0)}, "gives value; use a class"),
+        ("triplet", {"positives": "label", "target_loss": target_losses.regression(0.0, 1.0)}, "gives regression; use a class"),
         ("contrastive", {"positives": "patients"}, "Did you mean 'patient'"),
         ("lifted", {"distance": "manhatten"}, "Did you mean 'manhattan'"),
         ("lifted", {"margin": 0.0}, "margin must be positive"),
@@ -423,7 +423,7 @@ def test_similarity_learns_to_tell_classes(learn):
         ("npairs", {"norm_weight": -1.0}, "norm_weight"),
         ("multi_similarity", {"beta": 0.0}, "beta must be positive"),
         ("supcon", {"temperature": 0.0}, "temperature must be positive"),
-        ("arcface", {"target_loss": target_losses.labels(3)}, "gives labels; use a class"),
+        ("arcface", {"target_loss": target_losses.multilabel(3)}, "gives multilabel; use a class"),
         ("arcface", {"margin": 95.0}, "degrees"),
         ("cosface", {"scale": 0.0}, "scale be positive"),
         ("proxy_anchor", {"alpha": -1.0}, "alpha be positive"),

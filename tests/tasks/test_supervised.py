@@ -51,7 +51,7 @@ def test_unknown_labels_are_nan_in_a_batch():
     scores = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
     target = torch.tensor([[1.0, torch.nan], [0.0, 1.0]])
     want = (-math.log(sigmoid(2.0)) - math.log(sigmoid(-0.5))) / 2 - math.log(sigmoid(3.0))
-    assert target_losses.labels(2).loss(scores, target).item() == pytest.approx(want / 2, rel=1e-5)
+    assert target_losses.multilabel(2).loss(scores, target).item() == pytest.approx(want / 2, rel=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
@@ -71,7 +71,7 @@ def test_levels_are_reached_one_by_one(rows, level):
 def test_huber_is_its_closed_form_in_standard_deviations_of_the_target():
     d = torch.tensor([0.0, 0.5, -0.5, 1.0, -3.0])
     assert huber(d, torch.zeros(5)).item() == pytest.approx((0.125 + 0.125 + 0.5 + 2.5) / 5)
-    kind = target_losses.value(50.0, 10.0)
+    kind = target_losses.regression(50.0, 10.0)
     assert kind.loss(torch.tensor([[0.5]]), torch.tensor([60.0])).item() == pytest.approx(0.125)
     assert kind.predict(torch.tensor([[0.5], [-1.0]])).tolist() == [55.0, 40.0]
 
@@ -108,10 +108,10 @@ def test_a_batch_without_events_teaches_nothing():
 LARGE = (np.arange(48) % 2).astype(np.int64)  # of tiny.canvas: discs of two sizes
 THIRDS = np.where(np.arange(48) % 4 == 3, 2, LARGE)  # the third level looks like the second
 KINDS = {
-    "classes": (target_losses.classes(2), 1 - LARGE),
-    "labels": (target_losses.labels(2), np.stack([LARGE, np.where(np.arange(48) < 8, np.nan, 1 - LARGE)], 1)),
+    "classes": (target_losses.classification(2), 1 - LARGE),
+    "labels": (target_losses.multilabel(2), np.stack([LARGE, np.where(np.arange(48) < 8, np.nan, 1 - LARGE)], 1)),
     "ordinal": (target_losses.ordinal(3), THIRDS),
-    "value": (target_losses.value(31.0, 20.0), LARGE * 40.0 + 11),
+    "value": (target_losses.regression(31.0, 20.0), LARGE * 40.0 + 11),
     "survival": (target_losses.survival(), np.stack([5.0 + 3 * LARGE, (np.arange(48) % 5 > 0)], 1)),
 }
 
@@ -145,7 +145,7 @@ def test_every_kind_learns_and_predicts_as_its_metric_wants(task, tmp_path):
 def test_a_head_alone_stands_on_standardised_features():
     """The scale and place of frozen features are no advantage, and the head that is handed over takes them as they are."""
     torch.manual_seed(0)
-    method = supervised.Supervised(CNN(1, (16, 16), widths=(8,)), target_losses.classes(2), blocks=0)
+    method = supervised.Supervised(CNN(1, (16, 16), widths=(8,)), target_losses.classification(2), blocks=0)
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(2)) * torch.logspace(-1, 1, 8) + 5
     method.train()
     for _ in range(200):
@@ -154,7 +154,7 @@ def test_a_head_alone_stands_on_standardised_features():
     torch.testing.assert_close(seen.var(0), torch.ones(8), atol=2e-2, rtol=0)
     weight, bias = method.eval().linear()
     torch.testing.assert_close(x @ weight.T + bias, method.head(method.norm(x)), atol=1e-4, rtol=1e-4)
-    whole = supervised.Supervised(CNN(1, (16, 16), widths=(8,)), target_losses.classes(2))
+    whole = supervised.Supervised(CNN(1, (16, 16), widths=(8,)), target_losses.classification(2))
     weight, bias = whole.linear()
     assert torch.equal(weight, whole.head.weight)
     assert torch.equal(bias, whole.head.bias)

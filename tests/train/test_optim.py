@@ -14,7 +14,7 @@ from medssl.encoders.cnn import CNN
 from medssl.encoders.timm2d import TimmEncoder
 from medssl.encoders.vit import ViT
 from medssl.errors import UserError
-from medssl.losses.target_losses import classes
+from medssl.losses.target_losses import classification
 from medssl.tasks.supervised import Supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
@@ -62,7 +62,7 @@ def test_rates_are_those_of_timm(model):
     names = {id(p): n for n, p in theirs.named_parameters()}
     groups = param_groups_layer_decay(theirs, weight_decay=0.1, layer_decay=0.7)
     want = {names[id(p)]: (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
-    method = Supervised(TimmEncoder(1, (160, 160), model), classes(2))
+    method = Supervised(TimmEncoder(1, (160, 160), model), classification(2))
     got = scales(Optim(layer_decay=0.7, weight_decay=0.1).build(method), method)
     head = {n: v for n, v in got.items() if n.startswith("head.")}
     mine = {n.removeprefix("encoder.net."): v for n, v in got.items() if n not in head}
@@ -77,7 +77,7 @@ def test_rates_are_those_of_timm(model):
 
 
 def test_rates_of_our_own_encoders_are_the_closed_form():
-    method = Supervised(ViT(1, (16, 16), patch=4, dim=24, depth=3, heads=2), classes(2))
+    method = Supervised(ViT(1, (16, 16), patch=4, dim=24, depth=3, heads=2), classification(2))
     got = {n: s for n, (s, _) in scales(Optim(layer_decay=0.5).build(method), method).items()}
     assert {s for n, s in got.items() if n.startswith("encoder.embed")} == {0.5**4}
     for i in range(3):
@@ -89,7 +89,7 @@ def test_rates_of_our_own_encoders_are_the_closed_form():
 def one_step(folder, layer_decay, blocks=None, steps=1):
     """How far each weight of a small network moves."""
     torch.manual_seed(0)
-    method = Supervised(CNN(1, (16, 16), widths=(4, 8, 8)), classes(2), blocks)
+    method = Supervised(CNN(1, (16, 16), widths=(4, 8, 8)), classification(2), blocks)
     before = {n: p.detach().clone() for n, p in method.named_parameters()}
     resampled = tiny.resampled(16)
     train(
@@ -133,4 +133,4 @@ def test_what_cannot_work_is_refused():
             Optim(layer_decay=bad)
     for bad in (-1, 5):
         with pytest.raises(UserError, match="CNN has 4; give 0 to 4"):
-            Supervised(CNN(1, (16, 16)), classes(2), bad)
+            Supervised(CNN(1, (16, 16)), classification(2), bad)

@@ -45,7 +45,7 @@ OPTIMS = {
 def method(name: str, weights: int, encoder: str | None = None, **options):
     """With initial weights of its own."""
     if name == "supervised":
-        made = Supervised(tiny.method("greedy_ae").encoder, target_losses.classes(2), **options)
+        made = Supervised(tiny.method("greedy_ae").encoder, target_losses.classification(2), **options)
     else:
         made = tiny.method(name, encoder=encoder, **options)
     torch.manual_seed(weights)
@@ -172,16 +172,16 @@ class Begun(Supervised):
     """Has a flag, which is not the same in all."""
 
     def __init__(self, weights: int):
-        super().__init__(MLP(1, (16, 16), (8,)), target_losses.classes(2))
+        super().__init__(MLP(1, (16, 16), (8,)), target_losses.classification(2))
         self.register_buffer("begun", torch.tensor(weights == 1))
 
 
 def _on_cnn(s: int) -> Supervised:
-    return Supervised(CNN(1, (16, 16), (8,), "group"), target_losses.classes(2))
+    return Supervised(CNN(1, (16, 16), (8,), "group"), target_losses.classification(2))
 
 
 def _of(kind: type, **options):
-    return lambda s: kind(MLP(1, (16, 16), (8,)), target_losses.classes(2), **options)
+    return lambda s: kind(MLP(1, (16, 16), (8,)), target_losses.classification(2), **options)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def _of(kind: type, **options):
         (lambda s: method("simclr", s, "mlp"), {}, "batch statistics"),
         (_of(Supervised, blocks=0), {}, "batch statistics"),
         (_of(Drops), {}, "one by one: vmap: called random operation"),
-        (lambda s: Supervised(MLP(1, (16, 16), (8 + s,)), target_losses.classes(2)), {}, "one size"),
+        (lambda s: Supervised(MLP(1, (16, 16), (8 + s,)), target_losses.classification(2)), {}, "one size"),
         (Begun, {}, "only when all have begun or none"),
         (_of(Supervised), {"targets": None}, "give targets"),
         (_of(Supervised), {"targets": np.where(LABELS, -1, LABELS)}, "known labels only"),

@@ -47,18 +47,18 @@ class TargetLoss:
         return self.loss(scores[known], target[known]) * share(known.sum())
 
 
-def classes(n: int) -> TargetLoss:
+def classification(n: int) -> TargetLoss:
     """Target (B,) int64 in [0, n); cross-entropy; probabilities (N, n)."""
-    return TargetLoss(n, cross_entropy, lambda scores: scores.softmax(1), "classes")
+    return TargetLoss(n, cross_entropy, lambda scores: scores.softmax(1), "classification")
 
 
-def labels(n: int) -> TargetLoss:
+def multilabel(n: int) -> TargetLoss:
     """Target (B, n) 1, 0, or nan where unknown; binary cross-entropy of what is known; probabilities (N, n)."""
 
     def loss(scores: Tensor, target: Tensor) -> Tensor:
         return known_labels(scores, target.nan_to_num(0), ~target.isnan())
 
-    return TargetLoss(n, loss, torch.sigmoid, "labels")
+    return TargetLoss(n, loss, torch.sigmoid, "multilabel")
 
 
 def ordinal(n: int) -> TargetLoss:
@@ -66,13 +66,13 @@ def ordinal(n: int) -> TargetLoss:
     return TargetLoss(n - 1, continuation, continuation_probabilities, "ordinal")
 
 
-def value(mean: float, std: float) -> TargetLoss:
+def regression(mean: float, std: float) -> TargetLoss:
     """Target (B,) numbers, standardised by those of the training scans; Huber's loss; numbers (N,) in their own unit."""
 
     def loss(scores: Tensor, target: Tensor) -> Tensor:
         return huber(scores[:, 0], (target - mean) / std)
 
-    return TargetLoss(1, loss, lambda scores: scores[:, 0] * std + mean, "value")
+    return TargetLoss(1, loss, lambda scores: scores[:, 0] * std + mean, "regression")
 
 
 def survival() -> TargetLoss:
@@ -85,7 +85,7 @@ def survival() -> TargetLoss:
 def target_loss_for(task: str, y: np.ndarray, width: int) -> TargetLoss:
     """The kind for a task of `medssl.evals.metrics.metrics` and the training truth y (N, …), with `width` columns predicted."""
     if task == "value":
-        return value(float(y.mean()), float(y.std()))
+        return regression(float(y.mean()), float(y.std()))
     if task == "survival":
         return survival()
-    return {"classes": classes, "labels": labels, "ordinal": ordinal}[task](width)
+    return {"classes": classification, "labels": multilabel, "ordinal": ordinal}[task](width)

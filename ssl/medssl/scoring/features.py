@@ -138,7 +138,7 @@ def supervised(
     """The run's own encoder trained on labels from scratch with the run's own views, steps and batch: probabilities."""
     views, batch, seed = spec_of("augment", resolved["augment"]), min(resolved["batch"], len(rows)), resolved["seed"]
     optim = Optim(lr=1e-3, weight_decay=1e-2)
-    encoder, kind = fresh(resolved, card), target_losses.classes(classes)
+    encoder, kind = fresh(resolved, card), target_losses.classification(classes)
     method = learn(
         encoder, card, kind, store, rows, y, work,
         views=views, steps=resolved["steps"], batch=batch, seed=seed, device=device, optim=optim,

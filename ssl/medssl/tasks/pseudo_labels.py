@@ -26,9 +26,9 @@ class PseudoLabels(Method):
 
     def __init__(self, encoder: Any, threshold: float, weight: float, target_loss: TargetLoss):
         super().__init__()
-        if target_loss.name != "classes":
+        if target_loss.name != "classification":
             raise UserError(
-                f"pseudo_labels guesses classes, and the target is of kind {target_loss.name}; use task=classes"
+                f"pseudo_labels guesses classes, and the target is of kind {target_loss.name}; use task=classification"
             )
         if not 0 <= threshold < 1 or weight < 0:
             raise UserError(

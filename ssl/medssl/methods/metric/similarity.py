@@ -55,14 +55,14 @@ class Similarity(Method):
             learn == "regression"
             and positives == "label"
             and target_loss is not None
-            and target_loss.name in ("ordinal", "value")
+            and target_loss.name in ("ordinal", "regression")
         ):
             std = (
                 float(target_loss.predict(torch.ones(1, 1)) - target_loss.predict(torch.zeros(1, 1)))
-                if target_loss.name == "value"
+                if target_loss.name == "regression"
                 else 0
             )
-            self.target, self.far = "label", reach * std if target_loss.name == "value" else target_loss.outputs
+            self.target, self.far = "label", reach * std if target_loss.name == "regression" else target_loss.outputs
         else:
             self.target = target_of(positives, target_loss)
         if learn == "classification":

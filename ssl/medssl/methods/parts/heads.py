@@ -41,7 +41,7 @@ def target_of(positives: str, target_loss: Any) -> str:
         raise UserError(f"method.positives is {positives!r}.{nearest(positives, POSITIVES)}")
     if positives == "label" and target_loss is None:
         raise UserError("method.positives=label takes scans of one class; name the label column with target=…")
-    if positives == "label" and target_loss.name != "classes":
+    if positives == "label" and target_loss.name != "classification":
         raise UserError(
             f"method.positives=label takes scans of one class, and target=… gives {target_loss.name}; use a class"
         )
