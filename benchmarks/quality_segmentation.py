@@ -54,9 +54,9 @@ def main() -> None:
         for method in given.methods:
             start = time.perf_counter()
             run = medssl.pretrain(
-                store, work / method, method=method, encoder="cnn", encoder_options={"widths": given.widths}, augment=given.recipe,
-                size=given.size, spacing=given.spacing, steps=given.pretrain_steps, batch=given.pretrain_batch,
-                monitor_every=0,
+                store, work / method, method=method, encoder="cnn", encoder_options={"widths": given.widths},
+                augment=given.recipe, size=given.size, spacing=given.spacing, steps=given.pretrain_steps,
+                batch=given.pretrain_batch, monitor_every=0,
             )  # fmt: skip
             print(f"{method}: pretrained in {time.perf_counter() - start:.0f} s, load {_load()}", flush=True)
             start = time.perf_counter()

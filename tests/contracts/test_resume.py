@@ -22,7 +22,10 @@ from medssl.train.optim import Optim
 STEPS = 12
 LABELLED = {  # what is trained on labels: the kind of task, and a target per scan
     "classification": (target_losses.classification(2), lambda n: torch.arange(n) % 2),
-    "multilabel": (target_losses.multilabel(3), lambda n: torch.tensor([[0, 1, torch.nan], [1, 0, 1.0]]).repeat(n // 2, 1)),
+    "multilabel": (
+        target_losses.multilabel(3),
+        lambda n: torch.tensor([[0, 1, torch.nan], [1, 0, 1.0]]).repeat(n // 2, 1),
+    ),
 }
 EVERYTHING = [*tiny.METHODS, *LABELLED]
 

@@ -415,7 +415,11 @@ def test_similarity_learns_to_tell_classes(learn):
     ("name", "options", "words"),
     [
         ("supcon", {"target_loss": None}, "name the label column with target=…"),
-        ("triplet", {"positives": "label", "target_loss": target_losses.regression(0.0, 1.0)}, "gives regression; use a class"),
+        (
+            "triplet",
+            {"positives": "label", "target_loss": target_losses.regression(0.0, 1.0)},
+            "gives regression; use a class",
+        ),
         ("contrastive", {"positives": "patients"}, "Did you mean 'patient'"),
         ("lifted", {"distance": "manhatten"}, "Did you mean 'manhattan'"),
         ("lifted", {"margin": 0.0}, "margin must be positive"),

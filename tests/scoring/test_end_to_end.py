@@ -190,8 +190,8 @@ def test_collapse_is_said_in_words(tmp_path, capsys):
         Image.fromarray(picture).save(tmp_path / "scans" / f"{i}.png")
     medssl.ingest(tmp_path / "scans", tmp_path / "store", key=tiny.secret(tmp_path / "key"))
     medssl.pretrain(
-        tmp_path / "store", tmp_path / "run", encoder="mlp", encoder_options={"widths": [16]}, augment="plain", steps=50, batch=32,
-        log_every=1,
+        tmp_path / "store", tmp_path / "run", encoder="mlp", encoder_options={"widths": [16]}, augment="plain", steps=50,
+        batch=32, log_every=1,
     )  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert "collapsed" in rows[4]["warning"]

@@ -220,8 +220,9 @@ def test_the_loop_hands_over_masks_that_lie_on_their_views(tmp_path):
     method = Watch()
     recipe = catalog.build(catalog.load("augment", "crop") | {"crop_scale": [0.3, 0.6]}, size=(16, 16))
     train(
-        Fabric(accelerator="cpu", devices=1), method, resampled, np.arange(48), recipe, tmp_path / "c", Log(tmp_path, "jsonl", {}),
-        steps=3, batch=16, seed=0, optim=Optim(), targets=(resampled.array[:, 0] > 120).astype(np.uint8),
+        Fabric(accelerator="cpu", devices=1), method, resampled, np.arange(48), recipe, tmp_path / "c",
+        Log(tmp_path, "jsonl", {}), steps=3, batch=16, seed=0, optim=Optim(),
+        targets=(resampled.array[:, 0] > 120).astype(np.uint8),
     )  # fmt: skip
     assert len(method.found) == 3
     assert min(method.found) > 0.9

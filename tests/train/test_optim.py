@@ -93,8 +93,9 @@ def one_step(folder, layer_decay, blocks=None, steps=1):
     before = {n: p.detach().clone() for n, p in method.named_parameters()}
     resampled = tiny.resampled(16)
     train(
-        Fabric(accelerator="cpu"), method, resampled, np.arange(16), catalog.build(catalog.spec("augment", "plain"), size=(16, 16)),
-        folder / "c", Log(folder, "jsonl", {}), steps=steps, batch=16, seed=0, targets=np.arange(16) % 2, quiet=True,
+        Fabric(accelerator="cpu"), method, resampled, np.arange(16),
+        catalog.build(catalog.spec("augment", "plain"), size=(16, 16)), folder / "c", Log(folder, "jsonl", {}),
+        steps=steps, batch=16, seed=0, targets=np.arange(16) % 2, quiet=True,
         optim=Optim("sgd", lr=1.0, momentum=0.0, weight_decay=0.0, warmup=0.0, clip=1e9, layer_decay=layer_decay),
     )  # fmt: skip
     return method, {n: p.detach() - before[n] for n, p in method.named_parameters()}

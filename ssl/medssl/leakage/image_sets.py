@@ -138,7 +138,7 @@ class Images:
         return found is not None and found.resampled is not None
 
     def weigh(self, a: Sequence[str], b: str) -> tuple[NDArray[np.floating], NDArray[np.floating], int]:
-        """`small_images.evidence` that the tiny image b shows the scan of each of the tiny images `a`; rings of the poorest of them."""
+        """`small_images.evidence` that tiny image b shows the scan of each tiny image of `a`; rings of the poorest of them."""
         image, some, own = self._read(b), [self._resampled(h) for h in a], self._resampled(b)
         assert image is not None
         shift = (self._shifts(b) @ np.stack([self._outline(h) for h in a]).T).argmax(0)

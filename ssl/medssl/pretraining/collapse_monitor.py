@@ -38,12 +38,10 @@ ACTIONS = ("warn", "stop", "rollback")
 class CollapseMonitor:
     """Called by the loop as monitor(method, rows logged so far) -> scalars for the log, a warning, and what to do.
 
-    Label-free measures (`evals.label_free.quality`) of a panel of held-out scans that never changes; where the store has labels, kNN
-    AUROC with its interval on held-out scans, for the first label; and causes of collapse (`evals.label_free.collapse`). Validation
-    patients only, never the test. What it says at a step depends on the weights and the log at that step alone, so a run
-    that was stopped and goes on says the same.
-
-    An alarm is printed, is the "warning" of its row, and goes to RUN/alarm.json with the names of the step's batch. With
+    Label-free measures (`evals.label_free.quality`) of a panel of held-out scans that never changes; where the store has labels,
+    kNN AUROC with its interval on held-out scans, for the first label; and causes of collapse
+    (`evals.label_free.collapse`). Validation patients only, never the test. What it says at a step depends on the weights and
+    the log at that step alone, so a run that was stopped and goes on says the same.
     on_collapse=stop it ends the run; with rollback it ends the run too, and `fall_back` hands over the encoder of the last
     look without an alarm, which the loop keeps in checkpoints/healthy.ckpt.
     """

@@ -71,8 +71,8 @@ class FinetuneRuns:
         if not done.exists() or (keep and not (folder / "encoder.json").exists()):
             part, fit = self.splits.train.take(draw.rows), self.fit
             method = features.learn(
-                row.start(), self.card, target_loss_for(task, part.y, self.splits.target.width), part.store, part.rows, part.y, folder,
-                views=fit.views, steps=fit.steps, batch=min(fit.batch, len(part)), seed=draw.seed, device=fit.device,
+                row.start(), self.card, target_loss_for(task, part.y, self.splits.target.width), part.store, part.rows, part.y,
+                folder, views=fit.views, steps=fit.steps, batch=min(fit.batch, len(part)), seed=draw.seed, device=fit.device,
                 optim=row.optim, blocks=row.blocks, save_every=self.save_every,
             )  # fmt: skip
             p = features.predictor(method, self.card, fit.device)(test.store, test.rows)

@@ -50,7 +50,7 @@ def linear(
     seed: int = 0,
     device: str = "cpu",
 ) -> dict[str, list[list[np.ndarray]]]:
-    """Budget -> draw -> predictions for each of `tests`; the penalty is chosen on validation patients, see `evals.probes.linear`."""
+    """Budget -> draw -> predictions for each of `tests`; penalties by validation patients, see `evals.probes.linear`."""
     train, val, target = splits.train, splits.val, splits.target
     subsets = {"all": None} if subsets is None else subsets
     x = source(train.store, train.rows)

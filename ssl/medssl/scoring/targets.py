@@ -1,7 +1,7 @@
 """What is true of a scan: columns of a store as the numbers that a kind of task is scored on.
 
-The kinds are those of `medssl.evals.metrics.metrics`: classes, labels (several findings, each there, not there or unknown), ordinal
-(levels with an order), value (a number) and survival (a time, and whether the event came).
+The kinds are those of `medssl.evals.metrics.metrics`: classes, labels (several findings, each there, not there or unknown),
+ordinal (levels with an order), value (a number) and survival (a time, and whether the event came).
 """
 
 import math

@@ -49,8 +49,8 @@ def audit(
     """Look for shortcuts in the linear probe's score of `target`; prints tables and sentences, and returns what was found.
 
     For every fact: how well the frozen features tell it, beside raw pixels and the untrained encoder; how it goes with the
-    target; and what is left of the score with the fact regressed out, within the fact, and balanced (`evals.explain.shortcuts`). A
-    sentence of each claims what intervals over patients show. Facts that cannot be audited are listed with the reason. Where
+    target; and what is left of the score with the fact regressed out, within the fact, and balanced (`evals.explain.shortcuts`).
+    A sentence of each claims what intervals over patients show. Facts that cannot be audited are listed with the reason. Where
     there are several sites, each is also tested by a probe that was fitted without it. Added to RUN/audit.json.
 
     Args:

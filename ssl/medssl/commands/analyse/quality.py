@@ -50,7 +50,8 @@ def quality(
 ) -> dict[str, Any]:
     """Measure encoders without labels, and say which measure orders runs as their probe scores do.
 
-    With `run`: prints every measure of `evals.label_free.quality` of its encoder on a fixed panel of held-out scans and views of them,
+    With `run`: prints every measure of `evals.label_free.quality` of its encoder on a fixed panel of held-out scans and
+    views of them,
     each with its interval over patients, and on half of the patients (what that changes is what the number of scans does);
     writes RUN/quality.json and returns it. With `runs`: measures those that are not measured on this panel yet (`store` is
     needed for that alone) and prints the rank correlation over runs of each measure with the runs' own probe scores, as they

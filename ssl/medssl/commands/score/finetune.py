@@ -56,7 +56,8 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune the encoder of a run on budgets of labels; prints a table, adds it to RUN/scores.json and returns it.
 
-    Each budget is drawn `draws` times from the training patients (`medssl.evals.stats.label_subsets`), and what is trained is trained on
+    Each budget is drawn `draws` times from the training patients (`medssl.evals.stats.label_subsets`), and what is trained
+    is trained on
     every draw with the same steps, batch, rates and views. What counts is the encoder after the last step: no step is chosen
     on validation patients, and nothing on test patients. Intervals are over test patients and draws; "minus run" is the
     paired difference of the first metric to the run's own row, over the same draws.

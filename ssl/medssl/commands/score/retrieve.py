@@ -32,8 +32,8 @@ def retrieve(
     """Score the frozen encoder of a run as a search engine; prints a table, adds it to RUN/scores.json and returns it.
 
     Every test scan searches the `gallery` (the training scans, or the other test scans) by cosine similarity, never among its own
-    patient's. See `medssl.evals.probes.retrieval` for the three measures; their means have intervals over the patients of the queries,
-    the gallery being as it is. Scans are relevant when they are of one class, or share a finding.
+    patient's. See `medssl.evals.probes.retrieval` for the three measures; their means have intervals over the patients of
+    the queries, the gallery being as it is. Scans are relevant when they are of one class, or share a finding.
 
     Raises UserError as `medssl.probe` does, and when no query has anything to be found.
     """

@@ -27,7 +27,8 @@ def survive(
 ) -> dict[str, Any]:
     """Score the frozen encoder of a run by Harrell's concordance; prints a table, adds it to RUN/scores.json and returns it.
 
-    A ridge Cox model (`medssl.evals.probes.cox`) is fitted on the training patients and its penalty chosen on the validation patients.
+    A ridge Cox model (`medssl.evals.probes.cox`) is fitted on the training patients and its penalty chosen on the
+    validation patients.
 
     Args:
         run: a finished run folder.

@@ -41,8 +41,8 @@ def transfer(
 
     One model for each kind of features: fitted, and its penalty chosen, on the first store alone. "lost" is the value at home
     minus the value there, its interval from two independent bootstraps over patients; "minus run" is paired, on the same
-    patients. For the run's own row the subgroups of the other hospital follow (`scoring.clinical`): where a score lives off a fact,
-    it falls within it.
+    patients. For the run's own row the subgroups of the other hospital follow (`scoring.clinical`): where a score lives off a
+    fact, it falls within it.
 
     Args:
         run: a finished run folder.
