@@ -6,7 +6,7 @@ import os
 import nbformat
 import pytest
 from nbconvert.preprocessors import ExecutePreprocessor
-from test_report import make_run, make_store
+from reporting.test_report import make_run, make_store
 
 from conftest import ROOT
 

@@ -42,6 +42,8 @@ class CollapseMonitor:
     kNN AUROC with its interval on held-out scans, for the first label; and causes of collapse
     (`evals.label_free.collapse`). Validation patients only, never the test. What it says at a step depends on the weights and
     the log at that step alone, so a run that was stopped and goes on says the same.
+
+    An alarm is printed, is the "warning" of its row, and goes to RUN/alarm.json with the names of the step's batch. With
     on_collapse=stop it ends the run; with rollback it ends the run too, and `fall_back` hands over the encoder of the last
     look without an alarm, which the loop keeps in checkpoints/healthy.ckpt.
     """
