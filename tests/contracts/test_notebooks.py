@@ -6,9 +6,9 @@ import os
 import nbformat
 import pytest
 from nbconvert.preprocessors import ExecutePreprocessor
-from reporting.test_report import make_run, make_store
 
 from conftest import ROOT
+from reporting.test_report import make_run, make_store
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
