@@ -59,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work, start = Path(given.work or scratch), time.perf_counter()
         for name, scans, labels in (("A", given.a, given.a_labels), ("B", given.b, given.b_labels)):
-            medssl.ingest(scans, work / name, labels=labels, site=name, recipe="xray", key=work / "key")
+            medssl.ingest(scans, work / name, labels=labels, site=name, intensity="xray", key=work / "key")
         lines = []
         for home, other in (("A", "B"), ("B", "A")):
             found: dict[tuple[str, str], list[tuple[Predictions, Predictions]]] = {}

@@ -50,7 +50,7 @@ def main() -> None:
             key = work / "key"
             key.write_text("0" * 64)  # a known key: the same split every time
             key.chmod(0o600)
-            medssl.ingest(given.source, store, key=key, recipe=given.recipe)
+            medssl.ingest(given.source, store, key=key, intensity=given.recipe)
         for method in given.methods:
             start = time.perf_counter()
             run = medssl.pretrain(

@@ -5,13 +5,13 @@ import signal
 import sys
 import time
 
-from medssl.ingest.supervisor import HEAD, limit, receive, send
+from medssl.ingestion.worker_pool import HEAD, limit, receive, send
 
 
 def main():
     asks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    hello, _ = receive(asks)
-    limit(hello["memory"])
+    init_message, _ = receive(asks)
+    limit(init_message["memory"])
     send(answers, {"ready": True})
     while True:
         message, _ = receive(asks)

@@ -84,7 +84,7 @@ USAGE = [
     (["knn", "-m", "run=x", "store=y", "target=z", "k=1,2"], "-m sweeps medssl pretrain"),
     (["pretrain", "-m", "store=x", "out=y", "encoder=mlp,resnet10t"], "encoder=timm"),
     (["pretrain", "-m", "store=x", "out=y", "method=simclr,nope"], "there is no method 'nope'"),
-    (["ingest", "source=x", "out=y", "recipe=xry"], "Did you mean 'xray'"),
+    (["ingest", "source=x", "out=y", "intensity=xry"], "Did you mean 'xray'"),
 ]
 
 

@@ -404,7 +404,7 @@ def test_volumes(shared, tmp_path):
         (source / kind).mkdir(parents=True)
         for path in sorted((shared / "hippocampus" / kind).glob("*.nii.gz"))[:20]:
             shutil.copy(path, source / kind)
-    medssl.ingest(source, tmp_path / "store", masks="labels", recipe="mr", key=tiny.secret(tmp_path / "key"))
+    medssl.ingest(source, tmp_path / "store", masks="labels", intensity="mr", key=tiny.secret(tmp_path / "key"))
     run = medssl.pretrain(
         tmp_path / "store", tmp_path / "run", encoder="cnn", encoder_options={"widths": [8, 16]}, size=16, steps=2, batch=8,
         monitor_every=0,

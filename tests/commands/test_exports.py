@@ -14,7 +14,7 @@ from medssl.commands.data.nifti import nifti
 from medssl.commands.data.png import cost, png
 from medssl.commands.data.shard import shard
 from medssl.errors import UserError
-from medssl.ingest.writer import StoreWriter
+from medssl.ingestion.writer import StoreWriter
 from medssl.readers import nifti as nifti_scans
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan

@@ -16,7 +16,7 @@ from medssl.commands.data.inspect import inspect, tilts
 from medssl.commands.data.rejects import rejects
 from medssl.commands.data.release import release
 from medssl.errors import UserError
-from medssl.ingest.writer import StoreWriter
+from medssl.ingestion.writer import StoreWriter
 from medssl.readers.pseudonyms import open_key
 from medssl.readers.reject_codes import remedy
 from medssl.readers.scan import Scan, Unreadable
@@ -171,9 +171,9 @@ def test_held_scans_are_left_out_until_asked_for(store, capsys):
     found = inspect(store)
     assert [(r["reason"], r["scans"]) for r in found["held back"]] == [("burned-in risk", 6)]
     assert "medssl release" in found["held back"][0]["look at them, then release them"]
-    assert by(inspect(store, held=True)["scans"], "kind")[KINDS[2]]["scans"] == 6
+    assert by(inspect(store, quarantined=True)["scans"], "kind")[KINDS[2]]["scans"] == 6
     assert by(inspect(store, where="dims == 3")["scans"], "kind")["all"]["scans"] == 12
-    with pytest.raises(UserError, match="6 are held: look at them with held=true"):
+    with pytest.raises(UserError, match="6 are held: look at them with quarantined=true"):
         inspect(store, where='modality == "US"')
     with pytest.raises(UserError, match="choose another where"):
         inspect(store, where="dims == 4")
@@ -186,7 +186,7 @@ def test_equal_pixels_are_counted_within_and_between_splits(fresh, capsys):
     other = next(i for i, s in enumerate(split) if s != "train")
     code[b] = code[other] = code[a]
     rewrite(fresh, table, "hash", code)
-    found = {r["what"]: r["count"] for r in inspect(fresh, held=True)["duplicates"]}
+    found = {r["what"]: r["count"] for r in inspect(fresh, quarantined=True)["duplicates"]}
     assert list(found.values())[:2] == [1, 1]
 
 
@@ -198,7 +198,7 @@ def rewrite(path, table, name, values):
 
 
 def test_the_sheet_shows_the_middle_slices_of_the_chosen_scans(store, tmp_path, capsys):
-    inspect(store, sheet=tmp_path / "a.png", where="dims == 3", held=True)
+    inspect(store, sheet=tmp_path / "a.png", where="dims == 3", quarantined=True)
     with Image.open(tmp_path / "a.png") as image:
         assert image.info == {}  # no metadata
         pixels = np.asarray(image.convert("RGB")).astype(float)

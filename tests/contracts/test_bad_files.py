@@ -1,7 +1,7 @@
 """Every row of the list of failures through the whole door at once: each file used rightly or refused with the right code.
 
 No file is known that kills one of the decoders in use, after tens of thousands of damaged ones; a child that dies is in
-test_supervise.py.
+test_worker_pool.py.
 """
 
 import json

@@ -19,7 +19,7 @@ from pydicom.uid import ImplicitVRLittleEndian, RLELossless
 
 import bad_files
 from bad_files import ct, data, grey, nifti, packed, picture, stored
-from medssl.ingest.supervisor import Task, WorkerPool
+from medssl.ingestion.worker_pool import Task, WorkerPool
 from medssl.readers.dicom import reader
 from medssl.readers.dicom.header import parse
 from medssl.readers.pseudonyms import Pseudonyms
@@ -190,8 +190,8 @@ def door(tmp_path_factory):
     """Asks a real child what a file is, and for its pixels when it is a slice: [(what it said, value), …]."""
     folder = tmp_path_factory.mktemp("door")
     (folder / "volumes").mkdir()
-    hello = {"key": "00" * 32, "recipe": "auto", "memory": 1 << 30, "out": str(folder)}
-    with WorkerPool(1, hello, patience=20) as children:
+    init_message = {"key": "00" * 32, "intensity": "auto", "memory": 1 << 30, "out": str(folder)}
+    with WorkerPool(1, init_message, patience=20) as children:
 
         def ask(file: bytes, name: str) -> list[tuple[str, object]]:
             path = folder / name

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import medssl
 from conftest import ROOT
 
 PACKAGE = ROOT / "ssl" / "medssl"
@@ -14,7 +15,7 @@ FLOORS = [
     {"readers", "synthetic", "losses", "encoders"},
     {"store"},
     {"leakage", "augmentations"},
-    {"ingest", "methods"},
+    {"ingestion", "methods"},
     {"tasks"},
     {"train", "evals"},
     {"runs"},
@@ -58,3 +59,8 @@ def test_help_imports_nothing_heavy(code):
     code += f"; import sys; sys.exit(', '.join(sorted({heavy} & set(sys.modules))) or 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"imported: {done.stderr}"
+
+
+def test_no_folder_has_the_name_of_a_command():
+    """`medssl.NAME` would be the function until the folder is first imported, and the folder after that."""
+    assert not {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in FILES} & set(medssl.__all__)

@@ -15,7 +15,7 @@ import tiny
 from medssl.evals.embed import standardised
 from medssl.evals.metrics.segmentation import agreement, case
 from medssl.evals.sliding_window import Grid, importance, slide, windows
-from medssl.ingest.writer import StoreWriter
+from medssl.ingestion.writer import StoreWriter
 from medssl.readers.pseudonyms import open_key
 from medssl.readers.scan import Scan
 from medssl.store.masks import as_classes, labels_in, masks_on_canvas, nearest
@@ -173,7 +173,7 @@ def drawn(tmp_path_factory):
     """Volumes of three tissues with masks that say which, of several shapes and spacings; the mask's labels are 2 and 7."""
     folder = tmp_path_factory.mktemp("drawn")
     alias = open_key(tiny.secret(folder / "key"))
-    with StoreWriter(folder / "s", alias, recipe="natural") as writer:
+    with StoreWriter(folder / "s", alias, intensity="natural") as writer:
         for k, (shape, spacing) in enumerate(
             [((24, 24, 24), (1.0,) * 3), ((12, 30, 24), (2.0, 1.0, 1.0)), ((21, 17, 40), (1.0, 1.3, 0.8))] * 2
         ):

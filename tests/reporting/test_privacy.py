@@ -223,7 +223,9 @@ def test_nothing_identifying_leaves(planted, tmp_path, capfd, monkeypatch):
     table = next(source.glob("*.csv"))
     store = f"store={out / 'store'}"
     assert run("ingest", f"source={source}", f"out={out / 'store'}", "archives=true", "aihub=auto") == 0
-    assert run("inspect", store, "held=true", f"sheet={out / 'sheet.png'}", f"privacy={out / 'privacy.html'}") == 0
+    assert (
+        run("inspect", store, "quarantined=true", f"sheet={out / 'sheet.png'}", f"privacy={out / 'privacy.html'}") == 0
+    )
     assert run("rejects", store) == 0
     assert run("nifti", store, f"out={out / 'nifti'}") == 0
     assert run("png", store, f"out={out / 'png'}", "where=modality == 'DX'", "window=auto") == 0

@@ -19,7 +19,7 @@ from PIL import Image
 
 from medssl.errors import UserError
 from medssl.evals.label_free.quality import MEASURES
-from medssl.ingest.writer import StoreWriter
+from medssl.ingestion.writer import StoreWriter
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
 from medssl.reporting import plots, words

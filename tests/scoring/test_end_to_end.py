@@ -205,7 +205,7 @@ def test_volumes_by_changing_the_store_alone(shared, tmp_path, name):
     source.mkdir()
     for path in sorted((shared / "hippocampus" / "images").glob("*.nii.gz"))[:40]:
         shutil.copy(path, source)
-    store = medssl.ingest(source, tmp_path / "store", recipe="mr", key=tiny.secret(tmp_path / "key"))
+    store = medssl.ingest(source, tmp_path / "store", intensity="mr", key=tiny.secret(tmp_path / "key"))
     assert store.dims == 3
     encoder = {"simclr": "cnn", "mae": "vit"}[name]
     small = {"cnn": {"widths": [8, 16]}, "vit": {"dim": 24, "depth": 1, "heads": 2}}[encoder]

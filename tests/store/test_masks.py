@@ -13,7 +13,7 @@ from PIL import Image
 from medssl.commands.data.ingest import ingest
 from medssl.commands.data.release import release
 from medssl.errors import UserError
-from medssl.ingest.mask_pairing import by_name, differs
+from medssl.ingestion.mask_pairing import by_name, differs
 from medssl.readers.pseudonyms import open_key
 from medssl.store.store import Store
 from tiny import secret
@@ -72,7 +72,7 @@ def hippocampus(shared, tmp_path_factory):
         (folder / "source" / part).mkdir(parents=True)
         for path in sorted((shared / "hippocampus" / part).iterdir())[:FEW]:
             shutil.copy(path, folder / "source" / part)
-    return folder, make(folder / "source", folder, recipe="mr")
+    return folder, make(folder / "source", folder, intensity="mr")
 
 
 def test_real_pairs_are_found_and_come_back_voxel_for_voxel(hippocampus):
@@ -105,18 +105,18 @@ def test_a_mask_shares_who_and_where_with_its_image_and_ties_nobody(hippocampus)
 
 def test_workers_and_a_second_ingest_leave_no_trace(hippocampus, tmp_path):
     folder, store = hippocampus
-    again = ingest(folder / "source", tmp_path / "s", key=folder / "key", workers=3, recipe="mr")
+    again = ingest(folder / "source", tmp_path / "s", key=folder / "key", workers=3, intensity="mr")
     assert again.fingerprint == store.fingerprint
     shutil.copytree(folder / "source", tmp_path / "source")
     late = sorted((tmp_path / "source" / "labels").iterdir())[:2]
     for path in late:
         shutil.move(path, tmp_path / path.name)
-    part = ingest(tmp_path / "source", tmp_path / "t", key=folder / "key", workers=1, recipe="mr")
+    part = ingest(tmp_path / "source", tmp_path / "t", key=folder / "key", workers=1, intensity="mr")
     assert part.fingerprint != store.fingerprint
     assert (part.column("mask") != "").sum() == FEW - 2
     for path in late:
         shutil.move(tmp_path / path.name, path)
-    whole = ingest(tmp_path / "source", tmp_path / "t", key=folder / "key", workers=1, recipe="mr")
+    whole = ingest(tmp_path / "source", tmp_path / "t", key=folder / "key", workers=1, intensity="mr")
     assert whole.fingerprint == store.fingerprint
 
 

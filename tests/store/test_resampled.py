@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import resize
 
 import medssl.store.resampled as canvas_module
 from medssl.errors import UserError
-from medssl.ingest.writer import StoreWriter
+from medssl.ingestion.writer import StoreWriter
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan
 from medssl.store.resampled import resample_scans
@@ -59,7 +59,7 @@ def test_squares_equal_torchvision(tmp_path, n, m, channels):
 def test_proportions_are_kept_and_padding_is_low(tmp_path, dtype):
     x = np.full((1, 40, 20), 100, dtype)
     x[:, ::2] = 90
-    store = make(tmp_path / "s", [x], recipe="xray")
+    store = make(tmp_path / "s", [x], intensity="xray")
     made = resample_scans(store, 16)
     pad = np.array(made.low[0]).astype(dtype)
     assert (made.array[..., :4] == pad).all()
@@ -79,7 +79,7 @@ def test_upscaling_does_not_smear_the_edge_outwards(tmp_path):
 
 
 def test_negative_values_are_padded_with_low_not_zero(tmp_path):
-    store = make(tmp_path / "s", [np.full((1, 10, 30, 30), -500, np.int16)], recipe="ct")
+    store = make(tmp_path / "s", [np.full((1, 10, 30, 30), -500, np.int16)], intensity="ct")
     array = resample_scans(store, 15).array
     assert set(np.unique(array)) == {-1024, -500}
     assert (array == -500).sum() == 5 * 15 * 15
@@ -96,7 +96,7 @@ def ball(shape, spacing, radius):
 )
 def test_a_ball_stays_a_ball(tmp_path, shape, spacing):
     x = ball(shape, spacing, 0.4 * min(n * mm for n, mm in zip(shape, spacing, strict=True)))
-    array = resample_scans(make(tmp_path / "s", [x], [spacing], recipe="neutral"), 32).array[0, 0].astype(float)
+    array = resample_scans(make(tmp_path / "s", [x], [spacing], intensity="neutral"), 32).array[0, 0].astype(float)
     at = np.arange(32) - 15.5
     moments = []
     for axis in range(array.ndim):

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-import medssl.ingest.writer as write
+import medssl.ingestion.writer as write
 from medssl.errors import UserError
-from medssl.ingest.writer import StoreWriter
+from medssl.ingestion.writer import StoreWriter
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
 from medssl.store.store import Store

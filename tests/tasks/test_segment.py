@@ -416,7 +416,7 @@ def test_a_volume_through_windows_on_its_own_grid(shared, tmp_path):
         (tmp_path / "source" / part).mkdir(parents=True)
         for path in sorted((shared / "hippocampus" / part).iterdir())[:20]:
             shutil.copy(path, tmp_path / "source" / part)
-    medssl.ingest(tmp_path / "source", tmp_path / "s", key=tiny.secret(tmp_path / "key"), recipe="mr", workers=1)
+    medssl.ingest(tmp_path / "source", tmp_path / "s", key=tiny.secret(tmp_path / "key"), intensity="mr", workers=1)
     run = medssl.pretrain(
         tmp_path / "s", tmp_path / "run", encoder="vit", encoder_options={"dim": 24, "depth": 2, "heads": 2}, method="mae",
         method_options={"width": 24, "depth": 1, "heads": 2}, size=16, spacing=2.0, steps=2, batch=4, monitor_every=0,

@@ -86,7 +86,9 @@ def help_of(command: str) -> str:
     """What a command does, its keys with their defaults, and the choices of its groups."""
     about, example = _header(command)
     text = (catalog.root() / "command" / f"{command}.yaml").read_text()
-    body = [line for line in text.splitlines() if not line.startswith(("#", "defaults:", "  - ", "_target_:"))]
+    body = [
+        line for line in text.splitlines() if not line.startswith(("#", "defaults:", "  - ", "_target_:", "_renamed_:"))
+    ]
     pairs = [
         (setting.strip().replace(": ", "=", 1).replace("???", "…"), note)
         for setting, _, note in (b.partition("# ") for b in body)

@@ -99,6 +99,7 @@ def call(command: str, cfg: DictConfig, choices: Any, out: Path | None) -> None:
     """Hand plain arguments to the step of that name."""
     with_defaults = {str(k): v for k, v in cfg.items() if k != "hydra"}
     module, _, name = with_defaults.pop("_target_").rpartition(".")
+    with_defaults.pop("_renamed_", None)
     step = getattr(import_module(module), name)
     kwargs: dict[str, Any] = {
         k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in with_defaults.items()
@@ -115,6 +116,8 @@ def call(command: str, cfg: DictConfig, choices: Any, out: Path | None) -> None:
     )
     if isinstance(result, Result):
         print(result)
+    elif text := getattr(result, "summary", ""):
+        print(text)
 
 
 def _hints(step: Any, keys: Iterable[str]) -> Iterator[Any]:

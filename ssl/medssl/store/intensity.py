@@ -51,7 +51,7 @@ FIT = 0.1  # share of a file's own window, and of the values, that must overlap 
 def check(recipe: str) -> str:
     """`recipe` itself. Raises UsageError when there is none of that name."""
     if recipe not in RECIPES:
-        raise UsageError(f"recipe={recipe} does not exist.{nearest(recipe, RECIPES)}")
+        raise UsageError(f"intensity={recipe} does not exist.{nearest(recipe, RECIPES)}")
     return recipe
 
 

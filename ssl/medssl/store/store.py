@@ -120,7 +120,7 @@ class Store:
                 )
             raise UserError(
                 f"all {table.num_rows} scans of {path} are held back until somebody has looked at them: "
-                f"medssl inspect store={path} held=true sheet=sheet.png, then medssl release"
+                f"medssl inspect store={path} quarantined=true sheet=sheet.png, then medssl release"
             )
         return store
 

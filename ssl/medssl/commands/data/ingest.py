@@ -11,13 +11,13 @@ from pathlib import Path
 
 from medssl.errors import UserError
 from medssl.files import disk_errors, write_json
-from medssl.ingest.json_sidecars import Sidecars
-from medssl.ingest.label_table import read_labels
-from medssl.ingest.ledger import Ledger
-from medssl.ingest.manifest import Found, build_manifest
-from medssl.ingest.pipeline import FLEETING, VERSION, Reading
-from medssl.ingest.supervisor import WorkerPool
-from medssl.ingest.writer import StagedStore, check_out
+from medssl.ingestion.json_sidecars import Sidecars
+from medssl.ingestion.label_table import read_labels
+from medssl.ingestion.ledger import Ledger
+from medssl.ingestion.manifest import Found, build_manifest
+from medssl.ingestion.pipeline import FLEETING, VERSION, Reading
+from medssl.ingestion.worker_pool import WorkerPool
+from medssl.ingestion.writer import StagedStore, check_out
 from medssl.readers.pseudonyms import open_key
 from medssl.store.intensity import check
 from medssl.store.release import read_released
@@ -32,7 +32,7 @@ def ingest(
     source: str | Path,
     out: str | Path,
     *,
-    recipe: str = "auto",
+    intensity: str = "auto",
     labels: str | Path | None = None,
     targets: Sequence[str] = (),
     patient: str | None = None,
@@ -83,7 +83,7 @@ def ingest(
         UserError: for whatever is wrong with the arguments, the table, the disk, or when no file can be used.
     """
     source, out, key = Path(source).expanduser(), Path(out).expanduser(), _key(key)
-    check(recipe)
+    check(intensity)
     workers = cores() if workers is None else workers
     if workers < 1 or memory < 0.5:
         raise UserError(f"workers={workers} must be at least 1, and memory={memory} at least 0.5 GB")
@@ -100,7 +100,7 @@ def ingest(
         sidecars = Sidecars(alias, aihub, keys or {}, () if table else wanted)
     elif keys:
         raise UserError(f"keys={keys} are looked up in JSON files: add aihub=auto")
-    made_with = {"readers": VERSION, "recipe": recipe, "key_id": alias.key_id}
+    made_with = {"readers": VERSION, "recipe": intensity, "key_id": alias.key_id}
     draft = StagedStore(out)
     ledger: Ledger | None = None
     old, started, whole = None, False, False
@@ -115,8 +115,13 @@ def ingest(
             raise UserError(f"source={source} has no files")
         beside = read_labels(table or labels, alias, wanted if table or not sidecars else (), patient, ledger.names())
         unread, _ = ledger.count_unread()
-        hello = {"key": alias.secret(), "recipe": recipe, "memory": int(memory * GIGABYTE), "out": str(draft.folder)}
-        with WorkerPool(workers, hello) as children:
+        init_message = {
+            "key": alias.secret(),
+            "intensity": intensity,
+            "memory": int(memory * GIGABYTE),
+            "out": str(draft.folder),
+        }
+        with WorkerPool(workers, init_message) as children:
             reading.read(children)
             started = not ledger.empty()
             reading.stack(children)
@@ -138,7 +143,7 @@ def ingest(
         ledger = None
         before = {} if old is None else dict(zip(old.column("patient"), old.column("split"), strict=True))
         news = old is None or bool(unread or gone) or _differs(old, settled.info["fingerprint"], rejects)
-        store = draft.publish(settled, iter(rejects), alias, recipe) if news or old is None else old
+        store = draft.publish(settled, iter(rejects), alias, intensity) if news or old is None else old
         whole = True
     except sqlite3.OperationalError as e:
         raise UserError(f"cannot write {draft.folder}: {e}; free some space and run the same command again") from e
@@ -193,7 +198,7 @@ def _old_store(out: Path, made_with: dict[str, str]) -> Store | None:
         )
     if before.get("recipe") != made_with["recipe"]:
         was = before.get("recipe")
-        raise UserError(f"{out} was made with recipe={was}; keep that, or make it anew with overwrite=true")
+        raise UserError(f"{out} was made with intensity={was}; keep that, or make it anew with overwrite=true")
     return store
 
 
@@ -307,7 +312,7 @@ def _summary(store: Store, report: list[str], key: Path) -> list[str]:
     if waiting := {reason: n for reason, n in counts["held"].items() if reason != MASK}:
         held = ", ".join(f"{reason} {n}" for reason, n in waiting.items())
         lines.append(
-            f"held back    {held} (look: medssl inspect store={store.path} held=true sheet=sheet.png; then medssl release)"
+            f"held back    {held} (look: medssl inspect store={store.path} quarantined=true sheet=sheet.png; then medssl release)"
         )
     lines += [f"table        {line}" for line in report]
     copies = info["duplicates"]

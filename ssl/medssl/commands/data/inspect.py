@@ -32,7 +32,7 @@ def inspect(
     store: str | Path,
     *,
     where: str | None = None,
-    held: bool = False,
+    quarantined: bool = False,
     sheet: str | Path | None = None,
     privacy: str | Path | None = None,
 ) -> dict[str, Rows]:
@@ -41,19 +41,19 @@ def inspect(
     Args:
         store: the store.
         where: only the scans that satisfy it; see medssl.store.query.
-        held: also the scans that a human must look at before they train.
+        quarantined: also the scans that a human must look at before they train.
         sheet: a PNG file with pictures of at most 200 of the scans at even spacing. Captions are row numbers of
-            Store.open(store, where=where, held=held). Pictures of patients: keep the file where the scans may lie.
+            Store.open(store, where=where, held=quarantined). Pictures of patients: keep the file where the scans may lie.
         privacy: an HTML file for an ethics board, about the whole store.
 
     Raises:
         UserError: `where` is wrong or selects nothing, or a file cannot be written.
     """
     every = Store.open(store, where=where, held=True)
-    if not (held and len(every)) and not (every.column("held") == "").any():
-        more = f"{len(every):,} are held: look at them with held=true" if len(every) else "choose another where="
+    if not (quarantined and len(every)) and not (every.column("held") == "").any():
+        more = f"{len(every):,} are held: look at them with quarantined=true" if len(every) else "choose another where="
         raise UserError(f"no scan of {every.path} is selected; {more}")
-    shown = every if held else Store.open(store, where=where)
+    shown = every if quarantined else Store.open(store, where=where)
     topics = dict(_topics(shown, every))
     print(
         f"{every.path}: {len(shown):,} scans shown, {len(every) - len(shown):,} held back and not shown. "
@@ -222,7 +222,7 @@ def _held(every: Store) -> Rows:
     rows = []
     for reason in _names(held[held != ""]):
         where = f"where='held == \"{reason}\"'"
-        look = f"medssl inspect store={every.path} held=true {where} sheet=look.png"
+        look = f"medssl inspect store={every.path} quarantined=true {where} sheet=look.png"
         rows.append(
             {
                 "reason": reason,

@@ -13,7 +13,7 @@ from medssl.store.store import Store
 def release(store: str | Path, where: str) -> int:
     """Lets the held scans that satisfy `where` (see medssl.store.query) into training; returns how many.
 
-    Look at them first: medssl inspect store=S held=true where=… sheet=FILE.png. Pseudonyms of the scans go to
+    Look at them first: medssl inspect store=S quarantined=true where=… sheet=FILE.png. Pseudonyms of the scans go to
     released.json, so that a later ingest lets them in again. The store's fingerprint changes, since its training set does.
 
     Raises:

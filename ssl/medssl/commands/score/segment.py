@@ -69,7 +69,7 @@ def segment(
 
     Args:
         run: a finished run folder.
-        store: scans with masks; see `medssl.ingest.mask_pairing`.
+        store: scans with masks; see `medssl.ingestion.mask_pairing`.
         labels: budgets: "10 %" of the training scans with masks, 5 of them, or all.
         draws: how often each budget is drawn.
         steps, batch, lr, weight_decay: of AdamW with a short warm-up and half a cosine.

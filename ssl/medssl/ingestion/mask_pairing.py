@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError
-from medssl.ingest.path_match import KINDS, PART, bare, normal
+from medssl.ingestion.path_match import KINDS, PART, bare, normal
 from medssl.readers.values import LABEL_WORDS
 from medssl.store.schema import MASK, Row
 

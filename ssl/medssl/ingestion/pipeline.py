@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from medssl.files import disk_errors
-from medssl.ingest.json_sidecars import LARGEST, Sidecars
-from medssl.ingest.ledger import Ledger
-from medssl.ingest.supervisor import Event, Task, WorkerPool
-from medssl.ingest.writer import StagedStore
+from medssl.ingestion.json_sidecars import LARGEST, Sidecars
+from medssl.ingestion.ledger import Ledger
+from medssl.ingestion.worker_pool import Event, Task, WorkerPool
+from medssl.ingestion.writer import StagedStore
 from medssl.progress import Progress
 from medssl.readers.dicom import series
 from medssl.readers.pseudonyms import Pseudonyms

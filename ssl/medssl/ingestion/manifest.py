@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from medssl.errors import UserError
-from medssl.ingest.json_sidecars import Sidecars
-from medssl.ingest.label_table import Labels
-from medssl.ingest.mask_pairing import LABEL_MAP, Pairs, are_labels, label_maps, pair_masks
-from medssl.ingest.path_match import match
+from medssl.ingestion.json_sidecars import Sidecars
+from medssl.ingestion.label_table import Labels
+from medssl.ingestion.mask_pairing import LABEL_MAP, Pairs, are_labels, label_maps, pair_masks
+from medssl.ingestion.path_match import match
 from medssl.leakage import rendition
 from medssl.leakage.groups import confirmed, groups, identities
 from medssl.readers.pseudonyms import Pseudonyms

@@ -68,8 +68,10 @@ class WorkerPool:
         patience: seconds a child may be silent.
     """
 
-    def __init__(self, workers: int, hello: Message, module: str = "medssl.ingest.worker", patience: float = PATIENCE):
-        self.hello, self.module, self.patience = hello, module, patience
+    def __init__(
+        self, workers: int, init_message: Message, module: str = "medssl.ingestion.worker", patience: float = PATIENCE
+    ):
+        self.init_message, self.module, self.patience = init_message, module, patience
         self.todo: queue.Queue[Task | None] = queue.Queue()
         self.events: queue.Queue[Event] = queue.Queue(8 * workers)  # a parent that lags holds the children back
         self.children = [_Child(self) for _ in range(workers)]
@@ -200,7 +202,7 @@ class _Child:
         self.deadline = time.monotonic() + 4 * self.owner.patience  # imports, on a slow disk
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        send(self.process.stdin, self.owner.hello)
+        send(self.process.stdin, self.owner.init_message)
         receive(self.process.stdout)  # it is ready
         self.deadline = float("inf")
 

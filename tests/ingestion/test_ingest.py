@@ -15,7 +15,7 @@ from PIL import Image
 
 from medssl.commands.data.ingest import ingest
 from medssl.errors import UserError
-from medssl.ingest.pipeline import Reading
+from medssl.ingestion.pipeline import Reading
 from medssl.readers.pseudonyms import open_key
 from medssl.store.resampled import resample_scans
 from medssl.store.splits import leaks
@@ -110,7 +110,7 @@ def test_real_volumes(shared, tmp_path, key):
     for path in sorted((shared / "hippocampus/images").iterdir())[:8]:
         shutil.copy(path, source)
     (source / "broken.nii.gz").write_bytes(gzip.compress(b"\0" * 100))
-    store = ingest(source, tmp_path / "out", recipe="mr", key=key)
+    store = ingest(source, tmp_path / "out", intensity="mr", key=key)
     store.verify()
     assert (len(store), store.dims, store.channels) == (8, 3, 1)
     assert len(store.column("affine")[0]) == 16
@@ -217,7 +217,7 @@ def test_places_that_are_refused(pictures, tmp_path, key):
         ({"out": tmp_path}, "lies in out"),
         ({"key": pictures / "key"}, "would lie in source"),
         ({"key": tmp_path / "out" / "key"}, "would lie in out"),
-        ({"recipe": "mri"}, "Did you mean 'mr'"),
+        ({"intensity": "mri"}, "Did you mean 'mr'"),
         ({"labels": tmp_path / "none.csv"}, "does not exist"),
         ({"patient": r"nobody(\d)"}, "no path"),
     ]

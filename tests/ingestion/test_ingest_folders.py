@@ -20,8 +20,8 @@ from PIL import Image
 
 from medssl.commands.data.ingest import ingest
 from medssl.errors import UserError
-from medssl.ingest.pipeline import Reading
-from medssl.ingest.writer import StagedStore
+from medssl.ingestion.pipeline import Reading
+from medssl.ingestion.writer import StagedStore
 from medssl.store.release import release
 from medssl.store.store import Store
 from tiny import secret
@@ -202,7 +202,7 @@ def test_a_full_disk_at_the_end_keeps_what_was_read(hospital, tmp_path, monkeypa
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("medssl.ingest.writer.write_synced", full)
+    monkeypatch.setattr("medssl.ingestion.writer.write_synced", full)
     with pytest.raises(UserError, match="free some space"):
         make(hospital / "pictures", tmp_path / "s", tmp_path)
     assert "what was read is kept for the next try" in capfd.readouterr().err
@@ -299,7 +299,7 @@ def test_another_source_does_not_empty_a_store(hospital, tmp_path):
     assert make(hospital / "nifti", tmp_path / "s", tmp_path, overwrite=True).dims == 3
 
 
-@pytest.mark.parametrize("change", [{"recipe": "natural"}, {"key": "other"}])
+@pytest.mark.parametrize("change", [{"intensity": "natural"}, {"key": "other"}])
 def test_a_store_goes_on_as_it_was_made(hospital, tmp_path, change):
     make(hospital / "pictures", tmp_path / "s", tmp_path)
     if "key" in change:

@@ -11,8 +11,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from medssl.errors import UserError
-from medssl.ingest.label_table import read_labels
-from medssl.ingest.path_match import match, normal, stem
+from medssl.ingestion.label_table import read_labels
+from medssl.ingestion.path_match import match, normal, stem
 from medssl.readers.dicom.facts import identify
 from medssl.readers.dicom.header import parse
 from medssl.readers.pseudonyms import Pseudonyms

@@ -1,8 +1,8 @@
 """What a child does: opens files, reads, checks, packs and says what it found. One message, one task.
 
-    python -m medssl.ingest.worker < messages > answers
+    python -m medssl.ingestion.worker < messages > answers
 
-Messages (see `supervise.send`): first {"key", "recipe", "memory", "out"}; then {"read": file, "id"},
+Messages (see `worker_pool.send`): first {"key", "intensity", "memory", "out"}; then {"read": file, "id"},
 {"stack": [slice, …], "files": {id: file}, …} or {"digest": [slice, …], "files": …}. Answers: {"slice"}, {"scan"} with the
 packed image, {"reject"}, {"bad"}, {"beat"}, {"digests"}, and {"end"} after the last.
 """
@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from medssl.ingest.supervisor import Message, limit, receive, send
+from medssl.ingestion.worker_pool import Message, limit, receive, send
 from medssl.readers import image, nifti, npz
 from medssl.readers.dicom import reader
 from medssl.readers.pseudonyms import Pseudonyms
@@ -28,9 +28,13 @@ from medssl.store.schema import row_of, stored
 class Worker:
     """The state between tasks: where answers go and what the first message said."""
 
-    def __init__(self, answers: BinaryIO, hello: Message):
+    def __init__(self, answers: BinaryIO, init_message: Message):
         self.answers = answers
-        self.alias, self.recipe, self.out = Pseudonyms(bytes.fromhex(hello["key"])), hello["recipe"], Path(hello["out"])
+        self.alias, self.intensity, self.out = (
+            Pseudonyms(bytes.fromhex(init_message["key"])),
+            init_message["intensity"],
+            Path(init_message["out"]),
+        )
 
     def do(self, message: Message) -> None:
         """One task, and the word that it is over."""
@@ -78,7 +82,7 @@ class Worker:
             array = stored(scan)
             if array.min() == array.max() and not (empty and scan.held == "label map"):
                 raise Unreadable("CONSTANT", "every pixel has the same value")
-            row = row_of(scan, array, self.recipe)
+            row = row_of(scan, array, self.intensity)
             data = pack(array)
         except BaseException as e:
             self._reject(part, e)
@@ -169,9 +173,9 @@ def main() -> None:
     os.dup2(nowhere, 0)
     os.dup2(nowhere, 1)
     try:
-        hello, _ = receive(asks)
-        limit(int(hello["memory"]))
-        worker = Worker(answers, hello)
+        init_message, _ = receive(asks)
+        limit(int(init_message["memory"]))
+        worker = Worker(answers, init_message)
         send(answers, {"ready": True})
         with silenced():
             while True:

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from medssl.errors import UserError
 from medssl.files import disk_errors
-from medssl.ingest.ledger import Address, Ledger
-from medssl.ingest.manifest import Found, Settled, build_manifest
+from medssl.ingestion.ledger import Address, Ledger
+from medssl.ingestion.manifest import Found, Settled, build_manifest
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
 from medssl.store.chunks import pack
@@ -150,7 +150,7 @@ class StagedStore:
         for file, end in ends.items():
             assert (self.folder / file).stat().st_size >= end, file
 
-    def publish(self, settled: Settled, rejects: Iterator[Row], alias: Pseudonyms, recipe: str) -> Store:
+    def publish(self, settled: Settled, rejects: Iterator[Row], alias: Pseudonyms, intensity: str) -> Store:
         """Writes the manifest and moves the whole to `out`; an old store there stays until then."""
         with disk_errors(self.out):
             self.flush()
@@ -162,7 +162,7 @@ class StagedStore:
                     f.write(json.dumps(reject) + "\n")
                 f.flush()
                 os.fsync(f.fileno())
-            info = settled.info | {"recipe": recipe, "key_id": alias.key_id, "created_by": created_by()}
+            info = settled.info | {"recipe": intensity, "key_id": alias.key_id, "created_by": created_by()}
             info["counts"]["rejected"] = dict(sorted(counts.items()))
             with (self.folder / "manifest.parquet").open("wb") as out:
                 pq.write_table(settled.table, out, compression="zstd")
@@ -218,8 +218,8 @@ class StoreWriter:
         overwrite: replace a store at `out`.
     """
 
-    def __init__(self, out: str | Path, alias: Pseudonyms, recipe: str = "auto", overwrite: bool = False):
-        self.alias, self.recipe = alias, check(recipe)
+    def __init__(self, out: str | Path, alias: Pseudonyms, intensity: str = "auto", overwrite: bool = False):
+        self.alias, self.intensity = alias, check(intensity)
         check_out(Path(out).absolute(), overwrite)
         self.draft = StagedStore(Path(out))
         self.found: list[Found] = []
@@ -245,7 +245,7 @@ class StoreWriter:
             UserError: when the disk is full.
         """
         array = stored(scan)
-        row = row_of(scan, array, self.recipe)
+        row = row_of(scan, array, self.intensity)
         if array.ndim == 3:
             address = self.draft.put(pack(array))
         else:
@@ -266,7 +266,7 @@ class StoreWriter:
         self.draft.sync()
         settled = build_manifest(lambda: iter(self.found), self.alias, self.draft.folder, {})
         self.rejects += settled.rejects
-        return self.draft.publish(settled, iter(self.rejects), self.alias, self.recipe)
+        return self.draft.publish(settled, iter(self.rejects), self.alias, self.intensity)
 
 
 def check_out(out: Path, overwrite: bool) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medssl.errors import UserError, nearest
-from medssl.ingest.allow_list import FACT, FACTS, FILE, LABEL, PATIENT, decoded, many, squash, squashed, words
-from medssl.ingest.path_match import PART, match, normal, shape
+from medssl.ingestion.allow_list import FACT, FACTS, FILE, LABEL, PATIENT, decoded, many, squash, squashed, words
+from medssl.ingestion.path_match import PART, match, normal, shape
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.store.splits import SPLITS
 

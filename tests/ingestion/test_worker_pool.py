@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medssl.errors import UserError
-from medssl.ingest.supervisor import Task, WorkerPool
+from medssl.ingestion.worker_pool import Task, WorkerPool
 
 SECRET = "5e" * 32
 HELLO = {"memory": 2 << 30, "key": SECRET}
@@ -15,7 +15,7 @@ HELLO = {"memory": 2 << 30, "key": SECRET}
 
 @pytest.fixture
 def children(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # naughty_child.py lies there
 
     def make(workers=2, patience=30.0):
         return WorkerPool(workers, HELLO, module="naughty_child", patience=patience)

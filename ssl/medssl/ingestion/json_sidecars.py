@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from medssl.errors import UserError
-from medssl.ingest.allow_list import FACT, FACTS, LABEL, LONGEST, PATIENT, allowed, decoded, many, squash
-from medssl.ingest.label_table import told
-from medssl.ingest.path_match import bare, is_image, pair, shape
+from medssl.ingestion.allow_list import FACT, FACTS, LABEL, LONGEST, PATIENT, allowed, decoded, many, squash
+from medssl.ingestion.label_table import told
+from medssl.ingestion.path_match import bare, is_image, pair, shape
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Unreadable
 

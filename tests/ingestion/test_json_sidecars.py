@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medssl.errors import UserError
-from medssl.ingest.json_sidecars import LARGEST, Sidecars, columns, facts, read_json
-from medssl.ingest.path_match import pair
+from medssl.ingestion.json_sidecars import LARGEST, Sidecars, columns, facts, read_json
+from medssl.ingestion.path_match import pair
 from medssl.leakage import rendition
 from medssl.readers.archive import members, open_member
 from medssl.readers.pseudonyms import Pseudonyms
