@@ -37,6 +37,7 @@ from medssl.synthetic.cohort import write_cohort
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
+from medssl.train.options import TrainingData, TrainOptions
 from medssl.train.stop import TrainingStopped
 
 SMALL = {
@@ -150,11 +151,13 @@ def go(store: Store, folder: Path, plant: Plant, seed: int, given: argparse.Name
     watched = Watched(monitor, plant.cause if until else "", until)
     folder.mkdir(parents=True)
     optim = Optim(**({"lr": run.get("lr", 1e-3), "lr_end": run.get("lr_end", 0.0)} | plant.optim))
+    options = TrainOptions(
+        given.steps, given.batch, seed, optim, log_every=1, save_every=given.steps, monitor_every=given.steps // 20
+    )
     try:
         train(
-            Fabric(accelerator="cpu"), method, resampled, store.rows("train"), recipe, folder / "c", Log(folder, "jsonl", {}),
-            steps=given.steps, batch=given.batch, seed=seed, optim=optim, log_every=1, save_every=given.steps,
-            monitor=watched, monitor_every=given.steps // 20, quiet=True,
+            Fabric(accelerator="cpu"), method, TrainingData(resampled, store.rows("train"), recipe), options, folder / "c",
+            Log(folder, "jsonl", {}), watched, quiet=True,
         )  # fmt: skip
     except TrainingStopped as e:
         if str(e) != "over":  # found by the loop and not by a look

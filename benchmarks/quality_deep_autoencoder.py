@@ -27,6 +27,7 @@ from medssl.store.resampled import ResampledScans
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
+from medssl.train.options import TrainingData, TrainOptions
 
 CODE, BATCH, TRIAL = 30, 100, (20, 120)  # steps of the two short runs that tell how long one takes
 
@@ -92,17 +93,10 @@ def clocked(
         train(
             Fabric(accelerator="cpu"),
             method,
-            scans,
-            np.arange(len(scans.array)),
-            recipe,
+            TrainingData(scans, np.arange(len(scans.array)), recipe),
+            TrainOptions(steps, BATCH, given.seed, Optim(lr=given.lr), log_every=100, save_every=steps),
             out / "checkpoints",
             Log(out, "jsonl", {}),
-            steps=steps,
-            batch=BATCH,
-            seed=given.seed,
-            optim=Optim(lr=given.lr),
-            log_every=100,
-            save_every=steps,
             quiet=True,
         )
     return method, time.process_time() - start

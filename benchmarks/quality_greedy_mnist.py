@@ -32,6 +32,7 @@ from medssl.losses.target_losses import classification
 from medssl.store.resampled import ResampledScans
 from medssl.tasks.supervised import Supervised
 from medssl.train.optim import Optim
+from medssl.train.options import TrainingData
 from medssl.train.seeds import train_seeds
 
 SIZE = (28, 28)
@@ -110,10 +111,9 @@ def pretrain(nets: list[MLP], arm: Arm, data: Digits, seeds: list[int], epochs: 
     kind = {"target_loss": classification(10)} if catalog.takes(spec, "target_loss") == "yes" else {}
     methods = [catalog.build(spec | kind, encoder=net) for net in nets]
     train_seeds(
-        methods, data.resampled, data.train, plain(),
+        methods, TrainingData(data.resampled, data.train, plain(), data.y if methods[0].target else None),
         steps=methods[0].parts * epochs * (len(data.train) // batch), batch=batch, seeds=seeds,
         optim=Optim("adamw", arm.lr, warmup=0.0, lr_end=1.0, weight_decay=0.0),
-        targets=data.y if methods[0].target else None,
     )  # fmt: skip
 
 
@@ -138,8 +138,8 @@ def finetune(
         return all(epoch - a >= patience for a in at)
 
     train_seeds(
-        heads, data.resampled, data.train, plain(), steps=epochs * per_epoch, batch=batch, seeds=seeds, optim=optim,
-        targets=data.y, watch=watch, watch_every=per_epoch,
+        heads, TrainingData(data.resampled, data.train, plain(), data.y), steps=epochs * per_epoch, batch=batch, seeds=seeds,
+        optim=optim, watch=watch, watch_every=per_epoch,
     )  # fmt: skip
     for head, state in zip(heads, best, strict=True):
         head.load_state_dict(state)

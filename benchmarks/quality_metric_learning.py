@@ -32,6 +32,7 @@ from medssl.store.resampled import ResampledScans
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
+from medssl.train.options import TrainingData, TrainOptions
 
 SEEN, NEW = [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]
 FOLDS = [([0, 1, 2], [3, 4]), ([2, 3, 4], [0, 1])]  # taught, judged on
@@ -131,17 +132,12 @@ def taught(
         train(
             Fabric(accelerator="cpu", devices=1),
             method,
-            resampled,
-            rows,
-            catalog.build(catalog.spec("augment", given.views), size=resampled.size),
+            TrainingData(
+                resampled, rows, catalog.build(catalog.spec("augment", given.views), size=resampled.size), targets
+            ),
+            TrainOptions(given.steps, given.batch, seed, Optim(lr=given.lr), save_every=given.steps),
             run / "checkpoints",
             Log(run, "jsonl", {}),
-            steps=given.steps,
-            batch=given.batch,
-            seed=seed,
-            optim=Optim(lr=given.lr),
-            save_every=given.steps,
-            targets=targets,
             quiet=True,
         )
     return method

@@ -34,6 +34,7 @@ from medssl.store.resampled import ResampledScans
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
+from medssl.train.options import TrainingData, TrainOptions
 
 SIZE, BATCH, SCANS = 64, 128, 2048
 
@@ -63,9 +64,10 @@ def ours(images: np.ndarray, steps: int) -> tuple[list[float], float]:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         train(
-            Fabric(accelerator="cpu"), our_method(), resampled, np.arange(n),
-            catalog.build(catalog.load("augment", "xray"), size=(SIZE, SIZE)), run / "c", Log(run, "jsonl", {}),
-            steps=steps + 1, batch=BATCH, seed=0, optim=Optim(), log_every=1, save_every=10**6, quiet=True,
+            Fabric(accelerator="cpu"), our_method(),
+            TrainingData(resampled, np.arange(n), catalog.build(catalog.load("augment", "xray"), size=(SIZE, SIZE))),
+            TrainOptions(steps + 1, BATCH, 0, Optim(), log_every=1, save_every=10**6), run / "c", Log(run, "jsonl", {}),
+            quiet=True,
         )  # fmt: skip
         rows = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
     spent = [b["seconds"] - a["seconds"] for a, b in pairwise(rows)]

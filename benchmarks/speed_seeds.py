@@ -27,6 +27,7 @@ from medssl.tasks.supervised import Supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
+from medssl.train.options import TrainingData, TrainOptions
 from medssl.train.seeds import train_seeds
 
 SIZE, SCANS = (28, 28), 10000
@@ -58,20 +59,21 @@ def main() -> None:
     rows, targets = np.arange(SCANS), np.arange(SCANS) % 10
     recipe = catalog.build(catalog.load("augment", "plain"), size=SIZE)
 
+    def data(method: Method) -> TrainingData:
+        return TrainingData(resampled, rows, recipe, targets if method.target else None)
+
     def one(method: Method, steps: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder)
             train(
-                Fabric(accelerator="cpu", devices=1), method, resampled, rows, recipe, run / "c", Log(run, "jsonl", {}),
-                steps=steps, batch=given.batch, seed=0, optim=Optim(), log_every=10**6, save_every=10**6, quiet=True,
-                targets=targets if method.target else None,
+                Fabric(accelerator="cpu", devices=1), method, data(method),
+                TrainOptions(steps, given.batch, 0, Optim(), log_every=10**6, save_every=10**6), run / "c",
+                Log(run, "jsonl", {}), quiet=True,
             )  # fmt: skip
 
     def many(methods: list[Method], steps: int) -> None:
-        train_seeds(
-            methods, resampled, rows, recipe, steps=steps, batch=given.batch, seeds=list(range(len(methods))), optim=Optim(),
-            targets=targets if methods[0].target else None,
-        )  # fmt: skip
+        seeds = list(range(len(methods)))
+        train_seeds(methods, data(methods[0]), steps=steps, batch=given.batch, seeds=seeds, optim=Optim())
 
     for make in (supervised, denoising):
         one(make(0), 3)

@@ -15,15 +15,17 @@ from medssl.schedule import cosine, warmup_cosine
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
+from medssl.train.options import TrainingData, TrainOptions
 
 
-def go(tmp_path, method, steps=4, resampled=None, **options):
+def go(tmp_path, method, resampled=None, **options):
     resampled = resampled or tiny.resampled()
-    options = {"batch": 16, "seed": 0, "optim": Optim(), "log_every": 1} | options
+    options = TrainOptions(**{"steps": 4, "batch": 16, "seed": 0, "optim": Optim(), "log_every": 1} | options)
     rows = torch.arange(len(resampled.array)).numpy()
     recipe = catalog.build(catalog.spec("augment", "neutral"), size=resampled.size)
     log = Log(tmp_path, "jsonl", {})
-    train(Fabric(accelerator="cpu"), method, resampled, rows, recipe, tmp_path / "c", log, steps=steps, **options)
+    data = TrainingData(resampled, rows, recipe)
+    train(Fabric(accelerator="cpu"), method, data, options, tmp_path / "c", log)
     return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -18,6 +18,7 @@ from medssl.tasks import supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
+from medssl.train.options import TrainingData, TrainOptions
 
 STEPS = 12
 LABELLED = {  # what is trained on labels: the kind of task, and a target per scan
@@ -62,18 +63,16 @@ def go(
     train(
         Fabric(accelerator="cpu", devices=1),
         method,
-        resampled,
-        torch.arange(len(resampled.array)).numpy(),
-        catalog.build(catalog.spec("augment", views), size=resampled.size),
+        TrainingData(
+            resampled,
+            torch.arange(len(resampled.array)).numpy(),
+            catalog.build(catalog.spec("augment", views), size=resampled.size),
+            None if targets is None else targets.numpy(),
+        ),
+        TrainOptions(steps=steps, optim=optim, workers=workers, monitor_every=1, **settings),
         run / "checkpoints",
         Log(run, "jsonl", {}),
-        steps=steps,
-        optim=optim,
-        workers=workers,
-        targets=None if targets is None else targets.numpy(),
-        monitor=monitor,
-        monitor_every=1,
-        **settings,
+        monitor,
     )
 
 

@@ -25,6 +25,7 @@ from medssl.store.resampled import resample_scans
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
+from medssl.train.options import TrainingData, TrainOptions
 from medssl.train.stop import TrainingStopped
 
 HEALTHY = {
@@ -206,8 +207,8 @@ def test_a_teacher_that_never_moves_is_named_and_its_batch_can_be_made_again(sto
     recorder = Recorder(tiny.method("simclr").encoder, 8, 8, 0.1)
     recipe = catalog.build(catalog.spec("augment", "neutral"), size=resampled.size)
     train(
-        Fabric(accelerator="cpu"), recorder, resampled, store.rows("train"), recipe, tmp_path / "c", Log(tmp_path, "jsonl", {}),
-        steps=6, batch=32, seed=0, optim=Optim(), accumulate=2,
+        Fabric(accelerator="cpu"), recorder, TrainingData(resampled, store.rows("train"), recipe),
+        TrainOptions(6, 32, 0, Optim(), accumulate=2), tmp_path / "c", Log(tmp_path, "jsonl", {}),
     )  # fmt: skip
     of_step = [(views, key) for step, views, key in seen if step == alarm["batch"]["step"] == 2]
     again = replay(run, store)

@@ -40,6 +40,7 @@ from medssl.tasks.segment import Segment
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
+from medssl.train.options import TrainingData, TrainOptions
 
 ENCODERS = {
     "cnn 2D": lambda: CNN(1, (24, 20), widths=(4, 8, 8)),
@@ -220,9 +221,9 @@ def test_the_loop_hands_over_masks_that_lie_on_their_views(tmp_path):
     method = Watch()
     recipe = catalog.build(catalog.load("augment", "crop") | {"crop_scale": [0.3, 0.6]}, size=(16, 16))
     train(
-        Fabric(accelerator="cpu", devices=1), method, resampled, np.arange(48), recipe, tmp_path / "c",
-        Log(tmp_path, "jsonl", {}), steps=3, batch=16, seed=0, optim=Optim(),
-        targets=(resampled.array[:, 0] > 120).astype(np.uint8),
+        Fabric(accelerator="cpu", devices=1), method,
+        TrainingData(resampled, np.arange(48), recipe, (resampled.array[:, 0] > 120).astype(np.uint8)),
+        TrainOptions(3, 16, 0, Optim()), tmp_path / "c", Log(tmp_path, "jsonl", {}),
     )  # fmt: skip
     assert len(method.found) == 3
     assert min(method.found) > 0.9
@@ -248,9 +249,9 @@ def go(out, die_at=0, steps=STEPS, frozen=False, lr=3e-3, views="neutral"):
     folder.mkdir(exist_ok=True)
     recipe = catalog.build(catalog.spec("augment", views), size=(16, 16))
     train(
-        Fabric(accelerator="cpu", devices=1), method, resampled, np.arange(48), recipe, folder / "c", Log(folder, "jsonl", {}),
-        steps=steps, batch=16, seed=7, optim=Optim(lr=lr), save_every=3, log_every=1, targets=masks, monitor=monitor,
-        monitor_every=1,
+        Fabric(accelerator="cpu", devices=1), method, TrainingData(resampled, np.arange(48), recipe, masks),
+        TrainOptions(steps, 16, 7, Optim(lr=lr), save_every=3, log_every=1, monitor_every=1), folder / "c",
+        Log(folder, "jsonl", {}), monitor,
     )  # fmt: skip
     return method
 

@@ -20,6 +20,7 @@ from medssl.tasks import supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
+from medssl.train.options import TrainingData, TrainOptions
 
 
 def sigmoid(x):
@@ -125,8 +126,8 @@ def test_every_kind_learns_and_predicts_as_its_metric_wants(task, tmp_path):
     method = supervised.Supervised(CNN(1, (16, 16), widths=(8, 16)), kind)
     recipe = catalog.build(catalog.spec("augment", "plain"), size=resampled.size)
     train(
-        Fabric(accelerator="cpu"), method, resampled, np.arange(48), recipe, tmp_path / "c", Log(tmp_path, "jsonl", {}),
-        steps=60, batch=24, seed=0, optim=Optim(lr=1e-2), targets=y, quiet=True,
+        Fabric(accelerator="cpu"), method, TrainingData(resampled, np.arange(48), recipe, y),
+        TrainOptions(60, 24, 0, Optim(lr=1e-2)), tmp_path / "c", Log(tmp_path, "jsonl", {}), quiet=True,
     )  # fmt: skip
     scores = embed(torch.nn.Sequential(method.encoder, method.head), resampled, np.arange(48), quiet=True)
     p = kind.predict(torch.from_numpy(scores).double()).numpy()

@@ -19,6 +19,7 @@ from medssl.tasks.supervised import Supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
+from medssl.train.options import TrainingData, TrainOptions
 
 ENCODERS = [(name, 2) for name in catalog.choices("encoder") if name != "resnet18_3d"]
 ENCODERS += [("cnn", 3), ("vit", 3), ("resnet18", 3), ("poolformer_s12", 2)]  # timm has no groups for the last
@@ -92,11 +93,11 @@ def one_step(folder, layer_decay, blocks=None, steps=1):
     method = Supervised(CNN(1, (16, 16), widths=(4, 8, 8)), classification(2), blocks)
     before = {n: p.detach().clone() for n, p in method.named_parameters()}
     resampled = tiny.resampled(16)
+    optim = Optim("sgd", lr=1.0, momentum=0.0, weight_decay=0.0, warmup=0.0, clip=1e9, layer_decay=layer_decay)
     train(
-        Fabric(accelerator="cpu"), method, resampled, np.arange(16),
-        catalog.build(catalog.spec("augment", "plain"), size=(16, 16)), folder / "c", Log(folder, "jsonl", {}),
-        steps=steps, batch=16, seed=0, targets=np.arange(16) % 2, quiet=True,
-        optim=Optim("sgd", lr=1.0, momentum=0.0, weight_decay=0.0, warmup=0.0, clip=1e9, layer_decay=layer_decay),
+        Fabric(accelerator="cpu"), method,
+        TrainingData(resampled, np.arange(16), catalog.build(catalog.spec("augment", "plain"), size=(16, 16)), np.arange(16) % 2),
+        TrainOptions(steps, 16, 0, optim), folder / "c", Log(folder, "jsonl", {}), quiet=True,
     )  # fmt: skip
     return method, {n: p.detach() - before[n] for n, p in method.named_parameters()}
 

@@ -21,6 +21,7 @@ from medssl.tasks.supervised import Supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
+from medssl.train.options import TrainingData, TrainOptions
 from medssl.train.seeds import train_seeds
 from medssl.train.stop import TrainingStopped
 
@@ -63,16 +64,18 @@ def alone(made, seed: int, optim: Optim, out, resampled, targets=LABELS) -> list
     """The one loop, in place; its rows of metrics."""
     log = Log(out, "jsonl", {})
     train(
-        Fabric(accelerator="cpu", devices=1), made, resampled, np.arange(48), recipe(resampled), out / "checkpoints", log,
-        steps=STEPS, batch=BATCH, seed=seed, optim=optim, log_every=1, targets=targets if made.target else None,
+        Fabric(accelerator="cpu", devices=1), made,
+        TrainingData(resampled, np.arange(48), recipe(resampled), targets if made.target else None),
+        TrainOptions(STEPS, BATCH, seed, optim, log_every=1), out / "checkpoints", log,
     )  # fmt: skip
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def together(methods, optim: Optim = OPTIMS["adamw"], resampled=None, targets=LABELS, seeds=SEEDS, **options):
     resampled = resampled or tiny.resampled()
-    options = {"steps": STEPS, "batch": BATCH, "targets": targets} | options
-    return train_seeds(methods, resampled, np.arange(48), recipe(resampled), seeds=list(seeds), optim=optim, **options)
+    options = {"steps": STEPS, "batch": BATCH} | options
+    data = TrainingData(resampled, np.arange(48), recipe(resampled), targets)
+    return train_seeds(methods, data, seeds=list(seeds), optim=optim, **options)
 
 
 def distance(a, b) -> float:

@@ -28,6 +28,7 @@ from medssl.tasks.supervised import Supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
+from medssl.train.options import TrainingData, TrainOptions
 
 FeatureSource = Callable[[Store, np.ndarray], np.ndarray]  # (store, rows) -> (len(rows), dim) float32
 RAW = {2: 32, 3: 16}  # edge of the grid of the raw-pixel baseline
@@ -202,6 +203,6 @@ def _train(
     resampled = resampled_for_encoder(store, card)
     recipe = catalog.build(views, size=resampled.size)
     train(
-        Fabric(accelerator=device, devices=1), method, resampled, rows, recipe, work / "checkpoints", Log(work, "jsonl", {}),
-        steps=steps, batch=batch, seed=seed, optim=optim, save_every=save_every or steps, targets=target,
+        Fabric(accelerator=device, devices=1), method, TrainingData(resampled, rows, recipe, target),
+        TrainOptions(steps, batch, seed, optim, save_every=save_every or steps), work / "checkpoints", Log(work, "jsonl", {}),
     )  # fmt: skip

@@ -29,6 +29,7 @@ from medssl.tasks.segment import Segment
 from medssl.train.log import Log
 from medssl.train.loop import train as train_loop
 from medssl.train.optim import Optim
+from medssl.train.options import TrainingData, TrainOptions
 
 RIVALS = ("scratch", "frozen", "random frozen", "dense linear", "dense kNN")
 
@@ -131,10 +132,13 @@ def _net(
         torch.manual_seed(seed_from(seed, 1))
         method = Segment(encoder, len(fit.labels), fit.width, frozen=row.how == "decoder")
         train_loop(
-            Fabric(accelerator=fit.device, devices=1), method, resampled, rows,
-            catalog.build(fit.views, size=resampled.size), folder / "checkpoints", Log(folder, "jsonl", {}),
-            steps=fit.steps, batch=min(fit.batch, len(rows)), seed=seed, optim=Optim(lr=fit.lr, weight_decay=fit.weight_decay),
-            save_every=fit.save_every, targets=masks,
+            Fabric(accelerator=fit.device, devices=1), method,
+            TrainingData(resampled, rows, catalog.build(fit.views, size=resampled.size), masks),
+            TrainOptions(
+                fit.steps, min(fit.batch, len(rows)), seed, Optim(lr=fit.lr, weight_decay=fit.weight_decay),
+                save_every=fit.save_every,
+            ),
+            folder / "checkpoints", Log(folder, "jsonl", {}),
         )  # fmt: skip
     method = method.eval().to(fit.device)
 

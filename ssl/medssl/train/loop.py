@@ -6,61 +6,52 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from medssl.augmentations.loader import batch_target, loader, make_views
-from medssl.augmentations.recipes import Recipe
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.norm import share_batch_norm
 from medssl.progress import Progress
 from medssl.rng import seed_from
-from medssl.store.resampled import ResampledScans
 from medssl.train.checkpoint import load, not_finite, save
 from medssl.train.log import Log
-from medssl.train.optim import Optim
+from medssl.train.options import TrainingData, TrainOptions
 from medssl.train.stop import StopRequest, TrainingStopped
 
 
 def train(
     fabric: Fabric,
     method: Method,
-    resampled: ResampledScans,
-    rows: np.ndarray,
-    recipe: Recipe,
+    data: TrainingData,
+    options: TrainOptions,
     out: Path,
     log: Log,
-    *,
-    steps: int,
-    batch: int,
-    seed: int,
-    optim: Optim,
-    accumulate: int = 1,
-    log_every: int = 10,
-    save_every: int = 100,
-    workers: int = 0,
-    targets: np.ndarray | None = None,
     monitor: Callable[[Method, list[dict[str, Any]]], dict[str, Any]] | None = None,
-    monitor_every: int = 0,
     quiet: bool = False,
 ) -> Path:
-    """Train `method` for `steps` updates and return its checkpoint. Goes on from `out/last.ckpt` when there is one.
+    """Train `method` and return its last checkpoint. Continues from `out/last.ckpt` if that exists.
 
-    Exact: with the same settings, a run stopped at any moment and started again ends with the same bits as one that was
-    not, on the CPU with any number of workers, because a step's scans, views and masks depend on (seed, step) alone.
+    Exact resumption: with the same settings, an interrupted and restarted run ends with the same bits as an
+    uninterrupted one, on the CPU with any number of workers, because the scans, views and masks of a step depend on
+    (seed, step) alone.
 
-    canvas, rows: where scans come from, and which of its rows. batch: scans per update, over all ranks; `accumulate`
-    splits it into that many forward passes, each with its own negatives. targets: by canvas row, for tasks.
-    monitor(method, logged rows) -> scalars, perhaps a "warning" in words, and perhaps what to do, every `monitor_every`
-    steps: {"do": "keep"} keeps the state in `out/healthy.ckpt`, {"do": "end"} ends the run.
+    monitor: called with the method and the logged rows every `monitor_every` steps. Returns scalars to log, optionally a
+    "warning" (text), and optionally "do": "keep" saves the state as `out/healthy.ckpt`, "end" ends the run.
 
-    Raises Broken when a gradient is not finite (nothing is updated) and when the monitor ends the run; UserError after a
-    stop that a signal asked for.
+    Raises TrainingStopped when a gradient is not finite (nothing is updated) or the monitor ends the run, and UserError
+    when a signal stopped the run.
     """
+    steps, batch, accumulate, seed, optim = (
+        options.steps,
+        options.batch,
+        options.accumulate,
+        options.seed,
+        options.optim,
+    )
     if batch % (fabric.world_size * accumulate):
         raise UserError(f"batch={batch} does not divide over {fabric.world_size} processes x accumulate={accumulate}")
     out.mkdir(parents=True, exist_ok=True)
@@ -78,10 +69,9 @@ def train(
         load(fabric, last, state)
     start = state["step"]
     history = log.rewind(start, writes=fabric.is_global_zero)
-    window = start * accumulate, steps * accumulate
-    where = fabric.global_rank, fabric.world_size
-    batches = loader(resampled, rows, batch // accumulate, *window, seed, *where, workers, targets)
-    raws = iter(batches)
+    scans, window = data.resampled, (start * accumulate, steps * accumulate)
+    ranks = fabric.global_rank, fabric.world_size
+    raws = iter(loader(scans, data.rows, batch // accumulate, *window, seed, *ranks, options.workers, data.targets))
     began, waited = time.perf_counter(), 0.0
     bar = Progress(type(method).__name__, steps, "step", done=start, quiet=quiet or not fabric.is_global_zero)
     with StopRequest() as stop, bar:
@@ -94,11 +84,11 @@ def train(
             for micro in range(accumulate):
                 asked = time.perf_counter()
                 raw = fabric.to_device(next(raws))
-                views, key = make_views(raw, recipe, method.views, seed, resampled.mean, resampled.std)
+                views, key = make_views(raw, data.recipe, method.views, seed, scans.mean, scans.std)
                 waited += time.perf_counter() - asked
                 given: Batch = {"views": views, "key": key}
                 if "target" in raw:
-                    given["target"] = batch_target(raw, recipe, key)
+                    given["target"] = batch_target(raw, data.recipe, key)
                 more = optimizer is not None and micro < accumulate - 1
                 with fabric.no_backward_sync(module) if more else nullcontext():
                     try:
@@ -120,8 +110,11 @@ def train(
             method.after_step(clock)
             state["step"] = done = step + 1
 
-            final, watch = done == steps, monitor is not None and monitor_every and done % monitor_every == 0
-            if done % log_every == 0 or final or watch:
+            final, watch = (
+                done == steps,
+                monitor is not None and options.monitor_every and done % options.monitor_every == 0,
+            )
+            if done % options.log_every == 0 or final or watch:
                 row = {"step": done} | {k: torch.as_tensor(fabric.all_reduce(v)).item() for k, v in means.items()}
                 if optimizer is not None:
                     row |= {"lr": lr, "grad_norm": float(norm)}
@@ -140,7 +133,7 @@ def train(
                 if do == "keep":
                     save(fabric, last.with_name("healthy.ckpt"), state)
             stopping = stop.wanted(fabric)
-            if done % save_every == 0 or final or stopping:
+            if done % options.save_every == 0 or final or stopping:
                 save(fabric, last, state)
             if stopping:
                 raise stop.reason(f"at step {done} of {steps}")

@@ -22,20 +22,18 @@ from medssl.methods.base import Batch, Clock, Method
 from medssl.rng import Key
 from medssl.store.resampled import ResampledScans
 from medssl.train.optim import Optim
+from medssl.train.options import TrainingData
 from medssl.train.stop import TrainingStopped
 
 
 def train_seeds(
     methods: list[Method],
-    resampled: ResampledScans,
-    rows: np.ndarray,
-    recipe: Recipe,
+    data: TrainingData,
     *,
     steps: int,
     batch: int,
     seeds: list[int],
     optim: Optim,
-    targets: np.ndarray | None = None,
     watch: Callable[[int, Tensor], bool] | None = None,
     watch_every: int = 0,
     device: str | torch.device = "cpu",
@@ -43,12 +41,13 @@ def train_seeds(
     """Train methods[s] with seeds[s], all at once, each as `train.loop.train` would: same scans, views, masks, rates, clipping.
 
     methods: of one class and one architecture on an MLP, with different initial weights; trained in place and returned.
-    batch: scans per update and seed. targets: by canvas row, all of `rows` known. watch(steps done, losses (S,)) is called
+    batch: scans per update and seed. data: with targets, those of all `rows` are known. watch(steps done, losses (S,)) is called
     every `watch_every` steps with the methods up to date; True ends the training.
 
     Raises UserError for what cannot be stacked, and Broken, before anything is updated, for a loss or gradient that is not
     finite, naming its seeds.
     """
+    resampled, rows, recipe, targets = data.resampled, data.rows, data.recipe, data.targets
     _check(methods, seeds, optim, rows, targets)
     first = methods[0].to(device).train()
     params, buffers = _stack(methods, device)

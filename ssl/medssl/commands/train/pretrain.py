@@ -26,6 +26,7 @@ from medssl.store.store import Store
 from medssl.train.log import SINKS, Log
 from medssl.train.loop import train
 from medssl.train.optim import Optim
+from medssl.train.options import TrainingData, TrainOptions
 from medssl.train.stop import TrainingStopped
 
 DEFAULTS = {"encoder": "resnet18", "steps": 2000, "batch": 128, "lr": 1e-3, "lr_end": 0.0}
@@ -170,6 +171,8 @@ def pretrain(
     }
     check(resolved, len(rows))
     optim = Optim(optimizer, resolved["lr"], warmup, resolved["lr_end"], weight_decay, momentum, clip)
+    watched = resolved["monitor_every"]
+    options = TrainOptions(steps, batch, seed, optim, accumulate, workers, log_every, save_every, watched)
     strategy = DDPStrategy(find_unused_parameters=True) if devices > 1 else "auto"
     fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision, strategy=strategy)  # type: ignore[arg-type]
     fabric.launch()
@@ -195,22 +198,11 @@ def pretrain(
             train(
                 fabric,
                 ssl_method,
-                resampled,
-                rows,
-                recipe,
+                TrainingData(resampled, rows, recipe, targets),
+                options,
                 run.checkpoints,
                 Log(run.path, log if zero else "jsonl", {k: v for k, v in resolved.items() if k != "store"}),
-                steps=steps,
-                batch=batch,
-                seed=seed,
-                optim=optim,
-                accumulate=accumulate,
-                log_every=log_every,
-                save_every=save_every,
-                workers=workers,
-                targets=targets,
-                monitor=monitor,
-                monitor_every=resolved["monitor_every"],
+                monitor,
             )
         except TrainingStopped as e:
             steps = monitor.fall_back(fabric, ssl_method, run.checkpoints, e)

@@ -1,0 +1,43 @@
+"""What a training run is given: its scans and its settings."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from medssl.augmentations.recipes import Recipe
+from medssl.store.resampled import ResampledScans
+from medssl.train.optim import Optim
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The scans of a run.
+
+    rows: (N,) the rows of `resampled` to train on. recipe: makes the views. targets: one per row of `resampled`, for
+    methods that learn from labels or masks.
+    """
+
+    resampled: ResampledScans
+    rows: np.ndarray
+    recipe: Recipe
+    targets: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The settings of a run.
+
+    steps: updates. batch: scans per update, over all ranks. accumulate: forward passes that a batch is split into, each
+    with its own negatives. workers: loading processes. log_every, save_every, monitor_every: in steps; monitor_every=0
+    never calls the monitor.
+    """
+
+    steps: int
+    batch: int
+    seed: int
+    optim: Optim
+    accumulate: int = 1
+    workers: int = 0
+    log_every: int = 10
+    save_every: int = 100
+    monitor_every: int = 0
