@@ -1,12 +1,12 @@
 """medssl audit: facts that are planted are named, others are not, and what cannot be audited is said; real views too."""
 
 import csv
-import html
 import json
 import re
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 import medssl
@@ -14,7 +14,7 @@ import tiny
 from medssl.commands.analyse.audit import audit
 from medssl.errors import UserError
 from medssl.evals.stats.score import Score
-from medssl.reporting.audit import audit_section
+from medssl.reporting.sections import audit_section
 from medssl.synthetic.cohort import write_cohort
 
 SIZE, PATIENTS, FAINT = 16, 150, 4
@@ -159,8 +159,8 @@ def test_the_file_holds_every_score_and_no_names(made, found):
 def test_the_section_of_a_report(made, found):
     _, _, run = made
     page = audit_section(run)
-    assert html.escape(found["verdict"]) in page
-    assert html.escape(found["facts"][0]["sentence"]) in page
+    assert escape(found["verdict"]) in page
+    assert escape(found["metadata"][0]["sentence"]) in page
     assert "laterality: always L" in page
     assert page.count('<tr class="ours">') == 2  # the view, in both tables
     empty = run.parent / "empty"

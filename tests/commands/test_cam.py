@@ -21,7 +21,8 @@ from medssl.errors import UserError
 from medssl.evals.explain.saliency import gradcam
 from medssl.evals.explain.saliency_checks import trusted, verdict
 from medssl.evals.probes.linear import linear_probes
-from medssl.reporting.cam import OUTLINE, Shown, cam_section, sheet, slice_of
+from medssl.reporting.saliency_sheet import OUTLINE, ScanWithMap, saliency_sheet, strongest_slice
+from medssl.reporting.sections import cam_section
 from medssl.runs.predictions import Predictions
 from medssl.runs.run_folder import Run
 from medssl.scoring import features
@@ -268,7 +269,7 @@ def test_no_mask_no_number_but_the_check(made, tmp_path):
     assert result["in_masks"] == []
     assert any("label 7" in flag for flag in result["flags"])
     assert result["check"]
-    assert "In the mask" not in cam_section(run)
+    assert "inside the mask" not in cam_section(run)
 
 
 def test_the_probe_of_several_classes(made):
@@ -358,7 +359,7 @@ def test_a_sheet_shows_map_and_outline():
     """Red where the map is, the outline's colour round the mask and nowhere else, grey where there is neither."""
     scan, heat, mask = np.full((40, 40), 0.5), np.zeros((40, 40)), np.zeros((40, 40), bool)
     heat[:10, :10], mask[20:30, 20:30] = 3.0, True
-    with Image.open(io.BytesIO(sheet([Shown(scan, heat, mask, "one")]))) as file:
+    with Image.open(io.BytesIO(saliency_sheet([ScanWithMap(scan, heat, mask, "one")]))) as file:
         picture = np.asarray(file.convert("RGB")).astype(int)
     cell = picture.shape[1] / 6
     blue = (np.abs(picture - np.round(255 * np.array(OUTLINE))) < 40).all(2)
@@ -376,9 +377,9 @@ def test_a_sheet_shows_map_and_outline():
     assert grey[:, : int(cell)].mean() > 0.7
     assert 0.4 < grey[:, int(2 * cell) : int(3 * cell)].mean() < 0.85
     volume = np.zeros((5, 4, 4))
-    assert slice_of(volume) == 2
+    assert strongest_slice(volume) == 2
     volume[4, 0, 0] = 0.1
-    assert slice_of(volume) == 4
+    assert strongest_slice(volume) == 4
 
 
 def test_the_section_of_a_report(made, drawn, tmp_path):

@@ -20,9 +20,9 @@ from medssl.ingestion.writer import StoreWriter
 from medssl.readers.pseudonyms import open_key
 from medssl.readers.reject_codes import remedy
 from medssl.readers.scan import Scan, Unreadable
-from medssl.reporting.lines import aligned
+from medssl.reporting.contact_sheet import CAPTION, CELL, GAP, contact_sheet, evenly_spaced
 from medssl.reporting.privacy import faces, privacy_page
-from medssl.reporting.sheet import CAPTION, CELL, GAP, chosen, contact_sheet
+from medssl.reporting.text_table import aligned
 from medssl.store.store import Store
 
 N, PER_PATIENT = 24, 2
@@ -224,7 +224,7 @@ def test_the_sheet_reads_only_what_it_shows(fresh):
 
 @pytest.mark.parametrize("n", [1, 2, 199, 200, 201, 100_000])
 def test_chosen_scans_are_evenly_spread(n):
-    rows = chosen(n)
+    rows = evenly_spaced(n)
     assert (len(rows), rows[0], rows[-1]) == (min(n, 200), 0, n - 1)
     assert np.ptp(np.diff(rows)) <= 1 if n > 1 else True
 
@@ -340,7 +340,7 @@ def test_the_privacy_page_is_closed_and_counts(store):
     assert opened.info["key_id"] in text
     assert text.count("____") >= 4
     assert "ledger.sqlite" in text
-    assert "(PNG, JPEG, TIFF) do not say what they are and are not held by class" in text
+    assert "(PNG, JPEG, TIFF) do not declare their kind and are not quarantined by class" in text
 
 
 def test_faces_are_counted_by_part_and_thickness(store):
@@ -361,7 +361,7 @@ def test_the_privacy_page_says_when_a_human_looked(fresh, tmp_path, capsys):
     inspect(fresh, privacy=tmp_path / "p.html")
     text = re.sub(r"<[^>]+>", "|", (tmp_path / "p.html").read_text("utf-8"))
     assert re.search(r"burned-in risk\|+0\|+6\|", text)
-    assert "A human let in 6 scans" in text
+    assert "A human released 6 scans" in text
     assert "The pixels were not inspected by a human." not in text
 
 

@@ -117,4 +117,5 @@ def test_a_wheel_runs_outside_the_checkout(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in catalog.choices("method"))
-    assert (tmp_path / "site/medssl/reporting/page.css").is_file()
+    for name in ("page.css", "report.html.j2"):
+        assert (tmp_path / "site/medssl/reporting/templates" / name).is_file()

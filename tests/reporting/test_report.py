@@ -22,9 +22,10 @@ from medssl.evals.label_free.quality import MEASURES
 from medssl.ingestion.writer import StoreWriter
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
-from medssl.reporting import plots, words
+from medssl.reporting import pictures, plots
+from medssl.reporting.conclusions import conclusions
 from medssl.reporting.embeddings import neighbours, read_embeddings
-from medssl.reporting.html import write_report
+from medssl.reporting.report import write_report
 from medssl.store.store import Store
 
 EVIL = "<script>alert('x')</script> & $x_1"
@@ -60,13 +61,15 @@ def score(value: float, low: float, high: float) -> dict:
     return {"value": value, "low": low, "high": high, "n": 14, "patients": 7, "how": HOW}
 
 
-def row(features: str, reader: str, auroc: float, minus_run: dict | None) -> dict:
+def row(features: str, probe: str, auroc: float, difference: dict | None) -> dict:
     scores = {"AUROC": score(auroc, auroc - 0.03, auroc + 0.02), "ECE": score(0.1, 0.05, 0.2)}
-    return {"features": features, "reader": reader, "scores": scores, "minus_run": minus_run}
+    row = {"features": features, "probe": probe, "label_budget": "all", "draws": 1}
+    return row | {"scores": scores, "difference": difference}
 
 
 def make_table(store: Store) -> dict:
     return {
+        "command": "probe",
         "target": "finding",
         "classes": ["normal", EVIL],
         "train_store": store.fingerprint,
@@ -108,8 +111,8 @@ def make_run(run: Path, store: Store) -> Path:
     measured = {
         k: {"value": i + 0.25, "low": i + 0.125, "high": i + 0.5, "how": "jackknife"} for i, k in enumerate(MEASURES)
     }
-    of = {"scans": 90, "split": "val", "patients": 45, "views": 7}
-    quality = {"panel": of, "flags": [f"half of them were seen {EVIL}"], "measures": measured, "half": measured}
+    subset = {"scans": 90, "split": "val", "patients": 45, "views": 7}
+    quality = {"subset": subset, "flags": [f"half of them were seen {EVIL}"], "measures": measured, "half": measured}
     (run / "quality.json").write_text(json.dumps(quality))
     return run
 
@@ -203,7 +206,7 @@ def test_every_number_in_the_score_tables_has_its_interval(page):
     number = r"[+-]?\d\.\d{3}"
     cells = [text for kind, text in Reader(section(page, "scores")).cells if kind == "num"]
     heads, values = cells[:3], cells[3:]
-    assert heads == ["AUROC", "ECE", "AUROC minus this run's"]
+    assert heads == ["AUROC", "ECE", "Δ AUROC vs run"]
     assert len(values) == 5 * 3
     assert all(re.fullmatch(rf"–|{number} \[{number}, {number}\]", v) for v in values), values
     assert values[0] == "0.912 [0.882, 0.932]"
@@ -322,7 +325,7 @@ def test_volumes_have_a_page_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("minus_run", "claim"),
+    ("difference", "claim"),
     [
         (score(-0.112, -0.15, -0.07), "better than random init by 0.112 [0.070, 0.150]"),
         (score(0.05, 0.01, 0.09), "worse than random init by 0.050 [0.010, 0.090]"),
@@ -330,10 +333,10 @@ def test_volumes_have_a_page_too(tmp_path):
         (score(-0.02, -0.05, 0.0), "cannot be told apart"),
     ],
 )
-def test_a_difference_is_claimed_only_when_its_interval_excludes_zero(minus_run, claim, store):
+def test_a_difference_is_claimed_only_when_its_interval_excludes_zero(difference, claim, store):
     table = make_table(store)
-    table["rows"] = [table["rows"][0], row("random init", "linear", 0.8, minus_run)]
-    said = " ".join(words.sentences(table))
+    table["rows"] = [table["rows"][0], row("random init", "linear", 0.8, difference)]
+    said = " ".join(conclusions(table))
     assert claim in said
     assert sum(phrase in said for phrase in ("better than", "worse than", "told apart")) == 1
     assert 'For "finding" on held-out patients, simclr cnn (linear) has AUROC 0.912 [0.882, 0.932]' in said
@@ -348,21 +351,21 @@ def test_where_lower_is_better_a_smaller_error_is(store):
     ):
         minus = score(value, *sorted((value - np.sign(value) * 0.042, value + np.sign(value) * 0.038)))
         table["rows"] = [table["rows"][0], row("random init", "linear", 0.912 + value, minus)]
-        assert claim in " ".join(words.sentences(table))
-    assert "The best AUROC is not this run's: random init" in " ".join(words.sentences(table))
+        assert claim in " ".join(conclusions(table))
+    assert "The best AUROC is not this run's: random init" in " ".join(conclusions(table))
 
 
 def test_headline_names_a_better_row_and_misses_baselines(store):
     table = make_table(store)
-    assert "The best AUROC is not this run's: supervised (end to end)" in " ".join(words.sentences(table))
+    assert "The best AUROC is not this run's: supervised (end to end)" in " ".join(conclusions(table))
     table["rows"] = table["rows"][:2]
-    said = " ".join(words.sentences(table))
+    said = " ".join(conclusions(table))
     assert "what training added is unknown" in said
     assert "The best" not in said
     undefined = copy.deepcopy(table)
     for r in undefined["rows"]:
         r["scores"]["AUROC"]["low"] = None
-    assert "nothing can be said" in " ".join(words.sentences(undefined))
+    assert "nothing can be concluded" in " ".join(conclusions(undefined))
 
 
 def test_neighbours_are_never_of_the_same_patient(run, store):
@@ -387,10 +390,10 @@ def test_embeddings_know_what_the_store_knows(run, store):
 def test_picture_keeps_proportions_and_takes_the_middle_slice():
     scan = np.zeros((1, 5, 10, 20), np.float32)
     scan[0, 2] = 100
-    shown = plots.picture(scan, 0.0, 200.0, (7.0, 2.0, 1.0))
+    shown = pictures.picture(scan, 0.0, 200.0, (7.0, 2.0, 1.0))
     assert shown.shape == (20, 20)
     np.testing.assert_allclose(shown, 0.5, atol=1e-6)
-    assert plots.picture(np.zeros((3, 500, 250), np.uint8), 0, 255).shape == (144, 72, 3)
+    assert pictures.picture(np.zeros((3, 500, 250), np.uint8), 0, 255).shape == (144, 72, 3)
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -414,7 +417,7 @@ def test_figures_leave_no_state_behind():
     plots.curves([{"step": i, "loss": 1 / (i + 1), "lr": 0.1} for i in range(5000)])
     plots.forest([plots.Interval("one", 0.5, 0.4, 0.6, True)], label="AUROC")
     plots.scatter(np.zeros((3, 2)), ["_a", "$", ""])
-    plots.sheet([("a", np.ones((4, 4)))])
+    pictures.view_sheet([("a", np.ones((4, 4)))])
     assert dict(mpl.rcParams) == before
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or pyplot.get_fignums() == []

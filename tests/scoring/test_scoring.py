@@ -13,7 +13,7 @@ from medssl.evals.metrics.metrics import AUROC
 from medssl.evals.probes.knn import knn_probe
 from medssl.evals.probes.retrieval import retrieve
 from medssl.evals.stats.bootstrap import score
-from medssl.reporting.use import use
+from medssl.reporting.score_table import clinical_use
 from medssl.runs.predictions import of_run
 from medssl.scoring import baselines
 from medssl.scoring.baselines import FeatureSources
@@ -131,11 +131,11 @@ def test_what_a_score_means_in_use_stands_below_it(made, capsys):
     assert {"sex", "age", "scanner"} <= set(result["subgroups"])
     (n,) = {sum(g["n"] for g in found["groups"]) for found in result["subgroups"].values()}
     assert n == result["n_test"]
-    page = use(json.loads(json.dumps(result)))
+    page = clinical_use(json.loads(json.dumps(result)))
     for word in (
-        "At one threshold",
+        "Operating point",
         "PPV at 2 %",
-        "after temperature scaling",
+        "temperature-scaled",
         "Reliability curve",
         "By scanner",
         "fewer than",

@@ -22,8 +22,8 @@ from medssl.evals.stats.table import table
 from medssl.files import atomic, write_json
 from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set
 from medssl.progress import Progress
-from medssl.reporting.cam import Shown, sheet, slice_of
-from medssl.reporting.sheet import chosen
+from medssl.reporting.saliency_sheet import ScanWithMap, saliency_sheet, strongest_slice
+from medssl.reporting.contact_sheet import evenly_spaced
 from medssl.rng import generator, seed_from
 from medssl.runs.predictions import Predictions, TableRow
 from medssl.runs.run_folder import Run
@@ -151,7 +151,7 @@ def cam(
     resampled = resampled_for_encoder(scans.store, card)
     shown = [_picture(resampled, scans, i, ours[i], masks[at == i]) for i in _drawn(at, len(scans.rows))]
     with atomic(folder.path / "cam.png") as file:
-        file.write_bytes(sheet(shown))
+        file.write_bytes(saliency_sheet(shown))
     write_json(folder.path / "cam.json", result)
     _keep(folder.path, result, scans, at, found)
     print("\n".join([str(result["about"]), *(f"! {flag}" for flag in scans.flags)]))
@@ -174,7 +174,7 @@ def _maps(
 ) -> tuple[Maps, list[np.ndarray | None], str]:
     """(what makes maps, of each encoder the weights of its probe or None, what is explained in words)."""
     foil = home.rows("train")
-    grids = resampled_for_encoder(scans.store, card), (resampled_for_encoder(home, card), foil[chosen(len(foil), FOIL)])
+    grids = resampled_for_encoder(scans.store, card), (resampled_for_encoder(home, card), foil[evenly_spaced(len(foil), FOIL)])
     maker = SaliencyMaker(method, *grids, resolved, seed, device)
     splits = scans.splits
     if splits is None or method != "gradcam":
@@ -191,7 +191,7 @@ def _maps(
 
 def _labelled(splits: EvalSplits) -> Scans:
     """At most MOST of a question's test scans."""
-    kept = chosen(len(splits.test), MOST)
+    kept = evenly_spaced(len(splits.test), MOST)
     flags = list(splits.flags)
     if len(kept) < len(splits.test):
         flags.append(f"{len(kept)} of {len(splits.test)} test scans were looked at")
@@ -213,7 +213,7 @@ def _unlabelled(folder: Run, key: str, home: Store, away: Store, other: bool, al
     if report.refusal and not allow_overlap:
         raise UserError(f"{report.refusal}; look at other patients, or have every number marked: allow_overlap=true")
     flags = report.words()
-    kept = chosen(len(rows), MOST)
+    kept = evenly_spaced(len(rows), MOST)
     if len(kept) < len(rows):
         flags.append(f"{len(kept)} of {len(rows)} test scans were looked at")
     patient = away.column("patient")[rows[kept]].astype(str)
@@ -245,7 +245,7 @@ def _check(
     seed: int,
 ) -> tuple[list[Line], Score]:
     """Rank correlation of maps to those of ever more random layers, mean over draws: a line each, and the last score."""
-    at = chosen(len(ours), CHECKED)
+    at = evenly_spaced(len(ours), CHECKED)
     groups = len(fresh[0].by_depth())  # type: ignore[operator]
     depths = sorted({round(d) for d in np.linspace(1, groups, min(groups, STAGES))})
     also = "" if head is None else "the probe and "
@@ -277,17 +277,17 @@ def _drawn(at: np.ndarray, n: int) -> np.ndarray:
     """At most SHOWN of n scans: some of those with a mask, a quarter of others, where there are such."""
     others = np.setdiff1d(np.arange(n), at)
     most = min(len(others), max(SHOWN // 4, SHOWN - len(at)))
-    return np.concatenate([at[chosen(len(at), SHOWN - most)], others[chosen(len(others), most)]])
+    return np.concatenate([at[evenly_spaced(len(at), SHOWN - most)], others[evenly_spaced(len(others), most)]])
 
 
-def _picture(resampled: ResampledScans, scans: Scans, i: int, map_: np.ndarray, mask: np.ndarray) -> Shown:
+def _picture(resampled: ResampledScans, scans: Scans, i: int, map_: np.ndarray, mask: np.ndarray) -> ScanWithMap:
     """Scan number `i` in its window with its map (*size) and its mask (1 or none, *size); of a volume one slice."""
     scan = standardised(resampled, scans.rows[i : i + 1])[0].numpy() * resampled.std + resampled.mean
     if map_.ndim == 3:
-        z = slice_of(map_)
+        z = strongest_slice(map_)
         scan, map_, mask = scan[:, z], map_[z], mask[:, z]
     flat = scan.transpose(1, 2, 0) if len(scan) == 3 else scan[0]
-    return Shown(flat, map_, mask[0] if len(mask) else None, scans.label[i])
+    return ScanWithMap(flat, map_, mask[0] if len(mask) else None, scans.label[i])
 
 
 def _plain(line: Line) -> dict[str, Any]:

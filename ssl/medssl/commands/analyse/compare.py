@@ -17,7 +17,7 @@ from medssl.evals.stats.significance import holm, ranking
 from medssl.evals.stats.table import table
 from medssl.evals.stats.variance_components import SOURCES, Components, components, needed
 from medssl.files import atomic, write_json
-from medssl.reporting.ranks import critical_differences
+from medssl.reporting.critical_difference import critical_difference_diagram
 from medssl.runs.predictions import Predictions, of_run, same_scans
 from medssl.runs.runs_by_seed import RunsBySeed, find_runs, group_by_seed
 
@@ -131,7 +131,7 @@ def _ranked(contests: Sequence[Contest], out: Path | None) -> dict[str, Any] | N
         print(f"  cannot be told apart: {', '.join(clique)}")
     if out is not None:
         with atomic(out.with_suffix(".png")) as part:
-            part.write_bytes(critical_differences(found))
+            part.write_bytes(critical_difference_diagram(found))
         print(f"diagram: {out.with_suffix('.png')}")
     pairs = [{"better": a, "worse": b, "p_holm": p} for (a, b), p in found.p.items()]
     return {k: getattr(found, k) for k in ("names", "ranks", "tasks", "friedman", "critical", "cliques")} | {

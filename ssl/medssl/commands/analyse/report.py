@@ -5,8 +5,8 @@ from pathlib import Path
 from medssl import catalog
 from medssl.commands.train.pretrain import spec_of
 from medssl.errors import UserError
-from medssl.reporting.html import write_report
-from medssl.reporting.views import sample_views
+from medssl.reporting.report import write_report
+from medssl.reporting.sample_views import sample_views
 from medssl.runs.run_folder import Run
 from medssl.store.resampled import resample_scans
 from medssl.store.store import Store

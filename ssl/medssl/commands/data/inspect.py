@@ -14,9 +14,9 @@ from medssl.errors import UserError
 from medssl.files import atomic, write_text
 from medssl.readers.quality_flags import FLAGS
 from medssl.readers.reject_codes import CODES
-from medssl.reporting.lines import aligned
+from medssl.reporting.text_table import aligned
 from medssl.reporting.privacy import privacy_page
-from medssl.reporting.sheet import chosen, contact_sheet
+from medssl.reporting.contact_sheet import evenly_spaced, contact_sheet
 from medssl.store.query import written
 from medssl.store.splits import SPLITS
 from medssl.store.store import Store
@@ -64,7 +64,7 @@ def inspect(
         print("\n".join(aligned(list(rows[0]), [list(row.values()) for row in rows])) if rows else "  none")
     if sheet:
         path = Path(sheet).expanduser()
-        picture = contact_sheet(shown, chosen(len(shown)))
+        picture = contact_sheet(shown, evenly_spaced(len(shown)))
         with atomic(path) as part:
             picture.save(part, "PNG")
         print(f"\nsheet    {path}")

@@ -13,7 +13,7 @@ from medssl.files import write_text
 from medssl.readers.pseudonyms import open_key
 from medssl.readers.reject_codes import CODES, remedy
 from medssl.readers.walk import walk
-from medssl.reporting.lines import aligned
+from medssl.reporting.text_table import aligned
 from medssl.store.store import Store
 
 FIELDS = ("file", "part", "code", "stage", "reason", "remedy")

@@ -6,29 +6,30 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from medssl.evals.stats.significance import Ranking
-from medssl.reporting.plots import COLOURS, INK, SOFT, STYLE, WIDTH, _png, _short
+from medssl.reporting.plots import COLOURS, INK, SOFT, STYLE, WIDTH, png_bytes, shorten
 
-# inches, as all lengths here
-SIDE = 2.3  # for names, left and right of the axis
-TOP = 0.66  # of the axis
+# All lengths are in inches.
+SIDE = 2.3  # room for names, left and right of the axis
+TOP = 0.66  # position of the axis
 LINE, BAR = 0.24, 0.13  # heights of a name and of a clique
 GAP = 0.06
 
 
-def critical_differences(ranking: Ranking) -> bytes:
-    """Demšar, 2006, figure 1: the best model on the left, bars over models that cannot be told apart. PNG.
+def critical_difference_diagram(ranking: Ranking) -> bytes:
+    """Draw a critical-difference diagram: the best model on the left, bars over models that cannot be told apart. PNG.
 
-    The bars are the cliques of `ranking`. A clique may leave out a model whose rank lies between those of its members,
-    so its members are dots on the bar. Nemenyi's critical difference above the axis is there for comparison.
+    Demšar, 2006, figure 1. The bars are the cliques of `ranking`. A clique may leave out a model whose rank lies between
+    those of its members, so its members are dots on the bar. Nemenyi's critical difference is shown for comparison.
     """
     with rc_context(STYLE):
-        return _png(_figure(ranking))
+        return png_bytes(_figure(ranking))
 
 
 def _figure(ranking: Ranking) -> Figure:
     k = len(ranking.names)
     half = (k + 1) // 2
-    rows = TOP + 2 * GAP + BAR * len(ranking.cliques) + LINE / 2  # the middle of the first line of names
+    # the middle of the first line of names
+    rows = TOP + 2 * GAP + BAR * len(ranking.cliques) + LINE / 2
     height = rows + LINE * half + 0.2
     fig = Figure(figsize=(WIDTH, height))
     FigureCanvasAgg(fig)
@@ -61,7 +62,7 @@ def _at(rank: float, k: int) -> float:
 
 
 def _scale(axes: Axes, k: int, critical: float) -> None:
-    """The axis from rank 1 to k, and above it the critical difference from rank 1 on."""
+    """Draw the axis from rank 1 to k, and above it the critical difference starting at rank 1."""
     axes.plot([_at(1, k), _at(k, k)], [TOP, TOP], color=INK, linewidth=0.8)
     for rank in range(1, k + 1):
         axes.plot([_at(rank, k)] * 2, [TOP - 0.05, TOP], color=INK, linewidth=0.8)
@@ -74,10 +75,10 @@ def _scale(axes: Axes, k: int, critical: float) -> None:
 
 
 def _name(axes: Axes, name: str, rank: str, x: float, y: float, left: bool) -> None:
-    """The name with its rank at (x, y), shortened until it stays inside the figure."""
+    """Write a name with its rank at (x, y), shortened until it fits into the figure."""
     text = axes.text(x, y, "", ha="right" if left else "left", va="center", color=INK)
     for most in range(len(name), 0, -1):
-        short = _short(name, most)
+        short = shorten(name, most)
         text.set_text(f"{short}  {rank}" if left else f"{rank}  {short}")
         box = text.get_window_extent()
         if box.x0 >= 0 and box.x1 <= axes.bbox.x1:

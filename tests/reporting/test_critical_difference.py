@@ -8,7 +8,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from medssl.evals.stats.significance import Ranking, ranking
-from medssl.reporting import plots, ranks
+from medssl.reporting import critical_difference as diagram
+from medssl.reporting import plots
 
 
 def some(k=6, tasks=20, spread=0.7, seed=0, name="model {}"):
@@ -30,7 +31,7 @@ def lines(figure, colour):
 def figure():
     def draw(given):
         with mpl.rc_context(plots.STYLE):
-            return ranks._figure(given)
+            return diagram._figure(given)
 
     return draw
 
@@ -39,7 +40,7 @@ def figure():
 @pytest.mark.parametrize("k", [3, 6, 11])
 def test_nothing_is_written_outside_the_figure_or_over_other_words(figure, k, name):
     fig = figure(some(k, tasks=40, name=name))
-    width, height = fig.resampled.get_width_height()
+    width, height = fig.canvas.get_width_height()
     boxes = list(texts(fig).values())
     assert len(boxes) >= 2 * k + 2  # names, ranks of the axis, the critical difference and the words below
     for box in boxes:
@@ -56,7 +57,7 @@ def test_every_model_stands_at_its_rank_with_the_best_on_the_left(figure):
     given = some()
     fig = figure(given)
     stems = {line.get_xdata()[0]: line for line in lines(fig, plots.SOFT) if len(line.get_xdata()) == 3}
-    left, right = ranks.SIDE, plots.WIDTH - ranks.SIDE
+    left, right = diagram.SIDE, plots.WIDTH - diagram.SIDE
     expected = [left + (right - left) * (rank - 1) / 5 for rank in given.ranks]
     assert sorted(stems) == pytest.approx(sorted(expected))
     ends = [stems[x].get_xdata()[-1] < plots.WIDTH / 2 for x in sorted(stems)]
@@ -70,7 +71,7 @@ def test_bars_are_the_cliques_and_dots_their_members(figure):
     p = {("a", "b"): 0.01, ("a", "c"): 0.3, ("b", "c"): 0.4, ("a", "d"): 0.01, ("b", "d"): 0.01, ("c", "d"): 0.01}
     given = Ranking(("a", "b", "c", "d"), (1.5, 2.0, 2.5, 4.0), 12, 0.05, 0.0004, 1.35, p, (("a", "c"), ("b", "c")))
     fig = figure(given)
-    x = {name: ranks._at(rank, 4) for name, rank in zip(given.names, given.ranks, strict=True)}
+    x = {name: diagram._at(rank, 4) for name, rank in zip(given.names, given.ranks, strict=True)}
     bars, dots = (
         [line for line in lines(fig, plots.COLOURS[0]) if (line.get_marker() == "o") is dotted]
         for dotted in (False, True)
@@ -87,9 +88,9 @@ def test_bars_are_the_cliques_and_dots_their_members(figure):
 
 def test_it_is_a_small_png_and_leaves_no_state_behind():
     before = dict(mpl.rcParams)
-    png = ranks.critical_differences(some())
+    png = diagram.critical_difference_diagram(some())
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
-    assert png == ranks.critical_differences(some())
+    assert png == diagram.critical_difference_diagram(some())
     assert len(png) < 60_000
     image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     assert image.shape[1] == int(plots.WIDTH * 144)

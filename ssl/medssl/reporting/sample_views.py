@@ -1,4 +1,4 @@
-"""What augmentation makes of a few scans, to be looked at before a GPU is spent on it."""
+"""Augmented views of a few scans, to inspect before a long pretraining."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +10,9 @@ from medssl.augmentations.recipes import Recipe
 def sample_views(
     resampled: ResampledScans, recipe: Recipe, rows: NDArray[np.int64], *, views: int = 5, seed: int = 0
 ) -> list[tuple[str, NDArray[np.float32]]]:
-    """Scans of a canvas, each followed by its first views: (name, first channel (H, W) or (D, H, W) in [0, 1]).
+    """Return scans, each followed by its first views: (name, first channel (H, W) or (D, H, W) in [0, 1]).
 
-    The views are those that a run with this seed sees in its first epoch.
+    The views are those of the first epoch of a run with this seed.
     """
     raw = RawScans(resampled).__getitems__([(int(row), 0) for row in rows])
     drawn, _ = make_views(raw, recipe, views, seed, mean=0.0, std=1.0)

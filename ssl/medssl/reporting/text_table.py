@@ -1,23 +1,25 @@
-"""Tables for a terminal."""
+"""Aligned tables for a terminal."""
 
 import unicodedata
 from collections.abc import Sequence
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[object]], indent: str = "  ") -> list[str]:
-    """A table in lines: numbers (with thousands set apart) to the right, words to the left. `head` may be empty words."""
+    """Return the lines of a table: numbers right-aligned with thousands separators, words left-aligned.
+
+    No headings are shown if all of `head` is empty. None is shown as –.
+    """
     cells = [[_cell(v) for v in row] for row in rows]
     lines = [list(head), *cells] if any(head) else cells
-    widths = [max((_width(line[c]) for line in lines), default=0) for c in range(len(head))]
-    right = [
-        bool(rows) and all(isinstance(row[c], int | float) or row[c] is None for row in rows) for c in range(len(head))
-    ]
+    columns = range(len(head))
+    widths = [max((_width(line[c]) for line in lines), default=0) for c in columns]
+    numeric = [bool(rows) and all(isinstance(row[c], int | float | None) for row in rows) for c in columns]
     out = []
     for line in lines:
         padded = []
-        for text, width, number in zip(line, widths, right, strict=True):
+        for text, width, right in zip(line, widths, numeric, strict=True):
             blank = " " * (width - _width(text))
-            padded.append(blank + text if number else text + blank)
+            padded.append(blank + text if right else text + blank)
         out.append((indent + "  ".join(padded)).rstrip())
     return out
 
@@ -31,5 +33,5 @@ def _cell(value: object) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns on a terminal, where Korean, Chinese and Japanese letters take two."""
+    """Return the number of terminal columns; Korean, Chinese and Japanese characters take two."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)

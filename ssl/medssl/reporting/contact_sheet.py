@@ -1,25 +1,25 @@
-"""A contact sheet: many scans at a glance, each with the number of its row."""
+"""A contact sheet: many scans at a glance, each with its row number."""
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from medssl.reporting.plots import picture
+from medssl.reporting.pictures import picture
 from medssl.store.store import Store
 
 MOST = 200  # scans on a sheet
 CELL, CAPTION, GAP = 192, 14, 4  # pixels
 
 
-def chosen(n: int, most: int = MOST) -> NDArray[np.int64]:
-    """At most `most` of n rows at even spacing, the first and the last among them."""
+def evenly_spaced(n: int, most: int = MOST) -> NDArray[np.int64]:
+    """Return at most `most` of n rows at even spacing, including the first and the last."""
     return np.unique(np.linspace(0, max(n - 1, 0), min(n, most)).round().astype(np.int64))
 
 
 def contact_sheet(store: Store, rows: NDArray[np.int64]) -> Image.Image:
-    """RGB picture of the scans `rows`: of a volume the middle slice of its first axis, windowed to [low, high].
+    """Return an RGB picture of the scans `rows`, windowed to [low, high]; for a volume the middle slice of its first axis.
 
-    Captions are the rows' numbers in this `store`, nothing else. Only what is shown is read from the disk.
+    Captions are the row numbers in this `store` and nothing else. Only what is shown is read from disk.
     """
     low, high, spacing, shape = (store.column(name) for name in ("low", "high", "spacing", "shape"))
     columns = max(1, min(len(rows), round((len(rows) * 1.3) ** 0.5)))
@@ -28,9 +28,8 @@ def contact_sheet(store: Store, rows: NDArray[np.int64]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for k, row in enumerate(rows):
         x, y = GAP + k % columns * wide, GAP + k // columns * tall
-        shown = picture(
-            _middle(store, int(row), shape[row]), float(low[row]), float(high[row]), spacing[row], most=CELL
-        )
+        scan = _middle(store, int(row), shape[row])
+        shown = picture(scan, float(low[row]), float(high[row]), spacing[row], most=CELL)
         image = Image.fromarray(np.round(255 * shown).astype(np.uint8)).convert("RGB")
         scale = CELL / max(image.size)
         image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
@@ -40,7 +39,7 @@ def contact_sheet(store: Store, rows: NDArray[np.int64]) -> Image.Image:
 
 
 def _middle(store: Store, row: int, shape: tuple[int, ...]) -> NDArray[np.generic]:
-    """The scan, or the middle slice of a volume as a volume of one slice."""
+    """Return a scan (C, H, W), or the middle slice of a volume as (C, 1, H, W)."""
     if len(shape) == 3:
         return store[row]
     return store.crop(row, (shape[1] // 2, 0, 0), (1, *shape[2:]))
