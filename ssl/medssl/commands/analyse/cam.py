@@ -22,8 +22,8 @@ from medssl.evals.stats.table import table
 from medssl.files import atomic, write_json
 from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set
 from medssl.progress import Progress
-from medssl.reporting.saliency_sheet import ScanWithMap, saliency_sheet, strongest_slice
 from medssl.reporting.contact_sheet import evenly_spaced
+from medssl.reporting.saliency_sheet import ScanWithMap, saliency_sheet, strongest_slice
 from medssl.rng import generator, seed_from
 from medssl.runs.predictions import Predictions, TableRow
 from medssl.runs.run_folder import Run
@@ -174,7 +174,10 @@ def _maps(
 ) -> tuple[Maps, list[np.ndarray | None], str]:
     """(what makes maps, of each encoder the weights of its probe or None, what is explained in words)."""
     foil = home.rows("train")
-    grids = resampled_for_encoder(scans.store, card), (resampled_for_encoder(home, card), foil[evenly_spaced(len(foil), FOIL)])
+    grids = (
+        resampled_for_encoder(scans.store, card),
+        (resampled_for_encoder(home, card), foil[evenly_spaced(len(foil), FOIL)]),
+    )
     maker = SaliencyMaker(method, *grids, resolved, seed, device)
     splits = scans.splits
     if splits is None or method != "gradcam":

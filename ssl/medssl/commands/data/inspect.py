@@ -14,9 +14,9 @@ from medssl.errors import UserError
 from medssl.files import atomic, write_text
 from medssl.readers.quality_flags import FLAGS
 from medssl.readers.reject_codes import CODES
-from medssl.reporting.text_table import aligned
+from medssl.reporting.contact_sheet import contact_sheet, evenly_spaced
 from medssl.reporting.privacy import privacy_page
-from medssl.reporting.contact_sheet import evenly_spaced, contact_sheet
+from medssl.reporting.text_table import aligned
 from medssl.store.query import written
 from medssl.store.splits import SPLITS
 from medssl.store.store import Store
