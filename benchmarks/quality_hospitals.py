@@ -23,14 +23,14 @@ import torch
 
 import medssl
 from medssl.errors import UserError
-from medssl.evals.metrics.metrics import OF_TASK
 from medssl.evals.stats.bootstrap import difference_seeds, score_seeds
 from medssl.evals.stats.table import table
+from medssl.evals.task_types.task_types import task_type
 from medssl.runs.predictions import Predictions, of_run
 from medssl.scoring.baselines import BASELINES, FROZEN, SUPERVISED
 
 VALUES = {"as stored": False, "ranks": True}
-METRIC = OF_TASK["classes"][0]
+METRIC = task_type("classification").metrics[0]
 RAW = "raw pixels"
 
 

@@ -29,12 +29,12 @@ from mnist import archive
 import medssl
 from medssl import catalog
 from medssl.errors import UserError
-from medssl.evals.metrics.metrics import OF_TASK
 from medssl.evals.stats.bootstrap import paired, score_seeds
 from medssl.evals.stats.significance import holm
+from medssl.evals.task_types.task_types import task_type
 from medssl.runs.predictions import of_run
 
-METRICS = {m.name: m for m in OF_TASK["classes"]}
+METRICS = {m.name: m for m in task_type("classification").metrics}
 RIVALS = ["raw pixels", "k-means patch bank"]
 
 

@@ -29,10 +29,11 @@ import medssl
 from medssl.commands.analyse.cam import cam
 from medssl.commands.train.pretrain import spec_of
 from medssl.evals.explain.saliency_checks import mask_energy
-from medssl.evals.metrics.metrics import AUROC, OF_TASK
+from medssl.evals.metrics.metrics import AUROC
 from medssl.evals.stats.bootstrap import difference, score
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.table import table
+from medssl.evals.task_types.task_types import task_type
 from medssl.rng import seed_from
 from medssl.scoring import features, probes
 from medssl.scoring.baselines import FeatureSources
@@ -46,7 +47,7 @@ from medssl.train.optim import Optim
 
 TESTS = {"agrees": 0.95, "no mark": None, "disagrees": 0.05}
 LEAST = 0.2  # what the bench is meant to make a supervised net fall by
-MEAN = OF_TASK["cases"][0]
+MEAN = task_type("per_case").metrics[0]
 Scan = tuple[int, bool, np.ndarray]  # patient, positive, (H, W) uint8
 
 

@@ -188,8 +188,8 @@ def test_what_cannot_be_asked_is_one_line(made, tmp_path):
             audit(run, store, "lesion", facts=facts)
     with pytest.raises(UserError, match=r"knows no fact that could be audited \(laterality \(always L\)\)"):
         audit(run, store, "lesion", facts=["laterality"])
-    with pytest.raises(UserError, match="scored as value; use task=classes"):
-        audit(run, store, "age", task="value")
+    with pytest.raises(UserError, match="scored as regression; use task=classification"):
+        audit(run, store, "age", task="regression")
     with pytest.raises(UserError, match="patients of a class of lesion: too few to audit, it takes 10"):
         audit(run, store, "lesion", where="site == 'south'")
     with pytest.raises(UserError, match="1 classes"):

@@ -281,7 +281,7 @@ def test_the_probe_of_several_classes(made):
         Subset(store, rows, np.arange(len(rows)) // 2 % 3, 0, 0)
         for rows in (store.rows("train"), store.rows("val"), store.rows("test"))
     ]
-    target = Target(("square",), "classes", ("a", "b", "c"))
+    target = Target(("square",), "classification", ("a", "b", "c"))
     head = head_of(source, EvalSplits(target, *parts), 0)
     x = [source(store, part.rows) for part in parts]
     p = linear_probes((x[0], parts[0].y), (x[1], parts[1].y), [x[2]], classes=3)[0].predictions[0]
@@ -294,7 +294,10 @@ def test_the_probe_of_several_classes(made):
 
 def test_what_is_explained():
     y = np.array([0, 1, 1])
-    two, three = Target(("side",), "classes", ("left", "right")), Target(("lobe",), "classes", ("a", "b", "c"))
+    two, three = (
+        Target(("side",), "classification", ("left", "right")),
+        Target(("lobe",), "classification", ("a", "b", "c")),
+    )
     assert [v.tolist() if isinstance(v, np.ndarray) else v for v in outputs(two, None, y)] == [
         "side = right",
         [0] * 3,
@@ -307,9 +310,9 @@ def test_what_is_explained():
     assert outputs(many, "nodule", y)[1].tolist() == [1, 1, 1]
     with pytest.raises(UserError, match="choose one with explain=, of mass, nodule"):
         outputs(many, None, y)
-    assert outputs(Target(("age",), "value", ()), None, y)[0] == "a high age"
+    assert outputs(Target(("age",), "regression", ()), None, y)[0] == "a high age"
     with pytest.raises(UserError, match="leave explain out"):
-        outputs(Target(("age",), "value", ()), "old", y)
+        outputs(Target(("age",), "regression", ()), "old", y)
     with pytest.raises(UserError, match="no maps of survival"):
         outputs(Target(("time", "event"), "survival", ()), None, y)
 

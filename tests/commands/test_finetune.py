@@ -109,7 +109,7 @@ def test_the_largest_budget_is_handed_over_with_its_head(tuned, made):
     assert [p.parent for p in (run / "finetune").rglob("encoder.json")] == [folder]
     encoder, card = medssl.load_encoder(folder)
     head = load_file(folder / "head.safetensors")
-    assert card["head"] == {"target": "label", "task": "classes", "classes": tuned["classes"]}
+    assert card["head"] == {"target": "label", "task": "classification", "classes": tuned["classes"]}
     grid = resample_scans(store, 28)
     resampled = ResampledScans(grid.array, grid.low, grid.high, card["mean"], card["std"], grid.size)
     x = torch.from_numpy(embed(encoder, resampled, store.rows("test"), quiet=True)).double()
@@ -261,9 +261,9 @@ def drawn(tmp_path_factory):
 @pytest.mark.parametrize(
     ("task", "target", "metric"),
     [
-        ("labels", ["bright", "large"], "macro AUROC"),
+        ("multilabel", ["bright", "large"], "macro AUROC"),
         ("ordinal", "level", "quadratic kappa"),
-        ("value", "width", "MAE"),
+        ("regression", "width", "MAE"),
         ("survival", ["days", "died"], "concordance"),
     ],
 )
@@ -274,7 +274,7 @@ def test_every_kind_of_task_is_learnt(drawn, task, target, metric):
     )  # fmt: skip
     score = result["rows"][0]["scores"][metric]
     assert score["low"] <= score["value"] <= score["high"]
-    if task == "value":
+    if task == "regression":
         assert score["value"] < 1.8  # levels are 4.5 apart
         head = medssl.load_encoder(run / result["encoder"])[1]["head"]
         train = store.column("label:width")[store.rows("train")].astype(float)

@@ -191,7 +191,13 @@ def folders(made, tmp_path, n, order=1.0):
             "scores": {"AUROC": {"value": 0.5 + i / 50}},
         }
         other = {"features": "PCA", "reader": "linear", "labels": "all", "scores": {"AUROC": {"value": 0.9}}}
-        table = {"command": "probe", "target": "lesion", "task": "classes", "test_store": "t", "rows": [other, row]}
+        table = {
+            "command": "probe",
+            "target": "lesion",
+            "task": "classification",
+            "test_store": "t",
+            "rows": [other, row],
+        }
         (copy / "scores.json").write_text(json.dumps({"tables": [table]}))
     return tmp_path / "runs"
 

@@ -4,7 +4,7 @@ from scipy import stats
 from scipy.stats import binom, norm, t
 
 import tiny
-from medssl.evals.metrics.metrics import ACCURACY, AUROC, CONCORDANCE, MACRO_AUROC, MAE, MEAN, OF_TASK, SPEARMAN
+from medssl.evals.metrics.metrics import ACCURACY, AUROC, CONCORDANCE, MACRO_AUROC, MAE, MEAN, SPEARMAN
 from medssl.evals.stats.bootstrap import (
     bca_quantiles,
     difference,
@@ -16,8 +16,9 @@ from medssl.evals.stats.bootstrap import (
     score_seeds,
     scores,
 )
+from medssl.evals.task_types.task_types import task_type
 
-CLASS_METRICS = OF_TASK["classes"]
+CLASS_METRICS = task_type("classification").metrics
 TRUE = norm.cdf(1 / np.sqrt(2))  # AUROC of N(1, 1) against N(0, 1)
 
 

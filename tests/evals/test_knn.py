@@ -6,7 +6,7 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from medssl.errors import UserError
 from medssl.evals.metrics.metrics import AUROC
-from medssl.evals.probes.knn import knn_labels, knn_probe, knn_value, neighbours, unit
+from medssl.evals.probes.knn import knn_probe, neighbours, unit
 
 
 def draw(seed, N, M, D, patients, duplicates):
@@ -117,7 +117,9 @@ def test_labels_are_voted_on_by_those_who_know_them(case, k, unknown):
     r = np.random.default_rng(len(x))
     labels = np.where(r.random((len(y), 3)) < unknown, np.nan, y[:, None] == np.arange(3))
     expected = np.nan_to_num(slow_mean(x, labels, patient, x_test, patient_test, k), nan=0.5)
-    np.testing.assert_allclose(knn_labels(x, labels, patient, x_test, patient_test, k), expected, atol=1e-9)
+    np.testing.assert_allclose(
+        knn_probe(x, labels, patient, x_test, patient_test, k=k, task="multilabel"), expected, atol=1e-9
+    )
 
 
 @given(cases, st.integers(1, 8))
@@ -128,35 +130,39 @@ def test_a_number_is_the_weighted_mean_of_the_neighbours(case, k):
     expected = slow_mean(x, y[:, None], patient, x_test, patient_test, k)[:, 0]
     if np.isnan(expected).any():
         with pytest.raises(UserError, match="another patient"):
-            knn_value(x, y, patient, x_test, patient_test, k)
+            knn_probe(x, y, patient, x_test, patient_test, k=k, task="regression")
     else:
-        np.testing.assert_allclose(knn_value(x, y, patient, x_test, patient_test, k), expected, rtol=1e-9)
+        np.testing.assert_allclose(
+            knn_probe(x, y, patient, x_test, patient_test, k=k, task="regression"), expected, rtol=1e-9
+        )
 
 
 def test_where_everything_is_known_labels_and_numbers_are_sklearns():
     x, _, _, x_test, _ = draw(3, 200, 30, 8, 300, duplicates=False)
     r = np.random.default_rng(0)
     who, who_test = [f"a{i}" for i in range(200)], [f"b{i}" for i in range(30)]
-    for y, knn in (((r.random((200, 4)) < 0.4).astype(float), knn_labels), (r.normal(70, 12, 200), knn_value)):
+    for y, task in (((r.random((200, 4)) < 0.4).astype(float), "multilabel"), (r.normal(70, 12, 200), "regression")):
         model = KNeighborsRegressor(9, weights=lambda d: np.exp(-d / 0.07), metric="cosine").fit(x, y)
-        np.testing.assert_allclose(knn(x, y, who, x_test, who_test, k=9), model.predict(x_test), rtol=1e-4)
+        np.testing.assert_allclose(
+            knn_probe(x, y, who, x_test, who_test, k=9, task=task), model.predict(x_test), rtol=1e-4
+        )
 
 
 def test_one_label_known_of_all_is_the_second_of_two_classes():
     x, y, patient, x_test, patient_test = draw(4, 150, 40, 8, 60, duplicates=True)
     y = (y > 0).astype(int)
-    p = knn_labels(x, y[:, None].astype(float), patient, x_test, patient_test)[:, 0]
+    p = knn_probe(x, y[:, None].astype(float), patient, x_test, patient_test, task="multilabel")[:, 0]
     np.testing.assert_allclose(p, knn_probe(x, y, patient, x_test, patient_test, 2)[:, 1], atol=1e-12)
 
 
 def test_answers_that_are_none_are_refused():
     x, who = np.eye(3), ["a", "b", "c"]
     with pytest.raises(ValueError, match="0, 1 or nan"):
-        knn_labels(x, np.full((3, 1), 2.0), who, x, who)
+        knn_probe(x, np.full((3, 1), 2.0), who, x, who, task="multilabel")
     with pytest.raises(ValueError, match="finite number"):
-        knn_value(x, [1, np.nan, 2], who, x, who)
-    with pytest.raises(ValueError, match="one answer per"):
-        knn_value(x, [1.0, 2.0], who, x, who)
+        knn_probe(x, [1, np.nan, 2], who, x, who, task="regression")
+    with pytest.raises(ValueError, match="one label per"):
+        knn_probe(x, [1.0, 2.0], who, x, who, task="regression")
 
 
 def test_features_that_are_not_finite_are_refused():

@@ -118,7 +118,7 @@ def test_balanced_draws_end_where_a_class_does():
     with pytest.raises(UserError, match=r"runs out of a class after 1[01]; draw fewer"):
         draw_label_subsets(y, patient, [Budget(scans=20)], [0], balanced=True)
     with pytest.raises(UserError, match="balanced draws need classes"):
-        draw_label_subsets(y.astype(float), patient, [Budget(scans=10)], [0], task="value", balanced=True)
+        draw_label_subsets(y.astype(float), patient, [Budget(scans=10)], [0], task="regression", balanced=True)
 
 
 def test_draws_that_cannot_be_are_refused_in_words():
@@ -130,11 +130,11 @@ def test_draws_that_cannot_be_are_refused_in_words():
     with pytest.raises(UserError, match="31 labelled scans, and there are 30"):
         draw_label_subsets(y, patient, [Budget(scans=31)], [0])
     with pytest.raises(UserError, match="cannot hold one patient whole"):
-        draw_label_subsets(np.arange(4.0), np.zeros(4), [Budget(scans=3)], [0], task="value")
+        draw_label_subsets(np.arange(4.0), np.zeros(4), [Budget(scans=3)], [0], task="regression")
     with pytest.raises(ValueError, match="one patient per labelled scan"):
         draw_label_subsets(y, patient[:5], [Budget(scans=5)], [0])
-    with pytest.raises(ValueError, match="no task"):
-        draw_label_subsets(y, patient, [Budget(scans=6)], [0], task="class")
+    with pytest.raises(UserError, match="Did you mean 'classification'"):
+        draw_label_subsets(y, patient, [Budget(scans=6)], [0], task="classificatio")
 
 
 def test_every_kind_of_task_draws_what_its_models_need():
@@ -144,13 +144,13 @@ def test_every_kind_of_task_draws_what_its_models_need():
     labels[r.random((120, 3)) < 0.2] = np.nan
     value = r.normal(size=60)[patient]
     outcome = np.c_[r.exponential(size=60), r.random(60) < 0.1][patient]
-    for d in draw_label_subsets(labels, patient, [Budget(scans=n) for n in (14, 40)], range(5), task="labels"):
+    for d in draw_label_subsets(labels, patient, [Budget(scans=n) for n in (14, 40)], range(5), task="multilabel"):
         assert [set(v[~np.isnan(v)]) for v in labels[d.rows].T] == [{0, 1}] * 3
     for d in draw_label_subsets(outcome, patient, [Budget(scans=20)], range(5), task="survival"):
         events = outcome[d.rows, 1].sum() / 2
         assert events in (1, 2)  # of 10 patients, as of 60 six had it
     fifths = np.searchsorted(np.quantile(value, [0.2, 0.4, 0.6, 0.8]), value, side="right")
-    for d in draw_label_subsets(value, patient, [Budget(scans=20)], range(5), task="value"):
+    for d in draw_label_subsets(value, patient, [Budget(scans=20)], range(5), task="regression"):
         assert np.bincount(fifths[d.rows]).tolist() == [4] * 5
     levels = np.minimum(patient // 12, 4)
     for d in draw_label_subsets(levels, patient, [Budget(share=0.2)], range(5), task="ordinal"):
@@ -160,11 +160,12 @@ def test_every_kind_of_task_draws_what_its_models_need():
 def test_like_draws_what_fits_and_never_nothing():
     y, patient = np.repeat([0, 1], [30, 10]), np.repeat(np.arange(10), 4)
     for n, expected in ((1, 4), (4, 4), (11, 8), (40, 40), (99, 40)):
-        rows = like(y, patient, n, task="classes", seed=1)
+        rows = like(y, patient, n, task="classification", seed=1)
         assert len(rows) == expected
         assert len(set(patient[rows])) == expected / 4
     np.testing.assert_array_equal(
-        like(y, patient, 20, task="classes", seed=2), draw_label_subsets(y, patient, [Budget(scans=20)], [2])[0].rows
+        like(y, patient, 20, task="classification", seed=2),
+        draw_label_subsets(y, patient, [Budget(scans=20)], [2])[0].rows,
     )
 
 

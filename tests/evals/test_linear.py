@@ -13,10 +13,10 @@ from medssl.evals.probes.linear import linear_probes
 from medssl.evals.probes.linear_designs import Batch, stacks, standardiser
 from medssl.evals.probes.linear_fit import fit_many
 from medssl.evals.probes.linear_losses import Logistic, Softmax, contrasts
-from medssl.evals.probes.linear_targets import loss
 from medssl.evals.probes.model_selection import PENALTIES, held_out
 from medssl.evals.stats import label_subsets
 from medssl.evals.stats.bootstrap import score
+from medssl.evals.task_types.task_types import task_type
 
 WEAK = (*PENALTIES, 100.0, 1000.0)
 
@@ -79,7 +79,7 @@ def test_labels_are_logistic_regressions_on_the_scans_that_know_them():
     z = standardised(x)
     y = (z @ r.normal(size=(15, 3)) + 3 * r.normal(size=(120, 3)) > [0, 1, -2]).astype(float)
     y[r.random(y.shape) < [0, 0.3, 0.6]] = np.nan
-    model = fit_many(x, y, [np.arange(120)], WEAK, task="labels")[0]
+    model = fit_many(x, y, [np.arange(120)], WEAK, task="multilabel")[0]
     for i, C in enumerate(WEAK):
         for label in range(3):
             known = ~np.isnan(y[:, label])
@@ -136,7 +136,7 @@ def test_values_are_ridge_regression():
         x, _ = problem(3, N, D, 2)
         y = x @ r.normal(size=D) + 30
         z = standardised(x)
-        model = fit_many(x, y, [np.arange(N)], WEAK, task="value")[0]
+        model = fit_many(x, y, [np.arange(N)], WEAK, task="regression")[0]
         for i, C in enumerate(WEAK):
             theirs = Ridge(alpha=1 / C, solver="svd").fit(z, y)
             np.testing.assert_allclose(model.predict(x, i), theirs.predict(z), rtol=1e-6)
@@ -252,7 +252,7 @@ def test_dead_columns_are_ignored_even_when_they_wake_up_in_the_test():
     np.testing.assert_allclose(both.predict(np.c_[x, dead + 1e3]), alone, atol=1e-4)
 
 
-@pytest.mark.parametrize("task", ["classes", "ordinal"])
+@pytest.mark.parametrize("task", ["classification", "ordinal"])
 def test_a_class_unseen_in_training_gets_no_probability(task):
     x, y = problem(6, 120, 8, 3)
     for gone in range(3):
@@ -280,10 +280,10 @@ def test_losses_that_choose_are_by_the_definition():
     y = np.array([[1, 0, np.nan], [0, np.nan, np.nan]])
     p = np.array([[0.9, 0.2, 0.5], [0.4, 0.1, 0.5]])
     expected = (-(np.log(0.9) + np.log(0.6)) / 2 - np.log(0.8)) / 2  # the mean over labels that somebody knows
-    assert loss("labels", y, p) == pytest.approx(expected)
-    assert np.isnan(loss("labels", np.full((2, 3), np.nan), p))
-    assert loss("value", np.array([1.0, 3]), np.array([2.0, 5])) == 2.5
-    assert loss("ordinal", np.array([0, 2]), p) == pytest.approx(-np.log(0.9 * 0.5) / 2)
+    assert task_type("multilabel").validation_loss(y, p) == pytest.approx(expected)
+    assert np.isnan(task_type("multilabel").validation_loss(np.full((2, 3), np.nan), p))
+    assert task_type("regression").validation_loss(np.array([1.0, 3]), np.array([2.0, 5])) == 2.5
+    assert task_type("ordinal").validation_loss(np.array([0, 2]), p) == pytest.approx(-np.log(0.9 * 0.5) / 2)
 
 
 def test_the_test_set_has_no_say():
@@ -377,11 +377,11 @@ def test_probes_that_cannot_be_are_refused_in_words():
     with pytest.raises(UserError, match="one class"):
         linear_probes((x, 0 * y), (x, y), [], classes=2)
     with pytest.raises(UserError, match="one value"):
-        linear_probes((x, 0.5 + 0 * y), (x, y), [], task="value")
+        linear_probes((x, 0.5 + 0 * y), (x, y), [], task="regression")
     with pytest.raises(UserError, match="label 2 of 2 has one answer"):
-        linear_probes((x, np.c_[y, 0 * y]), (x, np.c_[y, y]), [], task="labels")
+        linear_probes((x, np.c_[y, 0 * y]), (x, np.c_[y, y]), [], task="multilabel")
     with pytest.raises(UserError, match="no label of the 40 validation scans is known"):
-        linear_probes((x, np.c_[y, y]), (x, np.full((40, 2), np.nan)), [], task="labels")
+        linear_probes((x, np.c_[y, y]), (x, np.full((40, 2), np.nan)), [], task="multilabel")
     with pytest.raises(UserError, match="3 of 40 training scans have no label"):
         linear_probes((x, np.where(np.arange(40) < 3, np.nan, y)), (x, y), [], classes=2)
     with pytest.raises(UserError, match="label more patients"):

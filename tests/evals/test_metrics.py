@@ -17,7 +17,6 @@ from medssl.evals.metrics.metrics import (
     MACRO_AUROC,
     MAE,
     MEAN,
-    OF_TASK,
     QUADRATIC_KAPPA,
     R2,
     SPEARMAN,
@@ -25,8 +24,9 @@ from medssl.evals.metrics.metrics import (
 )
 from medssl.evals.stats.score import Difference, Score
 from medssl.evals.stats.table import table
+from medssl.evals.task_types.task_types import TASK_TYPES, task_type
 
-CLASS_METRICS = OF_TASK["classes"]
+CLASS_METRICS = task_type("classification").metrics
 
 
 def draw(seed, N, K, ties, weighted):
@@ -87,9 +87,9 @@ def test_ece_by_hand():
 def draw_task(task, seed, N):
     """y and p of that kind of task, with ties in both and labels unknown here and there."""
     r = np.random.default_rng(seed)
-    if task in ("classes", "ordinal"):
+    if task in ("classification", "ordinal"):
         return draw(seed, N, K=int(r.integers(2, 5)), ties=bool(seed % 2), weighted=False)[:2]
-    if task == "labels":
+    if task == "multilabel":
         y = r.choice([0, 1, np.nan], size=(N, 3), p=[0.6, 0.2, 0.2])
         return y, np.round(r.random((N, 3)), 1)
     p = np.round(r.normal(size=N), 1)
@@ -98,17 +98,17 @@ def draw_task(task, seed, N):
     return np.round(p + r.normal(size=N), 1), p
 
 
-@given(st.sampled_from(sorted(OF_TASK)), st.integers(0, 10**6), st.integers(8, 40))
+@given(st.sampled_from(sorted(TASK_TYPES)), st.integers(0, 10**6), st.integers(8, 40))
 @settings(max_examples=150, deadline=None)
 def test_a_weight_is_a_repetition(task, seed, N):
     """Whole weights, 0 among them, are the same as repeating scans: what lets the bootstrap reweight."""
     y, p = draw_task(task, seed, N)
     count = np.random.default_rng(seed).integers(0, 4, N)
-    if task in ("classes", "ordinal"):
+    if task in ("classification", "ordinal"):
         count[: p.shape[1]] = 1
     count[0] = 1
     weights = np.stack([count, np.ones(N)]).astype(float)
-    for m in OF_TASK[task]:
+    for m in task_type(task).metrics:
         repeated = m(np.repeat(y, count, axis=0), np.repeat(p, count, axis=0))
         assert m(y, p, count) == pytest.approx(repeated, abs=1e-12, nan_ok=True)
         np.testing.assert_allclose(m.many(y, p, weights), [repeated, m(y, p)], atol=1e-12)
@@ -117,7 +117,7 @@ def test_a_weight_is_a_repetition(task, seed, N):
 @given(st.integers(0, 10**6), st.integers(6, 60))
 @settings(max_examples=40, deadline=None)
 def test_labels_are_averaged_where_they_are_known_and_have_both_classes(seed, N):
-    y, p = draw_task("labels", seed, N)
+    y, p = draw_task("multilabel", seed, N)
     y[:, 2] = 0  # never seen: left out
     w = np.random.default_rng(seed).choice([0.3, 1, 2], N)
     for m, f in ((MACRO_AUROC, sk.roc_auc_score), (MACRO_AUPRC, sk.average_precision_score)):
@@ -142,7 +142,7 @@ def test_ordinal_metrics_are_scikit_learns(seed, N, K):
 @given(st.integers(0, 10**6), st.integers(3, 60))
 @settings(max_examples=40, deadline=None)
 def test_metrics_of_values_are_scikit_learns_and_scipys(seed, N):
-    y, p = draw_task("value", seed, N)
+    y, p = draw_task("regression", seed, N)
     r = np.random.default_rng(seed)
     w, count = r.choice([0.3, 1, 2], N), r.integers(1, 4, N)
     y[0], p[0] = 9, 8  # neither is constant
@@ -190,13 +190,13 @@ def test_a_constant_has_no_correlation_and_nobody_to_compare_is_undefined():
     assert np.isnan(R2(x, x, [0, 0, 0.7]))
     assert np.isnan(QUADRATIC_KAPPA(np.zeros(3, int), np.eye(3)[[0, 0, 0]], [0.1, 0.3, 0.7]))
     assert np.isnan(CONCORDANCE(np.c_[x, np.zeros(3)], x))
-    for task in set(OF_TASK) - {"classes"}:
+    for task in set(TASK_TYPES) - {"classification"}:
         y, p = draw_task(task, 0, 20)
-        assert all(np.isnan(m(y, p, np.zeros(20))) for m in OF_TASK[task])
+        assert all(np.isnan(m(y, p, np.zeros(20))) for m in task_type(task).metrics)
 
 
 def test_higher_is_better_or_it_says_so():
-    assert {m.name for ms in OF_TASK.values() for m in ms if m.sign < 0} == {"ECE", "MAE", "MAE in levels"}
+    assert {m.name for t in TASK_TYPES.values() for m in t.metrics if m.sign < 0} == {"ECE", "MAE", "MAE in levels"}
 
 
 def test_a_class_without_weight_is_undefined():

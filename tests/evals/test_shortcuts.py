@@ -60,10 +60,10 @@ def test_classes_are_scored_as_loops_do(made, loops, seed, n, K, values):
     y, p, fact = drawn(seed, n, K, values)
     w = np.random.default_rng(seed).integers(0, 3, n).astype(float)
     expected = np.mean([loops(y == k, p[:, k], fact, w) for k in (range(K) if K > 2 else [1])])
-    assert made("classes", fact)(y, p, w) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert made("classification", fact)(y, p, w) == pytest.approx(expected, abs=1e-12, nan_ok=True)
     assume(not np.isnan(expected))
     all_pairs = AUROC(y, p, w)
-    assert made("classes", fact, change=True)(y, p, w) == pytest.approx(expected - all_pairs, abs=1e-12)
+    assert made("classification", fact, change=True)(y, p, w) == pytest.approx(expected - all_pairs, abs=1e-12)
 
 
 @pytest.mark.parametrize(("made", "loops"), LOOPS)
@@ -76,11 +76,11 @@ def test_labels_are_the_mean_over_those_that_are_defined_on_the_scans_that_know_
     known = [~np.isnan(c) for c in y.T]
     each = np.array([loops(y[k, i] == 1, p[k, i], fact[k], w[k]) for i, k in enumerate(known)])
     expected = each[~np.isnan(each)].mean() if (~np.isnan(each)).any() else np.nan
-    assert made("labels", fact)(y, p, w) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert made("multilabel", fact)(y, p, w) == pytest.approx(expected, abs=1e-12, nan_ok=True)
     whole = [MACRO_AUROC(y[:, [i]], p[:, [i]], w) for i in range(3)]  # the change is of labels that have both
     differences = [a - b for a, b in zip(each, whole, strict=True) if not np.isnan(a)]
     expected = np.mean(differences) if differences else np.nan
-    assert made("labels", fact, change=True)(y, p, w) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert made("multilabel", fact, change=True)(y, p, w) == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 @pytest.mark.parametrize("made", [within, balanced])
@@ -92,8 +92,8 @@ def test_whole_weights_are_repetitions(made, seed, n, K):
     again = np.repeat(np.arange(n), w)
     assume(len(again))
     for change in (False, True):
-        weighted = made("classes", fact, change=change)(y, p, w.astype(float))
-        repeated = made("classes", fact[again], change=change)(y[again], p[again])
+        weighted = made("classification", fact, change=change)(y, p, w.astype(float))
+        repeated = made("classification", fact[again], change=change)(y[again], p[again])
         assert weighted == pytest.approx(repeated, abs=1e-12, nan_ok=True)
 
 
@@ -102,7 +102,7 @@ def test_resamples_of_patients_are_the_metric_of_the_repeated_scans():
     y, p, fact = drawn(3, 60)
     patient = np.arange(60) // 2
     names = [f"{i:02}" for i in patient]
-    metric = within("classes", fact)
+    metric = within("classification", fact)
     assert (positions(names, 60) == patient).all()
     found = replicates([(metric, y, p)], patient, 200, 5)[0]
     by_hand = []
@@ -128,7 +128,7 @@ def population(n, a, b, goes, seed=0):
 def test_closed_forms_of_normal_scores(a, b, goes):
     """Within is the label's part alone; balanced is a population where the fact is a coin; the AUROC has the fact's part too."""
     y, p, fact = population(40_000, a, b, goes)
-    for metric, together in ((AUROC, goes), (balanced("classes", fact), 0.0)):
+    for metric, together in ((AUROC, goes), (balanced("classification", fact), 0.0)):
         high = {1: 0.5 + together / 2, 0: 0.5 - together / 2}  # of fact = 1, by label
         expected = sum(
             (high[1] if f else 1 - high[1])
@@ -137,7 +137,7 @@ def test_closed_forms_of_normal_scores(a, b, goes):
             for f in (0, 1) for g in (0, 1)
         )  # fmt: skip
         assert metric(y, p) == pytest.approx(expected, abs=0.012)
-    assert within("classes", fact)(y, p) == pytest.approx(norm.cdf(a / np.sqrt(2)), abs=0.012)
+    assert within("classification", fact)(y, p) == pytest.approx(norm.cdf(a / np.sqrt(2)), abs=0.012)
 
 
 def test_a_fact_alone_scores_a_half_within_and_balanced():
@@ -146,11 +146,11 @@ def test_a_fact_alone_scores_a_half_within_and_balanced():
     y = (r.random(200) < 0.1 + 0.25 * fact).astype(int)
     s = np.array([0.9, 0.2, 0.4, 0.7])[fact]
     p = np.c_[1 - s, s]
-    assert within("classes", fact)(y, p) == pytest.approx(0.5, abs=1e-12)
-    assert balanced("classes", fact)(y, p) == pytest.approx(0.5, abs=1e-12)
+    assert within("classification", fact)(y, p) == pytest.approx(0.5, abs=1e-12)
+    assert balanced("classification", fact)(y, p) == pytest.approx(0.5, abs=1e-12)
     alike = np.zeros(200)  # a fact that does not vary takes nothing away
     for made in (within, balanced):
-        assert made("classes", alike)(y, p) == pytest.approx(AUROC(y, p), abs=1e-12)
+        assert made("classification", alike)(y, p) == pytest.approx(AUROC(y, p), abs=1e-12)
 
 
 def test_numbers_within_are_the_mean_of_spearmans_by_weight():
@@ -158,15 +158,15 @@ def test_numbers_within_are_the_mean_of_spearmans_by_weight():
     y, label = np.round(r.normal(size=90), 1), np.repeat([0, 1, 2], [20, 60, 10])
     p = y + 3 * label + r.normal(size=90)
     expected = sum(spearmanr(y[label == k], p[label == k]).statistic * n for k, n in ((0, 20), (1, 60), (2, 10))) / 90
-    assert within("value", label)(y, p) == pytest.approx(expected, abs=1e-12)
-    with pytest.raises(ValueError, match="task must be"):
+    assert within("regression", label)(y, p) == pytest.approx(expected, abs=1e-12)
+    with pytest.raises(ValueError, match="not scored by AUROC"):
         within("survival", label)
 
 
-@pytest.mark.parametrize("kind", ["classes", "value"])
+@pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_nothing_linear_is_left_of_a_fact_that_was_regressed_out(kind):
     r = np.random.default_rng(3)
-    fact = r.integers(0, 4, 80) if kind == "classes" else r.normal(60, 15, 80)
+    fact = r.integers(0, 4, 80) if kind == "classification" else r.normal(60, 15, 80)
     x = r.normal(size=(80, 5)) + np.outer(fact, r.normal(size=5))
     less = Without.fit(x, fact, kind)
     left, columns = less(x, fact), design(kind, fact)(fact)
@@ -183,7 +183,7 @@ def test_it_is_fitted_on_training_scans_alone_as_scikit_learn_would():
     dummies = np.eye(3)
     reference = LinearRegression().fit(dummies[fact], x)
     np.testing.assert_allclose(
-        Without.fit(x, fact, "classes")(z, other), z - reference.predict(dummies[other]), atol=1e-10
+        Without.fit(x, fact, "classification")(z, other), z - reference.predict(dummies[other]), atol=1e-10
     )
 
 
@@ -191,21 +191,21 @@ def test_a_curve_of_a_number_goes_and_a_change_of_spread_stays():
     r = np.random.default_rng(5)
     age = r.uniform(20, 90, 3000)
     curve = ((age - 55) / 20) ** 2
-    left = Without.fit(np.c_[curve, r.normal(size=3000) * (age - 15)], age, "value")(
+    left = Without.fit(np.c_[curve, r.normal(size=3000) * (age - 15)], age, "regression")(
         np.c_[curve, r.normal(size=3000) * (age - 15)], age
     )
     assert np.abs(left[:, 0]).max() < 1e-8 * np.abs(curve).max()
     assert spearmanr(np.abs(left[:, 1]), age).statistic > 0.4
-    far = design("value", age)(np.array([200.0, 210.0, 220.0]))  # linear outside
+    far = design("regression", age)(np.array([200.0, 210.0, 220.0]))  # linear outside
     np.testing.assert_allclose(far[2] - far[1], far[1] - far[0], atol=1e-9)
-    assert design("value", age)(np.zeros(0)).shape == (0, far.shape[1])
+    assert design("regression", age)(np.zeros(0)).shape == (0, far.shape[1])
 
 
 def test_what_cannot_be_designed_is_refused():
     with pytest.raises(ValueError, match="does not vary"):
-        design("classes", [1, 1])
+        design("classification", [1, 1])
     with pytest.raises(ValueError, match="not occur in training"):
-        design("classes", [0, 1])([2])
+        design("classification", [0, 1])([2])
     assert edges(np.arange(101)) == [20, 40, 60, 80]
     assert edges([1] * 9 + [5]) == [1]
 
@@ -217,7 +217,7 @@ def test_cramers_v_is_scipys(seed, n, values, K):
     y, fact = r.integers(0, K, n), r.integers(0, values, n)
     seen = np.array([[((fact == f) & (y == k)).sum() for k in np.unique(y)] for f in np.unique(fact)])
     assume(min(seen.shape) > 1)
-    found = association("classes", fact, "classes", y, np.arange(n), n=100)
+    found = association("classification", fact, "classification", y, np.arange(n), n=100)
     assert found.value == pytest.approx(scipy_association(seen, method="cramer"), abs=1e-12)
     assert 0 <= found.low <= found.value <= max(found.high, 1)
 
@@ -227,40 +227,40 @@ def test_the_correlation_ratio_is_the_share_of_the_spread_between_classes():
     y = r.integers(0, 3, 120)
     x = 50 + 10 * r.normal(size=120) + 8 * y
     between = sum((y == k).sum() * (x[y == k].mean() - x.mean()) ** 2 for k in range(3))
-    found = association("value", x, "classes", y, np.arange(120), n=100)
+    found = association("regression", x, "classification", y, np.arange(120), n=100)
     assert found.value == pytest.approx(np.sqrt(between / ((x - x.mean()) ** 2).sum()), abs=1e-12)
     labels = np.stack([y == 0, y == 1], 1).astype(float)
     labels[:30, 1] = np.nan
     each = [
-        association("value", x[k], "classes", c[k].astype(int), np.arange(k.sum()), n=100).value
+        association("regression", x[k], "classification", c[k].astype(int), np.arange(k.sum()), n=100).value
         for c, k in zip(labels.T, ~np.isnan(labels.T), strict=True)
     ]
-    found = association("value", x, "labels", labels, np.arange(120), n=100)
+    found = association("regression", x, "multilabel", labels, np.arange(120), n=100)
     assert found.value == pytest.approx(np.sqrt(np.mean(np.square(each))), abs=1e-12)
 
 
 def test_a_fact_that_says_all_has_an_association_of_one():
     y = np.repeat([0, 1, 2], 20)
-    assert association("classes", y[::-1], "classes", y, np.arange(60), n=100).value == pytest.approx(1)
-    assert association("value", y * 2.0, "classes", y, np.arange(60), n=100).value == pytest.approx(1)
+    assert association("classification", y[::-1], "classification", y, np.arange(60), n=100).value == pytest.approx(1)
+    assert association("regression", y * 2.0, "classification", y, np.arange(60), n=100).value == pytest.approx(1)
 
 
-@pytest.mark.parametrize("kind", ["classes", "value"])
+@pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_where_nothing_goes_together_the_interval_holds_0_and_else_the_truth(kind):
     """Of 100 cohorts of 60 patients; percentiles of the resampled lengths would never hold 0."""
     none, some, missed = 0, 0, 0
     for seed in range(100):
         r = np.random.default_rng(seed)
         y, patient = np.repeat(r.integers(0, 2, 60), 2), np.arange(120) // 2
-        alone = r.integers(0, 3, 60) if kind == "classes" else r.normal(size=60)
+        alone = r.integers(0, 3, 60) if kind == "classification" else r.normal(size=60)
         with_y = (
             np.where(r.random(60) < 0.5, y[::2], r.integers(0, 2, 60))
-            if kind == "classes"
+            if kind == "classification"
             else y[::2] + r.normal(size=60)
         )
-        truth = 0.5 if kind == "classes" else np.sqrt(0.2)  # spread between 1/4, within 1
-        none += association(kind, np.repeat(alone, 2), "classes", y, patient, n=200, seed=seed).low == 0
-        found = association(kind, np.repeat(with_y, 2), "classes", y, patient, n=200, seed=seed)
+        truth = 0.5 if kind == "classification" else np.sqrt(0.2)  # spread between 1/4, within 1
+        none += association(kind, np.repeat(alone, 2), "classification", y, patient, n=200, seed=seed).low == 0
+        found = association(kind, np.repeat(with_y, 2), "classification", y, patient, n=200, seed=seed)
         some += found.low <= truth <= found.high
         missed += found.low == 0
     assert none >= 88  # 92 to 98 % in larger simulations
@@ -268,7 +268,7 @@ def test_where_nothing_goes_together_the_interval_holds_0_and_else_the_truth(kin
     assert missed < 20
 
 
-def cohort(seed, goes, a, b, kind="classes", sizes=(150, 30, 90)):
+def cohort(seed, goes, a, b, kind="classification", sizes=(150, 30, 90)):
     """Feature 0 shows the label by `a`, feature 1 the fact by `b`; the fact is the label for a share `goes` of patients."""
     r = np.random.default_rng(seed)
     sets = []
@@ -276,7 +276,7 @@ def cohort(seed, goes, a, b, kind="classes", sizes=(150, 30, 90)):
         y = r.integers(0, 2, n)
         fact = (
             np.where(r.random(n) < goes, y, r.integers(0, 2, n))
-            if kind == "classes"
+            if kind == "classification"
             else 2 * goes * y + r.normal(size=n)
         )
         at = np.repeat(np.arange(n), r.integers(1, 3, n))
@@ -288,8 +288,16 @@ def cohort(seed, goes, a, b, kind="classes", sizes=(150, 30, 90)):
 
 
 def evidence(*args, fact="scanner", **kwargs):
-    kind = kwargs.get("kind", "classes")
-    return examine(fact, kind, ("A", "B") if kind == "classes" else (), "classes", 2, *cohort(*args, **kwargs), seed=0)
+    kind = kwargs.get("kind", "classification")
+    return examine(
+        fact,
+        kind,
+        ("A", "B") if kind == "classification" else (),
+        "classification",
+        2,
+        *cohort(*args, **kwargs),
+        seed=0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +327,7 @@ def test_a_score_that_is_all_fact(all_of_it):
 def test_nothing_of_the_test_scans_is_fitted():
     """The regression is of training scans: scikit-learn's, and the same probe on what is left, give the very score."""
     train, val, test = cohort(6, 0.7, 1.5, 3.0)
-    found = examine("scanner", "classes", ("A", "B"), "classes", 2, train, val, test, seed=0)
+    found = examine("scanner", "classification", ("A", "B"), "classification", 2, train, val, test, seed=0)
     reference = LinearRegression().fit(train.fact[:, None], train.x["run"])
     left = [s.x["run"] - reference.predict(s.fact[:, None]) for s in (train, val, test)]
     (probe,) = linear_probes((left[0], train.y), (left[1], val.y), [left[2]], classes=2, patient=train.patient)
@@ -342,13 +350,13 @@ def test_a_score_that_is_part_fact():
     assert "not shown to be above chance" not in e.sentence("lesion")
 
 
-@pytest.mark.parametrize("kind", ["classes", "value"])
+@pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_no_false_alarm_for_a_fact_that_is_told_but_does_not_go_with_the_label(kind):
     found = Counter()
     for seed in range(8):
         e = evidence(100 + seed, 0.0, 1.5, 3.0, kind=kind)
         found[e.finding] += 1
-        assert e.told["run"]["AUROC" if kind == "classes" else "Spearman"].low > 0.5
+        assert e.told["run"]["AUROC" if kind == "classification" else "Spearman"].low > 0.5
     assert found[PART] == 0
     assert found[POSSIBLE] <= 2
 
@@ -361,7 +369,7 @@ def test_a_fact_that_goes_with_the_label_but_is_not_in_the_features_takes_nothin
 
 
 def test_a_number_in_bands(all_of_it):
-    e = evidence(4, 1.0, 0.0, 3.0, kind="value", fact="age")
+    e = evidence(4, 1.0, 0.0, 3.0, kind="regression", fact="age")
     assert e.finding == PART
     assert "R2" in e.told["run"]
     said = e.sentence("lesion")
@@ -387,8 +395,8 @@ def stated(told, alone, trained, change, fact="view"):
 
     some = s((0.6, 0.9))
     return Evidence(
-        fact, "classes", ("AP", "PA"), "AUROC", {"run": {"AUROC": s(told)}}, some, {}, s(alone), s(trained), some, some, some,
-        some, some, {"within": s(change), "without": s(change), "balanced": s(change)},
+        fact, "classification", ("AP", "PA"), "AUROC", {"run": {"AUROC": s(told)}}, some, {}, s(alone), s(trained), some,
+        some, some, some, some, {"within": s(change), "without": s(change), "balanced": s(change)},
     )  # fmt: skip
 
 

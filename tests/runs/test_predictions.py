@@ -11,7 +11,7 @@ from medssl.runs.predictions import Predictions, TableRow, of_run, same_scans
 ABOUT = {
     "command": "probe",
     "target": "lesion",
-    "task": "classes",
+    "task": "classification",
     "classes": ["no", "yes"],
     "test_store": "abc",
     "main": "AUROC",

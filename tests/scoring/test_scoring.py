@@ -75,9 +75,9 @@ def entry(run, command, features, reader, labels="all"):
 @pytest.mark.parametrize(
     ("target", "task", "metrics"),
     [
-        ("found", "labels", ["macro AUROC", "macro AUPRC"]),
+        ("found", "multilabel", ["macro AUROC", "macro AUPRC"]),
         ("grade", "ordinal", ["quadratic kappa", "MAE in levels", "AUROC"]),
-        ("brightness", "value", ["MAE", "R2", "Spearman"]),
+        ("brightness", "regression", ["MAE", "R2", "Spearman"]),
     ],
 )
 def test_every_kind_of_task_is_probed_and_asked_of_neighbours(made, target, task, metrics):

@@ -61,7 +61,7 @@ def truth_of(store, name, p):
 
 def test_classes_are_the_values_and_a_missing_one_is_counted(store):
     target, p = part(store, "lesion")
-    assert (target.task, target.names) == ("classes", ("no", "yes"))
+    assert (target.task, target.names) == ("classification", ("no", "yes"))
     assert [target.names[i] for i in p.y] == truth_of(store, "label:lesion", p).tolist()
     assert (len(p), p.missing, p.unknown) == (23, 1, 0)
     assert p.patients == 12
@@ -75,14 +75,14 @@ def test_the_named_class_is_the_second_one(store):
 
 def test_findings_joined_by_a_bar_are_labels(store):
     target, p = part(store, "found")
-    assert (target.task, target.names) == ("labels", ("fluid", "nodule", "none"))
+    assert (target.task, target.names) == ("multilabel", ("fluid", "nodule", "none"))
     said = [{n for n, y in zip(target.names, row, strict=True) if y} for row in p.y]
     assert said == [set(v.split("|")) for v in truth_of(store, "label:found", p)]
 
 
 def test_several_columns_are_labels_with_unknown_ones(store):
     target, p = part(store, ["lesion", "died"])
-    assert target.task == "labels"
+    assert target.task == "multilabel"
     assert len(p) == 24
     assert np.isnan(p.y[:, 0]).sum() == 1
     died = truth_of(store, "label:died", p)
@@ -97,7 +97,7 @@ def test_levels_have_the_order_of_their_numbers_and_a_new_one_is_left_out(store)
 
 
 def test_numbers_and_survival(store):
-    target, p = part(store, "volume", task="value")
+    target, p = part(store, "volume", task="regression")
     assert target.names == ()
     assert p.y.tolist() == truth_of(store, "label:volume", p).astype(float).tolist()
     _, p = part(store, ["days", "died"], task="survival")
@@ -121,12 +121,14 @@ def test_a_fact_can_be_asked_for_like_a_label(store):
         ("lesion", {"positive": ["maybe"]}, "no training scan has lesion=maybe"),
         ("lesion", {"task": "ordinal"}, "must be numbers"),
         ("died", {"task": "ordinal"}, "has 2 levels"),
-        ("odd", {"task": "value"}, "must be numbers, and one is"),
+        ("odd", {"task": "regression"}, "must be numbers, and one is"),
         (["odd", "died"], {}, "the value 'maybe'; say which values count"),
-        (["odd", "died"], {"task": "classes"}, "takes one target, got 2"),
+        (["odd", "died"], {"task": "classification"}, "takes one target, got 2"),
         ("days", {"task": "survival"}, "the time and the event"),
-        ("same", {"task": "labels"}, "is there in some training scans and not in others"),
-        ("lesion", {"task": "clases"}, "Did you mean 'classes'"),
+        ("same", {"task": "multilabel"}, "is there in some training scans and not in others"),
+        ("lesion", {"task": "classificaton"}, "Did you mean 'classification'"),
+        ("lesion", {"task": "classes"}, "task=classes is now task=classification"),
+        ("lesion", {"task": "per_case"}, "no target column"),
     ],
 )
 def test_what_cannot_be_scored_is_said(store, names, kwargs, words):

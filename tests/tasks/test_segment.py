@@ -361,7 +361,7 @@ def test_every_line_has_its_intervals_and_its_difference(made, scored):
 def test_what_was_measured_is_kept_so_that_runs_can_be_paired(made, scored):
     store = Store.open(made[0] / "store")
     (kept,) = (p for p in of_run(made[1]) if p.about["command"] == "segment")
-    assert kept.about["task"] == "cases"
+    assert kept.about["task"] == "per_case"
     rows = {(r["features"], r["reader"], r["labels"]): r for r in scored["rows"]}
     for entry in kept.entries:
         what = "simclr cnn" + entry.features[3:] if entry.features[:3] == "run" else entry.features

@@ -13,7 +13,7 @@ import tiny
 from medssl import catalog
 from medssl.encoders.cnn import CNN
 from medssl.evals.embed import embed
-from medssl.evals.metrics.metrics import OF_TASK
+from medssl.evals.task_types.task_types import task_type
 from medssl.losses import target_losses
 from medssl.losses.supervised import continuation, continuation_probabilities, cox, huber, known_labels
 from medssl.tasks import supervised
@@ -109,10 +109,10 @@ def test_a_batch_without_events_teaches_nothing():
 LARGE = (np.arange(48) % 2).astype(np.int64)  # of tiny.canvas: discs of two sizes
 THIRDS = np.where(np.arange(48) % 4 == 3, 2, LARGE)  # the third level looks like the second
 KINDS = {
-    "classes": (target_losses.classification(2), 1 - LARGE),
-    "labels": (target_losses.multilabel(2), np.stack([LARGE, np.where(np.arange(48) < 8, np.nan, 1 - LARGE)], 1)),
+    "classification": (target_losses.classification(2), 1 - LARGE),
+    "multilabel": (target_losses.multilabel(2), np.stack([LARGE, np.where(np.arange(48) < 8, np.nan, 1 - LARGE)], 1)),
     "ordinal": (target_losses.ordinal(3), THIRDS),
-    "value": (target_losses.regression(31.0, 20.0), LARGE * 40.0 + 11),
+    "regression": (target_losses.regression(31.0, 20.0), LARGE * 40.0 + 11),
     "survival": (target_losses.survival(), np.stack([5.0 + 3 * LARGE, (np.arange(48) % 5 > 0)], 1)),
 }
 
@@ -132,8 +132,8 @@ def test_every_kind_learns_and_predicts_as_its_metric_wants(task, tmp_path):
     scores = embed(torch.nn.Sequential(method.encoder, method.head), resampled, np.arange(48), quiet=True)
     p = kind.predict(torch.from_numpy(scores).double()).numpy()
     assert p.dtype == np.float64
-    metric = OF_TASK[task][0]
-    if task == "value":
+    metric = task_type(task).metrics[0]
+    if task == "regression":
         assert metric(y, p) < 4
     else:
         assert metric(y, p) > {"ordinal": 0.7}.get(task, 0.95)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,12 +79,3 @@ def survival() -> TargetLoss:
     return TargetLoss(
         1, lambda scores, target: cox(scores[:, 0], target[:, 0], target[:, 1]), lambda scores: scores[:, 0], "survival"
     )
-
-
-def target_loss_for(task: str, y: np.ndarray, width: int) -> TargetLoss:
-    """The kind for a task of `medssl.evals.metrics.metrics` and the training truth y (N, …), with `width` columns predicted."""
-    if task == "value":
-        return regression(float(y.mean()), float(y.std()))
-    if task == "survival":
-        return survival()
-    return {"classes": classification, "labels": multilabel, "ordinal": ordinal}[task](width)

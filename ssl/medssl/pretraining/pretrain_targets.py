@@ -7,7 +7,6 @@ import numpy as np
 
 from medssl import catalog
 from medssl.errors import UserError
-from medssl.losses.target_losses import target_loss_for
 from medssl.methods.base import Method
 from medssl.scoring.targets import Target, resolve_target
 from medssl.store.store import Store
@@ -45,7 +44,7 @@ class PretrainTargets:
             raise UserError(f"{method} learns from no labels; leave target out")
         target = resolve_target(store, rows, columns, task, positive)
         y, known = target.read(store, rows)
-        return cls(store, rows, target, {"target_loss": target_loss_for(target.task, y[known], target.width)})
+        return cls(store, rows, target, {"target_loss": target.kind.target_loss(y[known], target.width)})
 
     def described(self) -> dict[str, Any] | None:
         """For resolved.yaml: what decides the labels, so that a run does not go on with others."""

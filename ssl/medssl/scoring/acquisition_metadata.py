@@ -8,7 +8,8 @@ import numpy as np
 from medssl.errors import UserError, nearest
 from medssl.evals.stats.bootstrap import FEW
 from medssl.evals.stats.subgroups import UNKNOWN
-from medssl.scoring.targets import MOST_CLASSES, OWN, Subset, Target, _number, _word, values
+from medssl.evals.task_types.columns import MOST_CLASSES, number, word
+from medssl.scoring.targets import OWN, Subset, Target, values
 from medssl.store.store import Store
 
 PIXELS = {"pixel type": "dtype", "pixels": "shape"}  # what the file was like, before all scans came onto one grid
@@ -22,7 +23,7 @@ class AcquisitionField:
 
     Attributes:
         name: as users call it.
-        kind: classes or value.
+        kind: classification or regression, the task of a probe that predicts it.
         names: of the classes; empty for a number.
         notes: what was done to it.
         pooled: words that count as OTHERS.
@@ -37,10 +38,10 @@ class AcquisitionField:
     def read(self, part: Subset) -> tuple[np.ndarray, np.ndarray]:
         """(N,) codes or numbers, and a mask (N,) of the scans that have one."""
         raw = _raw(part.store, self.name)[part.rows]
-        if self.kind == "value":
+        if self.kind == "regression":
             x = np.array([np.nan if v is None else float(v) for v in raw], np.float64)
             return x, ~np.isnan(x)
-        place = {word: i for i, word in enumerate(self.names)}
+        place = {name: i for i, name in enumerate(self.names)}
         code = np.array([place.get(OTHERS if w in self.pooled else w, -1) for w in _words(raw)], np.int64)
         return code, code >= 0
 
@@ -77,14 +78,14 @@ def fact_of(name: str, train: Subset, test: Subset) -> AcquisitionField:
     if not seen:
         raise UserError("not known of any scan")
     if len(set(seen)) == 1 and len(seen) == len(train) + len(test):
-        raise UserError(f"always {_word(seen[0])}")
-    if len(set(seen)) > FEWEST_NUMBERS and all(_number(v) is not None for v in seen):
+        raise UserError(f"always {word(seen[0])}")
+    if len(set(seen)) > FEWEST_NUMBERS and all(number(v) is not None for v in seen):
         have = [p.patient[[v is not None for v in each]] for p, each in zip((train, test), raw, strict=True)]
         if min(len(set(h)) for h in have) < FEW:
             fewest = " and ".join(str(len(set(h))) for h in have)
             raise UserError(f"known of {fewest} patients in training and test; it takes {FEW}")
         lost = len(raw[1]) - len(have[1])
-        return AcquisitionField(name, "value", (), (f"{lost} test scans without it left out",) if lost else ())
+        return AcquisitionField(name, "regression", (), (f"{lost} test scans without it left out",) if lost else ())
     return _classes(name, [_words(each) for each in raw], [train.patient, test.patient])
 
 
@@ -108,7 +109,7 @@ def _classes(name: str, said: list[np.ndarray], patients: list[np.ndarray]) -> A
         raise UserError(f"{len(names)} values; it takes {MOST_CLASSES} at most")
     notes = [f"{len(rare)} rare values count as {OTHERS}"] if pooled else []
     notes += [f"{lost} test scans of rarer values left out"] if lost else []
-    return AcquisitionField(name, "classes", tuple(names), tuple(notes), pooled)
+    return AcquisitionField(name, "classification", tuple(names), tuple(notes), pooled)
 
 
 def twin(fact: AcquisitionField, others: Iterable[AcquisitionField], parts: Iterable[Subset]) -> str:
@@ -122,7 +123,7 @@ def twin(fact: AcquisitionField, others: Iterable[AcquisitionField], parts: Iter
     for other in others:
         theirs = codes(other)
         pairs = len(set(zip(mine, theirs, strict=True)))
-        if fact.kind == other.kind == "classes" and pairs == len(set(mine)) == len(set(theirs)):
+        if fact.kind == other.kind == "classification" and pairs == len(set(mine)) == len(set(theirs)):
             return other.name
     return ""
 
@@ -149,5 +150,5 @@ def _raw(store: Store, name: str) -> np.ndarray:
 
 def _words(raw: np.ndarray) -> np.ndarray:
     out = np.empty(len(raw), object)
-    out[:] = [UNKNOWN if v is None else _word(v) for v in raw]
+    out[:] = [UNKNOWN if v is None else word(v) for v in raw]
     return out

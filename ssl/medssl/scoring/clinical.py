@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError
-from medssl.evals.metrics.metrics import OF_TASK
 from medssl.evals.stats.calibration import calibrate, reliability
 from medssl.evals.stats.operating_point import operating_point
 from medssl.evals.stats.score import Score
@@ -67,7 +66,7 @@ def in_use(
 def for_whom(splits: EvalSplits, p_test: np.ndarray, seed: int, wanted: Iterable[str] = GROUPS) -> dict[str, Any]:
     """Prints and returns the first metric in every subgroup of the test that the store knows of."""
     out: dict[str, Any] = {}
-    metric, test = OF_TASK[splits.target.task][0], splits.test
+    metric, test = splits.target.kind.metrics[0], splits.test
     for name in wanted:
         group = groups_of(test, name)
         if group is None or name in splits.target.columns or len({g for g in group if g}) < 2:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medssl.errors import UserError
 from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set
 from medssl.runs.run_folder import Run
@@ -83,18 +81,7 @@ def _check(splits: EvalSplits) -> None:
     test, target = splits.test, splits.target
     if not len(test):
         raise UserError(f"no test scan of {test.store.path} has the label {str(target)!r}")
-    if target.task == "classes" and 0 in np.bincount(test.y, minlength=target.width):
-        raise UserError(
-            f"a class of {str(target)!r} ({', '.join(target.names)}) has no test scan; AUROC would be undefined"
-        )
-    if target.task == "labels":
-        alone = [n for n, y in zip(target.names, test.y.T, strict=True) if len(set(y[~np.isnan(y)])) < 2]
-        if len(alone) == target.width:
-            raise UserError(f"none of {', '.join(target.names)} is there in some test scans and not in others")
-        if alone:
-            splits.flags.append(f"not scored, since all test scans agree: {', '.join(alone)}")
-    if target.task == "survival" and not splits.train.y[:, 1].any():
-        raise UserError(f"the event {target.columns[1]} came to no training patient; nothing can be fitted")
+    splits.flags += target.kind.check_splits(splits.train.y, test.y, str(target), target.names)
 
 
 def guarded(folder: Run, card: dict[str, Any], splits: EvalSplits, allow_overlap: bool) -> list[str]:

@@ -13,7 +13,6 @@ from torch import nn
 from medssl.encoders.export import KEYS, save_encoder
 from medssl.errors import UserError
 from medssl.files import atomic
-from medssl.losses.target_losses import target_loss_for
 from medssl.scoring import features
 from medssl.scoring.eval_splits import EvalSplits
 from medssl.tasks.supervised import Supervised
@@ -66,13 +65,13 @@ class FinetuneRuns:
 
     def predict(self, row: FinetuneRow, draw: LabelSubset, keep: bool) -> np.ndarray:
         """(N, …) for the test scans; with `keep` the trained encoder and head stay in the folder."""
-        folder, test, task = self.folder(row, draw), self.splits.test, self.splits.target.task
+        folder, test, target = self.folder(row, draw), self.splits.test, self.splits.target
         done = folder / "test.npy"
         if not done.exists() or (keep and not (folder / "encoder.json").exists()):
             part, fit = self.splits.train.take(draw.rows), self.fit
             method = features.learn(
-                row.start(), self.card, target_loss_for(task, part.y, self.splits.target.width), part.store, part.rows, part.y,
-                folder, views=fit.views, steps=fit.steps, batch=min(fit.batch, len(part)), seed=draw.seed, device=fit.device,
+                row.start(), self.card, target.kind.target_loss(part.y, target.width), part.store, part.rows, part.y, folder,
+                views=fit.views, steps=fit.steps, batch=min(fit.batch, len(part)), seed=draw.seed, device=fit.device,
                 optim=row.optim, blocks=row.blocks, save_every=self.save_every,
             )  # fmt: skip
             p = features.predictor(method, self.card, fit.device)(test.store, test.rows)
@@ -92,7 +91,7 @@ class FinetuneRuns:
         with atomic(folder / "head.safetensors") as part:
             save_file({"weight": weight.cpu().contiguous(), "bias": bias.cpu().contiguous()}, part)
         head: dict[str, Any] = {"target": str(target), "task": target.task, "classes": list(target.names)}
-        if target.task == "value":
+        if target.task == "regression":
             head |= {"mean": float(y.mean()), "std": float(y.std())}  # of the target, which scores are in units of
         trained = {"store": self.splits.train.store.fingerprint, "scans": len(y), "from": self.card["weights"]}
         kept = {k: v for k, v in self.card.items() if k not in KEYS}

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError
-from medssl.evals.metrics.metrics import OF_TASK
 from medssl.evals.probes.linear import linear_probes
 from medssl.evals.stats.bootstrap import FEW, difference, score
 from medssl.evals.stats.score import Score
@@ -29,7 +28,7 @@ def without_each_site(
     """
     target, metric, parts = (
         splits.target,
-        OF_TASK[splits.target.task][0],
+        splits.target.kind.metrics[0],
         (splits.train, splits.val, splits.test),
     )
     train, val, test = (words(part, "site").astype(str) for part in parts)
@@ -84,7 +83,7 @@ def fewest_patients(part: Subset, target: Target) -> int:
     def patients(rows: np.ndarray) -> int:
         return len(set(part.patient[rows]))
 
-    if target.task == "labels":
+    if target.kind.ndim == 2:
         return max(min(patients(column == there) for there in (0, 1)) for column in part.y.T)
     return min(patients(part.y == k) for k in range(target.width))
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from medssl.errors import UserError
 from medssl.evals.probes.cox import cox_probes
-from medssl.evals.probes.knn import knn_labels, knn_probe, knn_value
+from medssl.evals.probes.knn import knn_probe
 from medssl.evals.probes.linear import linear_probes
 from medssl.evals.stats.label_subsets import draw_label_subsets, parse_budget
 from medssl.scoring.eval_splits import EvalSplits
@@ -83,10 +83,5 @@ def nearest(source: FeatureSource, splits: EvalSplits, tests: Sequence[Subset], 
     out = []
     for test in tests:
         asked = (x, train.y, train.patient, source(test.store, test.rows), test.patient)
-        if target.task == "labels":
-            out.append(knn_labels(*asked, k=k))
-        elif target.task == "value":
-            out.append(knn_value(*asked, k=k))
-        else:
-            out.append(knn_probe(*asked, target.width, k=k))
+        out.append(knn_probe(*asked, target.width, k, task=target.task))
     return out

@@ -102,13 +102,13 @@ def outputs(target: Target, explain: str | None, y: np.ndarray) -> tuple[str, np
     number the number. Raises UserError when `explain` names nothing that the target has.
     """
     names, n = target.names, len(y)
-    if target.task in ("ordinal", "value", "survival"):
+    if target.task in ("ordinal", "regression", "survival"):
         if explain is not None or target.task == "survival":
             raise UserError(f"{target} is a number; leave explain out" if explain else "there are no maps of survival")
         return f"a high {target}", np.zeros(n, np.int64), np.ones(n)
     if explain is not None and explain not in names:
         raise UserError(f"{target} has no {explain!r}.{nearest(explain, names)}")
-    if target.task == "labels":
+    if target.task == "multilabel":
         if explain is None and len(names) > 1:
             raise UserError(f"{target} has several findings; choose one with explain=, of {', '.join(names)}")
         return explain or names[0], np.full(n, names.index(explain) if explain else 0), np.ones(n)

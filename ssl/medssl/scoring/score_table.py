@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError
-from medssl.evals.metrics.metrics import OF_TASK
 from medssl.evals.stats.bootstrap import difference_seeds, score_seeds
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.table import table
+from medssl.evals.task_types.task_types import task_type
 from medssl.files import write_json
 from medssl.runs.predictions import Predictions, TableRow
 from medssl.scoring.eval_splits import EvalSplits
@@ -30,7 +30,7 @@ class ScoreTable:
     """Collects predictions for the test scans of one question; `finish` scores, prints, remembers and keeps them.
 
     name: what the run's own features are called in print. test: the scans that predictions are of, if not all of the question's.
-    task: of the predictions, if not the question's: `cases` for a number per scan. about: what else the table says of itself.
+    task: of the predictions, if not the question's: `per_case` for a number per scan. about: what else the table says of itself.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ScoreTable:
         self.about = {"command": command} | splits.described() | about
         self.about["task"] = task or splits.target.task
         self.about["n_test"], self.about["patients_test"] = len(self.test), self.test.patients
-        self.metrics = OF_TASK[self.about["task"]]
+        self.metrics = task_type(self.about["task"]).metrics
         self.about |= {"metric": self.metrics[0].name, "sign": self.metrics[0].sign}
         self.entries: list[TableRow] = []
 
@@ -113,7 +113,7 @@ class ScoreTable:
 def headline(result: dict[str, Any]) -> str:
     """What the table is about."""
     classes = f" ({', '.join(result['classes'])})" if result["classes"] else ""
-    two = result["task"] == "classes" and len(result["classes"]) == 2
+    two = result["task"] == "classification" and len(result["classes"]) == 2
     lines = [
         f"{result['target']}{classes}: trained on {result['n_train']} scans of {result['patients_train']} patients, "
         f"tested on {result['n_test']} scans of {result['patients_test']} patients ({result['test']})"

@@ -8,7 +8,6 @@ import numpy as np
 
 from medssl.errors import UserError
 from medssl.evals.explain.evidence import ASSOCIATION, CHANCE, FINDINGS, Evidence, Scans, examine, verdict
-from medssl.evals.explain.shortcuts import TASKS
 from medssl.evals.stats.bootstrap import FEW
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.table import table
@@ -59,7 +58,7 @@ def audit(
         target: a label with classes, or several that are each there or not.
         facts: which facts, or other labels; None is site, scanner, modality, all facts of headers and tables, and the pixels'
             number and type.
-        task: auto, classes or labels; numbers, ordinal levels and survival have no AUROC to take a fact out of.
+        task: auto, classification or multilabel; numbers, ordinal levels and survival have no AUROC to take a fact out of.
         where, test_where, positive, test_store, allow_overlap, seed, device: as for `medssl.probe`.
 
     Raises UserError as `medssl.probe` does, when no fact can be audited, and for too few patients of a class.
@@ -89,7 +88,9 @@ def audit(
     found.sort(key=lambda e: FINDINGS.index(e.finding))
     _print(found, str(splits.target))
     p, sites = without_each_site(x[sources.name], splits, seed, sources.device)
-    groups = clinical.for_whom(splits, p, seed, [e.fact for e in found if e.kind == "classes" or e.fact == "age"])
+    groups = clinical.for_whom(
+        splits, p, seed, [e.fact for e in found if e.kind == "classification" or e.fact == "age"]
+    )
     said = [e.sentence(str(splits.target)) for e in found]
     outcome = verdict(found, str(splits.target))
     print("\n" + "\n".join([*said, *(f"{e.fact}: {note}." for e in found for note in e.notes)]))
@@ -107,10 +108,10 @@ def audit(
 def _check(splits: EvalSplits) -> None:
     """An audit is of scores by AUROC, of some patients of each class."""
     target = splits.target
-    if target.task not in TASKS:
+    if not target.kind.scored_by_class:
         raise UserError(
             f"an audit is of classes or labels, and {target} is scored as {target.task}; "
-            "use task=classes, or say which values count with positive=[…]"
+            "use task=classification, or say which values count with positive=[…]"
         )
     for part, what in ((splits.train, "training"), (splits.test, "test")):
         if (fewest := fewest_patients(part, target)) < FEW:

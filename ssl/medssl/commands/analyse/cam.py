@@ -15,10 +15,10 @@ from medssl.errors import UserError, nearest
 from medssl.evals.embed import standardised
 from medssl.evals.explain.saliency import places
 from medssl.evals.explain.saliency_checks import MaskEnergy, mask_energy, randomised, rank_correlation, trusted, verdict
-from medssl.evals.metrics.metrics import OF_TASK
 from medssl.evals.stats.bootstrap import difference, score
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.table import table
+from medssl.evals.task_types.task_types import task_type
 from medssl.files import atomic, write_json
 from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set
 from medssl.progress import Progress
@@ -45,7 +45,7 @@ ENERGY, AREA, GAIN, HIT, MINUS = (
     "highest in mask",
     "energy minus random init",
 )
-MEAN = OF_TASK["cases"][0]
+MEAN = task_type("per_case").metrics[0]
 Line = dict[str, str | Score | None]
 Maps = Callable[[nn.Module, np.ndarray | None, np.ndarray], np.ndarray]  # encoder, head, positions -> (n, *size)
 
@@ -302,7 +302,7 @@ def _keep(folder: Path, result: dict[str, Any], scans: Scans, at: np.ndarray, fo
     """The numbers per scan, so that runs can be compared on the same patients."""
     if not found:
         return
-    about = {k: result[k] for k in ("train_store", "test_store")} | {"task": "cases", "test": scans.test}
+    about = {k: result[k] for k in ("train_store", "test_store")} | {"task": "per_case", "test": scans.test}
     about |= {"command": f"cam-{result['method']}", "target": result["explained"] or result["method"]}
     about |= {"classes": [f"mask {result['part']}"]}
     entries = [

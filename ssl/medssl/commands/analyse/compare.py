@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError, nearest
-from medssl.evals.metrics.metrics import OF_TASK, Metric
+from medssl.evals.metrics.metrics import Metric
 from medssl.evals.stats.bootstrap import paired, score_seeds
 from medssl.evals.stats.score import Difference
 from medssl.evals.stats.significance import holm, ranking
 from medssl.evals.stats.table import table
 from medssl.evals.stats.variance_components import SOURCES, Components, components, needed
+from medssl.evals.task_types.task_types import task_type
 from medssl.files import atomic, write_json
 from medssl.reporting.critical_difference import critical_difference_diagram
 from medssl.runs.predictions import Predictions, of_run, same_scans
@@ -198,7 +199,7 @@ def _of(answer: Predictions, first: Predictions, features: str, reader: str, lab
 
 
 def _metric(answer: Predictions, name: str | None) -> Metric:
-    known = {m.name: m for m in OF_TASK[answer.about["task"]]}
+    known = {m.name: m for m in task_type(answer.about["task"]).metrics}
     name = name or next(iter(known))
     if name not in known:
         raise UserError(f"there is no metric {name!r} of {answer.about['task']}.{nearest(name, known)}")

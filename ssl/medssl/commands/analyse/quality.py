@@ -19,9 +19,9 @@ from medssl.evals.label_free.agreement import Agreement, agreement, trusted
 from medssl.evals.label_free.quality import MEASURES
 from medssl.evals.label_free.quality import quality as measured
 from medssl.evals.label_free.rank import alpha_req
-from medssl.evals.metrics.metrics import OF_TASK
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.table import table
+from medssl.evals.task_types.task_types import task_type
 from medssl.files import write_json
 from medssl.pretraining.held_out_subset import VIEWS_SEED, held_out_subset
 from medssl.runs.run_folder import Run
@@ -240,7 +240,7 @@ def _scores(folders: list[Run], names: list[str], target: str | None) -> tuple[l
             for t in (t for t in tables if t["command"] == "probe" and target in (None, t["target"])):
                 own = [r for r in t["rows"] if (r["features"], r["reader"], r["labels"]) == (name, "linear", "all")]
                 if own:
-                    value = own[0]["scores"][OF_TASK[t["task"]][0].name]["value"]
+                    value = own[0]["scores"][task_type(t["task"]).metrics[0].name]["value"]
                     answers.setdefault((t["target"], t["task"], t["test_store"]), {})[folder.path] = _number(value)
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(f"{path} is damaged; delete it and score again") from e
@@ -256,7 +256,7 @@ def _scores(folders: list[Run], names: list[str], target: str | None) -> tuple[l
             f"the runs have several probes ({', '.join(sorted(k[0] for k in whole))}); choose one: target=NAME"
         )
     (about, task, _), by_run = next(iter(whole.items()))
-    main = OF_TASK[task][0]
+    main = task_type(task).metrics[0]
     return [by_run[f.path] for f in folders], main.sign, f"linear probe of {about}, {main.name}"
 
 

@@ -70,7 +70,8 @@ def finetune(
         run: a finished run folder.
         store: a labelled store.
         target: the name of a label or fact; several are labels that are there or not, or for task=survival time and event.
-        task: auto, classes, labels, ordinal, value or survival; see `medssl.losses.target_losses` for what each minimises.
+        task: auto, classification, multilabel, ordinal, regression or survival; see `medssl.losses.target_losses` for
+            the loss of each.
         labels: budgets: "10 %" of the labelled training scans, 50 of them, or all.
         draws: how often each is drawn; of "all" the scans are the same, and their order and the head's start differ.
         blocks: train the last so many blocks of the encoder and keep the others; 0: the head alone; None: everything.
@@ -135,7 +136,7 @@ def _probes(
 ) -> dict[str, dict[str, list[np.ndarray]]]:
     """What the features are called -> budget -> predictions of each draw."""
     frozen = {}
-    if splits.target.task != "survival":
+    if splits.target.kind.linear_model:
         if "linear probe" in names:
             frozen["run, frozen"] = sources.of_run()
         if "random frozen" in names:
@@ -183,7 +184,7 @@ def _check(splits: EvalSplits, drawn: Iterable[LabelSubset]) -> None:
         y = splits.train.y[draw.rows]
         if len(y) < 2:
             raise UserError(f"labels={draw.budget} is {len(y)} scan; a batch needs 2 or more")
-        if splits.target.task == "value" and not y.std():
+        if splits.target.task == "regression" and not y.std():
             raise UserError(f"labels={draw.budget}: all {len(y)} scans have the same {splits.target}; give more labels")
 
 

@@ -43,7 +43,7 @@ def probe(
         run: a finished run folder.
         store: a labelled store.
         target: the name of a label or fact; several names are labels of which each is there or not.
-        task: auto, classes, labels, ordinal or value; see `medssl.scoring.targets`.
+        task: auto, classification, multilabel, ordinal or regression; see `medssl.evals.task_types`.
         labels: budgets of labelled training scans, "all", "10 %" or 50: each is drawn `draws` times, the smaller ones within the
             larger, and as few validation scans choose the penalty. `supervised` is trained on all. balanced: draw as many
             scans of each class.
@@ -72,11 +72,11 @@ def probe(
         for budget, each in found.items():
             board.add(name, "linear", [p[0] for p in each], budget)
         own = own or found.get("all", [[]])[0]
-    if SUPERVISED in names and splits.target.task == "classes" and "all" in subsets:
+    if SUPERVISED in names and splits.target.task == "classification" and "all" in subsets:
         board.add(SUPERVISED, "end to end", sources.supervised(splits.train, splits.target.width, [splits.test])[0])
     result = board.score()
     if own:
-        if splits.target.task == "classes" and splits.target.width == 2:
+        if splits.target.task == "classification" and splits.target.width == 2:
             result |= clinical.in_use(
                 splits, own[1] if len(own) > 1 else own[0][:0], own[0], specificity, list(prevalences), seed
             )

@@ -44,7 +44,7 @@ def retrieve(
         run, store, target, device, positive=positive, where=where, test_where=test_where, test_store=test_store,
         allow_overlap=allow_overlap,
     )  # fmt: skip
-    if splits.target.task not in ("classes", "labels"):
+    if not splits.target.kind.scored_by_class:
         raise UserError(f"{splits.target} is a number; scans are retrieved by a class or by findings")
     test, among = splits.test, splits.train if gallery == "train" else None
     found = {}
@@ -56,7 +56,7 @@ def retrieve(
     if left := len(found["run"].lone):
         splits.flags.append(f"{left} test scans left out: nobody else in the gallery is of their kind")
     board = ScoreTable(
-        "retrieve", splits, sources.name, test=test.take(answered), task="cases", seed=seed, gallery=gallery
+        "retrieve", splits, sources.name, test=test.take(answered), task="per_case", seed=seed, gallery=gallery
     )
     for measure, key in MEASURES.items():
         for name, result in found.items():

@@ -104,7 +104,7 @@ def segment(
     Segment(encoder, len(classes), width)  # an encoder that cannot is refused before anything is trained
     rows = lines(folder.path, resolved, card, select_baselines(rivals, RIVALS))
     part = splits.train
-    drawn = budgets.draw_label_subsets(part.y, part.patient, wanted, range(seed, seed + draws), task="value")
+    drawn = budgets.draw_label_subsets(part.y, part.patient, wanted, range(seed, seed + draws), task="regression")
     about = _about(splits, card, fit)
     work = folder.path / "segment" / _digest(about)
     write_json(work / "settings.json", about)
@@ -134,7 +134,7 @@ def _ask(
     classes = labels_in(home, train.rows)
     if len(classes) < 2:
         raise UserError(f"the training masks of {home.path} hold nothing but background")
-    target = Target(("mask",), "cases", tuple(map(str, classes[1:])))
+    target = Target(("mask",), "per_case", tuple(map(str, classes[1:])))
     name = "held-out patients" if away is home else f"all patients of {away.path.name}"
     splits = EvalSplits(target, train, val, test, name)
     splits.flags = guarded(folder, card, splits, allow_overlap)

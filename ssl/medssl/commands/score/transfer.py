@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError
-from medssl.evals.metrics.metrics import OF_TASK
 from medssl.evals.stats.bootstrap import difference, score
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.table import table
 from medssl.evals.stats.transfer_gap import Predictions, transfer_gap
+from medssl.evals.task_types.task_types import task_type
 from medssl.scoring import clinical, probes
 from medssl.scoring.baselines import BASELINES, SUPERVISED, FeatureSources, select_baselines
 from medssl.scoring.eval_splits import EvalSplits, load_splits
@@ -86,7 +86,7 @@ def _read(
         else:
             ps = probes.nearest(source, home, tests, k)
         found.append((name, reader, ps))
-    if SUPERVISED in names and home.target.task == "classes":
+    if SUPERVISED in names and home.target.task == "classification":
         found.append((SUPERVISED, "end to end", sources.supervised(home.train, home.target.width, tests)))
     return found
 
@@ -95,7 +95,7 @@ def _table(
     sources: FeatureSources, home: EvalSplits, away: EvalSplits, at_home: ScoreTable, there: ScoreTable, seed: int
 ) -> dict[str, Any]:
     """Scores, prints and remembers what one other hospital says."""
-    metric = OF_TASK[home.target.task][0]
+    metric = task_type(home.target.task).metrics[0]
     lines: list[dict[str, str | Score | None]] = []
     rows: list[dict[str, Any]] = []
     own = there.entries[0].p[0]

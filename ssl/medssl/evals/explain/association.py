@@ -10,6 +10,7 @@ from medssl.evals.explain.shortcuts import Codes, codes_of
 from medssl.evals.metrics.weighted import Floats
 from medssl.evals.stats.bootstrap import CHUNK, expanded, positions, resamples
 from medssl.evals.stats.score import Score
+from medssl.evals.task_types.task_types import task_type
 
 
 def association(
@@ -35,9 +36,7 @@ def association(
     where nothing goes together it holds 0 in 92 to 98 %.
     """
     y, at = np.asarray(y), positions(patient, len(np.asarray(fact)))
-    parts = [(np.ones(len(y), np.bool_), y)]
-    if task == "labels":
-        parts = [(k, column[k]) for k, column in zip(~np.isnan(y.T), y.T, strict=True)]
+    parts = task_type(task).parts(y)
     departures = [_departures(kind, np.asarray(fact)[k], truth) for k, truth in parts]
 
     def vector(w: Floats) -> Floats:
@@ -55,7 +54,7 @@ def _departures(kind: str, fact: NDArray[Any], truth: NDArray[Any]) -> Callable[
     """(R, N) weights -> (R, C) the vector whose length is the association, 0 where it is undefined."""
     place = codes_of(truth)
     classes = int(place.max(initial=0)) + 1
-    if kind == "value":
+    if kind == "regression":
         x = fact.astype(np.float64) - fact.mean()
 
         def numbers(w: Floats) -> Floats:

@@ -9,14 +9,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from medssl.evals.explain.association import association
 from medssl.evals.explain.shortcuts import Without, balanced, design, edges, within
-from medssl.evals.metrics.metrics import AUROC, OF_TASK, R2, SPEARMAN, Metric
+from medssl.evals.metrics.metrics import AUROC, R2, SPEARMAN, Metric
 from medssl.evals.probes.linear import linear_probes
 from medssl.evals.stats.bootstrap import difference, score, scores
 from medssl.evals.stats.score import Score
+from medssl.evals.task_types.task_types import task_type
 
-TOLD: dict[str, tuple[Metric, ...]] = {"classes": (AUROC,), "value": (SPEARMAN, R2)}  # how well a fact is told
-CHANCE = {"classes": 0.5, "value": 0.0}
-ASSOCIATION = {"classes": "Cramér's V", "value": "correlation ratio"}
+TOLD: dict[str, tuple[Metric, ...]] = {
+    "classification": (AUROC,),
+    "regression": (SPEARMAN, R2),
+}  # how well a fact is told
+CHANCE = {"classification": 0.5, "regression": 0.0}
+ASSOCIATION = {"classification": "Cramér's V", "regression": "correlation ratio"}
 FINDINGS = PART, POSSIBLE, NONE = "part", "possible", "none"
 
 
@@ -38,7 +42,7 @@ class Evidence:
     """Of one fact; every number on the test scans that have it, but for `trained`.
 
     Attributes:
-        fact, kind: its name; classes or value. values: their names. metric: of the task.
+        fact, kind: its name; classification or regression. values: their names. metric: of the task.
         told: how well a linear probe tells it, by features and then by metric of TOLD; the first features are the run's.
         still: the same of the run's features among scans of one label: encoders tell what goes with a disease from the disease.
         beyond: the first metric of each other features, minus that of the run, paired.
@@ -130,7 +134,7 @@ class Evidence:
         return out
 
     def _falls(self) -> str:
-        where = f"within one {self.fact}" if self.kind == "classes" else f"within bands of {self.fact}"
+        where = f"within one {self.fact}" if self.kind == "classification" else f"within bands of {self.fact}"
         change = self.changes["within"]
         if np.isnan(self.within.value) or np.isnan(change.low):
             return f"scans of equal {self.fact} do not differ in the label, so the two cannot be told apart"
@@ -173,7 +177,7 @@ def examine(
     Every model is fitted on `train`, its penalty chosen on `val` (on held-out patients of `train` where that is empty), and
     judged on `test`; the three share no patient. Raises UserError as `linear_probes` does.
     """
-    main, y, patient = OF_TASK[task][0], test.y, test.patient
+    main, y, patient = task_type(task).metrics[0], test.y, test.patient
     options: dict[str, Any] = {"patient": train.patient, "seed": seed, "device": device}
 
     def probed(x: ArrayLike, x_val: ArrayLike, x_test: ArrayLike, of_fact: bool = False) -> NDArray[np.float64]:
@@ -193,7 +197,7 @@ def examine(
     p = probed(x, x_val, x_test)
     less = Without.fit(x, train.fact, kind)
     q = probed(less(x, train.fact), less(x_val, val.fact), less(x_test, test.fact))
-    same = test.fact if kind == "classes" else np.searchsorted(edges(train.fact), test.fact, side="right")
+    same = test.fact if kind == "classification" else np.searchsorted(edges(train.fact), test.fact, side="right")
     inside, even = within(task, same), balanced(task, same)
     falls, tilts = within(task, same, change=True), balanced(task, same, change=True)
     judged = scores([main, inside, even, falls, tilts], y, p, patient, seed=seed)

@@ -1,7 +1,7 @@
 """Scores with a fact of the scan taken out of them: what is left when the scanner, the view or the age cannot help.
 
-A fact is `classes`, codes (N,) in [0, K), or a `value`, numbers (N,). Three ways to take it out, of which the first changes the
-features and the others only what is compared, so that resampling patients stays a reweighting:
+A fact is for `classification`, codes (N,) in [0, K), or for `regression`, numbers (N,). There are three ways to take it out.
+The first changes the features, the others only what is compared, so that resampling patients stays a reweighting:
 
     regressed out  features less what least squares on training patients says of them from the fact (`Without`)
     within         the AUROC of those pairs of a positive and a negative scan that have the same fact (`within`)
@@ -17,10 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.preprocessing import SplineTransformer
 
 from medssl.evals.metrics import weighted
-from medssl.evals.metrics.metrics import OF_TASK, SPEARMAN, Metric
+from medssl.evals.metrics.metrics import SPEARMAN, Metric
 from medssl.evals.metrics.weighted import Floats
+from medssl.evals.task_types.task_types import task_type
 
-TASKS = ("classes", "labels")  # of targets: those that are scored by AUROC
 KNOTS = 5  # of the spline of a number, at quantiles of the training scans; Harrell, 2015, advises three to five
 BANDS = 5  # in which a number counts as the same, at quantiles of the training scans
 Codes = NDArray[np.int64]
@@ -38,7 +38,7 @@ def design(kind: str, train: ArrayLike) -> Design:
     seen = np.unique(train)
     if len(seen) < 2:
         raise ValueError("a fact that does not vary has no columns")
-    if kind == "value":
+    if kind == "regression":
         knots = np.unique(np.quantile(train, np.linspace(0, 1, KNOTS)))[:, None]
         spline = SplineTransformer(degree=3, knots=knots, extrapolation="linear", include_bias=False)
         spline.fit(train[:, None].astype(np.float64))
@@ -90,12 +90,12 @@ def within(task: str, fact: ArrayLike, *, change: bool = False) -> Metric:
 
     Each value of the fact counts by its pairs; one with a single class has none. A fact alone scores 0.5 here by construction.
     It is the covariate-adjusted AUROC (Janes & Pepe, 2009, https://doi.org/10.1093/biomet/asp002) with pairs for weights. Several
-    classes or labels: the mean, as in the task's own AUROC. For the task `value` it is the mean of Spearman's correlation within
-    each value of the fact, by the weight of its scans.
+    classes or labels: the mean, as in the task's own AUROC. For `regression` it is the mean of Spearman's correlation within each
+    value of the fact, by the weight of its scans.
 
     change: of AUROCs the difference to the task's own, on the same resamples, of labels the mean over those that have both.
     """
-    if task == "value":
+    if task == "regression":
         codes = codes_of(fact)
         return Metric(f"{SPEARMAN.name} within", lambda y, p, w: _spearman_within(y, p, w, codes), SPEARMAN.check)
     return _metric(task, fact, "within", _within, change)
@@ -112,22 +112,18 @@ def balanced(task: str, fact: ArrayLike, *, change: bool = False) -> Metric:
 
 
 def _metric(task: str, fact: ArrayLike, name: str, g: Columns, change: bool) -> Metric:
-    if task not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
-    main, codes = OF_TASK[task][0], codes_of(fact)
+    kind, codes = task_type(task), codes_of(fact)
+    if not kind.scored_by_class:
+        raise ValueError(f"{task} is not scored by AUROC")
+    main = kind.metrics[0]
 
     def f(positive: NDArray[np.bool_], s: Floats, w: Floats, codes: Codes) -> Floats:
         return g(positive, s, w, codes) - (weighted.auroc(positive, s, w) if change else 0)
 
-    def classes(y: NDArray[Any], p: Floats, w: Floats) -> Floats:
-        return weighted.one_vs_rest(lambda positive, s, w: f(positive, s, w, codes), y, p, w)
+    def many(y: NDArray[Any], p: Floats, w: Floats) -> Floats:
+        return kind.mean_over_classes(f, y, p, w, codes)
 
-    def labels(y: NDArray[Any], p: Floats, w: Floats) -> Floats:
-        each = np.array([f(y[k, i] == 1, p[k, i], w[:, k], codes[k]) for i, k in enumerate(~np.isnan(y.T))])
-        defined = ~np.isnan(each)
-        return weighted.divide(np.where(defined, each, 0).sum(0), defined.sum(0).astype(np.float64))
-
-    return Metric(f"{main.name} {name}" + ", change" * change, classes if task == "classes" else labels, main.check)
+    return Metric(f"{main.name} {name}" + ", change" * change, many, main.check)
 
 
 def _within(positive: NDArray[np.bool_], s: Floats, w: Floats, fact: Codes) -> Floats:

@@ -103,20 +103,20 @@ def _without_both(y: Floats) -> str:
     return f", {n} of {y.shape[1]} labels left out because they have one class" if n else ""
 
 
-CLASSES = PredictionType(
+CLASS_PROBABILITIES = PredictionType(
     _classes, lambda y: [y == k for k in np.unique(y)], "in the rarest class", "a class was missing"
 )
-LABELS = PredictionType(
+LABEL_PROBABILITIES = PredictionType(
     _labels,
     lambda y: [column == k for column in _both(y) for k in (0, 1)],
     "in the rarest class of a label",
     "no label had both classes",
     _without_both,
 )
-ORDINAL = PredictionType(_classes)
-VALUE = PredictionType(_value)
-SURVIVAL = PredictionType(_survival, lambda y: [y[:, 1] == 1], "with an event", "no pair could be compared")
-CASES = PredictionType(_cases)
+LEVEL_PROBABILITIES = PredictionType(_classes)
+NUMBERS = PredictionType(_value)
+RISKS = PredictionType(_survival, lambda y: [y[:, 1] == 1], "with an event", "no pair could be compared")
+CASE_NUMBERS = PredictionType(_cases)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Metric:
 
     name: str
     many: Callable[[Truth, Floats, Floats], Floats]
-    check: PredictionType = CLASSES
+    check: PredictionType = CLASS_PROBABILITIES
     sign: int = 1
 
     def __call__(self, y: ArrayLike, p: ArrayLike, w: ArrayLike | None = None) -> float:
@@ -152,36 +152,26 @@ ECE = Metric("ECE", weighted.ece, sign=-1)
 """Expected calibration error, Guo et al., 2017 (https://arxiv.org/abs/1706.04599), eq. 3, on the top class's
 probability in 15 bins of equal width: sum over bins of |B|/n * |accuracy(B) - confidence(B)|. Biased upwards."""
 
-MACRO_AUROC = Metric("macro AUROC", lambda y, p, w: weighted.over_labels(weighted.auroc, y, p, w), LABELS)
+MACRO_AUROC = Metric("macro AUROC", lambda y, p, w: weighted.over_labels(weighted.auroc, y, p, w), LABEL_PROBABILITIES)
 """Mean over labels of the area under the ROC curve, each on the scans where the label is known."""
-MACRO_AUPRC = Metric("macro AUPRC", lambda y, p, w: weighted.over_labels(weighted.auprc, y, p, w), LABELS)
+MACRO_AUPRC = Metric("macro AUPRC", lambda y, p, w: weighted.over_labels(weighted.auprc, y, p, w), LABEL_PROBABILITIES)
 """Mean over labels of the average precision, each on the scans where the label is known."""
 
-QUADRATIC_KAPPA = Metric("quadratic kappa", weighted.quadratic_kappa, ORDINAL)
+QUADRATIC_KAPPA = Metric("quadratic kappa", weighted.quadratic_kappa, LEVEL_PROBABILITIES)
 """Cohen's kappa with squared distances between levels (Cohen, 1968, https://doi.org/10.1037/h0026256)."""
-LEVEL_ERROR = Metric("MAE in levels", weighted.level_error, ORDINAL, sign=-1)
+LEVEL_ERROR = Metric("MAE in levels", weighted.level_error, LEVEL_PROBABILITIES, sign=-1)
 """Mean absolute distance between the true and the predicted level."""
 
-MAE = Metric("MAE", lambda y, p, w: weighted.mean(np.abs(y - p), w), VALUE, sign=-1)
+MAE = Metric("MAE", lambda y, p, w: weighted.mean(np.abs(y - p), w), NUMBERS, sign=-1)
 """Mean absolute error, in the unit of the value."""
-R2 = Metric("R2", weighted.r2, VALUE)
+R2 = Metric("R2", weighted.r2, NUMBERS)
 """Coefficient of determination; 0 for predicting the mean of these very scans, and below it for worse."""
-SPEARMAN = Metric("Spearman", weighted.spearman, VALUE)
+SPEARMAN = Metric("Spearman", weighted.spearman, NUMBERS)
 """Rank correlation with midranks for ties."""
 
-CONCORDANCE = Metric("concordance", weighted.concordance, SURVIVAL)
+CONCORDANCE = Metric("concordance", weighted.concordance, RISKS)
 """Harrell's C (Harrell et al., 1982, https://doi.org/10.1001/jama.1982.03320430047030): of the pairs whose order of
 events is known despite censoring, the share whose risks are in that order, ties of risk counting half."""
 
-MEAN = Metric("mean", lambda y, p, w: weighted.mean(p, w), CASES)
+MEAN = Metric("mean", lambda y, p, w: weighted.mean(p, w), CASE_NUMBERS)
 """Of a number per case, such as its Dice or its average precision."""
-
-OF_TASK: dict[str, tuple[Metric, ...]] = {
-    "classes": (AUROC, AUPRC, ACCURACY, BALANCED_ACCURACY, ECE),
-    "labels": (MACRO_AUROC, MACRO_AUPRC),
-    "ordinal": (QUADRATIC_KAPPA, LEVEL_ERROR, AUROC),
-    "value": (MAE, R2, SPEARMAN),
-    "survival": (CONCORDANCE,),
-    "cases": (MEAN,),
-}
-"""What is computed for each kind of task; the first is its main metric."""

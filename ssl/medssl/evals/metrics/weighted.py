@@ -25,17 +25,23 @@ def mean(x: Floats, w: Floats) -> Floats:
 
 
 def one_vs_rest(
-    f: Callable[[NDArray[np.bool_], Floats, Floats], Floats], y: NDArray[np.int64], p: Floats, w: Floats
+    f: Callable[..., Floats], y: NDArray[np.int64], p: Floats, w: Floats, *more: NDArray[np.int64]
 ) -> Floats:
-    """f(class 1) for two classes, else the unweighted mean over classes of f(class against the rest)."""
+    """f of class 1 for two classes, else the unweighted mean over classes of f of each against the rest.
+
+    f takes which scans are positive, their p, their w, and each of `more` (N,).
+    """
     K = p.shape[1]
-    return np.mean([f(y == k, p[:, k], w) for k in (range(K) if K > 2 else [1])], axis=0)
+    return np.mean([f(y == k, p[:, k], w, *more) for k in (range(K) if K > 2 else [1])], axis=0)
 
 
-def over_labels(f: Callable[[NDArray[np.bool_], Floats, Floats], Floats], y: Floats, p: Floats, w: Floats) -> Floats:
-    """The unweighted mean of f over the labels (columns) where it is defined, each on the scans where it is known."""
+def over_labels(f: Callable[..., Floats], y: Floats, p: Floats, w: Floats, *more: NDArray[np.int64]) -> Floats:
+    """The unweighted mean of f over the labels (columns) where it is defined, each on the scans where it is known.
+
+    f takes which scans are positive, their p, their w, and each of `more` (N,) for them.
+    """
     known = ~np.isnan(y)
-    each = [f(y[k, i] == 1, p[k, i], w[:, k]) for i, k in enumerate(known.T)]
+    each = [f(y[k, i] == 1, p[k, i], w[:, k], *(m[k] for m in more)) for i, k in enumerate(known.T)]
     defined = ~np.isnan(each)
     return divide(np.where(defined, each, 0).sum(0), defined.sum(0).astype(np.float64))
 

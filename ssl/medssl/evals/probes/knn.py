@@ -3,14 +3,14 @@
 Wu et al., 2018 (https://arxiv.org/abs/1805.01978), section 3.4: cosine similarity s, weight exp(s / T), T = 0.07.
 """
 
-from typing import Any
-
 import faiss
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medssl.errors import UserError
 from medssl.evals.metrics.weighted import Floats
+from medssl.evals.task_types.task_types import task_type
+from medssl.evals.task_types.votes import Votes
 
 SLACK = 1e-5  # float32 inner products of unit vectors are right to about this
 BATCH = 1 << 22  # float64 numbers gathered at once: 32 MB
@@ -22,117 +22,35 @@ def knn_probe(
     patient_train: ArrayLike,
     x_test: ArrayLike,
     patient_test: ArrayLike,
-    classes: int,
+    classes: int | None = None,
     k: int = 20,
     temperature: float = 0.07,
+    *,
+    task: str = "classification",
 ) -> Floats:
-    """(N, D) training features with classes and patients -> (M, classes) probabilities of the M test features, float64.
+    """(N, D) training features with labels and patients -> predictions for the M test features, float64.
 
-    Each test scan asks its k most similar training scans of other patients, or all of them where there are fewer; with
-    none at all every class is equally probable. Equal similarities go to the lower row. Raises UserError for features
-    that are not finite.
+    Each test scan gets the votes of its k most similar training scans of other patients, or of all where there are fewer.
+    Equal similarities go to the lower row. Predictions are as the metrics of the task take them:
+
+        classification, ordinal  each class's share of the votes; with no neighbour all classes are equally probable
+        multilabel               the share of the neighbours with the finding among those where it is known; where it is known
+                                 for none, its share among the training scans of other patients, and 0.5 without these
+        regression               the weighted mean of the neighbours
+
+    Args:
+        classes: number of classes or levels; needed for these tasks alone.
+
+    Raises UserError for features that are not finite, for a task without a kNN probe, and in regression for a test scan
+    without a training scan of another patient.
     """
-    y_train = np.asarray(y_train)
-    rows, votes = _votes(x_train, y_train, patient_train, x_test, patient_test, k, temperature)
-    if y_train.ndim != 1 or y_train.min() < 0 or y_train.max() >= classes:
-        raise ValueError(f"needs one class in [0, {classes}) per training scan, got {y_train.shape}")
-    p = np.zeros((len(rows), classes))
-    for c in range(classes):
-        p[:, c] = (votes * (y_train[rows] == c)).sum(1)
-    total = p.sum(1, keepdims=True)
-    return np.divide(p, total, out=np.full_like(p, 1 / classes), where=total > 0)
-
-
-def knn_labels(
-    x_train: ArrayLike,
-    y_train: ArrayLike,
-    patient_train: ArrayLike,
-    x_test: ArrayLike,
-    patient_test: ArrayLike,
-    k: int = 20,
-    temperature: float = 0.07,
-) -> Floats:
-    """Like `knn_probe` for several labels at once: y_train (N, L) of 0, 1 or nan (unknown) -> (M, L) probabilities.
-
-    Of the k neighbours those vote on a label whose own is known. Where none is, the answer is the label's share among
-    the training scans of other patients, and 0.5 where it is known of nobody else.
-    """
-    y_train = np.asarray(y_train, np.float64)
-    if y_train.ndim != 2 or not np.isin(y_train[~np.isnan(y_train)], (0, 1)).all():
-        raise ValueError(f"needs labels (N, L) of 0, 1 or nan, got {y_train.shape}")
-    return np.nan_to_num(_mean(x_train, y_train, patient_train, x_test, patient_test, k, temperature), nan=0.5)
-
-
-def knn_value(
-    x_train: ArrayLike,
-    y_train: ArrayLike,
-    patient_train: ArrayLike,
-    x_test: ArrayLike,
-    patient_test: ArrayLike,
-    k: int = 20,
-    temperature: float = 0.07,
-) -> Floats:
-    """Like `knn_probe` for a number: y_train (N,) finite -> (M,) the neighbours' mean, weighted by their votes.
-
-    Raises UserError when a test scan has no training scan of another patient to ask.
-    """
-    y_train = np.asarray(y_train, np.float64)
-    if y_train.ndim != 1 or not np.isfinite(y_train).all():
-        raise ValueError(f"needs one finite number per training scan, got {y_train.shape}")
-    p = _mean(x_train, y_train[:, None], patient_train, x_test, patient_test, k, temperature)[:, 0]
-    if np.isnan(p).any():
-        raise UserError(
-            f"{np.isnan(p).sum()} test scans have no training scan of another patient; kNN needs two patients"
-        )
-    return p
-
-
-def _votes(
-    x_train: ArrayLike,
-    y_train: NDArray[Any],
-    patient_train: ArrayLike,
-    x_test: ArrayLike,
-    patient_test: ArrayLike,
-    k: int,
-    temperature: float,
-) -> tuple[NDArray[np.int64], Floats]:
-    """The neighbours of each test scan and the weights of their votes, (M, k); no neighbour is row -1, of weight 0."""
-    x_train, x_test = unit(x_train), unit(x_test)
-    if len(y_train) != len(x_train):
-        raise ValueError(f"needs one answer per training scan, got {len(y_train)} for {len(x_train)}")
+    x_train, x_test, y = unit(x_train), unit(x_test), np.asarray(y_train)
+    if len(y) != len(x_train):
+        raise ValueError(f"needs one label per training scan, got {len(y)} for {len(x_train)}")
     rows, similarity = neighbours(x_train, patient_train, x_test, patient_test, k)
-    return rows, np.where(rows >= 0, np.exp((similarity - 1) / temperature), 0)
-
-
-def _mean(
-    x_train: ArrayLike,
-    y_train: Floats,
-    patient_train: ArrayLike,
-    x_test: ArrayLike,
-    patient_test: ArrayLike,
-    k: int,
-    temperature: float,
-) -> Floats:
-    """y_train (N, L) with nan for unknown -> (M, L): the weighted mean over neighbours whose answer is known.
-
-    Where no neighbour's is, the mean over all other patients' training scans; nan where nobody else's is known.
-    """
-    rows, votes = _votes(x_train, y_train, patient_train, x_test, patient_test, k, temperature)
-    known, filled = ~np.isnan(y_train), np.nan_to_num(y_train)
-    names, at = np.unique(np.asarray(patient_train).astype(str), return_inverse=True)
-    own = np.zeros((2, len(names) + 1, y_train.shape[1]))  # the last one: of patients who have no training scan
-    np.add.at(own[0], at, filled)
-    np.add.at(own[1], at, known)
-    place = {name: i for i, name in enumerate(names.tolist())}
-    mine = [place.get(p, -1) for p in np.asarray(patient_test).astype(str).tolist()]
-    total, count = own.sum(1)[:, None] - own[:, mine]  # (M, L) each
-    prior = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-    p = np.empty_like(prior)
-    for label in range(y_train.shape[1]):
-        w = votes * known[rows, label]
-        weight = w.sum(1)
-        p[:, label] = np.divide((w * filled[rows, label]).sum(1), weight, out=prior[:, label].copy(), where=weight > 0)
-    return p
+    weights = np.where(rows >= 0, np.exp((similarity - 1) / temperature), 0)
+    patients = (np.asarray(p).astype(str) for p in (patient_train, patient_test))
+    return task_type(task).vote(Votes(rows, weights, *patients), y, classes)
 
 
 def unit(x: ArrayLike) -> NDArray[np.float32]:

@@ -5,15 +5,9 @@ from collections.abc import Sequence
 from numpy.typing import ArrayLike
 
 from medssl.evals.probes.linear_fit import fit_many
-from medssl.evals.probes.linear_targets import checked, finite, loss
+from medssl.evals.probes.linear_targets import checked, finite
 from medssl.evals.probes.model_selection import PENALTIES, Kind, Probe, probes
-
-MODELS = {
-    "classes": "logistic regression",
-    "labels": "a logistic regression for each label",
-    "ordinal": "proportional-odds regression",
-    "value": "ridge regression",
-}
+from medssl.evals.task_types.task_types import task_type
 
 
 def linear_probes(
@@ -21,7 +15,7 @@ def linear_probes(
     val: tuple[ArrayLike, ArrayLike] | None,
     tests: Sequence[ArrayLike],
     *,
-    task: str = "classes",
+    task: str = "classification",
     classes: int | None = None,
     subsets: Sequence[ArrayLike] | None = None,
     patient: ArrayLike | None = None,
@@ -38,7 +32,7 @@ def linear_probes(
     Args:
         train, val: x (N, D), and y as the metrics of `task` take it; val may be None or empty.
         tests: x of each test set.
-        task: classes, labels, ordinal or value.
+        task: classification, multilabel, ordinal or regression.
         classes: how many classes or levels there are.
         subsets: rows of `train` for each probe, as of `draws`; None is one probe with all.
         patient, val_patient: (N,) of the scans of train and val; both for subsets, and `patient` without validation scans.
@@ -49,16 +43,17 @@ def linear_probes(
     Raises UserError for features that are constant or not finite, for labels that are missing or all of one class, and for
     too few patients to hold any out.
     """
-    x, y, classes = checked(train, "training", task, classes)
+    of = task_type(task)
+    x, y, classes = checked(train, "training", of, classes)
     chooses = None
     if val is not None and len(val[1]):  # type: ignore[arg-type]
-        chooses = checked(val, "validation", task, classes)[:2]
+        chooses = checked(val, "validation", of, classes)[:2]
     kind = Kind(
-        MODELS[task],
-        "squared error" if task == "value" else "cross-entropy",
+        of.linear_model,
+        "squared error" if of.least_squares else "cross-entropy",
         task,
         lambda sets, C: fit_many(x, y, sets, C, task=task, classes=classes, device=device),
-        lambda y_some, p, _: loss(task, y_some, p),
+        lambda y_some, p, _: of.validation_loss(y_some, p),
     )
     seen = [finite(t, "test") for t in tests]
     return probes(kind, (x, y), chooses, seen, subsets, patient, val_patient, penalties, seed)

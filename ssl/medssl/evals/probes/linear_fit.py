@@ -3,15 +3,15 @@
 A problem is C * sum of losses + |w|^2 / 2 with free intercepts, as in scikit-learn, on features that the scans of its own set
 standardise. The losses, by kind of task (`metrics` says what y is):
 
-    classes   cross-entropy: logistic regression for two classes, softmax for more
-    labels    a logistic regression for each label, on the scans that know it
-    ordinal   proportional odds (`linear_losses.Logistic`)
-    value     half the squared error: ridge regression with alpha = 1 / C, in closed form
+    classification  cross-entropy: logistic regression for two classes, softmax for more
+    multilabel      a logistic regression for each finding, on the scans where it is known
+    ordinal         proportional odds (`linear_losses.Logistic`)
+    regression      half the squared error: ridge regression with alpha = 1 / C, in closed form
 
 All but the last are solved to a proven gap (`newton.GAP`) of the objective. Survival: see `cox`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +23,10 @@ from medssl.errors import UserError
 from medssl.evals.metrics.metrics import Floats
 from medssl.evals.probes.linear_designs import Batch, Design, pad, stacks
 from medssl.evals.probes.linear_losses import Logistic, Loss, Softmax, contrasts
-from medssl.evals.probes.linear_targets import Link, Target, checked, encode
+from medssl.evals.probes.linear_targets import checked
 from medssl.evals.probes.newton import minimise
+from medssl.evals.task_types.linear_target import LinearTarget
+from medssl.evals.task_types.task_types import task_type
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Linear:
     minimum, relative to it, the largest over labels; converged (P,) bool.
     """
 
-    link: Link
+    link: Callable[[Floats], Floats]
     mean: Floats
     scale: Floats
     weights: Floats
@@ -48,7 +50,7 @@ class Linear:
     def predict(self, x: ArrayLike, at: int = 0) -> Floats:
         """Features (N, D) -> predictions of penalty number `at`, as the metrics of the task take them."""
         w = self.scale[:, None] * self.weights[at]  # the scale is folded into the weights: x is not copied
-        return self.link.predict(np.asarray(x, np.float64) @ w + (self.bias[at] - self.mean @ w))
+        return self.link(np.asarray(x, np.float64) @ w + (self.bias[at] - self.mean @ w))
 
 
 def fit_many(
@@ -57,7 +59,7 @@ def fit_many(
     subsets: Sequence[ArrayLike],
     penalties: ArrayLike,
     *,
-    task: str = "classes",
+    task: str = "classification",
     classes: int | None = None,
     device: str = "cpu",
 ) -> list[Linear]:
@@ -75,7 +77,8 @@ def fit_many(
     conjugate gradients, shared by all penalties and labels. Sets of about one size take their steps together.
     Raises UserError for features that are constant or not finite, and for sets that lack a second class.
     """
-    x, y, classes = checked((x, y), "training", task, classes)
+    kind = task_type(task)
+    x, y, classes = checked((x, y), "training", kind, classes)
     sets = [np.asarray(rows, np.int64) for rows in subsets]
     C = np.broadcast_to(np.asarray(penalties, np.float64), (len(sets), np.asarray(penalties).shape[-1]))
     if not (np.isfinite(C) & (C > 0)).all():
@@ -83,13 +86,13 @@ def fit_many(
     names = [rows.tobytes() + c.tobytes() for rows, c in zip(sets, C, strict=True)]
     first = {name: i for i, name in reversed(list(enumerate(names)))}
     distinct = sorted(first.values())
-    targets = [encode(task, y[sets[i]], classes) for i in distinct]
+    targets = [kind.encode(y[sets[i]], classes) for i in distinct]
     sizes = [(len(sets[i]), min(len(sets[i]), x.shape[1])) for i in distinct]
     found: dict[int, Linear] = {}
     for stack in stacks(sizes, [(t.outputs, t.start.shape[1]) for t in targets]):
         at = [distinct[i] for i in stack]
         designs = [_design(x[sets[i]], device) for i in at]
-        solve = _ridge if task == "value" else _solve
+        solve = _ridge if kind.least_squares else _solve
         found |= dict(zip(at, solve(designs, [targets[i] for i in stack], C[at]), strict=True))
     return [found[first[name]] for name in names]
 
@@ -101,7 +104,7 @@ def _design(x: Floats, device: str) -> Design:
     return design
 
 
-def _solve(designs: list[Design], targets: list[Target], C: Floats) -> list[Linear]:
+def _solve(designs: list[Design], targets: list[LinearTarget], C: Floats) -> list[Linear]:
     """One batch: the sets of a stack, times their labels, times their penalties C (sets, P)."""
     device, P, T, M = designs[0].a.device, C.shape[1], len(targets[0].known), targets[0].outputs
 
@@ -137,12 +140,12 @@ def _solve(designs: list[Design], targets: list[Target], C: Floats) -> list[Line
         if T > 1:  # the labels' models side by side
             w, b = (v[..., 0].unflatten(0, (T, P)).transpose(0, 1) for v in (w, b))
             w = w.transpose(1, 2)
-        model = Linear(t.link, design.mean, design.scale, w.cpu().numpy(), b.cpu().numpy(), gap[s], converged[s])
+        model = Linear(t.predict, design.mean, design.scale, w.cpu().numpy(), b.cpu().numpy(), gap[s], converged[s])
         found.append(model)
     return found
 
 
-def _ridge(designs: list[Design], targets: list[Target], C: Floats) -> list[Linear]:
+def _ridge(designs: list[Design], targets: list[LinearTarget], C: Floats) -> list[Linear]:
     """Closed form: in its own coordinates the covariance of a set is diagonal."""
     found = []
     for design, t, c in zip(designs, targets, C, strict=True):
@@ -150,5 +153,5 @@ def _ridge(designs: list[Design], targets: list[Target], C: Floats) -> list[Line
         w = design.back @ ((a.T @ (y - y.mean())) / ((a * a).sum(0)[:, None] + alpha))  # (D, P)
         bias = np.full((len(c), 1), float(y.mean()))
         exact, done = np.zeros(len(c)), np.ones(len(c), np.bool_)
-        found.append(Linear(t.link, design.mean, design.scale, w.T[..., None].cpu().numpy(), bias, exact, done))
+        found.append(Linear(t.predict, design.mean, design.scale, w.T[..., None].cpu().numpy(), bias, exact, done))
     return found

@@ -135,7 +135,7 @@ def probes(
     return found
 
 
-def held_out(y: NDArray[Any], patient: ArrayLike, seed: int, task: str = "classes") -> NDArray[np.bool_]:
+def held_out(y: NDArray[Any], patient: ArrayLike, seed: int, task: str = "classification") -> NDArray[np.bool_]:
     """A mask of scans: a fifth of the patients of each stratum (`draws`), at least one where it has two, chosen by `seed`.
 
     Depends on the set of patients, not on their order.

@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, log_softmax, softmax
 
 from medssl.errors import UserError
-from medssl.evals.metrics.metrics import CLASSES, ECE, MEAN, Floats, Metric, Truth
+from medssl.evals.metrics.metrics import CLASS_PROBABILITIES, ECE, MEAN, Floats, Metric, Truth
 from medssl.evals.metrics.weighted import BINS, mean
 from medssl.evals.stats.bootstrap import difference, score, scores
 from medssl.evals.stats.score import Score
@@ -101,7 +101,7 @@ def fit_temperature(y: ArrayLike, p: ArrayLike) -> Temperature:
     """
     if not np.size(y):
         raise UserError("no validation scans to fit a temperature on; give the store a validation split")
-    y, p = CLASSES(y, p)
+    y, p = CLASS_PROBABILITIES(y, p)
     z = np.log(np.maximum(p, EPS))
     right = z[np.arange(len(y)), y]
 
@@ -151,7 +151,7 @@ def calibrate(
 
 
 def _two_classes(y: ArrayLike, p: ArrayLike) -> tuple[Truth, Floats]:
-    y, p = CLASSES(y, p)
+    y, p = CLASS_PROBABILITIES(y, p)
     if p.shape[1] != 2:
         raise ValueError(f"needs probabilities of two classes (N, 2), got {p.shape}")
     return y, p
@@ -217,7 +217,7 @@ def _logistic(design: Floats, offset: Floats, y: Truth, w: Floats) -> Floats:
 
 NLL = Metric("NLL", _nll, sign=-1)
 """Mean of -log p[y], in nats."""
-BINARY = replace(CLASSES, check=_two_classes, missing="a class was missing or the classes did not overlap")
+BINARY = replace(CLASS_PROBABILITIES, check=_two_classes, missing="a class was missing or the classes did not overlap")
 IN_THE_LARGE = Metric("calibration in the large", _in_the_large, BINARY)
 """Intercept of a logistic regression of the class on the logit of p[:, 1] with slope 1: 0 when probabilities are right
 on average, below when they are too high (Van Calster et al., 2019, https://doi.org/10.1186/s12916-019-1466-7)."""

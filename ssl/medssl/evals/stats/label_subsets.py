@@ -22,9 +22,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from medssl.errors import UserError
+from medssl.evals.task_types.base import TaskType
+from medssl.evals.task_types.strata import Strata
+from medssl.evals.task_types.task_types import task_type
 from medssl.rng import Key, words
 
-BINS = 5  # strata of values
 STREAM = 0x4472  # of random numbers, among those of one seed
 
 
@@ -84,7 +86,7 @@ def draw_label_subsets(
     budgets: Iterable[Budget],
     seeds: Iterable[int],
     *,
-    task: str = "classes",
+    task: str = "classification",
     balanced: bool = False,
 ) -> list[Draw]:
     """Every budget by every seed, budgets slower; y as in `metrics`, one row a labelled scan, patient (N,).
@@ -93,8 +95,8 @@ def draw_label_subsets(
     exceed its budget. Raises UserError when a draw cannot hold every class, or a balanced one runs out of a class.
     """
     budgets = list(budgets)
-    patients = _Patients.of(task, np.asarray(y), np.asarray(patient))
-    if balanced and task not in ("classes", "ordinal"):
+    patients = _Patients.of(task_type(task), np.asarray(y), np.asarray(patient))
+    if balanced and not task_type(task).can_balance:
         raise UserError(f"balanced draws need classes, and the task is {task}; draw without balanced")
     found = {seed: patients.draws(budgets, seed, balanced) for seed in seeds}
     return [Draw(b, seed, rows[i]) for i, b in enumerate(budgets) for seed, rows in found.items()]
@@ -102,7 +104,7 @@ def draw_label_subsets(
 
 def like(y: ArrayLike, patient: ArrayLike, scans: int, *, task: str, seed: int) -> NDArray[np.int64]:
     """Rows of one draw of up to `scans` scans, of one patient at least, whether or not it holds every class."""
-    patients = _Patients.of(task, np.asarray(y), np.asarray(patient))
+    patients = _Patients.of(task_type(task), np.asarray(y), np.asarray(patient))
     queue = patients.queue(seed, False)[0]
     take = max(1, int(np.searchsorted(np.cumsum(patients.scans[queue]), scans, side="right")))
     return patients.rows(queue[:take])
@@ -110,8 +112,8 @@ def like(y: ArrayLike, patient: ArrayLike, scans: int, *, task: str, seed: int) 
 
 def strata(task: str, y: ArrayLike, patient: ArrayLike) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
     """Patients' names (P,), the stratum of each (P,), and which patient each scan is of (N,)."""
-    patients = _Patients.of(task, np.asarray(y), np.asarray(patient))
-    return patients.names, patients.stratum, patients.at
+    patients = _Patients.of(task_type(task), np.asarray(y), np.asarray(patient))
+    return patients.names, patients.strata.stratum, patients.at
 
 
 def order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
@@ -124,50 +126,19 @@ def order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class _Patients:
-    """Patients by name: names (P,), at (N,) whose each scan is, scans (P,), shows (P, cells) what they must show together,
-    stratum (P,), cells: words for each column of shows."""
+    """P patients: names, sorted; at (N,) each scan's; scans (P,) how many each has; strata."""
 
     names: list[str]
     at: NDArray[np.int64]
     scans: NDArray[np.int64]
-    shows: NDArray[np.bool_]
-    stratum: NDArray[np.int64]
-    cells: list[str]
+    strata: Strata
 
     @classmethod
-    def of(cls, task: str, y: NDArray, patient: NDArray) -> "_Patients":
+    def of(cls, task: TaskType, y: NDArray, patient: NDArray) -> "_Patients":
         if patient.shape != y.shape[:1] or not len(y):
             raise ValueError(f"needs one patient per labelled scan, got {patient.shape} for {y.shape}")
         names, at = np.unique(patient.astype(str), return_inverse=True)
-
-        def any_of(mask: NDArray) -> NDArray[np.bool_]:
-            """(N, c) of scans -> (P, c) of patients."""
-            out = np.zeros((len(names), mask.shape[1]), np.bool_)
-            np.logical_or.at(out, at, mask)
-            return out
-
-        if task == "value":
-            mean = np.bincount(at, y) / np.bincount(at)
-            edges = np.quantile(y, np.arange(1, BINS) / BINS)
-            stratum = np.searchsorted(edges, mean, side="right")
-            return cls(names.tolist(), at, np.bincount(at), np.zeros((len(names), 0), np.bool_), stratum, [])
-        if task == "labels":
-            shows = any_of(np.concatenate([y == 1, y == 0], axis=1))
-            marks = shows[:, : y.shape[1]]
-            cells = [f"finding {i % y.shape[1]} = {int(i < y.shape[1])}" for i in range(shows.shape[1])]
-        elif task in ("classes", "ordinal", "survival"):
-            y = y[:, 1] if task == "survival" else y
-            kinds = np.unique(y)
-            shows = marks = any_of(y[:, None] == kinds)
-            cells = [f"{'event' if task == 'survival' else 'class'} {k:g}" for k in kinds]
-        else:
-            raise ValueError(f"there is no task {task!r} to draw labels for")
-        rare_first = np.argsort(marks.sum(0), kind="stable")
-        none = np.ones((len(names), 1), np.bool_)
-        place = np.concatenate([marks[:, rare_first], none], axis=1).argmax(1)
-        stratum = np.append(rare_first, marks.shape[1])[place]
-        there = np.flatnonzero(shows.any(0))
-        return cls(names.tolist(), at, np.bincount(at), shows[:, there], stratum, [cells[i] for i in there])
+        return cls(names.tolist(), at, np.bincount(at), task.strata(y, at))
 
     def rows(self, patients: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.flatnonzero(np.isin(self.at, patients))
@@ -182,7 +153,7 @@ class _Patients:
                 raise UserError(f"a budget of {scans} labelled scans, and there are {len(self.at)}; lower it")
             take = int(np.searchsorted(filled, scans, side="right"))
             if take < max(head, 1):
-                what = f"show all of {', '.join(self.cells)}" if head > 1 else "hold one patient whole"
+                what = f"show all of {', '.join(self.strata.cells)}" if head > 1 else "hold one patient whole"
                 least = filled[max(head, 1) - 1]
                 raise UserError(
                     f"{scans} labelled scans cannot {what}; the smallest draw of seed {seed} that can has {least}"
@@ -199,11 +170,11 @@ class _Patients:
         """All patients in their order, how many of them make the head, and how many come before shares can't be kept."""
         ordered = order(self.names, seed)
         head = self._head(ordered)
-        total = np.bincount(self.stratum, self.scans)
+        total = np.bincount(self.strata.stratum, self.scans)
         share = (total > 0) / (total > 0).sum() if balanced else total / total.sum()
-        drawn = np.bincount(self.stratum[head], self.scans[head], len(total))
+        drawn = np.bincount(self.strata.stratum[head], self.scans[head], len(total))
         rest = ordered[~np.isin(ordered, head)]
-        waiting = [rest[self.stratum[rest] == k][::-1].tolist() for k in range(len(total))]
+        waiting = [rest[self.strata.stratum[rest] == k][::-1].tolist() for k in range(len(total))]
         turns = [(self._turn(w, drawn[k], share[k]), k) for k, w in enumerate(waiting) if share[k]]
         heapq.heapify(turns)
         queue, kept = list(head), len(ordered)
@@ -223,9 +194,9 @@ class _Patients:
 
     def _head(self, ordered: NDArray[np.int64]) -> list[int]:
         """The first patients that show what none before them did, rare first."""
-        covered, head = np.zeros(self.shows.shape[1], np.bool_), []
-        for cell in np.argsort(self.shows.sum(0), kind="stable"):
+        covered, head = np.zeros(self.strata.shows.shape[1], np.bool_), []
+        for cell in np.argsort(self.strata.shows.sum(0), kind="stable"):
             if not covered[cell]:
-                head.append(int(ordered[self.shows[ordered, cell]][0]))
-                covered |= self.shows[head[-1]]
+                head.append(int(ordered[self.strata.shows[ordered, cell]][0]))
+                covered |= self.strata.shows[head[-1]]
         return head

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medssl.errors import UserError
-from medssl.evals.metrics.metrics import CLASSES, Floats, Metric, Truth
+from medssl.evals.metrics.metrics import CLASS_PROBABILITIES, Floats, Metric, Truth
 from medssl.evals.metrics.weighted import divide
 from medssl.evals.stats.bootstrap import difference, scores
 from medssl.evals.stats.score import Score
 
-DECISIONS = replace(CLASSES, missing="a class or a decision was missing")
+DECISIONS = replace(CLASS_PROBABILITIES, missing="a class or a decision was missing")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,156 @@
+"""Classification: one class per scan."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit, softmax
+
+from medssl.errors import UserError, nearest
+from medssl.evals.metrics import metrics, weighted
+from medssl.evals.metrics.metrics import Metric
+from medssl.evals.metrics.weighted import Floats
+from medssl.evals.task_types.base import TaskType
+from medssl.evals.task_types.columns import MOST_CLASSES, Raw, known, numeric_order, word
+from medssl.evals.task_types.linear_target import LinearTarget
+from medssl.evals.task_types.strata import Strata, by_rarest
+from medssl.evals.task_types.votes import Votes
+from medssl.losses import target_losses
+from medssl.losses.target_losses import TargetLoss
+
+SMALLEST = np.finfo(np.float64).tiny  # the smallest probability in a cross-entropy
+
+
+class Classification(TaskType):
+    """y (N,) int64 in [0, K), p (N, K) probabilities."""
+
+    name = "classification"
+    metrics: tuple[Metric, ...] = (
+        metrics.AUROC,
+        metrics.AUPRC,
+        metrics.ACCURACY,
+        metrics.BALANCED_ACCURACY,
+        metrics.ECE,
+    )
+    linear_model = "logistic regression"
+    scored_by_class = True
+    can_balance = True
+
+    def names(self, columns: tuple[str, ...], raw: list[Any], positive: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the classes, numbers before words; with `positive`, the second class is the positive one."""
+        found = sorted(set(_classes(raw, positive)), key=numeric_order)
+        if positive:
+            one = " or ".join(sorted(positive))
+            if one not in found:
+                there = sorted({word(v) for v in raw})
+                raise UserError(f"no training scan has {columns[0]}={one}.{nearest(positive[0], there)}")
+            found = [f"not {one}", one] if len(found) == 2 else found
+        if not 2 <= len(found) <= MOST_CLASSES:
+            only = f" ({found[0]})" if len(found) == 1 else ""
+            raise UserError(
+                f"label {columns[0]!r} has {len(found)} classes{only} among training patients; it needs 2 to {MOST_CLASSES}"
+            )
+        return tuple(found)
+
+    def read(
+        self, raw: Sequence[Raw], columns: tuple[str, ...], names: tuple[str, ...], positive: tuple[str, ...]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """See `TaskType.read`; a class that is not among `names` is unknown."""
+        place = {name: i for i, name in enumerate(names)}
+        y = np.array([place.get(v, -1) for v in _classes(raw[0], positive)], np.int64)
+        return np.maximum(y, 0), known(raw[0]) & (y >= 0)
+
+    def check_splits(self, y_train: NDArray[Any], y_test: NDArray[Any], target: str, names: Sequence[str]) -> list[str]:
+        """Raise UserError for a class without test scans."""
+        if 0 in np.bincount(y_test, minlength=len(names)):
+            raise UserError(f"a class of {target!r} ({', '.join(names)}) has no test scan; AUROC would be undefined")
+        return []
+
+    def target_loss(self, y: NDArray[Any], width: int) -> TargetLoss:
+        """Return the cross-entropy."""
+        return target_losses.classification(width)
+
+    def strata(self, y: NDArray[Any], at: NDArray[np.int64]) -> Strata:
+        """One stratum per class."""
+        kinds = np.unique(y)
+        return by_rarest(y[:, None] == kinds, at, [f"class {k:g}" for k in kinds], len(kinds))
+
+    def linear_y(self, y: NDArray[Any], which: str, classes: int | None) -> tuple[NDArray[Any], int]:
+        """y (N,) int64 and the number of classes."""
+        if missing := int(np.isnan(y).sum()):
+            raise UserError(f"{missing} of {len(y)} {which} scans have no label; leave them out")
+        if classes is None:
+            raise ValueError("needs the number of classes")
+        if not np.issubdtype(y.dtype, np.integer) or (len(y) and (y.min() < 0 or y.max() >= classes)):
+            raise ValueError(f"{which} labels must be integers in [0, {classes}), got {y.dtype}")
+        return y.astype(np.int64), classes
+
+    def encode(self, y: NDArray[Any], classes: int) -> LinearTarget:
+        """Softmax regression for three or more classes, logistic regression for two; see `probes.linear_losses`."""
+        present, place, counts = self.classes_present(y)
+        n, K = len(y), len(present)
+        if K == 2:
+            return self.thresholds(place, counts, lambda s: spread(expit(np.hstack([-s, s])), present, classes))
+        target = torch.nn.functional.one_hot(torch.from_numpy(place), K).double()[:, None]
+        weight = torch.full((n, 1), 1 / n, dtype=torch.float64)
+        start = torch.from_numpy(np.log(counts / n))[None]
+        return LinearTarget(
+            lambda s: spread(softmax(s, axis=1), present, classes), target, weight, start, None, np.array([n]), K - 1
+        )
+
+    @staticmethod
+    def classes_present(y: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Classes in y, rising, the place of each scan's among them, and their counts. Raises UserError for one class."""
+        present, place, counts = np.unique(y, return_inverse=True, return_counts=True)
+        if len(present) < 2:
+            raise UserError(
+                f"cannot fit a linear probe: all {len(y)} training scans have one class; label scans of another"
+            )
+        return present, place, counts
+
+    @staticmethod
+    def thresholds(
+        place: NDArray[np.int64], counts: NDArray[np.int64], predict: Callable[[Floats], Floats]
+    ) -> LinearTarget:
+        """One logit per threshold between neighbouring levels; for two classes that is logistic regression."""
+        n, K = len(place), len(counts)
+        prior, threshold = counts / n, np.arange(K - 1)
+        above = 1 - np.cumsum(prior)[:-1]
+        target = torch.from_numpy(np.float64(place[:, None] > threshold))[:, None]
+        weight = torch.from_numpy(((place[:, None] == threshold) | (place[:, None] == threshold + 1)) / n)[:, None]
+        start = torch.from_numpy(np.log(above / (1 - above)))[None]
+        between = torch.from_numpy(prior[1:-1]) if K > 2 else None
+        return LinearTarget(predict, target, weight, start, between, np.array([n]), 1)
+
+    def validation_loss(self, y: NDArray[Any], p: Floats) -> float:
+        """Mean cross-entropy in nats."""
+        return float(-np.log(np.maximum(p[np.arange(len(y)), y], SMALLEST)).mean())
+
+    def vote(self, votes: Votes, y: NDArray[Any], classes: int | None) -> Floats:
+        """(M, K): each class's share of the votes."""
+        if classes is None or y.ndim != 1 or y.min() < 0 or y.max() >= classes:
+            raise ValueError(f"needs one class in [0, {classes}) per training scan, got {y.shape}")
+        return votes.shares(y, classes)
+
+    def mean_over_classes(
+        self, f: Callable[..., Floats], y: NDArray[Any], p: Floats, w: Floats, *more: NDArray[np.int64]
+    ) -> Floats:
+        """`f` of class 1 for two classes, else the mean over classes against the rest."""
+        return weighted.one_vs_rest(f, y, p, w, *more)
+
+
+def spread(p: Floats, present: NDArray[np.int64], classes: int) -> Floats:
+    """(N, K) probabilities of the classes present in training -> (N, classes), with 0 for the others."""
+    out = np.zeros((len(p), classes))
+    out[:, present] = p
+    return out
+
+
+def _classes(raw: Iterable[Any], positive: tuple[str, ...]) -> list[str]:
+    """Return every value as the name of its class; an unknown one as ""."""
+    if not positive:
+        return ["" if v is None else word(v) for v in raw]
+    yes, one = {p.casefold() for p in positive}, " or ".join(sorted(positive))
+    return ["" if v is None else one if word(v).casefold() in yes else f"not {one}" for v in raw]

@@ -1,0 +1,58 @@
+"""Ordinal regression: levels with an order, such as grades."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from medssl.errors import UserError
+from medssl.evals.metrics import metrics
+from medssl.evals.metrics.weighted import Floats
+from medssl.evals.task_types.classification import Classification, spread
+from medssl.evals.task_types.columns import MOST_CLASSES, number, numeric_order, word
+from medssl.evals.task_types.linear_target import LinearTarget
+from medssl.losses import target_losses
+from medssl.losses.target_losses import TargetLoss
+
+
+class Ordinal(Classification):
+    """y (N,) int64 levels in [0, K), p (N, K) probabilities; the most probable level is the prediction."""
+
+    name = "ordinal"
+    metrics = (metrics.QUADRATIC_KAPPA, metrics.LEVEL_ERROR, metrics.AUROC)
+    linear_model = "proportional-odds regression"
+    scored_by_class = False
+
+    def names(self, columns: tuple[str, ...], raw: list[Any], positive: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the levels, lowest first."""
+        levels = sorted({word(v) for v in raw}, key=numeric_order)
+        if any(number(v) is None for v in levels):
+            raise UserError(
+                f"ordinal levels must be numbers, and {columns[0]} has {levels[-1]!r}; use task=classification"
+            )
+        if not 3 <= len(levels) <= MOST_CLASSES:
+            raise UserError(f"{columns[0]} has {len(levels)} levels; ordinal needs 3 to {MOST_CLASSES}")
+        return tuple(levels)
+
+    def check_splits(self, y_train: NDArray[Any], y_test: NDArray[Any], target: str, names: Sequence[str]) -> list[str]:
+        """A level may lack test scans."""
+        return []
+
+    def target_loss(self, y: NDArray[Any], width: int) -> TargetLoss:
+        """Return the loss of continuation ratios."""
+        return target_losses.ordinal(width)
+
+    def encode(self, y: NDArray[Any], classes: int) -> LinearTarget:
+        """Proportional odds."""
+        present, place, counts = self.classes_present(y)
+
+        def predict(scores: Floats) -> Floats:
+            """P(level) = P(above its lower threshold) - P(above its upper one), without cancellation."""
+            ends = np.full((len(scores), 1), np.inf)
+            low, high = np.hstack([ends, scores]), np.hstack([scores, -ends])
+            p = np.where(low + high > 0, expit(-high) - expit(-low), expit(low) - expit(high))
+            return spread(p, present, classes)
+
+        return self.thresholds(place, counts, predict)
