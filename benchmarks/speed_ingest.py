@@ -40,18 +40,18 @@ def make(folder: Path) -> list[Path]:
     return paths
 
 
-def contestants(alias: Pseudonyms) -> dict[str, Callable[[Path], object]]:
+def contestants(pseudonyms: Pseudonyms) -> dict[str, Callable[[Path], object]]:
     """name -> what reads one file."""
 
     def ours(path: Path) -> object:
         with path.open("rb") as stream:
-            found = reader.read(stream, path.name, alias, path.name)
+            found = reader.read(stream, path.name, pseudonyms, path.name)
             assert isinstance(found, Slice)
             return reader.decode(stream, found.frame)
 
     def facts_only(path: Path) -> object:
         with path.open("rb") as stream:
-            return reader.read(stream, path.name, alias, path.name)
+            return reader.read(stream, path.name, pseudonyms, path.name)
 
     def hounsfield(path: Path) -> object:
         ds = pydicom.dcmread(path)

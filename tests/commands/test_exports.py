@@ -53,7 +53,7 @@ def scans():
     yield Scan(volume(np.int16, 2), **about(5, "MR", spacing=spacing, affine=affine()))
     yield Scan(rng.integers(0, 256, (1, 300, 270)).astype(np.uint8), **about(6, "DX", spacing=(0.2, 0.2)))
     yield Scan(rng.integers(0, 256, (3, 30, 27)).astype(np.uint8), **about(7, "ES"))
-    yield Scan(rng.integers(0, 256, (1, 30, 27)).astype(np.uint8), **about(8, "US", held="burned-in risk"))
+    yield Scan(rng.integers(0, 256, (1, 30, 27)).astype(np.uint8), **about(8, "US", quarantined="burned-in risk"))
 
 
 @pytest.fixture(scope="module")

@@ -61,18 +61,18 @@ def build(out, key):
             writer.add(
                 Scan(
                     array=drawn(rng, SHAPES[k]).astype(np.int16 if k == 0 else np.uint8),
-                    scan=alias.alias("scan", str(i)),
-                    patient=alias.alias("patient", str(i // PER_PATIENT)),
-                    study=alias.alias("study", str(i // PER_PATIENT)),
-                    series=alias.alias("series", str(i)),
+                    scan=alias.of("scan", str(i)),
+                    patient=alias.of("patient", str(i // PER_PATIENT)),
+                    study=alias.of("study", str(i // PER_PATIENT)),
+                    series=alias.of("series", str(i)),
                     patient_known=i >= 4,
                     modality=["CT", "DX", "US", ""][k],
                     spacing=SPACING[k],
                     affine=[SHEARED if i < 8 else np.diag([2.5, 0.7, 0.8, 1.0]), None, None, None][k],
                     scanner="SIEMENS Force" if k == 0 else "",
                     site="north",
-                    held=HELD[k],
-                    facts=[{"body_part": "HEAD", "age": 40.0 + i}, {}, {}, {"kvp": 120.0}][k],
+                    quarantined=HELD[k],
+                    metadata=[{"body_part": "HEAD", "age": 40.0 + i}, {}, {}, {"kvp": 120.0}][k],
                     labels={"finding": "폐렴" if i % 3 else "normal"},
                     steps=("rescale", "padding") if k == 0 else (),
                 ),
@@ -233,7 +233,7 @@ def test_rejects_are_listed_with_their_remedy(store, tmp_path, capsys):
     alias = open_key(store.parent / "key")
     found = rejects(store)
     assert sorted((r["file"], r["code"]) for r in found) == sorted(
-        zip((alias.alias("path", name) for name in LOST), ("TRUNCATED", "TRUNCATED", "NO_PIXELS"), strict=True)
+        zip((alias.of("path", name) for name in LOST), ("TRUNCATED", "TRUNCATED", "NO_PIXELS"), strict=True)
     )
     assert all(r["remedy"] == remedy(r["code"]) and r["reason"] == f"because of {r['code'].lower()}" for r in found)
     said = capsys.readouterr().out

@@ -25,7 +25,7 @@ from tiny import secret
 
 # Making odd files on purpose, pydicom and Pillow warn about them.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-ALIAS = Pseudonyms(bytes(32))
+PSEUDONYMS = Pseudonyms(bytes(32))
 RAS = np.array([-1.0, -1.0, 1.0])
 AWAY = 0.1  # mm
 
@@ -55,16 +55,16 @@ class View:
     def __init__(self, world: World, case: Case):
         self.world, self.store, self.folder = world, world.store, world.source / case.name
         refused = {r["file"]: r["code"] for r in world.rejects}
-        names = {name: ALIAS.alias("path", f"{case.name}/{name}") for name in case.expect}
+        names = {name: PSEUDONYMS.of("path", f"{case.name}/{name}") for name in case.expect}
         self.codes = {name: refused[f] for name, f in names.items() if f in refused}
         self.used = [n for n, f in names.items() if f not in refused and f in world.files]
 
     def scan(self, name: str, part: str = "") -> str:
         """The pseudonym of a scan that is no volume of slices."""
         path = f"{self.folder.name}/{name}"
-        file = ALIAS.alias("path", path)
+        file = PSEUDONYMS.of("path", path)
         if file in self.world.slices:
-            return ALIAS.alias("scan", uid(self.folder.name, name))
+            return PSEUDONYMS.of("scan", uid(self.folder.name, name))
         return str(self.world.scans[file, part]["scan"])
 
     def row(self, name: str, part: str = "") -> dict:
@@ -76,8 +76,8 @@ class View:
     @cached_property
     def rows(self) -> list[dict]:
         """Rows of this case: of its patient, or without one of its files."""
-        patients = {ALIAS.patient(self.folder.name)}
-        patients |= {ALIAS.alias("patient", f"file|{self.folder.name}/{name}") for name in self.used}
+        patients = {PSEUDONYMS.patient(self.folder.name)}
+        patients |= {PSEUDONYMS.of("patient", f"file|{self.folder.name}/{name}") for name in self.used}
         return [row for row in self.world.rows.values() if row["patient"] in patients]
 
     @property
@@ -152,7 +152,7 @@ def world(tmp_path_factory):
     for case in CASES:
         (source / case.name).mkdir()
         case.make(source / case.name)
-    assert Pseudonyms(bytes.fromhex("00" * 32)).key_id == ALIAS.key_id
+    assert Pseudonyms(bytes.fromhex("00" * 32)).key_id == PSEUDONYMS.key_id
     store = ingest(
         source, folder / "store", key=secret(folder / "key"), workers=1, archives=True, aihub="auto", memory=2.0
     )
@@ -168,7 +168,7 @@ def test_the_good_scan_is_there(world):
 
 def test_everything_seen_is_used_or_refused(world):
     expected = {f"{c.name}/{name}" for c in CASES for name in c.expect} | {"good/good.dcm"}
-    assert world.files == {ALIAS.alias("path", name) for name in expected}
+    assert world.files == {PSEUDONYMS.of("path", name) for name in expected}
     assert world.store.info["counts"]["files"] == len(expected)
     used = {f for f, _ in world.scans} | world.slices
     assert world.files == used | {r["file"] for r in world.rejects}

@@ -27,7 +27,7 @@ from medssl.readers.reject_codes import CODES
 from medssl.readers.walk import File
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-ALIAS = Pseudonyms(bytes(32))
+PSEUDONYMS = Pseudonyms(bytes(32))
 HERE = Path("fuzz")
 QUICK = settings(
     max_examples=80,
@@ -260,5 +260,5 @@ def test_a_changed_pixel_changes_nothing_else(good, at, value):
 
 
 def _values(file: bytes) -> np.ndarray:
-    found = reader.read(io.BytesIO(file), "x", ALIAS, "f")
+    found = reader.read(io.BytesIO(file), "x", PSEUDONYMS, "f")
     return reader.decode(io.BytesIO(file), found.frame).values[0].copy()

@@ -187,7 +187,7 @@ def drawn(tmp_path_factory):
             affine = np.diag([*spacing, 1.0])
             about = {"spacing": spacing, "affine": affine, "patient_known": False}
             writer.add(Scan(image[None], f"i{k}", f"p{k}", **about), f"images/c{k}.nii")
-            writer.add(Scan(mask[None], f"m{k}", f"q{k}", held="label map", **about), f"labels/c{k}.nii")
+            writer.add(Scan(mask[None], f"m{k}", f"q{k}", quarantined="label map", **about), f"labels/c{k}.nii")
         writer.finish()
     return Store.open(folder / "s")
 

@@ -67,7 +67,7 @@ def test_real_xrays_with_their_table(xrays, tmp_path, key, capsys):
     store.verify()
     by_name = {r["file"]: r for r in rows}
     alias = open_key(key)
-    name_of = {alias.alias("scan", f"file|{name}"): name for name in by_name}
+    name_of = {alias.of("scan", f"file|{name}"): name for name in by_name}
     files = [name_of[scan] for scan in store.column("scan")]
     assert sorted(files) == sorted(by_name)
     assert store.column("label:label").tolist() == [by_name[f]["label"] for f in files]

@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from medssl.errors import UserError
 from medssl.ingestion.label_table import read_labels
 from medssl.ingestion.path_match import match, normal, stem
-from medssl.readers.dicom.facts import identify
+from medssl.readers.dicom.metadata import identify
 from medssl.readers.dicom.header import parse
 from medssl.readers.pseudonyms import Pseudonyms
 
@@ -178,7 +178,7 @@ def dataset(**elements):
 
 def test_equal_birthdays_are_not_linked_and_two_of_one_id_are_told():
     def born(**elements):
-        return identify(dataset(**elements), ALIAS, "a")["born"]
+        return identify(dataset(**elements), ALIAS, "a")["birth_date_hash"]
 
     assert born(PatientID="P0", PatientBirthDate="19570203") != born(PatientID="P1", PatientBirthDate="19570203")
     assert born(PatientID="P0", PatientBirthDate="19570203") == born(PatientID="P0 ", PatientBirthDate="19570203")

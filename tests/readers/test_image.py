@@ -14,7 +14,7 @@ from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.reject_codes import CODES
 from medssl.readers.scan import Scan, Unreadable
 
-ALIAS = Pseudonyms(bytes(32))
+PSEUDONYMS = Pseudonyms(bytes(32))
 X = np.random.default_rng(0).integers(0, 256, (5, 8, 3), np.uint8)
 GREY = X[..., 0]
 DEEP = np.random.default_rng(1).integers(0, 1 << 16, (5, 8), np.uint16)
@@ -27,7 +27,7 @@ def saved(picture, kind="PNG", **options):
 
 
 def run(data, name="x"):
-    return list(image.read(io.BytesIO(data), name, ALIAS))
+    return list(image.read(io.BytesIO(data), name, PSEUDONYMS))
 
 
 def only(data, name="x"):
@@ -79,7 +79,7 @@ def test_chest_xrays_of_two_hospitals(shared):
             assert scan.array.flags.writeable
             with Image.open(path) as opened:
                 np.testing.assert_array_equal(scan.array[0], np.asarray(opened.convert("L")))
-            assert (scan.patient_known, scan.held, scan.facts) == (False, "", {})
+            assert (scan.patient_known, scan.quarantined, scan.metadata) == (False, "", {})
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -199,8 +199,8 @@ def test_pages_of_a_tiff():
     assert [part for _, part in found] == ["a/x.tif#page/0", "a/x.tif#page/1", "a/x.tif#page/3"]
     for (scan, part), k in zip(found, (0, 1, 3), strict=True):
         np.testing.assert_array_equal(scan.array[0], GREY + k)
-        assert scan.scan == ALIAS.alias("scan", f"file|{part}")
-        assert scan.patient == ALIAS.alias("patient", "file|a/x.tif")
+        assert scan.scan == PSEUDONYMS.of("scan", f"file|{part}")
+        assert scan.patient == PSEUDONYMS.of("patient", "file|a/x.tif")
     assert len({scan.scan for scan, _ in found}) == 3
 
 
@@ -263,11 +263,11 @@ def test_a_damaged_png_never_gives_an_image():
 
 def test_label_maps_are_held():
     labels = saved(GREY % 3)
-    assert only(labels, "masks/1.png").held == "label map"
-    assert only(labels, "1_mask.png").held == "label map"
-    assert only(labels, "환자/라벨링데이터/1.png").held == "label map"
-    assert only(labels, "1.png").held == ""
-    assert only(saved(np.arange(40, dtype=np.uint8).reshape(5, 8)), "1_mask.png").held == ""
+    assert only(labels, "masks/1.png").quarantined == "label map"
+    assert only(labels, "1_mask.png").quarantined == "label map"
+    assert only(labels, "환자/라벨링데이터/1.png").quarantined == "label map"
+    assert only(labels, "1.png").quarantined == ""
+    assert only(saved(np.arange(40, dtype=np.uint8).reshape(5, 8)), "1_mask.png").quarantined == ""
 
 
 def test_reasons_and_scans_quote_nothing():
@@ -277,7 +277,7 @@ def test_reasons_and_scans_quote_nothing():
     assert "Qorvath" not in repr(only(data, "Qorvath.jpg"))
     for end in range(20, len(data), 50):
         with pytest.raises(Unreadable) as e:
-            raise next(image.read(io.BytesIO(data[:end]), "Qorvath.jpg", ALIAS))[0]
+            raise next(image.read(io.BytesIO(data[:end]), "Qorvath.jpg", PSEUDONYMS))[0]
         assert "Qorvath" not in str(e.value)
 
 

@@ -15,7 +15,7 @@ from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.reject_codes import CODES
 from medssl.readers.scan import Scan, Unreadable
 
-ALIAS = Pseudonyms(bytes(32))
+PSEUDONYMS = Pseudonyms(bytes(32))
 VOXELS = np.random.default_rng(0).integers(-900, 900, (4, 5, 6)).astype(np.int16)
 
 
@@ -34,7 +34,7 @@ def encoded(array, affine=None, kind=nibabel.Nifti1Image, **fields):
 
 
 def run(data, name="x.nii"):
-    return list(nifti.read(io.BytesIO(data), name, ALIAS))
+    return list(nifti.read(io.BytesIO(data), name, PSEUDONYMS))
 
 
 def only(data, name="x.nii"):
@@ -70,7 +70,7 @@ def test_hippocampus_volumes_equal_nibabel(shared):
         np.testing.assert_array_equal(scan.array[0], expected)
         np.testing.assert_allclose(scan.affine, affine, atol=1e-6)
         assert scan.spacing == pytest.approx((1, 1, 1))
-        assert (scan.held, scan.patient_known, scan.modality) == ("", False, "")
+        assert (scan.quarantined, scan.patient_known, scan.modality) == ("", False, "")
 
 
 def test_volumes_of_other_converters_equal_nibabel(shared):
@@ -201,9 +201,9 @@ def test_every_volume_of_a_4d_file():
         assert [part for _, part in found] == [f"a/f.nii#volume/{k}" for k in range(3)]
         for k, (scan, part) in enumerate(found):
             np.testing.assert_array_equal(scan.array[0], (VOXELS + k)[::-1].transpose(2, 1, 0))
-            assert scan.facts == {"volume": k}
-            assert scan.scan == ALIAS.alias("scan", f"file|{part}")
-            assert scan.patient == ALIAS.alias("patient", "file|a/f.nii")
+            assert scan.metadata == {"volume": k}
+            assert scan.scan == PSEUDONYMS.of("scan", f"file|{part}")
+            assert scan.patient == PSEUDONYMS.of("patient", "file|a/f.nii")
     alone = only(encoded(four[..., :1]))
     np.testing.assert_array_equal(alone.array, only(encoded(VOXELS)).array)
     assert len(run(encoded(np.stack([four, four], -1)))) == 6
@@ -305,7 +305,7 @@ def test_a_damaged_gzip_never_gives_a_volume():
         flipped = bytearray(data)
         flipped[at] ^= 1
         with pytest.raises(Unreadable) as e:
-            next(nifti.read(io.BytesIO(bytes(flipped)), "x", ALIAS))
+            next(nifti.read(io.BytesIO(bytes(flipped)), "x", PSEUDONYMS))
         assert e.value.code == "TRUNCATED"
     assert code(data + b"junk") == "TRUNCATED"
     only(gzip.compress(encoded(VOXELS)) + bytes(100))  # zero padding is allowed
@@ -333,7 +333,7 @@ def test_bombs_need_little_memory():
 def test_memory_of_a_4d_file_is_that_of_one_volume():
     data = gzip.compress(encoded(np.zeros((64, 64, 64, 40), np.int16)), 1)
     tracemalloc.start()
-    for scan, _ in nifti.read(io.BytesIO(data), "x", ALIAS):
+    for scan, _ in nifti.read(io.BytesIO(data), "x", PSEUDONYMS):
         del scan
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -344,15 +344,15 @@ def test_label_maps_are_held():
     rng = np.random.default_rng(0)
     few = rng.integers(0, 3, (6, 7, 8))
     many = rng.integers(0, 200, (6, 7, 8)).astype(np.int16)
-    assert only(encoded(few.astype(np.uint8)), "case.nii").held == "label map"
-    assert only(encoded(few.astype(np.float64)), "case.nii").held == "label map"
-    assert only(encoded(few.astype(np.int16) * 1000), "case.nii").held == "label map"
-    assert only(encoded(few.astype(np.float32) / 2), "case_seg.nii").held == ""
-    assert only(encoded(many), "case.nii").held == ""
-    assert only(encoded(many), "case_seg.nii.gz").held == "label map"
-    assert only(encoded(many), "labelsTr/case.nii.gz").held == "label map"
-    assert only(encoded(many), "unmasked/segmental.nii.gz").held == ""
-    assert only(encoded(VOXELS, intent=1002)).held == "label map"
+    assert only(encoded(few.astype(np.uint8)), "case.nii").quarantined == "label map"
+    assert only(encoded(few.astype(np.float64)), "case.nii").quarantined == "label map"
+    assert only(encoded(few.astype(np.int16) * 1000), "case.nii").quarantined == "label map"
+    assert only(encoded(few.astype(np.float32) / 2), "case_seg.nii").quarantined == ""
+    assert only(encoded(many), "case.nii").quarantined == ""
+    assert only(encoded(many), "case_seg.nii.gz").quarantined == "label map"
+    assert only(encoded(many), "labelsTr/case.nii.gz").quarantined == "label map"
+    assert only(encoded(many), "unmasked/segmental.nii.gz").quarantined == ""
+    assert only(encoded(VOXELS, intent=1002)).quarantined == "label map"
 
 
 def test_no_text_of_the_header_comes_out():

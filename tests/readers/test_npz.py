@@ -13,7 +13,7 @@ from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.reject_codes import CODES
 from medssl.readers.scan import Scan, Unreadable
 
-ALIAS = Pseudonyms(bytes(32))
+PSEUDONYMS = Pseudonyms(bytes(32))
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 7), np.uint8)
 
 
@@ -39,7 +39,7 @@ def npy(array):
 
 
 def run(data, name="x.npz"):
-    return list(npz.read(io.BytesIO(data), name, ALIAS))
+    return list(npz.read(io.BytesIO(data), name, PSEUDONYMS))
 
 
 def code(data):
@@ -55,7 +55,7 @@ def code(data):
 def test_medmnist_archives(shared, name, shape, n):
     path = shared / "medmnist" / f"{name}.npz"
     with path.open("rb") as stream:
-        scans = list(npz.read(stream, f"{name}.npz", ALIAS))
+        scans = list(npz.read(stream, f"{name}.npz", PSEUDONYMS))
     assert len(scans) == n == len({scan.scan for scan, _ in scans}) == len({scan.patient for scan, _ in scans})
     arrays = dict(np.load(path))
     in_order = [f"{name}.npz#{s}/{i}" for s in ("train", "val", "test") for i in range(len(arrays[f"{s}_images"]))]
@@ -66,7 +66,7 @@ def test_medmnist_archives(shared, name, shape, n):
         assert scan.array.shape == shape
         assert scan.labels == {"label": str(int(arrays[f"{split}_labels"][int(i), 0]))}
         np.testing.assert_array_equal(scan.array[0], arrays[f"{split}_images"][int(i)])
-        assert scan.patient == ALIAS.alias("patient", f"file|{part}")
+        assert scan.patient == PSEUDONYMS.of("patient", f"file|{part}")
 
 
 @pytest.mark.parametrize("dtype", ["u1", "?", "<i2", ">i2", ">u2", "<i8", "<f2", ">f4", "<f8"])
@@ -167,7 +167,7 @@ def test_bombs_need_little_memory():
     honest = saved(train_images=np.zeros((40, 512, 1024), np.uint8))
     tracemalloc.start()
     assert code(bomb) == "BAD_LENGTH"
-    for scan, _ in npz.read(io.BytesIO(honest), "x", ALIAS):
+    for scan, _ in npz.read(io.BytesIO(honest), "x", PSEUDONYMS):
         assert scan.array.shape == (1, 512, 1024)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -186,7 +186,7 @@ def test_nothing_comes_out_before_all_checksums_are_seen():
     data = bytearray(saved(False, train_images=many, test_images=many + 1))
     data[data.rindex((many + 1).tobytes()) + many.size - 1] ^= 1
     with pytest.raises(Unreadable) as e:
-        next(npz.read(io.BytesIO(bytes(data)), "x", ALIAS))
+        next(npz.read(io.BytesIO(bytes(data)), "x", PSEUDONYMS))
     assert e.value.code == "TRUNCATED"
 
 

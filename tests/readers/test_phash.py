@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from scipy.fft import dct
 
-from medssl.readers.phash import BLANK, hamming, packed, phash, small, weights
+from medssl.readers.phash import BLANK, hamming, packed, phash, thumbnail, resize_weights
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_two_patients_are_far_apart(xrays):
 
 def test_it_is_the_dct_of_the_small_image():
     x = np.random.default_rng(0).random((70, 90))
-    band = dct(dct(small(x), axis=0), axis=1)[:16, :16]
+    band = dct(dct(thumbnail(x), axis=0), axis=1)[:16, :16]
     band[0] /= np.sqrt(2)
     band[:, 0] /= np.sqrt(2)
     bits = (band > np.median(band.ravel()[1:])).astype(int).ravel()
@@ -71,7 +71,7 @@ def test_it_is_the_dct_of_the_small_image():
 @settings(deadline=None)
 @given(st.integers(1, 300), st.floats(-2, 2))
 def test_weights_average(n, shift):
-    w = weights(n, shift)
+    w = resize_weights(n, shift)
     assert w.shape == (64, n)
     np.testing.assert_allclose(w.sum(1), 1, rtol=1e-5)
     assert w.min() >= 0
@@ -79,8 +79,8 @@ def test_weights_average(n, shift):
 
 def test_a_shift_is_a_shift():
     x = np.random.default_rng(0).random((128, 128)).astype(np.float32)
-    there = small(np.roll(x, (-2, 1), (0, 1)))
-    np.testing.assert_allclose(small(x, 2, -1)[4:-4, 4:-4], there[4:-4, 4:-4], atol=1e-5)
+    there = thumbnail(np.roll(x, (-2, 1), (0, 1)))
+    np.testing.assert_allclose(thumbnail(x, 2, -1)[4:-4, 4:-4], there[4:-4, 4:-4], atol=1e-5)
 
 
 def test_a_volume_is_its_middle_slice_and_a_flat_image_is_blank():

@@ -19,19 +19,19 @@ def test_pseudonym_is_the_documented_hmac():
     bits = int.from_bytes(digest, "big") >> (256 - 26 * 5)
     letters = string.ascii_lowercase + "234567"
     expected = "".join(letters[bits >> 5 * (25 - i) & 31] for i in range(26))
-    assert Pseudonyms(KEY).alias("patient", b"hospital|4711") == expected
+    assert Pseudonyms(KEY).of("patient", b"hospital|4711") == expected
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_pseudonyms_differ_by_value_domain_and_key(a, b):
-    alias = Pseudonyms(KEY)
-    one = alias.alias("patient", a)
+    pseudonyms = Pseudonyms(KEY)
+    one = pseudonyms.of("patient", a)
     assert len(one) == 26
     assert set(one) <= BASE32
-    assert one == Pseudonyms(KEY).alias("patient", a)
-    assert one != alias.alias("study", a)
-    assert one != Pseudonyms(b"x" * 32).alias("patient", a)
-    assert (one == alias.alias("patient", b)) == (_nfc(a) == _nfc(b))
+    assert one == Pseudonyms(KEY).of("patient", a)
+    assert one != pseudonyms.of("study", a)
+    assert one != Pseudonyms(b"x" * 32).of("patient", a)
+    assert (one == pseudonyms.of("patient", b)) == (_nfc(a) == _nfc(b))
 
 
 def _nfc(text):
@@ -41,17 +41,17 @@ def _nfc(text):
 
 
 def test_composed_and_decomposed_hangul_are_one_name():
-    assert Pseudonyms(KEY).alias("scan", "한글") == Pseudonyms(KEY).alias("scan", "한글")
+    assert Pseudonyms(KEY).of("scan", "한글") == Pseudonyms(KEY).of("scan", "한글")
 
 
 def test_split_fractions_are_uniform_and_fixed():
-    alias = Pseudonyms(KEY)
-    u = [alias.split_fraction(alias.alias("patient", str(i))) for i in range(2000)]
+    pseudonyms = Pseudonyms(KEY)
+    u = [pseudonyms.split_fraction(pseudonyms.of("patient", str(i))) for i in range(2000)]
     assert all(0 <= v < 1 for v in u)
     for k in range(10):  # six standard deviations of a binomial of 2000 draws
         assert abs(sum(k / 10 <= v < (k + 1) / 10 for v in u) - 200) < 6 * (2000 * 0.1 * 0.9) ** 0.5
     digest = hmac.new(KEY, b"v1|split|somebody", hashlib.sha256).digest()
-    assert alias.split_fraction("somebody") == pytest.approx(int.from_bytes(digest[:8], "big") / 2**64, abs=2**-52)
+    assert pseudonyms.split_fraction("somebody") == pytest.approx(int.from_bytes(digest[:8], "big") / 2**64, abs=2**-52)
 
 
 def test_key_file_is_made_once_private_and_reused(tmp_path):
@@ -60,14 +60,14 @@ def test_key_file_is_made_once_private_and_reused(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o600
     assert len(bytes.fromhex(path.read_text().strip())) == 32
     second = open_key(path)
-    assert first.alias("patient", "x") == second.alias("patient", "x")
+    assert first.of("patient", "x") == second.of("patient", "x")
     assert first.key_id == second.key_id != open_key(tmp_path / "other").key_id
 
 
 def test_key_never_shows(tmp_path):
-    alias = Pseudonyms(KEY)
-    assert KEY.hex() not in repr(alias) + alias.key_id
-    assert alias.key_id in repr(alias)
+    pseudonyms = Pseudonyms(KEY)
+    assert KEY.hex() not in repr(pseudonyms) + pseudonyms.key_id
+    assert pseudonyms.key_id in repr(pseudonyms)
 
 
 @pytest.mark.parametrize(("text", "mode"), [("ab" * 32, 0o640), ("ab" * 32, 0o604), ("ab" * 31, 0o600), ("zz", 0o600)])
@@ -87,7 +87,7 @@ def test_a_link_is_no_key_file(tmp_path):
 
 
 def test_a_patient_is_the_same_from_a_header_and_from_a_table():
-    alias = Pseudonyms(KEY)
-    assert alias.patient(b"P0 \0") == alias.patient(" P0") == alias.patient("P0", " ") == alias.alias("patient", "P0")
-    assert alias.patient(b"P0", b"H1 ") == alias.patient("P0", "H1") == alias.patient("H1|P0") != alias.patient("P0")
-    assert alias.patient(_nfc("환자").encode()) == alias.patient("환자")
+    pseudonyms = Pseudonyms(KEY)
+    assert pseudonyms.patient(b"P0 \0") == pseudonyms.patient(" P0") == pseudonyms.patient("P0", " ") == pseudonyms.of("patient", "P0")
+    assert pseudonyms.patient(b"P0", b"H1 ") == pseudonyms.patient("P0", "H1") == pseudonyms.patient("H1|P0") != pseudonyms.patient("P0")
+    assert pseudonyms.patient(_nfc("환자").encode()) == pseudonyms.patient("환자")

@@ -40,10 +40,10 @@ def make_store(path: Path, dims: int = 2) -> Store:
         for i in range(N):
             scan = Scan(
                 array=rng.integers(0, 255, shape).astype(np.uint8),
-                scan=alias.alias("scan", str(i)),
-                patient=alias.alias("patient", str(i // PER_PATIENT)),
-                study=alias.alias("study", str(i)),
-                series=alias.alias("series", str(i)),
+                scan=alias.of("scan", str(i)),
+                patient=alias.of("patient", str(i // PER_PATIENT)),
+                study=alias.of("study", str(i)),
+                series=alias.of("series", str(i)),
                 site="north" if i % 3 else "south",
                 scanner="scanner A",
                 modality="DX" if dims == 2 else "CT",

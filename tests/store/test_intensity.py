@@ -15,7 +15,7 @@ RAMP = np.linspace(0, 1000, 10_001, dtype=np.float32).reshape(1, 73, 137)
 
 
 def scan(array, modality="", **facts):
-    return Scan(array=array, scan="s", patient="p", modality=modality, facts=facts)
+    return Scan(array=array, scan="s", patient="p", modality=modality, metadata=facts)
 
 
 def noise(shape, dtype="uint8"):

@@ -56,12 +56,12 @@ def rejects(store):
 
 def row_of(store, tmp_path, name):
     """Where in the store the scan of a file is."""
-    scan = open_key(tmp_path / "key").alias("scan", f"file|{name}")
+    scan = open_key(tmp_path / "key").of("scan", f"file|{name}")
     return store.column("scan").tolist().index(scan)
 
 
 def pseudonym(tmp_path, name):
-    return open_key(tmp_path / "key").alias("path", name)
+    return open_key(tmp_path / "key").of("path", name)
 
 
 @pytest.fixture(scope="module")

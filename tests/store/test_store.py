@@ -105,7 +105,7 @@ def test_the_manifest_holds_what_the_scan_said(tmp_path):
     store = make(
         tmp_path / "s",
         [
-            scan(noise((1, 4, 5)), 0, spacing=(0.5, 0.25), facts={"age": 41, "view": "PA"}, labels={"lesion": "yes"}),
+            scan(noise((1, 4, 5)), 0, spacing=(0.5, 0.25), metadata={"age": 41, "view": "PA"}, labels={"lesion": "yes"}),
             scan(noise((1, 4, 5), seed=1), 1, affine=affine, modality="CR", split="val", site="A", patient_known=False),
         ],
     )
@@ -162,7 +162,7 @@ def test_kinds_live_side_by_side_and_are_chosen(tmp_path):
 
 
 def test_held_scans_are_not_in_a_store_until_they_are_asked_for(tmp_path):
-    scans = [scan(noise((1, 8, 9), seed=i), i, held="localizer" if i == 1 else "") for i in range(3)]
+    scans = [scan(noise((1, 8, 9), seed=i), i, quarantined="localizer" if i == 1 else "") for i in range(3)]
     everything = make(tmp_path / "s", scans)
     assert len(everything) == 3
     assert everything.info["counts"]["held"] == {"localizer": 1}
@@ -212,7 +212,7 @@ def test_same_scans_same_bytes(tmp_path):
         {"patient": "other"},
         {"array": noise((1, 4, 4), seed=9)},
         {"modality": "CT"},
-        {"held": "localizer"},
+        {"quarantined": "localizer"},
     ],
 )
 def test_the_fingerprint_knows_every_change(tmp_path, change):

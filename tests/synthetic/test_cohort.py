@@ -93,9 +93,9 @@ def test_patients_scanners_and_facts(ingested):
         assert by_patient.setdefault(name[:4], scan.patient) == scan.patient
         assert scan.modality == "DX"
         assert scan.scanner == " ".join(SCANNERS[who.scanner][:2])
-        assert scan.facts["age"] == min(who.age, 90)
-        assert scan.facts["sex"] == who.sex
-        assert scan.facts["view"] == "PA"
+        assert scan.metadata["age"] == min(who.age, 90)
+        assert scan.metadata["sex"] == who.sex
+        assert scan.metadata["view"] == "PA"
     assert len(set(by_patient.values())) == len(by_patient) == PATIENTS
 
 

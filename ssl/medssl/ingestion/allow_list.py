@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
-from medssl.readers.dicom.facts import VIEWS
+from medssl.readers.dicom.metadata import VIEWS
 
 # Names of columns, and of keys in JSON files; case, spaces and "_-." do not count.
 FILE = ("file", "filename", "path", "image", "scan", "dicom", "파일", "파일명", "영상")

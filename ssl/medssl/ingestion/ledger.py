@@ -205,12 +205,12 @@ class Ledger:
             "WHERE s.grp = ? AND r.file IS NULL ORDER BY s.file",
             (group,),
         )
-        return [Slice.of(json.loads(record)) for (record,) in found]
+        return [Slice.from_dict(json.loads(record)) for (record,) in found]
 
     def slices_of(self, files: Iterable[str]) -> list[Slice]:
         """By pseudonym, in that order."""
         get = "SELECT record FROM slices WHERE file = ?"
-        return [Slice.of(json.loads(self.db.execute(get, (f,)).fetchone()[0])) for f in files]
+        return [Slice.from_dict(json.loads(self.db.execute(get, (f,)).fetchone()[0])) for f in files]
 
     # volumes
 

@@ -197,7 +197,7 @@ def _copies(slim: list[Row], at: list[_At], alias: Pseudonyms) -> list[Row]:
     rejects = []
     for i, row in enumerate(slim):
         if len(pixels[row["scan"]]) > 1:
-            row["scan"] = alias.alias("scan", f"{row['scan']}|{row['hash']}")
+            row["scan"] = alias.of("scan", f"{row['scan']}|{row['hash']}")
         if row["scan"] in seen:
             rejects.append(_reject(at[i], "DUPLICATE"))
             slim[i] = {}

@@ -59,9 +59,9 @@ class Reading:
 
     def _note(self, file: File, sidecars: Sidecars | None) -> None:
         facts = sidecars is not None and file.name.lower().endswith(".json")
-        stamp = self.alias.alias("stamp", f"{file.stamp or file.problem}|{facts}")[:16]
+        stamp = self.alias.of("stamp", f"{file.stamp or file.problem}|{facts}")[:16]
         name, repeat = file.name, 1
-        while not self.ledger.saw(pseudonym := self.alias.alias("path", name), file, stamp):
+        while not self.ledger.saw(pseudonym := self.alias.of("path", name), file, stamp):
             repeat += 1  # two names that differ in their Unicode form only
             name = f"{file.name}|{repeat}"
         why = Unreadable(file.problem, CODES[file.problem][0]) if file.problem else None
@@ -87,7 +87,7 @@ class Reading:
                 if "again" in event.message:
                     said.clear()
                 elif "slice" in event.message:
-                    said.append(("slice", Slice.of(event.message["slice"])))
+                    said.append(("slice", Slice.from_dict(event.message["slice"])))
                 elif "scan" in event.message:
                     said.append((event.message["part"], self._addressed(event)))
                 elif "reject" in event.message:
@@ -233,9 +233,9 @@ class Reading:
 
 def without_lossy_copies(slices: list[Slice]) -> tuple[list[Slice], list[tuple[Slice, Unreadable]]]:
     """(the others, those that are there without loss as well): one image that somebody has saved in two ways."""
-    whole = {s.uid for s in slices if "lossy" not in s.about["facts"]}
+    whole = {s.uid for s in slices if "lossy" not in s.about["metadata"]}
     why = Unreadable("DUPLICATE", "the same image is there without loss")
-    copies = [s for s in slices if "lossy" in s.about["facts"] and s.uid in whole]
+    copies = [s for s in slices if "lossy" in s.about["metadata"] and s.uid in whole]
     gone = {s.file for s in copies}
     return [s for s in slices if s.file not in gone], [(s, why) for s in copies]
 

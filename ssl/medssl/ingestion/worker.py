@@ -19,7 +19,7 @@ from medssl.readers.dicom import reader
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.quiet import silenced
 from medssl.readers.scan import Scan, Slice, Unreadable
-from medssl.readers.values import named_label
+from medssl.readers.values import is_label_name
 from medssl.readers.walk import File, open_file, sniff
 from medssl.store.chunks import pack
 from medssl.store.schema import row_of, stored
@@ -67,7 +67,7 @@ class Worker:
                 else:
                     raise Unreadable("NOT_A_SCAN", "neither DICOM, NIfTI, PNG, JPEG, TIFF nor an archive of images")
                 for scan, name in found:
-                    self._scan(scan, name.removeprefix(file.name), empty=named_label(file.name))
+                    self._scan(scan, name.removeprefix(file.name), empty=is_label_name(file.name))
         except BaseException as e:
             self._reject("", e)
 
@@ -80,7 +80,7 @@ class Worker:
             if isinstance(scan, Unreadable):
                 raise scan
             array = stored(scan)
-            if array.min() == array.max() and not (empty and scan.held == "label map"):
+            if array.min() == array.max() and not (empty and scan.quarantined == "label map"):
                 raise Unreadable("CONSTANT", "every pixel has the same value")
             row = row_of(scan, array, self.intensity)
             data = pack(array)
@@ -114,7 +114,7 @@ class Worker:
         self._say({"reject": [part, why.code, str(why)]})
 
     def _stack(self, message: Message) -> None:
-        slices = [Slice.of(s) for s in message["stack"]]
+        slices = [Slice.from_dict(s) for s in message["stack"]]
         files = {k: File(**v) for k, v in message["files"].items()}
 
         def opened(s: Slice) -> BinaryIO:
@@ -133,7 +133,7 @@ class Worker:
             why = unreadable(e)
             found = [(k, why) for k in range(len(slices))]
         if isinstance(found, Scan):
-            self._scan(replace(found, facts=found.facts | message["facts"] | {"images": len(slices)}), "")
+            self._scan(replace(found, metadata=found.metadata | message["facts"] | {"images": len(slices)}), "")
         else:
             self._say({"bad": [[slices[k].file, why.code, str(why)] for k, why in found]})
 

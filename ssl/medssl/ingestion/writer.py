@@ -234,7 +234,7 @@ class StoreWriter:
 
     def reject(self, name: str, why: Unreadable) -> None:
         """Notes a scan that is left out, under a pseudonym of its name."""
-        file = self.alias.alias("path", name)
+        file = self.alias.of("path", name)
         self.rejects.append({"file": file, "part": "", "code": why.code, "stage": "store", "reason": str(why)})
 
     def add(self, scan: Scan, name: str) -> None:
@@ -253,7 +253,7 @@ class StoreWriter:
             with disk_errors(self.draft.out):
                 write_synced(self.draft.folder / address[0], pack(array))
         row |= dict(zip(("file", "offset", "length"), address, strict=True))
-        self.found.append(Found(self.alias.alias("path", name), "", [name], row))
+        self.found.append(Found(self.alias.of("path", name), "", [name], row))
 
     def finish(self) -> Store:
         """Settles groups and splits, writes the manifest, moves the store to `out` and opens it.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-from medssl.readers.phash import BLANK, FLAT, packed, small, weights
+from medssl.readers.phash import BLANK, FLAT, packed, thumbnail, resize_weights
 
 Row = Mapping[str, Any]
 
@@ -94,9 +94,9 @@ def similar(a: np.ndarray, b: np.ndarray) -> bool:
     if a.size < b.size:
         a, b = b, a
     inner = np.s_[EDGE:-EDGE, EDGE:-EDGE]
-    x = small(a)[inner]
-    columns = [np.asarray(b, np.float32) @ weights(b.shape[1], right).T for right in range(-REACH, REACH + 1)]
-    shifted = [(weights(b.shape[0], down) @ c)[inner] for down in range(-REACH, REACH + 1) for c in columns]
+    x = thumbnail(a)[inner]
+    columns = [np.asarray(b, np.float32) @ resize_weights(b.shape[1], right).T for right in range(-REACH, REACH + 1)]
+    shifted = [(resize_weights(b.shape[0], down) @ c)[inner] for down in range(-REACH, REACH + 1) for c in columns]
     y = max(shifted, key=lambda y: _correlation(x, y))
     if x.std() < FLAT or y.std() < FLAT:
         return bool(x.std() < FLAT and y.std() < FLAT)

@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.quiet import silenced
 from medssl.readers.scan import Scan, Unreadable
-from medssl.readers.values import FEW, few_integers, lossless, named_label, one_channel
+from medssl.readers.values import FEW, few_integers, lossless, is_label_name, one_channel
 
 MAGIC = {"PNG": (b"\x89PNG\r\n\x1a\n",), "JPEG": (b"\xff\xd8\xff",), "TIFF": (b"II*\0", b"MM\0*")}
 MOST_PIXELS = 1 << 27  # three times the largest radiograph; below Pillow's own limit, which stays as it is
@@ -44,7 +44,7 @@ TABLE: dict[str, tuple[str | None, str]] = {
 }
 
 
-def read(stream: BinaryIO, name: str, alias: Pseudonyms) -> Iterator[tuple[Scan | Unreadable, str]]:
+def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Iterator[tuple[Scan | Unreadable, str]]:
     """The image as (1, H, W) or (3, H, W), upright; the pages of a TIFF file are `name#page/k`. No spacing is known.
 
     What looks like a label map is held.
@@ -66,14 +66,14 @@ def read(stream: BinaryIO, name: str, alias: Pseudonyms) -> Iterator[tuple[Scan 
         except Unreadable as why:
             yield why, part
             continue
-        label = array.shape[0] == 1 and named_label(name) and few_integers(array, FEW)
+        label = array.shape[0] == 1 and is_label_name(name) and few_integers(array, FEW)
         scan = Scan(
             array=array,
-            scan=alias.alias("scan", f"file|{part}"),
-            patient=alias.alias("patient", f"file|{name}"),
+            scan=pseudonyms.of("scan", f"file|{part}"),
+            patient=pseudonyms.of("patient", f"file|{name}"),
             patient_known=False,
             steps=tuple(steps),
-            held="label map" if label else "",
+            quarantined="label map" if label else "",
         )
         yield scan, part
 

@@ -17,7 +17,7 @@ import numpy as np
 from medssl.readers.dicom.series import canonical, spacing_of
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
-from medssl.readers.values import FEW, NAMED_FEW, few_integers, lossless, named_label, one_channel
+from medssl.readers.values import FEW, NAMED_FEW, few_integers, lossless, is_label_name, one_channel
 
 MAX_BYTES = 1 << 33  # voxels of one file; a header that asks for more is lying
 MAX_INFLATION = 1032  # deflate cannot do better (https://zlib.net/zlib_tech.html)
@@ -113,7 +113,7 @@ class Layout:
         return math.prod(self.shape) * TYPES[self.datatype][1] // 8
 
 
-def read(stream: BinaryIO, name: str, alias: Pseudonyms) -> Iterator[tuple[Scan | Unreadable, str]]:
+def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Iterator[tuple[Scan | Unreadable, str]]:
     """Every volume as (C, D, H, W), reoriented to RAS, or as (C, H, W) when one axis has length 1.
 
     The volumes of a 4D file are `name#volume/k`. A label map is held.
@@ -126,13 +126,13 @@ def read(stream: BinaryIO, name: str, alias: Pseudonyms) -> Iterator[tuple[Scan 
     for _ in range(1, layout.volumes):
         _skip(body, layout.size)
     _finish(body)  # the checksum is at the end; nothing before it can be trusted
-    yield _scan(data, layout, name, 0, alias)
+    yield _scan(data, layout, name, 0, pseudonyms)
     del data
     if layout.volumes > 1:
         layout, body = _start(stream)
         _skip(body, layout.size)
         for k in range(1, layout.volumes):
-            yield _scan(_take(body, layout.size), layout, name, k, alias)
+            yield _scan(_take(body, layout.size), layout, name, k, pseudonyms)
 
 
 def _start(stream: BinaryIO) -> tuple[Layout, BinaryIO]:
@@ -287,7 +287,7 @@ def _from_quaternion(layout: Layout) -> np.ndarray:
     return np.column_stack([rotation * spacing, origin])
 
 
-def _scan(data: bytearray, layout: Layout, name: str, k: int, alias: Pseudonyms) -> tuple[Scan | Unreadable, str]:
+def _scan(data: bytearray, layout: Layout, name: str, k: int, pseudonyms: Pseudonyms) -> tuple[Scan | Unreadable, str]:
     """Volume k as a scan whose only identity is its path."""
     part = f"{name}#volume/{k}" if layout.volumes > 1 else name
     try:
@@ -308,17 +308,17 @@ def _scan(data: bytearray, layout: Layout, name: str, k: int, alias: Pseudonyms)
             spacing = spacing and tuple(v for axis, v in enumerate(spacing, 1) if axis != flat[0])
     except Unreadable as why:
         return why, part
-    label = array.shape[0] == 1 and few_integers(array, NAMED_FEW if named_label(name) else FEW)
+    label = array.shape[0] == 1 and few_integers(array, NAMED_FEW if is_label_name(name) else FEW)
     scan = Scan(
         array=array,
-        scan=alias.alias("scan", f"file|{part}"),
-        patient=alias.alias("patient", f"file|{name}"),
+        scan=pseudonyms.of("scan", f"file|{part}"),
+        patient=pseudonyms.of("patient", f"file|{name}"),
         patient_known=False,
         affine=affine,
         spacing=spacing,
-        facts={"volume": float(k)} if layout.volumes > 1 else {},
+        metadata={"volume": float(k)} if layout.volumes > 1 else {},
         steps=tuple(steps),
-        held="label map" if label or layout.intent in LABELS else "",
+        quarantined="label map" if label or layout.intent in LABELS else "",
     )
     return scan, part
 

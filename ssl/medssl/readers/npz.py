@@ -42,7 +42,7 @@ class Array:
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
-def read(stream: BinaryIO, name: str, alias: Pseudonyms) -> Iterator[tuple[Scan | Unreadable, str]]:
+def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Iterator[tuple[Scan | Unreadable, str]]:
     """Every record as `name#train/12`, in the order train, val, test. A record is its own patient and keeps its split.
 
     Records: (H, W), (H, W, 3), (D, H, W) or (D, H, W, 3). One that cannot be stored does not stop the others.
@@ -64,7 +64,7 @@ def read(stream: BinaryIO, name: str, alias: Pseudonyms) -> Iterator[tuple[Scan 
             for i, record in enumerate(_records(archive, images)):
                 part = f"{name}#{split}/{i}"
                 try:
-                    yield _scan(record, None if labels is None else labels[i], split, alias, part), part
+                    yield _scan(record, None if labels is None else labels[i], split, pseudonyms, part), part
                 except Unreadable as why:
                     yield why, part
 
@@ -155,7 +155,7 @@ def _exactly(opened: IO[bytes], size: int) -> bytes:
     return data
 
 
-def _scan(record: np.ndarray, label: np.ndarray | None, split: str, alias: Pseudonyms, part: str) -> Scan:
+def _scan(record: np.ndarray, label: np.ndarray | None, split: str, pseudonyms: Pseudonyms, part: str) -> Scan:
     """record: (H, W), (H, W, 3), (D, H, W) or (D, H, W, 3)."""
     colour = record.ndim > 2 and record.shape[-1] == 3
     array = np.moveaxis(record, -1, 0) if colour else record[None]
@@ -168,8 +168,8 @@ def _scan(record: np.ndarray, label: np.ndarray | None, split: str, alias: Pseud
     values = [] if label is None else [str(int(v)) for v in label]
     return Scan(
         array=array,
-        scan=alias.alias("scan", f"file|{part}"),
-        patient=alias.alias("patient", f"file|{part}"),
+        scan=pseudonyms.of("scan", f"file|{part}"),
+        patient=pseudonyms.of("patient", f"file|{part}"),
         patient_known=False,
         labels={"label": values[0]} if len(values) == 1 else {f"label_{k}": v for k, v in enumerate(values)},
         split=split,

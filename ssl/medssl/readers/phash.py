@@ -28,21 +28,21 @@ def phash(image: np.ndarray) -> str:
         image: (H, W) or (D, H, W), in the unit range: the value window is the caller's. A mirrored or inverted image is a
             different image: its hash is about 128 and 254 bits away.
     """
-    x = small(image[len(image) // 2] if image.ndim == 3 else image)
+    x = thumbnail(image[len(image) // 2] if image.ndim == 3 else image)
     if not x.std() >= FLAT:
         return BLANK
     band = dctn(x, norm="ortho")[:BAND, :BAND].ravel()
     return np.packbits(band > np.median(band[1:])).tobytes().hex()
 
 
-def small(image: np.ndarray, down: float = 0, right: float = 0) -> np.ndarray:
+def thumbnail(image: np.ndarray, down: float = 0, right: float = 0) -> np.ndarray:
     """(H, W) -> (64, 64) float32, antialiased, the aspect not kept; seen from `down`, `right` pixels further on."""
     x = np.asarray(image, np.float32)
-    return weights(x.shape[0], down) @ x @ weights(x.shape[1], right).T
+    return resize_weights(x.shape[0], down) @ x @ resize_weights(x.shape[1], right).T
 
 
 @lru_cache(maxsize=256)
-def weights(n: int, shift: float = 0) -> np.ndarray:
+def resize_weights(n: int, shift: float = 0) -> np.ndarray:
     """(64, n) float32: linear interpolation at `shift` pixels further on, a triangle as wide as the step when shrinking."""
     step = n / SIDE
     centre = np.clip((np.arange(SIDE) + 0.5) * step - 0.5 + shift, 0, n - 1)

@@ -22,7 +22,7 @@ class Pseudonyms:
         self._key = key
         self.key_id = _base32(self._digest(b"v1|key id"))[:8]
 
-    def alias(self, domain: str, raw: str | bytes) -> str:
+    def of(self, domain: str, raw: str | bytes) -> str:
         """26 characters of base32 of HMAC-SHA256(key, "v1|domain|raw"). Text is NFC-normalised."""
         return _base32(self._digest(f"v1|{domain}|".encode() + _bytes(raw)))[:LENGTH]
 
@@ -35,7 +35,7 @@ class Pseudonyms:
                 number "issuer|number" means the same.
         """
         person, of = (_bytes(x.strip() if isinstance(x, str) else x).strip(PADDING) for x in (number, issuer))
-        return self.alias("patient", of + b"|" + person if of else person)
+        return self.of("patient", of + b"|" + person if of else person)
 
     def split_fraction(self, patient: str) -> float:
         """Where a patient (a pseudonym) falls in [0, 1). Depends on nothing else, so adding patients moves nobody."""

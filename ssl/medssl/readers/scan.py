@@ -1,9 +1,12 @@
-"""What a file becomes once it has been read rightly, and before it is stored."""
+"""What the readers return: scans, slices of volumes, and the exception for files that cannot be read."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+# Keys of `Slice.about` in memory, and the older names under which ledgers store them.
+ON_DISK = {"metadata": "facts", "quarantined": "held", "birth_date_hash": "born"}
 
 
 @dataclass(frozen=True)
@@ -11,20 +14,22 @@ class Scan:
     """One image or volume in physical values, with pseudonymous ids only.
 
     Attributes:
-        array: (C, H, W) or (C, D, H, W). HU for CT, values after the modality LUT otherwise, in the smallest type that
-            loses nothing (uint8, int16, uint16, float32). Higher is brighter.
-        spacing: mm per voxel along each spatial axis, in array order; None when the file does not say.
-        affine: (4, 4) float64 from voxel indices (in array order of the spatial axes) to RAS+ mm; None when unknown.
-        modality: DICOM's code (CT, MR, DX, CR, US, …), or "" when unknown.
-        patient, study, series, scan: pseudonyms.
-        patient_known: False when no patient id was found and the patient is the study or the file itself.
+        array: (C, H, W) or (C, D, H, W). HU for CT, otherwise values after the modality LUT, in the smallest lossless
+            type (uint8, int16, uint16, float32). Higher is brighter.
+        scan, patient, study, series: pseudonyms.
+        patient_known: False if the file has no patient ID; the study or the file then stands for the patient.
+        spacing: mm per voxel along each spatial axis, in array order; None if unknown.
+        affine: (4, 4) float64 from voxel indices (in array order of the spatial axes) to RAS+ mm; None if unknown.
+        modality: DICOM code (CT, MR, DX, CR, US, …), "" if unknown.
         site, scanner: allow-listed words, or "".
-        facts: allow-listed acquisition facts (view, laterality, sex, age in years up to 90, kvp, …).
-        labels: name -> value, from the file itself (npz); tables are joined later.
-        split: "train", "val" or "test" where the source says so, else "".
-        steps: what was done to the pixels, in order ("rescale", "invert MONOCHROME1", …).
-        held: why a human must look before anybody trains on it ("burned-in risk", "localizer", "label map"), or "".
-        born: pseudonym of the birth date, to tell a patient id that several people share; never stored in a manifest.
+        metadata: allow-listed acquisition metadata (view, laterality, sex, age in years up to 90, kvp, …).
+        labels: name -> value, from the file itself (npz); label tables are joined later.
+        split: "train", "val" or "test" if the source defines splits, else "".
+        steps: processing applied to the pixels, in order ("rescale", "invert MONOCHROME1", …).
+        quarantined: why a person must review the scan before it is used for training ("burned-in risk", "localizer",
+            "label map"), or "".
+        birth_date_hash: pseudonym of the birth date, which tells apart people who share a patient ID. It is never
+            written to a manifest.
     """
 
     array: np.ndarray
@@ -38,28 +43,28 @@ class Scan:
     modality: str = ""
     site: str = ""
     scanner: str = ""
-    facts: dict[str, str | float] = field(default_factory=dict)
+    metadata: dict[str, str | float] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     split: str = ""
     steps: tuple[str, ...] = ()
-    held: str = ""
-    born: str = ""
+    quarantined: str = ""
+    birth_date_hash: str = ""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """What grouping and reading need to know of one DICOM file that is a slice of a volume. Plain values: it is JSON.
+    """A DICOM file that is one slice of a volume: what is needed to group, sort and decode it, in JSON-compatible values.
 
     Attributes:
         file: pseudonym of the file.
         uid: pseudonym of the SOP Instance UID.
-        key: pseudonym of what slices of one volume share.
+        key: pseudonym of what all slices of one volume have in common.
         position: Image Position (Patient), mm, LPS.
-        orientation: row and column direction cosines, LPS, of unit length.
+        orientation: unit direction cosines of rows and columns, LPS.
         spacing: mm between rows, mm between columns.
-        order: sorts repeats at one position: temporal position, acquisition, instance number.
-        frame: how to get at the pixels without parsing the header again; see `dicom`.
-        about: the fields of `Scan` that every slice of the series shares (patient, study, modality, facts, …).
+        order: (temporal position, acquisition number, instance number), to sort repeats at one position.
+        frame: where and how the pixels are stored, so that the header need not be parsed again.
+        about: fields of `Scan` shared by all slices of the series (patient, study, modality, metadata, …).
     """
 
     file: str
@@ -73,18 +78,19 @@ class Slice:
     about: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; `Slice.of` takes it back."""
-        return dict(vars(self))
+        """Return JSON-compatible values, with the names that ledgers use; `Slice.from_dict` reverses it."""
+        return vars(self) | {"about": {ON_DISK.get(k, k): v for k, v in self.about.items()}}
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> "Slice":
-        """From JSON, where tuples have become lists."""
+    def from_dict(cls, values: dict[str, Any]) -> "Slice":
+        """Return the slice described by the result of `as_dict`, also after a round trip through JSON."""
         tuples = {k: tuple(values[k]) for k in ("position", "orientation", "spacing", "order")}
-        return cls(**values | tuples)
+        in_memory = {old: new for new, old in ON_DISK.items()}
+        return cls(**values | tuples | {"about": {in_memory.get(k, k): v for k, v in values["about"].items()}})
 
 
 class Unreadable(Exception):
-    """A file that cannot be used. `code` is machine-readable (TRUNCATED, NOT_AN_IMAGE, …), the message has no identifiers."""
+    """A file that cannot be used. `code` is one of `reject_codes.CODES`; the message contains no identifiers."""
 
     def __init__(self, code: str, reason: str):
         super().__init__(reason)

@@ -66,7 +66,7 @@ def one_channel(array: np.ndarray) -> bool:
     return True
 
 
-def named_label(name: str) -> bool:
+def is_label_name(name: str) -> bool:
     """Whether a word of the file's name, or of its folders' names, says that it holds labels."""
     return not LABEL_WORDS.isdisjoint(re.split(r"[^a-z0-9가-힣]+", name.lower()))
 

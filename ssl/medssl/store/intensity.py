@@ -83,7 +83,7 @@ def window(scan: Scan, recipe: str) -> tuple[float, float]:
 
 def _number(scan: Scan, fact: str) -> float:
     """A fact as a number; NaN when it is absent, no number or not finite."""
-    value = scan.facts.get(fact)
+    value = scan.metadata.get(fact)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
 

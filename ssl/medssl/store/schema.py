@@ -68,8 +68,10 @@ def row_of(scan: Scan, array: np.ndarray, recipe: str) -> Row:
     middle = array[0] if array.ndim == 3 else array[0, array.shape[1] // 2]
     return (
         {name: getattr(scan, name) for name in ("scan", "patient", "study", "series", "patient_known")}
-        | {name: getattr(scan, name) for name in ("site", "scanner", "modality", "split", "held", "born")}
+        | {name: getattr(scan, name) for name in ("site", "scanner", "modality", "split")}
         | {
+            "held": scan.quarantined,
+            "born": scan.birth_date_hash,
             "flags": list(flags(array, low, high, scan.modality)),
             "shape": list(array.shape),
             "spacing": None if scan.spacing is None else [float(v) for v in scan.spacing],
@@ -82,7 +84,7 @@ def row_of(scan: Scan, array: np.ndarray, recipe: str) -> Row:
             "hash": content_hash(array),
             "phash": phash(unit(middle, low, high)),
         }
-        | {f"fact:{k}": v if isinstance(v, str) else float(v) for k, v in scan.facts.items()}
+        | {f"fact:{k}": v if isinstance(v, str) else float(v) for k, v in scan.metadata.items()}
         | ({"fact:steps": "; ".join(scan.steps)} if scan.steps else {})
         | {f"label:{k}": v for k, v in scan.labels.items()}
     )

@@ -28,14 +28,14 @@ from pydicom.uid import (
 )
 
 from medssl.readers.dicom import codecs, reader
-from medssl.readers.dicom.facts import facts_of, held_of, identify, modality_of, scanner_of
+from medssl.readers.dicom.metadata import metadata_of, quarantine_reason, identify, modality_of, scanner_of
 from medssl.readers.dicom.header import parse
 from medssl.readers.dicom.layout import Layout
 from medssl.readers.dicom.pixels import arguments, to_values
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable
 
-ALIAS = Pseudonyms(bytes(32))
+PSEUDONYMS = Pseudonyms(bytes(32))
 QUICK = settings(max_examples=60, deadline=None)
 NATIVE = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
 JPEG_LOSSLESS, JPEG_EXTENDED, JPEG_LS, JPEG_2000, HTJ2K = (
@@ -96,9 +96,9 @@ def compressed(codestreams, ds, syntax, table=True):
 
 def scans(data, name="a/x.dcm"):
     """What a file gives: slices go through JSON, as they do on their way, and are decoded one by one."""
-    found = reader.read(io.BytesIO(data), name, ALIAS, "file")
+    found = reader.read(io.BytesIO(data), name, PSEUDONYMS, "file")
     if isinstance(found, Slice):
-        s = Slice.of(json.loads(json.dumps(found.as_dict())))
+        s = Slice.from_dict(json.loads(json.dumps(found.as_dict())))
         return [reader.single(s, io.BytesIO(data))]
     return [scan for scan, _ in found]
 
@@ -659,7 +659,7 @@ def test_a_broken_unimportant_element_refuses_nothing():
     }
     scan = only(make(np.arange(20).reshape(4, 5), syntax=ImplicitVRLittleEndian, modality="MR", **PLACED | tags))
     assert scan.array.shape == (1, 4, 5)
-    assert "kvp" not in scan.facts
+    assert "kvp" not in scan.metadata
 
 
 # ---- slices and volumes
@@ -679,15 +679,15 @@ def series(count=5, **tags):
 
 
 def slices_of(files):
-    found = [reader.read(io.BytesIO(f), f"{k}.dcm", ALIAS, str(k)) for k, f in enumerate(files)]
+    found = [reader.read(io.BytesIO(f), f"{k}.dcm", PSEUDONYMS, str(k)) for k, f in enumerate(files)]
     assert all(isinstance(s, Slice) for s in found)
-    return [Slice.of(json.loads(json.dumps(s.as_dict()))) for s in found]
+    return [Slice.from_dict(json.loads(json.dumps(s.as_dict()))) for s in found]
 
 
 def build(files, slices=None):
     beats = []
     slices = slices or slices_of(files)
-    made = reader.volume(slices, lambda s: io.BytesIO(files[int(s.file)]), ALIAS, beats.append)
+    made = reader.volume(slices, lambda s: io.BytesIO(files[int(s.file)]), PSEUDONYMS, beats.append)
     assert beats == list(range(len(slices) + isinstance(made, Scan)))  # the last: all are decoded
     return made
 
@@ -700,7 +700,7 @@ def test_a_volume_is_its_slices_in_hounsfield_units():
     assert scan.spacing == pytest.approx((3, 0.5, 0.7))
     corner = scan.affine @ [0, 5, 4, 1]  # the first pixel of the first file
     np.testing.assert_allclose(corner[:3], [0, 0, 0], atol=1e-9)
-    assert scan.scan == ALIAS.alias("scan", "volume|" + "|".join(sorted(s.uid for s in slices_of(files))))
+    assert scan.scan == PSEUDONYMS.of("scan", "volume|" + "|".join(sorted(s.uid for s in slices_of(files))))
 
 
 def test_slopes_that_vary_by_slice_are_applied_before_stacking():
@@ -727,11 +727,11 @@ def test_a_slice_says_early_what_is_wrong_with_it():
     files, _ = series(1)
     cut = files[0][:-4]
     with pytest.raises(Unreadable, match="ends inside"):
-        reader.read(io.BytesIO(cut), "x", ALIAS, "f")
+        reader.read(io.BytesIO(cut), "x", PSEUDONYMS, "f")
     ds = pydicom.dcmread(io.BytesIO(files[0]))
     del ds.RescaleSlope, ds.RescaleIntercept
     with pytest.raises(Unreadable, match="Hounsfield"):
-        reader.read(io.BytesIO(saved(ds)), "x", ALIAS, "f")
+        reader.read(io.BytesIO(saved(ds)), "x", PSEUDONYMS, "f")
 
 
 def test_slices_that_cannot_be_opened_are_named_and_their_paths_are_not():
@@ -746,7 +746,7 @@ def test_slices_that_cannot_be_opened_are_named_and_their_paths_are_not():
             raise FileNotFoundError(2, "No such file", "ward/MUELLER/x.dcm")
         return Torn() if s.file == "3" else io.BytesIO(files[int(s.file)])
 
-    bad = reader.volume(slices_of(files), opened, ALIAS, lambda k: None)
+    bad = reader.volume(slices_of(files), opened, PSEUDONYMS, lambda k: None)
     assert [(k, why.code) for k, why in bad] == [(1, "CANNOT_OPEN"), (3, "CANNOT_OPEN")]
     assert "MUELLER" not in "".join(str(why) for _, why in bad)
 
@@ -765,7 +765,7 @@ def test_slices_of_two_people_are_never_one_volume_whatever_uids_say(patients, f
     keys = set()
     for patient, folder in zip(patients, folders, strict=True):
         files, _ = series(2, PatientID=patient, SeriesInstanceUID=series_uid, StudyInstanceUID="")
-        keys |= {reader.read(io.BytesIO(f), f"{folder}/{k}.dcm", ALIAS, "f").key for k, f in enumerate(files)}
+        keys |= {reader.read(io.BytesIO(f), f"{folder}/{k}.dcm", PSEUDONYMS, "f").key for k, f in enumerate(files)}
     assert len(keys) == groups
 
 
@@ -829,7 +829,7 @@ def test_order_is_time_acquisition_and_instance():
 )
 def test_an_impossible_place_leaves_a_picture(lost):
     data = make(np.arange(20).reshape(4, 5), modality="CT", RescaleIntercept="0", **PLACED | lost)
-    [(scan, name)] = reader.read(io.BytesIO(data), "x", ALIAS, "f")
+    [(scan, name)] = reader.read(io.BytesIO(data), "x", PSEUDONYMS, "f")
     assert (scan.array.shape, scan.affine, name) == ((1, 4, 5), None, "x")
 
 
@@ -879,7 +879,7 @@ def test_no_planted_identifier_leaves_a_header():
     }
     how = PLACED | {"RescaleIntercept": "0", "modality": "CT"}
     data = make(np.arange(20).reshape(4, 5), **how, **secrets)
-    found = reader.read(io.BytesIO(data), "smith/secret77.dcm", ALIAS, "f")
+    found = reader.read(io.BytesIO(data), "smith/secret77.dcm", PSEUDONYMS, "f")
     said = json.dumps(found.as_dict()) + repr(replace(only(data), array=np.zeros(1)))
     for value in secrets.values():
         for word in re.findall(r"[A-Za-z0-9]{4,}", str(value)):
@@ -890,7 +890,7 @@ def test_no_planted_identifier_leaves_a_header():
 
 
 def test_facts_come_from_lists():
-    facts = facts_of(
+    facts = metadata_of(
         headed(
             modality="CT",
             PatientSex="F",
@@ -951,29 +951,29 @@ def test_facts_come_from_lists():
     ],
 )
 def test_what_a_human_must_see_first(tags, modality, held):
-    assert held_of(headed(modality=modality, **tags), modality) == held
+    assert quarantine_reason(headed(modality=modality, **tags), modality) == held
 
 
 def test_identities_are_pseudonyms_and_placeholders_are_nobody():
-    known = identify(headed(PatientBirthDate="19570203"), ALIAS, "a")
-    assert known == identify(headed(PatientBirthDate="19570203", SOPInstanceUID="7"), ALIAS, "b")
-    assert known["patient"] == ALIAS.alias("patient", b"P1")
-    assert known["patient"] != identify(headed(IssuerOfPatientID="other"), ALIAS, "a")["patient"]
-    assert known["born"] == ALIAS.alias("born", b"P1|19570203")
+    known = identify(headed(PatientBirthDate="19570203"), PSEUDONYMS, "a")
+    assert known == identify(headed(PatientBirthDate="19570203", SOPInstanceUID="7"), PSEUDONYMS, "b")
+    assert known["patient"] == PSEUDONYMS.of("patient", b"P1")
+    assert known["patient"] != identify(headed(IssuerOfPatientID="other"), PSEUDONYMS, "a")["patient"]
+    assert known["birth_date_hash"] == PSEUDONYMS.of("born", b"P1|19570203")
     for nobody in ("", "ANONYMOUS", "0", " unknown "):
-        ids = identify(headed(PatientID=nobody), ALIAS, "a")
-        assert ids["patient"] == ALIAS.alias("patient", b"study|1.2.3")
+        ids = identify(headed(PatientID=nobody), PSEUDONYMS, "a")
+        assert ids["patient"] == PSEUDONYMS.of("patient", b"study|1.2.3")
         assert ids["patient_known"] is False
-        assert ids["born"] == ""
-    alone = identify(headed(PatientID="", StudyInstanceUID=""), ALIAS, "한글/a.dcm")
-    assert alone["patient"] == ALIAS.alias("patient", "file|한글/a.dcm")
+        assert ids["birth_date_hash"] == ""
+    alone = identify(headed(PatientID="", StudyInstanceUID=""), PSEUDONYMS, "한글/a.dcm")
+    assert alone["patient"] == PSEUDONYMS.of("patient", "file|한글/a.dcm")
 
 
 def test_pseudonyms_of_scans():
     data = make(np.arange(20).reshape(4, 5))
-    assert only(data).scan == ALIAS.alias("scan", b"1.2.3.4")
+    assert only(data).scan == PSEUDONYMS.of("scan", b"1.2.3.4")
     nameless = data.replace(b"\x08\x00\x18\x00UI\x08\x001.2.3.4\x00", b"\x08\x00\x18\x00UI\x00\x00")
-    assert only(nameless).scan == ALIAS.alias("scan", "file|a/x.dcm")
+    assert only(nameless).scan == PSEUDONYMS.of("scan", "file|a/x.dcm")
 
 
 def test_modality_and_scanner():
@@ -988,13 +988,13 @@ def test_modality_and_scanner():
 
 def test_a_window_is_recorded_after_the_inversion():
     how = {"WindowCenter": "1000.5", "WindowWidth": "201"}
-    plain = only(make(np.arange(20).reshape(4, 5), **how)).facts
+    plain = only(make(np.arange(20).reshape(4, 5), **how)).metadata
     assert (plain["voi_low"], plain["voi_high"]) == (900, 1100)
-    inverted = only(make(np.arange(20).reshape(4, 5), PhotometricInterpretation="MONOCHROME1", **how)).facts
+    inverted = only(make(np.arange(20).reshape(4, 5), PhotometricInterpretation="MONOCHROME1", **how)).metadata
     assert (inverted["voi_low"], inverted["voi_high"]) == (4095 - 1100, 4095 - 900)
-    exact = only(make(np.arange(20).reshape(4, 5), VOILUTFunction="LINEAR_EXACT", **how)).facts
+    exact = only(make(np.arange(20).reshape(4, 5), VOILUTFunction="LINEAR_EXACT", **how)).metadata
     assert (exact["voi_low"], exact["voi_high"]) == (900, 1101)
-    none = only(make(np.arange(20).reshape(4, 5), WindowCenter="3", WindowWidth="0.5")).facts
+    none = only(make(np.arange(20).reshape(4, 5), WindowCenter="3", WindowWidth="0.5")).metadata
     assert "voi_low" not in none
 
 
@@ -1003,7 +1003,7 @@ def test_a_voi_lut_beats_a_window_and_its_flat_ends_are_outside():
     lut["LUTDescriptor"] = DataElement("LUTDescriptor", "US", [8, 100, 16])
     lut["LUTData"] = DataElement("LUTData", "US", [0, 0, 0, 10, 20, 30, 30, 30])
     how = {"VOILUTSequence": Sequence([lut]), "WindowCenter": "5", "WindowWidth": "9"}
-    facts = only(make(np.arange(20).reshape(4, 5), **how)).facts
+    facts = only(make(np.arange(20).reshape(4, 5), **how)).metadata
     assert (facts["voi_low"], facts["voi_high"]) == (102, 105)
 
 
@@ -1011,6 +1011,6 @@ def test_several_frames_go_to_their_own_reader():
     whole = np.arange(60).reshape(12, 5)
     ds = dataset(whole, bits=16, modality="XA", NumberOfFrames="3")
     ds.Rows = 4
-    found = list(reader.read(io.BytesIO(saved(ds)), "x", ALIAS, "f"))
+    found = list(reader.read(io.BytesIO(saved(ds)), "x", PSEUDONYMS, "f"))
     assert [name for _, name in found] == ["x#frame/0", "x#frame/1", "x#frame/2"]
     np.testing.assert_array_equal(np.concatenate([scan.array[0] for scan, _ in found]), whole)

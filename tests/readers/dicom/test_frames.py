@@ -23,7 +23,7 @@ from medssl.readers.dicom.ultrasound import crop, ultrasound_crop
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
 
-ALIAS = Pseudonyms(bytes(32))
+PSEUDONYMS = Pseudonyms(bytes(32))
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
@@ -85,7 +85,7 @@ def write(pixels: np.ndarray, own=None, shared=None, syntax=ExplicitVRLittleEndi
 
 
 def read(stream, name: str = "a/b.dcm") -> list[tuple[Scan | Unreadable, str]]:
-    return list(frames.read(parse(stream), name, ALIAS, "file"))
+    return list(frames.read(parse(stream), name, PSEUDONYMS, "file"))
 
 
 def noise(count: int, rows: int = 5, columns: int = 7, seed: int = 0, dtype=np.int16) -> np.ndarray:
@@ -173,7 +173,7 @@ def test_frames_that_differ_in_more_than_position_are_different_volumes(keyword,
     for i, scan in enumerate(scans):
         its = [k for k, f in enumerate(own) if f[keyword] == values[i]]
         assert told(scan) == truth([own[k] for k in its], pixels[its], AXIAL, (1.5, 0.5))
-        assert fact is None or scan.facts[fact] == values[i]
+        assert fact is None or scan.metadata[fact] == values[i]
     assert scans[0].scan != scans[1].scan
 
 
@@ -214,7 +214,7 @@ def test_a_damaged_frame_leaves_a_gap_and_no_stretched_volume():
     found = read(write(pixels, own, PLANE, JPEGLSLossless, PixelData=packed))
     assert [(r.code, part) for r, part in found if isinstance(r, Unreadable)] == [("DECODE_FAILED", "a/b.dcm#frame/5")]
     scans = [r for r, _ in found if isinstance(r, Scan)]
-    assert [(s.array.shape[1], s.facts["gap"]) for s in scans] == [(5, "yes"), (5, "yes")]
+    assert [(s.array.shape[1], s.metadata["gap"]) for s in scans] == [(5, "yes"), (5, "yes")]
     del own[5]
     assert told(scans[0]) | told(scans[1]) == truth(own, np.delete(pixels, 5, 0), AXIAL, (1.5, 0.5))
 
@@ -222,9 +222,9 @@ def test_a_damaged_frame_leaves_a_gap_and_no_stretched_volume():
 def test_facts_are_those_of_every_frame_of_the_volume():
     own = [f | {"EffectiveEchoTime": 30.0, "SliceThickness": 1.0 + (k == 2)} for k, f in enumerate(axial(4))]
     ((scan, _),) = read(write(noise(4), own, PLANE | {"FlipAngle": 8.0}))
-    assert (scan.facts["echo_time"], scan.facts["flip_angle"]) == (30.0, 8.0)
-    assert "thickness" not in scan.facts
-    assert scan.facts["transfer_syntax"] == ExplicitVRLittleEndian
+    assert (scan.metadata["echo_time"], scan.metadata["flip_angle"]) == (30.0, 8.0)
+    assert "thickness" not in scan.metadata
+    assert scan.metadata["transfer_syntax"] == ExplicitVRLittleEndian
 
 
 def test_the_window_of_an_x_ray_run_follows_its_inversion():
@@ -236,7 +236,7 @@ def test_the_window_of_an_x_ray_run_follows_its_inversion():
         WindowWidth=51,
     )
     for scan, _ in read(stream):
-        assert (scan.facts["voi_low"], scan.facts["voi_high"]) == (255 - 124.5, 255 - 74.5)  # C.11.2.1.2.1
+        assert (scan.metadata["voi_low"], scan.metadata["voi_high"]) == (255 - 124.5, 255 - 74.5)  # C.11.2.1.2.1
 
 
 def test_too_few_frames_are_refused_one_by_one_and_frames_without_a_place_are_pictures():
@@ -309,7 +309,7 @@ def test_frames_that_are_not_there_are_not_read_and_that_is_said():
 
 def test_without_a_uid_the_name_and_the_frame_make_the_pseudonym():
     found = read(write(noise(2, dtype=np.uint8), Modality="US", SOPInstanceUID=""))
-    assert [scan.scan for scan, _ in found] == [ALIAS.alias("scan", f"file|a/b.dcm#frame/{k}") for k in range(2)]
+    assert [scan.scan for scan, _ in found] == [PSEUDONYMS.of("scan", f"file|a/b.dcm#frame/{k}") for k in range(2)]
 
 
 def region(x0, y0, x1, y1, kind=1, units=3, delta=(0.02, 0.04), **more) -> Dataset:
@@ -398,7 +398,7 @@ def test_real_mosaics_are_the_reference_volumes(shared, folder, nifti):
     for file in files:
         with file.open("rb") as stream:
             header = parse(stream)
-            ((scan, part),) = frames.read(header, file.name, ALIAS, "file")
+            ((scan, part),) = frames.read(header, file.name, PSEUDONYMS, "file")
         assert part == file.name
         volumes[header.integer("AcquisitionNumber", 0)] = scan
     assert len(volumes) == len(expected)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.readers.dicom.header import parse
-from medssl.readers.dicom.series import FEWEST, canonical, geometry, group, plan, spacing_of
+from medssl.readers.dicom.series import FEWEST, canonical, stack_geometry, group, plan, spacing_of
 from medssl.readers.scan import Slice, Unreadable
 
 RAS = np.array([-1.0, -1.0, 1.0])
@@ -69,7 +69,7 @@ def check(slices, result):
         assert len(stack) == 1 or len(stack) >= FEWEST
         if len(stack) == 1:
             continue
-        affine, _ = geometry(stack)
+        affine, _ = stack_geometry(stack)
         for d, s in enumerate(stack):
             row, column = np.split(np.array(s.orientation), 2)
             for h, w in ((0, 0), (99, 0), (0, 99), (99, 99)):
@@ -96,7 +96,7 @@ def test_any_stack_in_any_order_is_one_volume_where_its_headers_say(slices, rand
     check(slices, result)
     assert files(result.stacks) == [[s.file for s in slices]]
     assert result.notes == [{}]
-    affine, tilt = geometry(result.stacks[0])
+    affine, tilt = stack_geometry(result.stacks[0])
     np.testing.assert_allclose(spacing_of(affine)[1:], slices[0].spacing, rtol=1e-5)
     step = np.subtract(slices[-1].position, slices[0].position) / (len(slices) - 1)
     normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
@@ -431,7 +431,7 @@ def test_slices_that_turn_are_not_one_volume():
     turned = (np.cos(turn), np.sin(turn), 0.0, -np.sin(turn), np.cos(turn), 0.0)
     slices = flat([0, 1, 2, 3]) + [replace(s, file=s.file + "t", orientation=turned) for s in flat([4, 5, 6, 7])]
     with pytest.raises(Unreadable) as why:
-        geometry(slices)
+        stack_geometry(slices)
     assert why.value.code == "BAD_GEOMETRY"
     result = plan(slices, never)
     check(slices, result)
@@ -452,10 +452,10 @@ def test_slices_that_turn_are_not_one_volume():
 )
 def test_every_slice_is_checked_against_its_header(wrong):
     stack = flat([0, 1, 2, 3, 4])
-    geometry(stack)
+    stack_geometry(stack)
     stack[2] = replace(stack[2], **wrong)
     with pytest.raises(Unreadable) as why:
-        geometry(stack)
+        stack_geometry(stack)
     assert why.value.code == "BAD_GEOMETRY"
 
 
@@ -466,12 +466,12 @@ def test_every_slice_is_checked_against_its_header(wrong):
 )
 def test_directions_that_span_no_volume(orientation):
     with pytest.raises(Unreadable) as why:
-        geometry(flat([0, 1, 2, 3], orientation=orientation))
+        stack_geometry(flat([0, 1, 2, 3], orientation=orientation))
     assert why.value.code == "BAD_GEOMETRY"
 
 
 def test_directions_of_almost_unit_length_are_made_unit():
-    affine, tilt = geometry(flat([0, 3, 6, 9], orientation=(1.0005, 0, 0, 0, 0.9996, 0)))
+    affine, tilt = stack_geometry(flat([0, 3, 6, 9], orientation=(1.0005, 0, 0, 0, 0.9996, 0)))
     np.testing.assert_allclose(spacing_of(affine), (3, 1, 2), rtol=1e-12)
     assert tilt == 0
 
@@ -479,7 +479,7 @@ def test_directions_of_almost_unit_length_are_made_unit():
 @QUICK
 @given(series(4, 5))
 def test_canonical_moves_axes_and_no_voxel(slices):
-    affine, _ = geometry(slices)
+    affine, _ = stack_geometry(slices)
     shape = (2, len(slices), 3, 6)
     array = np.arange(np.prod(shape)).reshape(shape)
     turned, where = canonical(array, affine)
@@ -496,7 +496,7 @@ def test_canonical_moves_axes_and_no_voxel(slices):
 
 def test_a_canonical_volume_stays_as_it_is():
     """Rows run to posterior and columns to the right: they change places, and one is turned round."""
-    affine, _ = geometry(flat([0, 3, 6, 9], orientation=(0.0, 1.0, 0.0, -1.0, 0.0, 0.0)))
+    affine, _ = stack_geometry(flat([0, 3, 6, 9], orientation=(0.0, 1.0, 0.0, -1.0, 0.0, 0.0)))
     array = np.arange(2 * 4 * 3 * 6).reshape(2, 4, 3, 6)
     turned, where = canonical(array, affine)
     np.testing.assert_array_equal(turned, array.swapaxes(2, 3)[:, :, ::-1])
@@ -586,7 +586,7 @@ def test_every_slice_of_a_real_series_lies_where_its_header_says(shared, folder,
 def test_tilt_of_the_gantry(shared, folder, degrees):
     for some in group(headers(shared / "dicom" / folder)):
         [stack] = plan(some, never).stacks
-        assert geometry(stack)[1] == pytest.approx(degrees, abs=0.05)
+        assert stack_geometry(stack)[1] == pytest.approx(degrees, abs=0.05)
 
 
 REFUSED = [
@@ -612,5 +612,5 @@ def test_a_real_head_ct_in_one_group_is_cut_where_the_step_changes(shared):
     result = plan(slices, pixels)
     check(slices, result)
     assert sum(map(len, result.stacks)) + len(result.rejected) == 28
-    steps = sorted(round(spacing_of(geometry(stack)[0])[0], 1) for stack in result.stacks)
+    steps = sorted(round(spacing_of(stack_geometry(stack)[0])[0], 1) for stack in result.stacks)
     assert steps == [4.2, 7.4]

@@ -97,5 +97,5 @@ def _names(store: str | Path, source: Path, key: str | Path | None, wanted: set[
     names: dict[str, str] = {}
     for archives in (False, True):  # an archive as a file, then its members
         if wanted - names.keys():
-            names |= {p: f.name for f in walk(source, archives) if (p := alias.alias("path", f.name)) in wanted}
+            names |= {p: f.name for f in walk(source, archives) if (p := alias.of("path", f.name)) in wanted}
     return names

@@ -8,7 +8,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from medssl.readers.dicom.facts import numbers
+from medssl.readers.dicom.metadata import numbers
 from medssl.readers.dicom.header import Header, tag_of
 from medssl.readers.scan import Slice
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from medssl.readers.dicom import codecs, enhanced, mosaic, series
 from medssl.readers.dicom.codecs import Layout, Place
-from medssl.readers.dicom.facts import facts_of, held_of, identify, image_type, modality_of, numbers, scanner_of
+from medssl.readers.dicom.metadata import metadata_of, quarantine_reason, identify, image_type, modality_of, numbers, scanner_of
 from medssl.readers.dicom.header import Header
 from medssl.readers.dicom.luts import window
 from medssl.readers.dicom.pixels import Pixels, arguments, smallest, to_values
@@ -23,7 +23,7 @@ from medssl.readers.scan import Scan, Slice, Unreadable
 TILTED = 0.1  # degrees
 
 
-def read(header: Header, name: str, alias: Pseudonyms, file: str) -> Iterator[tuple[Scan | Unreadable, str]]:
+def read(header: Header, name: str, pseudonyms: Pseudonyms, file: str) -> Iterator[tuple[Scan | Unreadable, str]]:
     """The images of one file: a volume per stack of an enhanced object or per mosaic, else a picture per frame.
 
     name: the file's path relative to its source; volumes of an enhanced object are called name#stack/0, pictures
@@ -35,7 +35,7 @@ def read(header: Header, name: str, alias: Pseudonyms, file: str) -> Iterator[tu
         Unreadable: what no frame survives: the codes of `codecs.Layout.of` and `codecs.frames`, BAD_HEADER, and for a
             mosaic BAD_GEOMETRY, TOO_FEW_SLICES, UNSUPPORTED_PIXELS, DECODE_FAILED.
     """
-    frames = _Frames(header, name, alias)
+    frames = _Frames(header, name, pseudonyms)
     if "MOSAIC" in image_type(header):
         if len(frames.places) > 1:
             raise Unreadable("UNSUPPORTED_PIXELS", "several mosaics in one file are not read")
@@ -58,8 +58,8 @@ def read(header: Header, name: str, alias: Pseudonyms, file: str) -> Iterator[tu
 class _Frames:
     """One file, opened: where its frames lie and what each one's header says."""
 
-    def __init__(self, header: Header, name: str, alias: Pseudonyms):
-        self.header, self.name, self.alias = header, name, alias
+    def __init__(self, header: Header, name: str, pseudonyms: Pseudonyms):
+        self.header, self.name, self.pseudonyms = header, name, pseudonyms
         self.layout = Layout.of(header)
         self.stream: BinaryIO = header.stream
         self.places: list[Place] = codecs.frames(self.stream, header, self.layout)
@@ -102,7 +102,7 @@ class _Frames:
         seen = window(header) if self.modality in PROJECTIONS and self.layout.samples == 1 else None
         if seen is not None:
             low, high = seen if pixels.mirror is None else (pixels.mirror - seen[1], pixels.mirror - seen[0])
-            about["facts"] |= {"voi_low": low, "voi_high": high}
+            about["metadata"] |= {"voi_low": low, "voi_high": high}
         return Scan(
             array=np.ascontiguousarray(array),
             spacing=spacing if len(spacing) == 2 and min(spacing) > 0 else None,
@@ -132,7 +132,7 @@ class _Frames:
                 part = f"#stack/{count}"
                 count += 1
                 about = self.about([s.frame["k"] for s in stack], part)
-                about["facts"] |= notes
+                about["metadata"] |= notes
                 try:
                     yield self.volume(stack, pixels, about), self.name + part
                 except Unreadable as e:
@@ -145,10 +145,10 @@ class _Frames:
         array, steps = assemble(pixels, self.modality)
         if len(stack) == 1:
             return Scan(array=array[:, 0], spacing=stack[0].spacing, **about, steps=(*self.repaired, *steps))
-        affine, tilt = series.geometry(stack)
+        affine, tilt = series.stack_geometry(stack)
         array, affine = series.canonical(array, affine)
         if tilt > TILTED:
-            about["facts"]["tilt"] = round(tilt, 1)
+            about["metadata"]["tilt"] = round(tilt, 1)
         return Scan(
             array=array,
             affine=affine,
@@ -180,12 +180,12 @@ class _Frames:
     def about(self, frames: list[int], part: str) -> dict[str, Any]:
         """What a scan of these frames says besides its array: of the facts, those that hold for every frame."""
         uid = self.header.raw("SOPInstanceUID")
-        facts = [facts_of(self.headers[k]) for k in frames]
+        facts = [metadata_of(self.headers[k]) for k in frames]
         return {
-            "scan": self.alias.alias("scan", uid + part.encode() if uid else f"file|{self.name}{part}"),
+            "scan": self.pseudonyms.of("scan", uid + part.encode() if uid else f"file|{self.name}{part}"),
             "modality": self.modality,
             "scanner": scanner_of(self.header),
-            "facts": {k: v for k, v in facts[0].items() if all(f.get(k) == v for f in facts)},
-            "held": held_of(self.headers[frames[0]], self.modality),
-            **identify(self.header, self.alias, self.name),
+            "metadata": {k: v for k, v in facts[0].items() if all(f.get(k) == v for f in facts)},
+            "quarantined": quarantine_reason(self.headers[frames[0]], self.modality),
+            **identify(self.header, self.pseudonyms, self.name),
         }

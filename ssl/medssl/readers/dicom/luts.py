@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medssl.readers.dicom.facts import numbers
+from medssl.readers.dicom.metadata import numbers
 from medssl.readers.dicom.header import Header
 from medssl.readers.scan import Unreadable
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from medssl.readers.dicom import codecs, frames
 from medssl.readers.dicom.codecs import Layout, Place
-from medssl.readers.dicom.facts import facts_of, held_of, identify, image_type, modality_of, numbers, scanner_of
+from medssl.readers.dicom.metadata import metadata_of, quarantine_reason, identify, image_type, modality_of, numbers, scanner_of
 from medssl.readers.dicom.header import DEFLATED, Header, parse
 from medssl.readers.dicom.luts import window
 from medssl.readers.dicom.pixels import AIR, Pixels, arguments, smallest, to_values
-from medssl.readers.dicom.series import canonical, geometry, spacing_of
+from medssl.readers.dicom.series import canonical, stack_geometry, spacing_of
 from medssl.readers.dicom.ultrasound import crop, ultrasound_crop
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable
@@ -30,7 +30,7 @@ TILTED = 0.1  # degrees
 NOT_IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("9.", "11.", "66", "67", "68", "88.", "104.", "481."))
 
 
-def read(stream: BinaryIO, name: str, alias: Pseudonyms, file: str) -> Slice | Iterator[tuple[Scan | Unreadable, str]]:
+def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms, file: str) -> Slice | Iterator[tuple[Scan | Unreadable, str]]:
     """A slice of a volume, its pixels proved to be there but not decoded; else the images of the file.
 
     name: the file's path relative to its source. file: the pseudonym of the file, which becomes `Slice.file`.
@@ -48,20 +48,20 @@ def read(stream: BinaryIO, name: str, alias: Pseudonyms, file: str) -> Slice | I
     layout = Layout.of(header)
     groups = "PerFrameFunctionalGroupsSequence" in header or "SharedFunctionalGroupsSequence" in header
     if groups or layout.frames > 1 or "MOSAIC" in image_type(header):
-        return frames.read(header, name, alias, file)
+        return frames.read(header, name, pseudonyms, file)
     modality = modality_of(header)
     place = codecs.frames(header.stream, header, layout)[0]
     how = arguments(header, layout, modality)
-    uid = alias.alias("scan", header.raw("SOPInstanceUID") or b"file|" + name.encode())
+    uid = pseudonyms.of("scan", header.raw("SOPInstanceUID") or b"file|" + name.encode())
     about = {
         "modality": modality,
         "scanner": scanner_of(header),
-        "facts": facts_of(header),
-        "held": held_of(header, modality),
-        **identify(header, alias, name),
+        "metadata": metadata_of(header),
+        "quarantined": quarantine_reason(header, modality),
+        **identify(header, pseudonyms, name),
     }
     if modality in STACKED:
-        found = _slice(header, name, alias, file=file, uid=uid, about=about)
+        found = _slice(header, name, pseudonyms, file=file, uid=uid, about=about)
         if found is not None:
             again = how["lut"] is not None or layout.syntax == DEFLATED
             found.frame.update({"parse": True} if again else {"layout": dict(vars(layout)), "place": place, **how})
@@ -69,7 +69,7 @@ def read(stream: BinaryIO, name: str, alias: Pseudonyms, file: str) -> Slice | I
     return iter([(_image(header, layout, place, how, uid, about), name)])
 
 
-def _slice(header: Header, name: str, alias: Pseudonyms, **known: Any) -> Slice | None:
+def _slice(header: Header, name: str, pseudonyms: Pseudonyms, **known: Any) -> Slice | None:
     """What grouping needs to know; None when the place in the patient is not known, though the pixels may be fine."""
     position, orientation, spacing = (
         numbers(header, k) for k in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
@@ -84,7 +84,7 @@ def _slice(header: Header, name: str, alias: Pseudonyms, **known: Any) -> Slice 
     beating = (numbers(header, "CardiacNumberOfImages") or (0.0,))[0] > 1
     time = numbers(header, "TemporalPositionIdentifier") or (numbers(header, "TriggerTime") if beating else ())
     return Slice(
-        key=alias.alias("group", repr(group_key(header, name, orientation, spacing))),
+        key=pseudonyms.of("group", repr(group_key(header, name, orientation, spacing))),
         position=position,
         orientation=(*(v / lengths[0] for v in row), *(v / lengths[1] for v in column)),
         spacing=spacing,
@@ -149,7 +149,7 @@ def _image(header: Header, layout: Layout, place: Place, how: dict[str, Any], ui
     seen = window(header) if modality in PROJECTIONS and layout.samples == 1 else None
     if seen is not None:
         low, high = seen if pixels.mirror is None else (pixels.mirror - seen[1], pixels.mirror - seen[0])
-        about = about | {"facts": about["facts"] | {"voi_low": low, "voi_high": high}}
+        about = about | {"metadata": about["metadata"] | {"voi_low": low, "voi_high": high}}
     known = len(spacing) == 2 and min(spacing) > 0
     return Scan(array=array, scan=uid, spacing=spacing if known else None, steps=steps, **about)
 
@@ -199,7 +199,7 @@ def single(s: Slice, stream: BinaryIO) -> Scan:
 def volume(
     slices: list[Slice],
     open_slice: Callable[[Slice], BinaryIO],
-    alias: Pseudonyms,
+    pseudonyms: Pseudonyms,
     beat: Callable[[int], None],
 ) -> Scan | list[tuple[int, Unreadable]]:
     """A sorted stack as (C, D, H, W), axes pointing to superior, anterior and right; or (index, why) of every slice
@@ -208,7 +208,7 @@ def volume(
     Raises:
         Unreadable: BAD_GEOMETRY, NO_PIXELS.
     """
-    affine, tilt = geometry(slices)
+    affine, tilt = stack_geometry(slices)
     pixels, failed = [], []
     for k, s in enumerate(slices):
         beat(k)
@@ -223,16 +223,16 @@ def volume(
         return failed
     beat(len(slices))
     about = slices[0].about | {
-        "facts": _shared(slices),
-        "held": next((h for s in slices if (h := s.about["held"])), ""),
+        "metadata": _shared(slices),
+        "quarantined": next((h for s in slices if (h := s.about["quarantined"])), ""),
     }
     array, steps = assemble(pixels, about["modality"])
     array, affine = canonical(array, affine)
     if tilt > TILTED:
-        about["facts"]["tilt"] = round(tilt, 1)
+        about["metadata"]["tilt"] = round(tilt, 1)
     return Scan(
         array=array,
-        scan=alias.alias("scan", "volume|" + "|".join(sorted(s.uid for s in slices))),
+        scan=pseudonyms.of("scan", "volume|" + "|".join(sorted(s.uid for s in slices))),
         affine=affine,
         spacing=spacing_of(affine),
         steps=(*steps, "reorient to RAS"),
@@ -242,7 +242,7 @@ def volume(
 
 def _shared(slices: list[Slice]) -> dict[str, str | float]:
     """The facts that hold for every slice. One lossy slice makes a volume lossy."""
-    all_facts = [s.about["facts"] for s in slices]
+    all_facts = [s.about["metadata"] for s in slices]
     shared = {k: v for k, v in all_facts[0].items() if all(f.get(k) == v for f in all_facts)}
     return shared | ({"lossy": "yes"} if any("lossy" in f for f in all_facts) else {})
 

@@ -308,7 +308,7 @@ def _why(at: list[list[Slice]], first: int, last: int) -> tuple[str, str]:
     return "VARYING_SPACING", f"slice steps vary from {steps.min():.2f} to {steps.max():.2f} mm"
 
 
-def geometry(stack: list[Slice]) -> tuple[np.ndarray, float]:
+def stack_geometry(stack: list[Slice]) -> tuple[np.ndarray, float]:
     """((4, 4) affine from (d, h, w) to RAS+ mm, gantry tilt in degrees) of a sorted stack of two or more slices.
 
     The slice vector is last minus first position over N - 1, so a tilted gantry stays a shear and every slice stays

@@ -99,7 +99,7 @@ def scanner_of(header: Header) -> str:
     return re.sub(r"[^A-Za-z0-9.+-]+", " ", " ".join(words)).strip()[:48].strip()
 
 
-def facts_of(header: Header) -> dict[str, str | float]:
+def metadata_of(header: Header) -> dict[str, str | float]:
     """The allow-list, from one data set: numbers, and words that stand in a list of this file."""
     facts: dict[str, str | float] = {
         name: round(found[0], 4) for name, keyword in NUMBERS.items() if (found := numbers(header, keyword))
@@ -144,7 +144,7 @@ def _method_codes(header: Header) -> list[str]:
         return []
 
 
-def identify(header: Header, alias: Pseudonyms, name: str) -> dict[str, str | bool]:
+def identify(header: Header, pseudonyms: Pseudonyms, name: str) -> dict[str, str | bool]:
     """Pseudonyms: patient, patient_known, study, series, born. Without a patient id the study, or else the file, stands in.
 
     born tells people apart who share one patient id; two ids of people born on one day have nothing in common.
@@ -154,15 +154,15 @@ def identify(header: Header, alias: Pseudonyms, name: str) -> dict[str, str | bo
     known = patient.decode("latin-1").strip().upper() not in PLACEHOLDERS
     stand_in = b"study|" + study if study else b"file|" + name.encode()
     return {
-        "patient": alias.patient(patient, issuer) if known else alias.alias("patient", stand_in),
+        "patient": pseudonyms.patient(patient, issuer) if known else pseudonyms.of("patient", stand_in),
         "patient_known": known,
-        "study": alias.alias("study", study) if study else "",
-        "series": alias.alias("series", series) if series else "",
-        "born": alias.alias("born", patient + b"|" + born) if born and known else "",
+        "study": pseudonyms.of("study", study) if study else "",
+        "series": pseudonyms.of("series", series) if series else "",
+        "birth_date_hash": pseudonyms.of("born", patient + b"|" + born) if born and known else "",
     }
 
 
-def held_of(header: Header, modality: str) -> str:
+def quarantine_reason(header: Header, modality: str) -> str:
     """Why a human must look before anybody trains on it: "burned-in risk", "localizer", or "".
 
     A header cannot prove that nothing is written into the pixels, so what usually has text in it is held, whatever it
