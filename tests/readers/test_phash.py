@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from scipy.fft import dct
 
-from medssl.readers.phash import BLANK, hamming, packed, phash, thumbnail, resize_weights
+from medssl.readers.phash import BLANK, hamming, packed, phash, resize_weights, thumbnail
 
 
 @pytest.fixture(scope="module")

@@ -88,6 +88,16 @@ def test_a_link_is_no_key_file(tmp_path):
 
 def test_a_patient_is_the_same_from_a_header_and_from_a_table():
     pseudonyms = Pseudonyms(KEY)
-    assert pseudonyms.patient(b"P0 \0") == pseudonyms.patient(" P0") == pseudonyms.patient("P0", " ") == pseudonyms.of("patient", "P0")
-    assert pseudonyms.patient(b"P0", b"H1 ") == pseudonyms.patient("P0", "H1") == pseudonyms.patient("H1|P0") != pseudonyms.patient("P0")
+    assert (
+        pseudonyms.patient(b"P0 \0")
+        == pseudonyms.patient(" P0")
+        == pseudonyms.patient("P0", " ")
+        == pseudonyms.of("patient", "P0")
+    )
+    assert (
+        pseudonyms.patient(b"P0", b"H1 ")
+        == pseudonyms.patient("P0", "H1")
+        == pseudonyms.patient("H1|P0")
+        != pseudonyms.patient("P0")
+    )
     assert pseudonyms.patient(_nfc("환자").encode()) == pseudonyms.patient("환자")

@@ -105,7 +105,9 @@ def test_the_manifest_holds_what_the_scan_said(tmp_path):
     store = make(
         tmp_path / "s",
         [
-            scan(noise((1, 4, 5)), 0, spacing=(0.5, 0.25), metadata={"age": 41, "view": "PA"}, labels={"lesion": "yes"}),
+            scan(
+                noise((1, 4, 5)), 0, spacing=(0.5, 0.25), metadata={"age": 41, "view": "PA"}, labels={"lesion": "yes"}
+            ),
             scan(noise((1, 4, 5), seed=1), 1, affine=affine, modality="CR", split="val", site="A", patient_known=False),
         ],
     )

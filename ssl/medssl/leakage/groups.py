@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-from medssl.readers.phash import BLANK, FLAT, packed, thumbnail, resize_weights
+from medssl.readers.phash import BLANK, FLAT, packed, resize_weights, thumbnail
 
 Row = Mapping[str, Any]
 

@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.quiet import silenced
 from medssl.readers.scan import Scan, Unreadable
-from medssl.readers.values import FEW, few_integers, lossless, is_label_name, one_channel
+from medssl.readers.values import FEW, few_integers, is_label_name, lossless, one_channel
 
 MAGIC = {"PNG": (b"\x89PNG\r\n\x1a\n",), "JPEG": (b"\xff\xd8\xff",), "TIFF": (b"II*\0", b"MM\0*")}
 MOST_PIXELS = 1 << 27  # three times the largest radiograph; below Pillow's own limit, which stays as it is

@@ -17,7 +17,7 @@ import numpy as np
 from medssl.readers.dicom.series import canonical, spacing_of
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
-from medssl.readers.values import FEW, NAMED_FEW, few_integers, lossless, is_label_name, one_channel
+from medssl.readers.values import FEW, NAMED_FEW, few_integers, is_label_name, lossless, one_channel
 
 MAX_BYTES = 1 << 33  # voxels of one file; a header that asks for more is lying
 MAX_INFLATION = 1032  # deflate cannot do better (https://zlib.net/zlib_tech.html)

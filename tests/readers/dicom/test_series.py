@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.readers.dicom.header import parse
-from medssl.readers.dicom.series import FEWEST, canonical, stack_geometry, group, plan, spacing_of
+from medssl.readers.dicom.series import FEWEST, canonical, group, plan, spacing_of, stack_geometry
 from medssl.readers.scan import Slice, Unreadable
 
 RAS = np.array([-1.0, -1.0, 1.0])

@@ -8,8 +8,8 @@ from collections import defaultdict
 
 import numpy as np
 
-from medssl.readers.dicom.metadata import numbers
 from medssl.readers.dicom.header import Header, tag_of
+from medssl.readers.dicom.metadata import numbers
 from medssl.readers.scan import Slice
 
 # The functional groups that matter here. Others are left alone: they quote other images and other people.

@@ -12,9 +12,17 @@ import numpy as np
 
 from medssl.readers.dicom import codecs, enhanced, mosaic, series
 from medssl.readers.dicom.codecs import Layout, Place
-from medssl.readers.dicom.metadata import metadata_of, quarantine_reason, identify, image_type, modality_of, numbers, scanner_of
 from medssl.readers.dicom.header import Header
 from medssl.readers.dicom.luts import window
+from medssl.readers.dicom.metadata import (
+    identify,
+    image_type,
+    metadata_of,
+    modality_of,
+    numbers,
+    quarantine_reason,
+    scanner_of,
+)
 from medssl.readers.dicom.pixels import Pixels, arguments, smallest, to_values
 from medssl.readers.dicom.ultrasound import crop, ultrasound_crop
 from medssl.readers.pseudonyms import Pseudonyms

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medssl.readers.dicom.metadata import numbers
 from medssl.readers.dicom.header import Header
+from medssl.readers.dicom.metadata import numbers
 from medssl.readers.scan import Unreadable
 
 COLOURS = ("Red", "Green", "Blue")

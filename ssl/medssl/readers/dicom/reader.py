@@ -13,11 +13,19 @@ import numpy as np
 
 from medssl.readers.dicom import codecs, frames
 from medssl.readers.dicom.codecs import Layout, Place
-from medssl.readers.dicom.metadata import metadata_of, quarantine_reason, identify, image_type, modality_of, numbers, scanner_of
 from medssl.readers.dicom.header import DEFLATED, Header, parse
 from medssl.readers.dicom.luts import window
+from medssl.readers.dicom.metadata import (
+    identify,
+    image_type,
+    metadata_of,
+    modality_of,
+    numbers,
+    quarantine_reason,
+    scanner_of,
+)
 from medssl.readers.dicom.pixels import AIR, Pixels, arguments, smallest, to_values
-from medssl.readers.dicom.series import canonical, stack_geometry, spacing_of
+from medssl.readers.dicom.series import canonical, spacing_of, stack_geometry
 from medssl.readers.dicom.ultrasound import crop, ultrasound_crop
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable
@@ -30,7 +38,9 @@ TILTED = 0.1  # degrees
 NOT_IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("9.", "11.", "66", "67", "68", "88.", "104.", "481."))
 
 
-def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms, file: str) -> Slice | Iterator[tuple[Scan | Unreadable, str]]:
+def read(
+    stream: BinaryIO, name: str, pseudonyms: Pseudonyms, file: str
+) -> Slice | Iterator[tuple[Scan | Unreadable, str]]:
     """A slice of a volume, its pixels proved to be there but not decoded; else the images of the file.
 
     name: the file's path relative to its source. file: the pseudonym of the file, which becomes `Slice.file`.
