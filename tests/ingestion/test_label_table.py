@@ -13,7 +13,6 @@ from pydicom.uid import ExplicitVRLittleEndian
 from medssl.errors import UserError
 from medssl.ingestion.label_table import read_labels
 from medssl.ingestion.path_match import match, normal, stem
-from medssl.readers.dicom.metadata import identify
 from medssl.readers.dicom.header import parse
 from medssl.readers.dicom.metadata import identify
 from medssl.readers.pseudonyms import Pseudonyms
