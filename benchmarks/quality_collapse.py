@@ -69,7 +69,7 @@ def no_predictor(method: Any) -> None:
 
 
 def copying(method: Any) -> None:
-    method.after_step = lambda clock: ema_update(method.teacher, method.student(), 0.0)
+    method.after_step = lambda clock: ema_update(*method.teacher_student(), 0.0)
 
 
 def dead(method: Any) -> None:

@@ -109,7 +109,8 @@ def test_byol_teacher_follows_by_the_schedule_and_gets_no_gradient():
     clock = Clock(3, 10)
     method.after_step(clock)
     m = cosine(0.3, method.momentum, 1.0)
-    for t, old, s in zip(method.teacher.parameters(), before.parameters(), method.student().parameters(), strict=True):
+    teacher, student = (m.parameters() for m in method.teacher_student())
+    for t, old, s in zip(teacher, before.parameters(), student, strict=True):
         assert not t.requires_grad
         torch.testing.assert_close(t, m * old + (1 - m) * s)
 

@@ -1,22 +1,23 @@
-"""The contract every method meets: one nn.Module that owns an encoder, its heads and its loss. The loop knows no more."""
+"""The contract of every pretraining method: one nn.Module that owns an encoder, its heads and its loss."""
 
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 from torch import Tensor, nn
 
+from medssl.losses.target_losses import TargetLoss
 from medssl.rng import Key
 
 
 class Batch(TypedDict, total=False):
-    """What a method is handed."""
+    """The input of a method."""
 
-    views: list[Tensor]  # `method.views` tensors (B, C, *spatial), float32, standardised
+    views: list[Tensor]  # `Method.views` tensors (B, C, *spatial), float32, standardised
     key: Key  # for randomness inside the method: rng.uniform(batch["key"], view, slot, n)
-    target: Tensor  # what `method.target` asks for: (B,) int64 classes or groups, or (B,) or (B, L) float32 numbers
+    target: Tensor  # what `Method.target` names: (B,) int64 classes or groups, or float32 numbers (B,) or (B, L)
 
 
 class Clock(NamedTuple):
-    """Where training stands. Schedules are pure functions of it, so they need no state."""
+    """The progress of a run. Schedules are pure functions of it and need no state."""
 
     step: int
     steps: int
@@ -27,30 +28,50 @@ class Clock(NamedTuple):
         return self.step / self.steps
 
     def part(self, parts: int, until: float = 1.0) -> int:
-        """Which of equal parts of the run this is, from 0 on; they end at the share `until` of it, after which it is `parts`."""
+        """Return the current one, counted from 0, of equal `parts` of the first share `until` of the run; after it, `parts`."""
         return parts if self.frac >= until else min(int(self.frac / until * parts), parts - 1)
 
 
 class Method(nn.Module):
-    """Subclass once, never twice: a variant is an argument or another file.
+    """Base class of all methods. Subclass it once, never twice: a variant is an argument or another file.
 
-    `forward` returns {"loss": scalar, …}; other scalars are logged. "chance" is the loss of constant features, where that
-    is a number: a loss that stays there is reported as collapse. "error" is what falls as it learns where the loss itself
-    says nothing, as an energy. State that outlives a step lives in buffers.
+    State that outlives a step lives in buffers. A constructor with a parameter `target_loss` is given the TargetLoss of
+    the label in target=…, or None if the parameter has that default and there is no label.
 
-    views: how many of each scan. target: what batch["target"] holds, "" for nothing, "patient" or "study" for groups (B,)
-    int64, or "label": the labels asked for, those that are unknown as `kind.known` tells. parts: how many trainings follow
-    each other in equal parts of the run, each with parameters of its own. A constructor with a parameter `kind` is given
-    the objectives.kinds.Kind of the label asked for, or None when it has that default and none is.
+    Attributes:
+        views: number of views of each scan.
+        target: content of batch["target"]: "" for nothing, "patient" or "study" for groups (B,) int64, or "label" for the
+            label in target=…, with unknown values marked as in `TargetLoss.known`.
+        parts: number of trainings that follow each other in equal parts of the run, each with its own parameters.
+        encoder: a module with channels, size, dim and whatever else the method needs: tokens, layers, …
+        projector: (B, dim) -> (B, out), or None. The collapse monitor watches its outputs.
+        target_loss: the TargetLoss of a method that learns from labels, or None.
+        run: for a method without a yaml, its defaults for other options of pretrain, as `_run_` in a yaml.
     """
 
     views: int = 1
     target: str = ""
     parts: int = 1
-    encoder: Any  # a module with channels, size, dim and what else the method needs: tokens, layers, …
+    encoder: Any
+    projector: Any
+    target_loss: TargetLoss | None = None
+    run: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projector = None  # not on the class, where it would hide the module of an instance
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        """Return {"loss": scalar, …}; the other scalars are logged, and two of them have a meaning:
+
+        "chance" is the loss of constant features: the collapse monitor reports a loss that stays there. "error" falls
+        as the method learns, for losses that do not, such as an energy.
+        """
         raise NotImplementedError
 
     def after_step(self, clock: Clock) -> None:
-        """Runs after the optimiser's step: teachers, queues, statistics."""
+        """Update teachers, queues and statistics after the optimiser's step."""
+
+    def teacher_student(self) -> tuple[nn.Module, nn.Module] | None:
+        """Return a teacher and the student that it averages, for the collapse monitor; None without a teacher."""
+        return None

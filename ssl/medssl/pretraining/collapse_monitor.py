@@ -67,7 +67,7 @@ class CollapseMonitor:
         if resolved["monitor_every"] and len(self.rows) >= FEWEST:
             fresh = evidence(self._views(untrained.encoder, as_training=True))
             self.length, self.spread = fresh.get("length", 0.0), fresh.get("spread", 1.0)
-            self.teacher = weight(getattr(untrained, "teacher", None))
+            self.teacher = weight(pair[0]) if (pair := untrained.teacher_student()) else 0.0
         self.label = Labelled.of(store, resolved["seed"])
 
     def __call__(self, method: Method, logged: list[dict[str, Any]]) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class CollapseMonitor:
         """What speaks for a collapse, and the name of the ReLU that is silent for the most channels, "" without any."""
         with silent_relus(method.encoder) as silent:
             views = self._views(method.encoder, as_training=True)
-        head, projected = getattr(method, "projector", None), None
+        head, projected = method.projector, None
         if head is not None:
             with evaluating(head, self.device, as_training=True):
                 projected = head(torch.from_numpy(views[:, 0]).to(self.device)).float().cpu().numpy()
@@ -142,13 +142,13 @@ class CollapseMonitor:
 
     def _teacher(self, method: Method) -> dict[str, float]:
         """How far the teacher is from the student, and whether it ever moved."""
-        teacher, student = getattr(method, "teacher", None), getattr(method, "student", None)
-        if teacher is None or student is None:
+        if (pair := method.teacher_student()) is None:
             return {}
-        pairs = zip(teacher.parameters(), student().parameters(), strict=True)
+        teacher, student = pair
+        pairs = zip(teacher.parameters(), student.parameters(), strict=True)
         gap = sum(float((t.detach() - s.detach()).double().square().sum()) for t, s in pairs) ** 0.5
         moved = float(weight(teacher) != self.teacher)
-        return {"teacher_gap": gap / max(weight(student()), 1e-12), "teacher_moved": moved}
+        return {"teacher_gap": gap / max(weight(student), 1e-12), "teacher_moved": moved}
 
     def raised(self, method: Method, alarms: list[Alarm], step: int, evidence: dict[str, float]) -> None:
         """Say it, and keep it with the names of the batch of the last step."""
@@ -237,9 +237,9 @@ def silent_relus(encoder: nn.Module) -> Iterator[dict[str, float]]:
         shares |= {name: float((top <= 0).float().mean()) for name, top in peak.items()}
 
 
-def weight(module: nn.Module | None) -> float:
+def weight(module: nn.Module) -> float:
     """Euclidean length of all weights: equal only for weights that are the same."""
-    return 0.0 if module is None else sum(float(p.detach().double().square().sum()) for p in module.parameters()) ** 0.5
+    return sum(float(p.detach().double().square().sum()) for p in module.parameters()) ** 0.5
 
 
 def _some(rows: np.ndarray, n: int, seed: int) -> np.ndarray:

@@ -22,6 +22,7 @@ class MultiTask(Method):
     """
 
     target = "label"
+    target_loss: TargetLoss
 
     def __init__(
         self, encoder: Any, method: str, options: dict[str, Any] | None, weight: float, target_loss: TargetLoss

@@ -23,6 +23,7 @@ class PseudoLabels(Method):
 
     views = 2
     target = "label"
+    target_loss: TargetLoss
 
     def __init__(self, encoder: Any, threshold: float, weight: float, target_loss: TargetLoss):
         super().__init__()

@@ -23,8 +23,6 @@ class Segment(Method):
     Raises UserError for an encoder without stages, and for fewer than 2 or more than 64 classes.
     """
 
-    views = 1
-
     def __init__(self, encoder: Any, classes: int, width: int = 16, frozen: bool = False):
         super().__init__()
         if not 2 <= classes <= MOST_CLASSES:

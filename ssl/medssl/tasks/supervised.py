@@ -23,8 +23,8 @@ class Supervised(Method):
     Raises UserError for more blocks than there are.
     """
 
-    views = 1
     target = "label"
+    target_loss: TargetLoss
 
     def __init__(self, encoder: Any, target_loss: TargetLoss, blocks: int | None = None):
         super().__init__()

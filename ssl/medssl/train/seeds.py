@@ -134,7 +134,7 @@ def _check(methods: list[Method], seeds: list[int], optim: Optim, rows: np.ndarr
         raise UserError("optimizer=lars scales by the norm of a whole tensor; seeds at once need adamw or sgd")
     if first.target and targets is None:
         raise UserError(f"{name} learns from a {first.target}; give targets")
-    target_loss = getattr(first, "target_loss", None)
+    target_loss = first.target_loss
     if (
         target_loss is not None
         and targets is not None

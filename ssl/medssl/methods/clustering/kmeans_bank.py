@@ -26,7 +26,6 @@ class KMeansBank(Method):
     Lloyd's algorithm in the rest.
     """
 
-    views = 1
     round: Tensor  # rounds finished; -1 before the first
 
     def __init__(self, encoder: Any, per_scan: int, whitening: float, rounds: int):

@@ -32,8 +32,6 @@ class CPC(Method):
     hidden, depth: of the context network. out: width in which predictions and codes are compared.
     """
 
-    views = 1
-
     def __init__(self, encoder: Any, grid: int, ahead: int, hidden: int, out: int, depth: int):
         super().__init__()
         if not any(p.requires_grad for p in encoder.parameters()):

@@ -32,8 +32,6 @@ class DIM(Method):
     "encode and dot product"), scaled by 1 / sqrt(out), as theirs is not.
     """
 
-    views = 1
-
     def __init__(self, encoder: Any, estimator: str, local: float, global_: float, out: int):
         super().__init__()
         if estimator not in BOUNDS:

@@ -29,11 +29,11 @@ class BYOL(Method):
             raise UserError(f"method.momentum must lie between 0 and 1, got {momentum}")
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
         self.predictor = mlp(out, hidden, out)
-        self.teacher = make_teacher(self.student())
+        self.teacher = make_teacher(nn.Sequential(self.encoder, self.projector))
         self.momentum = momentum
 
-    def student(self) -> nn.Sequential:
-        return nn.Sequential(self.encoder, self.projector)
+    def teacher_student(self) -> tuple[nn.Module, nn.Module]:
+        return self.teacher, nn.Sequential(self.encoder, self.projector)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         views = torch.cat(batch["views"])
@@ -43,4 +43,4 @@ class BYOL(Method):
         return {"loss": (cosine_distance(a, teacher_b) + cosine_distance(b, teacher_a)) / 2}
 
     def after_step(self, clock: Clock) -> None:
-        ema_update(self.teacher, self.student(), cosine(clock.frac, self.momentum, 1.0))
+        ema_update(*self.teacher_student(), cosine(clock.frac, self.momentum, 1.0))

@@ -32,7 +32,6 @@ class DBM(Method):
     Gibbs sampling per update. iterations: of the mean-field equations.
     """
 
-    views = 1
     state: Tensor  # (chains, units of layers 1, 3, …): given them, all others are independent
 
     def __init__(self, encoder: Any, visible: str, chains: int, k: int, iterations: int):

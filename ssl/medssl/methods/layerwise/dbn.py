@@ -20,7 +20,6 @@ class DBN(Method):
     visible: of the lowest machine; see methods.rbm for all options.
     """
 
-    views = 1
     machines: Any  # of methods.boltzmann.Machine, one per layer
 
     def __init__(self, encoder: Any, visible: str, k: int, persistent: int):

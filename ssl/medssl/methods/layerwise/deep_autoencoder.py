@@ -28,7 +28,6 @@ class DeepAutoencoder(Method):
     run, at its end, in which the whole trains; 1 starts from random weights.
     """
 
-    views = 1
     machines: Any  # of methods.boltzmann.Machine, one per layer
     decoders: Any  # of nn.Linear, alike
 

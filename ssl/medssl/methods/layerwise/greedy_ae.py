@@ -34,8 +34,6 @@ class GreedyAE(Method):
     its end, in which the whole net trains: on the labels where there are any, else to rebuild the scan through all decoders.
     """
 
-    views = 1
-
     def __init__(
         self,
         encoder: Any,

@@ -21,8 +21,8 @@ class GreedySupervised(Method):
     finetune: share of the run, at its end, in which all layers and the last head train together.
     """
 
-    views = 1
     target = "label"
+    target_loss: TargetLoss
 
     def __init__(self, encoder: Any, finetune: float, target_loss: TargetLoss):
         super().__init__()

@@ -22,7 +22,6 @@ class RBM(Method):
     0 for those that start at the scans.
     """
 
-    views = 1
     machine: Any  # methods.boltzmann.Machine
 
     def __init__(self, encoder: Any, visible: str, k: int, persistent: int):

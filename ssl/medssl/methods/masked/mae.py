@@ -25,7 +25,6 @@ class MAE(Method):
     2 * spatial dimensions (sine-cosine positions) and of heads.
     """
 
-    views = 1
     positions: Tensor  # (N, width)
 
     def __init__(self, encoder: Any, ratio: float, width: int, depth: int, heads: int):

@@ -22,8 +22,6 @@ CHANNEL_SLOT = 1000  # views use the slots below
 class Colour(Method):
     """One channel of each scan is set to 0, the mean, and rebuilt. width: of the decoder."""
 
-    views = 1
-
     def __init__(self, encoder: Any, width: int):
         super().__init__()
         if encoder.channels < 2:

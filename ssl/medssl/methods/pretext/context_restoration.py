@@ -24,8 +24,6 @@ class ContextRestoration(Method):
     patch: a patch's edge as a share of the scan's. width: of the decoder. Intensities stay: only their place is wrong.
     """
 
-    views = 1
-
     def __init__(self, encoder: Any, swaps: int, patch: float, width: int):
         super().__init__()
         self.edge = tuple(max(1, round(patch * n)) for n in encoder.size)

@@ -26,7 +26,6 @@ class Jigsaw(Method):
     edge that is shown. out, hidden: widths per tile and of the net over all tiles.
     """
 
-    views = 1
     orders: Tensor  # (permutations, T)
 
     def __init__(self, encoder: Any, grid: int | None, permutations: int, keep: float, out: int, hidden: int):

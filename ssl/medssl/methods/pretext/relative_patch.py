@@ -26,7 +26,6 @@ class RelativePatch(Method):
     keep: share of a tile's edge that is shown. hidden: width of the net over both.
     """
 
-    views = 1
     others: Tensor  # (places,) numbers of the tiles around the middle
 
     def __init__(self, encoder: Any, keep: float, hidden: int):

@@ -24,8 +24,6 @@ class Rotation(Method):
     Raises UserError for scans whose sides differ, and for more copies than there are rotations.
     """
 
-    views = 1
-
     def __init__(self, encoder: Any, copies: int):
         super().__init__()
         if len(set(encoder.size)) > 1:

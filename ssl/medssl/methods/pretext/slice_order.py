@@ -22,7 +22,6 @@ ORDER_SLOT = 1000  # views use the slots below
 class SliceOrder(Method):
     """Encoder (B, C, *spatial) of the shuffled scan -> scores of the orders. slabs: how many are shuffled, 2 to 5."""
 
-    views = 1
     orders: Tensor  # (slabs!, slabs)
 
     def __init__(self, encoder: Any, slabs: int):

@@ -24,8 +24,6 @@ class SlicePosition(Method):
     share: thickness of a slab, as a share of the axis. It assumes that scans show the same part of the body.
     """
 
-    views = 1
-
     def __init__(self, encoder: Any, share: float):
         super().__init__()
         if not 1 / encoder.size[0] <= share < 1:

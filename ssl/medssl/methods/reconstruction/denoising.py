@@ -19,8 +19,6 @@ NOISE_SLOT = 1000  # views use the slots below
 class Denoising(Method):
     """sigma: standard deviation of the noise, in those of the store's pixels. width: of the decoder."""
 
-    views = 1
-
     def __init__(self, encoder: Any, sigma: float, width: int):
         super().__init__()
         if sigma <= 0:

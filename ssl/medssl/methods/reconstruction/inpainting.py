@@ -23,8 +23,6 @@ class Inpainting(Method):
     count: how many are hidden. smallest, largest: their edges, in shares of the scan's. width: of the decoder.
     """
 
-    views = 1
-
     def __init__(self, encoder: Any, count: int, smallest: float, largest: float, width: int):
         super().__init__()
         if not 0 < smallest <= largest < 1 or count < 1:

@@ -28,8 +28,6 @@ class ModelsGenesis(Method):
     window: edge of the windows of shuffling in pixels. width: of the decoder.
     """
 
-    views = 1
-
     def __init__(
         self, encoder: Any, nonlinear: float, shuffle: float, paint: float, inner: float, window: int, width: int
     ):

@@ -28,8 +28,6 @@ class VAE(Method):
     over is the encoder below them. beta: weight of the divergence.
     """
 
-    views = 1
-
     def __init__(self, encoder: Any, latent: int, hidden: int, beta: float):
         super().__init__()
         if latent < 1:
