@@ -21,7 +21,7 @@ import pydicom
 from PIL import Image
 from scipy.ndimage import shift
 
-from medssl.leakage.groups import near_pairs, similar
+from medssl.leakage.groups import is_near_duplicate, near_hash_pairs
 from medssl.readers.phash import hamming, packed, phash
 from medssl.readers.quality_flags import flags
 
@@ -89,8 +89,8 @@ def recall(name: str, images: list[np.ndarray]) -> None:
         theirs = packed([phash(x) for x in copies])
         bits = hamming(hashes, theirs)
         # one search per copy would be honest too, and slow; equal hashes of other rows would hide a pair in a star
-        both = [near_pairs(np.stack([a, b])).size > 0 for a, b in zip(hashes, theirs, strict=True)]
-        same = [hit and similar(x, y) for hit, x, y in zip(both, images, copies, strict=True)]
+        both = [near_hash_pairs(np.stack([a, b])).size > 0 for a, b in zip(hashes, theirs, strict=True)]
+        same = [hit and is_near_duplicate(x, y) for hit, x, y in zip(both, images, copies, strict=True)]
         p50, p95, p99 = np.percentile(bits, (50, 95, 99))
         print(
             f"{spoil:48s}      {p50:3.0f} {p95:3.0f} {p99:3.0f}  {100 * np.mean(bits <= 10):5.1f} %"
@@ -103,8 +103,8 @@ def false_pairs(name: str, images: list[np.ndarray], patients: list[str]) -> Non
     who, hashes = np.array(patients), packed([phash(x) for x in images])
     other = sum(int((who[i + 1 :] != who[i]).sum()) for i in range(len(who)))
     for limit in (10, 40, 60):
-        pairs = [(i, j) for i, j in near_pairs(hashes, limit).tolist() if who[i] != who[j]]
-        alike = sum(similar(images[i], images[j]) for i, j in pairs)
+        pairs = [(i, j) for i, j in near_hash_pairs(hashes, limit).tolist() if who[i] != who[j]]
+        alike = sum(is_near_duplicate(images[i], images[j]) for i, j in pairs)
         print(
             f"{name}: {other:,} pairs of two patients; within {limit} bits {len(pairs)} ({1e6 * len(pairs) / other:.2f} per "
             f"million), confirmed {alike} ({1e6 * alike / other:.2f} per million)",
@@ -117,7 +117,7 @@ def neighbours(name: str, volumes: list[np.ndarray]) -> None:
     for volume in volumes:
         hashes = packed([phash(x) for x in volume])
         bits += hamming(hashes[1:], hashes[:-1]).tolist()
-        alike += [similar(x, y) for x, y in pairwise(volume)]
+        alike += [is_near_duplicate(x, y) for x, y in pairwise(volume)]
     print(
         f"{name}: {len(bits)} pairs of neighbour slices: bits min {min(bits)}, p5 {np.percentile(bits, 5):.0f}, median "
         f"{np.median(bits):.0f}; within 10 bits {np.sum(np.array(bits) <= 10)}, within 40 {np.sum(np.array(bits) <= 40)}, "

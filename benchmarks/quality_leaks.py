@@ -21,9 +21,9 @@ import torch
 from quality_duplicates import SPOIL, gray, unit
 
 from medssl import catalog, load_encoder
-from medssl.leakage.image_sets import Images, Scans
+from medssl.leakage.image_sets import ImageComparer, ScanSet
 from medssl.leakage.leak_check import check_leaks
-from medssl.leakage.near_duplicates import Copies, copies
+from medssl.leakage.near_duplicates import Duplicates, find_duplicates
 from medssl.readers.phash import phash
 from medssl.store.schema import content_hash
 
@@ -31,7 +31,7 @@ EDGES = (224, 112, 64, 28)
 FOLDS = 4
 
 
-def scans(name: str, images: list[np.ndarray], patients: list[str], readable: bool = True) -> Scans:
+def scans(name: str, images: list[np.ndarray], patients: list[str], readable: bool = True) -> ScanSet:
     columns = [
         patients,
         [f"{name} {i}" for i in range(len(images))],
@@ -40,14 +40,14 @@ def scans(name: str, images: list[np.ndarray], patients: list[str], readable: bo
     ]
     patient, scan, content, bits = (np.array(list(c), str) for c in columns)
     edge = np.array([max(x.shape) if readable else 0 for x in images], np.int64)
-    return Scans(name, "key", patient, scan, content, bits, np.ones(len(images), bool), edge, images.__getitem__)
+    return ScanSet(name, "key", patient, scan, content, bits, np.ones(len(images), bool), edge, images.__getitem__)
 
 
-def taken(part: Scans, images: list[np.ndarray], at: np.ndarray, name: str, readable: bool = True) -> Scans:
+def taken(part: ScanSet, images: list[np.ndarray], at: np.ndarray, name: str, readable: bool = True) -> ScanSet:
     """Of a set the scans at `at`."""
     columns = (c[at] for c in (part.patient, part.scan, part.hash, part.phash, part.named))
     edge = part.edge[at] * readable
-    return Scans(name, "key", *columns, edge, lambda i: images[at[i]])
+    return ScanSet(name, "key", *columns, edge, lambda i: images[at[i]])
 
 
 def embedding(run: Path | None, edge: int) -> Callable[[list[np.ndarray]], np.ndarray]:
@@ -97,15 +97,15 @@ def measure(name: str, images: list[np.ndarray], patients: list[str], n: int, ru
     test = scans("test", spoilt, [f"other {i}" for i in range(len(spoilt))])
     z_test = embed(spoilt)
     source = np.tile(some, len(SPOIL))
-    ways: dict[str, Copies] = {}
-    pixels = Images([whole, test])  # remembers what it has compared
+    ways: dict[str, Duplicates] = {}
+    pixels = ImageComparer([whole, test])  # remembers what it has compared
     for way, readable, features in (
         ("pixels", True, None),
         ("hash alone", False, None),
         ("and embedding", True, (z[seen], z_test)),
     ):
         pretrained = taken(whole, images, seen, "pretraining", readable)
-        ways[way] = copies(pretrained, test, pixels if readable else Images([test]), features)
+        ways[way] = find_duplicates(pretrained, test, pixels if readable else ImageComparer([test]), features)
     print(
         f"\n{name}, {edge} pixels: {len(some)} of {len(seen)} scans of pretraining in the test, each spoilt in {len(SPOIL)} ways"
     )
@@ -125,7 +125,7 @@ def measure(name: str, images: list[np.ndarray], patients: list[str], n: int, ru
             ("and embedding", True, (z[a], z[b])),
         ):
             pretrained, test = taken(whole, images, a, "pretraining", readable), taken(whole, images, b, "test")
-            found = copies(pretrained, test, pixels if readable else Images([]), features)
+            found = find_duplicates(pretrained, test, pixels if readable else ImageComparer([]), features)
             wrong[way] += len(found.near) + len(found.maybe)
             sure[way] += len(found.near)
     print(f"{f'wrong, of {pairs:,} pairs of two patients':48s}" + "".join(f"{w:16d}" for w in wrong.values()))
@@ -133,7 +133,7 @@ def measure(name: str, images: list[np.ndarray], patients: list[str], n: int, ru
     print(f"{'wrong per million pairs':48s}" + "".join(f"{1e6 * w / pairs:16.2f}" for w in wrong.values()), flush=True)
 
 
-def _right(found: Copies, j: int, seen: np.ndarray, source: np.ndarray, whole: Scans) -> bool:
+def _right(found: Duplicates, j: int, seen: np.ndarray, source: np.ndarray, whole: ScanSet) -> bool:
     """Whether copy j is counted as one of its source, or of an exact copy of that."""
     at = found.exact.get(j, found.near.get(j, found.maybe.get(j)))
     return at is not None and whole.hash[seen[at]] == whole.hash[source[j]]
@@ -158,11 +158,11 @@ def speed(n: int, edge: int) -> None:
     rng = np.random.default_rng(0)
     noise = rng.random((64, edge, edge), np.float32)
 
-    def some(name: str, m: int, readable: bool) -> Scans:
+    def some(name: str, m: int, readable: bool) -> ScanSet:
         bits = np.array([x.tobytes().hex() for x in rng.integers(0, 256, (m, 32), np.uint8)])
         names = np.array([f"{name}{i}" for i in range(m)])
         size = np.full(m, edge * readable)
-        return Scans(
+        return ScanSet(
             name, "key", names, names, names, bits, np.ones(m, bool), size, lambda i: np.roll(noise[i % 64], i, 0)
         )
 

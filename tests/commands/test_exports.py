@@ -276,7 +276,7 @@ def test_png_refuses(store, tmp_path, options, message):
 
 
 def test_shards_hold_the_same_store(store, tmp_path):
-    everything = Store.open(store.path, held=True)
+    everything = Store.open(store.path, quarantined=True)
     made = lay_out(store, tmp_path / "new", 20_000)
     assert len(made) == len(everything) == 9
     assert made.fingerprint == everything.fingerprint

@@ -180,7 +180,7 @@ def test_held_scans_are_left_out_until_asked_for(store, capsys):
 
 
 def test_equal_pixels_are_counted_within_and_between_splits(fresh, capsys):
-    table = Store.open(fresh, held=True).table
+    table = Store.open(fresh, quarantined=True).table
     split, code = (table[c].to_pylist() for c in ("split", "hash"))
     a, b = split.index("train"), len(split) - 1 - split[::-1].index("train")
     other = next(i for i, s in enumerate(split) if s != "train")
@@ -202,7 +202,7 @@ def test_the_sheet_shows_the_middle_slices_of_the_chosen_scans(store, tmp_path, 
     with Image.open(tmp_path / "a.png") as image:
         assert image.info == {}  # no metadata
         pixels = np.asarray(image.convert("RGB")).astype(float)
-    opened = Store.open(store, where="dims == 3", held=True)
+    opened = Store.open(store, where="dims == 3", quarantined=True)
     columns = (pixels.shape[1] - GAP) // (CELL + GAP)
     for row in range(len(opened)):
         x, y = GAP + row % columns * (CELL + GAP), GAP + row // columns * (CELL + CAPTION + GAP)
@@ -273,7 +273,7 @@ def test_a_wrong_code_and_a_damaged_list_say_so(fresh):
 
 def test_release_lets_scans_into_training_and_says_which(fresh, capsys):
     before = Store.open(fresh)
-    held = Store.open(fresh, where='held == "burned-in risk"', held=True)
+    held = Store.open(fresh, where='held == "burned-in risk"', quarantined=True)
     some = held.column("patient")[0]
     n = release(fresh, where=f'patient == "{some}"')
     assert n == (held.column("patient") == some).sum()
@@ -281,7 +281,7 @@ def test_release_lets_scans_into_training_and_says_which(fresh, capsys):
     assert len(after) == len(before) + n
     assert after.fingerprint != before.fingerprint
     assert after.info["counts"]["held"] == {"burned-in risk": 6 - n}
-    Store.open(fresh, held=True).verify()  # manifest and store.json agree
+    Store.open(fresh, quarantined=True).verify()  # manifest and store.json agree
     for name in before.table.column_names:
         rows = [after.column("scan").tolist().index(s) for s in before.column("scan")]
         assert after.table[name].take(rows).equals(before.table[name]), name
@@ -323,7 +323,7 @@ class Nesting(HTMLParser):
 
 
 def test_the_privacy_page_is_closed_and_counts(store):
-    opened = Store.open(store, held=True)
+    opened = Store.open(store, quarantined=True)
     page = privacy_page(opened)
     Nesting(page)
     assert not re.search(r"https?:|<script|<img", page)
@@ -344,7 +344,7 @@ def test_the_privacy_page_is_closed_and_counts(store):
 
 
 def test_faces_are_counted_by_part_and_thickness(store):
-    opened = Store.open(store, held=True)
+    opened = Store.open(store, quarantined=True)
     assert faces(opened) == {"possible": 6, "cannot be excluded": 6}
     part = opened.table.column_names.index("fact:body_part")
     chest = ["CHEST" if v else v for v in opened.table["fact:body_part"].to_pylist()]

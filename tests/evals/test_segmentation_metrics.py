@@ -18,7 +18,7 @@ from medssl.evals.sliding_window import Grid, importance, slide, windows
 from medssl.ingestion.writer import StoreWriter
 from medssl.readers.pseudonyms import open_key
 from medssl.readers.scan import Scan
-from medssl.store.masks import as_classes, labels_in, masks_on_canvas, nearest
+from medssl.store.masks import labels_to_classes, mask_labels, resample_masks, resample_nearest
 from medssl.store.resampled import resample_scans, resampled_for_encoder
 from medssl.store.store import Store
 
@@ -203,16 +203,16 @@ def by_brightness(x):
 
 def test_labels_become_classes(drawn):
     assert len(drawn) == 6
-    assert labels_in(drawn, drawn.rows()) == (0, 2, 7)
-    assert labels_in(drawn, drawn.rows()[:0]) == (0,)
+    assert mask_labels(drawn, drawn.rows()) == (0, 2, 7)
+    assert mask_labels(drawn, drawn.rows()[:0]) == (0,)
     mask = drawn.mask(0)
-    assert np.array_equal(np.array([0, 2, 7])[as_classes(mask, (0, 2, 7))], mask[0])
-    assert set(np.unique(as_classes(mask, (0, 7)))) == {0, 1}
+    assert np.array_equal(np.array([0, 2, 7])[labels_to_classes(mask, (0, 2, 7))], mask[0])
+    assert set(np.unique(labels_to_classes(mask, (0, 7)))) == {0, 1}
 
 
 @pytest.mark.parametrize(("size", "spacing"), [(16, None), (24, None), ((24, 30, 24), 1.0), (12, 1.0)])
 def test_masks_lie_on_the_canvas_where_their_images_do(drawn, size, spacing):
-    masks, resampled = masks_on_canvas(drawn, (0, 2, 7), size, spacing), resample_scans(drawn, size, spacing)
+    masks, resampled = resample_masks(drawn, (0, 2, 7), size, spacing), resample_scans(drawn, size, spacing)
     assert masks.shape == (6, *resampled.size)
     seen = resampled.array[:, 0] > 70  # halfway between the background and the darker tissue
     assert min(agreement(m > 0, s)[DICE] for m, s in zip(masks, seen, strict=True)) > 0.9
@@ -220,9 +220,9 @@ def test_masks_lie_on_the_canvas_where_their_images_do(drawn, size, spacing):
         same = [row for row in range(6) if drawn.column("spacing")[row] == (1.0, 1.0, 1.0)]
         assert same
         for row in same:  # nothing is resampled: voxel by voxel, with the padding that centres it
-            assert np.array_equal(masks[row][:, 3:27], as_classes(drawn.mask(row), (0, 2, 7)))
+            assert np.array_equal(masks[row][:, 3:27], labels_to_classes(drawn.mask(row), (0, 2, 7)))
             assert not masks[row][:, :3].any()
-    assert masks_on_canvas(drawn, (0, 2, 7), size, spacing).tobytes() == masks.tobytes()
+    assert resample_masks(drawn, (0, 2, 7), size, spacing).tobytes() == masks.tobytes()
 
 
 def test_nearest_is_the_voxel_a_centre_lies_in():
@@ -232,8 +232,8 @@ def test_nearest_is_the_voxel_a_centre_lies_in():
     for j in range(n):
         at = starts + (j + 0.5) * extents / n
         expected.append(int(x[int(np.floor(at))]) if 0 <= at < len(x) else 0)
-    assert nearest(x, [n], [starts], [extents]).tolist() == expected
-    assert nearest(x, [7], [0.0], [7.0]).tolist() == x.tolist()
+    assert resample_nearest(x, [n], [starts], [extents]).tolist() == expected
+    assert resample_nearest(x, [7], [0.0], [7.0]).tolist() == x.tolist()
 
 
 def plain(size, spacing):
@@ -254,7 +254,7 @@ def test_there_and_back_a_scan_is_segmented_on_its_own_voxels(drawn, size, spaci
     size = (size,) * 3 if isinstance(size, int) else size
     grid = Grid(drawn, plain(size, spacing), "cpu")
     for row in drawn.rows():
-        truth = as_classes(drawn.mask(row), (0, 2, 7))
+        truth = labels_to_classes(drawn.mask(row), (0, 2, 7))
         found = grid.segment(by_brightness, int(row))
         assert found.shape == truth.shape
         assert agreement(found > 0, truth > 0)[DICE] > 0.93

@@ -18,7 +18,7 @@ from medssl.errors import UserError
 from medssl.ingestion.pipeline import Reading
 from medssl.readers.pseudonyms import open_key
 from medssl.store.resampled import resample_scans
-from medssl.store.splits import leaks
+from medssl.store.splits import count_overlap
 from medssl.store.store import Store
 from medssl.synthetic.cohort import planted, write_cohort
 
@@ -51,7 +51,7 @@ def everything(folder: Path) -> bytes:
     parts += [p.read_bytes() for p in folder.rglob("*") if p.is_file()]
     parts.append(json.dumps(pq.read_table(folder / "manifest.parquet").to_pylist(), ensure_ascii=False).encode())
     parts.append(str(pq.read_schema(folder / "manifest.parquet").metadata).encode())
-    parts += [x.tobytes() for x in Store.open(folder, held=True)]
+    parts += [x.tobytes() for x in Store.open(folder, quarantined=True)]
     parts.append("\n".join(sqlite3.connect(folder / "ledger.sqlite").iterdump()).encode())
     return b"\0".join(parts)
 
@@ -170,7 +170,7 @@ def test_more_patients_move_nobody_and_overlap_is_seen(xrays, tmp_path, key):
     splits = dict(zip(whole.column("patient"), whole.column("split"), strict=True))
     assert [splits[p] for p in part.column("patient")] == part.column("split").tolist()
     columns = [s.column(c) for s in (part, whole) for c in ("patient", "hash")]
-    assert leaks(*columns) == (len(set(part.column("patient"))), len(set(part.column("hash"))))
+    assert count_overlap(*columns) == (len(set(part.column("patient"))), len(set(part.column("hash"))))
 
 
 @pytest.fixture

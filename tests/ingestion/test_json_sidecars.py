@@ -361,28 +361,28 @@ def test_copies_are_known_by_their_pixels(slices, size, low, high, gamma):
     x, other, _ = slices
     image = Image.fromarray(windowed(x, low, high, gamma))
     copy = np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC) if size else image)
-    assert rendition.same(x, copy)
-    assert rendition.same(x, 255 - copy)
-    assert not rendition.same(other, copy)
-    assert not rendition.same(x[::-1], copy)
+    assert rendition.is_rendition(x, copy)
+    assert rendition.is_rendition(x, 255 - copy)
+    assert not rendition.is_rendition(other, copy)
+    assert not rendition.is_rendition(x[::-1], copy)
 
 
 def test_what_is_no_copy(slices):
     x = slices[0]
-    assert not rendition.same(x, np.zeros(x.shape, np.uint8))
-    assert not rendition.same(np.zeros_like(x), windowed(x, 0, 80))
-    assert not rendition.same(x, np.random.default_rng(0).integers(0, 255, x.shape, np.uint8))
+    assert not rendition.is_rendition(x, np.zeros(x.shape, np.uint8))
+    assert not rendition.is_rendition(np.zeros_like(x), windowed(x, 0, 80))
+    assert not rendition.is_rendition(x, np.random.default_rng(0).integers(0, 255, x.shape, np.uint8))
 
 
 def test_a_neighbouring_slice_is_no_copy(slices):
-    assert not rendition.same(slices[1], windowed(slices[2], 0, 80))
-    assert not rendition.same(slices[2], windowed(slices[1], -160, 240))
+    assert not rendition.is_rendition(slices[1], windowed(slices[2], 0, 80))
+    assert not rendition.is_rendition(slices[2], windowed(slices[1], -160, 240))
 
 
 def test_a_jpeg_copy(slices):
     data = io.BytesIO()
     Image.fromarray(windowed(slices[0], -160, 240)).save(data, "JPEG", quality=60)
-    assert rendition.same(slices[0], np.asarray(Image.open(data)))
+    assert rendition.is_rendition(slices[0], np.asarray(Image.open(data)))
 
 
 def test_the_picture_of_a_slice_is_found_in_its_volume():
@@ -393,17 +393,21 @@ def test_the_picture_of_a_slice_is_found_in_its_volume():
     turned = np.stack([turned + noise, turned - noise])  # only the mean of the channels shows the picture
     for k in range(5):
         image = np.clip(volume[k] / 8, 0, 255).astype(np.uint8)
-        assert any(rendition.same(p, image) for p in rendition.of_scan(turned, k, 5))
+        assert any(rendition.is_rendition(p, image) for p in rendition.slice_orientations(turned, k, 5))
         if k < 3:  # neither this slice nor the one as far from the other end
-            assert not any(rendition.same(p, image) for p in rendition.of_scan(turned, k + 1, 5) if k + 1 != 4 - k)
-    [alone] = rendition.of_scan(np.stack([volume[0], volume[1]]), 0, 1)
+            assert not any(
+                rendition.is_rendition(p, image)
+                for p in rendition.slice_orientations(turned, k + 1, 5)
+                if k + 1 != 4 - k
+            )
+    [alone] = rendition.slice_orientations(np.stack([volume[0], volume[1]]), 0, 1)
     np.testing.assert_array_equal(alone, (volume[0] + volume[1]) / 2)
 
 
 def test_a_whole_volume_is_never_copied_to_look_at_a_plane():
     volume = np.zeros((1, 20, 200, 200), np.int16)
     tracemalloc.start()
-    assert len(list(rendition.of_scan(volume, 3, 20))) == 16
+    assert len(list(rendition.slice_orientations(volume, 3, 20))) == 16
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < volume.nbytes

@@ -8,12 +8,12 @@ from PIL import Image
 
 from medssl.leakage.groups import (
     ENOUGH,
-    confirmed,
-    groups,
-    identities,
-    near_pairs,
-    placeholders,
-    similar,
+    group_scans,
+    is_near_duplicate,
+    near_duplicate_pairs,
+    near_hash_pairs,
+    patient_identities,
+    shared_patient_ids,
 )
 from medssl.readers.phash import BLANK, hamming, packed, phash
 
@@ -49,29 +49,29 @@ def test_every_pair_up_to_15_bits_is_found(seed, limit):
     base = rng.integers(0, 256, (6, 32), dtype=np.uint8)
     hashes = np.concatenate([base, *[flipped(base, d, rng) for d in (1, limit, limit + 1)]])
     hashes = rng.permutation(np.unique(hashes, axis=0))
-    assert near_pairs(hashes, limit).tolist() == slow_pairs(hashes, limit)
+    assert near_hash_pairs(hashes, limit).tolist() == slow_pairs(hashes, limit)
 
 
 @pytest.mark.parametrize(("bits", "least"), [(32, 0.995), (40, 0.98)])
 def test_most_pairs_up_to_40_bits_are_found(bits, least):
     base = RNG.integers(0, 256, (1000, 32), dtype=np.uint8)
-    found = set(map(tuple, near_pairs(np.concatenate([base, flipped(base, bits)])).tolist()))
+    found = set(map(tuple, near_hash_pairs(np.concatenate([base, flipped(base, bits)])).tolist()))
     assert np.mean([(i, i + 1000) in found for i in range(1000)]) >= least
 
 
 def test_blank_hashes_are_near_nothing_and_equal_ones_are_a_star():
     one = RNG.integers(0, 256, (1, 32), dtype=np.uint8)
     hashes = np.concatenate([np.zeros((3000, 32), np.uint8), np.repeat(one, 3000, 0)])
-    assert near_pairs(hashes).tolist() == [[3000, i] for i in range(3001, 6000)]
-    assert near_pairs(hashes[:3000]).shape == (0, 2)
-    assert near_pairs(hashes[:0]).shape == (0, 2)
+    assert near_hash_pairs(hashes).tolist() == [[3000, i] for i in range(3001, 6000)]
+    assert near_hash_pairs(hashes[:3000]).shape == (0, 2)
+    assert near_hash_pairs(hashes[:0]).shape == (0, 2)
 
 
 def test_look_alikes_by_the_thousand_stay_bounded():
     hashes = flipped(np.repeat(RNG.integers(0, 256, (1, 32), dtype=np.uint8), 2000, 0), 5)
-    pairs = near_pairs(hashes)
+    pairs = near_hash_pairs(hashes)
     assert len(pairs) <= 2000 * (ENOUGH + 1)
-    names, _ = groups([row(i) for i in range(2000)], map(tuple, pairs.tolist()))
+    names, _ = group_scans([row(i) for i in range(2000)], map(tuple, pairs.tolist()))
     assert len(set(names)) == 1
 
 
@@ -89,10 +89,10 @@ def spoilt(x):
 
 
 def test_the_same_xray_is_similar_and_another_is_not(xrays):
-    assert all(similar(x, spoilt(x)) and similar(spoilt(x), x) for x in xrays)
-    assert not any(similar(xrays[i], xrays[i - 1]) for i in range(len(xrays)))
-    assert not any(similar(x, x[:, ::-1]) or similar(x, 1 - x) for x in xrays)
-    assert not any(similar(x, np.roll(x, 12, 0)) for x in xrays)
+    assert all(is_near_duplicate(x, spoilt(x)) and is_near_duplicate(spoilt(x), x) for x in xrays)
+    assert not any(is_near_duplicate(xrays[i], xrays[i - 1]) for i in range(len(xrays)))
+    assert not any(is_near_duplicate(x, x[:, ::-1]) or is_near_duplicate(x, 1 - x) for x in xrays)
+    assert not any(is_near_duplicate(x, np.roll(x, 12, 0)) for x in xrays)
 
 
 def test_what_differs_in_detail_alone_is_not_similar(xrays):
@@ -103,22 +103,22 @@ def test_what_differs_in_detail_alone_is_not_similar(xrays):
     soft = gaussian_filter(x, 6)
     mixed = np.clip(soft + (y - gaussian_filter(y, 6)) * 0.7, 0, 1)
     assert np.corrcoef(gaussian_filter(mixed, 3).ravel(), gaussian_filter(x, 3).ravel())[0, 1] > 0.97
-    assert not similar(x, mixed)
+    assert not is_near_duplicate(x, mixed)
 
 
 def test_volumes_are_similar_when_three_slices_are(xrays):
     volume = np.stack(xrays[:8])
-    assert similar(volume, np.stack([spoilt(x) for x in volume]))
+    assert is_near_duplicate(volume, np.stack([spoilt(x) for x in volume]))
     for k in (2, 4, 6):
         other = volume.copy()
         other[k] = xrays[20]
-        assert not similar(volume, other)
-    assert not similar(volume, volume[0])
+        assert not is_near_duplicate(volume, other)
+    assert not is_near_duplicate(volume, volume[0])
 
 
 def test_flat_images_are_similar_to_flat_ones_only(xrays):
-    assert similar(np.zeros((40, 40)), np.full((50, 50), 0.5))
-    assert not similar(np.zeros((40, 40)), xrays[0])
+    assert is_near_duplicate(np.zeros((40, 40)), np.full((50, 50), 0.5))
+    assert not is_near_duplicate(np.zeros((40, 40)), xrays[0])
 
 
 def test_a_near_duplicate_joins_two_patients(xrays):
@@ -130,8 +130,8 @@ def test_a_near_duplicate_joins_two_patients(xrays):
         asked.append(i)
         return images[i]
 
-    pairs = confirmed(rows, image)
-    names, report = groups(rows, pairs)
+    pairs = near_duplicate_pairs(rows, image)
+    names, report = group_scans(rows, pairs)
     assert pairs == [(3, 30)]
     assert len(asked) <= 4
     assert names[30] == names[3] == min("p3", "p30")
@@ -143,8 +143,8 @@ def test_confirmed_reads_nothing_that_is_tied_already(xrays):
         raise AssertionError
 
     h = phash(xrays[0])
-    assert confirmed([row(0, "anna", phash=h), row(1, "anna", phash=h)], image) == []
-    assert confirmed([row(0, phash=h, hash="x"), row(1, phash=h, hash="x")], image) == []
+    assert near_duplicate_pairs([row(0, "anna", phash=h), row(1, "anna", phash=h)], image) == []
+    assert near_duplicate_pairs([row(0, phash=h, hash="x"), row(1, phash=h, hash="x")], image) == []
 
 
 def test_names_tie_rows_in_a_chain():
@@ -155,22 +155,22 @@ def test_names_tie_rows_in_a_chain():
         row(3, "a", series="t"),
         row(4, "d"),
     ]
-    assert identities(rows) == ["d", "a", "a", "a", "d"]
+    assert patient_identities(rows) == ["d", "a", "a", "a", "d"]
 
 
 def test_equal_pixels_tie_but_not_empty_ones():
     rows = [row(0, hash="x"), row(1, hash="x"), row(2, hash="y", phash=BLANK), row(3, hash="y", phash=BLANK)]
-    names, report = groups(rows)
+    names, report = group_scans(rows)
     assert names == ["p0", "p0", "p2", "p3"]
     assert report["merged"] == 1
-    assert identities(rows) == ["p0", "p1", "p2", "p3"]
+    assert patient_identities(rows) == ["p0", "p1", "p2", "p3"]
 
 
 def test_a_placeholder_is_split_into_its_studies():
     rows = [row(i, "anon", study=f"s{i // 2}", born=f"b{i // 2}", **{"fact:sex": "MF"[i % 4 // 2]}) for i in range(6)]
     rows += [row(6, "anon", series="t"), row(7, "anon"), row(8, "bert", study="u")]
-    assert placeholders(rows) == {"anon"}
-    names, report = groups(rows)
+    assert shared_patient_ids(rows) == {"anon"}
+    names, report = group_scans(rows)
     assert names == ["s0", "s0", "s1", "s1", "s2", "s2", "t", "scan7", "bert"]
     assert (report["placeholders"], report["by"]) == (1, {"patient": 1, "study": 6, "file": 2})
 
@@ -180,31 +180,31 @@ def test_a_placeholder_is_split_into_its_studies():
 def test_one_conflict_counts_over_many_studies_only(studies, several, conflict):
     name, values = conflict
     rows = [row(i, "anna", study=f"s{i}", **{name: values[i == 0]}) for i in range(studies)]
-    assert bool(placeholders(rows)) is several
-    assert len(set(identities(rows))) == (studies if several else 1)
+    assert bool(shared_patient_ids(rows)) is several
+    assert len(set(patient_identities(rows))) == (studies if several else 1)
 
 
 def test_missing_facts_are_no_conflict():
     rows = [row(0, "a", born="x", **{"fact:sex": "M"}), row(1, "a", born=""), row(2, "a", **{"fact:sex": None})]
-    assert placeholders(rows) == set()
+    assert shared_patient_ids(rows) == set()
 
 
 def test_coverage_and_the_warning_about_a_chain():
     rows = [row(i, patient_known=i < 5, study="s" if i == 5 else "") for i in range(20)]
-    _, report = groups(rows, [(i, i + 1) for i in range(4)])
+    _, report = group_scans(rows, [(i, i + 1) for i in range(4)])
     assert report["by"] == {"patient": 5, "study": 1, "file": 14}
     assert "5 patients with 5 of 20 scans" in report["warning"]
     assert not any(f"p{i}" in report["warning"] for i in range(20))
-    _, report = groups(rows, [(i, i + 1) for i in range(3)])
+    _, report = group_scans(rows, [(i, i + 1) for i in range(3)])
     assert report["warning"] == ""
-    _, report = groups([row(i, "anna") for i in range(9)])
+    _, report = group_scans([row(i, "anna") for i in range(9)])
     assert (report["warning"], report["largest"]) == ("", 9)
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=12))
 def test_groups_are_the_connected_components(pairs):
-    names, _ = groups([row(i) for i in range(12)], pairs)
+    names, _ = group_scans([row(i) for i in range(12)], pairs)
     reach = np.eye(12, dtype=bool)
     for i, j in pairs:
         reach[i, j] = reach[j, i] = True

@@ -14,10 +14,10 @@ import medssl
 import medssl.leakage.image_sets as pixels_module
 import tiny
 from medssl.errors import UserError
-from medssl.leakage.groups import similar
-from medssl.leakage.image_sets import Images, Scans
-from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set
-from medssl.leakage.near_duplicates import BITS, SURE, copies
+from medssl.leakage.groups import is_near_duplicate
+from medssl.leakage.image_sets import ImageComparer, ScanSet
+from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set_from_store
+from medssl.leakage.near_duplicates import BITS, SURE, find_duplicates
 from medssl.readers.phash import BLANK, phash
 from medssl.store.schema import content_hash
 from medssl.store.store import Store
@@ -38,7 +38,9 @@ def of(name, images=(), patients=None, *, readable=True, key="key", named=True, 
     } | columns
     words = {k: np.array(v, str) for k, v in words.items()}
     edge = np.array([max(x.shape) * readable for x in images], np.int64)
-    return Scans(name, key, **words, named=np.full(n, named), edge=edge, image=images.__getitem__ if readable else None)
+    return ScanSet(
+        name, key, **words, named=np.full(n, named), edge=edge, image=images.__getitem__ if readable else None
+    )
 
 
 def bare(name, patients, hashes, key="key"):
@@ -48,7 +50,7 @@ def bare(name, patients, hashes, key="key"):
         np.array([f(i) for i in range(len(content))], str)
         for f in (f"{name}{{}}".format, lambda _: RNG.bytes(32).hex())
     )
-    return Scans(name, key, patient, scan, content, bits, np.ones(len(bits), bool), np.zeros(len(bits), np.int64))
+    return ScanSet(name, key, patient, scan, content, bits, np.ones(len(bits), bool), np.zeros(len(bits), np.int64))
 
 
 def empty(name):
@@ -99,7 +101,7 @@ def test_exact_copies_need_no_pixels_and_blank_images_are_copies_of_nothing():
 
     images = texture(5)
     a, b = (dataclasses.replace(of(name, images), image=image, edge=np.full(5, 300)) for name in ("training", "test"))
-    assert copies(a, b, Images([a, b])).exact == {i: i for i in range(5)}
+    assert find_duplicates(a, b, ImageComparer([a, b])).exact == {i: i for i in range(5)}
     blank = of("training", [np.full((30, 30), v, np.float32) for v in (0, 0, 0.5)])
     assert set(blank.phash) == {BLANK}
     report = check_leaks(empty("pretraining"), blank, empty("validation"), dataclasses.replace(blank, name="test"))
@@ -110,7 +112,8 @@ def test_pneumonia_has_18_8_0_and_3(shared, tmp_path):
     source = shared / "medmnist" / "pneumoniamnist_rebuilt.npz"
     store = medssl.ingest(source, tmp_path / "store", key=tiny.secret(tmp_path / "key"))
     sets = [
-        scan_set(n, store, store.rows(s)) for n, s in (("training", "train"), ("validation", "val"), ("test", "test"))
+        scan_set_from_store(n, store, store.rows(s))
+        for n, s in (("training", "train"), ("validation", "val"), ("test", "test"))
     ]
     assert [len(s) for s in sets] == [4708, 524, 624]
     blind = [dataclasses.replace(s, image=None, edge=s.edge * 0) for s in sets]  # exact copies alone: no pixels read
@@ -123,7 +126,7 @@ def test_pneumonia_has_18_8_0_and_3(shared, tmp_path):
         rows = [np.flatnonzero(store.column("scan") == name)[0] for name in (a, b)]
         assert store.column("split")[rows].tolist() == ["train", "val"]
         np.testing.assert_array_equal(store[rows[0]], store[rows[1]])
-    assert "624 of 624 test scans name no patient" in "\n".join(report.words())
+    assert "624 of 624 test scans name no patient" in "\n".join(report.warnings())
 
 
 # near-copies
@@ -153,7 +156,7 @@ def test_near_copies_of_xrays_are_found_and_other_xrays_are_not(xrays, spoilt):
     report = check_leaks(seen, empty("training"), empty("validation"), test)
     pair = report["pretraining", "test"]
     assert (pair.exact, pair.near, pair.maybe, pair.patients) == (0, 20, 0, 0)
-    assert copies(seen, test, Images([seen, test])).near == {j: j % 4 for j in range(20)}
+    assert find_duplicates(seen, test, ImageComparer([seen, test])).near == {j: j % 4 for j in range(20)}
     assert pair.examples[0] == ("near", "pretraining scan 0", "test scan 0")
     assert "20 of the 40 test images (20 of them nearly)" in report.refusal
     inside = report["test", "test"]  # the copies of one X-ray, which stand under several names
@@ -167,13 +170,13 @@ def test_where_pretraining_cannot_be_read_they_are_perhaps_copies_and_refuse_not
     assert (pair.exact, pair.near) == (0, 0)
     assert 14 <= pair.maybe <= 20
     assert report.refusal == ""
-    words = "\n".join(report.words())
+    words = "\n".join(report.warnings())
     assert f"perhaps {pair.maybe} test images" in words
     assert "the pixels of 20 of 20 pretraining scans cannot be read" in words
     train = of("training", xrays[:3])  # has the first three of them
     report = check_leaks(seen, train, empty("validation"), test)
     assert report["pretraining", "test"].near == report["training", "test"].near == 15
-    assert "the pixels of 17 of 20" in "\n".join(report.words())
+    assert "the pixels of 17 of 20" in "\n".join(report.warnings())
     gone = dataclasses.replace(seen, image=lambda i: None, edge=np.full(20, 224))  # a store that is there and damaged
     assert check_leaks(gone, train, empty("validation"), test)["pretraining", "test"].near == 15
 
@@ -187,14 +190,14 @@ def test_candidates_end_at_so_many_bits(bits, pixels, kind):
     flip[RNG.permutation(256)[:bits]] ^= 1
     a = of("training", [y, x], readable=pixels)
     b = of("test", [x**1.1], phash=[np.packbits(flip).tobytes().hex()])
-    found = copies(a, b, Images([a, b]))
+    found = find_duplicates(a, b, ImageComparer([a, b]))
     assert (found.near, found.maybe) == ({0: 1} if kind == "near" else {}, {0: 1} if kind == "maybe" else {})
 
 
 def test_hashes_that_are_near_and_pixels_that_are_not_are_a_perhaps():
     x, y = texture(2, 224, 9)
     a, b = of("training", [x]), of("test", [y], phash=[phash(x)])
-    found = copies(a, b, Images([a, b]))
+    found = find_duplicates(a, b, ImageComparer([a, b]))
     assert (found.exact, found.near, found.maybe) == ({}, {}, {0: 0})
 
 
@@ -204,19 +207,19 @@ def test_of_small_images_a_shift_is_found_that_the_hash_does_not_see():
         moved(x, *by) ** 0.8 for x, by in zip(images[:9], [(d, r) for d in (-1, 0, 1) for r in (-1, 0, 1)], strict=True)
     ]
     a, b = of("training", images), of("test", [*shifted, *texture(20)])
-    assert copies(a, b, Images([a, b])).near == {j: j for j in range(9)}
-    words = "\n".join(check_leaks(empty("pretraining"), a, empty("validation"), b).words())
+    assert find_duplicates(a, b, ImageComparer([a, b])).near == {j: j for j in range(9)}
+    words = "\n".join(check_leaks(empty("pretraining"), a, empty("validation"), b).warnings())
     assert "training has seen 9 of the 29 test images (9 of them nearly)" in words
     assert "29 test scans have at most 64 pixels" in words
     large = dataclasses.replace(a, edge=np.full(60, 300)), dataclasses.replace(b, edge=np.full(29, 300))
-    assert set(copies(*large, Images(large)).near) == {4}  # by hash alone: the one that is not shifted
+    assert set(find_duplicates(*large, ImageComparer(large)).near) == {4}  # by hash alone: the one that is not shifted
 
 
 def test_what_was_compared_is_remembered_and_what_could_not_be_read_is_not(tmp_path, monkeypatch):
     images = texture(12, 300)
     a, b = of("training", images), of("test", [moved(x, 1, 0) ** 0.8 for x in images[:5]])
     kept, asked = tmp_path / "cache" / "alike.npz", []
-    monkeypatch.setattr(pixels_module, "similar", lambda x, y: asked.append(1) or similar(x, y))
+    monkeypatch.setattr(pixels_module, "is_near_duplicate", lambda x, y: asked.append(1) or is_near_duplicate(x, y))
 
     def found(a=a, b=b):
         asked.clear()
@@ -258,7 +261,7 @@ def test_a_test_inside_pretraining_is_refused_in_one_line_with_the_numbers():
     assert (
         report.refusal == "pretraining has seen 2 of the 2 test patients and 2 of the 3 test images (0 of them nearly)"
     )
-    assert report.refusal in report.words()[0]
+    assert report.refusal in report.warnings()[0]
     json.dumps(report.as_dict(), allow_nan=False)
     assert report.as_dict()["pairs"][0]["exact"] == 2
 
@@ -268,7 +271,9 @@ def test_another_key_hides_patients_and_that_is_said():
     report = check_leaks(seen, bare("training", "ab", "34"), empty("validation"), bare("test", "a", "1"))
     assert report["pretraining", "test"].patients is None
     assert report["training", "test"].patients == 1
-    assert "another key than pretraining: shared images are found, shared patients are not" in "\n".join(report.words())
+    assert "another key than pretraining: shared images are found, shared patients are not" in "\n".join(
+        report.warnings()
+    )
     clean = check_leaks(seen, bare("training", "ab", "34"), empty("validation"), bare("test", "c", "5", key="key"))
     assert clean.refusal == ""
 
@@ -278,10 +283,10 @@ def test_training_and_validation_may_share_and_it_is_said_but_not_refused():
         empty("pretraining"), bare("training", "ab", "12"), bare("validation", "ac", "13"), bare("test", "d", "4")
     )
     assert report.refusal == ""
-    assert report.words()[0].startswith(
+    assert report.warnings()[0].startswith(
         "training has seen 1 of the 2 validation patients and 1 of the 2 validation images"
     )
-    assert "training0 and validation0, for example" in report.words()[0]
+    assert "training0 and validation0, for example" in report.warnings()[0]
 
 
 # stores and runs
@@ -304,7 +309,7 @@ def test_a_run_says_what_it_has_seen(ingested):
     store, run = ingested
     rows = store.rows("train")
     key = json.loads((run / "encoder.json").read_text())["key_id"]
-    seen, train = read_pretrained_on(run / "pretrained_on.parquet", key), scan_set("training", store, rows)
+    seen, train = read_pretrained_on(run / "pretrained_on.parquet", key), scan_set_from_store("training", store, rows)
     assert len(seen) == len(rows)
     for column in ("patient", "scan", "hash", "phash", "named"):
         np.testing.assert_array_equal(getattr(seen, column), getattr(train, column))
@@ -312,8 +317,8 @@ def test_a_run_says_what_it_has_seen(ingested):
     assert seen.key == train.key
     np.testing.assert_array_equal(train.edge, 50)
     np.testing.assert_allclose(train.image(1) * 255, store[rows[1]][0], atol=1e-3)
-    test = scan_set("test", store, store.rows("test"))
-    assert check_leaks(seen, train, scan_set("validation", store, store.rows("val")), test).refusal == ""
+    test = scan_set_from_store("test", store, store.rows("test"))
+    assert check_leaks(seen, train, scan_set_from_store("validation", store, store.rows("val")), test).refusal == ""
     assert (
         f"{len(rows)} of the {len(rows)} test images"
         in check_leaks(seen, empty("training"), empty("validation"), dataclasses.replace(train, name="test")).refusal
@@ -324,7 +329,7 @@ def test_pretraining_is_read_from_its_store_where_that_is_there(ingested, tmp_pa
     store, run = ingested
     seen = read_pretrained_on(run / "pretrained_on.parquet", "key", store)
     x = seen.image(2)
-    np.testing.assert_array_equal(x, scan_set("training", store, store.rows("train")).image(2))
+    np.testing.assert_array_equal(x, scan_set_from_store("training", store, store.rows("train")).image(2))
     copy = dataclasses.replace(of("test", [moved(x, 1, 1) ** 1.2]), key="key")
     assert check_leaks(seen, empty("training"), empty("validation"), copy)["pretraining", "test"].near == 1
     assert (
@@ -344,6 +349,6 @@ def test_pretraining_is_read_from_its_store_where_that_is_there(ingested, tmp_pa
 def test_of_a_volume_the_middle_slice_is_looked_at(tmp_path):
     np.savez(tmp_path / "v.npz", train_images=RNG.integers(0, 255, (2, 9, 20, 20), np.uint8))
     store = medssl.ingest(tmp_path / "v.npz", tmp_path / "store", key=tiny.secret(tmp_path / "key"))
-    part = scan_set("test", store, store.rows())
+    part = scan_set_from_store("test", store, store.rows())
     np.testing.assert_allclose(part.image(1) * 255, store[1][0, 4], atol=1e-3)
     assert part.edge.tolist() == [20, 20]

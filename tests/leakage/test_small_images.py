@@ -11,9 +11,9 @@ from sklearn.isotonic import IsotonicRegression
 
 import medssl.leakage.image_sets as pixels_module
 from medssl.leakage import small_images
-from medssl.leakage.groups import similar
-from medssl.leakage.image_sets import Images, Scans
-from medssl.leakage.near_duplicates import _usual, copies
+from medssl.leakage.groups import is_near_duplicate
+from medssl.leakage.image_sets import ImageComparer, ScanSet
+from medssl.leakage.near_duplicates import _usual, find_duplicates
 from medssl.readers.phash import phash
 from medssl.store.schema import content_hash
 
@@ -38,7 +38,7 @@ def of(name, images):
     words += [[content_hash(x) for x in images], [phash(x) for x in images]]
     patient, scan, content, bits = (np.array(w, str) for w in words)
     edge = np.array([max(x.shape) for x in images])
-    return Scans(name, "key", patient, scan, content, bits, np.ones(len(images), bool), edge, images.__getitem__)
+    return ScanSet(name, "key", patient, scan, content, bits, np.ones(len(images), bool), edge, images.__getitem__)
 
 
 def jpeg(x, quality):
@@ -177,7 +177,7 @@ def test_spoilt_copies_of_small_xrays_are_found_and_other_patients_are_not_blame
     seen, others = list(train[:2000]), list(test[:200])
     spoilt = {way: [change(x) for x in seen[:60]] for way, change in WAYS.items()}
     a, b = of("training", seen), of("test", [*others, *(x for v in spoilt.values() for x in v)])
-    found = copies(a, b, Images([a, b]))
+    found = find_duplicates(a, b, ImageComparer([a, b]))
     assert not {j for j in found.near | found.maybe if j < len(others)}
     right = np.array([(found.near | found.maybe).get(200 + j) == j % 60 for j in range(240)]).reshape(4, 60)
     assert dict(zip(WAYS, right.sum(1) >= [58, 58, 54, 58], strict=True)) == dict.fromkeys(WAYS, True)
@@ -191,7 +191,7 @@ def test_breast_ultrasound_has_the_same_pictures_in_training_and_test(shared):
     with np.load(shared / "medmnist/breastmnist.npz", allow_pickle=False) as f:
         train, test = (list(f[f"{s}_images"].astype(np.float32) / 255) for s in ("train", "test"))
     a, b = of("training", train), of("test", test)
-    found = copies(a, b, Images([a, b]))
+    found = find_duplicates(a, b, ImageComparer([a, b]))
     assert len(found.exact) + len(found.near) >= 50
     pixels = [np.corrcoef(train[i].ravel(), test[j].ravel())[0, 1] for j, i in found.near.items()]
     assert np.median(pixels) > 0.95
@@ -203,19 +203,19 @@ def test_shapes_on_a_background_are_compared_by_their_pixels(monkeypatch):
 
     x = shapes(30)
     a, b = of("training", x), of("test", [x[3] ** 1.5, *shapes(5)])
-    monkeypatch.setattr(Images, "weigh", lambda *_: pytest.fail("weighed"))
-    assert copies(a, b, Images([a, b])).near == {0: 3}
+    monkeypatch.setattr(ImageComparer, "weigh", lambda *_: pytest.fail("weighed"))
+    assert find_duplicates(a, b, ImageComparer([a, b])).near == {0: 3}
 
 
 def test_what_was_judged_is_not_compared_again_and_few_scans_have_no_rival(monkeypatch):
     x, asked = texture(30), []
-    monkeypatch.setattr(pixels_module, "similar", lambda i, j: asked.append(1) or similar(i, j))
+    monkeypatch.setattr(pixels_module, "is_near_duplicate", lambda i, j: asked.append(1) or is_near_duplicate(i, j))
     test = [noisy(x[1], 0.02), *texture(3)]
     a, b = of("training", list(x)), of("test", test)
-    assert copies(a, b, Images([a, b])).near == {0: 1}
+    assert find_duplicates(a, b, ImageComparer([a, b])).near == {0: 1}
     assert not asked
     few = of("training", list(x[:3]))
-    assert copies(few, b, Images([few, b])).near == {0: 1}
+    assert find_duplicates(few, b, ImageComparer([few, b])).near == {0: 1}
     assert asked
 
 
@@ -227,7 +227,7 @@ def test_two_noisy_pictures_of_one_shape_are_no_copies():
 
     a = of("training", [square(*RNG.integers(0, S - 6, 2)) for _ in range(60)])
     b = of("test", [square(*RNG.integers(0, S - 6, 2)) for _ in range(20)])
-    found = copies(a, b, Images([a, b]))
+    found = find_duplicates(a, b, ImageComparer([a, b]))
     assert not found.near
     assert not found.maybe
 
@@ -235,7 +235,7 @@ def test_two_noisy_pictures_of_one_shape_are_no_copies():
 def test_what_is_usual_in_a_set_knows_neither_copies_nor_other_scans_of_a_patient():
     def usual(images, patients):
         part = dataclasses.replace(of("training", images), patient=np.array(patients))
-        pixels = Images([part])
+        pixels = ImageComparer([part])
         at, outlines = pixels.outlines(part.hash)
         return _usual(part, at, outlines, pixels)
 
@@ -254,7 +254,7 @@ def test_that_a_set_has_it_many_times_hides_nothing():
     x = texture(30)
     many = [*x, *(noisy(x[4], 0.01) for _ in range(6))]
     a, b = of("training", many), of("test", [noisy(x[4], 0.01), *texture(3)])
-    found = copies(a, b, Images([a, b]))
+    found = find_duplicates(a, b, ImageComparer([a, b]))
     assert list(found.near) == [0]
     assert found.near[0] in {4, *range(30, 36)}
 
@@ -262,6 +262,6 @@ def test_that_a_set_has_it_many_times_hides_nothing():
 def test_of_mid_sized_images_a_shift_is_found_that_the_hash_does_not_see():
     x = texture(40, 100, 5)
     a, b = of("training", list(x)), of("test", [np.roll(i, (2, -2), (0, 1)) ** 0.8 for i in x[:9]])
-    assert copies(a, b, Images([a, b])).near == {j: j for j in range(9)}
-    large = Images([dataclasses.replace(s, edge=s.edge * 3) for s in (a, b)])
-    assert len(copies(a, b, large).near) < 5  # by hash alone
+    assert find_duplicates(a, b, ImageComparer([a, b])).near == {j: j for j in range(9)}
+    large = ImageComparer([dataclasses.replace(s, edge=s.edge * 3) for s in (a, b)])
+    assert len(find_duplicates(a, b, large).near) < 5  # by hash alone

@@ -233,7 +233,7 @@ def test_nothing_identifying_leaves(planted, tmp_path, capfd, monkeypatch):
     assert run("ingest", f"source={source}", f"out={out / 'other'}", f"labels={table}") == 1  # it matches nothing
     wrong = capfd.readouterr()
     data = bytes_of(out)
-    opened = Store.open(out / "store", held=True)
+    opened = Store.open(out / "store", quarantined=True)
     assert len(opened) >= 8
     data += b"".join(x.tobytes() for x in opened.batch(range(len(opened))))
     found = {w for w in words for form in forms(w) if form in data}

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from medssl.errors import UsageError, UserError
 from medssl.readers.scan import Scan
 from medssl.store import intensity
-from medssl.store.intensity import RECIPES, WINDOWS, check, resolve, stats, to8, unit, window
+from medssl.store.intensity import (
+    CT_WINDOWS,
+    INTENSITIES,
+    check_intensity,
+    resolve_intensity,
+    to_uint8,
+    to_unit_range,
+    unit_moments,
+    window,
+)
 
 RAMP = np.linspace(0, 1000, 10_001, dtype=np.float32).reshape(1, 73, 137)
 
@@ -23,14 +32,14 @@ def noise(shape, dtype="uint8"):
 
 
 def test_recipe_names():
-    assert all(check(name) == name for name in RECIPES)
+    assert all(check_intensity(name) == name for name in INTENSITIES)
     with pytest.raises(UsageError, match="Did you mean 'xray'"):
-        check("x-ray")
-    assert {resolve("auto", m) for m in intensity.BY_MODALITY} <= set(RECIPES)
-    assert [resolve("auto", m) for m in ("CT", "PT", "DX", "US", "OP", "ES", "", "SC")] == (
+        check_intensity("x-ray")
+    assert {resolve_intensity("auto", m) for m in intensity.BY_MODALITY} <= set(INTENSITIES)
+    assert [resolve_intensity("auto", m) for m in ("CT", "PT", "DX", "US", "OP", "ES", "", "SC")] == (
         ["ct", "pet", "xray", "us", "fundus", "natural", "neutral", "neutral"]
     )
-    assert resolve("mr", "CT") == "mr"
+    assert resolve_intensity("mr", "CT") == "mr"
 
 
 def test_windows_of_the_recipes():
@@ -109,8 +118,8 @@ def test_thinned_percentiles_see_every_column(columns):
 
 def test_unit_range():
     x = np.array([-2000, -1024, 238, 1500, 3000], np.int16)
-    np.testing.assert_allclose(unit(x, -1024, 1500), [0, 0, 0.5, 1, 1])
-    assert unit(x, 0, 1).dtype == np.float32
+    np.testing.assert_allclose(to_unit_range(x, -1024, 1500), [0, 0, 0.5, 1, 1])
+    assert to_unit_range(x, 0, 1).dtype == np.float32
 
 
 @given(st.lists(st.integers(-3000, 3000), min_size=1, max_size=40), st.integers(-2000, 1000), st.floats(1, 4000))
@@ -118,7 +127,7 @@ def test_unit_range():
 def test_stats_equal_a_loop(values, low, width):
     array = np.array(values, np.int16).reshape(1, 1, -1)
     u = [min(max((v - low) / width, 0), 1) for v in values]
-    mean, square = stats(array, float(low), low + width)
+    mean, square = unit_moments(array, float(low), low + width)
     assert mean == pytest.approx(sum(u) / len(u), abs=1e-6)
     assert square == pytest.approx(sum(v * v for v in u) / len(u), abs=1e-6)
 
@@ -126,9 +135,9 @@ def test_stats_equal_a_loop(values, low, width):
 def test_stats_and_windows_need_little_memory():
     array = noise((1, 64, 512, 512), "int16")
     tracemalloc.start()
-    mean, square = stats(array, 0, 255)
+    mean, square = unit_moments(array, 0, 255)
     window(scan(array, "MR"), "auto")
-    eight = to8(array, 128, 256)
+    eight = to_uint8(array, 128, 256)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < eight.nbytes + (48 << 20)
@@ -144,11 +153,11 @@ def linear(x, centre, width):
     return ((x - (centre - 0.5)) / (width - 1) + 0.5) * 255
 
 
-@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("name", CT_WINDOWS)
 def test_named_windows_are_voi_linear(name):
-    level, width = WINDOWS[name]
+    level, width = CT_WINDOWS[name]
     x = np.arange(-1400, 2800, dtype=np.int16).reshape(1, 60, 70)
-    got = to8(x, level, width)
+    got = to_uint8(x, level, width)
     assert (got.dtype, got.shape) == (np.uint8, x.shape)
     assert got.ravel().tolist() == [round(linear(int(v), level, width)) for v in x.ravel()]
     assert (got[x < level - width / 2 - 1] == 0).all()
@@ -163,7 +172,7 @@ def test_named_windows_are_voi_linear(name):
 )
 @settings(max_examples=200, deadline=None)
 def test_to8_equals_a_loop(values, level, width):
-    got = to8(np.array(values, np.float32).reshape(1, 1, -1), level, width)
+    got = to_uint8(np.array(values, np.float32).reshape(1, 1, -1), level, width)
     expected = [linear(v, level, width) for v in values]
     assert np.abs(got.ravel() - np.array(expected)).max() <= 0.5 + 1e-6
 
@@ -171,18 +180,18 @@ def test_to8_equals_a_loop(values, level, width):
 def test_to8_spans_many_chunks(monkeypatch):
     monkeypatch.setattr(intensity, "CHUNK", 7)
     x = np.arange(60, dtype=np.int16).reshape(1, 6, 10)
-    assert to8(x, 30, 60).ravel().tolist() == [round(linear(v, 30, 60)) for v in range(60)]
-    assert stats(x, 0, 59)[0] == pytest.approx(0.5)
+    assert to_uint8(x, 30, 60).ravel().tolist() == [round(linear(v, 30, 60)) for v in range(60)]
+    assert unit_moments(x, 0, 59)[0] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("width", [0, 0.5, -3, math.nan, math.inf])
 def test_windows_without_width(width):
     with pytest.raises(UserError, match="width"):
-        to8(RAMP, 40, width)
+        to_uint8(RAMP, 40, width)
 
 
 def test_the_published_table():
-    ranges = {name: (level - width / 2, level + width / 2) for name, (level, width) in WINDOWS.items()}
+    ranges = {name: (level - width / 2, level + width / 2) for name, (level, width) in CT_WINDOWS.items()}
     assert ranges == {
         "lung": (-1350, 150),
         "mediastinum": (-160, 240),

@@ -196,7 +196,7 @@ def test_pictures_with_masks_of_nothing_and_a_table(tmp_path):
         assert store.mask(row).shape == (1, 20, 24)
         assert set(np.unique(store.mask(row))) == ({0, 255} if k else {0})
         assert store.column("label:label")[row] == "ab"[k % 2]
-    held = Store.open(store.path, held=True)
+    held = Store.open(store.path, quarantined=True)
     assert len(set(held.column("patient"))) == 2
     assert {code for code, _ in rejects(store).values()} == {"CONSTANT"}  # the blank picture, and it alone
 

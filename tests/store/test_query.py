@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from medssl.errors import UserError
 from medssl.readers.quality_flags import FLAGS
-from medssl.store.query import select, written
+from medssl.store.query import query_name, select
 
 AFFINE = [*np.eye(4).ravel()]
 ROWS = [
@@ -169,7 +169,7 @@ def test_a_name_that_is_both_label_and_flag_says_how_to_write_it():
 
 def test_names_that_python_could_not_write():
     names = {"age at scan": "age_at_scan", "class": "class_", "2nd": "_2nd", "폐": "폐", "a-b": "a_b"}
-    assert {name: written(name) for name in names} == names
+    assert {name: query_name(name) for name in names} == names
     for name, word in names.items():
         table = TABLE.append_column(f"label:{name}", pa.array(["x", None, "y", None, None]))
         assert chosen(f"{word} == 'x'", table) == [0]
@@ -216,7 +216,7 @@ leaf = st.one_of(
     st.tuples(st.sampled_from(["modality", "finding"]), st.sampled_from(["in", "not in"]), st.lists(word, max_size=3)),
     st.tuples(st.sampled_from([*NUMBERS, "finding"]), st.sampled_from(["is", "is not"]), st.none()),
     st.tuples(st.just("patient_known"), st.sampled_from(["==", "!="]), st.booleans()),
-    st.sampled_from([written(f) for f in FLAGS]),
+    st.sampled_from([query_name(f) for f in FLAGS]),
 )
 tree = st.recursive(
     leaf,
@@ -255,7 +255,7 @@ def text(node) -> str:
 def holds(node, r: dict) -> bool | None:
     """True, False, or None where nobody can know."""
     if isinstance(node, str):
-        return node in {written(f) for f in r["flags"]}
+        return node in {query_name(f) for f in r["flags"]}
     if node[0] == "not":
         inner = holds(node[1], r)
         return None if inner is None else not inner

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from medssl.errors import UserError
 from medssl.readers.pseudonyms import Pseudonyms
-from medssl.store.splits import SPLITS, assign, empty_splits, leaks, torn
+from medssl.store.splits import SPLITS, assign_splits, count_overlap, count_split_groups, empty_split_warning
 
 ALIAS = Pseudonyms(b"k" * 32)
 patients = st.lists(st.text("abcdef", min_size=1, max_size=3), max_size=40)
@@ -14,8 +14,8 @@ patients = st.lists(st.text("abcdef", min_size=1, max_size=3), max_size=40)
 
 @given(patients, patients)
 def test_adding_patients_moves_nobody(old, new):
-    before = dict(zip(old, assign(old, ALIAS), strict=True))
-    after = dict(zip(new + old, assign(new + old, ALIAS), strict=True))
+    before = dict(zip(old, assign_splits(old, ALIAS), strict=True))
+    after = dict(zip(new + old, assign_splits(new + old, ALIAS), strict=True))
     assert {p: after[p] for p in old} == before
 
 
@@ -26,9 +26,9 @@ def test_a_patient_is_in_one_split_and_given_splits_are_kept(rows):
     torn = [p for p, s in given_splits.items() if len(s) > 1]
     if torn:
         with pytest.raises(UserError, match=f"{len(torn)} patients"):
-            assign(people, ALIAS, fixed)
+            assign_splits(people, ALIAS, fixed)
         return
-    splits = assign(people, ALIAS, fixed)
+    splits = assign_splits(people, ALIAS, fixed)
     for p in people:
         mine = {s for q, s in zip(people, splits, strict=True) if q == p}
         assert len(mine) == 1
@@ -37,15 +37,15 @@ def test_a_patient_is_in_one_split_and_given_splits_are_kept(rows):
 
 def test_proportions_and_key():
     people = [f"patient{i}" for i in range(20_000)]
-    splits = assign(people, ALIAS)
+    splits = assign_splits(people, ALIAS)
     for split, share in (("train", 0.7), ("val", 0.1), ("test", 0.2)):
         assert splits.count(split) / len(people) == pytest.approx(share, abs=0.01)
-    assert assign(people, Pseudonyms(b"q" * 32)) != splits
+    assert assign_splits(people, Pseudonyms(b"q" * 32)) != splits
 
 
 def test_a_torn_patient_is_named_by_row_and_never_by_id():
     with pytest.raises(UserError, match=r"1 patients .* scans 2 ") as e:
-        assign(["anna", "bert", "anna"], ALIAS, ["train", "", "test"])
+        assign_splits(["anna", "bert", "anna"], ALIAS, ["train", "", "test"])
     assert "anna" not in str(e.value)
 
 
@@ -57,7 +57,7 @@ def test_a_group_is_in_one_split_but_where_the_source_puts_its_patients_elsewher
         first[patient] = first.get(patient) or split
     people, fixed = [p for p, _ in rows], [first[p] for p, _ in rows]
     group = ["abcdefgh"["abcdefgh".index(p) // 2 * 2] for p in people]
-    splits = assign(people, ALIAS, fixed, group)
+    splits = assign_splits(people, ALIAS, fixed, group)
     assert all(f in ("", s) for f, s in zip(fixed, splits, strict=True))
     several = 0
     for g in set(group):
@@ -65,32 +65,32 @@ def test_a_group_is_in_one_split_but_where_the_source_puts_its_patients_elsewher
         theirs = {f for h, f in zip(group, fixed, strict=True) if h == g and f}
         assert ours == theirs or (not theirs and len(ours) == 1)
         several += len(ours) > 1
-    assert torn(group, splits) == several
+    assert count_split_groups(group, splits) == several
 
 
 def test_the_group_draws_and_not_the_patient():
     people = [f"p{i}" for i in range(200)]
     group = [f"p{i // 2 * 2}" for i in range(200)]
-    assert assign(people, ALIAS, None, group) == assign(group, ALIAS)
+    assert assign_splits(people, ALIAS, None, group) == assign_splits(group, ALIAS)
 
 
 def test_a_free_patient_of_a_torn_group_trains():
-    assert assign(["a", "b", "c"], ALIAS, ["test", "", "train"], ["a", "a", "a"]) == ["test", "train", "train"]
+    assert assign_splits(["a", "b", "c"], ALIAS, ["test", "", "train"], ["a", "a", "a"]) == ["test", "train", "train"]
 
 
 def test_an_unknown_split_is_refused():
     with pytest.raises(UserError, match="train, val, test"):
-        assign(["a"], ALIAS, ["training"])
+        assign_splits(["a"], ALIAS, ["training"])
 
 
 def test_an_empty_split_stays_empty_and_is_said():
-    assert "val" in empty_splits(["train", "test"], 12)
-    assert empty_splits(["train", "test"], 9) == ""
-    assert empty_splits(SPLITS, 12) == ""
+    assert "val" in empty_split_warning(["train", "test"], 12)
+    assert empty_split_warning(["train", "test"], 9) == ""
+    assert empty_split_warning(SPLITS, 12) == ""
 
 
 def test_leaks_count_patients_and_images():
-    assert leaks(["a", "b", "b"], ["1", "2"], ["b", "c"], ["2", "2", "1"]) == (1, 2)
-    assert leaks(["a"], ["1"], ["b"], ["1"])
-    assert leaks(["a"], ["1"], ["a"], ["2"])
-    assert not leaks(["a"], ["1"], ["b"], ["2"])
+    assert count_overlap(["a", "b", "b"], ["1", "2"], ["b", "c"], ["2", "2", "1"]) == (1, 2)
+    assert count_overlap(["a"], ["1"], ["b"], ["1"])
+    assert count_overlap(["a"], ["1"], ["a"], ["2"])
+    assert not count_overlap(["a"], ["1"], ["b"], ["2"])

@@ -34,7 +34,7 @@ from medssl.errors import UserError
 from medssl.losses.dice import dice_cross_entropy
 from medssl.methods.base import Clock, Method
 from medssl.runs.predictions import of_run
-from medssl.store.masks import masks_on_canvas
+from medssl.store.masks import resample_masks
 from medssl.store.store import Store
 from medssl.tasks.segment import Segment
 from medssl.train.log import Log
@@ -386,7 +386,7 @@ def test_again_it_says_the_same_and_trains_nothing(made, scored):
 def test_the_score_is_of_the_scans_own_grid(made, scored):
     """A ceiling: masks that were brought to 16 x 16 and back cannot be right everywhere on 20 x 26."""
     store = Store.open(made[0] / "store")
-    masks = masks_on_canvas(store, (0, 60, 200), 16)
+    masks = resample_masks(store, (0, 60, 200), 16)
     assert masks.shape[1:] == (16, 16)
     for row in scored["rows"]:
         assert row["scores"]["Dice"]["value"] < 0.99

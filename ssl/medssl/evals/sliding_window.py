@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medssl.augmentations.loader import to_unit_range
 from medssl.resample import apply_axes, axis_weights
-from medssl.store.resampled import box, dtype_of, place, values_of, window_of
+from medssl.store.resampled import common_dtype, field_of_view, intensity_windows, resample_to_grid, scan_values
 from medssl.store.store import Store
 
 OVERLAP = 0.5  # of neighbouring windows along an axis
@@ -72,7 +72,7 @@ class Grid:
     def __init__(self, store: Store, card: dict[str, Any], device: str):
         self.store, self.size, self.device = store, tuple(card["size"]), device
         self.spacing, self.equalise, self.mean, self.std = (card[k] for k in ("spacing", "equalise", "mean", "std"))
-        self.dtype, self.window = dtype_of(store, self.equalise), window_of(store, self.equalise)
+        self.dtype, self.window = common_dtype(store, self.equalise), intensity_windows(store, self.equalise)
         self.columns = {name: store.column(name) for name in ("shape", "spacing")}
 
     def of(self, row: int) -> tuple[Tensor, list[float], list[float]]:
@@ -83,9 +83,11 @@ class Grid:
         if self.spacing is not None:
             needed = (math.ceil(n * mm / self.spacing) for n, mm in zip(shape, voxel, strict=True))
             whole = tuple(max(m, n) for m, n in zip(self.size, needed, strict=True))
-        starts, extents = box(shape, voxel, whole, self.spacing)
+        starts, extents = field_of_view(shape, voxel, whole, self.spacing)
         low, high = (end[[row]] for end in self.window)
-        placed = place(values_of(self.store, row, self.equalise)[None], low, whole, starts, extents, self.dtype)
+        placed = resample_to_grid(
+            scan_values(self.store, row, self.equalise)[None], low, whole, starts, extents, self.dtype
+        )
         x = to_unit_range(
             {
                 "image": torch.from_numpy(placed.astype(np.float32)),

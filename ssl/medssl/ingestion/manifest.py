@@ -21,12 +21,12 @@ from medssl.ingestion.label_table import Labels
 from medssl.ingestion.mask_pairing import LABEL_MAP, Pairs, are_labels, label_maps, pair_masks
 from medssl.ingestion.path_match import match
 from medssl.leakage import rendition
-from medssl.leakage.groups import confirmed, groups, identities
+from medssl.leakage.groups import group_scans, near_duplicate_pairs, patient_identities
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.reject_codes import CODES
-from medssl.store.intensity import unit
+from medssl.store.intensity import to_unit_range
 from medssl.store.schema import COLUMNS, MASK, Row
-from medssl.store.splits import SPLITS, assign, torn
+from medssl.store.splits import SPLITS, assign_splits, count_split_groups
 from medssl.store.store import SCHEMA_VERSION, fingerprint, read_array
 
 BATCH = 4096  # rows made into a table at once
@@ -124,12 +124,12 @@ def build_manifest(
         if released.get(row["scan"]) == {"held": row["held"], "hash": row["hash"]}:
             row["held"] = ""
 
-    near = confirmed(joined, lambda i: _middle(folder, at[keep[i]]))
+    near = near_duplicate_pairs(joined, lambda i: _middle(folder, at[keep[i]]))
     place = {i: n for n, i in enumerate(keep)}
     tied = [(place[a], place[b]) for a, b in pairs.one_case() if a in place and b in place]
-    group, grouping = groups(joined, [*near, *tied])
-    split = assign(identities(joined), alias, [r["split"] for r in joined], group)
-    grouping |= {"torn": torn(group, split)}
+    group, grouping = group_scans(joined, [*near, *tied])
+    split = assign_splits(patient_identities(joined), alias, [r["split"] for r in joined], group)
+    grouping |= {"torn": count_split_groups(group, split)}
     for row, g, s in zip(joined, group, split, strict=True):
         row |= {"group": g, "split": s, "mask": ""}
         _note(extra, row)
@@ -258,7 +258,10 @@ def _renditions(
     kept = lru_cache(maxsize=2)(lambda i: read_array(folder, addresses[i]._asdict()))
     for image, dicom in sorted(sidecars.renditions(kinds), key=lambda pair: place[pair[1]]):
         (i, _), (j, k) = place[image], place[dicom]
-        if any(rendition.same(plane, kept(i).mean(0)) for plane in rendition.of_scan(kept(j), k, len(names[j]))):
+        if any(
+            rendition.is_rendition(plane, kept(i).mean(0))
+            for plane in rendition.slice_orientations(kept(j), k, len(names[j]))
+        ):
             found.add(i)
     return found
 
@@ -266,7 +269,7 @@ def _renditions(
 def _middle(folder: Path, at: _At) -> np.ndarray:
     """(H, W) in the unit range: an image, or the middle slice of a volume."""
     array = read_array(folder, at._asdict())
-    return unit(array[0] if array.ndim == 3 else array[0, array.shape[1] // 2], at.low, at.high)
+    return to_unit_range(array[0] if array.ndim == 3 else array[0, array.shape[1] // 2], at.low, at.high)
 
 
 def _table(rows: Callable[[], Iterator[Found]], updates: dict[int, Row], schema: pa.Schema) -> pa.Table:

@@ -22,7 +22,7 @@ from medssl.readers.scan import Scan, Slice, Unreadable
 from medssl.readers.values import is_label_name
 from medssl.readers.walk import File, open_file, sniff
 from medssl.store.chunks import pack
-from medssl.store.schema import row_of, stored
+from medssl.store.schema import manifest_row, prepare_array
 
 
 class Worker:
@@ -79,10 +79,10 @@ class Worker:
         try:
             if isinstance(scan, Unreadable):
                 raise scan
-            array = stored(scan)
+            array = prepare_array(scan)
             if array.min() == array.max() and not (empty and scan.quarantined == "label map"):
                 raise Unreadable("CONSTANT", "every pixel has the same value")
-            row = row_of(scan, array, self.intensity)
+            row = manifest_row(scan, array, self.intensity)
             data = pack(array)
         except BaseException as e:
             self._reject(part, e)

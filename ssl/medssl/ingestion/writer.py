@@ -19,8 +19,8 @@ from medssl.ingestion.manifest import Found, Settled, build_manifest
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
 from medssl.store.chunks import pack
-from medssl.store.intensity import check
-from medssl.store.schema import Row, row_of, stored
+from medssl.store.intensity import check_intensity
+from medssl.store.schema import Row, manifest_row, prepare_array
 from medssl.store.store import Store
 
 PACK = 64 << 20  # bytes of compressed images in one file
@@ -173,7 +173,7 @@ class StagedStore:
             _move(self.folder, self.out, "cache" if same else None)
             (self.out / "lock").unlink()
             self._release_lock()
-        return Store.open(self.out, held=True)
+        return Store.open(self.out, quarantined=True)
 
     def _fingerprint_at_out(self) -> str:
         try:
@@ -219,7 +219,7 @@ class StoreWriter:
     """
 
     def __init__(self, out: str | Path, alias: Pseudonyms, intensity: str = "auto", overwrite: bool = False):
-        self.alias, self.intensity = alias, check(intensity)
+        self.alias, self.intensity = alias, check_intensity(intensity)
         check_out(Path(out).absolute(), overwrite)
         self.draft = StagedStore(Path(out))
         self.found: list[Found] = []
@@ -244,8 +244,8 @@ class StoreWriter:
             Unreadable: when the array cannot be stored (NO_PIXELS, NON_FINITE).
             UserError: when the disk is full.
         """
-        array = stored(scan)
-        row = row_of(scan, array, self.intensity)
+        array = prepare_array(scan)
+        row = manifest_row(scan, array, self.intensity)
         if array.ndim == 3:
             address = self.draft.put(pack(array))
         else:

@@ -22,7 +22,7 @@ STUDIES = 50  # studies of one patient from which on a conflict of sex or of bir
 CHAIN = 0.2  # share of all rows in one group from which on something is wrong
 
 
-def near_pairs(hashes: np.ndarray, limit: int = NEAR) -> np.ndarray:
+def near_hash_pairs(hashes: np.ndarray, limit: int = NEAR) -> np.ndarray:
     """Rows whose hashes are at most `limit` bits apart.
 
     Multi-index hashing (Norouzi, Punjani and Fleet, CVPR 2012): the bits are dealt into 16 chunks of 16, in 4 orders, and rows
@@ -77,7 +77,7 @@ def _share(key: np.ndarray, words: np.ndarray, limit: int, done: np.ndarray) -> 
     return np.concatenate(hits) if hits else np.empty(0, np.int64)
 
 
-def similar(a: np.ndarray, b: np.ndarray) -> bool:
+def is_near_duplicate(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two images show the same scan: shifted by at most 2 pixels, under any monotone grey curve.
 
     Both are shrunk to 64 x 64, b (the one with fewer pixels) at 25 shifts; at the best one b takes a's histogram, and then
@@ -90,7 +90,7 @@ def similar(a: np.ndarray, b: np.ndarray) -> bool:
     if a.ndim != b.ndim:
         return False
     if a.ndim == 3:
-        return all(similar(a[len(a) * k // 4], b[len(b) * k // 4]) for k in (1, 2, 3))
+        return all(is_near_duplicate(a[len(a) * k // 4], b[len(b) * k // 4]) for k in (1, 2, 3))
     if a.size < b.size:
         a, b = b, a
     inner = np.s_[EDGE:-EDGE, EDGE:-EDGE]
@@ -113,7 +113,9 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float((x * y).sum() / max(float(np.sqrt((x * x).sum() * (y * y).sum())), 1e-12))
 
 
-def confirmed(rows: Sequence[Row], image: Callable[[int], np.ndarray], limit: int = NEAR) -> list[tuple[int, int]]:
+def near_duplicate_pairs(
+    rows: Sequence[Row], image: Callable[[int], np.ndarray], limit: int = NEAR
+) -> list[tuple[int, int]]:
     """Pairs of rows that show the same scan though no identifier says so: near by their hashes, and `similar`.
 
     Args:
@@ -121,15 +123,15 @@ def confirmed(rows: Sequence[Row], image: Callable[[int], np.ndarray], limit: in
         image: reads a row's (H, W) or (D, H, W) in the unit range. Asked for candidates only.
         limit: bits.
     """
-    tied = _Forest(identities(rows))
+    tied = _Forest(patient_identities(rows))
     exact: dict[str, int] = {}
     for i, row in enumerate(rows):
         if row["phash"] != BLANK:
             tied.join(exact.setdefault(row["hash"], i), i)
     kept = lru_cache(maxsize=256)(image)  # pairs come sorted by their first row
     found = []
-    for i, j in near_pairs(packed([row["phash"] for row in rows]), limit).tolist():
-        if tied.root(i) != tied.root(j) and similar(kept(i), kept(j)):
+    for i, j in near_hash_pairs(packed([row["phash"] for row in rows]), limit).tolist():
+        if tied.root(i) != tied.root(j) and is_near_duplicate(kept(i), kept(j)):
             tied.join(i, j)
             found.append((i, j))
     return found
@@ -160,7 +162,7 @@ class _Forest:
         return [least[root] for root in roots]
 
 
-def placeholders(rows: Sequence[Row]) -> set[str]:
+def shared_patient_ids(rows: Sequence[Row]) -> set[str]:
     """Patients that are several people ("ANON", "0"): their scans disagree in sex and in birth date, or in one of the two
     over more than 50 studies.
     """
@@ -176,12 +178,12 @@ def placeholders(rows: Sequence[Row]) -> set[str]:
     return {p for p, conflicts in torn.items() if conflicts == 2 or len(study[p]) > STUDIES}
 
 
-def identities(rows: Sequence[Row]) -> list[str]:
+def patient_identities(rows: Sequence[Row]) -> list[str]:
     """Of every row the smallest pseudonym it is tied to by patient, study and series: who it is, pixels aside.
 
     A patient that is several people ties nothing; its studies do, or its series, or the scan stands alone.
     """
-    shared = placeholders(rows)
+    shared = shared_patient_ids(rows)
     who = [
         row["patient"] if row["patient"] not in shared else row["study"] or row["series"] or row["scan"] for row in rows
     ]
@@ -194,7 +196,7 @@ def identities(rows: Sequence[Row]) -> list[str]:
     return tied.names(who)
 
 
-def groups(rows: Sequence[Row], pairs: Iterable[tuple[int, int]] = ()) -> tuple[list[str], dict[str, Any]]:
+def group_scans(rows: Sequence[Row], pairs: Iterable[tuple[int, int]] = ()) -> tuple[list[str], dict[str, Any]]:
     """The group of every row: what is tied by identifiers, by equal pixels, or by a confirmed pair. And a report.
 
     Args:
@@ -206,7 +208,7 @@ def groups(rows: Sequence[Row], pairs: Iterable[tuple[int, int]] = ()) -> tuple[
         study or file only; placeholders: patient ids that are several people; merged: identities that equal or similar
         pixels put into another one's group; largest: rows of the largest group; warning: "", or what to look at.
     """
-    who = identities(rows)
+    who = patient_identities(rows)
     tied = _Forest(who)
     exact: dict[str, int] = {}
     for i, row in enumerate(rows):
@@ -215,7 +217,7 @@ def groups(rows: Sequence[Row], pairs: Iterable[tuple[int, int]] = ()) -> tuple[
     for i, j in pairs:
         tied.join(i, j)
     names = tied.names(who)
-    shared = placeholders(rows)
+    shared = shared_patient_ids(rows)
     known = [bool(row["patient_known"]) and row["patient"] not in shared for row in rows]
     by = Counter("patient" if k else "study" if row["study"] else "file" for k, row in zip(known, rows, strict=True))
     name, largest = Counter(names).most_common(1)[0] if names else ("", 0)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medssl.errors import UserError
 from medssl.files import atomic
 from medssl.leakage import small_images
-from medssl.leakage.groups import similar
+from medssl.leakage.groups import is_near_duplicate
 
 Strings = NDArray[np.str_]
 Rows = NDArray[np.int64]
@@ -25,7 +25,7 @@ VERSION = 1  # of `similar`: answers of another one are forgotten
 
 
 @dataclass(frozen=True)
-class Scans:
+class ScanSet:
     """One set of scans on the way to a score, as plain arrays.
 
     Attributes:
@@ -51,13 +51,13 @@ class Scans:
         return len(self.hash)
 
 
-class Images:
+class ImageComparer:
     """Pixels by content hash, read through whichever set can read them; remembers which pairs are alike.
 
     kept: a file, which may always be deleted, of what earlier comparisons found; `keep` adds those since then.
     """
 
-    def __init__(self, sets: Iterable[Scans], kept: Path | None = None):
+    def __init__(self, sets: Iterable[ScanSet], kept: Path | None = None):
         self._at: dict[str, tuple[Callable[[int], np.ndarray | None], int]] = {}
         self._small: set[str] = set()
         for part in sets:
@@ -88,7 +88,7 @@ class Images:
             x, y = map(self._read, pair)
             if x is None or y is None:
                 return False
-            self._alike[pair] = similar(x, y)
+            self._alike[pair] = is_near_duplicate(x, y)
         return self._alike[pair]
 
     def keep(self) -> None:

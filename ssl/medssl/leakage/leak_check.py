@@ -17,18 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medssl.errors import UserError
-from medssl.leakage.image_sets import TINY, Images, Scans
-from medssl.leakage.near_duplicates import copies
-from medssl.store.intensity import unit
+from medssl.leakage.image_sets import TINY, ImageComparer, ScanSet
+from medssl.leakage.near_duplicates import find_duplicates
+from medssl.store.intensity import to_unit_range
 from medssl.store.store import Store
 
 WORDS = ("patient", "scan", "hash", "phash")
-SEEN = (*WORDS, "patient_known")  # columns of RUN/pretrained_on.parquet
+PRETRAINED_ON_COLUMNS = (*WORDS, "patient_known")  # columns of RUN/pretrained_on.parquet
 EXAMPLES = 3  # pairs of scans named per kind
 
 
 @dataclass(frozen=True)
-class Shared:
+class SetOverlap:
     """What set `b` has of set `a`; of one set and itself: scans that an earlier scan of another patient repeats.
 
     Attributes:
@@ -74,13 +74,13 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Report:
+class LeakReport:
     """What the sets share, pair by pair, and what could not be looked at."""
 
-    pairs: tuple[Shared, ...]
+    pairs: tuple[SetOverlap, ...]
     unknown: tuple[str, ...]
 
-    def __getitem__(self, names: tuple[str, str]) -> Shared:
+    def __getitem__(self, names: tuple[str, str]) -> SetOverlap:
         return next(pair for pair in self.pairs if (pair.a, pair.b) == names)
 
     @property
@@ -88,7 +88,7 @@ class Report:
         """In one line why a score on this test would be too high; "" where nothing says so."""
         return "; ".join(str(p) for p in self.pairs if p.b == "test" and p.a != "test" and p.certain)
 
-    def words(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """A line for each pair that shares something, with an example, then what could not be looked at."""
         lines = []
         for pair in filter(None, self.pairs):
@@ -102,13 +102,13 @@ class Report:
 
 
 def check_leaks(
-    pretrained: Scans,
-    train: Scans,
-    val: Scans,
-    test: Scans,
+    pretrained: ScanSet,
+    train: ScanSet,
+    val: ScanSet,
+    test: ScanSet,
     features: Mapping[str, np.ndarray] | None = None,
     kept: Path | None = None,
-) -> Report:
+) -> LeakReport:
     """What pretraining, training and validation share with the test, training with validation, and each of these has twice.
 
     Args:
@@ -118,7 +118,7 @@ def check_leaks(
         kept: file that remembers which images were compared by their pixels, so that the next run on these sets need not.
     """
     sets = (pretrained, train, val, test)
-    images = Images(sets[::-1], kept)  # pretraining last, since its store may be gone
+    images = ImageComparer(sets[::-1], kept)  # pretraining last, since its store may be gone
     features = features or {}
     pairs = []
     for a, b in (
@@ -131,7 +131,7 @@ def check_leaks(
         (test, test),
     ):
         both = (features[a.name], features[b.name]) if {a.name, b.name} <= set(features) else None
-        found = copies(a, b, images, both)
+        found = find_duplicates(a, b, images, both)
         patients = None if a.key != b.key else 0 if a is b else len(set(a.patient) & set(b.patient))
         examples = tuple(
             (kind, str(a.scan[i]), str(b.scan[j]))
@@ -139,12 +139,12 @@ def check_leaks(
             for j, i in islice(sorted(rows.items()), EXAMPLES)
         )
         counts = (len(found.exact), len(found.near), len(found.maybe))
-        pairs.append(Shared(a.name, b.name, len(b), len(set(b.patient)), patients, *counts, examples))
+        pairs.append(SetOverlap(a.name, b.name, len(b), len(set(b.patient)), patients, *counts, examples))
     images.keep()
-    return Report(tuple(pairs), tuple(_unknown(pretrained, train, test, images)))
+    return LeakReport(tuple(pairs), tuple(_unknown(pretrained, train, test, images)))
 
 
-def _unknown(pretrained: Scans, train: Scans, test: Scans, images: Images) -> list[str]:
+def _unknown(pretrained: ScanSet, train: ScanSet, test: ScanSet, images: ImageComparer) -> list[str]:
     lines = []
     others = [part.name for part in (pretrained, train) if part.key != test.key]
     if others:
@@ -169,17 +169,17 @@ def _unknown(pretrained: Scans, train: Scans, test: Scans, images: Images) -> li
     return lines
 
 
-def scan_set(name: str, store: Store, rows: np.ndarray) -> Scans:
+def scan_set_from_store(name: str, store: Store, rows: np.ndarray) -> ScanSet:
     """The scans `rows` of a store under a name: "training", "validation" or "test"."""
     patient, scan, content, phash = (store.column(c)[rows].astype(str) for c in WORDS)
     edge = np.array([max(shape[-2:]) for shape in store.column("shape")[rows]], np.int64)
     named = store.column("patient_known")[rows].astype(bool)
-    return Scans(
+    return ScanSet(
         name, store.info["key_id"], patient, scan, content, phash, named, edge, lambda i: _middle(store, int(rows[i]))
     )
 
 
-def read_pretrained_on(path: Path, key: str, store: Store | None = None) -> Scans:
+def read_pretrained_on(path: Path, key: str, store: Store | None = None) -> ScanSet:
     """What an encoder has seen, from its run's pretrained_on.parquet; `key` is the key_id in its encoder.json.
 
     store: the one it was pretrained on, where it is still there: near-copies are then confirmed by pixels.
@@ -187,13 +187,13 @@ def read_pretrained_on(path: Path, key: str, store: Store | None = None) -> Scan
     Raises UserError when the file is missing or damaged.
     """
     try:
-        table = pq.read_table(path, columns=list(SEEN))
+        table = pq.read_table(path, columns=list(PRETRAINED_ON_COLUMNS))
     except (OSError, pa.ArrowException) as e:
         raise UserError(f"{path} is missing or damaged; pretrain again") from e
     patient, scan, content, phash = (np.array(table[c].to_pylist(), str) for c in WORDS)
     named = np.array(table["patient_known"].to_pylist(), bool)
     if store is None:
-        return Scans("pretraining", key, patient, scan, content, phash, named, np.zeros(len(named), np.int64))
+        return ScanSet("pretraining", key, patient, scan, content, phash, named, np.zeros(len(named), np.int64))
     place = {both: row for row, both in enumerate(zip(store.column("scan"), store.column("hash"), strict=True))}
     rows = [place.get(both, -1) for both in zip(scan.tolist(), content.tolist(), strict=True)]
     shape = store.column("shape")
@@ -204,7 +204,7 @@ def read_pretrained_on(path: Path, key: str, store: Store | None = None) -> Scan
             return _middle(store, rows[i])
         return None
 
-    return Scans("pretraining", key, patient, scan, content, phash, named, edge, image)
+    return ScanSet("pretraining", key, patient, scan, content, phash, named, edge, image)
 
 
 def _middle(store: Store, row: int) -> np.ndarray:
@@ -212,5 +212,5 @@ def _middle(store: Store, row: int) -> np.ndarray:
     _, *shape = store.table["shape"][row].as_py()
     low, high = (store.table[name][row].as_py() for name in ("low", "high"))
     if len(shape) == 2:
-        return unit(store[row][0], low, high)
-    return unit(store.crop(row, (shape[0] // 2, 0, 0), (1, *shape[1:]))[0, 0], low, high)
+        return to_unit_range(store[row][0], low, high)
+    return to_unit_range(store.crop(row, (shape[0] // 2, 0, 0), (1, *shape[1:]))[0, 0], low, high)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.leakage import small_images
-from medssl.leakage.image_sets import Images, Rows, Scans, Strings
+from medssl.leakage.image_sets import ImageComparer, Rows, ScanSet, Strings
 from medssl.readers.phash import BLANK, hamming, packed
 
 BITS = 48  # hashes that near make a candidate; on X-rays of 224 pixels every near-copy that `similar` confirms is one
@@ -24,7 +24,7 @@ COSINE = 0.9  # of embeddings minus their mean; less is not worth a look at the 
 
 
 @dataclass(frozen=True)
-class Copies:
+class Duplicates:
     """Scans of a set b that are in a set a too: row of b -> row of a. Each scan of b is in one of the three at most.
 
     exact: same content. near: confirmed by pixels. maybe: hashes within SURE bits, and pixels that cannot be read or differ in
@@ -36,7 +36,9 @@ class Copies:
     maybe: dict[int, int]
 
 
-def copies(a: Scans, b: Scans, images: Images, features: tuple[np.ndarray, np.ndarray] | None = None) -> Copies:
+def find_duplicates(
+    a: ScanSet, b: ScanSet, images: ImageComparer, features: tuple[np.ndarray, np.ndarray] | None = None
+) -> Duplicates:
     """Of each scan of `b` whether `a` has it; of a is b, whether an earlier scan of another patient is the same.
 
     Args:
@@ -53,7 +55,7 @@ def copies(a: Scans, b: Scans, images: Images, features: tuple[np.ndarray, np.nd
     rows_b = rows_a if inside else np.flatnonzero(b.phash != BLANK)
     rows_b = rows_b[~np.isin(rows_b, list(exact))]
     if not len(rows_a) or not len(rows_b):
-        return Copies(exact, {}, {})
+        return Duplicates(exact, {}, {})
     pairs = [_by_hash(a.phash[rows_a], b.phash[rows_b])]
     found = _Small() if inside else _small(a, b, rows_a, rows_b, images)
     near, maybe = found.near, found.maybe
@@ -73,7 +75,7 @@ def copies(a: Scans, b: Scans, images: Images, features: tuple[np.ndarray, np.nd
                 near[j] = i
             elif apart <= SURE:
                 maybe.setdefault(j, i)
-    return Copies(exact, near, {j: i for j, i in maybe.items() if j not in near})
+    return Duplicates(exact, near, {j: i for j, i in maybe.items() if j not in near})
 
 
 @dataclass
@@ -86,7 +88,7 @@ class _Small:
     judged: set[tuple[int, int]] = field(default_factory=set)
 
 
-def _small(a: Scans, b: Scans, rows_a: Rows, rows_b: Rows, images: Images) -> _Small:
+def _small(a: ScanSet, b: ScanSet, rows_a: Rows, rows_b: Rows, images: ImageComparer) -> _Small:
     out = _Small()
     (at_a, x_a), (at_b, x_b) = images.outlines(a.hash[rows_a]), images.outlines(b.hash[rows_b], shifted=True)
     if not len(at_a) or not len(at_b):
@@ -106,7 +108,7 @@ def _small(a: Scans, b: Scans, rows_a: Rows, rows_b: Rows, images: Images) -> _S
     return out
 
 
-def _usual(a: Scans, rows: Rows, outlines: NDArray[np.float32], images: Images) -> float:
+def _usual(a: ScanSet, rows: Rows, outlines: NDArray[np.float32], images: ImageComparer) -> float:
     """The upper quartile of `small_images.excess` of some tiny scans of a set over its other patients, clear copies left out."""
     some = [int(i) for i in np.flatnonzero([images.is_tiny(h) for h in a.hash[rows].tolist()])]
     some = [some[i] for i in np.unique(np.linspace(0, len(some) - 1, min(SAMPLE, len(some))).astype(int))]
@@ -123,7 +125,7 @@ def _usual(a: Scans, rows: Rows, outlines: NDArray[np.float32], images: Images) 
     return float(np.percentile(found, 75)) if found else 0.0
 
 
-def _exact(a: Scans, b: Scans, inside: bool) -> dict[int, int]:
+def _exact(a: ScanSet, b: ScanSet, inside: bool) -> dict[int, int]:
     """Row of b -> the first row of a with its content; inside one set the first of another patient, if before it."""
     seen: dict[str, list[int]] = {}
     for i, (content, blank) in enumerate(zip(a.hash.tolist(), (a.phash == BLANK).tolist(), strict=True)):

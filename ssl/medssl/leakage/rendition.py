@@ -9,7 +9,7 @@ AGREED = 0.98  # correlation of a copy with its original
 GRID = 256  # pixels per side at which they are compared
 
 
-def same(dicom: np.ndarray, image: np.ndarray) -> bool:
+def is_rendition(dicom: np.ndarray, image: np.ndarray) -> bool:
     """Whether an 8-bit image is a copy of a DICOM image under some window, curve or inversion, at any size.
 
     The best monotone curve from one to the other (isotonic regression) is fitted, which no clipping disturbs; a copy
@@ -31,7 +31,7 @@ def same(dicom: np.ndarray, image: np.ndarray) -> bool:
     return False
 
 
-def of_scan(array: np.ndarray, k: int, n: int) -> Iterator[np.ndarray]:
+def slice_orientations(array: np.ndarray, k: int, n: int) -> Iterator[np.ndarray]:
     """Every way slice k of n may lie in a scan, as (H, W), the mean of its channels: itself when (C, H, W); of a
     (C, D, H, W) volume, which was turned to lie as all volumes do, slice k from either end of each axis of n voxels,
     turned and mirrored in every way.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medssl.errors import UserError
-from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set
+from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set_from_store
 from medssl.runs.run_folder import Run
 from medssl.scoring.targets import Subset, Target, resolve_target
 from medssl.store.store import Store
@@ -93,7 +93,7 @@ def guarded(folder: Run, card: dict[str, Any], splits: EvalSplits, allow_overlap
     train, test = splits.train, splits.test
     before = read_pretrained_on(folder.path / "pretrained_on.parquet", card["key_id"], _pretraining_store(folder))
     home, val, away = (
-        scan_set(name, part.store, part.rows)
+        scan_set_from_store(name, part.store, part.rows)
         for name, part in (("training", train), ("validation", splits.val), ("test", test))
     )
     report = check_leaks(before, home, val, away, kept=test.store.path / "cache" / "alike.npz")
@@ -103,7 +103,7 @@ def guarded(folder: Run, card: dict[str, Any], splits: EvalSplits, allow_overlap
         )
     if shared := report["training", "test"].patients:
         raise UserError(f"{shared} patients are in training and in test; ingest again with one split per patient")
-    flags = report.words()
+    flags = report.warnings()
     for part, what in ((splits.val, "validation"), (test, "test")):
         if part.unknown:
             flags.append(f"{part.unknown} {what} scans left out: their class is not in training")

@@ -19,7 +19,7 @@ from medssl.resample import apply_axes, axis_weights
 from medssl.scoring.eval_splits import EvalSplits
 from medssl.scoring.features import FeatureSource
 from medssl.scoring.targets import Target
-from medssl.store.resampled import ResampledScans, box
+from medssl.store.resampled import ResampledScans, field_of_view
 from medssl.store.store import Store
 
 METHODS = {
@@ -134,7 +134,7 @@ def masks_on_grid(
         mask = store.mask(int(row))
         if mask is None or not (mask == part).any():
             continue
-        starts, extents = box(shapes[row][1:], voxels[row] or (1.0,) * len(size), size, card["spacing"])
+        starts, extents = field_of_view(shapes[row][1:], voxels[row] or (1.0,) * len(size), size, card["spacing"])
         ways, inside = [], np.ones(size, bool)
         for axis, (start, extent, n, m) in enumerate(zip(starts, extents, mask.shape[1:], size, strict=True)):
             ways.append(axis_weights(torch.tensor([start]), torch.tensor([extent]), n, m))

@@ -22,7 +22,7 @@ from medssl.progress import track
 from medssl.rng import seed_from
 from medssl.scoring import features
 from medssl.scoring.targets import Subset
-from medssl.store.masks import as_classes, masks_on_canvas
+from medssl.store.masks import labels_to_classes, resample_masks
 from medssl.store.resampled import resampled_for_encoder
 from medssl.store.store import Store
 from medssl.tasks.segment import Segment
@@ -103,7 +103,9 @@ def measured(
             truth = test.store.mask(at)
             assert truth is not None
             predicted = grid.segment(net_for(patient), at)
-            found.append(case(predicted, as_classes(truth, fit.labels), len(fit.labels), spacing[at], fit.tolerance))
+            found.append(
+                case(predicted, labels_to_classes(truth, fit.labels), len(fit.labels), spacing[at], fit.tolerance)
+            )
         with atomic(done) as part, part.open("wb") as f:
             np.save(f, np.stack(found))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -118,7 +120,7 @@ def _net(
 ) -> Callable[[str], Net]:
     """test patient -> the network that segments his scans."""
     resampled = resampled_for_encoder(store, card)
-    masks = masks_on_canvas(store, fit.labels, resampled.size, card["spacing"])
+    masks = resample_masks(store, fit.labels, resampled.size, card["spacing"])
     encoder = row.start()
     if row.how in ("linear", "kNN"):
         pixels = dense.sample(

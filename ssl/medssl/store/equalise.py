@@ -6,7 +6,7 @@ HIGH = 255  # of the ranks; 0 is for what lies at or below the window
 MEAN, STD = 0.5, 12**-0.5  # of ranks in unit range: they are uniform, in every hospital
 
 
-def equalised(x: np.ndarray, low: float) -> np.ndarray:
+def equalise_histogram(x: np.ndarray, low: float) -> np.ndarray:
     """x (C, *spatial) of any dtype -> uint8 of the same shape: 1 to 255 by the share of the scan's voxels that are darker.
 
     Any strictly rising change of the values leaves the result as it is. Equal values get the middle of their ranks; voxels at

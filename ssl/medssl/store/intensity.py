@@ -9,7 +9,7 @@ from medssl.errors import UsageError, UserError, nearest
 from medssl.readers.scan import Scan
 
 DISPLAY = "smallest to largest value; 8-bit images 0 to 255"
-RECIPES = {
+INTENSITIES = {
     "auto": "by modality: CT, MR, PET, X-ray, ultrasound, fundus and photographs as below; anything else as neutral",
     "ct": "-1024 to 1500 HU",  # air to cortical bone; denser is metal
     "mr": "percentiles 0.5 to 99.5 of the foreground (above 10 % of the 99th percentile)",
@@ -30,7 +30,7 @@ BY_MODALITY = {
     **dict.fromkeys(("XC", "ES", "GM", "SM"), "natural"),
 }
 # Level and width in HU, in common clinical use; hospitals differ by a little.
-WINDOWS: dict[str, tuple[float, float]] = {
+CT_WINDOWS: dict[str, tuple[float, float]] = {
     "lung": (-600.0, 1500.0),
     "mediastinum": (40.0, 400.0),
     "abdomen": (50.0, 400.0),
@@ -48,14 +48,14 @@ CHUNK = 1 << 20  # values in floating point at once
 FIT = 0.1  # share of a file's own window, and of the values, that must overlap for the window to be believed; ours
 
 
-def check(recipe: str) -> str:
+def check_intensity(recipe: str) -> str:
     """`recipe` itself. Raises UsageError when there is none of that name."""
-    if recipe not in RECIPES:
-        raise UsageError(f"intensity={recipe} does not exist.{nearest(recipe, RECIPES)}")
+    if recipe not in INTENSITIES:
+        raise UsageError(f"intensity={recipe} does not exist.{nearest(recipe, INTENSITIES)}")
     return recipe
 
 
-def resolve(recipe: str, modality: str) -> str:
+def resolve_intensity(recipe: str, modality: str) -> str:
     """The recipe that "auto" means for a DICOM modality code; any other recipe is itself."""
     return BY_MODALITY.get(modality, "neutral") if recipe == "auto" else recipe
 
@@ -66,7 +66,7 @@ def window(scan: Scan, recipe: str) -> tuple[float, float]:
     Facts used: `suv_factor`, the SUVbw of one unit of the array (PET); `voi_low`, `voi_high`, the file's own window in
     units of the array (X-ray).
     """
-    recipe = resolve(recipe, scan.modality)
+    recipe = resolve_intensity(recipe, scan.modality)
     if recipe == "ct":
         return -1024.0, 1500.0
     if recipe == "mr":
@@ -126,22 +126,22 @@ def _own_window(scan: Scan) -> tuple[float, float] | None:
     return (low, high) if seen > 0 and seen >= FIT * max(high - low, bright - dark) else None
 
 
-def unit(x: np.ndarray, low: float, high: float) -> np.ndarray:
+def to_unit_range(x: np.ndarray, low: float, high: float) -> np.ndarray:
     """x in [0, 1], float32."""
     return np.clip((x.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
 
 
-def stats(array: np.ndarray, low: float, high: float) -> tuple[float, float]:
+def unit_moments(array: np.ndarray, low: float, high: float) -> tuple[float, float]:
     """(mean of u, mean of u²) over all values of the array, where u = unit(array, low, high)."""
     total = square = 0.0
     for part in _parts(array):
-        u = unit(part, low, high).astype(np.float64)
+        u = to_unit_range(part, low, high).astype(np.float64)
         total += float(u.sum())
         square += float(u @ u)
     return total / array.size, square / array.size
 
 
-def to8(array: np.ndarray, level: float, width: float) -> np.ndarray:
+def to_uint8(array: np.ndarray, level: float, width: float) -> np.ndarray:
     """The array as uint8 through a window, by VOI LUT Function LINEAR (PS3.3 C.11.2.1.2.1) with output 0 to 255.
 
     Raises:

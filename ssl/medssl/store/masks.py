@@ -8,13 +8,13 @@ import numpy as np
 from medssl.errors import UserError
 from medssl.files import atomic
 from medssl.progress import track
-from medssl.store.resampled import _cache, _open, box
+from medssl.store.resampled import _cache, _open, field_of_view
 from medssl.store.store import Store
 
 VERSION = 1  # of the resampling: part of the cache's key
 
 
-def labels_in(store: Store, rows: np.ndarray) -> tuple[int, ...]:
+def mask_labels(store: Store, rows: np.ndarray) -> tuple[int, ...]:
     """The labels in the masks of `rows`, rising, with 0, the background, first whether or not it occurs."""
     found = {0}
     for row in track(rows.tolist(), "look at masks", unit="mask"):
@@ -23,14 +23,14 @@ def labels_in(store: Store, rows: np.ndarray) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def as_classes(mask: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+def labels_to_classes(mask: np.ndarray, labels: Sequence[int]) -> np.ndarray:
     """(1, *S) uint8 labels -> (*S) uint8 places in `labels`; a label that is not among them becomes background, 0."""
     table = np.zeros(256, np.uint8)
     table[list(labels)] = np.arange(len(labels))
     return table[mask[0]]
 
 
-def masks_on_canvas(
+def resample_masks(
     store: Store, labels: Sequence[int], size: int | Sequence[int], spacing: float | None = None
 ) -> np.ndarray:
     """(N, *size) uint8 classes, mapped read-only from disk: the mask of every scan on the grid of `store.resampled`.
@@ -53,16 +53,18 @@ def masks_on_canvas(
             for row in track(np.flatnonzero(store.column("mask") != "").tolist(), "masks on the canvas", unit="mask"):
                 mask = store.mask(row)
                 assert mask is not None
-                place = box(shapes[row][1:], voxels[row] or (1.0,) * len(shape), shape, spacing)
+                place = field_of_view(shapes[row][1:], voxels[row] or (1.0,) * len(shape), shape, spacing)
                 f.seek(start + row * stride)
-                f.write(nearest(as_classes(mask, labels), shape, *place).tobytes())
+                f.write(resample_nearest(labels_to_classes(mask, labels), shape, *place).tobytes())
             f.truncate(start + len(store) * stride)  # what was not written reads as 0
         array = _open(path, full, np.dtype(np.uint8))
         assert array is not None
     return array
 
 
-def nearest(classes: np.ndarray, size: Sequence[int], starts: Sequence[float], extents: Sequence[float]) -> np.ndarray:
+def resample_nearest(
+    classes: np.ndarray, size: Sequence[int], starts: Sequence[float], extents: Sequence[float]
+) -> np.ndarray:
     """(*S) -> (*size): at each pixel of the grid over the box (see `canvas.box`) the voxel its centre lies in, else 0."""
     out = classes
     for axis, (start, extent, n) in enumerate(zip(starts, extents, size, strict=True)):

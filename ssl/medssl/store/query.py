@@ -62,7 +62,7 @@ def select(table: pa.Table, where: str) -> np.ndarray:
     return np.flatnonzero(pc.fill_null(mask, False).to_numpy(zero_copy_only=False))
 
 
-def written(name: str) -> str:
+def query_name(name: str) -> str:
     """A name as it is written in a where: "low contrast" is low_contrast, "class" is class_."""
     word = re.sub(r"\W", "_", unicodedata.normalize("NFKC", name))
     word = "_" + word if word[:1].isdigit() else word
@@ -104,9 +104,9 @@ class _Query:
         for column in table.column_names:
             kind, colon, name = column.partition(":")
             if colon and kind in {"label", "fact"}:
-                self.more.setdefault(written(name), []).append(column)
+                self.more.setdefault(query_name(name), []).append(column)
         there = pc.unique(pc.list_flatten(self._column("flags"))).to_pylist() if "flags" in self.plain else []
-        self.flags = {written(flag): flag for flag in (*FLAGS, *sorted(there))}
+        self.flags = {query_name(flag): flag for flag in (*FLAGS, *sorted(there))}
 
     def truth(self, node: ast.expr) -> pa.Array:
         """What is true, false or unknown (null) for each row."""
@@ -217,7 +217,7 @@ class _Query:
 
     def _one(self, node: ast.expr, columns: list[str]) -> _Value:
         if len(columns) > 1:
-            ways = " or ".join(f"{kind}.{written(name)}" for kind, _, name in (c.partition(":") for c in columns))
+            ways = " or ".join(f"{kind}.{query_name(name)}" for kind, _, name in (c.partition(":") for c in columns))
             self._fail(node, f"{' and '.join(columns)} are both there; write {ways}")
         return self._of(self._column(columns[0]), columns[0])
 

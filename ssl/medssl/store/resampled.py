@@ -18,7 +18,7 @@ from medssl.errors import UserError
 from medssl.files import atomic, disk_errors
 from medssl.progress import Progress
 from medssl.resample import apply_axes, axis_weights
-from medssl.store.equalise import HIGH, MEAN, STD, equalised
+from medssl.store.equalise import HIGH, MEAN, STD, equalise_histogram
 from medssl.store.store import Store
 
 VERSION = 1  # of the resampling: part of the cache's key
@@ -76,7 +76,7 @@ def resample_scans(
     ).hexdigest()
     folder = _cache(store)
     path = folder / f"canvas-{key}.npy"
-    dtype = dtype_of(store, equalise)
+    dtype = common_dtype(store, equalise)
     full = (len(store), store.channels, *shape)
     if (array := _open(path, full, dtype)) is None:
         with atomic(path) as part:
@@ -84,7 +84,7 @@ def resample_scans(
         array = _open(path, full, dtype)
         assert array is not None
     mean, std = (MEAN, STD) if equalise else (store.mean, store.std)
-    return ResampledScans(array, *window_of(store, equalise), mean, std, shape)
+    return ResampledScans(array, *intensity_windows(store, equalise), mean, std, shape)
 
 
 def resampled_for_encoder(store: Store, card: dict[str, Any]) -> ResampledScans:
@@ -93,7 +93,7 @@ def resampled_for_encoder(store: Store, card: dict[str, Any]) -> ResampledScans:
     return replace(grid, mean=card["mean"], std=card["std"])
 
 
-def window_of(store: Store, equalise: bool) -> tuple[np.ndarray, np.ndarray]:
+def intensity_windows(store: Store, equalise: bool) -> tuple[np.ndarray, np.ndarray]:
     """low and high of every scan, (N,) float32: what becomes 0 and 1."""
     if equalise:
         return np.zeros(len(store), np.float32), np.full(len(store), HIGH, np.float32)
@@ -101,9 +101,9 @@ def window_of(store: Store, equalise: bool) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def values_of(store: Store, row: int, equalise: bool) -> np.ndarray:
+def scan_values(store: Store, row: int, equalise: bool) -> np.ndarray:
     """Scan `row` on its own grid, (C, *spatial): as stored, or its ranks."""
-    return equalised(store[row], float(store.column("low")[row])) if equalise else store[row]
+    return equalise_histogram(store[row], float(store.column("low")[row])) if equalise else store[row]
 
 
 def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
@@ -135,7 +135,7 @@ def _cache(store: Store) -> Path:
     return private
 
 
-def dtype_of(store: Store, equalise: bool) -> np.dtype:
+def common_dtype(store: Store, equalise: bool) -> np.dtype:
     """The smallest of the store's own types that holds all its scans; of ranks, bytes."""
     if equalise:
         return np.dtype(np.uint8)
@@ -147,7 +147,7 @@ def _build(
     store: Store, path: Path, full: tuple[int, ...], dtype: np.dtype, spacing: float | None, equalise: bool
 ) -> None:
     """Writes the .npy with plain writes: a full disk is then an error, where a memory map would kill the process."""
-    low = window_of(store, equalise)[0]
+    low = intensity_windows(store, equalise)[0]
     stride = int(np.prod(full[1:])) * dtype.itemsize
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": full}
     what = f"canvas {'x'.join(map(str, full[2:]))}"
@@ -155,8 +155,8 @@ def _build(
         np.lib.format.write_array_header_1_0(f, header)
         start = f.tell()
         for rows, starts, extents in _batches(store, full[2:], spacing):
-            x = np.stack([values_of(store, row, equalise) for row in rows])
-            for row, image in zip(rows, place(x, low[rows], full[2:], starts, extents, dtype), strict=True):
+            x = np.stack([scan_values(store, row, equalise) for row in rows])
+            for row, image in zip(rows, resample_to_grid(x, low[rows], full[2:], starts, extents, dtype), strict=True):
                 f.seek(start + row * stride)
                 f.write(image.tobytes())
             bar.update(len(rows))
@@ -170,13 +170,13 @@ def _batches(
     for row, (shape, voxel) in enumerate(zip(store.column("shape"), store.column("spacing"), strict=True)):
         groups.setdefault((shape, voxel or (1.0,) * len(size)), []).append(row)
     for (shape, voxel), rows in groups.items():
-        starts, extents = box(shape[1:], voxel, size, spacing)
+        starts, extents = field_of_view(shape[1:], voxel, size, spacing)
         n = max(1, BATCH // max(int(np.prod(shape)), shape[0] * int(np.prod(size))))
         for i in range(0, len(rows), n):
             yield rows[i : i + n], starts, extents
 
 
-def box(
+def field_of_view(
     shape: Sequence[int], voxel: Sequence[float], size: Sequence[int], spacing: float | None
 ) -> tuple[list[float], list[float]]:
     """The part of a scan that the grid covers, in the scan's voxels: (starts, extents). Negative starts mean padding.
@@ -192,7 +192,7 @@ def box(
     return starts, extents
 
 
-def place(
+def resample_to_grid(
     x: np.ndarray, low: np.ndarray, size: tuple[int, ...], starts: list[float], extents: list[float], dtype: np.dtype
 ) -> np.ndarray:
     """x (B, C, *in) to (B, C, *size) in `dtype`."""

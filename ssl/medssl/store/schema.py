@@ -9,7 +9,7 @@ import pyarrow as pa
 from medssl.readers.phash import phash
 from medssl.readers.quality_flags import flags
 from medssl.readers.scan import Scan, Unreadable
-from medssl.store.intensity import stats, unit, window
+from medssl.store.intensity import to_unit_range, unit_moments, window
 
 Row = dict[str, Any]
 MASK = "mask"  # why a mask is held: it belongs to an image, and never trains by itself
@@ -39,7 +39,7 @@ def content_hash(array: np.ndarray) -> str:
     return h.hexdigest()
 
 
-def stored(scan: Scan) -> np.ndarray:
+def prepare_array(scan: Scan) -> np.ndarray:
     """The scan's array as it is written: contiguous, in native byte order.
 
     Raises:
@@ -55,7 +55,7 @@ def stored(scan: Scan) -> np.ndarray:
     return array
 
 
-def row_of(scan: Scan, array: np.ndarray, recipe: str) -> Row:
+def manifest_row(scan: Scan, array: np.ndarray, recipe: str) -> Row:
     """Everything about a scan but the address of its bytes, in plain values that JSON can hold.
 
     Args:
@@ -64,7 +64,7 @@ def row_of(scan: Scan, array: np.ndarray, recipe: str) -> Row:
         recipe: the intensity policy, a name in `intensity.RECIPES`.
     """
     low, high = window(scan, recipe)
-    mean, square = stats(array, low, high)
+    mean, square = unit_moments(array, low, high)
     middle = array[0] if array.ndim == 3 else array[0, array.shape[1] // 2]
     return (
         {name: getattr(scan, name) for name in ("scan", "patient", "study", "series", "patient_known")}
@@ -82,7 +82,7 @@ def row_of(scan: Scan, array: np.ndarray, recipe: str) -> Row:
             "unit_mean": mean,
             "unit_square": square,
             "hash": content_hash(array),
-            "phash": phash(unit(middle, low, high)),
+            "phash": phash(to_unit_range(middle, low, high)),
         }
         | {f"fact:{k}": v if isinstance(v, str) else float(v) for k, v in scan.metadata.items()}
         | ({"fact:steps": "; ".join(scan.steps)} if scan.steps else {})

@@ -32,7 +32,7 @@ def shard(store: Store, out: Path, size: int) -> Store:
     Raises:
         UserError: `out` exists, bytes of the store are missing or damaged, or the disk is full.
     """
-    store, out = Store.open(store.path, held=True), out.expanduser().absolute()
+    store, out = Store.open(store.path, quarantined=True), out.expanduser().absolute()
     if out.exists():
         raise UserError(f"{out} exists already; choose another out=")
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
@@ -52,7 +52,7 @@ def shard(store: Store, out: Path, size: int) -> Store:
             part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return Store.open(out, held=True)
+    return Store.open(out, quarantined=True)
 
 
 class _Shards:

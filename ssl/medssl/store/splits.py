@@ -15,7 +15,7 @@ SPLITS = ("train", "val", "test")
 TEST, VAL = 0.2, 0.3  # a patient's fraction below TEST tests, from TEST to VAL validates, the rest trains
 
 
-def assign(
+def assign_splits(
     patients: Sequence[str], alias: Pseudonyms, fixed: Sequence[str] | None = None, groups: Sequence[str] | None = None
 ) -> list[str]:
     """The split of every row. All rows of a patient share it, and all rows of a group but where the source says otherwise.
@@ -54,7 +54,7 @@ def assign(
     return [kept.get(patient) or drawn[group] for patient, group in zip(patients, groups, strict=True)]
 
 
-def torn(groups: Sequence[str], splits: Sequence[str]) -> int:
+def count_split_groups(groups: Sequence[str], splits: Sequence[str]) -> int:
     """How many groups are in more than one split: leakage that the source's own splits bring along."""
     splits_of = Counter(group for group, _ in set(zip(groups, splits, strict=True)))
     return sum(n > 1 for n in splits_of.values())
@@ -64,7 +64,7 @@ def _drawn(u: float) -> str:
     return "test" if u < TEST else "val" if u < VAL else "train"
 
 
-def empty_splits(splits: Iterable[str], patients: int) -> str:
+def empty_split_warning(splits: Iterable[str], patients: int) -> str:
     """A warning when a split has no patient, else "". It stays empty: to fill it would move somebody later."""
     missing = [s for s in SPLITS if s not in set(splits)]
     if not missing or patients < 10:
@@ -82,7 +82,7 @@ class Overlap(NamedTuple):
         return self.patients > 0 or self.scans > 0
 
 
-def leaks(
+def count_overlap(
     a_patients: Iterable[str], a_hashes: Iterable[str], b_patients: Iterable[str], b_hashes: Iterable[str]
 ) -> Overlap:
     """How many patients (pseudonyms under one key) and how many images (content hashes) are in both sets."""

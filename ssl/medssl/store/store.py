@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from medssl.errors import UserError, nearest
 from medssl.progress import track
 from medssl.store.chunks import read_crop, read_overview, unpack
-from medssl.store.intensity import RECIPES, resolve
+from medssl.store.intensity import INTENSITIES, resolve_intensity
 from medssl.store.query import select
 from medssl.store.schema import MASK, content_hash
 from medssl.store.splits import SPLITS
@@ -64,18 +64,20 @@ class Store:
         where, held: the selection.
     """
 
-    def __init__(self, path: Path, info: dict[str, Any], table: pa.Table, where: str | None = None, held: bool = False):
-        self.path, self.info, self.where, self.held = path, info, where, held
+    def __init__(
+        self, path: Path, info: dict[str, Any], table: pa.Table, where: str | None = None, quarantined: bool = False
+    ):
+        self.path, self.info, self.where, self.quarantined = path, info, where, quarantined
         self.total = table.num_rows
         self._masks = table.filter(pc.equal(table["held"], MASK)).select(["scan", *_ADDRESS])  # whatever is selected
-        if not held:
+        if not quarantined:
             table = table.filter(pc.equal(table["held"], ""))
         if where is not None:
             table = table.take(select(table, where))
         self.table = table.combine_chunks()
 
     @classmethod
-    def open(cls, path: "str | Path | Store", where: str | None = None, held: bool = False) -> "Store":
+    def open(cls, path: "str | Path | Store", where: str | None = None, quarantined: bool = False) -> "Store":
         """Reads the two files that describe a store.
 
         Args:
@@ -87,7 +89,7 @@ class Store:
             UserError: when they are missing or of another version, or the selection is empty or cannot be understood.
         """
         if isinstance(path, Store):
-            if where is None and not held:
+            if where is None and not quarantined:
                 return path
             path = path.path
         path = Path(path).expanduser()
@@ -112,8 +114,8 @@ class Store:
             raise UserError(f"{path / 'manifest.parquet'} is damaged; ingest the scans again") from e
         if table.num_rows != info["counts"]["scans"]:
             raise UserError(f"{path}: store.json and manifest.parquet do not belong together; ingest the scans again")
-        store = cls(path, info, table, where, held)
-        if not len(store) and table.num_rows and not held:
+        store = cls(path, info, table, where, quarantined)
+        if not len(store) and table.num_rows and not quarantined:
             if where is not None:
                 raise UserError(
                     f"where={where} selects none of the scans of {path}; look with: medssl inspect store={path}"
@@ -125,7 +127,7 @@ class Store:
         return store
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[Any, ...]]:
-        return Store.open, (self.path, self.where, self.held)  # a worker opens the store itself
+        return Store.open, (self.path, self.where, self.quarantined)  # a worker opens the store itself
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, {len(self)} scans: {', '.join(self.kinds)})"
@@ -226,14 +228,14 @@ class Store:
         return Counter(self.table["modality"].to_pylist()).most_common(1)[0][0]
 
     @property
-    def intensity(self) -> str:
+    def intensity_description(self) -> str:
         """The intensity window in words."""
-        return RECIPES[self.recipe]
+        return INTENSITIES[self.intensity]
 
     @property
-    def recipe(self) -> str:
+    def intensity(self) -> str:
         """The intensity recipe of the most frequent modality."""
-        return resolve(self.info["recipe"], self.modality)
+        return resolve_intensity(self.info["recipe"], self.modality)
 
     @cached_property
     def _moments(self) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from medssl.evals.stats.score import Score
 from medssl.evals.stats.table import table
 from medssl.evals.task_types.task_types import task_type
 from medssl.files import atomic, write_json
-from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set
+from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set_from_store
 from medssl.progress import Progress
 from medssl.reporting.contact_sheet import evenly_spaced
 from medssl.reporting.saliency_sheet import ScanWithMap, saliency_sheet, strongest_slice
@@ -211,11 +211,13 @@ def _unlabelled(folder: Run, key: str, home: Store, away: Store, other: bool, al
         raise UserError(f"{away.path} has no test patients; ingest more scans, or give test_store=STORE")
     known = home if home.fingerprint == folder.resolved()["fingerprint"] else None
     seen = read_pretrained_on(folder.path / "pretrained_on.parquet", key, known)
-    train, val = (scan_set(what, home, rows[:0]) for what in ("training", "validation"))  # nothing is fitted
-    report = check_leaks(seen, train, val, scan_set("test", away, rows), kept=away.path / "cache" / "alike.npz")
+    train, val = (scan_set_from_store(what, home, rows[:0]) for what in ("training", "validation"))  # nothing is fitted
+    report = check_leaks(
+        seen, train, val, scan_set_from_store("test", away, rows), kept=away.path / "cache" / "alike.npz"
+    )
     if report.refusal and not allow_overlap:
         raise UserError(f"{report.refusal}; look at other patients, or have every number marked: allow_overlap=true")
-    flags = report.words()
+    flags = report.warnings()
     kept = evenly_spaced(len(rows), MOST)
     if len(kept) < len(rows):
         flags.append(f"{len(kept)} of {len(rows)} test scans were looked at")

@@ -28,7 +28,7 @@ from medssl.runs.run_folder import Run
 from medssl.runs.runs_by_seed import find_runs
 from medssl.scoring.features import device_of, of_encoder
 from medssl.store.resampled import resampled_for_encoder
-from medssl.store.splits import leaks
+from medssl.store.splits import count_overlap
 from medssl.store.store import Store
 
 FILE = "quality.json"
@@ -140,7 +140,7 @@ def _flags(folder: Run, store: Store, rows: np.ndarray, split: str) -> list[str]
     except (OSError, pa.ArrowException) as e:
         raise UserError(f"{folder.path / 'pretrained_on.parquet'} is missing or damaged; pretrain again") from e
     mine = [store.column(k)[rows].astype(str).tolist() for k in ("patient", "hash")]
-    overlap = leaks(seen["patient"].to_pylist(), seen["hash"].to_pylist(), *mine)
+    overlap = count_overlap(seen["patient"].to_pylist(), seen["hash"].to_pylist(), *mine)
     flags = [f"fewer than 16 scans validate, so the panel is of {split} scans"] if split != "val" else []
     if overlap:
         flags.append(

@@ -19,10 +19,10 @@ from medssl.ingestion.pipeline import FLEETING, VERSION, Reading
 from medssl.ingestion.worker_pool import WorkerPool
 from medssl.ingestion.writer import StagedStore, check_out
 from medssl.readers.pseudonyms import open_key
-from medssl.store.intensity import check
+from medssl.store.intensity import check_intensity
 from medssl.store.release import read_released
 from medssl.store.schema import MASK, Row
-from medssl.store.splits import SPLITS, empty_splits
+from medssl.store.splits import SPLITS, empty_split_warning
 from medssl.store.store import Store
 
 GIGABYTE = 1 << 30
@@ -83,7 +83,7 @@ def ingest(
         UserError: for whatever is wrong with the arguments, the table, the disk, or when no file can be used.
     """
     source, out, key = Path(source).expanduser(), Path(out).expanduser(), _key(key)
-    check(intensity)
+    check_intensity(intensity)
     workers = cores() if workers is None else workers
     if workers < 1 or memory < 0.5:
         raise UserError(f"workers={workers} must be at least 1, and memory={memory} at least 0.5 GB")
@@ -180,7 +180,7 @@ def _old_store(out: Path, made_with: dict[str, str]) -> Store | None:
     """The store to go on from. Raises UserError when what is there was made in another way."""
     if not out.exists():
         return None
-    store = Store.open(out, held=True)
+    store = Store.open(out, quarantined=True)
     if not (out / "ledger.sqlite").exists():
         raise UserError(
             f"{out} is final (it has no ledger), nothing is added to it; choose another out=, or overwrite=true"
@@ -303,7 +303,7 @@ def _summary(store: Store, report: list[str], key: Path) -> list[str]:
         *(f"scans        {kind}" for kind in store.kinds),
         f"patients     {counts['patients']}{alone}",
         f"splits       {splits}",
-        f"intensity    {info['recipe']}: {store.intensity}",
+        f"intensity    {info['recipe']}: {store.intensity_description}",
         f"left out     {sum(counts['rejected'].values())}{rejected}",
     ]
     if info["masks"]:
@@ -321,7 +321,7 @@ def _summary(store: Store, report: list[str], key: Path) -> list[str]:
             f"duplicates   {copies['within']} within a split, {copies['between']} images in more than one split, "
             f"{copies['near']} pairs nearly the same"
         )
-    for warning in (empty_splits(store.column("split"), counts["patients"]), info["grouping"]["warning"]):
+    for warning in (empty_split_warning(store.column("split"), counts["patients"]), info["grouping"]["warning"]):
         if warning:
             lines.append(f"warning      {warning}")
     return [*lines, f"key          {key} (id {info['key_id']})", f"fingerprint  {info['fingerprint']}"]

@@ -17,7 +17,7 @@ from medssl.readers.reject_codes import CODES
 from medssl.reporting.contact_sheet import contact_sheet, evenly_spaced
 from medssl.reporting.privacy import privacy_page
 from medssl.reporting.text_table import aligned
-from medssl.store.query import written
+from medssl.store.query import query_name
 from medssl.store.splits import SPLITS
 from medssl.store.store import Store
 
@@ -49,7 +49,7 @@ def inspect(
     Raises:
         UserError: `where` is wrong or selects nothing, or a file cannot be written.
     """
-    every = Store.open(store, where=where, held=True)
+    every = Store.open(store, where=where, quarantined=True)
     if not (quarantined and len(every)) and not (every.column("held") == "").any():
         more = f"{len(every):,} are held: look at them with quarantined=true" if len(every) else "choose another where="
         raise UserError(f"no scan of {every.path} is selected; {more}")
@@ -70,7 +70,7 @@ def inspect(
         print(f"\nsheet    {path}")
     if privacy:
         path = Path(privacy).expanduser()
-        write_text(path, privacy_page(Store.open(store, held=True)))
+        write_text(path, privacy_page(Store.open(store, quarantined=True)))
         print(f"\nprivacy  {path}")
     return topics
 
@@ -284,5 +284,5 @@ def _columns(store: Store) -> Rows:
             top = Counter(known).most_common()
             about = ", ".join(f"{v} {n:,}" for v, n in top[:SHOWN])
             about += f" and {len(top) - SHOWN} others" if len(top) > SHOWN else ""
-        rows.append({"kind": kind, "name": written(short), "known": len(known), "values": about})
+        rows.append({"kind": kind, "name": query_name(short), "known": len(known), "values": about})
     return sorted(rows, key=lambda row: (row["kind"] != "label", row["name"]))

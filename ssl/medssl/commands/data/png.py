@@ -10,7 +10,7 @@ from medssl.commands.data.nifti import write_index
 from medssl.errors import UserError, nearest
 from medssl.files import atomic
 from medssl.progress import track
-from medssl.store.intensity import WINDOWS, to8
+from medssl.store.intensity import CT_WINDOWS, to_uint8
 from medssl.store.store import Store
 
 
@@ -42,10 +42,10 @@ def png(
     lines = []
     for i in track(range(len(source)), "png", unit="scan"):
         # to8's formula takes level - 0.5 - (width - 1) / 2 to 0 and level - 0.5 + (width - 1) / 2 to 255
-        level, width = WINDOWS.get(window, ((low[i] + high[i] + 1) / 2, high[i] - low[i] + 1))
+        level, width = CT_WINDOWS.get(window, ((low[i] + high[i] + 1) / 2, high[i] - low[i] + 1))
         for k, image in _images(source, i, shapes[i], wanted[i]):
             path = folder / f"{columns['scan'][i]}{'' if k is None else f'_{k:04d}'}.png"
-            small = to8(image, level, width)
+            small = to_uint8(image, level, width)
             with atomic(path) as part:
                 Image.fromarray(small[0] if len(small) == 1 else np.moveaxis(small, 0, -1)).save(part, "PNG")
             clipped, loss = cost(image, small, level, width)
@@ -72,8 +72,8 @@ def cost(image: np.ndarray, small: np.ndarray, level: float, width: float) -> tu
 
 
 def _check(store: Store, window: str) -> None:
-    if window not in {"auto", *WINDOWS}:
-        raise UserError(f"window={window} does not exist.{nearest(window, ['auto', *WINDOWS])}")
+    if window not in {"auto", *CT_WINDOWS}:
+        raise UserError(f"window={window} does not exist.{nearest(window, ['auto', *CT_WINDOWS])}")
     other = np.count_nonzero(store.column("modality") != "CT")
     if window != "auto" and other:
         raise UserError(

@@ -45,7 +45,7 @@ def rejects(
     """
     if csv and source:
         raise UserError("a CSV never holds paths: leave out csv= to see them, or source= to write pseudonyms")
-    found = list(_read(Store.open(store, held=True)))
+    found = list(_read(Store.open(store, quarantined=True)))
     if code is not None:
         there = {row["code"] for row in found}
         if code not in there:
@@ -92,7 +92,7 @@ def _names(store: str | Path, source: Path, key: str | Path | None, wanted: set[
     if not path.exists():
         raise UserError(f"there is no key at {path}; name the one the store was made with as key=")
     alias = open_key(path)
-    if alias.key_id != (made := Store.open(store, held=True).info["key_id"]):
+    if alias.key_id != (made := Store.open(store, quarantined=True).info["key_id"]):
         raise UserError(f"{path} is key {alias.key_id} and the store was made with key {made}; name that one as key=")
     names: dict[str, str] = {}
     for archives in (False, True):  # an archive as a file, then its members

@@ -19,7 +19,7 @@ def release(store: str | Path, where: str) -> int:
     Raises:
         UserError: `where` is wrong, or selects no held scan.
     """
-    found = Store.open(store, where=where, held=True)
+    found = Store.open(store, where=where, quarantined=True)
     held = found.column("held")
     rows = np.flatnonzero((held != "") & (held != MASK))
     if not len(rows):
@@ -29,5 +29,5 @@ def release(store: str | Path, where: str) -> int:
     reasons = dict(zip(*np.unique(held[rows].astype(str), return_counts=True), strict=True))
     n = let_in(found, rows)
     print(f"released     {n:,} scans: {', '.join(f'{reason} {count:,}' for reason, count in reasons.items())}")
-    print(f"fingerprint  {Store.open(store, held=True).fingerprint}")
+    print(f"fingerprint  {Store.open(store, quarantined=True).fingerprint}")
     return n

@@ -15,7 +15,7 @@ def shard(store: str | Path | Store, out: str | Path, *, size: int = 512) -> Sto
     """
     if size < 1:
         raise UserError(f"size={size} is not possible; give the size of a shard in MB, at least 1")
-    made = lay_out(Store.open(store, held=True), Path(out), size * 10**6)
+    made = lay_out(Store.open(store, quarantined=True), Path(out), size * 10**6)
     files = len(set(made.table["file"].to_pylist()))
     print(f"{len(made):,} scans in {files:,} shard{'s' * (files > 1)}: {made.path}")
     return made

@@ -27,7 +27,7 @@ from medssl.scoring.eval_splits import EvalSplits, guarded
 from medssl.scoring.score_table import ScoreTable, headline
 from medssl.scoring.segmentation_models import RIVALS, Fit, lines, measured
 from medssl.scoring.targets import Subset, Target
-from medssl.store.masks import labels_in
+from medssl.store.masks import mask_labels
 from medssl.store.store import Store
 from medssl.tasks.segment import Segment
 
@@ -131,14 +131,14 @@ def _ask(
             raise UserError(
                 f"no {what} scan of {part.store.path} has a mask; ingest images and masks together (see masks= there)"
             )
-    classes = labels_in(home, train.rows)
+    classes = mask_labels(home, train.rows)
     if len(classes) < 2:
         raise UserError(f"the training masks of {home.path} hold nothing but background")
     target = Target(("mask",), "per_case", tuple(map(str, classes[1:])))
     name = "held-out patients" if away is home else f"all patients of {away.path.name}"
     splits = EvalSplits(target, train, val, test, name)
     splits.flags = guarded(folder, card, splits, allow_overlap)
-    if unseen := sorted(set(labels_in(away, test.rows)) - set(classes)):
+    if unseen := sorted(set(mask_labels(away, test.rows)) - set(classes)):
         splits.flags.append(f"labels {', '.join(map(str, unseen))} are in test masks only, and count as background")
     return splits, classes
 

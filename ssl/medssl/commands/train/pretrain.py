@@ -16,7 +16,7 @@ from medssl import catalog
 from medssl.encoders.export import save_encoder
 from medssl.errors import UserError, nearest
 from medssl.files import atomic
-from medssl.leakage.leak_check import SEEN
+from medssl.leakage.leak_check import PRETRAINED_ON_COLUMNS
 from medssl.pretraining.collapse_monitor import ACTIONS, CollapseMonitor
 from medssl.pretraining.pretrain_targets import PretrainTargets
 from medssl.rng import seed_from
@@ -256,7 +256,7 @@ def encoder_of(name: str, options: dict[str, Any] | None) -> tuple[str, dict[str
 
 def views_for(scans: Store) -> str:
     """The recipe of the store's modality; ultrasound and what else has none of its own gets the neutral one."""
-    return scans.recipe if scans.recipe in catalog.choices("augment") else "neutral"
+    return scans.intensity if scans.intensity in catalog.choices("augment") else "neutral"
 
 
 def default_size(store: Store) -> int:
@@ -270,12 +270,12 @@ def hand_over(
 ) -> None:
     """The pair that other software loads, and the list of what the encoder has seen."""
     with atomic(run.path / "pretrained_on.parquet") as part:
-        pq.write_table(store.table.select(list(SEEN)).take(store.rows("train")), part)
+        pq.write_table(store.table.select(list(PRETRAINED_ON_COLUMNS)).take(store.rows("train")), part)
     card = {
         "mean": resampled.mean,
         "std": resampled.std,
         "modality": store.modality,
-        "intensity": store.intensity,
+        "intensity": store.intensity_description,
         "key_id": store.info["key_id"],
         "orientation": "RAS+ reversed: (D, H, W) is (S, A, R)" if store.dims == 3 else "as displayed",
         "spacing": resolved["spacing"],

@@ -24,7 +24,7 @@ from medssl.evals.probes.knn import neighbours
 from medssl.evals.sliding_window import Net
 from medssl.progress import track
 from medssl.rng import Key, uniform_field
-from medssl.store.masks import nearest
+from medssl.store.masks import resample_nearest
 from medssl.store.resampled import ResampledScans
 
 SLOT = 1000  # of the random numbers that choose pixels; views use the slots below
@@ -96,7 +96,7 @@ def sample(
         for row in track(rows.tolist(), "look at pixels", unit="scan"):
             f, blocks = hypercolumns(encoder, standardised(resampled, np.array([row]), device))
             grid = tuple(f.shape[2:])
-            mask = nearest(masks[row], grid, [0.0] * len(grid), resampled.size).ravel()
+            mask = resample_nearest(masks[row], grid, [0.0] * len(grid), resampled.size).ravel()
             counts += np.bincount(mask, minlength=classes)
             key = Key(seed, torch.zeros(1, dtype=torch.int64), torch.tensor([row]))
             order = uniform_field(key, 0, SLOT, grid).numpy().ravel()
