@@ -22,11 +22,11 @@ from itertools import product
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores
 
 import numpy as np
+from reference_statistics import auroc_paired, auroc_score, bca_score, corrected_t
 from scipy.stats import binomtest, norm, rankdata, ttest_1samp
 
 from medssl.evals.metrics.metrics import AUROC
-from medssl.evals.stats import bootstrap, delong
-from medssl.evals.stats.significance import corrected_t
+from medssl.evals.stats import bootstrap
 from medssl.rng import seed_from
 
 BOTH = 0.25  # share of patients with scans of both classes
@@ -71,15 +71,16 @@ def one(rep: int, n: int, given: argparse.Namespace) -> tuple[list[bool], list[b
     p, q = (np.stack([norm.cdf(-x), norm.cdf(x)], 1) for x in s)
     draws = {"n": given.resamples, "seed": rep}
     intervals = [
-        *(bootstrap.score(AUROC, y, p, patient, method=method, **draws) for method in ("percentile", "bca")),
-        delong.score(y, s[0], patient),
-        delong.score(y, s[0], scans),
+        bootstrap.score(AUROC, y, p, patient, **draws),
+        bca_score(AUROC, y, p, patient, **draws),
+        auroc_score(y, s[0], patient),
+        auroc_score(y, s[0], scans),
     ]
     tests = [
         bootstrap.paired(AUROC, y, [p], [q], patient, **draws),
-        delong.paired(y, *s, patient),
+        auroc_paired(y, *s, patient),
         bootstrap.paired(AUROC, y, [p], [q], scans, **draws),
-        delong.paired(y, *s, scans),
+        auroc_paired(y, *s, scans),
     ]
     return (
         [bool(i.low <= given.auroc <= i.high) for i in intervals],

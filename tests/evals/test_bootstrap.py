@@ -6,7 +6,6 @@ from scipy.stats import binom, norm, t
 import tiny
 from medssl.evals.metrics.metrics import ACCURACY, AUROC, CONCORDANCE, MACRO_AUROC, MAE, MEAN, SPEARMAN
 from medssl.evals.stats.bootstrap import (
-    bca_quantiles,
     difference,
     difference_seeds,
     paired,
@@ -289,59 +288,6 @@ def test_scores_over_seeds_hold_patients_and_seeds():
     assert (s.low, s.high) == pytest.approx((zero.low, zero.high), abs=1e-12)
     with pytest.raises(ValueError, match="at least one seed"):
         score_seeds(AUROC, y, [], patient)
-
-
-def test_bca_is_scipys_on_the_same_resamples():
-    """One scan a patient; SciPy is given our resamples and computes bias, acceleration and ends itself."""
-    r = np.random.default_rng(0)
-    for x, metric, statistic in (
-        (r.exponential(size=40), MEAN, np.mean),
-        (r.exponential(size=40), MAE, lambda x, axis: np.abs(x).mean(axis)),
-        (r.integers(0, 2, 40).astype(float), MEAN, np.mean),
-    ):
-        counts = np.concatenate(list(resamples(40, 500, seed=2, rows=500)))
-        given = stats.bootstrap((x,), statistic, n_resamples=2, method="percentile")
-        given.bootstrap_distribution = counts @ x / 40
-        expected = stats.bootstrap(
-            (x,), statistic, n_resamples=0, bootstrap_result=given, method="BCa", vectorized=True,
-            confidence_level=np.ptp(tiny.ends(40)),
-        ).confidence_interval  # fmt: skip
-        y = np.zeros(40)
-        s = score(metric, y, x, [f"{i:02}" for i in range(40)], n=500, seed=2, method="bca")
-        np.testing.assert_allclose([s.low, s.high], expected, rtol=0, atol=1e-12)
-        assert s.how == "95 % BCa bootstrap over 40 patients, 500 resamples"
-
-
-def test_bca_leaves_out_patients_not_scans():
-    y, p, patient = cohort(5, patients=30)
-    names, at = np.unique(patient, return_inverse=True)
-    counts = np.concatenate(list(resamples(30, 300, seed=0, rows=300))).astype(int)
-    rows = [np.repeat(np.arange(len(y)), c[at]) for c in counts]
-    found = np.array([AUROC(y[i], p[i]) for i in rows])
-    left = np.array([AUROC(y[at != i], p[at != i]) for i in range(len(names))])
-    value = AUROC(y, p)
-    u = left.mean() - left
-    a = (u**3).sum() / 6 / (u**2).sum() ** 1.5
-    z0 = norm.ppf((found < value).mean() + (found == value).mean() / 2)
-    ends = [norm.cdf(z0 + (z0 + z) / (1 - a * (z0 + z))) for z in norm.ppf(tiny.ends(rare(y, patient), 0.9))]
-    s = score(AUROC, y, p, patient, n=300, level=0.9, method="bca")
-    np.testing.assert_allclose([s.low, s.high], np.quantile(found, ends), atol=1e-10)
-    plain = score(AUROC, y, p, patient, n=300, level=0.9)
-    assert s.value == plain.value
-    assert (s.low, s.high) != (plain.low, plain.high)
-
-
-def test_bca_that_cannot_be_made_says_so():
-    y = np.arange(60) % 2
-    s = score(AUROC, y, two(y * 9.0), np.arange(60), n=100, method="bca")
-    assert (s.low, s.high) == (1, 1)
-    assert s.how.startswith("95 % percentile bootstrap (BCa is undefined here) over 60 patients")
-    only = np.arange(20) == 3  # without this patient there is no AUROC
-    s = score(AUROC, only.astype(int), two(np.cos(np.arange(20))), np.arange(20), n=100, method="bca")
-    assert "BCa is undefined here" in s.how
-    assert bca_quantiles(2.0, np.array([0.0, 1]), np.array([0.0, 1]), 0.95) is None
-    with pytest.raises(ValueError, match="'bcaa'"):
-        score(AUROC, y, two(y * 9.0), np.arange(60), method="bcaa")
 
 
 def grid(seeds, draws, n, sd_seed, sd_draw, rng):

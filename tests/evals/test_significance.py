@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from medssl.errors import UserError
-from medssl.evals.stats.significance import corrected_t, critical_difference, holm, ranking, wilcoxon
+from medssl.evals.stats.significance import critical_difference, holm, ranking, wilcoxon
 
 # Demšar, 2006, table 6: AUC of C4.5 and its variants on 14 data sets; 0.9751 is printed 0.975 and ranked above another
 DEMSAR = {
@@ -16,72 +16,6 @@ DEMSAR = {
     "+cf": [0.771, 0.590, 0.968, 0.654, 0.886, 0.916, 0.609, 0.563, 0.866, 1.0, 0.965, 0.614, 0.9751, 0.946],
     "+m+cf": [0.798, 0.569, 0.967, 0.657, 0.898, 0.931, 0.685, 0.625, 0.875, 1.0, 0.962, 0.669, 0.975, 0.970],
 }
-
-
-def test_corrected_t_is_its_formula():
-    d = [0.02, 0.01, 0.05, -0.01, 0.03]
-    found = corrected_t(d, 80, 20, scans=300)
-    mean = sum(d) / 5
-    s2 = sum((x - mean) ** 2 for x in d) / 4
-    se = ((1 / 5 + 20 / 80) * s2) ** 0.5
-    assert found.score.value == pytest.approx(mean, abs=1e-12)
-    assert found.se == pytest.approx(se, abs=1e-12)
-    k = 2.7764451051977987  # of t with 4 degrees of freedom, from a table
-    assert (found.score.low, found.score.high) == pytest.approx((mean - k * se, mean + k * se), abs=1e-9)
-    assert found.p == pytest.approx(2 * stats.t.sf(mean / se, 4), abs=1e-12)
-    assert (found.score.n, found.score.patients) == (300, 100)
-    assert found.score.how == "95 % corrected resampled t over 5 splits of 100 patients, 80 to train and 20 to test"
-    back = corrected_t(np.negative(d), [80] * 5, [20] * 5, scans=300)
-    assert back.p == pytest.approx(found.p, abs=1e-12)
-    assert back.score.low == pytest.approx(-found.score.high, abs=1e-12)
-
-
-def test_without_test_patients_it_would_be_students_t():
-    d = np.random.default_rng(0).normal(0.3, 1, 12)
-    expected = stats.ttest_1samp(d, 0)
-    found = corrected_t(d, 1e12, 1, scans=1)
-    assert found.p == pytest.approx(expected.pvalue, abs=1e-9)
-    interval = expected.confidence_interval(0.95)
-    assert (found.score.low, found.score.high) == pytest.approx((interval.low, interval.high), abs=1e-9)
-
-
-def test_p_is_below_5_percent_just_when_the_interval_leaves_out_0():
-    r = np.random.default_rng(1)
-    for i in range(50):
-        found = corrected_t(r.normal(0.1 * i / 10, 1, 10), 90, 10, scans=100)
-        assert (found.p < 0.05) == (found.score.low > 0 or found.score.high < 0)
-
-
-def test_corrected_t_says_what_it_cannot_do():
-    with pytest.raises(UserError, match="at least 2 splits and got 1"):
-        corrected_t([0.1], 80, 20, scans=100)
-    with pytest.raises(UserError, match=r"all 3 splits are equal \(0.1\)"):
-        corrected_t([0.8 - 0.7, 0.9 - 0.8, 0.1], 80, 20, scans=100)  # 0.1 in three roundings
-    with pytest.raises(UserError, match="1 of the 3 splits have no difference"):
-        corrected_t([0.1, np.nan, 0.2], 80, 20, scans=100)
-    for train, test in ((0, 20), (80, 0)):
-        with pytest.raises(ValueError, match="above 0"):
-            corrected_t([0.1, 0.2], train, test, scans=100)
-
-
-def split_differences(seed, N=100, train=80, splits=10, dim=5):
-    """Accuracy of least squares on one set of features less that on another, over splits; both sets are worth the same."""
-    r = np.random.default_rng(seed)
-    y = np.where(np.arange(N) % 2, 1.0, -1.0)
-    x = r.normal(size=(2, N, dim)) + 0.25 * y[:, None]
-    rows = np.array([r.permutation(N) for _ in range(splits)])
-    fit, test = rows[:, :train], rows[:, train:]
-    w = np.linalg.solve(x[:, fit].mT @ x[:, fit], x[:, fit].mT @ y[fit][..., None])
-    right = np.sign(x[:, test] @ w)[..., 0] == y[test]
-    return np.subtract(*right.mean(-1))
-
-
-def test_on_repeated_splits_the_corrected_test_keeps_its_level_and_students_does_not():
-    found = [split_differences(i) for i in range(300)]
-    corrected = sum(corrected_t(d, 80, 20, scans=100).p < 0.05 for d in found)
-    naive = sum(stats.ttest_1samp(d, 0).pvalue < 0.05 for d in found)
-    assert corrected <= stats.binom.ppf(0.999, 300, 0.05)
-    assert naive > 0.15 * 300
 
 
 def rejected(p, alpha):

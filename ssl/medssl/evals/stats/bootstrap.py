@@ -2,8 +2,7 @@
 
 The resamples are a function of the number of patients, `n` and `seed` alone, so every metric and every row of a table
 on one test set is judged on the same draws. Intervals are percentiles of the resamples (Efron & Tibshirani, An
-Introduction to the Bootstrap, 1993, section 13.3) or, for `method="bca"`, percentiles corrected for bias and skewness
-(Efron, 1987, https://doi.org/10.1080/01621459.1987.10478410), which costs as many evaluations more as there are patients.
+Introduction to the Bootstrap, 1993, section 13.3).
 
 y and p are of the kind of task that the metric says (`metrics`); patient is (N,) ids, compared for equality only.
 """
@@ -37,13 +36,12 @@ def score(
     n: int = 2000,
     seed: int = 0,
     level: float = 0.95,
-    method: str = "percentile",
 ) -> Score:
-    """`metric` of y and p with a patient-wise interval; method is "percentile" or "bca".
+    """`metric` of y and p with a patient-wise interval.
 
     Resamples in which the metric is undefined, because a class is missing, say, are left out; `how` counts them.
     """
-    return scores([metric], y, p, patient, n=n, seed=seed, level=level, method=method)[metric.name]
+    return scores([metric], y, p, patient, n=n, seed=seed, level=level)[metric.name]
 
 
 def scores(
@@ -55,18 +53,14 @@ def scores(
     n: int = 2000,
     seed: int = 0,
     level: float = 0.95,
-    method: str = "percentile",
 ) -> dict[str, Score]:
     """Like `score` for several metrics, by name, on the same resamples."""
-    if method not in ("percentile", "bca"):
-        raise ValueError(f"method must be 'percentile' or 'bca', got {method!r}")
     cases = [(m, *m.check(y, p)) for m in metrics]
     at = positions(patient, len(np.asarray(p)))
     found = replicates(cases, at, n, seed)
-    left = jackknife(cases, at) if method == "bca" else [None] * len(cases)
     return {
-        c[0].name: _interval(c, c[0](*c[1:]), f, at, level, "percentile bootstrap", without)
-        for c, f, without in zip(cases, found, left, strict=True)
+        c[0].name: _interval(c, c[0](*c[1:]), f, at, level, "percentile bootstrap")
+        for c, f in zip(cases, found, strict=True)
     }
 
 
@@ -170,7 +164,7 @@ def expanded(level: float, patients: int) -> float:
 
     Hesterberg, 2015 (https://doi.org/10.1080/00031305.2015.1089789), section 4.2: the normal quantile that percentiles amount to
     becomes that of Student's t, and the variance of resamples, (n - 1) / n too small, is made up for. `patients` are those of
-    the `rarest` class, which is what is least known and bounds Welch's degrees of freedom, as in `delong`; one counts as two.
+    the `rarest` class, which is what is least known and bounds Welch's degrees of freedom; one counts as two.
     """
     patients = max(patients, 2)
     return float(1 - 2 * ndtr(-t.isf((1 - level) / 2, patients - 1) * np.sqrt(patients / (patients - 1))))
@@ -264,40 +258,12 @@ def _values(cases: Sequence[Case], weights: Iterable[Floats]) -> Floats:
     return np.concatenate([np.array([m.many(y, p, w) for m, y, p in cases]) for w in weights], axis=-1)
 
 
-def bca_quantiles(value: float, found: Floats, left: Floats, level: float) -> Floats | None:
-    """(2,) the quantiles of the resamples `found` that are the ends of the BCa interval of `value`.
-
-    Efron & Tibshirani, 1993, eqs. 14.10, 14.14 and 14.15, with half of the ties in the bias (as SciPy) and the
-    acceleration from `left`, the values without each patient. None where these are undefined: a value beyond all
-    resamples, a metric that needs every patient or depends on none.
-    """
-    below = ((found < value).mean() + (found <= value).mean()) / 2
-    u = left.mean() - left
-    if not 0 < below < 1 or np.isnan(u).any() or not u.any():
-        return None
-    acceleration = (u**3).sum() / (6 * (u**2).sum() ** 1.5)
-    z0 = ndtri(below)
-    z = z0 + ndtri([(1 - level) / 2, (1 + level) / 2])
-    return ndtr(z0 + z / (1 - acceleration * z)) if (acceleration * z < 1).all() else None
-
-
-def _interval(
-    case: Case,
-    value: float,
-    found: Floats,
-    at: NDArray[np.int64],
-    level: float,
-    words: str,
-    left: Floats | None = None,
-) -> Score:
-    """The score of `value` from its resamples `found`: percentiles, or BCa when `left` has the jackknife's values."""
+def _interval(case: Case, value: float, found: Floats, at: NDArray[np.int64], level: float, words: str) -> Score:
+    """The score of `value` with the percentiles of its resamples `found`."""
     (metric, y, _), patients = case, int(at.max()) + 1
     defined = found[~np.isnan(found)]
     few = rarest(case, at)
-    ends, wide = None, expanded(level, few)
-    if left is not None and len(defined) and patients > 1:
-        ends = bca_quantiles(value, defined, left, wide)
-        words = "BCa bootstrap" if ends is not None else f"{words} (BCa is undefined here)"
+    wide = expanded(level, few)
     joint = " " if words.endswith("and") else " over "
     how = f"{100 * level:g} % {words}{joint}{patients} patients, {len(found)} resamples"
     if len(defined) < len(found):
@@ -308,7 +274,7 @@ def _interval(
     if few < FEW:
         how += f"; only {few} patients {metric.check.rare}".rstrip()
         how += ", so the true uncertainty is wider than shown"
-    low, high = np.quantile(defined, [(1 - wide) / 2, (1 + wide) / 2] if ends is None else ends)
+    low, high = np.quantile(defined, [(1 - wide) / 2, (1 + wide) / 2])
     if low == high and few >= FEW:
         how += "; every resample agrees, so the true uncertainty is wider than shown"
     return Score(value, float(low), float(high), len(at), patients, how)

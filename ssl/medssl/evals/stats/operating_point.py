@@ -53,7 +53,6 @@ def operating_point(
     n: int = 2000,
     seed: int = 0,
     level: float = 0.95,
-    method: str = "percentile",
 ) -> OperatingPoint:
     """The threshold of that specificity on `val` (y, s), judged on `test` (y, s) of `patient`.
 
@@ -71,7 +70,7 @@ def operating_point(
     metrics = [SENSITIVITY, SPECIFICITY, PPV, NPV, *(m for share in prevalences for m in at_prevalence(share))]
     y_test, s_test = _binary(*test)
     p = decisions(s_test, threshold)
-    found = scores(metrics, y_test.astype(np.int64), p, patient, n=n, seed=seed, level=level, method=method)
+    found = scores(metrics, y_test.astype(np.int64), p, patient, n=n, seed=seed, level=level)
     return OperatingPoint(threshold, found, how)
 
 

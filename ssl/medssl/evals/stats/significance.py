@@ -1,8 +1,6 @@
-"""Tests for what the patient bootstrap does not cover: repeated splits, families of comparisons, and several tasks.
+"""Tests for what the patient bootstrap does not cover: families of comparisons, and several tasks.
 
-- One test set: `bootstrap.paired`, or `delong.paired`. Several comparisons on it: `holm` over their p-values.
-- Repeated train/test splits of one data set: `corrected_t`. The splits share patients, so their differences are no
-  independent sample, and a t-test that takes them for one finds something where there is nothing.
+- One test set: `bootstrap.paired`. Several comparisons on it: `holm` over their p-values.
 - Several tasks, one score per model and task: `wilcoxon` for two models, `ranking` for more.
 """
 
@@ -16,53 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from medssl.errors import UserError
-from medssl.evals.stats.score import Difference, Score
 
 Floats = NDArray[np.float64]
 DIGITS = 12  # scores are compared to so many: 0.8 - 0.7 and 0.9 - 0.8 are one difference
-
-
-def corrected_t(
-    differences: ArrayLike, train: ArrayLike, test: ArrayLike, *, scans: int, level: float = 0.95
-) -> Difference:
-    """The mean of differences (n,) of two models over n train/test splits of the same patients, with interval and p.
-
-    Nadeau & Bengio, 2003 (https://doi.org/10.1023/A:1024068626366), section 5: the variance of the mean is
-    (1/n + test/train) times the sample variance, and t has n - 1 degrees of freedom. It is about the method trained on
-    `train` patients, not about one trained model. For r times k-fold cross-validation test/train is 1/(k - 1) (Bouckaert
-    & Frank, 2004). The correction takes differences of two splits as correlated by test/(train + test), as they share test
-    patients, and leaves out that they share training patients. Simulated (`benchmarks/quality_statistics.py`), it found
-    at 5 % what was not there in 5 to 6 % of cases, but in 6 to 9 % where models hung on who was in training (20 features
-    from 104 patients). train, test: patients in the parts of a split, one number or (n,); scans: of all patients together.
-    Raises UserError for fewer than two splits, for differences that are not finite, and for differences that are all equal.
-    """
-    d = np.asarray(differences, np.float64)
-    train, test = (np.broadcast_to(np.asarray(x, np.float64), d.shape) for x in (train, test))
-    if d.ndim != 1 or not (train > 0).all() or not (test > 0).all():
-        raise ValueError(f"needs differences (n,) and patients above 0 in both parts, got {d.shape}")
-    n, patients = len(d), round(float(np.mean(train + test))) if len(d) else 0
-    if n < 2:
-        raise UserError(
-            f"a corrected resampled t-test needs at least 2 splits and got {n}; score the two on more splits"
-        )
-    if not np.isfinite(d).all():
-        raise UserError(
-            f"{(~np.isfinite(d)).sum()} of the {n} splits have no difference, because a score is undefined there; "
-            "leave these splits out, or split so that each test part holds all classes"
-        )
-    if np.ptp(d.round(DIGITS)) == 0:
-        raise UserError(
-            f"the differences of all {n} splits are equal ({d[0]:.6g}), so their variance is unknown; check that the "
-            "splits differ, or compare the two on one test set with the paired bootstrap over patients"
-        )
-    se = float(np.sqrt((1 / n + np.mean(test / train)) * d.var(ddof=1)))
-    value, k = float(d.mean()), float(stats.t.ppf((1 + level) / 2, n - 1))
-    how = (
-        f"{100 * level:g} % corrected resampled t over {n} splits of {patients} patients, "
-        f"{round(float(train.mean()))} to train and {round(float(test.mean()))} to test"
-    )
-    p = 2 * float(stats.t.sf(abs(value) / se, n - 1))
-    return Difference(Score(value, value - k * se, value + k * se, scans, patients, how), p, se)
 
 
 def holm(p: ArrayLike) -> Floats:
