@@ -31,6 +31,7 @@ from medssl import catalog
 from medssl.evals.label_free.collapse import LIMITS
 from medssl.methods.parts.heads import ema_update
 from medssl.pretraining.collapse_monitor import CollapseMonitor
+from medssl.runs.config import Choice, PretrainConfig
 from medssl.store.resampled import ResampledScans, resample_scans
 from medssl.store.store import Store
 from medssl.synthetic.cohort import write_cohort
@@ -145,8 +146,14 @@ def go(store: Store, folder: Path, plant: Plant, seed: int, given: argparse.Name
     if plant.spoil:
         plant.spoil(method)
     recipe = catalog.build(catalog.spec("augment", plant.views, **plant.views_options), size=size)
-    resolved = {"seed": seed, "batch": given.batch, "accumulate": 1, "on_collapse": "warn", "monitor_every": 1}
-    monitor = CollapseMonitor(store, resampled, recipe, method, resolved, "cpu", folder)
+    config = PretrainConfig(
+        store="", where=None, target=None, fingerprint="", method=Choice(plant.method, {}), encoder=Choice(plant.encoder, {}),
+        augment=Choice(plant.views, {}), size=size, spacing=None, equalise=False, steps=given.steps, batch=given.batch,
+        accumulate=1, seed=seed, optimizer="adamw", lr=1e-3, lr_end=0.0, warmup=0.05, weight_decay=1e-4, momentum=0.9,
+        clip=10.0, precision="32-true", log_every=1, monitor_every=1, on_collapse="warn", accelerator="cpu", devices=1,
+        workers=0, log="jsonl", save_every=given.steps,
+    )  # fmt: skip
+    monitor = CollapseMonitor(store, resampled, recipe, method, config, "cpu", folder)
     monitor.label = None  # kNN is not what is asked about
     watched = Watched(monitor, plant.cause if until else "", until)
     folder.mkdir(parents=True)

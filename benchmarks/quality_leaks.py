@@ -53,8 +53,8 @@ def taken(part: ScanSet, images: list[np.ndarray], at: np.ndarray, name: str, re
 def embedding(run: Path | None, edge: int) -> Callable[[list[np.ndarray]], np.ndarray]:
     torch.manual_seed(0)
     if run:
-        encoder, card = load_encoder(run)
-        size, mean, std = card["size"], card["mean"], card["std"]
+        encoder, config = load_encoder(run)
+        size, mean, std = list(config.size), config.mean, config.std
     else:
         size, mean, std = (min(edge, 64),) * 2, 0.5, 0.25
         encoder = catalog.build(catalog.spec("encoder", "timm", model="resnet18"), channels=1, size=size)

@@ -27,7 +27,6 @@ from PIL import Image
 
 import medssl
 from medssl.commands.analyse.cam import cam
-from medssl.commands.train.pretrain import spec_of
 from medssl.evals.explain.saliency_checks import mask_energy
 from medssl.evals.metrics.metrics import AUROC
 from medssl.evals.stats.bootstrap import difference, score
@@ -134,11 +133,11 @@ def main() -> None:
         tests = [_in_order(Subset.of(splits.target, store, store.rows())) for store in stores.values()]
         y, patient = tests[0].y, np.array([held[i][0] for i in range(len(held))])
         network = features.learn(
-            features.fresh(sources.resolved, sources.card), sources.card, kinds.classes(2), home, splits.train.rows,
-            splits.train.y, work / "supervised", views=spec_of("augment", sources.resolved["augment"]), steps=given.steps,
+            features.fresh(sources.config, sources.encoder.input), sources.encoder.input, kinds.classes(2), home, splits.train.rows,
+            splits.train.y, work / "supervised", views=sources.config.augment.spec("augment"), steps=given.steps,
             batch=given.batch, seed=given.seed, device="cpu", optim=Optim(lr=1e-3, weight_decay=1e-2),
         )  # fmt: skip
-        predict = features.predictor(network, sources.card, "cpu")
+        predict = features.predictor(network, sources.encoder.input, "cpu")
         found = {"supervised from scratch": [predict(t.store, t.rows) for t in tests]}
         sources = {f"{given.method} + linear probe": sources.of_run()}
         sources |= {f"{name} + linear probe": sources.frozen(name) for name in ("k-means patch bank", "raw pixels")}
@@ -161,9 +160,9 @@ def main() -> None:
         print(f"The supervised net {said} by {LEAST} or more between no mark and a mark that disagrees: {fall}.")
         weight = network.linear()[0].numpy()
         agree = tests[0]
-        at, masks, insides = masks_on_grid(agree.store, agree.rows, sources.card, 1)
-        grid = standard(agree.store, sources.card)
-        maker = SaliencyMaker("gradcam", grid, (grid, agree.rows), sources.resolved, given.seed, "cpu")
+        at, masks, insides = masks_on_grid(agree.store, agree.rows, sources.encoder.input, 1)
+        grid = standard(agree.store, sources.encoder.input)
+        maker = SaliencyMaker("gradcam", grid, (grid, agree.rows), sources.config, given.seed, "cpu")
         maps = maker(network.encoder, agree.rows[at], np.repeat(weight[1:] - weight[:1], len(at), 0))
         f = mask_energy(maps, masks, insides)
         with redirect_stdout(StringIO()):

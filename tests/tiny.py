@@ -7,6 +7,7 @@ from scipy import stats
 from medssl import catalog
 from medssl.losses.target_losses import classification
 from medssl.rng import Key
+from medssl.runs.config import Choice, PretrainConfig
 from medssl.store.resampled import ResampledScans
 
 METHODS = sorted(catalog.choices("method"))
@@ -96,3 +97,15 @@ def ends(patients: int, level: float = 0.95) -> list[float]:
     """The quantiles of resamples that are the ends of an interval: Hesterberg, 2015, section 4.2, by scipy's distributions."""
     tail = stats.norm.cdf(stats.t.ppf((1 - level) / 2, patients - 1) * (patients / (patients - 1)) ** 0.5)
     return [tail, 1 - tail]
+
+
+def config(**changes) -> PretrainConfig:
+    """The config of a small run."""
+    settings = {
+        "store": "store", "where": None, "target": None, "fingerprint": "", "method": Choice("simclr", {}),
+        "encoder": Choice("cnn", {}), "augment": Choice("neutral", {}), "size": (16, 16), "spacing": None, "equalise": False,
+        "steps": 10, "batch": 8, "accumulate": 1, "seed": 0, "optimizer": "adamw", "lr": 1e-3, "lr_end": 0.0, "warmup": 0.05,
+        "weight_decay": 1e-4, "momentum": 0.9, "clip": 10.0, "precision": "32-true", "log_every": 10, "monitor_every": 1,
+        "on_collapse": "warn", "accelerator": "cpu", "devices": 1, "workers": 0, "log": "jsonl", "save_every": 100,
+    }  # fmt: skip
+    return PretrainConfig(**settings | changes)

@@ -16,6 +16,7 @@ import medssl
 import tiny
 from medssl.commands.analyse.cam import _check, _drawn, cam
 from medssl.encoders.cnn import CNN
+from medssl.encoders.config import InputConfig
 from medssl.encoders.export import load_encoder
 from medssl.errors import UserError
 from medssl.evals.explain.saliency import gradcam
@@ -90,12 +91,12 @@ def test_maps_lie_on_the_squares_and_that_is_measured(made, drawn):
 def test_numbers_by_the_long_way(made, drawn):
     """One scan at a time: scikit-learn's weights, the map's share in the square by summing pixels; the run, and untrained."""
     _, run, store = made
-    encoder, card = load_encoder(run)
-    splits = load_splits(Run(run), card, store, "square")
-    untrained = features.fresh(Run(run).resolved(), card).eval()
+    encoder, config = load_encoder(run)
+    splits = load_splits(Run(run), config, store, "square")
+    untrained = features.fresh(Run(run).config(), config.input).eval()
     resampled = resample_scans(store, SIZE)
     for network, line in zip((encoder, untrained), drawn["in_masks"], strict=True):
-        source = features.of_encoder(network, card, "cpu")
+        source = features.of_encoder(network, config.input, "cpu")
         x, y = source(store, splits.train.rows).astype(np.float64), splits.train.y
         mean, scale = x.mean(0), x.std(0)
         scale[scale == 0] = np.inf
@@ -110,7 +111,7 @@ def test_numbers_by_the_long_way(made, drawn):
                 continue
             image = torch.from_numpy(resampled.array[row : row + 1].astype(np.float32)) / 255
             with torch.no_grad():
-                a = network.maps((image - card["mean"]) / card["std"])[0]
+                a = network.maps((image - config.mean) / config.std)[0]
             coarse = torch.einsum("k,khw->hw", weight, a).clamp(min=0)
             full = torch.nn.functional.interpolate(coarse[None, None], (SIZE, SIZE), mode="bilinear")[0, 0].numpy()
             energy.append(sum(full[i, j] for i, j in zip(*np.nonzero(mask[0]), strict=True)) / full.sum())
@@ -275,8 +276,8 @@ def test_no_mask_no_number_but_the_check(made, tmp_path):
 def test_the_probe_of_several_classes(made):
     """Log-odds of two scans differ by their features times the weights, whatever the intercepts are."""
     _, run, store = made
-    encoder, card = load_encoder(run)
-    source = features.of_encoder(encoder, card, "cpu")
+    encoder, config = load_encoder(run)
+    source = features.of_encoder(encoder, config.input, "cpu")
     parts = [
         Subset(store, rows, np.arange(len(rows)) // 2 % 3, 0, 0)
         for rows in (store.rows("train"), store.rows("val"), store.rows("test"))
@@ -330,8 +331,8 @@ def test_masks_are_brought_to_the_grid_of_the_encoder(tmp_path):
             Image.fromarray(array).save(path)
     store = medssl.ingest(tmp_path / "source", tmp_path / "store", masks="masks", key=tiny.secret(tmp_path / "key"))
     store = medssl.Store.open(store.path)
-    card = {"size": [20, 20], "spacing": None}
-    at, masks, insides = masks_on_grid(store, store.rows()[1:], card, 2)
+    wanted = InputConfig(1, (20, 20), None, False, 0.0, 1.0)
+    at, masks, insides = masks_on_grid(store, store.rows()[1:], wanted, 2)
     assert at.tolist() == [0, 1, 2]
     expected = np.zeros((20, 20))
     expected[4 + 2 : 4 + 6, 10:20] = 1
@@ -345,7 +346,7 @@ def test_masks_are_brought_to_the_grid_of_the_encoder(tmp_path):
     low = resample_scans(store, [20, 20]).array[0, 0]
     assert (low[~inside] == low[0, 0]).all()
     assert low[inside].std() > 0
-    assert not len(masks_on_grid(store, store.rows(), card, 3)[0])
+    assert not len(masks_on_grid(store, store.rows(), wanted, 3)[0])
     tiny_mask = masks_on_grid(store, store.rows(), {"size": [4, 4], "spacing": None}, 1)[1]
     assert 0 < tiny_mask.max() < 0.5  # much smaller than a voxel, it stays where it is
 

@@ -107,11 +107,11 @@ def test_the_largest_budget_is_handed_over_with_its_head(tuned, made):
     store, run = made
     folder = run / tuned["encoder"]
     assert [p.parent for p in (run / "finetune").rglob("encoder.json")] == [folder]
-    encoder, card = medssl.load_encoder(folder)
+    encoder, config = medssl.load_encoder(folder)
     head = load_file(folder / "head.safetensors")
-    assert card["head"] == {"target": "label", "task": "classification", "classes": tuned["classes"]}
+    assert config.head == {"target": "label", "task": "classification", "classes": tuned["classes"]}
     grid = resample_scans(store, 28)
-    resampled = ResampledScans(grid.array, grid.low, grid.high, card["mean"], card["std"], grid.size)
+    resampled = ResampledScans(grid.array, grid.low, grid.high, config.mean, config.std, grid.size)
     x = torch.from_numpy(embed(encoder, resampled, store.rows("test"), quiet=True)).double()
     p = (x @ head["weight"].double().T + head["bias"].double()).softmax(1)
     (kept,) = (p for p in of_run(run) if p.about["command"] == "finetune")
@@ -276,7 +276,7 @@ def test_every_kind_of_task_is_learnt(drawn, task, target, metric):
     assert score["low"] <= score["value"] <= score["high"]
     if task == "regression":
         assert score["value"] < 1.8  # levels are 4.5 apart
-        head = medssl.load_encoder(run / result["encoder"])[1]["head"]
+        head = medssl.load_encoder(run / result["encoder"])[1].head
         train = store.column("label:width")[store.rows("train")].astype(float)
         assert (head["mean"], head["std"]) == (pytest.approx(train.mean()), pytest.approx(train.std()))
     else:

@@ -145,11 +145,11 @@ def test_one_encoder_is_measured_and_written_down(made, capsys):
 
 def test_the_features_are_those_of_the_encoder_handed_over(made):
     _, store, run = made
-    encoder, card = medssl.load_encoder(run)
+    encoder, config = medssl.load_encoder(run)
     from medssl.scoring.features import of_encoder
 
     rows = held_out_subset(store, 512).rows
-    x = of_encoder(encoder, card, "cpu")(store, rows).astype(float)
+    x = of_encoder(encoder, config.input, "cpu")(store, rows).astype(float)
     s = np.linalg.svd(x - x.mean(0), compute_uv=False)
     p = s / s.sum() + 1e-7
     got = medssl.quality(run, store, views=2)["measures"]["RankMe centred"]["value"]

@@ -1,6 +1,7 @@
 """The hand-over pair: what goes in comes out bit for bit, timm and MONAI read it, and nothing else gets in."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import timm
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medssl.encoders.cnn import CNN
+from medssl.encoders.config import EncoderConfig
 from medssl.encoders.export import CLASSES, load_encoder, save_encoder
 from medssl.encoders.mlp import MLP
 from medssl.encoders.monai3d import ResNet3d
@@ -45,15 +47,17 @@ def moved(make):
 def test_round_trip_is_bit_identical(make, tmp_path):
     encoder = moved(make)
     x = torch.randn(2, 2, *encoder.size)
-    card = {"mean": 0.1, "std": 0.2, "modality": "DX", "spacing": None, "method": "simclr"}
-    save_encoder(tmp_path / "run", encoder, card)
+    config = EncoderConfig(mean=0.1, std=0.2, modality="DX", spacing=None, method="simclr")
+    save_encoder(tmp_path / "run", encoder, config)
     for path in (tmp_path / "run", tmp_path / "run" / "encoder.json", tmp_path / "run" / "encoder.safetensors"):
         again, read = load_encoder(path)
         assert type(again) is type(encoder)
         assert not any(m.training for m in again.modules())
         assert torch.equal(again(x), encoder.eval()(x))
-    assert card.items() <= read.items()
-    assert (read["format"], read["channels"], read["size"], read["dim"]) == (2, 2, list(encoder.size), encoder.dim)
+    architecture = {k: getattr(read, k) for k in ("name", "options", "channels", "size", "dim", "weights")}
+    assert read == replace(config, **architecture)
+    assert (read.channels, read.size, read.dim) == (2, tuple(encoder.size), encoder.dim)
+    assert json.loads((tmp_path / "run" / "encoder.json").read_text())["format"] == 2
     assert not list((tmp_path / "run").glob(".*"))
 
 
@@ -66,7 +70,7 @@ def test_every_class_is_covered():
 )
 def test_timm_loads_the_file(model, more, tmp_path):
     encoder = moved(lambda: TimmEncoder(1, (32, 48), model)).eval()
-    save_encoder(tmp_path, encoder, {})
+    save_encoder(tmp_path, encoder, EncoderConfig())
     net = timm.create_model(
         model, in_chans=1, num_classes=0, checkpoint_path=str(tmp_path / "encoder.safetensors"), **more
     )
@@ -78,7 +82,7 @@ def test_timm_loads_the_file(model, more, tmp_path):
 def test_monai_loads_the_file(side, tmp_path):
     resnet = pytest.importorskip("monai.networks.nets.resnet")
     encoder = moved(lambda: ResNet3d(1, (side,) * 3, "resnet10")).eval()
-    save_encoder(tmp_path, encoder, {})
+    save_encoder(tmp_path, encoder, EncoderConfig())
     net = resnet.resnet10(
         spatial_dims=3, n_input_channels=1, feed_forward=False, conv1_t_stride=encoder.net.conv1.stride
     )
@@ -87,22 +91,22 @@ def test_monai_loads_the_file(side, tmp_path):
     torch.testing.assert_close(net.eval()(x), encoder(x))
 
 
-def test_loading_never_fetches_weights_and_keeps_what_the_card_says(tmp_path):
+def test_loading_never_fetches_weights_and_keeps_the_options_in_the_config(tmp_path):
     encoder = TimmEncoder(1, (32, 32))
     encoder.options["pretrained"] = True
-    save_encoder(tmp_path, encoder, {})
-    again, card = load_encoder(tmp_path)  # would be a UserError or a download if it did
-    assert again.options == card["options"] == {"model": "resnet18", "pretrained": True}
+    save_encoder(tmp_path, encoder, EncoderConfig())
+    again, config = load_encoder(tmp_path)  # would be a UserError or a download if it did
+    assert again.options == config.options == {"model": "resnet18", "pretrained": True}
 
 
 def test_a_second_save_replaces_the_first(tmp_path):
     for seed in (1, 2):
         torch.manual_seed(seed)
         encoder = MLP(1, (4, 4), widths=(3,))
-        save_encoder(tmp_path, encoder, {"step": seed})
-    again, card = load_encoder(tmp_path)
+        save_encoder(tmp_path, encoder, EncoderConfig(step=seed))
+    again, config = load_encoder(tmp_path)
     assert torch.equal(again.state_dict()["layers.0.1.weight"], encoder.state_dict()["layers.0.1.weight"])
-    assert card["step"] == 2
+    assert config.step == 2
 
 
 def edit(folder, **changes):
@@ -134,13 +138,14 @@ def rewrite(folder, change):
         (lambda f: edit(f, options={"widths": [3], "depth": 2}), "cannot be built"),
         (lambda f: edit(f, options={"widths": [3], "activation": "x"}), "activation"),
         (lambda f: edit(f, size=[4, 5]), "does not fit"),
+        (lambda f: edit(f, size=4), "list of pixels"),
         (lambda f: rewrite(f, lambda t: {k: v for k, v in t.items() if "bias" not in k}), "does not fit"),
         (lambda f: rewrite(f, lambda t: t | {"more": torch.zeros(1)}), "does not fit"),
         (lambda f: (f / "encoder.safetensors").write_bytes(b"\x80\x04K\x01."), "damaged"),
     ],
 )
 def test_a_pair_that_is_not_right_is_a_user_error(harm, says, tmp_path):
-    save_encoder(tmp_path, MLP(1, (4, 4), widths=(3,)), {})
+    save_encoder(tmp_path, MLP(1, (4, 4), widths=(3,)), EncoderConfig())
     harm(tmp_path)
     with pytest.raises(UserError) as e:
         load_encoder(tmp_path)
@@ -150,9 +155,9 @@ def test_a_pair_that_is_not_right_is_a_user_error(harm, says, tmp_path):
 def test_a_pickle_is_refused_even_with_the_right_digest(tmp_path):
     from medssl.encoders.export import _digest
 
-    save_encoder(tmp_path, MLP(1, (4, 4), widths=(3,)), {})
+    save_encoder(tmp_path, MLP(1, (4, 4), widths=(3,)), EncoderConfig())
     file = tmp_path / "encoder.safetensors"
     torch.save({"layers.0.1.weight": torch.zeros(3, 16), "layers.0.1.bias": torch.zeros(3)}, file)
     edit(tmp_path, weights=_digest(file))
-    with pytest.raises(UserError, match="no safetensors file"):
+    with pytest.raises(UserError, match="not a safetensors file"):
         load_encoder(tmp_path)

@@ -1,6 +1,7 @@
 """Segmentation scores against MONAI, closed forms and their own conventions; windows against MONAI; grids there and back."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surf
 from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter
 
 import tiny
+from medssl.encoders.config import InputConfig
 from medssl.evals.embed import standardised
 from medssl.evals.metrics.segmentation import agreement, case
 from medssl.evals.sliding_window import Grid, importance, slide, windows
@@ -237,15 +239,15 @@ def test_nearest_is_the_voxel_a_centre_lies_in():
 
 
 def plain(size, spacing):
-    return {"size": size, "spacing": spacing, "equalise": False, "mean": 0.0, "std": 1.0}
+    return InputConfig(1, size, spacing, False, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("equalise", [False, True])
 def test_a_grid_gives_what_training_gave(drawn, equalise):
-    card = plain((24, 24, 24), None) | {"equalise": equalise, "mean": 0.3, "std": 0.7}
-    resampled = resampled_for_encoder(drawn, card)
+    wanted = replace(plain((24, 24, 24), None), equalise=equalise, mean=0.3, std=0.7)
+    resampled = resampled_for_encoder(drawn, wanted)
     for row in drawn.rows().tolist():
-        x = Grid(drawn, card, "cpu").of(row)[0]
+        x = Grid(drawn, wanted, "cpu").of(row)[0]
         np.testing.assert_array_equal(x.numpy(), standardised(resampled, np.array([row]), "cpu")[0].numpy())
 
 

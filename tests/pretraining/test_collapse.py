@@ -244,9 +244,9 @@ def test_rollback_hands_over_the_last_look_without_an_alarm(store, tmp_path, cap
     )  # fmt: skip
     assert [a["cause"] for a in alarms_of(run)] == ["chance"]
     assert "Handed over as it was at step 30" in capsys.readouterr().err
-    encoder, card = medssl.load_encoder(run)
+    encoder, config = medssl.load_encoder(run)
     kept = torch.load(run / "checkpoints/healthy.ckpt", weights_only=True)
-    assert card["step"] == kept["step"] == 30
+    assert config.step == kept["step"] == 30
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, kept["method"][f"encoder.{name}"]), name
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -283,14 +283,14 @@ def test_the_same_state_is_looked_at_in_the_same_way(store, tmp_path):
     """Resuming builds a new monitor: it has to say the same of the same weights and rows."""
     resampled = resample_scans(store, 16)
     recipe = catalog.build(catalog.spec("augment", "neutral"), size=resampled.size)
-    resolved = {"seed": 0, "batch": 32, "accumulate": 1, "on_collapse": "warn", "monitor_every": 5}
+    config = tiny.config(batch=32, monitor_every=5)
     untrained, row = tiny.method("byol"), [{"step": 5, "loss": 1.0, "grad_norm": 0.5, "lr": 0.1}]
     trained = copy.deepcopy(untrained)
     with torch.no_grad():
         for p in trained.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     looks = [
-        CollapseMonitor(store, resampled, recipe, untrained, resolved, "cpu", tmp_path)(trained, row) for _ in range(2)
+        CollapseMonitor(store, resampled, recipe, untrained, config, "cpu", tmp_path)(trained, row) for _ in range(2)
     ]
     assert json.dumps(looks[0]) == json.dumps(looks[1])
     assert {"rankme", "alignment", "two_nn", "sigreg", "knn_auroc", "seen"} <= set(looks[0])

@@ -220,8 +220,8 @@ def test_volumes_by_changing_the_store_alone(shared, tmp_path, name):
         batch=8,
         log_every=1,
     )
-    encoder, card = medssl.load_encoder(run)
-    assert card["size"] == [16, 16, 16]
+    encoder, config = medssl.load_encoder(run)
+    assert config.size == (16, 16, 16)
     assert encoder(torch.zeros(2, 1, 16, 16, 16)).shape == (2, encoder.dim)
 
 

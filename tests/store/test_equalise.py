@@ -95,7 +95,7 @@ def test_the_card_says_what_ranks_are_standardised_with(hospitals):
     run = run_on(hospitals, "run card", True)
     card = json.loads((run / "encoder.json").read_text())
     assert (card["equalise"], card["mean"], card["std"]) == (True, MEAN, STD)
-    resampled = resampled_for_encoder(Store.open(hospitals / "b"), card)
+    resampled = resampled_for_encoder(Store.open(hospitals / "b"), load_encoder(run)[1].input)
     assert (resampled.mean, resampled.std, resampled.array.dtype) == (MEAN, STD, np.uint8)
     assert set(resampled.low) == {0.0}
     assert set(resampled.high) == {255.0}
@@ -105,5 +105,5 @@ def test_a_run_that_does_not_say_what_it_was_given_is_refused(hospitals):
     run = run_on(hospitals, "run old", False)
     text = (run / "resolved.yaml").read_text()
     (run / "resolved.yaml").write_text(text.replace("equalise: false\n", ""))
-    with pytest.raises(UserError, match="of another version; pretrain again"):
+    with pytest.raises(UserError, match="written by an earlier medssl; pretrain again"):
         medssl.report(run)

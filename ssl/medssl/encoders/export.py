@@ -1,10 +1,11 @@
-"""The hand-over pair: encoder.safetensors (weights) and encoder.json (how to build it, what it expects and has seen).
+"""The exported pair of an encoder: encoder.safetensors (weights) and encoder.json (an `EncoderConfig`).
 
-Loading builds one of the classes named here and copies numbers into it: nothing in the pair is executed.
+Loading builds one of the classes in `CLASSES` and copies numbers into it; nothing in the pair is executed.
 """
 
 import hashlib
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from medssl.encoders.cnn import CNN
+from medssl.encoders.config import EncoderConfig
 from medssl.encoders.mlp import MLP
 from medssl.encoders.monai3d import ResNet3d
 from medssl.encoders.patch_bank import PatchBank
@@ -26,88 +28,96 @@ FORMAT = 2
 CLASSES: dict[str, type[nn.Module]] = {
     c.__name__: c for c in (CNN, MLP, PatchBank, PatchPyramid, ResNet3d, TimmEncoder, ViT)
 }
-KEYS = ("format", "name", "options", "channels", "size", "dim", "weights")
+REQUIRED = ("name", "options", "channels", "size", "dim", "weights")
 
 
-def save_encoder(folder: Path, encoder: Any, card: dict[str, Any]) -> None:
-    """Writes the pair into `folder`, each file atomically, the weights first.
+def save_encoder(folder: Path, encoder: Any, config: EncoderConfig) -> None:
+    """Write the pair into `folder`, each file atomically, the weights first.
 
     Args:
-        folder: is made if it is not there.
-        encoder: of one of `CLASSES`. One around another library's network hands over that network's own state dict, so
-            `timm.create_model(name, in_chans=…, num_classes=0, checkpoint_path=…)` loads it.
-        card: what else encoder.json shall say: mean, std, modality, …; JSON values, none of them called as in `KEYS`.
+        folder: created if it does not exist.
+        encoder: an instance of one of `CLASSES`. A wrapper around another library's network saves that network's own
+            state dict, so `timm.create_model(name, in_chans=…, num_classes=0, checkpoint_path=…)` loads it.
+        config: input and provenance; name, options, channels, size, dim and weights are taken from `encoder`.
     """
     assert type(encoder) in CLASSES.values(), type(encoder)
-    assert not set(card) & set(KEYS), set(card) & set(KEYS)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in _carrier(encoder).state_dict().items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in _network(encoder).state_dict().items()}
     with atomic(folder / "encoder.safetensors") as part:
         save_file(tensors, part)
         weights = _digest(part)
-    name, size = type(encoder).__name__, list(encoder.size)
-    fixed = (FORMAT, name, encoder.options, encoder.channels, size, encoder.dim, weights)
-    write_json(folder / "encoder.json", dict(zip(KEYS, fixed, strict=True)) | card)
+    described = replace(
+        config,
+        name=type(encoder).__name__,
+        options=encoder.options,
+        channels=encoder.channels,
+        size=tuple(encoder.size),
+        dim=encoder.dim,
+        weights=weights,
+    )
+    write_json(folder / "encoder.json", {"format": FORMAT} | described.as_dict())
 
 
-def load_encoder(path: str | Path) -> tuple[Any, dict[str, Any]]:
-    """(encoder in eval mode on the CPU, everything encoder.json says).
+def load_encoder(path: str | Path) -> tuple[Any, EncoderConfig]:
+    """Return the encoder, in eval mode on the CPU, and its config.
 
     Args:
         path: the folder of the pair, or either file.
 
-    Raises UserError when a file is missing, damaged, of another format, names a class that is not in `CLASSES`, or does
-    not fit the other.
+    Raises UserError if a file is missing or damaged, has another format, names a class that is not in `CLASSES`, or does
+    not fit the other file.
     """
     folder = Path(path)
     folder = folder.parent if folder.suffix in (".json", ".safetensors") else folder
-    card = _card(folder / "encoder.json")
-    encoder = _build(card, folder / "encoder.json")
-    tensors = _tensors(folder / "encoder.safetensors", card["weights"])
+    config = _config(folder / "encoder.json")
+    encoder = _build(config, folder / "encoder.json")
+    tensors = _tensors(folder / "encoder.safetensors", config.weights)
     try:
-        _carrier(encoder).load_state_dict(tensors)
+        _network(encoder).load_state_dict(tensors)
     except RuntimeError as e:
         why = str(e).split("\n")[1:2] or [str(e)]
-        raise UserError(f"{folder}/encoder.safetensors does not fit encoder.json: {why[0]} Hand it over again") from e
-    return encoder.eval(), card
+        raise UserError(f"{folder}/encoder.safetensors does not fit encoder.json: {why[0]} Export it again") from e
+    return encoder.eval(), config
 
 
-def _carrier(encoder: nn.Module) -> nn.Module:
-    """The module whose state dict is handed over: the wrapped network, where there is one."""
+def _network(encoder: nn.Module) -> nn.Module:
+    """The module whose state dict is saved: the wrapped network, where there is one."""
     net = getattr(encoder, "net", encoder)
     assert isinstance(net, nn.Module)
     return net
 
 
-def _card(file: Path) -> dict[str, Any]:
+def _config(file: Path) -> EncoderConfig:
     try:
-        card = json.loads(file.read_text())
+        found = json.loads(file.read_text())
     except FileNotFoundError as e:
-        raise UserError(f"{file} is missing; give a run's folder, or one with encoder.json and its weights") from e
+        raise UserError(f"{file} is missing; give a run folder, or a folder with encoder.json and its weights") from e
     except (ValueError, OSError) as e:
         raise UserError(f"cannot read {file}: {e}") from e
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        found = card.get("format") if isinstance(card, dict) else None
-        raise UserError(f"{file} has format {found!r} and this medssl reads {FORMAT}; use the version that wrote it")
-    missing = [k for k in KEYS if k not in card]
-    if missing:
-        raise UserError(f"{file} lacks {', '.join(missing)}; hand the encoder over again")
-    return card
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        has = found.get("format") if isinstance(found, dict) else None
+        raise UserError(f"{file} has format {has!r}, and this medssl reads {FORMAT}; use the version that wrote it")
+    if missing := [k for k in REQUIRED if k not in found]:
+        raise UserError(f"{file} lacks {', '.join(missing)}; export the encoder again")
+    if not isinstance(found["size"], list):
+        raise UserError(f"{file}: size must be a list of pixels, got {found['size']!r}; export the encoder again")
+    known = {f.name for f in fields(EncoderConfig)}
+    return EncoderConfig(**{k: v for k, v in found.items() if k in known} | {"size": tuple(found["size"])})
 
 
-def _build(card: dict[str, Any], file: Path) -> Any:
-    name = str(card["name"])
-    if name not in CLASSES:
-        raise UserError(f"{file}: unknown encoder {name!r}.{nearest(name, CLASSES)}")
+def _build(config: EncoderConfig, file: Path) -> Any:
+    if config.name not in CLASSES:
+        raise UserError(f"{file}: unknown encoder {config.name!r}.{nearest(config.name, CLASSES)}")
+    given = config.options or {}
     try:
-        # the weights come from the pair, so none are fetched
-        options = {k: False if k == "pretrained" else v for k, v in card["options"].items()}
-        encoder: Any = CLASSES[name](card["channels"], tuple(card["size"]), **options)
+        # weights come from the pair, so none are downloaded
+        options = {k: False if k == "pretrained" else v for k, v in given.items()}
+        encoder: Any = CLASSES[config.name](config.channels, config.size, **options)
     except (TypeError, ValueError, AttributeError) as e:
-        raise UserError(f"{file}: {name} cannot be built from these options ({e}); hand the encoder over again") from e
+        raise UserError(f"{file}: {config.name} cannot be built from these options ({e}); export it again") from e
     if "pretrained" in encoder.options:
-        encoder.options = dict(card["options"])  # a second hand-over still says where the weights began
-    if encoder.dim != card["dim"]:
-        raise UserError(f"{file} says dim {card['dim']}, but this {name} has {encoder.dim}; hand it over again")
+        encoder.options = dict(given)  # a second export still states the initial weights
+    if encoder.dim != config.dim:
+        raise UserError(f"{file} says dim {config.dim}, but this {config.name} has {encoder.dim}; export it again")
     return encoder
 
 
@@ -119,7 +129,7 @@ def _tensors(file: Path, digest: str) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except SafetensorError as e:
-        raise UserError(f"{file} is no safetensors file ({e}); copy it again") from e
+        raise UserError(f"{file} is not a safetensors file ({e}); copy it again") from e
 
 
 def _digest(file: Path) -> str:

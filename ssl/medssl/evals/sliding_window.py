@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from medssl.augmentations.loader import to_unit_range
+from medssl.encoders.config import InputConfig
 from medssl.resample import apply_axes, axis_weights
 from medssl.store.resampled import common_dtype, field_of_view, intensity_windows, resample_to_grid, scan_values
 from medssl.store.store import Store
@@ -62,16 +62,15 @@ class Grid:
 
     Args:
         store: the scans.
-        card: of the network, as encoder.json has it: the `size` of its input, `spacing` in mm per pixel of it (None where each
-            scan is fitted into it), whether it is given ranks (`equalise`), and `mean` and `std` that standardise unit range.
+        wanted: how scans are brought to the network.
         device: of the network.
 
     With a spacing, a scan that is larger than `size` is looked at through windows; in training only its middle was.
     """
 
-    def __init__(self, store: Store, card: dict[str, Any], device: str):
-        self.store, self.size, self.device = store, tuple(card["size"]), device
-        self.spacing, self.equalise, self.mean, self.std = (card[k] for k in ("spacing", "equalise", "mean", "std"))
+    def __init__(self, store: Store, wanted: InputConfig, device: str):
+        self.store, self.size, self.device = store, wanted.size, device
+        self.spacing, self.equalise, self.mean, self.std = (wanted.spacing, wanted.equalise, wanted.mean, wanted.std)
         self.dtype, self.window = common_dtype(store, self.equalise), intensity_windows(store, self.equalise)
         self.columns = {name: store.column(name) for name in ("shape", "spacing")}
 

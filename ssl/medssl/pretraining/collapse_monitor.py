@@ -22,6 +22,7 @@ from medssl.methods.base import Method
 from medssl.pretraining.held_out_subset import VIEWS_SEED, held_out_subset
 from medssl.rng import generator
 from medssl.runs.alarms import batch_of, write_alarm
+from medssl.runs.config import PretrainConfig
 from medssl.store.resampled import ResampledScans
 from medssl.store.store import Store
 from medssl.train.checkpoint import load
@@ -32,7 +33,6 @@ VIEWS = 2
 FEWEST = 8  # scans in the panel
 RESAMPLES = 200
 MOST_CLASSES = 20
-ACTIONS = ("warn", "stop", "rollback")
 
 
 class CollapseMonitor:
@@ -54,28 +54,28 @@ class CollapseMonitor:
         resampled: ResampledScans,
         recipe: Recipe,
         untrained: Method,
-        resolved: dict[str, Any],
+        config: PretrainConfig,
         device: str,
         run: Path,
         writes: bool = True,
     ):
-        self.store, self.resampled, self.recipe, self.resolved = store, resampled, recipe, resolved
+        self.store, self.resampled, self.recipe, self.config = store, resampled, recipe, config
         self.device, self.run, self.writes = device, run, writes
         self.rows = held_out_subset(store, HELD_OUT[store.dims]).rows
         self.pixels: dict[str, float] | None = None
         self.length, self.spread, self.teacher, self.ended = 0.0, 1.0, 0.0, False
-        if resolved["monitor_every"] and len(self.rows) >= FEWEST:
+        if config.monitor_every and len(self.rows) >= FEWEST:
             fresh = evidence(self._views(untrained.encoder, as_training=True))
             self.length, self.spread = fresh.get("length", 0.0), fresh.get("spread", 1.0)
             self.teacher = weight(pair[0]) if (pair := untrained.teacher_student()) else 0.0
-        self.label = Labelled.of(store, resolved["seed"])
+        self.label = Labelled.of(store, config.seed)
 
     def __call__(self, method: Method, logged: list[dict[str, Any]]) -> dict[str, Any]:
         """Scalars for the log, a "warning" where there is something to say, and perhaps "do"."""
         if len(self.rows) < FEWEST:
             return {}
         out, alarms = self.look(method, logged)
-        acts = self.resolved["on_collapse"]
+        acts = self.config.on_collapse
         if alarms:
             step = logged[-1]["step"] if logged else 0
             self.raised(method, alarms, step, out["seen"])
@@ -155,7 +155,7 @@ class CollapseMonitor:
         if not self.writes:
             return
         print(f"step {step}: {alarms[0].words}", file=sys.stderr)
-        batch = batch_of(self.store, self.resolved, method.views, max(0, step - 1))
+        batch = batch_of(self.store, self.config, method.views, max(0, step - 1))
         also = [alarm._asdict() for alarm in alarms[1:]]
         write_alarm(self.run, {"step": step, **alarms[0]._asdict(), "also": also, "evidence": evidence, "batch": batch})
 
@@ -167,7 +167,7 @@ class CollapseMonitor:
         if not self.ended:  # found by the loop, in the middle of a step
             self.raised(method, [Alarm("not finite", str(broken))], broken.step + 1, {})
         healthy = checkpoints / "healthy.ckpt"
-        if self.resolved["on_collapse"] != "rollback":
+        if self.config.on_collapse != "rollback":
             raise broken
         if not healthy.exists():
             raise TrainingStopped(

@@ -7,25 +7,25 @@ from typing import Any
 from medssl.augmentations.loader import StepSampler
 from medssl.errors import UserError
 from medssl.files import write_json
+from medssl.runs.config import PretrainConfig
 from medssl.store.store import Store
 
 FILE = "alarm.json"
 
 
-def batch_of(store: Store, resolved: dict[str, Any], views: int, step: int) -> dict[str, Any]:
+def batch_of(store: Store, config: PretrainConfig, views: int, step: int) -> dict[str, Any]:
     """What step `step` (from 0) of a run with these settings was given, for JSON: a function of (seed, step) alone.
 
     seed, step, views: of each scan. passes: for each forward pass of the step its scans' pseudonyms, rows and epochs, over all
     processes: process r of R has the r-th of R equal parts. A view is a function of (seed, epoch, row, view).
     """
-    accumulate = resolved["accumulate"]
-    window = step * accumulate, (step + 1) * accumulate
+    window = step * config.accumulate, (step + 1) * config.accumulate
     scan = store.column("scan")
     passes = []
-    for pairs in StepSampler(store.rows("train"), resolved["batch"] // accumulate, *window, resolved["seed"]):
+    for pairs in StepSampler(store.rows("train"), config.batch // config.accumulate, *window, config.seed):
         row, epoch = (list(v) for v in zip(*pairs, strict=True))
         passes.append({"scan": scan[row].tolist(), "row": row, "epoch": epoch})
-    return {"seed": resolved["seed"], "step": step, "views": views, "store": store.fingerprint, "passes": passes}
+    return {"seed": config.seed, "step": step, "views": views, "store": store.fingerprint, "passes": passes}
 
 
 def write_alarm(run: Path, alarm: dict[str, Any]) -> None:

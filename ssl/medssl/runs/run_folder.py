@@ -1,4 +1,4 @@
-"""The folder of a run: what was asked, what that meant, on what machine, and what came of it."""
+"""The folder of a pretraining run: its settings, environment, checkpoints and results."""
 
 import json
 import os
@@ -13,59 +13,61 @@ import yaml
 
 from medssl.errors import UserError
 from medssl.files import write_json, write_text
+from medssl.runs.config import PretrainConfig
 
 LIBRARIES = ("medssl", "torch", "timm", "lightning-fabric", "numpy", "scikit-learn", "faiss-cpu", "pydicom")
 
 
 class Run:
-    """Paths of a run folder, and the check that it is the same run."""
+    """Paths of a run folder, and the settings kept in it."""
 
     def __init__(self, path: Path):
         self.path = path.expanduser()
         self.checkpoints = self.path / "checkpoints"
 
-    def start(self, asked: dict[str, Any], resolved: dict[str, Any], free: set[str]) -> None:
-        """Write config.yaml (as asked), resolved.yaml (what that meant) and env.json, or make sure it is the same run.
+    def start(self, given: dict[str, Any], config: PretrainConfig) -> None:
+        """Write config.yaml (the options given), resolved.yaml (`config`) and env.json, or check that they are the same run.
 
-        Raises UserError when the folder holds something else, or a run whose settings (but for `free` ones) differ.
+        Raises UserError if the folder holds something else, or a run whose settings, but for `MAY_CHANGE`, differ.
         """
-        config = self.path / "resolved.yaml"
-        if config.exists():
-            before = self.resolved()
-            now = json.loads(json.dumps(resolved))
-            differs = [k for k in now | before if k not in free and before.get(k) != now.get(k)]
-            if differs:
-                k = differs[0]
-                raise UserError(
-                    f"{self.path} holds a run with {k}={before.get(k)!r}, and now {k}={now.get(k)!r} is asked for; "
-                    "choose another out=, or delete that folder"
-                )
+        resolved = self.path / "resolved.yaml"
+        if resolved.exists():
+            if differs := self.config().describe_changes(config):
+                raise UserError(f"{self.path} holds a run with {differs}; choose another out=, or delete that folder")
             return
         if self.path.is_file():
             raise UserError(f"{self.path} is a file; choose another out=")
         if self.path.exists() and any(self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and holds no run; choose another out=")
-        write_text(self.path / "config.yaml", yaml.safe_dump(json.loads(json.dumps(asked)), sort_keys=False))
-        write_text(config, yaml.safe_dump(json.loads(json.dumps(resolved)), sort_keys=False))
-        write_json(self.path / "env.json", environment() | {"store": resolved["fingerprint"]})
+        write_text(self.path / "config.yaml", yaml.safe_dump(_plain(given), sort_keys=False))
+        write_text(resolved, yaml.safe_dump(_plain(config.as_dict()), sort_keys=False))
+        write_json(self.path / "env.json", environment() | {"store": config.fingerprint})
 
-    def resolved(self) -> dict[str, Any]:
-        """What the run was made with. UserError when this is no run folder."""
-        config = self.path / "resolved.yaml"
-        if not config.exists():
+    def config(self) -> PretrainConfig:
+        """The settings of the run. Raises UserError if this is not a run folder."""
+        file = self.path / "resolved.yaml"
+        if not file.exists():
             raise UserError(f"{self.path} is not a run folder: it has no resolved.yaml; make one with medssl pretrain")
         try:
-            resolved = yaml.safe_load(config.read_text())
-            return {key: resolved[key] for key in ("store", "equalise")} | resolved
-        except (yaml.YAMLError, TypeError, KeyError) as e:
-            raise UserError(f"{config} is damaged or of another version; pretrain again into another folder") from e
+            return PretrainConfig.from_dict(yaml.safe_load(file.read_text()))
+        except (yaml.YAMLError, TypeError, KeyError, AttributeError) as e:
+            raise UserError(
+                f"{file} is damaged or was written by an earlier medssl; pretrain again into another folder"
+            ) from e
 
-    def finished(self) -> dict[str, Any]:
-        """`resolved()`; UserError when pretraining has not come to its end."""
-        resolved = self.resolved()
+    def finished(self) -> PretrainConfig:
+        """`config()`; raises UserError if pretraining has not finished."""
+        config = self.config()
         if not (self.path / "encoder.json").exists():
-            raise UserError(f"the run in {self.path} is not finished; run its medssl pretrain command again to go on")
-        return resolved
+            raise UserError(
+                f"the run in {self.path} is not finished; run its medssl pretrain command again to continue"
+            )
+        return config
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Tuples as lists, numpy numbers refused: what YAML can hold."""
+    return json.loads(json.dumps(values))
 
 
 def environment() -> dict[str, Any]:

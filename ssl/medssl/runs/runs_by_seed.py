@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medssl.commands.train.pretrain import FREE
 from medssl.errors import UserError
+from medssl.runs.config import MAY_CHANGE
 from medssl.runs.run_folder import Run
 
 NAMED = ("method.name", "encoder.name")  # what an arm is called by, before anything else
@@ -47,7 +47,7 @@ def group_by_seed(runs: Sequence[Run]) -> list[RunsBySeed]:
 
     Raises UserError when two runs are the same up to nothing, so that one of them would count twice.
     """
-    settings = [_flat({k: v for k, v in run.resolved().items() if k not in FREE}) for run in runs]
+    settings = [_flat({k: v for k, v in run.config().as_dict().items() if k not in MAY_CHANGE}) for run in runs]
     seeds = [int(s.pop("seed")) for s in settings]
     names = _names(settings)
     arms: dict[str, RunsBySeed] = {}

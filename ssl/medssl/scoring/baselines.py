@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from medssl import catalog
+from medssl.encoders.config import EncoderConfig
 from medssl.encoders.export import load_encoder
 from medssl.errors import Stopped, UserError, nearest
 from medssl.files import atomic
+from medssl.runs.config import PretrainConfig
 from medssl.runs.run_folder import Run
 from medssl.scoring import features
 from medssl.scoring.eval_splits import EvalSplits, load_splits
@@ -44,9 +46,9 @@ def select_baselines(names: Iterable[str] | str | None, known: Iterable[str] = B
 class FeatureSources:
     """Sources of features: of a run, and of the rivals that are fitted on the training patients of one store."""
 
-    def __init__(self, folder: Run, resolved: dict[str, Any], card: dict[str, Any], store: Store, device: str):
-        self.folder, self.resolved, self.card, self.store, self.device = folder, resolved, card, store, device
-        self.name = f"{resolved['method']['name']} {resolved['encoder']['name']}"
+    def __init__(self, folder: Run, config: PretrainConfig, encoder: EncoderConfig, store: Store, device: str):
+        self.folder, self.config, self.encoder, self.store, self.device = folder, config, encoder, store, device
+        self.name = config.name
 
     @classmethod
     def of(
@@ -57,26 +59,27 @@ class FeatureSources:
         Raises UserError when the run is not finished, and as `ask` does.
         """
         device, folder = features.device_of(device), Run(Path(run))
-        resolved, card = folder.finished(), load_encoder(folder.path)[1]
-        splits = load_splits(folder, card, store, target, **asked)
-        return cls(folder, resolved, card, splits.train.store, device), splits
+        config, encoder = folder.finished(), load_encoder(folder.path)[1]
+        splits = load_splits(folder, encoder, store, target, **asked)
+        return cls(folder, config, encoder, splits.train.store, device), splits
 
     def of_run(self) -> FeatureSource:
         """The run's own features, kept in the run."""
-        source, card = features.of_run(self.folder.path, self.device)
-        key = ["run", card["weights"], card["size"], card["spacing"], self.device]
+        source, encoder = features.of_run(self.folder.path, self.device)
+        key = ["run", encoder.weights, list(encoder.size), encoder.spacing, self.device]
         return lambda store, rows: kept(
             self.folder.path / "cache", [*key, *_which(store, rows)], lambda: source(store, rows)
         )
 
     def frozen(self, name: str) -> FeatureSource:
         """The features of one of FROZEN."""
-        equalise = self.card["equalise"]  # rivals are given the same values
+        equalise = self.encoder.equalise  # baselines get the same values
         depends = [VERSION, name, self.store.fingerprint, self.device, equalise]
-        edge = self.resolved["size"][0]
+        edge = self.config.size[0]
         if name == "random init":
-            depends += [{k: self.resolved[k] for k in ("encoder", "size", "spacing", "seed")}]
-            depends += [{k: self.card[k] for k in ("mean", "std")}]
+            settings = self.config.as_dict()
+            depends += [{k: settings[k] for k in ("encoder", "size", "spacing", "seed")}]
+            depends += [{"mean": self.encoder.mean, "std": self.encoder.std}]
         if name == "k-means patch bank":
             depends += [edge, catalog.load("method", "kmeans_bank")]
 
@@ -86,7 +89,7 @@ class FeatureSources:
             if name == "PCA":
                 return features.pca(self.store, equalise)
             if name == "random init":
-                return features.untrained(self.resolved, self.card, self.device)
+                return features.untrained(self.config, self.encoder.input, self.device)
             with scratch() as work:
                 return features.patch_bank(self.store, edge, equalise, 0, self.device, work)
 
@@ -112,10 +115,11 @@ class FeatureSources:
 
     def supervised(self, train: Subset, classes: int, tests: list[Subset]) -> list[np.ndarray]:
         """(N, classes) probabilities for each of `tests`: the run's own encoder, from scratch, at the run's own budget."""
-        views = {k: self.resolved[k] for k in ("encoder", "size", "spacing", "seed", "augment", "steps", "batch")}
+        settings = self.config.as_dict()
+        views = {k: settings[k] for k in ("encoder", "size", "spacing", "seed", "augment", "steps", "batch")}
         depends = [VERSION, SUPERVISED, train.store.fingerprint, self.device, views, classes]
         depends += [
-            {k: self.card[k] for k in ("equalise", "mean", "std")},
+            {k: getattr(self.encoder, k) for k in ("equalise", "mean", "std")},
             *_which(train.store, train.rows),
             train.y.tolist(),
         ]
@@ -127,7 +131,14 @@ class FeatureSources:
                 with scratch() as work:
                     once.append(
                         features.supervised(
-                            self.resolved, self.card, train.store, train.rows, train.y, classes, self.device, work
+                            self.config,
+                            self.encoder.input,
+                            train.store,
+                            train.rows,
+                            train.y,
+                            classes,
+                            self.device,
+                            work,
                         )
                     )
             return once[0](test.store, test.rows)

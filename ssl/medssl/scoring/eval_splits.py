@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medssl.encoders.config import EncoderConfig
 from medssl.errors import UserError
 from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set_from_store
 from medssl.runs.run_folder import Run
@@ -48,7 +49,7 @@ class EvalSplits:
 
 def load_splits(
     folder: Run,
-    card: dict[str, Any],
+    encoder: EncoderConfig,
     store: str | Path | Store,
     target: str | Iterable[str],
     *,
@@ -59,7 +60,7 @@ def load_splits(
     test_store: str | Path | Store | None = None,
     allow_overlap: bool = False,
 ) -> EvalSplits:
-    """The question that a scoring command puts to the run in `folder`, whose encoder.json is `card`.
+    """The question that a scoring command puts to the run in `folder`, whose encoder config is `encoder`.
 
     Raises UserError when pretraining or training has seen a test patient or test image (with `allow_overlap` what pretraining has
     seen is not refused but marked), and for truth that cannot be scored.
@@ -71,7 +72,7 @@ def load_splits(
     test = Subset.of(wanted, away, away.rows("test" if test_store is None else None))
     name = "held-out patients" if test_store is None else f"all patients of {away.path.name}"
     splits = EvalSplits(wanted, train, val, test, name)
-    splits.flags = guarded(folder, card, splits, allow_overlap)
+    splits.flags = guarded(folder, encoder, splits, allow_overlap)
     _check(splits)
     return splits
 
@@ -84,14 +85,14 @@ def _check(splits: EvalSplits) -> None:
     splits.flags += target.kind.check_splits(splits.train.y, test.y, str(target), target.names)
 
 
-def guarded(folder: Run, card: dict[str, Any], splits: EvalSplits, allow_overlap: bool) -> list[str]:
+def guarded(folder: Run, encoder: EncoderConfig, splits: EvalSplits, allow_overlap: bool) -> list[str]:
     """Refuses a test that pretraining, training or validation has seen; returns what else a reader must know.
 
     Patients, equal images and near copies are looked for over the whole chain (`medssl.leakage.leak_check`); the pixels of the
     pretraining scans are read where their store is still at hand. A patient in training and test is refused in any case.
     """
     train, test = splits.train, splits.test
-    before = read_pretrained_on(folder.path / "pretrained_on.parquet", card["key_id"], _pretraining_store(folder))
+    before = read_pretrained_on(folder.path / "pretrained_on.parquet", encoder.key_id, _pretraining_store(folder))
     home, val, away = (
         scan_set_from_store(name, part.store, part.rows)
         for name, part in (("training", train), ("validation", splits.val), ("test", test))
@@ -114,8 +115,8 @@ def guarded(folder: Run, card: dict[str, Any], splits: EvalSplits, allow_overlap
 
 def _pretraining_store(folder: Run) -> Store | None:
     """Where the run says it is, and as it was."""
-    resolved = folder.resolved()
+    config = folder.config()
     with suppress(UserError):
-        store = Store.open(resolved["store"], resolved["where"])
-        return store if store.fingerprint == resolved["fingerprint"] else None
+        store = Store.open(config.store, config.where)
+        return store if store.fingerprint == config.fingerprint else None
     return None

@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 from medssl import catalog
-from medssl.commands.train.pretrain import spec_of
+from medssl.encoders.config import EncoderConfig, InputConfig
 from medssl.encoders.export import load_encoder
 from medssl.errors import UserError, nearest
 from medssl.evals.embed import embed
@@ -22,6 +22,7 @@ from medssl.losses import target_losses
 from medssl.losses.target_losses import TargetLoss
 from medssl.methods.base import Method
 from medssl.rng import seed_from
+from medssl.runs.config import PretrainConfig
 from medssl.store.resampled import resample_scans, resampled_for_encoder
 from medssl.store.store import Store
 from medssl.tasks.supervised import Supervised
@@ -47,44 +48,44 @@ def device_of(asked: str) -> str:
     return "cuda" if found and asked != "cpu" else "cpu"
 
 
-def of_encoder(encoder: nn.Module, card: dict[str, Any], device: str) -> FeatureSource:
-    """Features of an encoder; `card` says the grid and the standardisation it was trained with, whatever the store."""
+def of_encoder(encoder: nn.Module, wanted: InputConfig, device: str) -> FeatureSource:
+    """Features of an encoder; `wanted` is the input it was trained with, whatever the store."""
 
     def features(store: Store, rows: np.ndarray) -> np.ndarray:
-        must_fit(card, store)
-        return embed(encoder, resampled_for_encoder(store, card), rows, device=device)
+        must_fit(wanted, store)
+        return embed(encoder, resampled_for_encoder(store, wanted), rows, device=device)
 
     return features
 
 
-def must_fit(card: dict[str, Any], store: Store) -> None:
-    """UserError when the encoder of `card` cannot take the scans of `store`."""
-    has, takes = (store.channels, store.dims), (card["channels"], len(card["size"]))
+def must_fit(wanted: InputConfig, store: Store) -> None:
+    """Raise UserError if an encoder with this input cannot take the scans of `store`."""
+    has, takes = (store.channels, store.dims), (wanted.channels, len(wanted.size))
     if has != takes:
         raise UserError(
             f"the encoder takes {takes[0]}-channel scans in {takes[1]}D, and {store.path} has {has[0]} in {has[1]}D"
         )
 
 
-def of_run(run: Path, device: str) -> tuple[FeatureSource, dict[str, Any]]:
-    """The pretrained encoder, and its card."""
-    encoder, card = load_encoder(run)
-    return of_encoder(encoder, card, device), card
+def of_run(run: Path, device: str) -> tuple[FeatureSource, EncoderConfig]:
+    """Features of the pretrained encoder, and its config."""
+    encoder, config = load_encoder(run)
+    return of_encoder(encoder, config.input, device), config
 
 
-def untrained(resolved: dict[str, Any], card: dict[str, Any], device: str) -> FeatureSource:
+def untrained(config: PretrainConfig, wanted: InputConfig, device: str) -> FeatureSource:
     """The run's own encoder with its own initial weights: what architecture and size alone are worth."""
-    return of_encoder(fresh(resolved, card), card, device)
+    return of_encoder(fresh(config, wanted), wanted, device)
 
 
-def fresh(resolved: dict[str, Any], card: dict[str, Any]) -> nn.Module:
+def fresh(config: PretrainConfig, wanted: InputConfig) -> nn.Module:
     """The encoder as the run started it."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed_from(resolved["seed"], 0))
-        spec = spec_of("encoder", resolved["encoder"])
+        torch.manual_seed(seed_from(config.seed, 0))
+        spec = config.encoder.spec("encoder")
         if "pretrained" in spec:
             spec["pretrained"] = False
-        return catalog.build(spec, channels=card["channels"], size=tuple(card["size"]))
+        return catalog.build(spec, channels=wanted.channels, size=wanted.size)
 
 
 def raw_pixels(equalise: bool) -> FeatureSource:
@@ -119,16 +120,15 @@ def patch_bank(store: Store, size: int, equalise: bool, seed: int, device: str, 
         method = catalog.build(spec, encoder=encoder)
         rows = store.rows("train")
         seen = resample_scans(store, edge, None, equalise)
-        card: dict[str, Any] = {"channels": store.channels, "mean": seen.mean, "std": seen.std}
-        card |= {"size": edge, "spacing": None, "equalise": equalise}
+        wanted = InputConfig(store.channels, edge, None, equalise, seen.mean, seen.std)
         plain, batch = catalog.spec("augment", "plain"), min(256, len(rows))
-        _train(method, store, card, rows, plain, work, run["steps"], batch, seed, device, Optim())
-    return of_encoder(encoder, card, device)
+        _train(method, store, wanted, rows, plain, work, run["steps"], batch, seed, device, Optim())
+    return of_encoder(encoder, wanted, device)
 
 
 def supervised(
-    resolved: dict[str, Any],
-    card: dict[str, Any],
+    config: PretrainConfig,
+    wanted: InputConfig,
     store: Store,
     rows: np.ndarray,
     y: np.ndarray,
@@ -136,21 +136,19 @@ def supervised(
     device: str,
     work: Path,
 ) -> Callable[[Store, np.ndarray], np.ndarray]:
-    """The run's own encoder trained on labels from scratch with the run's own views, steps and batch: probabilities."""
-    views, batch, seed = spec_of("augment", resolved["augment"]), min(resolved["batch"], len(rows)), resolved["seed"]
-    optim = Optim(lr=1e-3, weight_decay=1e-2)
-    encoder, kind = fresh(resolved, card), target_losses.classification(classes)
+    """Probabilities from the run's own encoder, trained on labels from scratch with its augmentation, steps and batch."""
     method = learn(
-        encoder, card, kind, store, rows, y, work,
-        views=views, steps=resolved["steps"], batch=batch, seed=seed, device=device, optim=optim,
+        fresh(config, wanted), wanted, target_losses.classification(classes), store, rows, y, work,
+        views=config.augment.spec("augment"), steps=config.steps, batch=min(config.batch, len(rows)), seed=config.seed,
+        device=device, optim=Optim(lr=1e-3, weight_decay=1e-2),
     )  # fmt: skip
-    return predictor(method, card, device)
+    return predictor(method, wanted, device)
 
 
 def learn(
     encoder: nn.Module,
-    card: dict[str, Any],
-    kind: TargetLoss,
+    wanted: InputConfig,
+    target_loss: TargetLoss,
     store: Store,
     rows: np.ndarray,
     y: np.ndarray,
@@ -173,21 +171,21 @@ def learn(
     target[rows] = y
     with torch.random.fork_rng():
         torch.manual_seed(seed_from(seed, 1))
-        method = Supervised(encoder, kind, blocks)
-        _train(method, store, card, rows, views, work, steps, batch, seed, device, optim, target, save_every)
+        method = Supervised(encoder, target_loss, blocks)
+        _train(method, store, wanted, rows, views, work, steps, batch, seed, device, optim, target, save_every)
     return method
 
 
-def predictor(method: Supervised, card: dict[str, Any], device: str) -> Callable[[Store, np.ndarray], np.ndarray]:
+def predictor(method: Supervised, wanted: InputConfig, device: str) -> Callable[[Store, np.ndarray], np.ndarray]:
     """(store, rows) -> what the method predicts, (len(rows), …) float64 as metrics take it."""
-    scores = of_encoder(nn.Sequential(method.encoder, method.norm, method.head), card, device)
+    scores = of_encoder(nn.Sequential(method.encoder, method.norm, method.head), wanted, device)
     return lambda store, rows: method.target_loss.predict(torch.from_numpy(scores(store, rows)).double()).numpy()
 
 
 def _train(
     method: Method,
     store: Store,
-    card: dict[str, Any],
+    wanted: InputConfig,
     rows: np.ndarray,
     views: dict[str, Any],
     work: Path,
@@ -199,8 +197,8 @@ def _train(
     target: np.ndarray | None = None,
     save_every: int | None = None,
 ) -> None:
-    """Train in the folder `work`, on the grid and with the standardisation that `card` says."""
-    resampled = resampled_for_encoder(store, card)
+    """Train in the folder `work`, on the grid and with the standardisation of `wanted`."""
+    resampled = resampled_for_encoder(store, wanted)
     recipe = catalog.build(views, size=resampled.size)
     train(
         Fabric(accelerator=device, devices=1), method, TrainingData(resampled, rows, recipe, target),

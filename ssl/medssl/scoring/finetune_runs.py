@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +10,11 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import nn
 
-from medssl.encoders.export import KEYS, save_encoder
+from medssl.encoders.config import EncoderConfig
+from medssl.encoders.export import save_encoder
 from medssl.errors import UserError
 from medssl.files import atomic
+from medssl.runs.config import Choice
 from medssl.scoring import features
 from medssl.scoring.eval_splits import EvalSplits
 from medssl.tasks.supervised import Supervised
@@ -44,17 +46,17 @@ class FinetuneSettings:
 
     steps: int
     batch: int
-    views: dict[str, Any]
+    augment: Choice
     device: str
 
 
 @dataclass(frozen=True)
 class FinetuneRuns:
-    """Fits that answer one question, each in a folder below `home`. card: of the run's encoder.json."""
+    """Fits that answer one question, each in a folder below `home`. encoder: config of the run's encoder."""
 
     home: Path
     splits: EvalSplits
-    card: dict[str, Any]
+    encoder: EncoderConfig
     fit: FinetuneSettings
     save_every: int
 
@@ -69,12 +71,13 @@ class FinetuneRuns:
         done = folder / "test.npy"
         if not done.exists() or (keep and not (folder / "encoder.json").exists()):
             part, fit = self.splits.train.take(draw.rows), self.fit
+            target_loss = target.kind.target_loss(part.y, target.width)
             method = features.learn(
-                row.start(), self.card, target.kind.target_loss(part.y, target.width), part.store, part.rows, part.y, folder,
-                views=fit.views, steps=fit.steps, batch=min(fit.batch, len(part)), seed=draw.seed, device=fit.device,
-                optim=row.optim, blocks=row.blocks, save_every=self.save_every,
+                row.start(), self.encoder.input, target_loss, part.store, part.rows, part.y, folder,
+                views=fit.augment.spec("augment"), steps=fit.steps, batch=min(fit.batch, len(part)), seed=draw.seed,
+                device=fit.device, optim=row.optim, blocks=row.blocks, save_every=self.save_every,
             )  # fmt: skip
-            p = features.predictor(method, self.card, fit.device)(test.store, test.rows)
+            p = features.predictor(method, self.encoder.input, fit.device)(test.store, test.rows)
             if keep:
                 self._hand_over(folder, method, part.y)
             with atomic(done) as beside, beside.open("wb") as f:
@@ -93,6 +96,5 @@ class FinetuneRuns:
         head: dict[str, Any] = {"target": str(target), "task": target.task, "classes": list(target.names)}
         if target.task == "regression":
             head |= {"mean": float(y.mean()), "std": float(y.std())}  # of the target, which scores are in units of
-        trained = {"store": self.splits.train.store.fingerprint, "scans": len(y), "from": self.card["weights"]}
-        kept = {k: v for k, v in self.card.items() if k not in KEYS}
-        save_encoder(folder, method.encoder, kept | {"head": head, "fine_tuned": trained})
+        trained = {"store": self.splits.train.store.fingerprint, "scans": len(y), "from": self.encoder.weights}
+        save_encoder(folder, method.encoder, replace(self.encoder, head=head, fine_tuned=trained))

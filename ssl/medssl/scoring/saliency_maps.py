@@ -9,13 +9,14 @@ from torch import nn
 
 from medssl import catalog
 from medssl.augmentations.loader import RawScans, make_views
-from medssl.commands.train.pretrain import spec_of
+from medssl.encoders.config import InputConfig
 from medssl.errors import UserError, nearest
 from medssl.evals.embed import embed, standardised
 from medssl.evals.explain.saliency import alike, gradcam, rollout
 from medssl.evals.probes.linear import linear_probes
 from medssl.evals.probes.linear_fit import fit_many
 from medssl.resample import apply_axes, axis_weights
+from medssl.runs.config import PretrainConfig
 from medssl.scoring.eval_splits import EvalSplits
 from medssl.scoring.features import FeatureSource
 from medssl.scoring.targets import Target
@@ -38,13 +39,13 @@ class SaliencyMaker:
     Attributes:
         method: one of METHODS.
         test: the canvas whose rows are looked at. foil: the canvas of training scans, with their rows.
-        resolved: the run's settings, for the views of `similarity`. seed: of those views.
+        config: the run's settings, for the views of `similarity`. seed: of those views.
     """
 
     method: str
     test: ResampledScans
     foil: tuple[ResampledScans, np.ndarray]
-    resolved: dict[str, Any]
+    config: PretrainConfig
     seed: int
     device: str
 
@@ -74,7 +75,7 @@ class SaliencyMaker:
     @torch.no_grad()
     def _alike(self, encoder: nn.Module, rows: np.ndarray, x: torch.Tensor, foil: torch.Tensor) -> torch.Tensor:
         """(n, dim), the mean over views as the run's own recipe makes them."""
-        recipe = catalog.build(spec_of("augment", self.resolved["augment"]), size=self.test.size)
+        recipe = catalog.build(self.config.augment.spec("augment"), size=self.test.size)
         raw = {
             k: v.to(self.device) if k == "image" else v
             for k, v in RawScans(self.test).__getitems__([(int(row), 0) for row in rows]).items()
@@ -121,20 +122,20 @@ def outputs(target: Target, explain: str | None, y: np.ndarray) -> tuple[str, np
 
 
 def masks_on_grid(
-    store: Store, rows: np.ndarray, card: dict[str, Any], part: int
+    store: Store, rows: np.ndarray, wanted: InputConfig, part: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The masks with label `part` on the encoder's grid: (positions among rows (m,), masks, insides), the latter (m, *size).
 
     A mask holds the share of every voxel of the grid that is in it, float32; inside is where the scan is, and no padding, bool.
     """
-    size = tuple(card["size"])
+    size = wanted.size
     shapes, voxels = store.column("shape"), store.column("spacing")
     found: list[tuple[int, np.ndarray, np.ndarray]] = []
     for i, row in enumerate(rows):
         mask = store.mask(int(row))
         if mask is None or not (mask == part).any():
             continue
-        starts, extents = field_of_view(shapes[row][1:], voxels[row] or (1.0,) * len(size), size, card["spacing"])
+        starts, extents = field_of_view(shapes[row][1:], voxels[row] or (1.0,) * len(size), size, wanted.spacing)
         ways, inside = [], np.ones(size, bool)
         for axis, (start, extent, n, m) in enumerate(zip(starts, extents, mask.shape[1:], size, strict=True)):
             ways.append(axis_weights(torch.tensor([start]), torch.tensor([extent]), n, m))

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from medssl import catalog
+from medssl.encoders.config import EncoderConfig, InputConfig
 from medssl.encoders.export import load_encoder
 from medssl.errors import UserError
 from medssl.evals.metrics.segmentation import case
@@ -20,6 +20,7 @@ from medssl.evals.sliding_window import Grid, Net
 from medssl.files import atomic
 from medssl.progress import track
 from medssl.rng import seed_from
+from medssl.runs.config import Choice, PretrainConfig
 from medssl.scoring import features
 from medssl.scoring.targets import Subset
 from medssl.store.masks import labels_to_classes, resample_masks
@@ -57,21 +58,21 @@ class Fit:
     lr: float
     weight_decay: float
     width: int
-    views: dict[str, Any]
+    augment: Choice
     tolerance: float
     save_every: int
     seed: int
     device: str
 
 
-def lines(path: Path, resolved: dict[str, Any], card: dict[str, Any], rivals: list[str]) -> list[Row]:
+def lines(path: Path, config: PretrainConfig, encoder: EncoderConfig, rivals: list[str]) -> list[Row]:
     """The lines of the table, the run's own first."""
 
     def pretrained() -> nn.Module:
         return load_encoder(path)[0]
 
     def initial() -> nn.Module:
-        return features.fresh(resolved, card)
+        return features.fresh(config, encoder.input)
 
     rows = [Row("run", "fine-tuned", pretrained, "train")]
     if "scratch" in rivals:
@@ -90,13 +91,13 @@ def lines(path: Path, resolved: dict[str, Any], card: dict[str, Any], rivals: li
 
 
 def measured(
-    folder: Path, row: Row, train: Subset, test: Subset, seed: int, card: dict[str, Any], fit: Fit
+    folder: Path, row: Row, train: Subset, test: Subset, seed: int, wanted: InputConfig, fit: Fit
 ) -> np.ndarray:
     """(N, classes - 1, 4): MEASURES of every test case, by the line in `folder`, which is not done again."""
     done = folder / "test.npy"
     if not done.exists():
-        net_for = _net(folder, row, train.store, train.rows, seed, card, fit)
-        grid = Grid(test.store, card, fit.device)
+        net_for = _net(folder, row, train.store, train.rows, seed, wanted, fit)
+        grid = Grid(test.store, wanted, fit.device)
         spacing = test.store.column("spacing")
         found = []
         for at, patient in track(zip(test.rows.tolist(), test.patient, strict=True), "segment", len(test), "scan"):
@@ -116,11 +117,11 @@ def measured(
 
 
 def _net(
-    folder: Path, row: Row, store: Store, rows: np.ndarray, seed: int, card: dict[str, Any], fit: Fit
+    folder: Path, row: Row, store: Store, rows: np.ndarray, seed: int, wanted: InputConfig, fit: Fit
 ) -> Callable[[str], Net]:
     """test patient -> the network that segments his scans."""
-    resampled = resampled_for_encoder(store, card)
-    masks = resample_masks(store, fit.labels, resampled.size, card["spacing"])
+    resampled = resampled_for_encoder(store, wanted)
+    masks = resample_masks(store, fit.labels, resampled.size, wanted.spacing)
     encoder = row.start()
     if row.how in ("linear", "kNN"):
         pixels = dense.sample(
@@ -135,7 +136,7 @@ def _net(
         method = Segment(encoder, len(fit.labels), fit.width, frozen=row.how == "decoder")
         train_loop(
             Fabric(accelerator=fit.device, devices=1), method,
-            TrainingData(resampled, rows, catalog.build(fit.views, size=resampled.size), masks),
+            TrainingData(resampled, rows, catalog.build(fit.augment.spec("augment"), size=resampled.size), masks),
             TrainOptions(
                 fit.steps, min(fit.batch, len(rows)), seed, Optim(lr=fit.lr, weight_decay=fit.weight_decay),
                 save_every=fit.save_every,

@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from medssl.encoders.config import InputConfig
 from medssl.errors import UserError
 from medssl.files import atomic, disk_errors
 from medssl.progress import Progress
@@ -87,10 +87,10 @@ def resample_scans(
     return ResampledScans(array, *intensity_windows(store, equalise), mean, std, shape)
 
 
-def resampled_for_encoder(store: Store, card: dict[str, Any]) -> ResampledScans:
-    """A store's scans as the encoder of `card` (encoder.json) was given others in training: its grid, ranks and moments."""
-    grid = resample_scans(store, tuple(card["size"]), card["spacing"], card["equalise"])
-    return replace(grid, mean=card["mean"], std=card["std"])
+def resampled_for_encoder(store: Store, wanted: InputConfig) -> ResampledScans:
+    """A store's scans resampled and standardised as an encoder expects them."""
+    grid = resample_scans(store, wanted.size, wanted.spacing, wanted.equalise)
+    return replace(grid, mean=wanted.mean, std=wanted.std)
 
 
 def intensity_windows(store: Store, equalise: bool) -> tuple[np.ndarray, np.ndarray]:

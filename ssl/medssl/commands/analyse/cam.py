@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from medssl.encoders.config import InputConfig
 from medssl.encoders.export import load_encoder
 from medssl.errors import UserError, nearest
 from medssl.evals.embed import standardised
@@ -25,6 +26,7 @@ from medssl.progress import Progress
 from medssl.reporting.contact_sheet import evenly_spaced
 from medssl.reporting.saliency_sheet import ScanWithMap, saliency_sheet, strongest_slice
 from medssl.rng import generator, seed_from
+from medssl.runs.config import PretrainConfig
 from medssl.runs.predictions import Predictions, TableRow
 from medssl.runs.run_folder import Run
 from medssl.scoring import features
@@ -97,8 +99,9 @@ def cam(
     Raises UserError as `medssl.probe` does, and for an encoder that the method cannot look into.
     """
     device, folder = features.device_of(device), Run(Path(run))
-    resolved = folder.finished()
-    encoder, card = load_encoder(folder.path)
+    config = folder.finished()
+    encoder, exported = load_encoder(folder.path)
+    wanted = exported.input
     if method not in METHODS:
         raise UserError(f"method is {method!r}.{nearest(method, METHODS)}")
     if method == "gradcam" and target is None:
@@ -106,17 +109,17 @@ def cam(
     home = Store.open(store, where)
     away = Store.open(test_store, test_where) if test_store is not None else home
     for each in (home, away):
-        features.must_fit(card, each)
+        features.must_fit(wanted, each)
     if target is None:
-        scans = _unlabelled(folder, card["key_id"], home, away, test_store is not None, allow_overlap)
+        scans = _unlabelled(folder, exported.key_id, home, away, test_store is not None, allow_overlap)
     else:
         asked: dict[str, Any] = {"positive": positive, "test_where": test_where, "test_store": test_store}
-        scans = _labelled(load_splits(folder, card, home, target, allow_overlap=allow_overlap, **asked))
-    rival = features.fresh(resolved, card).eval()
-    maps, heads, subject = _maps(method, explain, home, scans, [encoder, rival], resolved, card, seed, device)
+        scans = _labelled(load_splits(folder, exported, home, target, allow_overlap=allow_overlap, **asked))
+    rival = features.fresh(config, wanted).eval()
+    maps, heads, subject = _maps(method, explain, home, scans, [encoder, rival], config, wanted, seed, device)
     ours = maps(encoder, heads[0], np.arange(len(scans.rows)))
-    grid = places(encoder, torch.zeros(1, card["channels"], *card["size"], device=device))
-    at, masks, insides = masks_on_grid(scans.store, scans.rows, card, part)
+    grid = places(encoder, torch.zeros(1, wanted.channels, *wanted.size, device=device))
+    at, masks, insides = masks_on_grid(scans.store, scans.rows, wanted, part)
     found: dict[str, MaskEnergy] = {}
     if len(at):
         theirs = maps(rival, heads[1], at)
@@ -131,7 +134,7 @@ def cam(
     else:
         scans.flags.append(f"no test scan has a mask with the label {part}: whether maps lie right is not known")
     inside = _in_masks(found, scans.patient[at], seed)
-    fresh = [features.fresh(resolved | {"seed": seed_from(seed, draw)}, card) for draw in range(DRAWS)]
+    fresh = [features.fresh(replace(config, seed=seed_from(seed, draw)), wanted) for draw in range(DRAWS)]
     check, last = _check(maps, encoder, fresh, heads[0], ours, scans.patient, seed)
     what = f"{METHODS[method]}, for {subject}" if subject else METHODS[method]
     result = {
@@ -148,7 +151,7 @@ def cam(
         "verdict": verdict(last),
         "trusted": trusted(last),
     }
-    resampled = resampled_for_encoder(scans.store, card)
+    resampled = resampled_for_encoder(scans.store, wanted)
     shown = [_picture(resampled, scans, i, ours[i], masks[at == i]) for i in _drawn(at, len(scans.rows))]
     with atomic(folder.path / "cam.png") as file:
         file.write_bytes(saliency_sheet(shown))
@@ -167,18 +170,18 @@ def _maps(
     home: Store,
     scans: Scans,
     encoders: list[nn.Module],
-    resolved: dict[str, Any],
-    card: dict[str, Any],
+    config: PretrainConfig,
+    wanted: InputConfig,
     seed: int,
     device: str,
 ) -> tuple[Maps, list[np.ndarray | None], str]:
     """(what makes maps, of each encoder the weights of its probe or None, what is explained in words)."""
     foil = home.rows("train")
     grids = (
-        resampled_for_encoder(scans.store, card),
-        (resampled_for_encoder(home, card), foil[evenly_spaced(len(foil), FOIL)]),
+        resampled_for_encoder(scans.store, wanted),
+        (resampled_for_encoder(home, wanted), foil[evenly_spaced(len(foil), FOIL)]),
     )
-    maker = SaliencyMaker(method, *grids, resolved, seed, device)
+    maker = SaliencyMaker(method, *grids, config, seed, device)
     splits = scans.splits
     if splits is None or method != "gradcam":
         return lambda encoder, _, at: maker(encoder, scans.rows[at], None), [None] * len(encoders), ""
@@ -188,7 +191,7 @@ def _maps(
         assert head is not None
         return maker(encoder, scans.rows[at], (head[:, output[at]] * sign[at]).T.astype(np.float32))
 
-    heads = [head_of(features.of_encoder(encoder, card, device), splits, seed) for encoder in encoders]
+    heads = [head_of(features.of_encoder(encoder, wanted, device), splits, seed) for encoder in encoders]
     return maps, [*heads], subject
 
 
@@ -209,7 +212,7 @@ def _unlabelled(folder: Run, key: str, home: Store, away: Store, other: bool, al
     rows = away.rows(None if other else "test")
     if not len(rows):
         raise UserError(f"{away.path} has no test patients; ingest more scans, or give test_store=STORE")
-    known = home if home.fingerprint == folder.resolved()["fingerprint"] else None
+    known = home if home.fingerprint == folder.config().fingerprint else None
     seen = read_pretrained_on(folder.path / "pretrained_on.parquet", key, known)
     train, val = (scan_set_from_store(what, home, rows[:0]) for what in ("training", "validation"))  # nothing is fitted
     report = check_leaks(

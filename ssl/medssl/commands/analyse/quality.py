@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medssl import catalog
-from medssl.commands.train.pretrain import spec_of
 from medssl.encoders.export import load_encoder
 from medssl.errors import UserError
 from medssl.evals.embed import embed_views
@@ -98,16 +97,16 @@ def quality(
 
 def _measure(folder: Run, store: Store, scans: int, views: int, seed: int, device: str) -> dict[str, Any]:
     """Measure one run and write its quality.json."""
-    resolved = folder.finished()
-    encoder, card = load_encoder(folder.path)
+    config = folder.finished()
+    encoder, exported = load_encoder(folder.path)
     chosen = held_out_subset(store, scans, seed)
     n = len(chosen.rows)
     if n < max(8, views + 1):
         raise UserError(f"{store.path} has {n} scans for the panel; it needs at least 8, and more than views={views}")
     patient = store.column("patient")[chosen.rows].astype(str)
-    x = of_encoder(encoder, card, device)(store, chosen.rows)
-    resampled = resampled_for_encoder(store, card)
-    recipe = catalog.build(spec_of("augment", resolved["augment"]), size=resampled.size)
+    x = of_encoder(encoder, exported.input, device)(store, chosen.rows)
+    resampled = resampled_for_encoder(store, exported.input)
+    recipe = catalog.build(config.augment.spec("augment"), size=resampled.size)
     of_views = embed_views(encoder, resampled, chosen.rows, recipe, views, VIEWS_SEED, device=device)
     if not (np.isfinite(x).all() and np.isfinite(of_views).all()):
         raise UserError(
@@ -120,10 +119,10 @@ def _measure(folder: Run, store: Store, scans: int, views: int, seed: int, devic
         flags.append("all views of a scan are the same, so nothing can be said of what is about views")
     result = {
         "version": VERSION,
-        "name": f"{resolved['method']['name']} {resolved['encoder']['name']}",
-        "weights": card["weights"],
+        "name": config.name,
+        "weights": exported.weights,
         "panel": {"store": store.fingerprint, "split": chosen.split, "scans": n, "patients": len(set(patient)),
-                  "asked": scans, "views": views, "seed": seed, "recipe": resolved["augment"]},
+                  "asked": scans, "views": views, "seed": seed, "recipe": config.augment.as_dict()},
         "dim": x.shape[1],
         "fit": [int(law["first"]), int(law["last"])],
         "flags": flags,

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from medssl import catalog
-from medssl.commands.train.pretrain import spec_of
 from medssl.errors import UserError
+from medssl.progress import say
 from medssl.reporting.report import write_report
 from medssl.reporting.sample_views import sample_views
 from medssl.runs.run_folder import Run
@@ -21,14 +21,13 @@ def report(run: str | Path, *, store: str | Path | Store | None = None, out: str
     say which command makes it. Raises UserError when the store is not the one of the run.
     """
     folder = Run(Path(run))
-    resolved = folder.resolved()
-    scans = Store.open(store or resolved["store"], resolved["where"])
-    if scans.fingerprint != resolved["fingerprint"]:
+    config = folder.config()
+    scans = Store.open(store or config.store, config.where)
+    if scans.fingerprint != config.fingerprint:
         raise UserError(f"{scans.path} is not the store this run was trained on; give that one as store=")
-    size = tuple(resolved["size"])
-    recipe = catalog.build(spec_of("augment", resolved["augment"]), size=size)
-    resampled = resample_scans(scans, size, resolved["spacing"], resolved["equalise"])
-    shown = sample_views(resampled, recipe, scans.rows("train")[:SHOWN], views=2, seed=resolved["seed"])
+    recipe = catalog.build(config.augment.spec("augment"), size=config.size)
+    resampled = resample_scans(scans, config.size, config.spacing, config.equalise)
+    shown = sample_views(resampled, recipe, scans.rows("train")[:SHOWN], views=2, seed=config.seed)
     path = write_report(folder.path, scans, out=Path(out).expanduser() if out else None, views=shown)
-    print(f"report: {path}")
+    say(f"report: {path}")
     return path

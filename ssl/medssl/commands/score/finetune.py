@@ -12,11 +12,12 @@ import numpy as np
 from torch import nn
 
 from medssl import catalog
-from medssl.commands.train.pretrain import described, spec_of
+from medssl.encoders.config import EncoderConfig
 from medssl.encoders.export import load_encoder
 from medssl.encoders.timm2d import weights_available
 from medssl.errors import UserError
 from medssl.files import write_json
+from medssl.runs.config import Choice
 from medssl.scoring import features, probes
 from medssl.scoring.baselines import FeatureSources, select_baselines
 from medssl.scoring.eval_splits import EvalSplits
@@ -91,22 +92,22 @@ def finetune(
     if steps < 1 or batch < 2 or save_every < 1 or seed < 0:
         raise UserError("steps and save_every must be at least 1, batch at least 2, and seed 0 or more")
     optim, names = Optim(lr=lr, weight_decay=weight_decay, layer_decay=layer_decay), select_baselines(rivals, RIVALS)
-    views = None if recipe is None else catalog.spec("augment", recipe)
+    views = None if recipe is None else Choice.of("augment", recipe)
     sources, splits = FeatureSources.of(
         run, store, target, device, task=task, positive=positive, where=where, test_where=test_where, test_store=test_store,
         allow_overlap=allow_overlap,
     )  # fmt: skip
     path = sources.folder.path
     for part in (splits.train, splits.test):
-        features.must_fit(sources.card, part.store)
-    fit = FinetuneSettings(steps, batch, views or spec_of("augment", sources.resolved["augment"]), sources.device)
+        features.must_fit(sources.encoder.input, part.store)
+    fit = FinetuneSettings(steps, batch, views or sources.config.augment, sources.device)
     rows = _rows(sources, names, optim, blocks, splits.flags)
     subsets = probes.budgets(splits, labels, draws, seed)
     every = [np.arange(len(splits.train))] * draws
     drawn = [LabelSubset(b, seed + i, at) for b, each in subsets.items() for i, at in enumerate(each or every)]
     _check(splits, drawn)
-    about = _about(splits, sources.card, fit, rows[0])
-    fits = FinetuneRuns(path / "finetune" / _digest(about), splits, sources.card, fit, save_every)
+    about = _about(splits, sources.encoder, fit, rows[0])
+    fits = FinetuneRuns(path / "finetune" / _digest(about), splits, sources.encoder, fit, save_every)
     write_json(fits.home / "settings.json", about)
     largest = max(drawn, key=lambda draw: len(draw.rows))  # the first of them
     kept = fits.folder(rows[0], largest)
@@ -152,29 +153,29 @@ def _rows(
     sources: FeatureSources, rivals: list[str], optim: Optim, blocks: int | None, flags: list[str]
 ) -> list[FinetuneRow]:
     """The lines of the table, the run's own first."""
-    resolved, card, path = sources.resolved, sources.card, sources.folder.path
+    config, encoder, path = sources.config, sources.encoder, sources.folder.path
 
     def pretrained() -> nn.Module:
         return load_encoder(path)[0]
 
     def initial() -> nn.Module:
-        return features.fresh(resolved, card)
+        return features.fresh(config, encoder.input)
 
     if not pretrained().by_depth():  # type: ignore[operator]
-        raise UserError(f"{card['name']} has no weights that labels could train; score it with medssl probe")
+        raise UserError(f"{encoder.name} has no weights that labels could train; score it with medssl probe")
     rows = [FinetuneRow("run", "fine-tuned", pretrained, optim, blocks)]
     if "scratch" in rivals:
         rows.append(FinetuneRow("random init", "end to end", initial, replace(optim, layer_decay=1.0), None))
     if "ImageNet" in rivals:
-        spec = spec_of("encoder", resolved["encoder"]) | {"pretrained": True}
-        if len(card["size"]) == 2 and "pretrained" in resolved["encoder"] and weights_available(spec["model"]):
+        spec = config.encoder.spec("encoder") | {"pretrained": True}
+        if len(encoder.size) == 2 and "pretrained" in config.encoder.options and weights_available(spec["model"]):
 
             def imagenet() -> nn.Module:
-                return catalog.build(spec, channels=card["channels"], size=tuple(card["size"]))
+                return catalog.build(spec, channels=encoder.channels, size=encoder.size)
 
             rows.append(FinetuneRow("ImageNet", "fine-tuned", imagenet, optim, blocks))
         else:
-            flags.append(f"no row for ImageNet: its weights of {resolved['encoder']['name']} are not on this machine")
+            flags.append(f"no row for ImageNet: its weights of {config.encoder.name} are not on this machine")
     return rows
 
 
@@ -188,12 +189,11 @@ def _check(splits: EvalSplits, drawn: Iterable[LabelSubset]) -> None:
             raise UserError(f"labels={draw.budget}: all {len(y)} scans have the same {splits.target}; give more labels")
 
 
-def _about(splits: EvalSplits, card: dict[str, Any], fit: FinetuneSettings, row: FinetuneRow) -> dict[str, Any]:
+def _about(splits: EvalSplits, encoder: EncoderConfig, fit: FinetuneSettings, row: FinetuneRow) -> dict[str, Any]:
     """Everything that a fit depends on but its draw and its row."""
     asked = {k: v for k, v in splits.described().items() if k not in ("flags", "test")}
-    names = {"positive": list(splits.target.positive), "weights": card["weights"]}
-    views = described("augment", fit.views) | {"_target_": fit.views["_target_"].rpartition(".")[2]}
-    how = asdict(fit) | {"views": views, "blocks": row.blocks, "optim": asdict(row.optim)}
+    names = {"positive": list(splits.target.positive), "weights": encoder.weights}
+    how = asdict(fit) | {"augment": fit.augment.as_dict(), "blocks": row.blocks, "optim": asdict(row.optim)}
     return {"version": VERSION, "question": asked | names, "fit": how}
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medssl import catalog
-from medssl.commands.train.pretrain import described, views_for
+from medssl.encoders.config import EncoderConfig
 from medssl.encoders.export import load_encoder
 from medssl.errors import UserError
 from medssl.evals.metrics.metrics import MEAN
@@ -20,6 +19,7 @@ from medssl.evals.stats.bootstrap import difference_seeds, score_seeds
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.table import table
 from medssl.files import write_json
+from medssl.runs.config import Choice, PretrainConfig, default_augment
 from medssl.runs.run_folder import Run
 from medssl.scoring import features
 from medssl.scoring.baselines import select_baselines
@@ -92,20 +92,31 @@ def segment(
     given = [labels] if isinstance(labels, str) else list(labels)
     wanted = list(dict.fromkeys(budgets.parse_budget(b) for b in given))
     device, folder = features.device_of(device), Run(Path(run))
-    resolved = folder.finished()
-    encoder, card = load_encoder(folder.path)
+    config = folder.finished()
+    encoder, exported = load_encoder(folder.path)
     home = Store.open(store, where)
     away = Store.open(test_store, test_where) if test_store is not None else home
     for scans in (home, away):
-        features.must_fit(card, scans)
-    splits, classes = _ask(folder, card, home, away, allow_overlap)
-    spec = catalog.spec("augment", recipe or views_for(home))
-    fit = Fit(classes, steps, batch, lr, weight_decay, width, spec, tolerance, save_every, seed, device)
+        features.must_fit(exported.input, scans)
+    splits, classes = _ask(folder, exported, home, away, allow_overlap)
+    fit = Fit(
+        classes,
+        steps,
+        batch,
+        lr,
+        weight_decay,
+        width,
+        Choice.of("augment", recipe or default_augment(home)),
+        tolerance,
+        save_every,
+        seed,
+        device,
+    )
     Segment(encoder, len(classes), width)  # an encoder that cannot is refused before anything is trained
-    rows = lines(folder.path, resolved, card, select_baselines(rivals, RIVALS))
+    rows = lines(folder.path, config, exported, select_baselines(rivals, RIVALS))
     part = splits.train
     drawn = budgets.draw_label_subsets(part.y, part.patient, wanted, range(seed, seed + draws), task="regression")
-    about = _about(splits, card, fit)
+    about = _about(splits, exported, fit)
     work = folder.path / "segment" / _digest(about)
     write_json(work / "settings.json", about)
     found: dict[tuple[str, str, str], list[np.ndarray]] = {}
@@ -115,13 +126,13 @@ def segment(
             print(f"segment: {draw.budget} ({len(draw.rows)} scans), draw {draw.seed}, {row.features}, {row.reader}",
                   file=sys.stderr)  # fmt: skip
             name = words.replace(" ", "-").replace("%", "percent").replace(",", "")
-            one = measured(work / name, row, part.take(draw.rows), splits.test, draw.seed, card, fit)
+            one = measured(work / name, row, part.take(draw.rows), splits.test, draw.seed, exported.input, fit)
             found.setdefault((row.features, row.reader, str(draw.budget)), []).append(one)
-    return _finish(folder, resolved, splits, fit, found, {str(d.budget): len(d.rows) for d in drawn})
+    return _finish(folder, config, splits, fit, found, {str(d.budget): len(d.rows) for d in drawn})
 
 
 def _ask(
-    folder: Run, card: dict[str, Any], home: Store, away: Store, allow_overlap: bool
+    folder: Run, encoder: EncoderConfig, home: Store, away: Store, allow_overlap: bool
 ) -> tuple[EvalSplits, tuple[int, ...]]:
     """The scans with masks, and the labels of the training masks; refuses a test that pretraining has seen."""
     train, val = (_part(home, home.rows(split)) for split in ("train", "val"))
@@ -137,7 +148,7 @@ def _ask(
     target = Target(("mask",), "per_case", tuple(map(str, classes[1:])))
     name = "held-out patients" if away is home else f"all patients of {away.path.name}"
     splits = EvalSplits(target, train, val, test, name)
-    splits.flags = guarded(folder, card, splits, allow_overlap)
+    splits.flags = guarded(folder, encoder, splits, allow_overlap)
     if unseen := sorted(set(mask_labels(away, test.rows)) - set(classes)):
         splits.flags.append(f"labels {', '.join(map(str, unseen))} are in test masks only, and count as background")
     return splits, classes
@@ -151,12 +162,16 @@ def _part(store: Store, rows: np.ndarray) -> Subset:
     return Subset(store, with_mask, y, len(rows) - len(with_mask), 0)
 
 
-def _about(splits: EvalSplits, card: dict[str, Any], fit: Fit) -> dict[str, Any]:
+def _about(splits: EvalSplits, encoder: EncoderConfig, fit: Fit) -> dict[str, Any]:
     """Everything that a line depends on but its draw and its row."""
     asked = {k: v for k, v in splits.described().items() if k not in ("flags", "test")}
-    how = {k: v for k, v in vars(fit).items() if k not in ("save_every", "seed", "views")}
-    views = described("augment", fit.views) | {"_target_": fit.views["_target_"].rpartition(".")[2]}
-    return {"version": VERSION, "question": asked, "weights": card["weights"], "fit": how | {"views": views}}
+    how = {k: v for k, v in vars(fit).items() if k not in ("save_every", "seed", "augment")}
+    return {
+        "version": VERSION,
+        "question": asked,
+        "weights": encoder.weights,
+        "fit": how | {"augment": fit.augment.as_dict()},
+    }
 
 
 def _digest(value: Any) -> str:
@@ -165,7 +180,7 @@ def _digest(value: Any) -> str:
 
 def _finish(
     folder: Run,
-    resolved: dict[str, Any],
+    config: PretrainConfig,
     splits: EvalSplits,
     fit: Fit,
     found: dict[tuple[str, str, str], list[np.ndarray]],
@@ -175,7 +190,7 @@ def _finish(
     test = splits.test
     y, patient = test.y, test.patient
     unit = "mm" if all(s is not None for s in test.store.column("spacing")[test.rows]) else "pixels"
-    name = f"{resolved['method']['name']} {resolved['encoder']['name']}"
+    name = config.name
     board = ScoreTable(
         "segment", splits, name, seed=fit.seed, steps=fit.steps, batch=fit.batch, tolerance=fit.tolerance
     )

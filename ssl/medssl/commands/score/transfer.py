@@ -61,7 +61,7 @@ def transfer(
     names, stores = select_baselines(baselines), [to] if isinstance(to, str) else list(to)
     sources, home = FeatureSources.of(run, store, target, device, **asked)
     others = [
-        load_splits(sources.folder, sources.card, store, target, test_store=s, test_where=test_where, **asked)
+        load_splits(sources.folder, sources.encoder, store, target, test_store=s, test_where=test_where, **asked)
         for s in stores
     ]
     questions = [home, *others]

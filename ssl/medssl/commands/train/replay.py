@@ -6,7 +6,6 @@ from torch import Tensor
 
 from medssl import catalog
 from medssl.augmentations.loader import RawScans, make_views
-from medssl.commands.train.pretrain import spec_of
 from medssl.errors import UserError
 from medssl.rng import Key
 from medssl.runs.alarms import FILE, alarms_of
@@ -22,15 +21,15 @@ def replay(run: str | Path, store: str | Path | Store, alarm: int = 0) -> list[t
     the key. `alarm` counts those in RUN/alarm.json. Raises UserError when there is none, or for a store that has changed.
     """
     folder = Run(Path(run))
-    resolved, alarms = folder.resolved(), alarms_of(folder.path)
+    config, alarms = folder.config(), alarms_of(folder.path)
     if not 0 <= alarm < len(alarms):
         raise UserError(f"{folder.path} has no alarm {alarm}: {FILE} holds {len(alarms)}, counted from 0")
     batch = alarms[alarm]["batch"]
-    scans = Store.open(store, resolved["where"])
+    scans = Store.open(store, config.where)
     if scans.fingerprint != batch["store"]:
         raise UserError(f"{scans.path} is not the store of that run, or has changed since; ingest the same scans again")
-    resampled = resample_scans(scans, tuple(resolved["size"]), resolved["spacing"], resolved["equalise"])
-    recipe = catalog.build(spec_of("augment", resolved["augment"]), size=resampled.size)
+    resampled = resample_scans(scans, config.size, config.spacing, config.equalise)
+    recipe = catalog.build(config.augment.spec("augment"), size=resampled.size)
     source, out = RawScans(resampled), []
     for one in batch["passes"]:
         raw = source.__getitems__(list(zip(one["row"], one["epoch"], strict=True)))
