@@ -97,7 +97,7 @@ def wrong_window(resampled: ResampledScans) -> ResampledScans:
     return dataclasses.replace(resampled, low=high, high=high + (resampled.high - resampled.low))
 
 
-NOISE = {"crop_scale": [0.01, 0.02], "noise_p": 1.0, "noise": [5.0, 9.0]}
+NOISE = {"crop": {"scale": [0.01, 0.02]}, "noise": {"p": 1.0, "std": [5.0, 9.0]}}
 PLANTS = [
     Plant("constant", "BYOL without predictor and momentum", "byol", method_options={"momentum": 0.0}, spoil=no_predictor),
     Plant("constant", "weight decay 100", encoder="mlp", optim={"lr": 0.01, "weight_decay": 100.0}),

@@ -43,14 +43,25 @@ def load(group: str, name: str) -> dict[str, Any]:
 
 
 def spec(group: str, choice: str, **options: Any) -> dict[str, Any]:
-    """A choice by name with some options replaced. An unknown option is an error."""
-    known = load(group, choice)
-    for option in options:
-        if option not in known:
-            raise UsageError(
-                f"{group} {choice!r} has no option {option!r}.{nearest(option, set(known) - {'_target_'})}"
-            )
-    return known | options
+    """Return a choice by name with some options replaced; options of an augmentation op are given as {op: {option: value}}.
+
+    Raises UsageError for an unknown option.
+    """
+    found = load(group, choice)
+    for option, value in options.items():
+        _check_known(f"{group} {choice!r}", option, found)
+        if isinstance(value, dict) and isinstance(found[option], dict):
+            for key in value:
+                _check_known(f"{option} of {group} {choice!r}", key, found[option])
+            value = found[option] | value
+        found[option] = value
+    return found
+
+
+def _check_known(of: str, option: str, known: dict[str, Any]) -> None:
+    known = {k: v for k, v in known.items() if not k.startswith("_")}
+    if option not in known:
+        raise UsageError(f"{of} has no option {option!r}.{nearest(option, known)}")
 
 
 def is_own(group: str, name: str) -> bool:

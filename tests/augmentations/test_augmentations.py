@@ -1,7 +1,10 @@
 """Ops against torchvision or their closed form, one at a time against batched, and every recipe in configs/augment."""
 
+import dataclasses
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+import medssl.augmentations.op
 from medssl import catalog, rng
 from medssl.augmentations.geometry import Blur, Box, Crop, Flip, Resize, Rotate, gaussian_matrix
 from medssl.augmentations.intensity import (
@@ -23,12 +27,12 @@ from medssl.augmentations.intensity import (
     ToGray,
     Window,
 )
-from medssl.augmentations.recipes import Recipe, plain
+from medssl.augmentations.recipes import Recipe
 from medssl.errors import UsageError, UserError
 from medssl.rng import Key
 
 LEVEL = 1 / 255
-WINDOWS = ((-600.0, 1500.0, 1.0), (40.0, 400.0, 1.0), (400.0, 1800.0, 2.0))
+WINDOWS = {"lung": (-600.0, 1500.0, 1.0), "soft": (40.0, 400.0, 1.0), "bone": (400.0, 1800.0, 2.0)}
 SHAPES = [(13, 16), (7, 9, 8)]
 OPS: dict[str, Callable[[float, tuple[int, ...]], Any]] = {
     "flip": lambda p, _: Flip((p, p)),
@@ -187,7 +191,7 @@ def test_window_is_the_linear_ramp_in_hounsfield_units():
     low, high = -1024.0, 3071.0
     hu = torch.tensor([-1000.0, -160.0, 40.0, 240.0, 1000.0])
     x = ((hu - low) / (high - low)).view(1, 1, 1, 5)
-    op = Window(1.0, (low, high), ((40.0, 400.0, 1.0),), level=0.0, width=0.0)
+    op = Window(1.0, (low, high), {"soft": (40.0, 400.0, 1.0)}, level=0.0, width=0.0)
     out = op.apply(x, op.params(torch.tensor([[0.0, 0.3, 0.9, 0.9]])))
     assert torch.allclose(out.flatten(), torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0]), atol=1e-5)
 
@@ -199,7 +203,7 @@ def test_windows_come_by_weight_with_bounded_jitter():
     assert abs(hit.float().mean() - 0.75) < 0.03
     level, width = params[hit].mean(1), params[hit].diff(dim=1)[:, 0]
     shares = []
-    for c, w, _ in WINDOWS:
+    for c, w, _ in WINDOWS.values():
         mine = ((level - c).abs() <= 20.01) & ((width / w - 1).abs() <= 0.2001)
         shares.append(mine.float().mean().item())
     assert sum(shares) == pytest.approx(1)
@@ -325,10 +329,9 @@ def test_a_recipe_is_its_ops_one_after_the_other(name):
     """Folding crop, flip and blur into one product per axis changes no more than rounding."""
     recipe = build(name, (14, 14))
     x, k = image((12, 3, 20, 17)), key(12)
-    u = rng.uniform(k, 1, 0, sum(op.draws for op in recipe.ops))
-    step = x
-    for op, mine in zip(recipe.ops, u.split([op.draws for op in recipe.ops], 1), strict=True):
-        step = op.apply(step, op.params(mine))
+    u, step = rng.uniform(k, 1, 0, 64), x
+    for slot, op in recipe.ops:
+        step = op.apply(step, op.params(u[:, 4 * slot : 4 * slot + op.draws]))
     assert torch.allclose(recipe(x, k, 1), step, atol=2e-5)
 
 
@@ -354,7 +357,9 @@ def test_nothing_but_photographs_is_ever_mirrored(name, shape):
 
 def test_photographs_are_mirrored_left_and_right_half_of_the_time():
     x = torch.linspace(0, 1, 32).expand(200, 1, 32, 32)
-    out = build("natural", (32, 32), jitter_p=0.0, solarize_p=0.0)(x, key(200), 0)
+    out = build("natural", (32, 32), brightness_contrast={"p": 0.0}, colour={"p": 0.0}, solarize={"p": 0.0})(
+        x, key(200), 0
+    )
     mirrored = out[..., 0].flatten(1).mean(1) > out[..., -1].flatten(1).mean(1)
     assert 70 < mirrored.sum() < 130
 
@@ -368,22 +373,92 @@ def test_working_in_pieces_changes_nothing(monkeypatch):
 
 def test_plain_changes_nothing_but_the_size():
     x = image((2, 3, 24, 20))
-    assert torch.equal(plain((24, 20))(x, key(2), 0), x)
+    assert torch.equal(build("plain", (24, 20))(x, key(2), 0), x)
     theirs = tv.resize(x, [12, 16], antialias=True)
-    assert (plain((12, 16))(x, key(2), 0) - theirs).abs().max() < LEVEL
+    assert (build("plain", (12, 16))(x, key(2), 0) - theirs).abs().max() < LEVEL
+
+
+FILES = [f for f in (Path(medssl.augmentations.op.__file__).parent).glob("*.py") if f.stem not in ("loader", "recipes")]
+
+
+def test_every_op_is_tested_here():
+    written = {n for f in FILES for n in re.findall(r"^class (\w+)\((?:Op|Separable)\)", f.read_text(), re.MULTILINE)}
+    made = {type(OPS[n](1.0, (8, 8))) for n in OPS} | {type(ALWAYS[n]((8, 8))) for n in ALWAYS}
+    assert written == {c.__name__ for c in made} | {"Separable"}
+
+
+@pytest.mark.parametrize("name", [*OPS, *ALWAYS])
+def test_an_op_that_moves_pixels_declares_it(name):
+    """The centre of a disc moves by more than a pixel for some scans, or for none."""
+    at = torch.stack(torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing="ij"))
+    disc = torch.where((at - torch.tensor([10.0, 26.0]).view(2, 1, 1)).square().sum(0) < 16, 0.8, 0.1)
+    op = OPS[name](1.0, (40, 40)) if name in OPS else ALWAYS[name]((40, 40))
+    x = disc.expand(30, 3, 40, 40)
+
+    def centre(x: Tensor) -> Tensor:
+        edge = (x[:, 0] - torch.nn.functional.avg_pool2d(x[:, 0], 9, 1, 4, count_include_pad=False)).abs()
+        bright = (edge > edge.amax((1, 2), keepdim=True) / 2).float()
+        grid = torch.stack(torch.meshgrid(*[torch.arange(float(n)) for n in x.shape[2:]], indexing="ij"))
+        return (bright[:, None] * grid).sum((2, 3)) / bright.sum((1, 2))[:, None]
+
+    moved = (centre(op.apply(x, op.params(uniforms(op, 30)))) - centre(x)).norm(dim=1)
+    assert bool((moved > 1).any()) == op.moves, moved
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_new_op_changes_no_other_and_ops_share_no_slot(name):
+    """Not even when it comes first, or when others go: the parameters of an op depend on its own slot."""
+    recipe, k, drawn = build(name, (16, 16)), key(5), {}
+
+    @dataclasses.dataclass(frozen=True)
+    class Spy:
+        op: Any
+        draws: int
+        moves: bool
+
+        def params(self, u: Tensor) -> Tensor:
+            drawn.setdefault(self.op, []).append(u)
+            return u
+
+        def apply(self, x: Tensor, params: Tensor) -> Tensor:
+            return x
+
+    x = image((5, 3, 16, 16))
+    spies = [(slot, Spy(type(op).__name__, op.draws, op.moves)) for slot, op in recipe.ops]
+    new = (40, Spy("new", 4, False))
+    for ops in (spies, [new, *spies], [spies[-1], new], *([s] for s in spies)):
+        Recipe((16, 16), tuple(ops))(x, k, 1)
+    for op, each in drawn.items():
+        assert all(torch.equal(u, each[0]) for u in each), op
+    numbers = torch.cat([each[0] for each in drawn.values()], 1)
+    assert len(numbers[0].unique()) == numbers.shape[1]
+
+
+def test_two_ops_in_one_slot_are_refused():
+    crop, gamma = Crop((8, 8), (0.5, 1.0)), Gamma(0.5, (0.5, 2.0))
+    Recipe((8, 8), ((0, crop), (2, gamma)))
+    for slot in (0, 1):
+        with pytest.raises(UserError, match=f"Crop and Gamma both draw from slot {slot}"):
+            Recipe((8, 8), ((0, crop), (slot, gamma)))
 
 
 def test_the_strength_of_one_op_leaves_the_others_alone():
     x = image((8, 1, 20, 20))
-    with_noise, without = (build("xray", (20, 20), noise_p=p)(x, key(8), 0) for p in (1.0, 0.0))
+    with_noise, without = (build("xray", (20, 20), noise={"p": p})(x, key(8), 0) for p in (1.0, 0.0))
     assert not torch.equal(with_noise, without)
     assert (with_noise - without).abs().max() < 0.4  # six standard deviations of the noise: the same crops
 
 
 def test_wrong_dimensions_and_windows_are_said():
     with pytest.raises(UserError, match="2 spatial axes"):
-        plain((8, 8))(torch.rand(1, 1, 8, 8, 8), key(1), 0)
+        build("plain", (8, 8))(torch.rand(1, 1, 8, 8, 8), key(1), 0)
     with pytest.raises(UserError, match="'soft'"):
-        build("ct", (8, 8), windows={"soft": [40, -400, 1]})
-    with pytest.raises(UsageError, match="crop_scale"):
-        build("xray", (8, 8), crop_scal=[0.5, 1])
+        build("ct", (8, 8), window={"windows": {"soft": [40, -400, 1]}})
+    with pytest.raises(UsageError, match=r"crop of augment 'xray' has no option 'scal'. Did you mean 'scale'"):
+        build("xray", (8, 8), crop={"scal": [0.5, 1]})
+    with pytest.raises(UsageError, match=r"augment 'xray' has no option 'nois'. Did you mean 'noise'"):
+        build("xray", (8, 8), nois={"p": 1.0})
+    with pytest.raises(UserError, match=r"crop.scale must be \[low, high\], got \[1\]"):
+        build("xray", (8, 8), crop={"scale": [1]})
+    with pytest.raises(UserError, match=r"noise.op=os.system is no op"):
+        build("xray", (8, 8), noise={"op": "os.system"})

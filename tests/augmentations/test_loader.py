@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from medssl import catalog
 from medssl.augmentations.loader import RawScans, StepSampler, loader, make_views, to_unit_range
-from medssl.augmentations.recipes import plain
 from medssl.errors import UserError
 
 
@@ -127,7 +126,7 @@ def _raw(resampled: Canvas, pairs: list[tuple[int, int]]) -> dict[str, torch.Ten
 
 def test_views_are_standardised(tmp_path):
     raw = _raw(_resampled(tmp_path), [(0, 0), (1, 0)])
-    views, key = make_views(raw, plain((8, 8)), 2, 11, mean=0.4, std=0.2)
+    views, key = make_views(raw, catalog.build(catalog.load("augment", "plain"), size=(8, 8)), 2, 11, mean=0.4, std=0.2)
     assert len(views) == 2
     assert torch.allclose(views[0], (to_unit_range(raw) - 0.4) / 0.2, atol=1e-6)
     assert key.seed == 11

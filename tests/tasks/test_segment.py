@@ -157,8 +157,10 @@ def patches(n, size, dims, seed=0):
 def still(name, size):
     """A recipe of configs/augment with everything that changes values switched off."""
     spec = catalog.load("augment", name)
-    off = {k: 0.0 for k in spec if k.endswith("_p") and k not in ("rotate_p", "flip_p")}
-    return catalog.build(spec | off, size=size)
+    for options in spec.values():
+        if "op" in options and options["op"] not in ("geometry.Rotate", "geometry.Flip") and "p" in options:
+            options["p"] = 0.0
+    return catalog.build(spec, size=size)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -170,25 +172,25 @@ def test_a_mask_moves_exactly_as_its_image(name, dims):
     key = tiny.key(6)
     calm, size = still(name, (16,) * dims), (16,) * dims
     for view in (0, 1):
-        seen, moved = calm(image, key, view), calm.labels(mask, key, view)
+        seen, moved = calm(image, key, view), calm.transform_mask(mask, key, view)
         assert moved.shape == (6, *size)
         torch.testing.assert_close(seen.argmax(1), moved)
         # and with everything that changes values switched on, the mask moves as before
         lively = catalog.build(catalog.load("augment", name), size=size)
-        assert torch.equal(lively.labels(mask, key, view), moved)
-        alone = torch.cat([calm.labels(mask[i : i + 1], tiny.key(1, start=i), view) for i in range(6)])
+        assert torch.equal(lively.transform_mask(mask, key, view), moved)
+        alone = torch.cat([calm.transform_mask(mask[i : i + 1], tiny.key(1, start=i), view) for i in range(6)])
         assert torch.equal(alone, moved)
 
 
 def test_the_values_of_a_mask_are_not_changed_by_a_blur_or_noise():
     """Beyond the edges of a turned image is background."""
     mask = patches(4, 20, 2)
-    ops = (Blur(1.0, (3.0, 4.0)), Exposure(1.0, (0.7, 1.5), 0.2, 0.1), Noise(1.0, (0.1, 0.2)))
-    assert torch.equal(Recipe((20, 20), ops).labels(mask, tiny.key(4), 0), mask)
-    turned = Recipe((20, 20), (Rotate(1.0, 45.0),)).labels(torch.ones_like(mask), tiny.key(4), 0)
+    ops = enumerate((Blur(1.0, (3.0, 4.0)), Exposure(1.0, (0.7, 1.5), 0.2, 0.1), Noise(1.0, (0.1, 0.2))))
+    assert torch.equal(Recipe((20, 20), tuple(ops)).transform_mask(mask, tiny.key(4), 0), mask)
+    turned = Recipe((20, 20), ((0, Rotate(1.0, 45.0)),)).transform_mask(torch.ones_like(mask), tiny.key(4), 0)
     assert set(turned[:, 8:12, 8:12].unique().tolist()) == {1}
     assert (turned == 0).any()
-    mirrored = Recipe((20, 20), (Flip((1.0,)),)).labels(mask, tiny.key(4), 0)
+    mirrored = Recipe((20, 20), ((0, Flip((1.0,))),)).transform_mask(mask, tiny.key(4), 0)
     assert torch.equal(mirrored, mask.flip(-1))
 
 
@@ -196,7 +198,7 @@ def test_a_crop_of_a_mask_is_the_box_of_its_image():
     op = Crop((10, 10), (0.25, 0.25), (1.0, 1.0))
     mask = patches(5, 20, 2)
     key = tiny.key(5)
-    found = Recipe((10, 10), (op,)).labels(mask, key, 0)
+    found = Recipe((10, 10), ((0, op),)).transform_mask(mask, key, 0)
     starts, extents = op.boxes(op.params(rng.uniform(key, 0, 0, op.draws)), [20, 20])
     for m, f, (y, x), extent in zip(mask, found, starts.long().tolist(), extents.tolist(), strict=True):
         assert extent == [10, 10]
@@ -219,7 +221,7 @@ class Watch(Method):
 def test_the_loop_hands_over_masks_that_lie_on_their_views(tmp_path):
     resampled = dataclasses.replace(tiny.resampled(), mean=0.46, std=0.2)  # 0 is halfway between disc and background
     method = Watch()
-    recipe = catalog.build(catalog.load("augment", "crop") | {"crop_scale": [0.3, 0.6]}, size=(16, 16))
+    recipe = catalog.build(catalog.spec("augment", "crop", crop={"scale": [0.3, 0.6]}), size=(16, 16))
     train(
         Fabric(accelerator="cpu", devices=1), method,
         TrainingData(resampled, np.arange(48), recipe, (resampled.array[:, 0] > 120).astype(np.uint8)),

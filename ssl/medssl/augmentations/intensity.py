@@ -1,25 +1,26 @@
-"""Ops that change values and leave pixels where they are. Images are in unit range [0, 1] and stay there.
+"""Intensity ops: they change values in [0, 1], which stay in [0, 1], and leave every pixel in place.
 
-The same contract as in `geometry`: `params(u)`, `apply(x, params)`. Parameters that change nothing (an exponent of 1, a
-standard deviation of 0, …) stand for "not hit": such rows come out bit for bit as they went in, and a batch without
-hits costs nothing.
+Scans that an op does not hit get neutral parameters (an exponent of 1, a standard deviation of 0, …): their rows keep every
+bit, and a batch without hits costs nothing.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from medssl.augmentations.geometry import between, rows_only
+from medssl.augmentations.op import Op, apply_to_rows, between
+from medssl.errors import UserError
 from medssl.rng import Key, normal_field
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as in torchvision
 
 
 def _per_row(p: Tensor, x: Tensor) -> Tensor:
-    """(B,) -> (B, 1, …, 1), on x's device."""
+    """Reshape (B,) to (B, 1, …, 1) on x's device."""
     return p.to(x.device, non_blocking=True).view(-1, *[1] * (x.ndim - 1))
 
 
@@ -32,41 +33,44 @@ def _log_between(u: Tensor, low: float, high: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Gamma:
+class Gamma(Op):
     """x ** exponent with probability `p`, exponent log-uniform in `exponent`."""
 
     p: float
     exponent: tuple[float, float]
     draws: ClassVar[int] = 4
+    moves: ClassVar[bool] = False
 
     def params(self, u: Tensor) -> Tensor:
-        """(B,) exponents."""
+        """Return (B,) exponents."""
         return torch.where(u[:, 0] < self.p, _log_between(u[:, 1], *self.exponent), 1.0)
 
     def apply(self, x: Tensor, params: Tensor) -> Tensor:
-        """x (B, C, *S) -> alike."""
-        return rows_only(x, params != 1, lambda x, g: x ** _per_row(g, x), params)
+        """x (B, C, *S) -> (B, C, *S)."""
+        return apply_to_rows(x, params != 1, lambda x, g: x ** _per_row(g, x), params)
 
 
 @dataclass(frozen=True)
-class BrightnessContrast:
-    """x times 1 ± `brightness`, then away from or towards the image's mean by 1 ± `contrast`; clamped after each.
+class BrightnessContrast(Op):
+    """With probability `p`, scale x by 1 ± `brightness`, then its deviation from its mean by 1 ± `contrast`; clamped twice.
 
-    torchvision's adjust_brightness and adjust_contrast, but the mean is over all channels alike: they need not be RGB.
+    As torchvision's adjust_brightness and adjust_contrast, except that the mean weights all channels equally: they need
+    not be RGB.
     """
 
     p: float
     brightness: float
     contrast: float
     draws: ClassVar[int] = 4
+    moves: ClassVar[bool] = False
 
     def params(self, u: Tensor) -> Tensor:
-        """(B, 2) factors."""
+        """Return (B, 2) factors."""
         factors = torch.stack([_factor(u[:, 1], self.brightness), _factor(u[:, 2], self.contrast)], 1)
         return torch.where(u[:, :1] < self.p, factors, 1.0)
 
     def apply(self, x: Tensor, params: Tensor) -> Tensor:
-        """x (B, C, *S) -> alike. Whole batch: a factor of 1 is exact, and cheaper than picking rows."""
+        """x (B, C, *S) -> (B, C, *S). On the whole batch: a factor of 1 is exact, and cheaper than selecting rows."""
         if not (params != 1).any():
             return x
         brightness, contrast = (_per_row(f, x) for f in params.unbind(1))
@@ -76,51 +80,61 @@ class BrightnessContrast:
 
 
 class Grain(NamedTuple):
-    """One noise field per scan."""
+    """Noise field parameters."""
 
     std: Tensor  # (B,)
     seed: Tensor  # (B, 2) int64, 24 bits each
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Adds Gaussian noise with probability `p`, standard deviation uniform in `std`; clamped."""
+class Noise(Op):
+    """Add Gaussian noise with probability `p`, standard deviation uniform in `std`; clamped."""
 
     p: float
     std: tuple[float, float]
     draws: ClassVar[int] = 4
+    moves: ClassVar[bool] = False
 
     def params(self, u: Tensor) -> Grain:
-        """The field is keyed by two of the uniforms, so that it too is a function of u alone."""
+        """Return the standard deviations and seeds. Two of the uniforms seed the field, so it is a function of u alone."""
         return Grain(torch.where(u[:, 0] < self.p, between(u[:, 1], *self.std), 0.0), (u[:, 2:] * 2**24).long())
 
     def apply(self, x: Tensor, params: Grain) -> Tensor:
-        """x (B, C, *S) -> alike."""
+        """x (B, C, *S) -> (B, C, *S)."""
 
         def add(x: Tensor, std: Tensor, seed: Tensor) -> Tensor:
             field = normal_field(Key(0, *seed.unbind(1)), 0, 0, tuple(x.shape[1:]))
             return field.mul_(_per_row(std, x)).add_(x).clamp_(0, 1)
 
-        return rows_only(x, params.std > 0, add, *params)
+        return apply_to_rows(x, params.std > 0, add, *params)
 
 
 @dataclass(frozen=True)
-class Window:
-    """CT: shows one of `windows`, (level, width, weight) in HU, chosen by weight, with probability `p`; clamped.
+class Window(Op):
+    """CT: apply one of `windows` with probability `p`; clamped.
 
-    Level moves by up to `level` HU, width by a factor within 1 ± `width`. `hu` is what 0 and 1 stand for in the input.
+    windows: name -> (level, width, weight), in HU; chosen in proportion to the weights. The level is shifted by up to
+    `level` HU, the width scaled within 1 ± `width`. hu: the HU of 0 and 1 in the input.
+
+    Raises UserError for a window that is not (level, width > 0, weight >= 0).
     """
 
     p: float
     hu: tuple[float, float]
-    windows: tuple[tuple[float, float, float], ...]
+    windows: Mapping[str, Sequence[float]]
     level: float
     width: float
     draws: ClassVar[int] = 4
+    moves: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name, row in self.windows.items():
+            if len(row) != 3 or row[1] <= 0 or row[2] < 0:
+                raise UserError(f"CT window {name!r} is {list(row)}; give [level HU, width HU > 0, weight >= 0]")
 
     def params(self, u: Tensor) -> Tensor:
-        """(B, 2): which input values become 0 and 1."""
-        table = torch.tensor(self.windows, device=u.device)
+        """Return (B, 2): the input values that become 0 and 1."""
+        table = torch.tensor([list(row) for row in self.windows.values()], dtype=torch.float32, device=u.device)
         edges = table[:, 2].cumsum(0) / table[:, 2].sum()
         chosen = table[torch.searchsorted(edges[:-1].contiguous(), u[:, 1].contiguous(), right=True)]
         level = chosen[:, 0] + between(u[:, 2], -self.level, self.level)
@@ -129,7 +143,7 @@ class Window:
         return torch.where(u[:, :1] < self.p, unit, torch.tensor([0.0, 1.0], device=u.device))
 
     def apply(self, x: Tensor, params: Tensor) -> Tensor:
-        """x (B, C, *S) -> alike. Whole batch: the window (0, 1) is exact."""
+        """x (B, C, *S) -> (B, C, *S). On the whole batch: the window (0, 1) is exact."""
         if not (params != params.new_tensor([0, 1])).any():
             return x
         low, high = (_per_row(e, x) for e in params.unbind(1))
@@ -137,34 +151,35 @@ class Window:
 
 
 @dataclass(frozen=True)
-class BiasField:
-    """MR: times exp(polynomial of order <= 2 in position) with probability `p`, coefficients in ± `strength`; clamped.
+class BiasField(Op):
+    """MR: multiply by exp(polynomial of order <= 2 in position) with probability `p`; clamped.
 
-    The receive-coil model of Van Leemput et al., 1999 (https://doi.org/10.1109/42.811268). Positions run from -1 to 1
-    and every term has mean zero, so the field tilts and bows an image and does not brighten it as a whole.
+    Coefficients in ± `strength`. The receive-coil model of Van Leemput et al., 1999 (https://doi.org/10.1109/42.811268).
+    Positions run from -1 to 1 and every term has mean zero, so the field does not change the overall brightness.
     """
 
     p: float
     strength: float
     draws: ClassVar[int] = 12
+    moves: ClassVar[bool] = False
 
     def params(self, u: Tensor) -> Tensor:
-        """(B, 9) coefficients: x, y(, z) then their products; 2D uses the first five."""
+        """Return (B, 9) coefficients: x, y(, z), then their products; 2D uses the first five."""
         return torch.where(u[:, :1] < self.p, between(u[:, 1:10], -self.strength, self.strength), 0.0)
 
     def apply(self, x: Tensor, params: Tensor) -> Tensor:
-        """x (B, C, *S) -> alike; all channels share the field."""
+        """x (B, C, *S) -> (B, C, *S); all channels share the field."""
 
         def multiply(x: Tensor, coefficients: Tensor) -> Tensor:
             terms = _terms(x.shape[2:], x)
             field = (coefficients[:, : len(terms)] @ terms.flatten(1)).exp_()
             return (x * field.view(-1, 1, *x.shape[2:])).clamp_(0, 1)
 
-        return rows_only(x, params.ne(0).any(1), multiply, params)
+        return apply_to_rows(x, params.ne(0).any(1), multiply, params)
 
 
 def _terms(shape: torch.Size, x: Tensor) -> Tensor:
-    """(K, *shape) monomials of order 1 and 2 of the positions, each with mean zero."""
+    """Return (K, *shape) monomials of order 1 and 2 of the positions, each with mean zero."""
     axes = [torch.linspace(-1, 1, n, device=x.device) if n > 1 else x.new_zeros(1) for n in shape]
     at = list(torch.meshgrid(axes, indexing="ij"))
     terms = torch.stack(at + [a * b for i, a in enumerate(at) for b in at[i:]])
@@ -172,7 +187,7 @@ def _terms(shape: torch.Size, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Exposure:
+class Exposure(Op):
     """X-ray: gain * x ** exponent + offset with probability `p`; clamped.
 
     Exponent log-uniform in `exponent` (film and detector curves), gain in 1 ± `gain`, offset in ± `offset` (dose).
@@ -183,80 +198,84 @@ class Exposure:
     gain: float
     offset: float
     draws: ClassVar[int] = 4
+    moves: ClassVar[bool] = False
 
     def params(self, u: Tensor) -> Tensor:
-        """(B, 3): exponent, gain, offset."""
+        """Return (B, 3): exponent, gain, offset."""
         gain, offset = _factor(u[:, 2], self.gain), between(u[:, 3], -self.offset, self.offset)
         drawn = torch.stack([_log_between(u[:, 1], *self.exponent), gain, offset], 1)
         return torch.where(u[:, :1] < self.p, drawn, torch.tensor([1.0, 1.0, 0.0], device=u.device))
 
     def apply(self, x: Tensor, params: Tensor) -> Tensor:
-        """x (B, C, *S) -> alike."""
+        """x (B, C, *S) -> (B, C, *S)."""
 
         def curve(x: Tensor, params: Tensor) -> Tensor:
             exponent, gain, offset = (_per_row(p, x) for p in params.unbind(1))
             return (x**exponent).mul_(gain).add_(offset).clamp_(0, 1)
 
-        return rows_only(x, (params != params.new_tensor([1, 1, 0])).any(1), curve, params)
+        return apply_to_rows(x, (params != params.new_tensor([1, 1, 0])).any(1), curve, params)
 
 
 @dataclass(frozen=True)
-class Solarize:
-    """Photographs: inverts values of at least `threshold` with probability `p`."""
+class Solarize(Op):
+    """Photographs: invert values of at least `threshold` with probability `p`."""
 
     p: float
     threshold: float = 0.5
     draws: ClassVar[int] = 4
+    moves: ClassVar[bool] = False
 
     def params(self, u: Tensor) -> Tensor:
-        """(B,) thresholds, infinite where nothing is inverted."""
+        """Return (B,) thresholds, infinite where nothing is inverted."""
         return torch.where(u[:, 0] < self.p, self.threshold, math.inf)
 
     def apply(self, x: Tensor, params: Tensor) -> Tensor:
-        """x (B, C, *S) -> alike."""
-        return rows_only(x, params < math.inf, lambda x, t: torch.where(x >= _per_row(t, x), 1 - x, x), params)
+        """x (B, C, *S) -> (B, C, *S)."""
+        return apply_to_rows(x, params < math.inf, lambda x, t: torch.where(x >= _per_row(t, x), 1 - x, x), params)
 
 
 def _grey(x: Tensor) -> Tensor:
-    """(B, 3, *S) -> (B, 1, *S)."""
+    """Return the luma (B, 1, *S) of (B, 3, *S)."""
     return sum((w * x[:, c : c + 1] for c, w in enumerate(LUMA)), x.new_zeros(()))
 
 
 @dataclass(frozen=True)
-class ToGray:
-    """Photographs: all channels become the luma with probability `p`. Leaves images without three channels alone."""
+class ToGray(Op):
+    """Photographs: replace all channels by the luma with probability `p`. No effect unless there are three channels."""
 
     p: float
     draws: ClassVar[int] = 4
+    moves: ClassVar[bool] = False
 
     def params(self, u: Tensor) -> Tensor:
-        """(B,) bool."""
+        """Return (B,) bool."""
         return u[:, 0] < self.p
 
     def apply(self, x: Tensor, params: Tensor) -> Tensor:
-        """x (B, C, *S) -> alike."""
-        return x if x.shape[1] != 3 else rows_only(x, params, lambda x: _grey(x).expand_as(x))
+        """x (B, C, *S) -> (B, C, *S)."""
+        return x if x.shape[1] != 3 else apply_to_rows(x, params, lambda x: _grey(x).expand_as(x))
 
 
 @dataclass(frozen=True)
-class Colour:
-    """Photographs: saturation times 1 ± `saturation`, then hue turned by ± `hue` of the circle, with probability `p`.
+class Colour(Op):
+    """Photographs: scale saturation by 1 ± `saturation`, then shift hue by ± `hue` of the circle, with probability `p`.
 
-    torchvision's adjust_saturation and adjust_hue. Leaves images without three channels alone.
+    As torchvision's adjust_saturation and adjust_hue. No effect unless there are three channels.
     """
 
     p: float
     saturation: float
     hue: float
     draws: ClassVar[int] = 4
+    moves: ClassVar[bool] = False
 
     def params(self, u: Tensor) -> Tensor:
-        """(B, 2): saturation factor, hue shift."""
+        """Return (B, 2): saturation factor, hue shift."""
         drawn = torch.stack([_factor(u[:, 1], self.saturation), between(u[:, 2], -self.hue, self.hue)], 1)
         return torch.where(u[:, :1] < self.p, drawn, torch.tensor([1.0, 0.0], device=u.device))
 
     def apply(self, x: Tensor, params: Tensor) -> Tensor:
-        """x (B, C, *S) -> alike."""
+        """x (B, C, *S) -> (B, C, *S)."""
 
         def paint(x: Tensor, params: Tensor) -> Tensor:
             factor, shift = (_per_row(p, x) for p in params.unbind(1))
@@ -264,15 +283,16 @@ class Colour:
             return _turn_hue(x, shift)
 
         hit = (params != params.new_tensor([1, 0])).any(1)
-        return x if x.shape[1] != 3 else rows_only(x, hit, paint, params)
+        return x if x.shape[1] != 3 else apply_to_rows(x, hit, paint, params)
 
 
 def _turn_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """x (B, 3, *S); the hexcone of Smith, 1978 (https://doi.org/10.1145/965139.807361), hue in sixths of the circle."""
+    """Shift the hue of x (B, 3, *S) in the hexcone of Smith, 1978 (https://doi.org/10.1145/965139.807361)."""
     r, g, b = x.split(1, 1)
     high, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
     chroma = high - low
     safe = torch.where(chroma > 0, chroma, 1.0)
     hue = torch.where(high == r, (g - b) / safe, torch.where(high == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
+    # hue in sixths of the circle
     k = (x.new_tensor([5, 3, 1]).view(1, 3, *[1] * (x.ndim - 2)) + hue + 6 * shift) % 6
     return high - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)

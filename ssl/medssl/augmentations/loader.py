@@ -127,7 +127,7 @@ def batch_target(raw: RawBatch, recipe: Recipe, key: rng.Key) -> Tensor:
     if target.ndim <= 2:
         return target
     with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
-        return recipe.labels(target, key, 0)
+        return recipe.transform_mask(target, key, 0)
 
 
 def make_views(

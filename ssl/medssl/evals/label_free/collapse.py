@@ -171,7 +171,7 @@ def _causes(seen: Mapping[str, float], losses: Sequence[float], layer: str) -> I
             "unrelated views",
             f"nothing is learnt, and two views of one scan are hardly nearer than views of two scans "
             f"({seen['common']:.2f} of their squared distance): they may have nothing in common; weaken the recipe "
-            "(larger crop_scale, less noise)",
+            "(larger crop.scale, less noise)",
         )
     if at_chance(losses, chance, PATIENCE):
         n = round(math.exp(min(chance, 30)))
