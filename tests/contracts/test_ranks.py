@@ -10,9 +10,9 @@ import torch.multiprocessing as mp
 from timm.layers import BatchNormAct2d
 
 import tiny
-from medssl.losses.distributed import all_rows
+from medssl.losses.distributed import gather_rows
 from medssl.methods.base import Clock
-from medssl.methods.parts.norm import share_batch_norm
+from medssl.methods.parts.norm import convert_batch_norm
 
 B = 16
 CLOCK = Clock(0, 10)
@@ -52,7 +52,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2)
     results = {}
     for name in NAMES:
-        method = share_batch_norm(prepared(name))
+        method = convert_batch_norm(prepared(name))
         batch = whole_batch(method)
         half = slice(rank * B // 2, (rank + 1) * B // 2)
         mine = {"views": [v[half] for v in batch["views"]], "key": tiny.key(B // 2, start=half.start)}
@@ -66,10 +66,10 @@ def worker(rank: int, port: int, folder: str) -> None:
                 dist.all_reduce(p.grad)
                 grads[n] = p.grad / 2  # DDP averages over ranks
         results[name] = {"loss": loss / 2, "grads": grads, "buffers": dict(method.named_buffers())}
-    act = share_batch_norm(BatchNormAct2d(4, act_layer=torch.nn.SiLU).double())
+    act = convert_batch_norm(BatchNormAct2d(4, act_layer=torch.nn.SiLU).double())
     results["norm"] = act(pictures()[rank * 4 : rank * 4 + 4]).detach()
     mine = pictures()[rank * 4 : rank * 4 + 4, :, 0].flatten(1).requires_grad_()
-    (transposed(all_rows(mine)) / 2).backward()  # DDP averages over ranks, so each of both has the whole loss
+    (transposed(gather_rows(mine)) / 2).backward()  # DDP averages over ranks, so each of both has the whole loss
     results["gathered"] = mine.grad
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()

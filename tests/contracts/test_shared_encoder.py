@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import medssl
 import tiny
 from medssl.errors import UserError
-from medssl.losses.supervised import sure_of
+from medssl.losses.supervised import confident_cross_entropy
 from medssl.losses.target_losses import classification, multilabel, ordinal, regression, survival
 from medssl.methods.base import Clock
 from medssl.pretraining.pretrain_targets import PretrainTargets
@@ -71,10 +71,10 @@ def test_sure_of_is_fixmatchs_equation():
             total -= torch.log_softmax(scores[i], 0)[p.argmax()].item()
             used += 1
     assert 0 < used < 7
-    assert sure_of(scores, guess, 0.6).item() == pytest.approx(total / 7, rel=1e-12)
+    assert confident_cross_entropy(scores, guess, 0.6).item() == pytest.approx(total / 7, rel=1e-12)
     guess.requires_grad_()
     scores.requires_grad_()
-    sure_of(scores, guess, 0.6).backward()
+    confident_cross_entropy(scores, guess, 0.6).backward()
     assert guess.grad is None
 
 

@@ -22,7 +22,7 @@ from medssl.errors import UserError
 from medssl.losses import energy
 from medssl.methods.base import Clock
 from medssl.methods.layerwise.dbm import DBM
-from medssl.methods.parts.boltzmann import Machine
+from medssl.methods.parts.boltzmann import RBMLayer
 from medssl.methods.reconstruction.vae import VAE
 from medssl.rng import Key
 
@@ -135,11 +135,11 @@ def test_vae_draws_its_code_from_the_normal_it_says():
     torch.testing.assert_close(seen[0].std(0), torch.tensor([0.5, 3.0]), rtol=0.03, atol=0)
 
 
-def machine(visible: str, k: int, persistent: int = 0) -> tuple[Machine, nn.Linear]:
+def machine(visible: str, k: int, persistent: int = 0) -> tuple[RBMLayer, nn.Linear]:
     """4 visible and 3 hidden units of the weights above, halved, so that chains mix."""
     torch.manual_seed(0)
     linear = nn.Linear(4, 3)
-    made = Machine(linear, 0, visible, "bernoulli", k, persistent)
+    made = RBMLayer(linear, 0, visible, "bernoulli", k, persistent)
     with torch.no_grad():
         for p, value in ((linear.weight, W / 2), (linear.bias, c), (made.visible.bias, b)):
             p.copy_(value)

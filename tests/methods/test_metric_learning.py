@@ -17,7 +17,7 @@ from medssl.losses import target_losses
 from medssl.losses.distances import DISTANCES, EUCLIDEAN, Mahalanobis
 from medssl.losses.infonce import nt_xent
 from medssl.losses.pairs import contrastive, lifted_structure, lmnn, triplet
-from medssl.losses.proxies import of_classes
+from medssl.losses.proxies import proxy_loss
 from medssl.losses.similarity import (
     multi_similarity,
     n_pairs,
@@ -114,7 +114,7 @@ def test_class_losses_equal_pytorch_metric_learning_with_unknown_classes_left_ou
         ours.zero_grad()
         theirs.zero_grad()
         more, unknown = torch.cat([z, rows(2, 16)]), torch.cat([c, torch.tensor([-1, -1])])
-        value, grad = gradients(lambda z, c=unknown: of_classes(z, c, ours), more)
+        value, grad = gradients(lambda z, c=unknown: proxy_loss(z, c, ours), more)
         same([value, grad[:-2]], gradients(lambda z, c=c: theirs(z, c), z))
         same([vectors(ours).grad], [vectors(theirs).grad])
         assert grad[-2:].abs().sum() == 0
@@ -122,7 +122,7 @@ def test_class_losses_equal_pytorch_metric_learning_with_unknown_classes_left_ou
 
 def test_class_losses_are_zero_where_no_class_is_known():
     loss = losses.ArcFaceLoss(4, 5).double()
-    value = of_classes(rows(3, 5).requires_grad_(), torch.full((3,), -1), loss)
+    value = proxy_loss(rows(3, 5).requires_grad_(), torch.full((3,), -1), loss)
     value.backward()
     assert value.item() == 0
     assert loss.W.grad.abs().sum() == 0
@@ -133,7 +133,7 @@ def test_arcface_has_a_gradient_on_top_of_a_class():
     loss = losses.ArcFaceLoss(2, 2, scale=4)
     loss.W = torch.nn.Parameter(torch.eye(2))
     z = torch.tensor([[1.0, 0.0], [0.0, -1.0]], requires_grad=True)
-    of_classes(z, torch.tensor([0, 1]), loss).backward()
+    proxy_loss(z, torch.tensor([0, 1]), loss).backward()
     assert torch.isfinite(z.grad).all()
     assert torch.isfinite(loss.W.grad).all()
 
@@ -252,13 +252,13 @@ def test_class_losses_are_their_definitions():
     arc.W = face.W = torch.nn.Parameter(w.T.contiguous())
     anchor.proxies = torch.nn.Parameter(w)
     bend = math.radians(20)
-    assert of_classes(z, c, arc).item() == pytest.approx(softmax(lambda v: math.cos(math.acos(v) + bend), 8), rel=1e-9)
-    assert of_classes(z, c, face).item() == pytest.approx(softmax(lambda v: v - 0.2, 8), rel=1e-9)
+    assert proxy_loss(z, c, arc).item() == pytest.approx(softmax(lambda v: math.cos(math.acos(v) + bend), 8), rel=1e-9)
+    assert proxy_loss(z, c, face).item() == pytest.approx(softmax(lambda v: v - 0.2, 8), rel=1e-9)
     own = [[cos[i][k] for i in range(6) if c[i] == k] for k in range(4)]
     rest = [[cos[i][k] for i in range(6) if c[i] != k] for k in range(4)]
     pull = [math.log(1 + sum(math.exp(-8 * (v - 0.2)) for v in vs)) for vs in own]
     push = [math.log(1 + sum(math.exp(8 * (v + 0.2)) for v in vs)) for vs in rest]
-    assert of_classes(z, c, anchor).item() == pytest.approx(sum(pull) / 3 + sum(push) / 4, rel=1e-9)
+    assert proxy_loss(z, c, anchor).item() == pytest.approx(sum(pull) / 3 + sum(push) / 4, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", DISTANCES)
@@ -448,7 +448,7 @@ def test_what_cannot_work_is_said_at_construction(name, options, words):
 def test_mahalanobis_given_and_learned():
     x, y = rows(7, 4), rows(5, 4, seed=1)
     inverse = torch.linalg.inv(torch.cov(rows(30, 4, seed=2).T))
-    given = Mahalanobis.given(inverse)
+    given = Mahalanobis.from_matrix(inverse)
     torch.testing.assert_close(given(x, y), torch.tensor(cdist(x, y, "mahalanobis", VI=inverse)))
     assert not given.factor.requires_grad
     learned = Mahalanobis.learned(4, 4).double()
@@ -457,7 +457,7 @@ def test_mahalanobis_given_and_learned():
     assert learned.factor.grad.abs().sum() > 0
     for matrix, words in ((torch.tensor([[1.0, 2], [0, 1]]), "symmetric"), (-torch.eye(2), "eigenvalue")):
         with pytest.raises(UserError, match=words):
-            Mahalanobis.given(matrix)
+            Mahalanobis.from_matrix(matrix)
 
 
 def test_axioms_of_known_distances():

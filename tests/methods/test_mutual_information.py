@@ -20,7 +20,7 @@ from medssl.evals.label_free.mutual_information import bounds, mutual_informatio
 from medssl.losses import mutual_information as losses
 from medssl.methods.base import Clock
 from medssl.methods.contrastive.amdim import PLACE_SLOT
-from medssl.methods.parts.spatial_maps import coarse
+from medssl.methods.parts.spatial_maps import pool_places
 from medssl.rng import Key, generator, uniform
 
 CLOCK = Clock(0, 10)
@@ -157,14 +157,14 @@ def test_predictive_is_its_definition():
     for i, n in itertools.product(range(B), range(2)):
         s = [[float(prediction[i, n] @ code[j, p]) for p in range(P)] for j in range(B)]
         total += -s[i][int(at[n])] + math.log(sum(math.exp(x) for row in s for x in row))
-    assert losses.predictive(prediction, code, at).item() == pytest.approx(total / (B * 2), rel=1e-12)
-    flat = losses.predictive(prediction, torch.ones_like(code), at)
+    assert losses.cpc_loss(prediction, code, at).item() == pytest.approx(total / (B * 2), rel=1e-12)
+    flat = losses.cpc_loss(prediction, torch.ones_like(code), at)
     assert flat.item() == pytest.approx(math.log(B * P))
 
 
 def test_matching_is_the_scaled_inner_product():
     a, b = rows(3, 6), rows(3, 4, 6, seed=1)
-    scores = losses.matching(a, b)
+    scores = losses.separable_scores(a, b)
     for i, j, k in itertools.product(range(3), range(3), range(4)):
         assert scores[i, j, k].item() == pytest.approx(float(a[i] @ b[j, k]) / math.sqrt(6))
 
@@ -224,7 +224,7 @@ def test_cpc_predicts_the_same_column_further_down():
 @pytest.mark.parametrize(("size", "blocks"), [((8, 5), (1, 1)), ((14, 9), (2, 2)), ((6, 20, 4), (1, 3, 1))])
 def test_fine_maps_are_seen_in_blocks(size, blocks):
     maps = rows(2, 3, *size)
-    got = coarse(maps)
+    got = pool_places(maps)
     assert got.shape[2:] == tuple(-(-n // b) for n, b in zip(size, blocks, strict=True))
     assert max(got.shape[2:]) <= 8
     for place in itertools.product(*map(range, got.shape[2:])):

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import tiny
 from medssl.errors import UserError
-from medssl.losses.regression import error_where
+from medssl.losses.regression import masked_squared_error
 from medssl.methods.base import Clock
-from medssl.methods.parts.patches import boxes, orders, slab, tiles
+from medssl.methods.parts.patches import distant_permutations, random_boxes, slab, tiles
 from medssl.methods.pretext.context_restoration import swapped
 from medssl.methods.pretext.rotation import rotations
 from medssl.methods.reconstruction.models_genesis import curved, shuffled
@@ -81,15 +81,15 @@ def test_rotation_turns_each_copy_by_what_it_asks(dims, copies):
 @given(st.integers(2, 4), st.integers(2, 60))
 @settings(max_examples=20, deadline=None)
 def test_orders_are_different_permutations(n, count):
-    found = orders(n, count)
+    found = distant_permutations(n, count)
     rows = {tuple(o) for o in found.tolist()}
     assert len(rows) == len(found) == min(count, math.factorial(n))
     assert all(sorted(o) == list(range(n)) for o in rows)
 
 
 def test_orders_of_many_tiles_lie_far_apart():
-    found = orders(9, 50)
-    assert torch.equal(found, orders(9, 50))
+    found = distant_permutations(9, 50)
+    assert torch.equal(found, distant_permutations(9, 50))
     apart = min(int((a != b).sum()) for a, b in itertools.combinations(found, 2))
     by_chance = torch.stack([torch.randperm(9, generator=torch.Generator().manual_seed(i)) for i in range(50)])
     assert apart > min(int((a != b).sum()) for a, b in itertools.combinations(by_chance, 2))
@@ -198,7 +198,7 @@ def test_neighbouring_slabs_lie_side_by_side():
 @given(st.integers(0, 1000), st.floats(0.1, 0.5), st.floats(0.5, 0.9))
 @settings(max_examples=30, deadline=None)
 def test_boxes_are_boxes_of_the_size_asked_for(seed, smallest, largest):
-    found = boxes(tiny.key(6, seed=seed), 1000, (10, 20), smallest, largest).numpy()
+    found = random_boxes(tiny.key(6, seed=seed), 1000, (10, 20), smallest, largest).numpy()
     for box in found:
         rows, columns = np.flatnonzero(box.any(1)), np.flatnonzero(box.any(0))
         assert box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
@@ -208,7 +208,7 @@ def test_boxes_are_boxes_of_the_size_asked_for(seed, smallest, largest):
 
 
 def test_boxes_reach_every_corner():
-    found = boxes(tiny.key(400), 1000, (6, 6), 0.5, 0.5)
+    found = random_boxes(tiny.key(400), 1000, (6, 6), 0.5, 0.5)
     assert found.float().mean(0).amin() > 0.01
     assert found.flatten(1).sum(1).unique().tolist() == [9]
 
@@ -243,8 +243,8 @@ def test_error_where_is_its_definition():
     total = [
         (p[b, c, i] - t[b, c, i]).item() ** 2 for b in range(3) for c in range(2) for i in range(4) if hidden[b, 0, i]
     ]
-    assert error_where(p, t, hidden).item() == pytest.approx(sum(total) / len(total), rel=1e-12)
-    assert error_where(p, t, hidden & False).item() == 0
+    assert masked_squared_error(p, t, hidden).item() == pytest.approx(sum(total) / len(total), rel=1e-12)
+    assert masked_squared_error(p, t, hidden & False).item() == 0
 
 
 @pytest.mark.parametrize("dims", [2, 3])

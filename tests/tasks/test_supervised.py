@@ -15,7 +15,7 @@ from medssl.encoders.cnn import CNN
 from medssl.evals.embed import embed
 from medssl.evals.task_types.task_types import task_type
 from medssl.losses import target_losses
-from medssl.losses.supervised import continuation, continuation_probabilities, cox, huber, known_labels
+from medssl.losses.supervised import continuation, continuation_probabilities, cox, huber, masked_binary_cross_entropy
 from medssl.tasks import supervised
 from medssl.train.log import Log
 from medssl.train.loop import train
@@ -40,12 +40,12 @@ def test_labels_are_averaged_over_what_is_known():
             if known[i, j]
         ]
         want += [sum(terms) / len(terms)] if terms else []
-    loss = known_labels(scores, there, known)
+    loss = masked_binary_cross_entropy(scores, there, known)
     assert loss.item() == pytest.approx(sum(want) / len(want), rel=1e-5)
     loss.backward()
     assert (scores.grad[~known] == 0).all()
     assert (scores.grad[known] != 0).all()
-    assert known_labels(scores, there, torch.zeros_like(known)) == 0
+    assert masked_binary_cross_entropy(scores, there, torch.zeros_like(known)) == 0
 
 
 def test_unknown_labels_are_nan_in_a_batch():

@@ -38,7 +38,7 @@ class Mahalanobis(BaseDistance):
         self.factor = nn.Parameter(factor_KD.clone(), requires_grad=not fixed)
 
     @classmethod
-    def given(cls, matrix_DD: Tensor) -> "Mahalanobis":
+    def from_matrix(cls, matrix_DD: Tensor) -> "Mahalanobis":
         """Of a matrix M, such as the inverse of a covariance. Raises UserError unless it is symmetric with no eigenvalue < 0."""
         if matrix_DD.ndim != 2 or not torch.allclose(matrix_DD, matrix_DD.T):
             raise UserError(f"the matrix of a Mahalanobis distance must be symmetric, got {tuple(matrix_DD.shape)}")
@@ -64,7 +64,7 @@ EUCLIDEAN = Lp(p=2)
 DISTANCES: dict[str, BaseDistance] = {"euclidean": EUCLIDEAN, "manhattan": Lp(p=1), "cosine": Cosine()}
 
 
-def distance_of(name: str) -> BaseDistance:
+def distance_named(name: str) -> BaseDistance:
     """By the name of the option method.distance."""
     if name not in DISTANCES:
         raise UserError(f"method.distance is {name!r}.{nearest(name, DISTANCES)}")

@@ -12,7 +12,7 @@ import torch.distributed.nn.functional as dist_fn  # not reachable as an attribu
 from torch import Tensor
 
 
-def world() -> int:
+def world_size() -> int:
     """The number of processes that share a batch."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -22,9 +22,9 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def all_rows(x: Tensor) -> Tensor:
+def gather_rows(x: Tensor) -> Tensor:
     """Rows of every rank, in rank order; gradients flow back to the rank that made them."""
-    if world() == 1:
+    if world_size() == 1:
         return x
     rows = torch.cat(dist_fn.all_gather(x.contiguous()))
     if rows.requires_grad:
@@ -32,23 +32,23 @@ def all_rows(x: Tensor) -> Tensor:
     return rows
 
 
-def share(n: Tensor) -> Tensor:
+def rank_weight(n: Tensor) -> Tensor:
     """How much the mean over this rank's `n` (scalar) counts when ranks are averaged, so that each element counts the same.
 
     1 in one process; 0 where no rank has any.
     """
-    if world() == 1:
+    if world_size() == 1:
         return torch.ones_like(n, dtype=torch.float32)
     total = n.clone()
     dist.all_reduce(total)
-    return n * world() / total.clamp(min=1)
+    return n * world_size() / total.clamp(min=1)
 
 
 _MAPPED = ContextVar("mapped", default=False)
 
 
 @contextmanager
-def mapped() -> Iterator[None]:
+def under_vmap() -> Iterator[None]:
     """Inside, losses run under torch.vmap, where no value can be looked at: who maps looks at what comes out."""
     before = _MAPPED.set(True)
     try:
@@ -57,7 +57,7 @@ def mapped() -> Iterator[None]:
         _MAPPED.reset(before)
 
 
-def is_mapped() -> bool:
+def is_under_vmap() -> bool:
     """Whether this is inside `mapped`."""
     return _MAPPED.get()
 
@@ -71,7 +71,7 @@ def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @wraps(loss)
     def wrapped(first: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         tensors = [a for a in (first, *args) if isinstance(a, Tensor) and a.is_floating_point()]
-        if not is_mapped() and not all(bool(torch.isfinite(t).all()) for t in tensors):
+        if not is_under_vmap() and not all(bool(torch.isfinite(t).all()) for t in tensors):
             raise FloatingPointError(f"{loss.__name__} was given values that are not finite")
         with torch.autocast(first.device.type, enabled=False):
             return loss(*(_at_least_float32(a) for a in (first, *args)), **kwargs)

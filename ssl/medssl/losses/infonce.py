@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medssl.losses.distributed import all_rows, full_precision, rank
+from medssl.losses.distributed import full_precision, gather_rows, rank
 
 
 @full_precision
@@ -19,7 +19,7 @@ def nt_xent(a_BD: Tensor, b_BD: Tensor, temperature: float) -> Tensor:
     ln(2B - 1), with B counted over all ranks.
     """
     a_BD, b_BD = F.normalize(a_BD, dim=1), F.normalize(b_BD, dim=1)
-    a_GD, b_GD = all_rows(a_BD), all_rows(b_BD)  # G = B * ranks
+    a_GD, b_GD = gather_rows(a_BD), gather_rows(b_BD)  # G = B * ranks
     me = torch.arange(len(a_BD), device=a_BD.device) + rank() * len(a_BD)  # where my rows sit in G
     loss = a_BD.new_zeros(())
     for mine, partners, others in ((a_BD, b_GD, a_GD), (b_BD, a_GD, b_GD)):

@@ -22,16 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medssl.errors import UserError
-from medssl.losses.distributed import all_rows, full_precision, rank
+from medssl.losses.distributed import full_precision, gather_rows, rank
 
 
 @full_precision
-def matching(a_BD: Tensor, b_BLD: Tensor) -> Tensor:
+def separable_scores(a_BD: Tensor, b_BLD: Tensor) -> Tensor:
     """Scores (B, G, L) of the separable critic a . b / sqrt(D), with the places b of the scans of all ranks.
 
     Bachman et al., 2019, https://arxiv.org/abs/1906.00910, divide by sqrt(D) in their code: scores of any width are alike.
     """
-    b_GLD = all_rows(b_BLD)
+    b_GLD = gather_rows(b_BLD)
     return (a_BD @ b_GLD.flatten(0, 1).T / math.sqrt(a_BD.shape[1])).view(len(a_BD), *b_GLD.shape[:2])
 
 
@@ -88,7 +88,7 @@ def jensen_shannon(scores: Tensor) -> Tensor:
 
 
 @full_precision
-def predictive(prediction_BND: Tensor, code_BPD: Tensor, at_N: Tensor) -> Tensor:
+def cpc_loss(prediction_BND: Tensor, code_BPD: Tensor, at_N: Tensor) -> Tensor:
     """The loss of CPC, van den Oord et al., 2018, equation 4: which of all codes is the one that was predicted?
 
     The mean over scans i and predictions n, with z the P codes of every scan of every rank, of
@@ -98,7 +98,7 @@ def predictive(prediction_BND: Tensor, code_BPD: Tensor, at_N: Tensor) -> Tensor
     at_N: int64, the place of each prediction's target. Constant codes give log(P * scans of all ranks).
     """
     B, P, _ = code_BPD.shape
-    codes = all_rows(code_BPD).flatten(0, 1)
+    codes = gather_rows(code_BPD).flatten(0, 1)
     first = (torch.arange(B, device=at_N.device) + rank() * B) * P  # where my scans' codes begin
     return F.cross_entropy(prediction_BND.flatten(0, 1) @ codes.T, (first[:, None] + at_N).flatten())
 
@@ -116,5 +116,5 @@ def _split(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 def _log_mean_exp(product: Tensor) -> Tensor:
     """log of the mean of exp over everything, of all ranks."""
-    rows = all_rows(product.logsumexp(1))
+    rows = gather_rows(product.logsumexp(1))
     return rows.logsumexp(0) - math.log(len(rows) * product.shape[1])

@@ -7,7 +7,7 @@ from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_ind
 from torch import Tensor
 
 from medssl.losses.distances import EUCLIDEAN
-from medssl.losses.distributed import all_rows, full_precision
+from medssl.losses.distributed import full_precision, gather_rows
 
 MINING = ("all", "easy", "semihard", "hard")
 
@@ -28,7 +28,7 @@ def contrastive(
 
     z_ND: embeddings of this rank; group_N: int64, rows of one group belong together. Pairs span all ranks.
     """
-    z, group = all_rows(z_ND), all_rows(group_N)
+    z, group = gather_rows(z_ND), gather_rows(group_N)
     anchors, positives, others, negatives = get_all_pairs_indices(group)
     d = distance(z, z)
     pull = (d[anchors, positives] - positive_margin).clamp(min=0).square()
@@ -50,7 +50,7 @@ def triplet(
     ones, or the "easy" ones that do not violate it (their loss is zero: a control). Triplets span all ranks. Without
     any, the loss is 0.
     """
-    z, group = all_rows(z_ND), all_rows(group_N)
+    z, group = gather_rows(z_ND), gather_rows(group_N)
     kept = miners.TripletMarginMiner(margin, mining, distance=distance)(z, group)
     loss = losses.TripletMarginLoss(margin, distance=distance, reducer=reducers.MeanReducer())
     return loss(z, group, kept) + z.sum() * 0  # still a function of z when no triplet is kept
@@ -68,7 +68,7 @@ def lifted_structure(z_ND: Tensor, group_N: Tensor, margin: float, distance: Bas
     The two sums are taken once per row: pytorch-metric-learning keeps a mask of positive times negative pairs, which for
     two classes in a batch of 256 rows is a billion entries.
     """
-    z, group = all_rows(z_ND), all_rows(group_N)
+    z, group = gather_rows(z_ND), gather_rows(group_N)
     same = group[:, None] == group
     i, j, others, _ = get_all_pairs_indices(group)
     if not len(i) or not len(others):
@@ -89,7 +89,7 @@ def lmnn(z_ND: Tensor, group_N: Tensor, push: float, margin: float, distance: Ba
     Their target neighbours are the nearest in input space; here all rows of the group are. Pairs span all ranks. Without
     positives the loss is 0.
     """
-    z, group = all_rows(z_ND), all_rows(group_N)
+    z, group = gather_rows(z_ND), gather_rows(group_N)
     i, j, _, _ = get_all_pairs_indices(group)
     d = distance(z, z).square()
     near = d[i, j]

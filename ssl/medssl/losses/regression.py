@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medssl.losses.distributed import full_precision, share
+from medssl.losses.distributed import full_precision, rank_weight
 from medssl.rng import Key, uniform_field
 
 
@@ -51,8 +51,8 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 @full_precision
-def error_where(prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
+def masked_squared_error(prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
     """Mean of (prediction - target)^2 over what `hidden` (bool, broadcast) marks on all ranks; no gradient to the target."""
     hidden = hidden.expand_as(target)
     count = hidden.sum()
-    return ((prediction - target.detach()).square() * hidden).sum() / count.clamp(min=1) * share(count)
+    return ((prediction - target.detach()).square() * hidden).sum() / count.clamp(min=1) * rank_weight(count)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pytorch_metric_learning import distances, losses, miners, regularizers
 from torch import Tensor
 
-from medssl.losses.distributed import all_rows, full_precision
+from medssl.losses.distributed import full_precision, gather_rows
 
 SIMILARITIES = ("dot", "cosine")
 
@@ -24,7 +24,7 @@ def sup_con(z_ND: Tensor, group_N: Tensor, temperature: float) -> Tensor:
     Rows span all ranks. Without a positive or without a negative pair the loss is 0. With one positive per row it is
     `infonce.nt_xent`.
     """
-    return losses.SupConLoss(temperature)(all_rows(z_ND), all_rows(group_N))
+    return losses.SupConLoss(temperature)(gather_rows(z_ND), gather_rows(group_N))
 
 
 @full_precision
@@ -42,7 +42,7 @@ def multi_similarity(
     when it is more similar than the least similar positive minus epsilon; None keeps all. Pairs span all ranks. The loss
     is 0 without positives or negatives, and where at most one pair of each is kept.
     """
-    z, group = all_rows(z_ND), all_rows(group_N)
+    z, group = gather_rows(z_ND), gather_rows(group_N)
     kept = None if epsilon is None else miners.MultiSimilarityMiner(epsilon)(z, group)
     return losses.MultiSimilarityLoss(alpha, beta, base)(z, group, kept)
 
@@ -59,7 +59,7 @@ def n_pairs(z_ND: Tensor, group_N: Tensor, similarity: str = "dot", norm_weight:
     Groups span all ranks; where views of a scan are neighbouring rows, the pairs are the same as in one process. Without
     a pair the loss is 0.
     """
-    z, group = all_rows(z_ND), all_rows(group_N)
+    z, group = gather_rows(z_ND), gather_rows(group_N)
     at = torch.arange(len(z), device=z.device)
     _, place = group.unique(return_inverse=True)
     ends = [
@@ -102,5 +102,5 @@ def similarity_classification(
 
 def _pairs(z_ND: Tensor, counted_GG: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines of all ranks' rows (G, G), and which count."""
-    z = all_rows(F.normalize(z_ND, dim=1))
+    z = gather_rows(F.normalize(z_ND, dim=1))
     return z @ z.T, counted_GG & ~torch.eye(len(z), dtype=torch.bool, device=z.device)

@@ -14,7 +14,7 @@ def cross_entropy(scores_BK: Tensor, target_B: Tensor) -> Tensor:
 
 
 @full_precision
-def sure_of(scores_BK: Tensor, guess_BK: Tensor, threshold: float) -> Tensor:
+def confident_cross_entropy(scores_BK: Tensor, guess_BK: Tensor, threshold: float) -> Tensor:
     """Sohn et al., 2020, https://arxiv.org/abs/2001.07685, equation 4: the mean over all scans of
 
         1[max softmax(guess) >= threshold] * -log softmax(scores)[argmax guess]
@@ -26,7 +26,7 @@ def sure_of(scores_BK: Tensor, guess_BK: Tensor, threshold: float) -> Tensor:
 
 
 @full_precision
-def known_labels(scores_BL: Tensor, there_BL: Tensor, known_BL: Tensor) -> Tensor:
+def masked_binary_cross_entropy(scores_BL: Tensor, there_BL: Tensor, known_BL: Tensor) -> Tensor:
     """Binary cross-entropy over the labels that are known, each label weighing the same; unknown ones have no gradient.
 
     there_BL: 1 or 0, whatever where `known_BL` (bool) is false. What Irvin et al., 2019, https://arxiv.org/abs/1901.07031,

@@ -6,8 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medssl.losses.distributed import is_mapped, share
-from medssl.losses.supervised import continuation, continuation_probabilities, cox, cross_entropy, huber, known_labels
+from medssl.losses.distributed import is_under_vmap, rank_weight
+from medssl.losses.supervised import (
+    continuation,
+    continuation_probabilities,
+    cox,
+    cross_entropy,
+    huber,
+    masked_binary_cross_entropy,
+)
 
 
 @dataclass(frozen=True)
@@ -38,12 +45,12 @@ class TargetLoss:
 
         Inside `ranks.mapped` all have to be known: how many are could not differ between runs.
         """
-        if is_mapped():
+        if is_under_vmap():
             return self.loss(scores, target)
         known = self.known(target)
         if not bool(known.any()):
-            return scores.sum() * 0 * share(known.sum())
-        return self.loss(scores[known], target[known]) * share(known.sum())
+            return scores.sum() * 0 * rank_weight(known.sum())
+        return self.loss(scores[known], target[known]) * rank_weight(known.sum())
 
 
 def classification(n: int) -> TargetLoss:
@@ -55,7 +62,7 @@ def multilabel(n: int) -> TargetLoss:
     """Target (B, n) 1, 0, or nan where unknown; binary cross-entropy of what is known; probabilities (N, n)."""
 
     def loss(scores: Tensor, target: Tensor) -> Tensor:
-        return known_labels(scores, target.nan_to_num(0), ~target.isnan())
+        return masked_binary_cross_entropy(scores, target.nan_to_num(0), ~target.isnan())
 
     return TargetLoss(n, loss, torch.sigmoid, "multilabel")
 

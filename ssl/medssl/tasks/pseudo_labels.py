@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import UserError
-from medssl.losses.supervised import sure_of
+from medssl.losses.supervised import confident_cross_entropy
 from medssl.losses.target_losses import TargetLoss
 from medssl.methods.base import Batch, Clock, Method
 
@@ -41,6 +41,6 @@ class PseudoLabels(Method):
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         guess, scores = self.head(self.encoder(torch.cat(batch["views"]))).chunk(2)
         labels = self.target_loss.loss_of_known(scores, batch["target"])
-        pseudo = sure_of(scores, guess, self.threshold)
+        pseudo = confident_cross_entropy(scores, guess, self.threshold)
         sure = (guess.detach().softmax(1).amax(1) >= self.threshold).float().mean()
         return {"loss": labels + self.weight * pseudo, "labels": labels.detach(), "sure": sure}

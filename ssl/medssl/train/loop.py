@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from medssl.augmentations.loader import batch_target, loader, make_views
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.norm import share_batch_norm
+from medssl.methods.parts.norm import convert_batch_norm
 from medssl.progress import Progress
 from medssl.rng import seed_from
 from medssl.train.checkpoint import load, not_finite, save
@@ -58,7 +58,7 @@ def train(
     last = out / "last.ckpt"
     optimizer = optim.build(method)
     if fabric.world_size > 1:
-        share_batch_norm(method)
+        convert_batch_norm(method)
     if optimizer is None:  # nothing learns by gradient, so there is nothing for ranks to synchronise
         module: Any = method.to(fabric.device)
         state: dict[str, Any] = {"method": method, "step": 0}

@@ -17,7 +17,7 @@ from medssl.augmentations.loader import RawBatch, RawScans, StepSampler, make_vi
 from medssl.augmentations.recipes import Recipe
 from medssl.encoders.mlp import MLP
 from medssl.errors import UserError
-from medssl.losses.distributed import mapped
+from medssl.losses.distributed import under_vmap
 from medssl.methods.base import Batch, Clock, Method
 from medssl.rng import Key
 from medssl.store.resampled import ResampledScans
@@ -66,7 +66,7 @@ def train_seeds(
         clock = Clock(step, steps)
         given = _given(raw, recipe, first.views, seeds, resampled, device)
         try:
-            with mapped():
+            with under_vmap():
                 losses = of_each(params, buffers, given)["loss"]
         except RuntimeError as e:
             why = str(e).split("\n")[0]
@@ -88,7 +88,7 @@ def train_seeds(
         optimizer.step()
         optimizer.zero_grad()
         if not rests:
-            with mapped():
+            with under_vmap():
                 after_each(params, buffers)
         done = step + 1
         if watch is not None and watch_every and done % watch_every == 0:

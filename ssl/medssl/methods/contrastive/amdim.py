@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
-from medssl.losses.distributed import world
-from medssl.losses.mutual_information import infonce, matching
+from medssl.losses.distributed import world_size
+from medssl.losses.mutual_information import infonce, separable_scores
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.spatial_maps import Embed, coarse, mean, stages_of
+from medssl.methods.parts.spatial_maps import PlaceEmbedding, pool_places, spatial_mean, stage_shapes
 from medssl.rng import uniform
 
 PLACE_SLOT = 1000  # views use the slots below
@@ -37,22 +37,22 @@ class AMDIM(Method):
         super().__init__()
         if clip <= 0 or penalty < 0:
             raise UserError(f"method.clip={clip} must be positive and method.penalty={penalty} not negative")
-        stages = stages_of(encoder, "amdim", 2)
+        stages = stage_shapes(encoder, "amdim", 2)
         self.encoder, self.clip, self.penalty = encoder, clip, penalty
-        self.whole, self.last, self.fine = (Embed(n, out) for n in (encoder.dim, stages[-1][0], stages[-2][0]))
+        self.whole, self.last, self.fine = (PlaceEmbedding(n, out) for n in (encoder.dim, stages[-1][0], stages[-2][0]))
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         *_, fine, last = self.encoder.stages(torch.cat(batch["views"]))
-        whole = self.whole(mean(last)[..., None])[:, 0].chunk(2)
-        five, seven = self.last(coarse(last)).chunk(2), self.fine(coarse(fine)).chunk(2)
+        whole = self.whole(spatial_mean(last)[..., None])[:, 0].chunk(2)
+        five, seven = self.last(pool_places(last)).chunk(2), self.fine(pool_places(fine)).chunk(2)
         B, L, _ = five[0].shape
         scan, losses, squares, chance = torch.arange(B, device=last.device), [], [], 0.0
         for mine, other in ((0, 1), (1, 0)):
             at = (uniform(batch["key"], mine, PLACE_SLOT)[:, 0] * L).long()
             spoken = five[mine][scan, at]
             for says, places in ((whole[mine], five[other]), (whole[mine], seven[other]), (spoken, five[other])):
-                scores = matching(says, places)
-                ceiling = math.log(1 + (B * world() - 1) * places.shape[1])
+                scores = separable_scores(says, places)
+                ceiling = math.log(1 + (B * world_size() - 1) * places.shape[1])
                 losses.append(ceiling - infonce(self.clip * torch.tanh(scores / self.clip)))
                 squares.append(scores.square().mean())
                 chance += ceiling / 2

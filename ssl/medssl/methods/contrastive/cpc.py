@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medssl.errors import UserError
-from medssl.losses.distributed import world
-from medssl.losses.mutual_information import predictive
+from medssl.losses.distributed import world_size
+from medssl.losses.mutual_information import cpc_loss
 from medssl.methods.base import Batch, Clock, Method
 
 NEAREST = 2  # rows ahead: the next row overlaps with the context, the one after it shares no pixel
@@ -74,9 +74,9 @@ class CPC(Method):
         for k, head in enumerate(self.predict, start=NEAREST):
             prediction = SCALE * head(context[:, :-k].flatten(1, -2))
             at = torch.arange(prediction.shape[1], device=x.device) + k * row
-            losses.append(predictive(prediction, key, at))
+            losses.append(cpc_loss(prediction, key, at))
         loss = torch.stack(losses).mean()
-        return {"loss": loss, "chance": loss.new_tensor(math.log(key.shape[1] * len(x) * world()))}
+        return {"loss": loss, "chance": loss.new_tensor(math.log(key.shape[1] * len(x) * world_size()))}
 
 
 def takes(encoder: Any, size: list[int]) -> bool:

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medssl.errors import UserError, nearest
-from medssl.losses.distributed import world
-from medssl.losses.mutual_information import donsker_varadhan, infonce, jensen_shannon, matching
+from medssl.losses.distributed import world_size
+from medssl.losses.mutual_information import donsker_varadhan, infonce, jensen_shannon, separable_scores
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.heads import mlp
-from medssl.methods.parts.spatial_maps import Embed, coarse, mean, stages_of
+from medssl.methods.parts.spatial_maps import PlaceEmbedding, pool_places, spatial_mean, stage_shapes
 
 BOUNDS = {"infonce": infonce, "jsd": jensen_shannon, "dv": donsker_varadhan}
 CELLS = 4  # along each axis of the map that the global critic sees, which keeps it small whatever the scans' size
@@ -38,11 +38,11 @@ class DIM(Method):
             raise UserError(f"method.estimator: unknown {estimator!r}.{nearest(estimator, BOUNDS)}")
         if min(local, global_) < 0 or local + global_ <= 0:
             raise UserError(f"method.local={local} and method.global_={global_} are weights, one at least above 0")
-        width, *places = stages_of(encoder, "dim", 2)[-2]
+        width, *places = stage_shapes(encoder, "dim", 2)[-2]
         self.encoder, self.bound, self.weights = encoder, estimator, {"local": local, "global": global_}
-        self.speak = nn.ModuleDict({k: Embed(encoder.dim, out) for k, w in self.weights.items() if w})
+        self.speak = nn.ModuleDict({k: PlaceEmbedding(encoder.dim, out) for k, w in self.weights.items() if w})
         if local:
-            self.local = Embed(width, out)
+            self.local = PlaceEmbedding(width, out)
         if global_:
             self.whole = mlp(width * math.prod(min(CELLS, n) for n in places), out, out)
 
@@ -51,9 +51,13 @@ class DIM(Method):
         *_, h, last = self.encoder.stages(x)
         out: dict[str, Tensor] = {}
         for name, speak in self.speak.items():
-            b = self.local(coarse(h)) if name == "local" else self.whole(cells(h))[:, None]
-            out[name] = BOUNDS[self.bound](matching(speak(mean(last)[..., None])[:, 0], b))
-            ceiling = {"infonce": math.log(1 + (len(x) * world() - 1) * b.shape[1]), "jsd": 2 * math.log(2), "dv": 0.0}
+            b = self.local(pool_places(h)) if name == "local" else self.whole(cells(h))[:, None]
+            out[name] = BOUNDS[self.bound](separable_scores(speak(spatial_mean(last)[..., None])[:, 0], b))
+            ceiling = {
+                "infonce": math.log(1 + (len(x) * world_size() - 1) * b.shape[1]),
+                "jsd": 2 * math.log(2),
+                "dv": 0.0,
+            }
             chance = self.weights[name] * ceiling[self.bound]  # what constant features cost: all bounds are 0 there
             out["chance"] = out.get("chance", h.new_tensor(0.0)) + chance
             out["loss"] = out.get("loss", 0) + chance - self.weights[name] * out[name]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
-from medssl.losses.distributed import world
+from medssl.losses.distributed import world_size
 from medssl.losses.infonce import nt_xent
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.heads import mlp
@@ -33,5 +33,5 @@ class SimCLR(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         a, b = self.projector(self.encoder(torch.cat(batch["views"]))).chunk(2)
-        chance = math.log(2 * len(a) * world() - 1)  # what constant features cost
+        chance = math.log(2 * len(a) * world_size() - 1)  # what constant features cost
         return {"loss": nt_xent(a, b, self.temperature), "chance": a.new_tensor(chance)}

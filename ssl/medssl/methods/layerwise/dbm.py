@@ -21,7 +21,7 @@ from medssl.losses.energy import deep_energy
 from medssl.losses.regression import squared_error
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.boltzmann import linears
-from medssl.methods.parts.units import SLOT, Visible, bits, chain_key
+from medssl.methods.parts.units import SLOT, Visible, chain_key, sample_bernoulli
 from medssl.rng import Key
 
 
@@ -52,7 +52,7 @@ class DBM(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]
-        v = self.visible.see(x)
+        v = self.visible.observe(x)
         with torch.no_grad(), torch.autocast(v.device.type, enabled=False):
             mu = self.mean_field(v)
             error = squared_error(self.visible.mean(self.told([v, *mu], 0)), v)
@@ -90,7 +90,7 @@ class DBM(Method):
         for sweep in range(self.k):
             for at in chain(range(0, depth + 1, 2), range(1, depth + 1, 2)):
                 z, slot = self.told(units, at), SLOT + sweep * (depth + 1) + at
-                units[at] = bits(torch.sigmoid(z), key, slot) if at else self.visible.sample(z, key, slot)
+                units[at] = sample_bernoulli(torch.sigmoid(z), key, slot) if at else self.visible.sample(z, key, slot)
         return units
 
     def after_step(self, clock: Clock) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.boltzmann import machines
-from medssl.methods.parts.layers import rest_below
+from medssl.methods.parts.boltzmann import rbm_layers
+from medssl.methods.parts.layers import forward_frozen
 
 
 class DBN(Method):
@@ -24,13 +24,13 @@ class DBN(Method):
 
     def __init__(self, encoder: Any, visible: str, k: int, persistent: int):
         super().__init__()
-        self.encoder, self.machines = encoder, machines(encoder, "dbn", visible, k, persistent)
+        self.encoder, self.machines = encoder, rbm_layers(encoder, "dbn", visible, k, persistent)
         self.parts = len(self.machines)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]
         at = clock.part(self.parts)
-        h = rest_below(self.encoder.layers, at, x)
+        h = forward_frozen(self.encoder.layers, at, x)
         return self.machines[at](h, self.encoder.layers[at][1], batch["key"], clock) | {"layer": x.new_tensor(at)}
 
     def after_step(self, clock: Clock) -> None:

@@ -17,8 +17,8 @@ from medssl.errors import UserError
 from medssl.losses.energy import bernoulli_error, gaussian_error
 from medssl.losses.regression import squared_error
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.boltzmann import linears, machines
-from medssl.methods.parts.layers import rest_below
+from medssl.methods.parts.boltzmann import linears, rbm_layers
+from medssl.methods.parts.layers import forward_frozen
 
 
 class DeepAutoencoder(Method):
@@ -36,7 +36,7 @@ class DeepAutoencoder(Method):
         if not 0 < finetune <= 1:
             raise UserError(f"method.finetune must be above 0 and at most 1, got {finetune}")
         self.encoder, self.finetune = encoder, finetune
-        self.machines = machines(encoder, "deep_autoencoder", visible, k, persistent=0)
+        self.machines = rbm_layers(encoder, "deep_autoencoder", visible, k, persistent=0)
         stack = linears(encoder, "deep_autoencoder", k)
         self.decoders = nn.ModuleList(nn.Linear(f.out_features, f.in_features, bias=False) for f in stack)
         self.parts = 1 if finetune == 1 else len(stack) + 1
@@ -50,12 +50,12 @@ class DeepAutoencoder(Method):
         at = self.layer(clock)
         if at == len(self.machines):
             return self.whole(x) | {"layer": x.new_tensor(at)}
-        h = rest_below(self.encoder.layers, at, x)
+        h = forward_frozen(self.encoder.layers, at, x)
         return self.machines[at](h, self.encoder.layers[at][1], batch["key"], clock) | {"layer": x.new_tensor(at)}
 
     def whole(self, x: Tensor) -> dict[str, Tensor]:
         units = self.machines[0].visible
-        v, z = units.see(x), self.decode(self.encoder(x))
+        v, z = units.observe(x), self.decode(self.encoder(x))
         loss = bernoulli_error(units.logit(z), units.unit(v)) if units.kind == "bernoulli" else gaussian_error(z, v)
         return {"loss": loss, "error": squared_error(units.mean(z).detach(), v)}
 

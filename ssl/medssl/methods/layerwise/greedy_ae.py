@@ -19,7 +19,7 @@ from medssl.errors import UserError
 from medssl.losses.regression import jacobian_norm, squared_error
 from medssl.losses.target_losses import TargetLoss
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.layers import Decoder, TiedDecoder, layers_of, rest_below
+from medssl.methods.parts.layers import Decoder, TiedDecoder, forward_frozen, layer_shapes
 from medssl.rng import uniform_field
 
 MASK_SLOT, SIGN_SLOT = 1000, 1100  # views use the slots below
@@ -45,7 +45,7 @@ class GreedyAE(Method):
         target_loss: TargetLoss | None = None,
     ):
         super().__init__()
-        shapes = layers_of(encoder, "greedy_ae")
+        shapes = layer_shapes(encoder, "greedy_ae")
         if not 0 <= corruption < 1:
             raise UserError(f"method.corruption must lie in [0, 1), got {corruption}")
         if not 0 <= finetune < 1:
@@ -75,7 +75,7 @@ class GreedyAE(Method):
         at = clock.part(self.parts, until=1 - self.finetune)
         if at == self.parts:
             return {"loss": self.whole(x, batch), "layer": x.new_tensor(at)}
-        layer, h = self.encoder.layers[at], rest_below(self.encoder.layers, at, x)
+        layer, h = self.encoder.layers[at], forward_frozen(self.encoder.layers, at, x)
         seen = uniform_field(batch["key"], 0, MASK_SLOT + at, tuple(h.shape[1:])) >= self.corruption
         loss = squared_error(self.decoders[at](layer(h * seen)), h)
         if self.contractive:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medssl.errors import UserError
 from medssl.losses.target_losses import TargetLoss
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.layers import layers_of, rest_below
+from medssl.methods.parts.layers import forward_frozen, layer_shapes
 
 
 class GreedySupervised(Method):
@@ -26,7 +26,7 @@ class GreedySupervised(Method):
 
     def __init__(self, encoder: Any, finetune: float, target_loss: TargetLoss):
         super().__init__()
-        shapes = layers_of(encoder, "greedy_supervised")
+        shapes = layer_shapes(encoder, "greedy_supervised")
         if not 0 <= finetune < 1:
             raise UserError(f"method.finetune must lie in [0, 1), got {finetune}")
         self.encoder, self.target_loss, self.parts, self.finetune = encoder, target_loss, len(encoder.layers), finetune
@@ -36,7 +36,7 @@ class GreedySupervised(Method):
         (x,) = batch["views"]
         at = clock.part(self.parts, until=1 - self.finetune)
         whole = at == self.parts
-        h = x if whole else rest_below(self.encoder.layers, at, x)
+        h = x if whole else forward_frozen(self.encoder.layers, at, x)
         for layer in self.encoder.layers if whole else [self.encoder.layers[at]]:
             h = layer(h)
         loss = self.target_loss.loss_of_known(self.heads[-1 if whole else at](h.flatten(1)), batch["target"])

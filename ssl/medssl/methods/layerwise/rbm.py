@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.boltzmann import linears, machines
+from medssl.methods.parts.boltzmann import linears, rbm_layers
 
 
 class RBM(Method):
@@ -31,7 +31,7 @@ class RBM(Method):
                 f"rbm is one layer and encoder.widths has {n}; use encoder=layer, or method=dbn for a stack"
             )
         self.encoder = encoder
-        (self.machine,) = machines(encoder, "rbm", visible, k, persistent)
+        (self.machine,) = rbm_layers(encoder, "rbm", visible, k, persistent)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
-from medssl.losses.distances import distance_of
+from medssl.losses.distances import distance_named
 from medssl.losses.pairs import contrastive
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.heads import groups_of, mlp, target_of
@@ -43,7 +43,11 @@ class Contrastive(Method):
             )
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
         self.margins = positive_margin, negative_margin
-        self.distance, self.positives, self.target = distance_of(distance), positives, target_of(positives, target_loss)
+        self.distance, self.positives, self.target = (
+            distance_named(distance),
+            positives,
+            target_of(positives, target_loss),
+        )
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))

@@ -13,7 +13,7 @@ from pytorch_metric_learning import losses
 from torch import Tensor
 
 from medssl.errors import UserError
-from medssl.losses.proxies import of_classes
+from medssl.losses.proxies import proxy_loss
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.heads import mlp, target_of
 
@@ -34,4 +34,4 @@ class CosFace(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(batch["views"][0]))
-        return {"loss": of_classes(z, batch["target"], self.loss)}
+        return {"loss": proxy_loss(z, batch["target"], self.loss)}

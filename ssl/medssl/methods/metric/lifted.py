@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
-from medssl.losses.distances import distance_of
+from medssl.losses.distances import distance_named
 from medssl.losses.pairs import lifted_structure
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.heads import groups_of, mlp, target_of
@@ -31,7 +31,7 @@ class Lifted(Method):
         if margin <= 0:
             raise UserError(f"method.margin must be positive, got {margin}")
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
-        self.margin, self.distance = margin, distance_of(distance)
+        self.margin, self.distance = margin, distance_named(distance)
         self.positives, self.target = positives, target_of(positives, target_loss)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:

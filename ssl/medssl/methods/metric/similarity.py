@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import UserError, nearest
-from medssl.losses.distributed import all_rows
+from medssl.losses.distributed import gather_rows
 from medssl.losses.similarity import similarity_classification, similarity_regression
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.heads import groups_of, mlp, target_of
@@ -79,11 +79,11 @@ class Similarity(Method):
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """How alike the rows of all ranks are, (G, G), and of which pairs that is known: of an unlabelled scan its own."""
         views = len(batch["views"])
-        group = all_rows(groups_of(batch, "scan" if self.far else self.positives, views))
+        group = gather_rows(groups_of(batch, "scan" if self.far else self.positives, views))
         same = group[:, None] == group
         if self.target != "label":
             return same.float(), torch.ones_like(same)
-        label = all_rows(batch["target"].repeat(views)).float()
+        label = gather_rows(batch["target"].repeat(views)).float()
         known = (label >= 0) if not batch["target"].is_floating_point() else ~label.isnan()
         if self.far:
             gap = (label[:, None] - label).abs().nan_to_num(0)

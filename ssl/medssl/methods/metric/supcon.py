@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
-from medssl.losses.distributed import world
+from medssl.losses.distributed import world_size
 from medssl.losses.similarity import sup_con
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.heads import groups_of, mlp, target_of
@@ -39,5 +39,5 @@ class SupCon(Method):
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))
         group = groups_of(batch, self.positives, len(batch["views"]))
-        chance = math.log(len(z) * world() - 1)  # what constant features cost
+        chance = math.log(len(z) * world_size() - 1)  # what constant features cost
         return {"loss": sup_con(z, group, self.temperature), "chance": z.new_tensor(chance)}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError, nearest
-from medssl.losses.distances import distance_of
+from medssl.losses.distances import distance_named
 from medssl.losses.pairs import MINING, triplet
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.heads import groups_of, mlp, target_of
@@ -42,7 +42,11 @@ class Triplet(Method):
             raise UserError(f"method.margin must be positive, got {margin}")
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
         self.margin, self.mining = margin, mining
-        self.distance, self.positives, self.target = distance_of(distance), positives, target_of(positives, target_loss)
+        self.distance, self.positives, self.target = (
+            distance_named(distance),
+            positives,
+            target_of(positives, target_loss),
+        )
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))

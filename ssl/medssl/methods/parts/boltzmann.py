@@ -11,7 +11,7 @@ from medssl.errors import UserError
 from medssl.losses.energy import contrastive_divergence
 from medssl.losses.regression import squared_error
 from medssl.methods.base import Clock
-from medssl.methods.parts.units import SLOT, Visible, bits, chain_key, normal
+from medssl.methods.parts.units import SLOT, Visible, chain_key, sample_bernoulli, sample_gaussian
 from medssl.rng import Key
 
 
@@ -26,7 +26,7 @@ def linears(encoder: Any, method: str, k: int) -> list[nn.Linear]:
     return [m for layer in encoder.layers for m in layer.modules() if isinstance(m, nn.Linear)]
 
 
-class Machine(nn.Module):
+class RBMLayer(nn.Module):
     """A restricted Boltzmann machine between the input of a linear layer and its output.
 
     linear: (V -> H), the encoder's; given at every call, so that its parameters have one owner. at: which layer, from 0 on;
@@ -50,7 +50,7 @@ class Machine(nn.Module):
 
     def forward(self, x: Tensor, linear: nn.Linear, key: Key, clock: Clock) -> dict[str, Tensor]:
         """x (B, *) -> the loss, and the mean squared error of rebuilding x from the mean of h."""
-        v = self.visible.see(x)
+        v = self.visible.observe(x)
         W, c = linear.weight, linear.bias
         with torch.no_grad(), torch.autocast(v.device.type, enabled=False):
             error = squared_error(self.visible.mean(self.down(self.up(v, linear), linear)), v)
@@ -59,7 +59,7 @@ class Machine(nn.Module):
                 s, key = self.chains, chain_key(key, clock, n, v.device)
             for slot in range(self.slot, self.slot + 2 * self.k, 2):
                 a = self.up(s, linear)
-                h = normal(a, key, slot) if self.hidden == "gaussian" else bits(a, key, slot)
+                h = sample_gaussian(a, key, slot) if self.hidden == "gaussian" else sample_bernoulli(a, key, slot)
                 s = self.visible.sample(self.down(h, linear), key, slot + 1)
             self.moved = s
         loss = contrastive_divergence(v, s, W, c, self.visible.bias, self.visible.kind, self.hidden)
@@ -80,11 +80,11 @@ class Machine(nn.Module):
             self.chains.copy_(self.moved)
 
 
-def machines(encoder: Any, method: str, visible: str, k: int, persistent: int) -> nn.ModuleList:
+def rbm_layers(encoder: Any, method: str, visible: str, k: int, persistent: int) -> nn.ModuleList:
     """One for each layer of an MLP of sigmoids, whose last may be linear."""
     found = linears(encoder, method, k)
     kinds = ["bernoulli"] * len(found)
     if encoder.options["code"] == "linear":
         kinds[-1] = "gaussian"
     stack = enumerate(zip(found, kinds, strict=True))
-    return nn.ModuleList(Machine(linear, at, visible, kind, k, persistent) for at, (linear, kind) in stack)
+    return nn.ModuleList(RBMLayer(linear, at, visible, kind, k, persistent) for at, (linear, kind) in stack)

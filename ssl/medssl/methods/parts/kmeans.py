@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from medssl.encoders.patch_bank import PatchBank
 from medssl.errors import UserError
-from medssl.losses.distributed import all_rows, world
+from medssl.losses.distributed import gather_rows, world_size
 
 
 class KMeans(nn.Module):
@@ -24,10 +24,10 @@ class KMeans(nn.Module):
         for name, shape in {"first": (p,), "second": (p, p), "seen": (), "sums": (k, p), "counts": (k,)}.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
 
-    def gather(self, patches: Tensor) -> Tensor:
+    def add_covariance(self, patches: Tensor) -> Tensor:
         """Add patches (N, P) to the covariance; their variance."""
         added = [patches.sum(0), patches.T @ patches, patches.new_tensor(float(len(patches)))]
-        for total, new in zip((self.first, self.second, self.seen), summed(added), strict=True):
+        for total, new in zip((self.first, self.second, self.seen), sum_over_ranks(added), strict=True):
             total += new
         return patches.var(0).sum()
 
@@ -35,7 +35,7 @@ class KMeans(nn.Module):
         """Whitening from the totals; the first centroids are whitened patches of this batch, the same on every rank."""
         mean = self.first / self.seen
         bank.set_whitening(mean, self.second / self.seen - mean.outer(mean))
-        white = (all_rows(patches) - bank.mean) @ bank.whiten.double()
+        white = (gather_rows(patches) - bank.mean) @ bank.whiten.double()
         k = len(self.counts)
         if len(white) < k:
             raise UserError(f"{len(white)} patches a batch cannot start {k} centroids; raise batch or method.per_scan")
@@ -47,21 +47,21 @@ class KMeans(nn.Module):
         distance, nearest = torch.cdist(white, bank.centroids.double()).min(1)
         mine = torch.zeros_like(self.sums).index_add_(0, nearest, white)
         added = [mine, torch.bincount(nearest, minlength=len(self.counts)).double(), distance.square().sum()]
-        sums, counts, error = summed(added)
+        sums, counts, error = sum_over_ranks(added)
         self.sums += sums
         self.counts += counts
         return error / counts.sum()
 
-    def move(self, bank: PatchBank) -> None:
+    def update_centroids(self, bank: PatchBank) -> None:
         """Centroids to the means of what they won; one that won nothing stays where it is."""
         used = self.counts > 0
         bank.centroids[used] = (self.sums / self.counts[:, None])[used].to(bank.centroids.dtype)
         self.sums.zero_(), self.counts.zero_()
 
 
-def summed(parts: list[Tensor]) -> list[Tensor]:
+def sum_over_ranks(parts: list[Tensor]) -> list[Tensor]:
     """Each tensor summed over ranks, in place."""
-    if world() > 1:
+    if world_size() > 1:
         for part in parts:
             dist.all_reduce(part)
     return parts

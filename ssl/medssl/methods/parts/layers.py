@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medssl.errors import UserError
 
 
-def layers_of(encoder: Any, method: str) -> list[tuple[int, ...]]:
+def layer_shapes(encoder: Any, method: str) -> list[tuple[int, ...]]:
     """Shapes, without the batch, of the input and of what each of `encoder.layers` gives. UserError without layers."""
     if not hasattr(encoder, "layers"):
         raise UserError(
@@ -26,7 +26,7 @@ def layers_of(encoder: Any, method: str) -> list[tuple[int, ...]]:
     return shapes
 
 
-def rest_below(layers: nn.ModuleList, at: int, x: Tensor) -> Tensor:
+def forward_frozen(layers: nn.ModuleList, at: int, x: Tensor) -> Tensor:
     """What the layers below `at` say of x (B, C, *spatial): frozen, with the statistics that they have."""
     with torch.no_grad():
         for layer in layers[:at]:

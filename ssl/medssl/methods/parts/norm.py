@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medssl.errors import UserError
-from medssl.losses.distributed import world
+from medssl.losses.distributed import world_size
 
 
-class RankBatchNorm(_BatchNorm):
+class GlobalBatchNorm(_BatchNorm):
     """Batch normalisation with the statistics of all ranks, on any device (torch's SyncBatchNorm needs CUDA).
 
     (B, C, *) -> the same shape, equal in value and gradient to one process on the whole batch.
@@ -21,7 +21,7 @@ class RankBatchNorm(_BatchNorm):
         pass
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or world() == 1:
+        if not self.training or world_size() == 1:
             return super().forward(x)
         axes, shape = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
         wide = x if x.dtype == torch.float64 else x.float()
@@ -48,7 +48,7 @@ class RankBatchNorm(_BatchNorm):
 KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
 
-def share_batch_norm(module: nn.Module) -> nn.Module:
+def convert_batch_norm(module: nn.Module) -> nn.Module:
     """Make every batch normalisation in `module` a RankBatchNorm, in place; weights, buffers and names stay."""
     for m in module.modules():
         if isinstance(m, _BatchNorm) and type(m) not in KNOWN:
@@ -56,5 +56,5 @@ def share_batch_norm(module: nn.Module) -> nn.Module:
                 f"{type(m).__name__} cannot share its statistics over processes; use devices=1 or another encoder"
             )
         if type(m) in KNOWN:
-            m.__class__ = type(f"Rank{type(m).__name__}", (RankBatchNorm, type(m)), {})
+            m.__class__ = type(f"Rank{type(m).__name__}", (GlobalBatchNorm, type(m)), {})
     return module

@@ -9,7 +9,7 @@ from medssl.resample import apply_axes, axis_weights
 from medssl.rng import Key, generator, uniform
 
 
-def cut(x: Tensor, start_BA: Tensor, extent_BA: Tensor, size: tuple[int, ...]) -> Tensor:
+def crop_resize(x: Tensor, start_BA: Tensor, extent_BA: Tensor, size: tuple[int, ...]) -> Tensor:
     """The box of each scan (B, C, *S) that begins at `start` and is `extent` long, in pixels per axis -> (B, C, *size)."""
     weights = [axis_weights(start_BA[:, a], extent_BA[:, a], x.shape[2 + a], n).to(x.dtype) for a, n in enumerate(size)]
     return apply_axes(x, weights)
@@ -27,7 +27,7 @@ def tiles(x: Tensor, which_BT: Tensor, grid: int, keep: float, key: Key, slot: i
     jitter = uniform(key, 0, slot, T * len(size)).view(B, T, -1) * (1 - keep)
     start = (place + jitter) * shape / grid
     extent = (keep * shape / grid).expand(B * T, -1)
-    return cut(x.repeat_interleave(T, 0), start.flatten(0, 1), extent, tuple(size))
+    return crop_resize(x.repeat_interleave(T, 0), start.flatten(0, 1), extent, tuple(size))
 
 
 def slab(x: Tensor, start_B: Tensor, share: float) -> Tensor:
@@ -35,10 +35,10 @@ def slab(x: Tensor, start_B: Tensor, share: float) -> Tensor:
     shape = torch.tensor(x.shape[2:], dtype=torch.float32, device=x.device)
     start, extent = torch.zeros(len(x), len(shape), device=x.device), shape.expand(len(x), -1).clone()
     start[:, 0], extent[:, 0] = start_B * shape[0], share * shape[0]
-    return cut(x, start, extent, tuple(x.shape[2:]))
+    return crop_resize(x, start, extent, tuple(x.shape[2:]))
 
 
-def orders(n: int, count: int) -> Tensor:
+def distant_permutations(n: int, count: int) -> Tensor:
     """(count, n) orders of n things, or all n! where those are fewer; each far from the others in Hamming distance.
 
     Greedy, from random candidates, always the same: Noroozi & Favaro, 2016, algorithm 1.
@@ -55,7 +55,7 @@ def orders(n: int, count: int) -> Tensor:
     return torch.stack(kept)
 
 
-def boxes(key: Key, slot: int, size: tuple[int, ...], smallest: float, largest: float) -> Tensor:
+def random_boxes(key: Key, slot: int, size: tuple[int, ...], smallest: float, largest: float) -> Tensor:
     """(B, *size) bool, true in one box of each scan: its edges are smallest … largest of the scan's, its place is anywhere."""
     u = uniform(key, 0, slot, 2 * len(size))
     inside = torch.ones(len(u), *size, dtype=torch.bool, device=u.device)

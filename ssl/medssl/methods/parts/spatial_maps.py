@@ -14,7 +14,7 @@ MOST = 8  # AMDIM compares 5 x 5 and 7 x 7 places
 USE = "use encoder=cnn, vit or resnet18"
 
 
-def stages_of(encoder: Any, method: str, least: int) -> list[torch.Size]:
+def stage_shapes(encoder: Any, method: str, least: int) -> list[torch.Size]:
     """Shapes (width, *places) of the encoder's stages, from fine to coarse.
 
     Raises UserError with fewer than `least` stages, and where the mean of the last is not what the encoder says of a scan:
@@ -29,24 +29,24 @@ def stages_of(encoder: Any, method: str, least: int) -> list[torch.Size]:
     encoder.train(was)
     if len(stages) < least:
         raise UserError(f"{method} needs {least} stages of feature maps, and this encoder has {len(stages)}; {USE}")
-    if not torch.allclose(mean(stages[-1]), said, rtol=1e-3, atol=1e-4):
+    if not torch.allclose(spatial_mean(stages[-1]), said, rtol=1e-3, atol=1e-4):
         raise UserError(f"{method} needs an encoder that averages its last map, and this one does not; {USE}")
     return [m.shape[1:] for m in stages]
 
 
-def mean(maps: Tensor) -> Tensor:
+def spatial_mean(maps: Tensor) -> Tensor:
     """(B, width, *places) -> (B, width)."""
     return maps.flatten(2).mean(2)
 
 
-def coarse(maps: Tensor) -> Tensor:
+def pool_places(maps: Tensor) -> Tensor:
     """(B, width, *places) -> alike, at most MOST places along each axis, means of blocks: fine maps of volumes are huge."""
     blocks = [math.ceil(n / MOST) for n in maps.shape[2:]]
     pool = F.avg_pool2d if len(blocks) == 2 else F.avg_pool3d
     return pool(maps, blocks, ceil_mode=True, count_include_pad=False) if max(blocks) > 1 else maps
 
 
-class Embed(nn.Module):
+class PlaceEmbedding(nn.Module):
     """(B, width, *places) -> (B, L, out): a residual network of one hidden layer, the same at every place."""
 
     def __init__(self, width: int, out: int):

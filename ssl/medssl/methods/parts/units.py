@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import UserError, nearest
-from medssl.losses.distributed import all_rows
+from medssl.losses.distributed import gather_rows
 from medssl.methods.base import Clock
 from medssl.rng import Key, normal_field, uniform_field
 
@@ -12,12 +12,12 @@ SLOT = 1000  # views use the slots below
 KINDS = ("bernoulli", "gaussian")
 
 
-def bits(p: Tensor, key: Key, slot: int) -> Tensor:
+def sample_bernoulli(p: Tensor, key: Key, slot: int) -> Tensor:
     """(B, D) probabilities -> samples 0 and 1, in their type."""
     return (uniform_field(key, 0, slot, tuple(p.shape[1:])) < p).to(p.dtype)
 
 
-def normal(mean: Tensor, key: Key, slot: int) -> Tensor:
+def sample_gaussian(mean: Tensor, key: Key, slot: int) -> Tensor:
     """(B, D) means -> samples of variance 1, in their type."""
     return mean + normal_field(key, 0, slot, tuple(mean.shape[1:])).to(mean.dtype)
 
@@ -54,15 +54,15 @@ class Visible(nn.Module):
         self.register_buffer("started", torch.tensor(False))
 
     @torch.no_grad()
-    def see(self, x: Tensor) -> Tensor:
+    def observe(self, x: Tensor) -> Tensor:
         """(B, *) -> (B, V), and the range noted; the first time, the biases are set."""
         v = x.flatten(1).to(self.bias.dtype)
         if self.follows:
-            ends = all_rows(torch.stack([v.amin(), v.amax()])[None])
+            ends = gather_rows(torch.stack([v.amin(), v.amax()])[None])
             self.low.copy_(torch.minimum(self.low, ends[:, 0].amin()))
             self.high.copy_(torch.maximum(self.high, ends[:, 1].amax()))
         if not self.started:
-            mean = all_rows(v.mean(0)[None]).mean(0)
+            mean = gather_rows(v.mean(0)[None]).mean(0)
             if self.kind == "bernoulli":
                 mean = self.unit(mean).clamp(0.01, 0.99).logit() / self.width
             self.bias.copy_(mean)
@@ -88,5 +88,5 @@ class Visible(nn.Module):
 
     def sample(self, z: Tensor, key: Key, slot: int) -> Tensor:
         if self.kind == "gaussian":
-            return normal(z, key, slot)
-        return self.low + self.width * bits(torch.sigmoid(self.logit(z)), key, slot)
+            return sample_gaussian(z, key, slot)
+        return self.low + self.width * sample_bernoulli(torch.sigmoid(self.logit(z)), key, slot)

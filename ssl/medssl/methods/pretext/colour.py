@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
-from medssl.losses.regression import error_where
+from medssl.losses.regression import masked_squared_error
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.decoder import ConvDecoder
 from medssl.rng import uniform
@@ -32,4 +32,4 @@ class Colour(Method):
         (x,) = batch["views"]
         which = (uniform(batch["key"], 0, CHANNEL_SLOT) * x.shape[1]).long()  # (B, 1)
         hidden = (which == torch.arange(x.shape[1], device=x.device)).view(*x.shape[:2], *[1] * (x.ndim - 2))
-        return {"loss": error_where(self.decoder(self.encoder, x * ~hidden), x, hidden)}
+        return {"loss": masked_squared_error(self.decoder(self.encoder, x * ~hidden), x, hidden)}

@@ -13,7 +13,7 @@ from medssl.errors import UserError
 from medssl.losses.supervised import cross_entropy
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.heads import mlp
-from medssl.methods.parts.patches import orders, tiles
+from medssl.methods.parts.patches import distant_permutations, tiles
 from medssl.rng import uniform
 
 ORDER_SLOT, TILE_SLOT = 1000, 1001  # views use the slots below
@@ -40,7 +40,9 @@ class Jigsaw(Method):
                 f"method.keep={keep} of a tile of {min(encoder.size) / self.grid:.1f} pixels leaves less than 2"
             )
         self.encoder, self.keep = encoder, keep
-        self.register_buffer("orders", orders(self.grid ** len(encoder.size), permutations), persistent=False)
+        self.register_buffer(
+            "orders", distant_permutations(self.grid ** len(encoder.size), permutations), persistent=False
+        )
         self.each = nn.Linear(encoder.dim, out)
         self.head = mlp(out * self.orders.shape[1], hidden, len(self.orders))
 

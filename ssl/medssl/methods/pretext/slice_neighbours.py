@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
-from medssl.losses.distributed import world
+from medssl.losses.distributed import world_size
 from medssl.losses.infonce import nt_xent
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.heads import mlp
@@ -44,5 +44,5 @@ class SliceNeighbours(Method):
         start = uniform(batch["key"], 0, PLACE_SLOT)[:, 0] * (1 - 2 * self.share)
         both = torch.cat([slab(first, start, self.share), slab(second, start + self.share, self.share)])
         a, b = self.projector(self.encoder(both)).chunk(2)
-        chance = math.log(2 * len(a) * world() - 1)  # what constant features cost
+        chance = math.log(2 * len(a) * world_size() - 1)  # what constant features cost
         return {"loss": nt_xent(a, b, self.temperature), "chance": a.new_tensor(chance)}

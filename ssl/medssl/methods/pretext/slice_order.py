@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medssl.errors import UserError
 from medssl.losses.supervised import cross_entropy
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.patches import orders
+from medssl.methods.parts.patches import distant_permutations
 from medssl.rng import uniform
 
 ORDER_SLOT = 1000  # views use the slots below
@@ -31,7 +31,7 @@ class SliceOrder(Method):
                 f"method.slabs must lie between 2 and 5, and be at most the {encoder.size[0]} slices, got {slabs}"
             )
         self.encoder = encoder
-        self.register_buffer("orders", orders(slabs, 120), persistent=False)
+        self.register_buffer("orders", distant_permutations(slabs, 120), persistent=False)
         self.head = nn.Linear(encoder.dim, len(self.orders))
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:

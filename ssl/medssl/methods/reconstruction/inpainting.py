@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from medssl.errors import UserError
-from medssl.losses.regression import error_where
+from medssl.losses.regression import masked_squared_error
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.decoder import ConvDecoder
-from medssl.methods.parts.patches import boxes
+from medssl.methods.parts.patches import random_boxes
 
 BOX_SLOT = 1000  # views use the slots below
 
@@ -35,8 +35,8 @@ class Inpainting(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]
-        hidden = boxes(batch["key"], BOX_SLOT, tuple(x.shape[2:]), *self.edges)
+        hidden = random_boxes(batch["key"], BOX_SLOT, tuple(x.shape[2:]), *self.edges)
         for i in range(1, self.boxes):
-            hidden |= boxes(batch["key"], BOX_SLOT + i, tuple(x.shape[2:]), *self.edges)
+            hidden |= random_boxes(batch["key"], BOX_SLOT + i, tuple(x.shape[2:]), *self.edges)
         hidden = hidden[:, None]
-        return {"loss": error_where(self.decoder(self.encoder, x * ~hidden), x, hidden)}
+        return {"loss": masked_squared_error(self.decoder(self.encoder, x * ~hidden), x, hidden)}

@@ -15,7 +15,7 @@ from medssl.errors import UserError
 from medssl.losses.regression import squared_error
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.decoder import ConvDecoder
-from medssl.methods.parts.patches import boxes
+from medssl.methods.parts.patches import random_boxes
 from medssl.rng import Key, uniform, uniform_field
 
 CHOICE_SLOT, CURVE_SLOT, SHUFFLE_SLOT, NOISE_SLOT, BOX_SLOT = 1000, 1001, 1002, 1003, 1010  # views use the slots below
@@ -56,8 +56,8 @@ class ModelsGenesis(Method):
         out = choose(nonlinear, curved((x - low) / (high - low).clamp(min=1e-6), key) * (high - low) + low, x)
         at = shuffled(key, size, self.window).to(x.device)
         out = choose(shuffle, out.flatten(2).gather(2, at[:, None].expand(-1, x.shape[1], -1)).view_as(x), out)
-        holes = torch.stack([boxes(key, BOX_SLOT + i, size, 1 / 6, 1 / 3) for i in range(BOXES)]).any(0)
-        around = ~boxes(key, BOX_SLOT + BOXES, size, 1 / 2, 3 / 4)
+        holes = torch.stack([random_boxes(key, BOX_SLOT + i, size, 1 / 6, 1 / 3) for i in range(BOXES)]).any(0)
+        around = ~random_boxes(key, BOX_SLOT + BOXES, size, 1 / 2, 3 / 4)
         hidden = choose(inner, holes[:, None], around[:, None]) & paint.view(-1, *[1] * (x.ndim - 1))
         noise = uniform_field(key, 0, NOISE_SLOT, tuple(x.shape[1:])).to(x.dtype)
         return torch.where(hidden, low + noise * (high - low), out)
