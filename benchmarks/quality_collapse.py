@@ -1,12 +1,12 @@
-"""Does the alarm name planted collapses early, and does it leave healthy runs in peace?
+"""Sensitivity and false alarms of the collapse monitor.
 
     python benchmarks/quality_collapse.py                     # on the synthetic cohort
     python benchmarks/quality_collapse.py --source pneumoniamnist.npz
 
-Planted: each collapse is in the settings, the data or the weights from step 0 on. It is caught when its own cause is named at a
-look in the first tenth of the run; "first" says whether that cause stands before all others that are named with it. Healthy: runs
-of six methods with their own defaults, of four or three seeds; every look that raises anything is a false alarm. The last table
-has, for each number that an alarm is about, its limit and how near healthy runs come to it.
+Planted collapses are in the settings, the data or the weights from step 0 on. One counts as caught if its own cause is reported
+in the first tenth of the run; "first" tells whether that cause is reported before all others. Healthy runs are of six methods
+with their own defaults and three or four seeds; any report is a false alarm. The last table shows, for each monitored number,
+its limit and the nearest value in a healthy run.
 """
 
 import argparse
@@ -51,7 +51,7 @@ LOWEST = {"scan_contrast", "view_contrast", "teacher_gap", "grad_norm", "spread"
 
 @dataclasses.dataclass
 class Plant:
-    """How to spoil a run, and the cause that the alarm has to name."""
+    """How to spoil a run, and the cause that the monitor must report."""
 
     cause: str
     what: str
@@ -79,7 +79,7 @@ def dead(method: Any) -> None:
 
 
 def narrowing(method: Any) -> None:
-    """A last linear layer whose singular values but the first lose a third at every step."""
+    """Add a last linear layer; all its singular values except the first shrink by a third at every step."""
     last = nn.Conv2d(method.encoder.dim, method.encoder.dim, 1)
     method.encoder.layers.append(last)
 
@@ -118,14 +118,14 @@ HEALTHY = [("simclr", 4), ("byol", 4), ("contrastive", 3), ("triplet", 3), ("mae
 
 
 class Watched:
-    """A monitor that keeps what it says, and ends the run at step `until` or once `cause` is named."""
+    """A monitor that records its reports, and ends the run at step `until` or once `cause` is reported."""
 
     def __init__(self, monitor: CollapseMonitor, cause: str = "", until: int = 0):
         self.monitor, self.cause, self.until = monitor, cause, until
         self.looks: list[tuple[int, list[str], dict[str, float]]] = []
 
     def __call__(self, method: Any, logged: list[dict[str, Any]]) -> dict[str, Any]:
-        """Look, note, and perhaps end the run."""
+        """Run the monitor, record its report, and end the run if it is time."""
         out, alarms = self.monitor.look(method, logged)
         step, causes = logged[-1]["step"], [a.cause for a in alarms]
         self.looks.append((step, causes, out["seen"]))
@@ -134,7 +134,7 @@ class Watched:
 
 
 def go(store: Store, folder: Path, plant: Plant, seed: int, given: argparse.Namespace, until: int = 0) -> Watched:
-    """One run; a planted one ends after its first tenth."""
+    """Train one run; it ends early if `until` is given or its cause is reported."""
     size = (given.size,) * 2
     resampled = resample_scans(store, size)
     resampled = plant.data(resampled) if plant.data else resampled
@@ -154,7 +154,7 @@ def go(store: Store, folder: Path, plant: Plant, seed: int, given: argparse.Name
         workers=0, log="jsonl", save_every=given.steps,
     )  # fmt: skip
     monitor = CollapseMonitor(store, resampled, recipe, method, config, "cpu", folder)
-    monitor.label = None  # kNN is not what is asked about
+    monitor.label = None  # no kNN score is needed
     watched = Watched(monitor, plant.cause if until else "", until)
     folder.mkdir(parents=True)
     optim = Optim(**({"lr": run.get("lr", 1e-3), "lr_end": run.get("lr_end", 0.0)} | plant.optim))
@@ -167,7 +167,7 @@ def go(store: Store, folder: Path, plant: Plant, seed: int, given: argparse.Name
             Log(folder, "jsonl", {}), watched, quiet=True,
         )  # fmt: skip
     except TrainingStopped as e:
-        if str(e) != "over":  # found by the loop and not by a look
+        if str(e) != "over":  # found by the loop and not by the monitor
             watched.looks.append((e.step + 1, ["not finite"], {}))
     return watched
 
@@ -185,30 +185,28 @@ def main() -> None:
         work = Path(scratch)
         with redirect_stdout(io.StringIO()):
             source = given.source or write_cohort(work / "cohort", patients=160, size=48, seed=3) / "scans"
-            (work / "key").write_text("0" * 64)  # known, so that the same patients train every time
+            # a fixed key, so that the split is the same every time
+            (work / "key").write_text("0" * 64)
             (work / "key").chmod(0o600)
             store = medssl.ingest(source, work / "store", key=work / "key")
         tenth = given.steps // 10
         print(
             f"{len(store.rows('train'))} training scans, {given.steps} steps of {given.batch}, first tenth: {tenth} steps\n"
         )
-        print(f"{'planted':58} {'cause':16} {'named at step':14} first  caught")
+        print(f"{'planted':58} {'cause':16} {'reported at step':16} first  caught")
         caught = 0
         for i, plant in enumerate(PLANTS):
             watched = go(store, work / f"p{i}", plant, 0, given, until=2 * tenth)
             named = next(((s, c) for s, c, _ in watched.looks if plant.cause in c), None)
             ok = named is not None and named[0] <= tenth
             caught += ok
-            at = (
-                str(named[0])
-                if named
-                else f"never; {'; '.join(sorted({c for _, cs, _ in watched.looks for c in cs})) or 'silent'}"
-            )
+            others = sorted({cause for _, causes, _ in watched.looks for cause in causes})
+            at = str(named[0]) if named else f"never; {'; '.join(others) or 'nothing reported'}"
             first = "" if named is None else "yes" if named[1][0] == plant.cause else f"after {named[1][0]}"
-            print(f"{plant.what:58} {plant.cause:16} {at:14} {first:6} {'yes' if ok else 'NO'}", flush=True)
+            print(f"{plant.what:58} {plant.cause:16} {at:16} {first:6} {'yes' if ok else 'NO'}", flush=True)
         print(f"{caught} of {len(PLANTS)} caught in the first tenth\n")
 
-        print(f"{'healthy':24} {'looks':6} alarms")
+        print(f"{'healthy':24} {'looks':6} false alarms")
         near: dict[str, list[float]] = {}
         quiet = runs = 0
         for name, seeds in HEALTHY:
@@ -228,7 +226,7 @@ def main() -> None:
                     for key in LIMITS:
                         if key in seen:
                             near.setdefault(key, []).append(seen[key])
-        print(f"{quiet} of {runs} healthy runs without an alarm\n")
+        print(f"{quiet} of {runs} healthy runs without a false alarm\n")
     print(f"{'number':18} {'limit':>8}  nearest in a healthy run")
     for key, values in near.items():
         if key != "chance":

@@ -1,12 +1,12 @@
-"""Two hospitals, in both directions: pretrain and train on one, score on its held-out patients and on all patients of the other.
+"""Transfer between two hospitals in both directions: train on one, score its held-out patients and all patients of the other.
 
     python benchmarks/quality_hospitals.py --a A/images --a-labels A/manifest.csv --b B/images --b-labels B/manifest.csv \\
         --positive PNEUMONIA --methods denoising kmeans_bank/patch_pyramid --steps 200 --seeds 3
 
-Each method is pretrained from --seeds initial weights on the values as stored and on ranks (`pretrain equalise=true`); all
-rivals are given the same. Prints the tables of `medssl transfer` as they come (subgroups of the other hospital among them), those
-of `medssl audit` for the first run of each hospital, and at the end one table: AUROC at home and there, with intervals
-over patients and seeds, and what it is there above raw pixels, paired. With --work, finished runs are kept.
+Each method is pretrained from --seeds initial weights on the stored values and on ranks (`pretrain equalise=true`), and all
+baselines use the same values. Prints the tables of `medssl transfer`, with subgroups of the other hospital, the tables of
+`medssl audit` for the first run of each hospital, and a summary: AUROC at home and at the other hospital with intervals
+over patients and seeds, and the paired difference to raw pixels at the other hospital. With --work, finished runs are kept.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
         "--methods",
         nargs="+",
         default=["denoising", "kmeans_bank/patch_pyramid"],
-        help="METHOD[/ENCODER]; rivals go with the first",
+        help="METHOD[/ENCODER]; all baselines are scored with the first",
     )
     args.add_argument("--values", nargs="+", default=list(VALUES), choices=VALUES)
     args.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128])
@@ -65,15 +65,17 @@ def main() -> None:
             found: dict[tuple[str, str], list[tuple[Predictions, Predictions]]] = {}
             for values, method, seed in product(given.values, given.methods, range(given.seeds)):
                 print(f"\n{home} -> {other}: {method}, {values}, {seed} ({time.perf_counter() - start:.0f} s so far)")
-                run = one(given, work, home, other, method, values, seed)
-                found.setdefault((method, values), []).append(answers(run, work, home, other))
+                run = transferred(given, work, home, other, method, values, seed)
+                found.setdefault((method, values), []).append(predictions(run, work, home, other))
             lines += rows(f"{home} -> {other}", found, given.methods[0])
         print(f"\n{given.steps} steps of {given.batch}, {given.seeds} seeds; {time.perf_counter() - start:.0f} s")
         print(table(lines, list(lines[0])))
 
 
-def one(given: argparse.Namespace, work: Path, home: str, other: str, method: str, values: str, seed: int) -> Path:
-    """A run, transferred; what is done is not done again."""
+def transferred(
+    given: argparse.Namespace, work: Path, home: str, other: str, method: str, values: str, seed: int
+) -> Path:
+    """Pretrain and transfer one run, unless that is done already."""
     name, _, encoder = method.partition("/")
     run = work / f"{home} {method.replace('/', ' ')} {values} {seed}"
     ours = {"encoder": encoder} if encoder else {"encoder": "cnn", "encoder_options": {"widths": given.widths}}
@@ -83,57 +85,49 @@ def one(given: argparse.Namespace, work: Path, home: str, other: str, method: st
         work / home, run, method=name, size=given.size, seed=seed, monitor_every=0, equalise=VALUES[values], **ours
     )
     if not (run / "predictions").exists():
-        rivals = BASELINES if method == given.methods[0] else ["random init"]
-        medssl.transfer(run, work / home, given.target, str(work / other), positive=given.positive, baselines=rivals)
+        names = BASELINES if method == given.methods[0] else ["random init"]
+        print(
+            medssl.transfer(run, work / home, given.target, str(work / other), positive=given.positive, baselines=names)
+        )
         if seed == 0 and method == given.methods[0]:
             try:
-                medssl.audit(run, work / home, given.target, positive=given.positive)
-            except UserError as e:  # a hospital whose table says nothing of its patients
+                print(medssl.audit(run, work / home, given.target, positive=given.positive))
+            except UserError as e:  # a hospital without metadata
                 print(f"no audit: {e}")
     return run
 
 
-def answers(run: Path, work: Path, home: str, other: str) -> tuple[Predictions, Predictions]:
-    """(at home, there)."""
+def predictions(run: Path, work: Path, home: str, other: str) -> tuple[Predictions, Predictions]:
+    """Return the predictions at home and at the other hospital."""
     of = {p.about["test_store"]: p for p in of_run(run) if p.about["command"] == "transfer"}
     here, there = (of[medssl.Store.open(work / name).fingerprint] for name in (home, other))
     return here, there
 
 
 def rows(
-    way: str, found: dict[tuple[str, str], list[tuple[Predictions, Predictions]]], first: str
+    direction: str, found: dict[tuple[str, str], list[tuple[Predictions, Predictions]]], first: str
 ) -> list[dict[str, object]]:
-    """Every method, and the rivals that stand beside the first one."""
+    """Return a row for every method, and for the baselines that are scored with the first method."""
     lines = []
     raw = {values: entry(seeds[0][1], RAW) for (method, values), seeds in found.items() if method == first}
     for (method, values), seeds in found.items():
         for name in ("run", *FROZEN, SUPERVISED) if method == first else ("run",):
-            told = (
-                seeds if name in ("run", "random init", SUPERVISED) else seeds[:1]
-            )  # the others do not change with it
-            here, there = ([entry(s[at], name) for s in told] for at in (0, 1))
-            away = seeds[0][1]
-            gains = {
-                f"there, minus raw pixels, {which}": difference_seeds(
-                    METRIC, away.y, there, [floor] * len(there), away.patient
-                )
-                for which, floor in raw.items()
-            }
-            lines.append(
-                {
-                    "way": way,
-                    "features": method if name == "run" else name,
-                    "values": values,
-                    "at home": score_seeds(METRIC, seeds[0][0].y, here, seeds[0][0].patient),
-                    "there": score_seeds(METRIC, away.y, there, away.patient),
-                }
-                | gains
-            )
+            # the other baselines do not depend on the seed
+            used = seeds if name in ("run", "random init", SUPERVISED) else seeds[:1]
+            at_home, elsewhere = ([entry(s[at], name) for s in used] for at in (0, 1))
+            home, away = seeds[0]
+            line = {"direction": direction, "features": method if name == "run" else name, "values": values}
+            line["at home"] = score_seeds(METRIC, home.y, at_home, home.patient)
+            line["other hospital"] = score_seeds(METRIC, away.y, elsewhere, away.patient)
+            for which, p in raw.items():
+                reference = [p] * len(elsewhere)
+                line[f"Δ vs raw pixels, {which}"] = difference_seeds(METRIC, away.y, elsewhere, reference, away.patient)
+            lines.append(line)
     return lines
 
 
 def entry(of: Predictions, name: str) -> np.ndarray:
-    """(N, classes) probabilities of one row of a table."""
+    """Return the probabilities (N, classes) of one row of a table."""
     return next(e.p[0] for e in of.entries if e.features == name)
 
 

@@ -1,11 +1,11 @@
-"""What pretraining is worth on PneumoniaMNIST: every method beside raw pixels, PCA, the k-means bank and supervision, paired.
+"""The gain of pretraining on PneumoniaMNIST over raw pixels, PCA, the k-means patch bank and supervision, paired.
 
     python benchmarks/quality_pneumonia.py --source pneumoniamnist.npz --methods simclr byol --seeds 3 --steps 400 --work runs
 
-Pretraining and probes see the training part, the probe's penalty is chosen on the validation part, the test part is read by
-`medssl probe` and `medssl knn`. `medssl compare` then pairs all methods and rivals over test scans and seeds, its p values
-adjusted for the whole family. One equal budget for all methods but kmeans_bank, which has its own. With --work, finished runs
-are kept and a stopped benchmark goes on. The archive names no patients, so a scan stands for one.
+Pretraining and probes use the training part, the probe's penalty is chosen on the validation part, and the test part is scored
+by `medssl probe` and `medssl knn`. `medssl compare` then pairs all methods and baselines over test scans and seeds, with p values
+adjusted for the whole family. All methods have the same budget except kmeans_bank, which has its own. With --work, finished runs
+are kept and an interrupted benchmark continues. The archive names no patients, so each scan counts as one.
 """
 
 import argparse
@@ -20,14 +20,8 @@ import torch
 
 import medssl
 
-OWN = {"mae", "greedy_ae", "kmeans_bank"}  # methods that bring an encoder
-RIVALS = [
-    "raw pixels",
-    "PCA",
-    "k-means patch bank",
-    "random init",
-    "supervised",
-]  # the last for encoders that all share
+OWN = {"mae", "greedy_ae", "kmeans_bank"}  # methods with an encoder of their own
+BASELINES = ["raw pixels", "PCA", "k-means patch bank", "random init"]
 
 
 def main() -> None:
@@ -67,14 +61,14 @@ def main() -> None:
                 )
                 trained = time.perf_counter() - start
                 print(f"\n{entry} seed {seed}: pretraining {trained:.0f} s on {given.threads} threads", flush=True)
-                medssl.probe(run, store, "label", baselines=RIVALS[: None if method not in OWN else -1])
-                medssl.knn(run, store, "label", k=11)
+                # a supervised baseline only for the encoder that the methods share
+                baselines = BASELINES if method in OWN else [*BASELINES, "supervised"]
+                print(medssl.probe(run, store, "label", baselines=baselines))
+                print(medssl.knn(run, store, "label", k=11))
                 print(f"{entry} seed {seed}: with its probes {time.perf_counter() - start:.0f} s", flush=True)
                 runs.append(str(run))
-        for reader in ("linear", "kNN"):
-            medssl.compare(
-                runs, reader=reader, baselines=[r for r in RIVALS if r in {"raw pixels", "k-means patch bank"}]
-            )
+        for probe in ("linear", "kNN"):
+            print(medssl.compare(runs, probe=probe, baselines=["raw pixels", "k-means patch bank"]))
 
 
 if __name__ == "__main__":

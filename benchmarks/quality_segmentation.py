@@ -1,10 +1,10 @@
-"""What pretraining is worth for segmentation: fine-tuned on few and on all masks, against scratch, frozen and dense probes.
+"""The gain of pretraining for segmentation, fine-tuned on few and on all masks, over scratch, frozen and dense probes.
 
     python benchmarks/quality_segmentation.py --source hippocampus --methods simclr greedy_ae
 
-`--source` holds images/ and labels/ (NIfTI, paired by name). Pretraining sees the training volumes without their masks; every row
-of a table is then trained on the same masks with the same steps and batch, and scored on the test volumes' own grids. The last
-step counts: nothing is chosen on validation or test volumes. Prints a table for each method, with its time and the load.
+`--source` holds images/ and labels/ (NIfTI, paired by name). Pretraining uses the training volumes without their masks; every row
+of a table is then trained on the same masks with the same steps and batch, and scored on the test volumes' own grids. The model
+of the last step is scored: nothing is chosen on validation or test volumes. Prints a table, the time and the load per method.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from medssl.scoring.segmentation_models import RIVALS
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--source", required=True)
-    args.add_argument("--work", help="a folder to keep stores and runs in, and to go on from")
-    args.add_argument("--recipe", default="mr")
+    args.add_argument("--work", help="a folder that keeps stores and runs, so that an interrupted benchmark continues")
+    args.add_argument("--augment", default="mr", help="also the intensity window of ingest")
     args.add_argument("--methods", nargs="+", default=["simclr"])
     args.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64])
     args.add_argument("--size", type=int, default=48)
@@ -36,9 +36,9 @@ def main() -> None:
     args.add_argument("--steps", type=int, default=250)
     args.add_argument("--batch", type=int, default=4)
     args.add_argument("--width", type=int, default=8)
-    args.add_argument("--labels", nargs="+", default=["10 %", "all"])
+    args.add_argument("--label-budgets", nargs="+", default=["10 %", "all"])
     args.add_argument("--draws", type=int, default=1)
-    args.add_argument("--rivals", nargs="*", default=list(RIVALS))
+    args.add_argument("--baselines", nargs="*", default=list(RIVALS))
     args.add_argument("--threads", type=int, default=2)
     given = args.parse_args()
     torch.set_num_threads(given.threads)
@@ -48,22 +48,24 @@ def main() -> None:
         store = work / "store"
         if not store.exists():
             key = work / "key"
-            key.write_text("0" * 64)  # a known key: the same split every time
+            # a fixed key, so that the split is the same every time
+            key.write_text("0" * 64)
             key.chmod(0o600)
-            medssl.ingest(given.source, store, key=key, intensity=given.recipe)
+            medssl.ingest(given.source, store, key=key, intensity=given.augment)
         for method in given.methods:
             start = time.perf_counter()
             run = medssl.pretrain(
                 store, work / method, method=method, encoder="cnn", encoder_options={"widths": given.widths},
-                augment=given.recipe, size=given.size, spacing=given.spacing, steps=given.pretrain_steps,
+                augment=given.augment, size=given.size, spacing=given.spacing, steps=given.pretrain_steps,
                 batch=given.pretrain_batch, monitor_every=0,
             )  # fmt: skip
             print(f"{method}: pretrained in {time.perf_counter() - start:.0f} s, load {_load()}", flush=True)
             start = time.perf_counter()
-            segment(
-                run, store, labels=given.labels, draws=given.draws, steps=given.steps, batch=given.batch, width=given.width,
-                rivals=given.rivals,
+            result = segment(
+                run, store, label_budgets=given.label_budgets, draws=given.draws, steps=given.steps, batch=given.batch,
+                width=given.width, baselines=given.baselines,
             )  # fmt: skip
+            print(result)
             print(f"{method}: scored in {time.perf_counter() - start:.0f} s, load {_load()}\n", flush=True)
 
 

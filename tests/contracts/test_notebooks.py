@@ -1,4 +1,4 @@
-"""Notebooks are kept without outputs, and run from the first cell to the last."""
+"""Notebooks are stored without outputs and run from the first cell to the last."""
 
 import ast
 import os

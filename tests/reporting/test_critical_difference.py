@@ -18,7 +18,7 @@ def some(k=6, tasks=20, spread=0.7, seed=0, name="model {}"):
 
 
 def texts(figure):
-    """{words: box in pixels} of all that is written."""
+    """Return {text: its box in pixels} for all visible text."""
     found = [t for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
     return {t.get_text(): t.get_window_extent() for t in found}
 
@@ -38,11 +38,11 @@ def figure():
 
 @pytest.mark.parametrize("name", ["model {}", "W" * 60 + "{}", "$_{}^|", "a name of some length, number {}"])
 @pytest.mark.parametrize("k", [3, 6, 11])
-def test_nothing_is_written_outside_the_figure_or_over_other_words(figure, k, name):
+def test_no_text_is_outside_the_figure_or_overlaps(figure, k, name):
     fig = figure(some(k, tasks=40, name=name))
     width, height = fig.canvas.get_width_height()
     boxes = list(texts(fig).values())
-    assert len(boxes) >= 2 * k + 2  # names, ranks of the axis, the critical difference and the words below
+    assert len(boxes) >= 2 * k + 2  # names, ranks of the axis, the critical difference, and the caption
     for box in boxes:
         assert box.x0 >= 0
         assert box.x1 <= width
@@ -53,7 +53,7 @@ def test_nothing_is_written_outside_the_figure_or_over_other_words(figure, k, na
             assert not a.overlaps(b)
 
 
-def test_every_model_stands_at_its_rank_with_the_best_on_the_left(figure):
+def test_every_model_is_at_its_rank_with_the_best_on_the_left(figure):
     given = some()
     fig = figure(given)
     stems = {line.get_xdata()[0]: line for line in lines(fig, plots.SOFT) if len(line.get_xdata()) == 3}
@@ -67,7 +67,7 @@ def test_every_model_stands_at_its_rank_with_the_best_on_the_left(figure):
 
 
 def test_bars_are_the_cliques_and_dots_their_members(figure):
-    """a and c cannot be told apart, b lies between them and can be told from a: no dot for b on the bar of a and c."""
+    """a and c cannot be told apart, but a and b in between can: b has no dot on the bar of a and c."""
     p = {("a", "b"): 0.01, ("a", "c"): 0.3, ("b", "c"): 0.4, ("a", "d"): 0.01, ("b", "d"): 0.01, ("c", "d"): 0.01}
     given = Ranking(("a", "b", "c", "d"), (1.5, 2.0, 2.5, 4.0), 12, 0.05, 0.0004, 1.35, p, (("a", "c"), ("b", "c")))
     fig = figure(given)
@@ -86,7 +86,7 @@ def test_bars_are_the_cliques_and_dots_their_members(figure):
     assert np.diff(critical.get_xdata())[0] == pytest.approx(1.35 * (x["d"] - x["a"]) / 2.5)
 
 
-def test_it_is_a_small_png_and_leaves_no_state_behind():
+def test_it_is_a_small_png_and_changes_no_global_state():
     before = dict(mpl.rcParams)
     png = diagram.critical_difference_diagram(some())
     assert png[:8] == b"\x89PNG\r\n\x1a\n"

@@ -1,4 +1,4 @@
-"""Identifiers go in by every way a hospital has, and not one byte of them comes out: not in a store, not on the terminal."""
+"""Identifiers in every kind of input file reach neither the store, its exports nor the terminal."""
 
 import gzip
 import io
@@ -22,7 +22,7 @@ from medssl.cli.main import main
 from medssl.store.store import Store
 from tiny import secret
 
-# Standard elements of free text, names, dates and numbers, each planted with a word of its own.
+# Standard elements with free text and names; each gets a word of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR", "ignore:The value length")
 TEXTS = {
     **dict.fromkeys(["InstitutionName", "InstitutionalDepartmentName", "StationName", "DeviceSerialNumber"], "LO"),
@@ -43,11 +43,11 @@ NAMES = [
     *("OperatorsName", "PerformingPhysicianName", "NameOfPhysiciansReadingStudy", "ResponsiblePerson"),
     "RequestingPhysician",
 ]
-ALLOWED = {"ManufacturerModelName"}  # a model is kept; so its words are harmless ones
+ALLOWED = {"ManufacturerModelName"}  # the model is kept, so it gets no planted word
 
 
 class Plant:
-    """Hands out words that occur nowhere else, and remembers them."""
+    """Return words that occur nowhere else, and remember them."""
 
     def __init__(self):
         self.words: list[str] = []
@@ -121,7 +121,7 @@ def dicom(plant, path, sop, modality, k=0, ids=None):
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    """(source, words): a folder in which every file and every name identifies somebody."""
+    """Return (source, words): a folder in which every file and every file name identifies a person."""
     plant = Plant()
     source = tmp_path_factory.mktemp("source")
     ward = source / f"{plant()} 환자 {plant()}"
@@ -146,7 +146,7 @@ def planted(tmp_path_factory):
     (ward / plant()).mkdir()
     for k in range(6):
         dicom(plant, ward / f"{plant()}.dcm", CTImageStorage, "CT", k, of_series)
-    for i, path in enumerate(sorted(ward.glob("*.dcm"))[:2]):  # broken ones: the words must not be in a reason
+    for i, path in enumerate(sorted(ward.glob("*.dcm"))[:2]):  # truncated files: the reason must not repeat the words
         data = path.read_bytes()
         (ward / f"{plant()}.dcm").write_bytes(data[: len(data) // (2 + 8 * i)])
     image = nibabel.Nifti1Image(np.random.default_rng(0).integers(0, 999, (20, 21, 22), np.int16), np.eye(4))
@@ -187,7 +187,7 @@ def forms(word):
 
 
 def bytes_of(folder):
-    """Every byte below a folder, and what they are once unpacked; and every name."""
+    """Return every file name and every byte below a folder, also decompressed."""
     parts = []
     for path in sorted(folder.rglob("*")):
         parts.append(path.name.encode())
@@ -230,7 +230,9 @@ def test_nothing_identifying_leaves(planted, tmp_path, capfd, monkeypatch):
     assert run("nifti", store, f"out={out / 'nifti'}") == 0
     assert run("png", store, f"out={out / 'png'}", "where=modality == 'DX'", "window=auto") == 0
     said = capfd.readouterr()
-    assert run("ingest", f"source={source}", f"out={out / 'other'}", f"labels={table}") == 1  # it matches nothing
+    assert (
+        run("ingest", f"source={source}", f"out={out / 'other'}", f"labels={table}") == 1
+    )  # the table matches no scan
     wrong = capfd.readouterr()
     data = bytes_of(out)
     opened = Store.open(out / "store", quarantined=True)
@@ -246,7 +248,7 @@ def test_nothing_identifying_leaves(planted, tmp_path, capfd, monkeypatch):
 
 
 def test_the_search_would_find_them(planted, tmp_path):
-    """The test above finds what is there: plain, gzipped and in a table."""
+    """The search of the test above finds planted words, plain and gzipped."""
     _, words = planted
     (tmp_path / "a.gz").write_bytes(gzip.compress(words[0].encode()))
     (tmp_path / "b").write_bytes(zlib.compress(b"x") + words[1].encode("utf-16-le"))

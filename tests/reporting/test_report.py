@@ -1,4 +1,4 @@
-"""The report: one closed file, honest about what is missing, without a patient in it."""
+"""The report is one self-contained file, names what is missing, and identifies no patient."""
 
 import base64
 import copy
@@ -91,7 +91,7 @@ def make_table(store: Store) -> dict:
 
 
 def make_run(run: Path, store: Store) -> Path:
-    """A run folder as pretrain, embed and probe leave it."""
+    """Write a run folder like that of pretrain, embed and probe."""
     run.mkdir()
     rng = np.random.default_rng(1)
     finding = store.column("label:finding")
@@ -134,7 +134,7 @@ def page(run, store) -> str:
 
 
 class Reader(HTMLParser):
-    """Checks that tags nest, and collects attributes and the text of the cells."""
+    """Check that tags nest, and collect attributes and the text of the cells."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -168,7 +168,7 @@ def section(page: str, key: str) -> str:
     return found[0]
 
 
-def test_what_is_said_without_labels_has_its_intervals(page):
+def test_label_free_measures_have_intervals(page):
     found = section(page, "quality")
     assert "90 val scans of 45 patients, 7 views of each" in found
     assert all(name in found for name in MEASURES)
@@ -178,7 +178,7 @@ def test_what_is_said_without_labels_has_its_intervals(page):
     assert "half of them were seen" in found
 
 
-def test_page_is_closed_and_its_tags_nest(page):
+def test_page_loads_nothing_and_its_tags_nest(page):
     read = Reader(page)
     for tag, attributes in read.seen:
         assert tag not in {"script", "link", "iframe", "object", "base", "form"}
@@ -192,7 +192,7 @@ def test_page_is_closed_and_its_tags_nest(page):
     assert {"#" + a["id"] for t, a in read.seen if t == "section"} == {a["href"] for t, a in read.seen if t == "a"}
 
 
-def test_page_is_small_and_every_picture_has_words_and_loads(page):
+def test_page_is_small_and_every_picture_has_an_alt_text_and_loads(page):
     assert len(page.encode()) < 4e6
     images = [a for tag, a in Reader(page).seen if tag == "img"]
     assert len(images) == 8  # scans, curves, forest, t-SNE by finding, site and split, views, neighbours
@@ -202,7 +202,7 @@ def test_page_is_small_and_every_picture_has_words_and_loads(page):
         assert abs(picture.width / picture.height - int(image["width"]) / int(image["height"])) < 0.05
 
 
-def test_every_number_in_the_score_tables_has_its_interval(page):
+def test_every_number_in_the_score_tables_has_an_interval(page):
     number = r"[+-]?\d\.\d{3}"
     cells = [text for kind, text in Reader(section(page, "scores")).cells if kind == "num"]
     heads, values = cells[:3], cells[3:]
@@ -211,7 +211,7 @@ def test_every_number_in_the_score_tables_has_its_interval(page):
     assert all(re.fullmatch(rf"–|{number} \[{number}, {number}\]", v) for v in values), values
     assert values[0] == "0.912 [0.882, 0.932]"
     assert values[8] == "-0.112 [-0.150, -0.070]"
-    assert values.count("–") == 2  # the run's own rows have no difference to the run
+    assert values.count("–") == 2  # rows of the run itself have no difference
 
 
 def test_numbers_without_an_interval_say_so(run, store, tmp_path):
@@ -227,10 +227,10 @@ def test_numbers_without_an_interval_say_so(run, store, tmp_path):
 
 def test_nothing_from_a_label_becomes_markup(page):
     assert "<script" not in page
-    assert page.count("&lt;script&gt;alert(") >= 4  # prevalence, classes, settings, a legend in words
+    assert page.count("&lt;script&gt;alert(") >= 4  # prevalence, classes, settings, an alt text
 
 
-def test_no_id_of_anybody_is_in_the_page(page, store):
+def test_no_identifier_is_in_the_page(page, store):
     for column in ("patient", "scan", "study", "series", "hash"):
         for value in store.column(column):
             assert value not in page
@@ -263,7 +263,7 @@ def bare(tmp_path_factory, store) -> str:
 
 
 @pytest.mark.parametrize(("file", "key", "command"), MISSING)
-def test_a_missing_input_is_said_with_its_command(file, key, command, bare, page):
+def test_a_missing_file_is_named_with_its_command(file, key, command, bare, page):
     assert f"<code>{command}</code>" in section(bare, key)
     if file != "views":
         assert file in section(bare, key)
@@ -284,7 +284,22 @@ def test_a_damaged_file_is_named(file, run, store, tmp_path):
         write_report(broken, store)
 
 
-def test_no_run_is_one_line(store, tmp_path):
+def test_scores_of_an_earlier_version_are_refused(run, store, tmp_path):
+    old = {"features": "simclr cnn", "reader": "linear", "labels": "all", "draws": 1, "scores": {}, "minus_run": None}
+    (tmp_path / "scores.json").write_text(json.dumps({"tables": [make_table(store) | {"rows": [old]}]}))
+    with pytest.raises(UserError, match=r"scores.json was written by an earlier medssl; delete it and score again"):
+        write_report(tmp_path, store)
+
+
+@pytest.mark.parametrize("file", ["audit.json", "quality.json", "cam.json"])
+def test_results_without_a_key_are_called_damaged(file, tmp_path, store):
+    (tmp_path / file).write_text('{"tables": [{"metadata": []}]}')
+    (tmp_path / "cam.png").write_bytes(b"")
+    with pytest.raises(UserError, match=rf"{file} is damaged"):
+        write_report(tmp_path, store)
+
+
+def test_a_missing_run_is_an_error(store, tmp_path):
     with pytest.raises(UserError, match="no run at"):
         write_report(tmp_path / "nowhere", store)
 
@@ -342,8 +357,8 @@ def test_a_difference_is_claimed_only_when_its_interval_excludes_zero(difference
     assert 'For "finding" on held-out patients, simclr cnn (linear) has AUROC 0.912 [0.882, 0.932]' in said
 
 
-def test_where_lower_is_better_a_smaller_error_is(store):
-    """The same difference, baseline minus run, says the opposite of an error."""
+def test_a_lower_error_is_better(store):
+    """For an error, the same difference of baseline and run means the opposite."""
     table = make_table(store) | {"sign": -1}
     for value, claim in (
         (0.112, "better than random init by 0.112 [0.070, 0.150]"),
@@ -355,7 +370,7 @@ def test_where_lower_is_better_a_smaller_error_is(store):
     assert "The best AUROC is not this run's: random init" in " ".join(conclusions(table))
 
 
-def test_headline_names_a_better_row_and_misses_baselines(store):
+def test_conclusions_name_a_better_row_and_missing_baselines(store):
     table = make_table(store)
     assert "The best AUROC is not this run's: supervised (end to end)" in " ".join(conclusions(table))
     table["rows"] = table["rows"][:2]
@@ -370,7 +385,7 @@ def test_headline_names_a_better_row_and_misses_baselines(store):
 
 def test_neighbours_are_never_of_the_same_patient(run, store):
     embeddings = read_embeddings(run, store)
-    embeddings.x[1] = embeddings.x[0]  # the same patient's other scan, as near as can be
+    embeddings.x[1] = embeddings.x[0]  # another scan of the same patient, made its nearest neighbour
     assert embeddings.patient[0] == embeddings.patient[1]
     near = neighbours(embeddings, 0, 10)
     assert not set(near) & {0, 1}
@@ -379,7 +394,7 @@ def test_neighbours_are_never_of_the_same_patient(run, store):
     assert near.tolist() == by_hand
 
 
-def test_embeddings_know_what_the_store_knows(run, store):
+def test_embeddings_are_joined_with_the_store(run, store):
     embeddings = read_embeddings(run, store)
     assert embeddings.labels == ["finding"]
     assert list(embeddings.columns) == ["finding", "site", "scanner", "split"]
@@ -407,7 +422,8 @@ def test_scatter_colours_known_values_and_greys_the_rest():
     shown = pixels(png)
     for colour in (*plots.COLOURS[:6], plots.GREY):
         rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
-        for seen in (rgb, 255 - 0.75 * (255 - rgb)):  # in the legend, and in the cloud, where points are translucent
+        # in the legend, and translucent in the cloud
+        for seen in (rgb, 255 - 0.75 * (255 - rgb)):
             assert (np.abs(shown - seen).max(1) < 5).sum() > 20, colour
     assert len(png) < 100_000
 

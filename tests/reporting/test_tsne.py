@@ -1,4 +1,4 @@
-"""t-SNE: deterministic for a seed, faithful on clusters, and clear about what it cannot lay out."""
+"""t-SNE is deterministic for a seed, keeps clusters together, and refuses embeddings that cannot be laid out."""
 
 import numpy as np
 import pytest
@@ -27,14 +27,14 @@ def test_same_seed_same_bits(layout):
     np.testing.assert_array_equal(rows, rows_again)
 
 
-def test_every_point_lies_beside_one_of_its_own_cluster(layout):
+def test_the_nearest_neighbour_of_every_point_is_of_its_cluster(layout):
     _, which, xy, rows = layout
     distance = np.linalg.norm(xy[:, None] - xy[None], axis=-1)
     np.fill_diagonal(distance, np.inf)
     np.testing.assert_array_equal(which[rows], which[rows][distance.argmin(1)])
 
 
-def test_sample_is_keyed_and_its_rows_are_named():
+def test_the_sample_depends_on_the_seed_and_its_rows_are_returned():
     x, _ = clusters(80)
     xy, rows = tsne(x, max_points=30, seed=1)
     _, again = tsne(x, max_points=30, seed=1)
@@ -52,7 +52,7 @@ def test_few_points_and_few_dimensions_are_enough(n, dim, caplog):
     assert xy.shape == (n, 2)
     assert np.isfinite(xy).all()
     assert rows.tolist() == list(range(n))
-    assert caplog.records == []  # openTSNE warns of a perplexity that n points cannot have
+    assert caplog.records == []  # openTSNE warns if the perplexity is too high for n points
 
 
 def broken(value: float) -> np.ndarray:
@@ -71,7 +71,7 @@ def broken(value: float) -> np.ndarray:
         (np.ones((20, 8), np.float32), "collapsed"),
     ],
 )
-def test_what_cannot_be_laid_out_is_said(x, words):
+def test_unusable_embeddings_are_an_error(x, words):
     with pytest.raises(UserError, match=words):
         tsne(x)
 
@@ -88,13 +88,13 @@ def by_definition(x: np.ndarray, xy: np.ndarray, k: int) -> float:
 
 
 @pytest.mark.parametrize(("n", "asked", "used"), [(40, 10, 10), (12, 10, 5)])
-def test_trustworthiness_is_its_definition_with_k_lowered_for_few_points(n, asked, used):
+def test_trustworthiness_equals_its_definition_with_a_lower_k_for_few_points(n, asked, used):
     x = clusters(n)[0].astype(np.float64)
     xy = np.random.default_rng(1).normal(size=(n, 2))
     assert trustworthiness(x, xy, k=asked) == pytest.approx(by_definition(x, xy, used), abs=1e-12)
 
 
-def test_trustworthiness_tells_a_layout_from_noise(layout):
+def test_trustworthiness_separates_a_layout_from_noise(layout):
     x, _, xy, rows = layout
     noise = np.random.default_rng(1).normal(size=xy.shape)
     assert trustworthiness(x[rows], xy) > 0.9 > 0.6 > trustworthiness(x[rows], noise)
