@@ -291,10 +291,13 @@ def test_scores_of_an_earlier_version_are_refused(run, store, tmp_path):
         write_report(tmp_path, store)
 
 
-@pytest.mark.parametrize("file", ["audit.json", "quality.json", "cam.json"])
-def test_results_without_a_key_are_called_damaged(file, tmp_path, store):
-    (tmp_path / file).write_text('{"tables": [{"metadata": []}]}')
-    (tmp_path / "cam.png").write_bytes(b"")
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("audit.json", '{"tables": [{"metadata": []}]}'), ("quality.json", "{}"), ("cam.json", '{"in_masks": [], "check": []}')],
+)
+def test_results_without_a_key_are_called_damaged(file, content, tmp_path, store):
+    (tmp_path / file).write_text(content)
+    (tmp_path / "cam.png").write_bytes(b"png")
     with pytest.raises(UserError, match=rf"{file} is damaged"):
         write_report(tmp_path, store)
 

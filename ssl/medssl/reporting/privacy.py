@@ -18,7 +18,7 @@ ADDRESS = {"file", "offset", "length"}  # place in the store
 
 
 def privacy_page(store: Store) -> str:
-    """Return a self-contained HTML page about `store`, opened with held=True. It has no id, no path and no picture."""
+    """Return a self-contained HTML page about `store`, opened with quarantined=True. It has no id, no path and no picture."""
     columns = store.table.column_names
     fields, labels = ([c for c in columns if c.startswith(prefix)] for prefix in ("fact:", "label:"))
     values = {c: _values(store, c) for c in (*fields, *labels, "scanner", "site")}
