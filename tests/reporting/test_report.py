@@ -293,7 +293,11 @@ def test_scores_of_an_earlier_version_are_refused(run, store, tmp_path):
 
 @pytest.mark.parametrize(
     ("file", "content"),
-    [("audit.json", '{"tables": [{"metadata": []}]}'), ("quality.json", "{}"), ("cam.json", '{"in_masks": [], "check": []}')],
+    [
+        ("audit.json", '{"tables": [{"metadata": []}]}'),
+        ("quality.json", "{}"),
+        ("cam.json", '{"in_masks": [], "check": []}'),
+    ],
 )
 def test_results_without_a_key_are_called_damaged(file, content, tmp_path, store):
     (tmp_path / file).write_text(content)
