@@ -20,7 +20,7 @@ from medssl.evals.metrics.metrics import MEAN
 from medssl.evals.stats.bootstrap import score
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.significance import holm
-from medssl.evals.stats.table import table
+from medssl.evals.stats.text_table import text_table
 
 PAIR = {"none": "none", "pretrained": "denoising autoencoders"}
 
@@ -69,7 +69,7 @@ def main() -> None:
     print(
         f"\nMNIST, {given.train} images, {given.width} a layer, {given.seeds} seeds, {time.perf_counter() - began:.0f} s"
     )
-    print(table(lines, ["depth", "net", "median error %", "SD %"]))
+    print(text_table(lines, ["depth", "net", "median error %", "SD %"]))
     print("\nPaired differences, pretrained minus none, over seeds; p-values after Holm over depths")
     better, steadier = (holm([t[i] for t in tests]) for i in (0, 1))
     for depth, p, q in zip(given.depths, better, steadier, strict=True):

@@ -21,7 +21,7 @@ import torch
 import medssl
 from medssl.evals.metrics.metrics import AUROC
 from medssl.evals.stats.bootstrap import difference_seeds, score_seeds
-from medssl.evals.stats.table import table
+from medssl.evals.stats.text_table import text_table
 from medssl.evals.stats.variance_components import components
 from medssl.runs.predictions import Predictions, of_run
 
@@ -80,7 +80,7 @@ def tell(answers: list[Predictions], given: argparse.Namespace) -> None:
             }
         )
     print(f"\nAUROC, {len(answers)} encoder seeds, {D} draws")
-    print(table(lines, list(lines[0])))
+    print(text_table(lines, list(lines[0])))
 
 
 if __name__ == "__main__":

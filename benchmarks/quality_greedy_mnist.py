@@ -27,7 +27,7 @@ from medssl.encoders.mlp import MLP
 from medssl.evals.metrics.metrics import MEAN
 from medssl.evals.stats.bootstrap import paired, score_seeds
 from medssl.evals.stats.significance import holm
-from medssl.evals.stats.table import table
+from medssl.evals.stats.text_table import text_table
 from medssl.losses.target_losses import classification
 from medssl.store.resampled import ResampledScans
 from medssl.tasks.supervised import Supervised
@@ -207,7 +207,7 @@ def main() -> None:
     print(
         f"\nMNIST, {given.train} images, widths {given.widths}, {given.seeds} seeds, {time.perf_counter() - began:.0f} s"
     )
-    print(table(lines, ["pretraining", "test error %", "minus none", "p (Holm)"]))
+    print(text_table(lines, ["pretraining", "test error %", "minus none", "p (Holm)"]))
     order = sorted(errors, key=lambda n: float(np.mean(errors[n])))
     printed = sorted((n for n in errors if ARMS[n].paper), key=lambda n: float(ARMS[n].paper))
     ours = [n for n in order if n in printed]

@@ -24,7 +24,7 @@ import torch
 import medssl
 from medssl.errors import UserError
 from medssl.evals.stats.bootstrap import difference_seeds, score_seeds
-from medssl.evals.stats.table import table
+from medssl.evals.stats.text_table import text_table
 from medssl.evals.task_types.task_types import task_type
 from medssl.runs.predictions import Predictions, of_run
 from medssl.scoring.baselines import BASELINES, FROZEN, SUPERVISED
@@ -69,7 +69,7 @@ def main() -> None:
                 found.setdefault((method, values), []).append(predictions(run, work, home, other))
             lines += rows(f"{home} -> {other}", found, given.methods[0])
         print(f"\n{given.steps} steps of {given.batch}, {given.seeds} seeds; {time.perf_counter() - start:.0f} s")
-        print(table(lines, list(lines[0])))
+        print(text_table(lines, list(lines[0])))
 
 
 def transferred(

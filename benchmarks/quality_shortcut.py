@@ -32,7 +32,7 @@ from medssl.evals.explain.saliency_checks import mask_energy
 from medssl.evals.metrics.metrics import AUROC
 from medssl.evals.stats.bootstrap import difference, score
 from medssl.evals.stats.score import Score
-from medssl.evals.stats.table import table
+from medssl.evals.stats.text_table import text_table
 from medssl.evals.task_types.task_types import task_type
 from medssl.losses.target_losses import classification
 from medssl.rng import seed_from
@@ -157,7 +157,7 @@ def main() -> None:
             line["drop, agrees to disagrees"] = difference(AUROC, y, p[0], p[2], patient)
             line["drop, no mark to disagrees"] = difference(AUROC, y, p[1], p[2], patient)
             lines.append(line)
-        print(table(lines, list(lines[0])), flush=True)
+        print(text_table(lines, list(lines[0])), flush=True)
         drop = lines[0]["drop, no mark to disagrees"]
         shown = "drops" if drop.low >= LEAST else "is not shown to drop"
         print(f"The supervised AUROC {shown} by {LEAST} or more between no mark and a mark that disagrees: {drop}.")
@@ -182,7 +182,7 @@ def main() -> None:
             },
             {"model": f"{given.method} + linear probe"} | {name: Score.from_dict(value) for name, value in named},
         ]
-        print("\n" + table(lines, list(lines[0])))
+        print("\n" + text_table(lines, list(lines[0])))
         print(f"\n{time.perf_counter() - start:.0f} s")
 
 

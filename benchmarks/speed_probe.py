@@ -24,7 +24,7 @@ from torch.nn.functional import adaptive_avg_pool2d, conv2d
 
 from medssl.evals.probes.linear import linear_probes
 from medssl.evals.probes.linear_designs import standardiser
-from medssl.evals.probes.linear_fit import Linear, fit_many
+from medssl.evals.probes.linear_fit import LinearModels, fit_linear
 from medssl.evals.probes.model_selection import Probe
 from medssl.evals.stats.label_subsets import draw_label_subsets, parse_budget
 
@@ -128,7 +128,7 @@ def main() -> None:
             busy[name] = min(busy[name], time.process_time() - cpu)
 
     exact = by_scikit(data, sets, judges, args.penalties, solver="newton-cholesky", tol=1e-10, max_iter=1000)
-    models: list[Linear] = fit_many(x, y, sets, args.penalties, classes=2)
+    models: list[LinearModels] = fit_linear(x, y, sets, args.penalties, classes=2)
     gap, bound = dict.fromkeys(contestants, 0.0), max(float(m.gap.max()) for m in models)
     for rows, model in zip(sets, models, strict=True):
         z = (x[rows] - model.mean) * model.scale

@@ -7,7 +7,7 @@ from medssl.errors import UserError
 from medssl.evals.probes import newton
 from medssl.evals.probes.cox import TIES, Partial, cox_probes, fit_cox, partial_likelihood
 from medssl.evals.probes.linear_designs import standardiser
-from medssl.evals.probes.model_selection import PENALTIES, held_out
+from medssl.evals.probes.model_selection import PENALTIES, hold_out
 
 
 def cohort(seed, N, D, tick=5.0):
@@ -161,7 +161,7 @@ def test_subsets_and_held_out_patients_choose_as_in_linear_probes():
     assert few.how.startswith("Cox regression on 30 scans, C = ")
     assert "partial likelihood on 30 validation scans" in few.how
     [inner] = cox_probes(train, None, [x], patient=patient[:80], seed=1)
-    held = held_out(y[:80], patient[:80], 1, "survival")
+    held = hold_out(y[:80], patient[:80], 1, "survival")
     assert f"on {held.sum()} scans of held-out training patients" in inner.how
     model = fit_cox(x[:80][~held], y[:80][~held], np.array(PENALTIES))
     expected = [partial_likelihood(y[:80][held], model.predict(x[:80][held], i)) for i in range(len(PENALTIES))]

@@ -4,7 +4,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from medssl.errors import UserError
-from medssl.evals.stats.label_subsets import Budget, draw_label_subsets, like, order, parse_budget
+from medssl.evals.stats.label_subsets import Budget, draw_label_subsets, keyed_order, parse_budget, subset_of_size
 
 SHARES = [Budget(share=s) for s in (0.05, 0.2, 0.5, 1.0)]
 
@@ -104,9 +104,9 @@ def test_seeds_draw_differently_and_uniformly():
 
 def test_who_else_is_there_does_not_change_who_comes_first():
     names = [f"p{i}" for i in range(50)]
-    all_, half = order(names, 3), order(names[::2], 3)
+    all_, half = keyed_order(names, 3), keyed_order(names[::2], 3)
     assert [names[i] for i in all_ if i % 2 == 0] == [names[::2][i] for i in half]
-    assert (order(names, 4) != all_).any()
+    assert (keyed_order(names, 4) != all_).any()
 
 
 def test_balanced_draws_end_where_a_class_does():
@@ -160,11 +160,11 @@ def test_every_kind_of_task_draws_what_its_models_need():
 def test_like_draws_what_fits_and_never_nothing():
     y, patient = np.repeat([0, 1], [30, 10]), np.repeat(np.arange(10), 4)
     for n, expected in ((1, 4), (4, 4), (11, 8), (40, 40), (99, 40)):
-        rows = like(y, patient, n, task="classification", seed=1)
+        rows = subset_of_size(y, patient, n, task="classification", seed=1)
         assert len(rows) == expected
         assert len(set(patient[rows])) == expected / 4
     np.testing.assert_array_equal(
-        like(y, patient, 20, task="classification", seed=2),
+        subset_of_size(y, patient, 20, task="classification", seed=2),
         draw_label_subsets(y, patient, [Budget(scans=20)], [2])[0].rows,
     )
 

@@ -11,9 +11,9 @@ from medssl.evals.metrics.metrics import AUROC
 from medssl.evals.probes import model_selection, newton
 from medssl.evals.probes.linear import linear_probes
 from medssl.evals.probes.linear_designs import Batch, stacks, standardiser
-from medssl.evals.probes.linear_fit import fit_many
+from medssl.evals.probes.linear_fit import fit_linear
 from medssl.evals.probes.linear_losses import Logistic, Softmax, contrasts
-from medssl.evals.probes.model_selection import PENALTIES, held_out
+from medssl.evals.probes.model_selection import PENALTIES, hold_out
 from medssl.evals.stats import label_subsets
 from medssl.evals.stats.bootstrap import score
 from medssl.evals.task_types.task_types import task_type
@@ -66,7 +66,7 @@ def agrees(z, y, model, at, C, **options):
 def test_every_penalty_reaches_scikit_learns_optimum(N, D, K, kind):
     x, y = problem(0, N, D, K, kind)
     z = standardised(x)
-    model = fit_many(x, y, [np.arange(N)], WEAK, classes=K)[0]
+    model = fit_linear(x, y, [np.arange(N)], WEAK, classes=K)[0]
     for i, C in enumerate(WEAK):
         theirs = agrees(z, y, model, i, C, solver="newton-cholesky")
         if C <= 1:
@@ -79,7 +79,7 @@ def test_labels_are_logistic_regressions_on_the_scans_that_know_them():
     z = standardised(x)
     y = (z @ r.normal(size=(15, 3)) + 3 * r.normal(size=(120, 3)) > [0, 1, -2]).astype(float)
     y[r.random(y.shape) < [0, 0.3, 0.6]] = np.nan
-    model = fit_many(x, y, [np.arange(120)], WEAK, task="multilabel")[0]
+    model = fit_linear(x, y, [np.arange(120)], WEAK, task="multilabel")[0]
     for i, C in enumerate(WEAK):
         for label in range(3):
             known = ~np.isnan(y[:, label])
@@ -110,7 +110,7 @@ def test_levels_are_proportional_odds(N, D, levels):
     latent = z @ r.normal(size=D) / np.sqrt(D) + r.logistic(size=N)
     y = np.digitize(latent, np.quantile(latent, np.arange(1, levels) / levels))
     C = np.array([1e-3, 0.1, 10])
-    model = fit_many(x, y, [np.arange(N)], C, task="ordinal", classes=levels)[0]
+    model = fit_linear(x, y, [np.arange(N)], C, task="ordinal", classes=levels)[0]
     for i in range(len(C)):
 
         def f(v, C=C[i]):
@@ -136,7 +136,7 @@ def test_values_are_ridge_regression():
         x, _ = problem(3, N, D, 2)
         y = x @ r.normal(size=D) + 30
         z = standardised(x)
-        model = fit_many(x, y, [np.arange(N)], WEAK, task="regression")[0]
+        model = fit_linear(x, y, [np.arange(N)], WEAK, task="regression")[0]
         for i, C in enumerate(WEAK):
             theirs = Ridge(alpha=1 / C, solver="svd").fit(z, y)
             np.testing.assert_allclose(model.predict(x, i), theirs.predict(z), rtol=1e-6)
@@ -185,13 +185,13 @@ def test_sets_are_fitted_together_as_they_are_alone():
     r = np.random.default_rng(6)
     sets = [np.r_[0:3, r.permutation(np.arange(3, 150))[:n]] for n in (17, 20, 60, 100, 90, 20)]
     sets += [sets[1], sets[0][y[sets[0]] > 0]]  # the same again, and one that lacks a class
-    together = fit_many(x, y, sets, [1e-3, 0.1, 10], classes=3)
+    together = fit_linear(x, y, sets, [1e-3, 0.1, 10], classes=3)
     assert together[6] is together[1]
     for rows, model in zip(sets, together, strict=True):
-        alone = fit_many(x[rows], y[rows], [np.arange(len(rows))], [1e-3, 0.1, 10], classes=3)[0]
+        alone = fit_linear(x[rows], y[rows], [np.arange(len(rows))], [1e-3, 0.1, 10], classes=3)[0]
         for i in range(3):
             np.testing.assert_allclose(model.predict(x, i), alone.predict(x, i), atol=1e-4)
-    own = fit_many(x, y, [sets[0], sets[0], sets[1]], [[1e-3], [10], [10]], classes=3)  # one set with two penalties
+    own = fit_linear(x, y, [sets[0], sets[0], sets[1]], [[1e-3], [10], [10]], classes=3)  # one set with two penalties
     for model, (i, at) in zip(own, [(0, 0), (0, 2), (1, 2)], strict=True):
         np.testing.assert_allclose(model.predict(x), together[i].predict(x, at), atol=1e-4)
 
@@ -207,9 +207,9 @@ def test_stacks_hold_every_set_once_with_its_like(sets):
 
 def test_both_ways_to_a_newton_step_end_at_the_same_place(monkeypatch):
     x, y = problem(7, 120, 30, 3, "separable")
-    factored = fit_many(x, y, [np.arange(120)], WEAK, classes=3)[0]
+    factored = fit_linear(x, y, [np.arange(120)], WEAK, classes=3)[0]
     monkeypatch.setattr(newton, "DENSE", 0)
-    iterated = fit_many(x, y, [np.arange(120)], WEAK, classes=3)[0]
+    iterated = fit_linear(x, y, [np.arange(120)], WEAK, classes=3)[0]
     z = standardised(x)
     for i, C in enumerate(WEAK):
         a, b = (objective(z, y, m.weights[i], m.bias[i], C) for m in (factored, iterated))
@@ -228,7 +228,7 @@ def test_a_hessian_that_cannot_be_factored_is_done_without(monkeypatch):
         return torch.zeros_like(h), torch.ones(len(h))
 
     monkeypatch.setattr(torch.linalg, "cholesky_ex", singular)
-    model = fit_many(x, y, [np.arange(120)], WEAK, classes=2)[0]
+    model = fit_linear(x, y, [np.arange(120)], WEAK, classes=2)[0]
     assert asked
     for i, C in enumerate(WEAK):
         agrees(standardised(x), y, model, i, C, solver="newton-cholesky")
@@ -238,8 +238,8 @@ def test_more_features_than_scans_takes_another_road_to_the_same_place():
     x, y = problem(1, 60, 30, 2)
     wide = np.c_[x, x @ np.random.default_rng(0).normal(size=(30, 100)), np.zeros((60, 40))]
     tall = np.tile(wide, (4, 1))  # the same problem at C / 4, with more scans than features
-    few = fit_many(wide, y, [np.arange(60)], [0.01, 1.0], classes=2)[0]
-    many = fit_many(tall, np.tile(y, 4), [np.arange(240)], [0.0025, 0.25], classes=2)[0]
+    few = fit_linear(wide, y, [np.arange(60)], [0.01, 1.0], classes=2)[0]
+    many = fit_linear(tall, np.tile(y, 4), [np.arange(240)], [0.0025, 0.25], classes=2)[0]
     np.testing.assert_allclose(few.weights, many.weights, atol=1e-3 * np.abs(many.weights).max())
     np.testing.assert_allclose(few.predict(wide, 1), many.predict(wide, 1), atol=1e-4)
 
@@ -247,8 +247,8 @@ def test_more_features_than_scans_takes_another_road_to_the_same_place():
 def test_dead_columns_are_ignored_even_when_they_wake_up_in_the_test():
     x, y = problem(2, 80, 6, 2)
     dead = np.full((80, 2), [0.1, 1e6])
-    alone = fit_many(x, y, [np.arange(80)], [1.0], classes=2)[0].predict(x)
-    both = fit_many(np.c_[x, dead], y, [np.arange(80)], [1.0], classes=2)[0]
+    alone = fit_linear(x, y, [np.arange(80)], [1.0], classes=2)[0].predict(x)
+    both = fit_linear(np.c_[x, dead], y, [np.arange(80)], [1.0], classes=2)[0]
     np.testing.assert_allclose(both.predict(np.c_[x, dead + 1e3]), alone, atol=1e-4)
 
 
@@ -256,7 +256,7 @@ def test_dead_columns_are_ignored_even_when_they_wake_up_in_the_test():
 def test_a_class_unseen_in_training_gets_no_probability(task):
     x, y = problem(6, 120, 8, 3)
     for gone in range(3):
-        p = fit_many(x, y, [np.flatnonzero(y != gone)], [0.1], task=task, classes=3)[0].predict(x)
+        p = fit_linear(x, y, [np.flatnonzero(y != gone)], [0.1], task=task, classes=3)[0].predict(x)
         assert (p[:, gone] == 0).all()
         np.testing.assert_allclose(p.sum(1), 1)
         assert (p.argmax(1) == y)[y != gone].mean() > 0.6
@@ -266,7 +266,7 @@ def test_the_penalty_has_the_lowest_validation_loss():
     x, y = problem(3, 400, 40, 3)
     train, val = (x[:100], y[:100]), (x[100:250], y[100:250])
     [probe] = linear_probes(train, val, [x[250:], x[:0]], classes=3)
-    model = fit_many(*train, [np.arange(100)], PENALTIES, classes=3)[0]
+    model = fit_linear(*train, [np.arange(100)], PENALTIES, classes=3)[0]
     losses = [-np.log(model.predict(val[0], i)[np.arange(150), val[1]]).mean() for i in range(len(PENALTIES))]
     assert probe.path == [(C, pytest.approx(v)) for C, v in zip(PENALTIES, losses, strict=True)]
     assert PENALTIES[np.argmin(losses)] == probe.C
@@ -301,11 +301,11 @@ def test_without_validation_scans_held_out_patients_choose():
     [empty] = linear_probes((x, y), (x[:0], y[:0]), [x], classes=2, patient=patient, seed=1)
     assert probe.path == empty.path
     assert "held-out training patients" in probe.how
-    held = held_out(y, patient, 1)
+    held = hold_out(y, patient, 1)
     [inner] = linear_probes((x[~held], y[~held]), (x[held], y[held]), [], classes=2)
     assert [v for _, v in inner.path] == pytest.approx([v for _, v in probe.path])
     # the winner is fitted again, on everybody
-    everybody = fit_many(x, y, [np.arange(200)], [probe.C], classes=2)[0].predict(x)
+    everybody = fit_linear(x, y, [np.arange(200)], [probe.C], classes=2)[0].predict(x)
     np.testing.assert_allclose(probe.predictions[0], everybody, atol=1e-4)
     with pytest.raises(ValueError, match="patients"):
         linear_probes((x, y), None, [x], classes=2)
@@ -316,13 +316,13 @@ def test_held_out_patients_are_whole_keyed_and_of_every_class():
     at = r.integers(0, 50, 300)
     label = (np.arange(50) < 8).astype(int)
     patient = np.array([f"p{i}" for i in at])
-    held = held_out(label[at], patient, 0)
+    held = hold_out(label[at], patient, 0)
     assert not set(patient[held]) & set(patient[~held])
     assert set(label[at][held]) == set(label[at][~held]) == {0, 1}
     assert len(set(patient[held])) == pytest.approx(0.2 * 50, abs=2)
     order = r.permutation(300)
-    np.testing.assert_array_equal(held_out(label[at][order], patient[order], 0), held[order])
-    assert (held_out(label[at], patient, 1) != held).any()
+    np.testing.assert_array_equal(hold_out(label[at][order], patient[order], 0), held[order])
+    assert (hold_out(label[at], patient, 1) != held).any()
 
 
 def test_a_subset_is_chosen_for_on_no_more_validation_scans_than_it_has():
@@ -418,7 +418,7 @@ def test_few_labels_of_real_scans_reach_scikit_learns_optimum(pneumonia):
     x, y = pneumonia[0]["train"], pneumonia[1]["train"]
     budgets = [label_subsets.Budget(scans=n) for n in (10, 50, 200)]
     drawn = label_subsets.draw_label_subsets(y, np.arange(len(y)), budgets, range(2), balanced=True)
-    models = fit_many(x, y, [d.rows for d in drawn], [1e-3, 1, 1000], classes=2)
+    models = fit_linear(x, y, [d.rows for d in drawn], [1e-3, 1, 1000], classes=2)
     for d, model in zip(drawn, models, strict=True):
         z = standardised(x, d.rows)[d.rows]
         for i, C in enumerate((1e-3, 1, 1000)):

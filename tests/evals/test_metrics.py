@@ -23,7 +23,7 @@ from medssl.evals.metrics.metrics import (
     weighted,
 )
 from medssl.evals.stats.score import Difference, Score
-from medssl.evals.stats.table import table
+from medssl.evals.stats.text_table import text_table
 from medssl.evals.task_types.task_types import TASK_TYPES, task_type
 
 CLASS_METRICS = task_type("classification").metrics
@@ -278,7 +278,7 @@ def test_a_table_is_aligned_and_says_how():
         {"features": "raw pixels", "AUROC": Score(0.927, 0.901, 0.949, 624, 312, how)},
         {"features": "simclr", "AUROC": Score(0.95, 0.93, 0.96, 624, 312, how), "minus run": None},
     ]
-    lines = table(rows, ["features", "AUROC", "minus run"]).splitlines()
+    lines = text_table(rows, ["features", "AUROC", "minus run"]).splitlines()
     assert lines[0].split() == ["features", "AUROC", "minus", "run"]
     assert lines[2] == "raw pixels  0.927 [0.901, 0.949]  –"
     assert lines[3] == "simclr      0.950 [0.930, 0.960]  –"
@@ -287,7 +287,7 @@ def test_a_table_is_aligned_and_says_how():
 
 def test_brackets_made_in_two_ways_are_told_apart():
     rows = [{"a": Score(0.5, 0.4, 0.6, 9, 9, "one way"), "b": Score(0.5, 0.4, 0.6, 9, 9, "another way")}]
-    assert table(rows, ["a", "b"]).splitlines()[3:] == [
+    assert text_table(rows, ["a", "b"]).splitlines()[3:] == [
         "Brackets of a: one way, 9 scans.",
         "Brackets of b: another way, 9 scans.",
     ]
@@ -296,4 +296,4 @@ def test_brackets_made_in_two_ways_are_told_apart():
 @pytest.mark.parametrize("bare", [0.9, 3, np.float64(0.9), "0.9", " 91 %", "nan"])
 def test_a_number_without_an_interval_cannot_be_printed(bare):
     with pytest.raises(TypeError, match="Score"):
-        table([{"AUROC": bare}], ["AUROC"])
+        text_table([{"AUROC": bare}], ["AUROC"])

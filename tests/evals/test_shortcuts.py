@@ -12,8 +12,8 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import roc_auc_score
 
 from medssl.evals.explain.association import association
-from medssl.evals.explain.evidence import NONE, PART, POSSIBLE, Evidence, Scans, examine, verdict
-from medssl.evals.explain.shortcuts import Without, balanced, design, edges, within
+from medssl.evals.explain.evidence import NONE, PART, POSSIBLE, ConfounderData, Evidence, audit_confounder, conclusion
+from medssl.evals.explain.shortcuts import ConfoundRegression, auroc_balanced, auroc_within, design, edges
 from medssl.evals.metrics.metrics import AUROC, MACRO_AUROC
 from medssl.evals.probes.linear import linear_probes
 from medssl.evals.stats.bootstrap import positions, replicates, resamples, score
@@ -50,7 +50,7 @@ def balanced_loops(positive, s, fact, w):
     return roc_auc_score(positive[keep], s[keep], sample_weight=new[keep])
 
 
-LOOPS = [(within, pairs_within), (balanced, balanced_loops)]
+LOOPS = [(auroc_within, pairs_within), (auroc_balanced, balanced_loops)]
 
 
 @pytest.mark.parametrize(("made", "loops"), LOOPS)
@@ -83,7 +83,7 @@ def test_labels_are_the_mean_over_those_that_are_defined_on_the_scans_that_know_
     assert made("multilabel", fact, change=True)(y, p, w) == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
-@pytest.mark.parametrize("made", [within, balanced])
+@pytest.mark.parametrize("made", [auroc_within, auroc_balanced])
 @given(st.integers(0, 10**6), st.integers(2, 25), st.sampled_from([2, 3]))
 @settings(max_examples=40, deadline=None)
 def test_whole_weights_are_repetitions(made, seed, n, K):
@@ -98,11 +98,11 @@ def test_whole_weights_are_repetitions(made, seed, n, K):
 
 
 def test_resamples_of_patients_are_the_metric_of_the_repeated_scans():
-    """So the bootstrap of `within` is that of scans drawn again, not of weights fixed once."""
+    """So the bootstrap of `auroc_within` is that of scans drawn again, not of weights fixed once."""
     y, p, fact = drawn(3, 60)
     patient = np.arange(60) // 2
     names = [f"{i:02}" for i in patient]
-    metric = within("classification", fact)
+    metric = auroc_within("classification", fact)
     assert (positions(names, 60) == patient).all()
     found = replicates([(metric, y, p)], patient, 200, 5)[0]
     by_hand = []
@@ -128,7 +128,7 @@ def population(n, a, b, goes, seed=0):
 def test_closed_forms_of_normal_scores(a, b, goes):
     """Within is the label's part alone; balanced is a population where the fact is a coin; the AUROC has the fact's part too."""
     y, p, fact = population(40_000, a, b, goes)
-    for metric, together in ((AUROC, goes), (balanced("classification", fact), 0.0)):
+    for metric, together in ((AUROC, goes), (auroc_balanced("classification", fact), 0.0)):
         high = {1: 0.5 + together / 2, 0: 0.5 - together / 2}  # of fact = 1, by label
         expected = sum(
             (high[1] if f else 1 - high[1])
@@ -137,7 +137,7 @@ def test_closed_forms_of_normal_scores(a, b, goes):
             for f in (0, 1) for g in (0, 1)
         )  # fmt: skip
         assert metric(y, p) == pytest.approx(expected, abs=0.012)
-    assert within("classification", fact)(y, p) == pytest.approx(norm.cdf(a / np.sqrt(2)), abs=0.012)
+    assert auroc_within("classification", fact)(y, p) == pytest.approx(norm.cdf(a / np.sqrt(2)), abs=0.012)
 
 
 def test_a_fact_alone_scores_a_half_within_and_balanced():
@@ -146,10 +146,10 @@ def test_a_fact_alone_scores_a_half_within_and_balanced():
     y = (r.random(200) < 0.1 + 0.25 * fact).astype(int)
     s = np.array([0.9, 0.2, 0.4, 0.7])[fact]
     p = np.c_[1 - s, s]
-    assert within("classification", fact)(y, p) == pytest.approx(0.5, abs=1e-12)
-    assert balanced("classification", fact)(y, p) == pytest.approx(0.5, abs=1e-12)
+    assert auroc_within("classification", fact)(y, p) == pytest.approx(0.5, abs=1e-12)
+    assert auroc_balanced("classification", fact)(y, p) == pytest.approx(0.5, abs=1e-12)
     alike = np.zeros(200)  # a fact that does not vary takes nothing away
-    for made in (within, balanced):
+    for made in (auroc_within, auroc_balanced):
         assert made("classification", alike)(y, p) == pytest.approx(AUROC(y, p), abs=1e-12)
 
 
@@ -158,9 +158,9 @@ def test_numbers_within_are_the_mean_of_spearmans_by_weight():
     y, label = np.round(r.normal(size=90), 1), np.repeat([0, 1, 2], [20, 60, 10])
     p = y + 3 * label + r.normal(size=90)
     expected = sum(spearmanr(y[label == k], p[label == k]).statistic * n for k, n in ((0, 20), (1, 60), (2, 10))) / 90
-    assert within("regression", label)(y, p) == pytest.approx(expected, abs=1e-12)
+    assert auroc_within("regression", label)(y, p) == pytest.approx(expected, abs=1e-12)
     with pytest.raises(ValueError, match="not scored by AUROC"):
-        within("survival", label)
+        auroc_within("survival", label)
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
@@ -168,7 +168,7 @@ def test_nothing_linear_is_left_of_a_fact_that_was_regressed_out(kind):
     r = np.random.default_rng(3)
     fact = r.integers(0, 4, 80) if kind == "classification" else r.normal(60, 15, 80)
     x = r.normal(size=(80, 5)) + np.outer(fact, r.normal(size=5))
-    less = Without.fit(x, fact, kind)
+    less = ConfoundRegression.fit(x, fact, kind)
     left, columns = less(x, fact), design(kind, fact)(fact)
     for z in columns.T:
         assert np.abs([np.corrcoef(z, c)[0, 1] for c in left.T]).max() < 1e-12 * np.abs(x).max()
@@ -183,7 +183,7 @@ def test_it_is_fitted_on_training_scans_alone_as_scikit_learn_would():
     dummies = np.eye(3)
     reference = LinearRegression().fit(dummies[fact], x)
     np.testing.assert_allclose(
-        Without.fit(x, fact, "classification")(z, other), z - reference.predict(dummies[other]), atol=1e-10
+        ConfoundRegression.fit(x, fact, "classification")(z, other), z - reference.predict(dummies[other]), atol=1e-10
     )
 
 
@@ -191,7 +191,7 @@ def test_a_curve_of_a_number_goes_and_a_change_of_spread_stays():
     r = np.random.default_rng(5)
     age = r.uniform(20, 90, 3000)
     curve = ((age - 55) / 20) ** 2
-    left = Without.fit(np.c_[curve, r.normal(size=3000) * (age - 15)], age, "regression")(
+    left = ConfoundRegression.fit(np.c_[curve, r.normal(size=3000) * (age - 15)], age, "regression")(
         np.c_[curve, r.normal(size=3000) * (age - 15)], age
     )
     assert np.abs(left[:, 0]).max() < 1e-8 * np.abs(curve).max()
@@ -283,13 +283,15 @@ def cohort(seed, goes, a, b, kind="classification", sizes=(150, 30, 90)):
         x = r.normal(size=(len(at), 4))
         x[:, 0] += a * y[at]
         x[:, 1] += b * fact[at]
-        sets.append(Scans({"run": x, "noise": x[:, 2:]}, y[at], fact[at], np.array([f"{name}{i}" for i in at])))
+        sets.append(
+            ConfounderData({"run": x, "noise": x[:, 2:]}, y[at], fact[at], np.array([f"{name}{i}" for i in at]))
+        )
     return sets
 
 
 def evidence(*args, fact="scanner", **kwargs):
     kind = kwargs.get("kind", "classification")
-    return examine(
+    return audit_confounder(
         fact,
         kind,
         ("A", "B") if kind == "classification" else (),
@@ -327,7 +329,7 @@ def test_a_score_that_is_all_fact(all_of_it):
 def test_nothing_of_the_test_scans_is_fitted():
     """The regression is of training scans: scikit-learn's, and the same probe on what is left, give the very score."""
     train, val, test = cohort(6, 0.7, 1.5, 3.0)
-    found = examine("scanner", "classification", ("A", "B"), "classification", 2, train, val, test, seed=0)
+    found = audit_confounder("scanner", "classification", ("A", "B"), "classification", 2, train, val, test, seed=0)
     reference = LinearRegression().fit(train.fact[:, None], train.x["run"])
     left = [s.x["run"] - reference.predict(s.fact[:, None]) for s in (train, val, test)]
     (probe,) = linear_probes((left[0], train.y), (left[1], val.y), [left[2]], classes=2, patient=train.patient)
@@ -375,7 +377,7 @@ def test_a_number_in_bands(all_of_it):
     said = e.sentence("lesion")
     assert "correlation ratio" in said
     assert "within bands of age the score falls" in said
-    together = verdict([all_of_it, e], "lesion")
+    together = conclusion([all_of_it, e], "lesion")
     assert together == "Part of the score of lesion is the scanner and the age."
 
 
@@ -436,8 +438,8 @@ def test_the_verdict_names_every_fact_once():
         stated(SILENT, SILENT, (0.0, 0.1), NOTHING, "sex"),
         stated(SILENT, SILENT, (0.0, 0.1), NOTHING, "site"),
     ]
-    assert verdict(facts, "lesion") == (
+    assert conclusion(facts, "lesion") == (
         "Part of the score of lesion is the view. That part of the score of lesion is the age is neither shown nor excluded. "
         "No shortcut was found among sex and site."
     )
-    assert verdict(facts[2:3], "lesion") == "No shortcut was found in sex."
+    assert conclusion(facts[2:3], "lesion") == "No shortcut was found in sex."

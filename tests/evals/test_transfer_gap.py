@@ -6,7 +6,7 @@ import pytest
 import tiny
 from medssl.evals.metrics.metrics import AUROC, MEAN
 from medssl.evals.stats.bootstrap import replicates, score
-from medssl.evals.stats.transfer_gap import AWAY, HOME, Predictions, transfer_gap
+from medssl.evals.stats.transfer_gap import AWAY, HOME, ScoredSet, transfer_gap
 from medssl.rng import seed_from
 
 
@@ -14,7 +14,7 @@ def classes(n, shift, seed):
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 2
     s = 1 / (1 + np.exp(-(rng.normal(0, 1, n) + shift * y)))
-    return Predictions(y, np.stack([1 - s, s], 1), np.array([f"{seed}-{i // 2}" for i in range(n)]))
+    return ScoredSet(y, np.stack([1 - s, s], 1), np.array([f"{seed}-{i // 2}" for i in range(n)]))
 
 
 def test_the_value_is_the_difference_and_the_interval_holds_it():
@@ -29,7 +29,7 @@ def test_the_variances_add():
     """Means of independent cases, where the standard error is known: sqrt(s_a^2 / n_a + s_b^2 / n_b)."""
     rng = np.random.default_rng(2)
     a, b = rng.normal(0, 1, 200), rng.normal(0, 3, 500)
-    lost = transfer_gap(MEAN, Predictions(a, a, np.arange(200)), Predictions(b, b, np.arange(500)), n=8000)
+    lost = transfer_gap(MEAN, ScoredSet(a, a, np.arange(200)), ScoredSet(b, b, np.arange(500)), n=8000)
     se = np.sqrt(a.var() / 200 + b.var() / 500)
     assert (lost.high - lost.low) / 2 == pytest.approx(1.96 * se, rel=0.05)
 
@@ -37,7 +37,7 @@ def test_the_variances_add():
 def test_a_rare_class_of_one_set_widens_the_interval():
     home, away = classes(400, 2.0, 0), classes(300, 0.5, 1)
     few = np.isin(away.patient, np.unique(away.patient)[:12]) | (away.y == 0)
-    away = Predictions(*(np.asarray(part)[few] for part in away))
+    away = ScoredSet(*(np.asarray(part)[few] for part in away))
     assert len(set(away.patient[away.y == 1])) == 12
     drawn = []
     for tested, stream in ((home, HOME), (away, AWAY)):

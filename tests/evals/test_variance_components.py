@@ -8,7 +8,7 @@ from scipy.stats import binom, chi2, norm
 
 from medssl.errors import UserError
 from medssl.evals.metrics.metrics import AUROC, MEAN
-from medssl.evals.stats.variance_components import Components, components, crossed, mean_squares, needed
+from medssl.evals.stats.variance_components import Components, components, crossed, mean_squares, required_sample_size
 
 N, S, D = 40, 6, 5
 TRUE = {"patients": 1.0, "seed": 0.2, "draw": 0.3, "residual": 0.05}  # standard deviations; of patients that of one
@@ -224,7 +224,7 @@ def made(variances, S=4, D=2, people=100):
 @given(st.lists(st.floats(1e-6, 1e-2), min_size=5, max_size=5), st.floats(0.01, 0.5))
 def test_as_many_as_needed_have_the_power_and_one_fewer_has_not(v, difference):
     parts = made({"patients": (0.0, v[0]), "seed": (v[1], v[2]), "draw": (v[3], 0.0), "residual": (v[4], 0.0)})
-    found = needed(difference, parts)
+    found = required_sample_size(difference, parts)
 
     def power(patients, seeds):
         """Of the normal test with n patients and k seeds, from the model itself."""
@@ -243,14 +243,14 @@ def test_as_many_as_needed_have_the_power_and_one_fewer_has_not(v, difference):
 def test_needed_in_closed_form():
     """A difference of half a standard deviation needs 32 (80 %) or 43 (90 %) pairs, as in every textbook."""
     of_patients, of_seeds = made({"patients": (0.0, 0.01)}), made({"seed": (1.0, 0.0)})
-    assert needed(0.5, of_patients).patients == needed(-0.5, of_patients).patients == 32
-    assert (needed(0.5, of_seeds).seeds, needed(0.5, of_seeds, power=0.9).seeds) == (32, 43)
-    assert needed(0.5, of_seeds).patients == math.inf
+    assert required_sample_size(0.5, of_patients).patients == required_sample_size(-0.5, of_patients).patients == 32
+    assert (required_sample_size(0.5, of_seeds).seeds, required_sample_size(0.5, of_seeds, power=0.9).seeds) == (32, 43)
+    assert required_sample_size(0.5, of_seeds).patients == math.inf
 
 
 def test_a_simulated_trial_of_that_many_finds_the_difference_4_times_in_5():
     sd = {"patients": 1.0, "seed": 0.05, "draw": 0.0, "residual": 0.0}
-    k = needed(0.2, made({"patients": (0.0, 1 / 100), "seed": (0.05**2, 0.0)}, D=1)).patients
+    k = required_sample_size(0.2, made({"patients": (0.0, 1 / 100), "seed": (0.05**2, 0.0)}, D=1)).patients
     r = np.random.default_rng(9)
     found = 0
     for _ in range(400):
@@ -281,9 +281,12 @@ def test_a_simulated_trial_of_that_many_finds_the_difference_4_times_in_5():
 def test_words(difference, variances, shape, words):
     seeds = "4 seeds" if shape[0] == 4 else "1 seed"
     parts = made(variances, *shape)
-    assert str(needed(difference, parts)) == f"n = 100 patients and {seeds}{words}"
+    assert str(required_sample_size(difference, parts)) == f"n = 100 patients and {seeds}{words}"
 
 
 def test_one_patient_cannot_say_what_more_would_do():
     alone = of(predictions(np.random.default_rng(10), patients=1))
-    assert str(needed(0.1, alone)) == "n = 1 patients and 6 seeds; what more would do cannot be said from one patient"
+    assert (
+        str(required_sample_size(0.1, alone))
+        == "n = 1 patients and 6 seeds; what more would do cannot be said from one patient"
+    )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medssl.augmentations.recipes import Recipe
 from medssl.evals.embed import embed, embed_views, evaluating, standardised, views_of
-from medssl.evals.label_free.collapse import RECENT, Alarm, diagnose, evidence
+from medssl.evals.label_free.collapse import RECENT, Collapse, diagnose, evidence
 from medssl.evals.label_free.quality import MEASURES, measures
 from medssl.evals.metrics.metrics import AUROC
 from medssl.evals.probes.knn import knn_probe
@@ -87,7 +87,7 @@ class CollapseMonitor:
             out["do"] = "keep"
         return out
 
-    def look(self, method: Method, logged: list[dict[str, Any]]) -> tuple[dict[str, Any], list[Alarm]]:
+    def look(self, method: Method, logged: list[dict[str, Any]]) -> tuple[dict[str, Any], list[Collapse]]:
         """Everything there is to see, and what is wrong."""
         last, encoder = logged[-1] if logged else {}, method.encoder
         x = embed(encoder, self.resampled, self.rows, device=self.device, quiet=True)
@@ -150,7 +150,7 @@ class CollapseMonitor:
         moved = float(weight(teacher) != self.teacher)
         return {"teacher_gap": gap / max(weight(student), 1e-12), "teacher_moved": moved}
 
-    def raised(self, method: Method, alarms: list[Alarm], step: int, evidence: dict[str, float]) -> None:
+    def raised(self, method: Method, alarms: list[Collapse], step: int, evidence: dict[str, float]) -> None:
         """Say it, and keep it with the names of the batch of the last step."""
         if not self.writes:
             return
@@ -165,7 +165,7 @@ class CollapseMonitor:
         Raises `broken` when that is not asked for, or when there was no such look.
         """
         if not self.ended:  # found by the loop, in the middle of a step
-            self.raised(method, [Alarm("not finite", str(broken))], broken.step + 1, {})
+            self.raised(method, [Collapse("not finite", str(broken))], broken.step + 1, {})
         healthy = checkpoints / "healthy.ckpt"
         if self.config.on_collapse != "rollback":
             raise broken

@@ -10,7 +10,7 @@ from medssl.evals.stats.calibration import calibrate, reliability
 from medssl.evals.stats.operating_point import operating_point
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.subgroups import Subgroups, bands, by_subgroup
-from medssl.evals.stats.table import table
+from medssl.evals.stats.text_table import text_table
 from medssl.scoring.eval_splits import EvalSplits
 from medssl.scoring.targets import Subset, values
 
@@ -41,13 +41,13 @@ def in_use(
         print(f"\nno operating point: {e}")
         return {"operating": None, "calibration": None, "why": str(e)}
     print(f"\noperating point of {splits.target.names[1]!r}: {point.how}")
-    print(table([{"of the test": name, "value": s} for name, s in point.scores.items()], ["of the test", "value"]))
+    print(text_table([{"of the test": name, "value": s} for name, s in point.scores.items()], ["of the test", "value"]))
     print(f"\ncalibration: {cooled.temperature.how}, T = {cooled.temperature.value:.3g}")
     lines: list[dict[str, str | Score | None]] = [
         {"of the test": name, "as it is": s, "after T": cooled.after[name], "change": cooled.change.get(name)}
         for name, s in cooled.before.items()
     ]
-    print(table(lines, ["of the test", "as it is", "after T", "change"]))
+    print(text_table(lines, ["of the test", "as it is", "after T", "change"]))
     curve = reliability(test.y == 1, p_test[:, 1], test.patient, seed=seed)
     return {
         "operating": {"threshold": point.threshold, "how": point.how, "scores": _dicts(point.scores)},
@@ -97,7 +97,7 @@ def subgroup_table(found: Subgroups, name: str, metric: str) -> str:
     if found.gap is not None:
         lines.append({name: f"{found.largest} less {found.smallest}", metric: found.gap.score})
     columns = [name, "has", metric, *([""] if any(g.why for g in found.groups) else [])]
-    return table(lines, columns) + (f"\n{found.why}" if found.why else "")
+    return text_table(lines, columns) + (f"\n{found.why}" if found.why else "")
 
 
 def described(found: Subgroups) -> dict[str, Any]:

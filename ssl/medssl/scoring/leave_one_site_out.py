@@ -10,7 +10,7 @@ from medssl.evals.probes.linear import linear_probes
 from medssl.evals.stats.bootstrap import FEW, difference, score
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.subgroups import UNKNOWN
-from medssl.evals.stats.table import table
+from medssl.evals.stats.text_table import text_table
 from medssl.scoring.acquisition_metadata import words
 from medssl.scoring.eval_splits import EvalSplits
 from medssl.scoring.targets import Subset, Target
@@ -72,7 +72,7 @@ def without_each_site(
         "change",
         *(["why"] if any("why" in v for v in lines) else []),
     ]
-    print(table(lines, columns))
+    print(text_table(lines, columns))
     found = [{k: v.as_dict() if isinstance(v, Score) else v for k, v in line.items()} for line in lines]
     return whole, {str(line.pop("site")): line for line in found}
 

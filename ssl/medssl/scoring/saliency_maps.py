@@ -14,7 +14,7 @@ from medssl.errors import UserError, nearest
 from medssl.evals.embed import embed, standardised
 from medssl.evals.explain.saliency import alike, gradcam, rollout
 from medssl.evals.probes.linear import linear_probes
-from medssl.evals.probes.linear_fit import fit_many
+from medssl.evals.probes.linear_fit import fit_linear
 from medssl.resample import apply_axes, axis_weights
 from medssl.runs.config import PretrainConfig
 from medssl.scoring.eval_splits import EvalSplits
@@ -92,7 +92,7 @@ def head_of(source: FeatureSource, splits: EvalSplits, seed: int) -> np.ndarray:
     chooses = (source(val.store, val.rows), val.y) if len(val) else None
     options: dict[str, Any] = {"task": target.task, "classes": len(target.names) or None}
     probe = linear_probes((x, train.y), chooses, [], patient=train.patient, seed=seed, **options)[0]
-    model = fit_many(x, train.y, [np.arange(len(x))], [probe.C], **options)[0]
+    model = fit_linear(x, train.y, [np.arange(len(x))], [probe.C], **options)[0]
     return (model.scale[:, None] * model.weights[0]).astype(np.float32)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from medssl.errors import UserError
 from medssl.evals.stats.bootstrap import difference_seeds, score_seeds
 from medssl.evals.stats.score import Score
-from medssl.evals.stats.table import table
+from medssl.evals.stats.text_table import text_table
 from medssl.evals.task_types.task_types import task_type
 from medssl.files import write_json
 from medssl.runs.predictions import Predictions, TableRow
@@ -93,7 +93,7 @@ class ScoreTable:
             )
         result = self.about | {"rows": rows}
         print(headline(result))
-        print(table(lines, ["features", "reader", *(["labels"] if len(budgets) > 1 else []), *(m.name for m in self.metrics),
+        print(text_table(lines, ["features", "reader", *(["labels"] if len(budgets) > 1 else []), *(m.name for m in self.metrics),
                             f"{main.name} minus run"]))  # fmt: skip
         return result
 

@@ -7,10 +7,18 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError
-from medssl.evals.explain.evidence import ASSOCIATION, CHANCE, FINDINGS, Evidence, Scans, examine, verdict
+from medssl.evals.explain.evidence import (
+    ASSOCIATION,
+    CHANCE,
+    FINDINGS,
+    ConfounderData,
+    Evidence,
+    audit_confounder,
+    conclusion,
+)
 from medssl.evals.stats.bootstrap import FEW
 from medssl.evals.stats.score import Score
-from medssl.evals.stats.table import table
+from medssl.evals.stats.text_table import text_table
 from medssl.scoring import clinical
 from medssl.scoring.acquisition_metadata import AcquisitionField, chosen, fact_of, twin
 from medssl.scoring.baselines import FeatureSources
@@ -92,7 +100,7 @@ def audit(
         splits, p, seed, [e.fact for e in found if e.kind == "classification" or e.fact == "age"]
     )
     said = [e.sentence(str(splits.target)) for e in found]
-    outcome = verdict(found, str(splits.target))
+    outcome = conclusion(found, str(splits.target))
     print("\n" + "\n".join([*said, *(f"{e.fact}: {note}." for e in found for note in e.notes)]))
     if left:
         print(f"Not audited: {_reasons(left)}.")
@@ -153,9 +161,11 @@ def _examined(
     sets = []
     for i, part in enumerate((splits.train, splits.val, splits.test)):
         read, there = fact.read(part)
-        sets.append(Scans({n: v[i][there] for n, v in x.items()}, part.y[there], read[there], part.patient[there]))
+        sets.append(
+            ConfounderData({n: v[i][there] for n, v in x.items()}, part.y[there], read[there], part.patient[there])
+        )
     target = splits.target
-    return examine(
+    return audit_confounder(
         fact.name, fact.kind, fact.names, target.task, target.width, *sets, notes=fact.notes, seed=seed, device=device
     )
 
@@ -175,14 +185,14 @@ def _print(found: list[Evidence], target: str) -> None:
     print(
         f"\nhow well features tell the fact; chance is {CHANCE['classes']} for AUROC and {CHANCE['value']} for Spearman and R2"
     )
-    print(table(told, ["fact", "by", *columns]))
+    print(text_table(told, ["fact", "by", *columns]))
     print(f"\nhow the fact goes with {target}; alone is a model of the fact and nothing else")
     goes: list[Line] = [
         {"fact": e.fact, f"{e.metric} alone": e.alone, "association": ASSOCIATION[e.kind], "in training": e.trained,
          "in test": e.tested}
         for e in found
     ]  # fmt: skip
-    print(table(goes, ["fact", f"{found[0].metric} alone", "association", "in training", "in test"]))
+    print(text_table(goes, ["fact", f"{found[0].metric} alone", "association", "in training", "in test"]))
     print(f"\nwhat is left of the {found[0].metric} without the fact; changes are paired")
     left: list[Line] = []
     for e in found:
@@ -190,4 +200,4 @@ def _print(found: list[Evidence], target: str) -> None:
         for key, name in (("without", "regressed out"), ("within", "within"), ("balanced", "balanced")):
             line |= {name: getattr(e, key), f"change {name}": e.changes[key]}
         left.append(line)
-    print(table(left, list(left[0])))
+    print(text_table(left, list(left[0])))

@@ -18,7 +18,7 @@ from medssl.evals.explain.saliency import places
 from medssl.evals.explain.saliency_checks import MaskEnergy, mask_energy, randomised, rank_correlation, trusted, verdict
 from medssl.evals.stats.bootstrap import difference, score
 from medssl.evals.stats.score import Score
-from medssl.evals.stats.table import table
+from medssl.evals.stats.text_table import text_table
 from medssl.evals.task_types.task_types import task_type
 from medssl.files import atomic, write_json
 from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set_from_store
@@ -159,7 +159,7 @@ def cam(
     _keep(folder.path, result, scans, at, found)
     print("\n".join([str(result["about"]), *(f"! {flag}" for flag in scans.flags)]))
     for lines in filter(None, (inside, check)):
-        print("\n" + table(lines, list(lines[0])))
+        print("\n" + text_table(lines, list(lines[0])))
     print(f"\n{result['verdict']}\nmaps: {folder.path / 'cam.png'}")
     return result
 

@@ -14,8 +14,8 @@ from medssl.evals.metrics.metrics import Metric
 from medssl.evals.stats.bootstrap import paired, score_seeds
 from medssl.evals.stats.score import Difference
 from medssl.evals.stats.significance import holm, ranking
-from medssl.evals.stats.table import table
-from medssl.evals.stats.variance_components import SOURCES, Components, components, needed
+from medssl.evals.stats.text_table import text_table
+from medssl.evals.stats.variance_components import SOURCES, Components, components, required_sample_size
 from medssl.evals.task_types.task_types import task_type
 from medssl.files import atomic, write_json
 from medssl.reporting.critical_difference import critical_difference_diagram
@@ -220,7 +220,7 @@ def _said(contest: Contest, pairs: list[tuple[str, str, Difference, float]], fam
         name: score_seeds(metric, first.y, contest.flat(name), first.patient, draws=draws, seed=seed) for name in p
     }
     print(f"\n{contest.title}")
-    print(table([{"arm": name, metric.name: s} for name, s in scores.items()], ["arm", metric.name]))
+    print(text_table([{"arm": name, metric.name: s} for name, s in scores.items()], ["arm", metric.name]))
     said = []
     for a, b, difference, adjusted in pairs:
         parts = components(metric, first.y, p[a], first.patient, against=p[b], seed=seed)
@@ -255,4 +255,4 @@ def sentence(a: str, b: str, found: Difference, p: float, metric: Metric, parts:
         better, worse = (a, b) if found.score.value * metric.sign > 0 else (b, a)
         alone = " One seed each: this is about these two encoders, not about their methods." if parts.S == 1 else ""
         return f"{better} is better than {worse} by {abs(found.score.value):.3f} ({metric.name}).{alone}"
-    return f"{a} and {b} cannot be told apart with {needed(found.score.value, parts)}."
+    return f"{a} and {b} cannot be told apart with {required_sample_size(found.score.value, parts)}."

@@ -19,7 +19,7 @@ from medssl.evals.label_free.quality import MEASURES
 from medssl.evals.label_free.quality import quality as measured
 from medssl.evals.label_free.rank import alpha_req
 from medssl.evals.stats.score import Score
-from medssl.evals.stats.table import table
+from medssl.evals.stats.text_table import text_table
 from medssl.evals.task_types.task_types import task_type
 from medssl.files import write_json
 from medssl.pretraining.held_out_subset import VIEWS_SEED, held_out_subset
@@ -180,7 +180,7 @@ def _show(result: dict[str, Any]) -> None:
         {"measure": k, "value": every[k], "on half": half[k], "better": DIRECTION[m.better], "": m.about}
         for k, m in MEASURES.items()
     ]
-    print(table(lines, ["measure", "value", "on half", "better", ""]))
+    print(text_table(lines, ["measure", "value", "on half", "better", ""]))
     print("Compare at one number of scans only; where the halves differ, that number decides the value.")
 
 
@@ -207,7 +207,7 @@ def _compare(folders: list[Run], results: list[dict[str, Any]], target: str | No
     for flag in flags:
         print(f"! {flag}")
     if found:
-        print(table(*_lines(found)))
+        print(text_table(*_lines(found)))
     print(trust)
     return {
         "runs": [str(f.path.name) for f in folders],

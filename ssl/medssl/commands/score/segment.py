@@ -17,7 +17,7 @@ from medssl.evals.metrics.segmentation import MEASURES
 from medssl.evals.stats import label_subsets as budgets
 from medssl.evals.stats.bootstrap import difference_seeds, score_seeds
 from medssl.evals.stats.score import Score
-from medssl.evals.stats.table import table
+from medssl.evals.stats.text_table import text_table
 from medssl.files import write_json
 from medssl.runs.config import Choice, PretrainConfig, default_augment
 from medssl.runs.run_folder import Run
@@ -225,7 +225,7 @@ def _finish(
     board.keep(folder.path, result)
     print(headline(result))
     print(f"HD95 in {unit}; surface Dice at {fit.tolerance:g} {unit}; {fit.steps} steps of {fit.batch}")
-    print(table(shown, ["features", "reader", "masks", *SHOWN, "Dice minus run"]))
+    print(text_table(shown, ["features", "reader", "masks", *SHOWN, "Dice minus run"]))
     return result
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from medssl.errors import UserError
 from medssl.evals.stats.bootstrap import difference, score
 from medssl.evals.stats.score import Score
-from medssl.evals.stats.table import table
-from medssl.evals.stats.transfer_gap import Predictions, transfer_gap
+from medssl.evals.stats.text_table import text_table
+from medssl.evals.stats.transfer_gap import ScoredSet, transfer_gap
 from medssl.evals.task_types.task_types import task_type
 from medssl.scoring import clinical, probes
 from medssl.scoring.baselines import BASELINES, SUPERVISED, FeatureSources, select_baselines
@@ -105,8 +105,8 @@ def _table(
         gone = score(metric, away.test.y, b, away.test.patient, seed=seed)
         lost = transfer_gap(
             metric,
-            Predictions(home.test.y, a, home.test.patient),
-            Predictions(away.test.y, b, away.test.patient),
+            ScoredSet(home.test.y, a, home.test.patient),
+            ScoredSet(away.test.y, b, away.test.patient),
             seed=seed,
         )
         minus = (
@@ -123,7 +123,7 @@ def _table(
     result = there.about | {"rows": rows}
     print(headline(result))
     columns = ["features", "reader", f"{metric.name} at home", f"{metric.name} there", "lost", "there, minus run"]
-    print(table(lines, columns))
+    print(text_table(lines, columns))
     result["subgroups"] = clinical.for_whom(away, own, seed)
     save_table(sources.folder.path / "scores.json", result)
     return result

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medssl.evals.explain.association import association
-from medssl.evals.explain.shortcuts import Without, balanced, design, edges, within
+from medssl.evals.explain.shortcuts import ConfoundRegression, auroc_balanced, auroc_within, design, edges
 from medssl.evals.metrics.metrics import AUROC, R2, SPEARMAN, Metric
 from medssl.evals.probes.linear import linear_probes
 from medssl.evals.stats.bootstrap import difference, score, scores
@@ -25,8 +25,8 @@ FINDINGS = PART, POSSIBLE, NONE = "part", "possible", "none"
 
 
 @dataclass(frozen=True)
-class Scans:
-    """Scans of one split that have the fact: features by name, the run's first; truth, fact (N,) and patient (N,)."""
+class ConfounderData:
+    """ConfounderData of one split that have the fact: features by name, the run's first; truth, fact (N,) and patient (N,)."""
 
     x: Mapping[str, ArrayLike]
     y: NDArray[Any]
@@ -158,15 +158,15 @@ class Evidence:
         }  # fmt: skip
 
 
-def examine(
+def audit_confounder(
     fact: str,
     kind: str,
     values: Sequence[str],
     task: str,
     classes: int,
-    train: Scans,
-    val: Scans,
-    test: Scans,
+    train: ConfounderData,
+    val: ConfounderData,
+    test: ConfounderData,
     *,
     notes: Sequence[str] = (),
     seed: int = 0,
@@ -195,16 +195,16 @@ def examine(
     lone = probed(columns(train.fact), columns(val.fact), columns(test.fact))
     x, x_val, x_test = train.x[own], val.x[own], test.x[own]
     p = probed(x, x_val, x_test)
-    less = Without.fit(x, train.fact, kind)
+    less = ConfoundRegression.fit(x, train.fact, kind)
     q = probed(less(x, train.fact), less(x_val, val.fact), less(x_test, test.fact))
     same = test.fact if kind == "classification" else np.searchsorted(edges(train.fact), test.fact, side="right")
-    inside, even = within(task, same), balanced(task, same)
-    falls, tilts = within(task, same, change=True), balanced(task, same, change=True)
+    inside, even = auroc_within(task, same), auroc_balanced(task, same)
+    falls, tilts = auroc_within(task, same, change=True), auroc_balanced(task, same, change=True)
     judged = scores([main, inside, even, falls, tilts], y, p, patient, seed=seed)
     return Evidence(
         fact, kind, tuple(values), main.name,
         told={name: scores(TOLD[kind], test.fact, guess, patient, seed=seed) for name, guess in found.items()},
-        still=score(within(kind, np.nan_to_num(y, nan=-1)), test.fact, found[own], patient, seed=seed),
+        still=score(auroc_within(kind, np.nan_to_num(y, nan=-1)), test.fact, found[own], patient, seed=seed),
         beyond={name: difference(best, test.fact, found[name], found[own], patient, seed=seed) for name in others},
         alone=score(main, y, lone, patient, seed=seed),
         trained=association(kind, train.fact, task, train.y, train.patient, seed=seed),
@@ -222,7 +222,7 @@ def examine(
     )  # fmt: skip
 
 
-def verdict(found: Sequence[Evidence], target: str) -> str:
+def conclusion(found: Sequence[Evidence], target: str) -> str:
     """What all facts together say of the score of `target`."""
     by = {kind: [e.fact for e in found if e.finding == kind] for kind in FINDINGS}
     lines = []

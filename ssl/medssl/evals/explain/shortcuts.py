@@ -3,9 +3,9 @@
 A fact is for `classification`, codes (N,) in [0, K), or for `regression`, numbers (N,). There are three ways to take it out.
 The first changes the features, the others only what is compared, so that resampling patients stays a reweighting:
 
-    regressed out  features less what least squares on training patients says of them from the fact (`Without`)
-    within         the AUROC of those pairs of a positive and a negative scan that have the same fact (`within`)
-    balanced       the AUROC of scans weighted so that the fact says nothing of the label (`balanced`)
+    regressed out  features less what least squares on training patients says of them from the fact (`ConfoundRegression`)
+    within         the AUROC of those pairs of a positive and a negative scan that have the same fact (`auroc_within`)
+    balanced       the AUROC of scans weighted so that the fact says nothing of the label (`auroc_balanced`)
 """
 
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def edges(train: ArrayLike) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Without:
+class ConfoundRegression:
     """Features less what a linear model of the fact says of them, the model fitted on training scans alone.
 
     Fitted on all scans it would lower the score of honest features too (Snoek et al., 2019,
@@ -74,7 +74,7 @@ class Without:
     weights: Floats  # (1 + J, D)
 
     @classmethod
-    def fit(cls, x: ArrayLike, fact: ArrayLike, kind: str) -> "Without":
+    def fit(cls, x: ArrayLike, fact: ArrayLike, kind: str) -> "ConfoundRegression":
         """Of the training scans x (N, D) and the fact (N,)."""
         columns = design(kind, fact)
         weights = np.linalg.lstsq(_with_constant(columns(fact)), np.asarray(x, np.float64), rcond=None)[0]
@@ -85,7 +85,7 @@ class Without:
         return np.asarray(x, np.float64) - _with_constant(self.design(fact)) @ self.weights
 
 
-def within(task: str, fact: ArrayLike, *, change: bool = False) -> Metric:
+def auroc_within(task: str, fact: ArrayLike, *, change: bool = False) -> Metric:
     """The AUROC of pairs of a positive and a negative scan with the same fact, codes (N,) of the scans it will be asked of.
 
     Each value of the fact counts by its pairs; one with a single class has none. A fact alone scores 0.5 here by construction.
@@ -101,12 +101,12 @@ def within(task: str, fact: ArrayLike, *, change: bool = False) -> Metric:
     return _metric(task, fact, "within", _within, change)
 
 
-def balanced(task: str, fact: ArrayLike, *, change: bool = False) -> Metric:
+def auroc_balanced(task: str, fact: ArrayLike, *, change: bool = False) -> Metric:
     """The AUROC in a population in which the fact, codes (N,), says nothing of the label.
 
     Every value of the fact keeps its weight, and its positives and negatives are weighted to be as frequent as in any other:
     weights P(label) P(fact) / P(label, fact), of each resample anew. A value with a single class cannot be balanced and is left
-    out. Unlike `within` this has pairs of unequal fact, so what a model takes from the fact costs it here. change: as there.
+    out. Unlike `auroc_within` this has pairs of unequal fact, so what a model takes from the fact costs it here. change: as there.
     """
     return _metric(task, fact, "balanced", _balanced, change)
 

@@ -19,7 +19,7 @@ RECENT = 10  # logged gradients looked at
 FEWEST_DIRECTIONS = 4  # features of fewer cannot be called few
 
 
-class Alarm(NamedTuple):
+class Collapse(NamedTuple):
     """`cause`: a name for programs. `words`: what is wrong and what to try, without a full stop."""
 
     cause: str
@@ -72,7 +72,7 @@ def evidence(views: ArrayLike, projected: ArrayLike | None = None) -> dict[str, 
     return out | ({} if projected is None else {"projected_spread": spread(projected)})
 
 
-def diagnose(seen: Mapping[str, float], losses: Sequence[float] = (), layer: str = "") -> list[Alarm]:
+def diagnose(seen: Mapping[str, float], losses: Sequence[float] = (), layer: str = "") -> list[Collapse]:
     """The alarms of one look, causes before what they cause; empty when nothing is wrong.
 
     seen: `evidence`, and what else there is of
@@ -89,7 +89,7 @@ def diagnose(seen: Mapping[str, float], losses: Sequence[float] = (), layer: str
     return list(_causes(seen, losses, layer))
 
 
-def _causes(seen: Mapping[str, float], losses: Sequence[float], layer: str) -> Iterator[Alarm]:
+def _causes(seen: Mapping[str, float], losses: Sequence[float], layer: str) -> Iterator[Collapse]:
     def below(key: str) -> bool:
         return key in seen and seen[key] < LIMITS[key]
 
@@ -97,36 +97,36 @@ def _causes(seen: Mapping[str, float], losses: Sequence[float], layer: str) -> I
         return key in seen and seen[key] > LIMITS[key]
 
     if below("scan_contrast"):
-        yield Alarm(
+        yield Collapse(
             "window",
             f"all scans look alike: at a typical pixel they differ by {seen['scan_contrast']:.4f} of the intensity window, "
             "so features have collapsed or soon will. The window is wrong, or the views saturate: look with medssl inspect "
             "sheet=sheet.png, and at the recipe",
         )
     if below("view_contrast"):
-        yield Alarm(
+        yield Collapse(
             "same views",
             "the two views of a scan are the same image, so the loss is met without learning anything; choose another "
             "recipe with augment=, or a method with one view (mae)",
         )
     if seen.get("finite", 1) < 1:
-        yield Alarm(
+        yield Collapse(
             "not finite",
             f"{1 - seen['finite']:.1%} of the features are not finite numbers; lower lr or clip, use precision=32-true, or "
             "look for scans with extreme values",
         )
     if above("growth"):
-        yield Alarm(
+        yield Collapse(
             "explosion",
             f"features are {seen['growth']:,.0f} times as long as those of the untrained encoder; lower lr, lengthen "
             "warmup, or raise weight_decay",
         )
     if below("teacher_gap"):
-        yield Alarm(
+        yield Collapse(
             "teacher copies", "the teacher equals the student, so it is nothing slow to follow; raise its momentum"
         )
     if seen.get("teacher_moved", 1) == 0:
-        yield Alarm(
+        yield Collapse(
             "teacher stuck",
             "the teacher has not moved since the start, so the student learns to predict the untrained network; lower the "
             "teacher's momentum",
@@ -137,37 +137,37 @@ def _causes(seen: Mapping[str, float], losses: Sequence[float], layer: str) -> I
             if above("dead_relu")
             else f"{seen['dead']:.0%} of the encoder's outputs are the same for every scan"
         )
-        yield Alarm("dead units", f"{what}: they are dead; lower lr, or normalise before the activation")
+        yield Collapse("dead units", f"{what}: they are dead; lower lr, or normalise before the activation")
     # as flat as it was made, like a stack of sigmoids: not begun rather than collapsed
     unbegun = below("spread") and seen["spread"] > seen.get("spread_untrained", 1.0) / 2
     if below("spread") and not unbegun:
-        yield Alarm(
+        yield Collapse(
             "constant",
             f"features are almost the same for every scan (spread {seen['spread']:.4f}, where 1 is even): they have "
             "collapsed; lower lr, check the intensity window, and see that views of two scans look different",
         )
     elif not unbegun:
         if below("rankme") and seen["rankme_of"] >= FEWEST_DIRECTIONS:
-            yield Alarm(
+            yield Collapse(
                 "few directions",
                 f"features have collapsed onto about {seen['rankme']:.1f} of {seen['rankme_of']:.0f} directions; lower lr, "
                 "raise batch, or take a method that reconstructs and cannot collapse (mae)",
             )
         if below("projected_spread"):
-            yield Alarm(
+            yield Collapse(
                 "constant",
                 f"what the loss sees is almost the same for every scan (spread {seen['projected_spread']:.4f} after the "
                 "projector, where 1 is even): it has collapsed; lower lr, or take a method with negatives (simclr)",
             )
     if below("grad_norm"):
-        yield Alarm(
+        yield Collapse(
             "no gradient",
             f"the gradient has vanished (length {seen['grad_norm']:.1e}), so nothing is learnt; look at what flattens the "
             "loss (a temperature, a margin), at frozen parts, and at lr",
         )
     chance = seen.get("chance", 0)
     if above("common") and at_chance(losses, chance, SOONER):  # untrained encoders are above, and learn
-        yield Alarm(
+        yield Collapse(
             "unrelated views",
             f"nothing is learnt, and two views of one scan are hardly nearer than views of two scans "
             f"({seen['common']:.2f} of their squared distance): they may have nothing in common; weaken the recipe "
@@ -176,7 +176,7 @@ def _causes(seen: Mapping[str, float], losses: Sequence[float], layer: str) -> I
     if at_chance(losses, chance, PATIENCE):
         n = round(math.exp(min(chance, 30)))
         value = f"ln {n} = {chance:.3f}" if n > 1 and abs(math.log(n) - chance) < 1e-4 else f"{chance:.3f}"
-        yield Alarm(
+        yield Collapse(
             "chance",
             f"loss has stayed at {value} (chance) for the last {PATIENCE} logged steps: collapsed or not learning; try another "
             "learning rate or a longer warm-up, and look at the views: they may have nothing in common",

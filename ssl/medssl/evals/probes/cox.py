@@ -21,7 +21,7 @@ from medssl.errors import UserError
 from medssl.evals.metrics.metrics import Floats
 from medssl.evals.probes.linear_designs import Design
 from medssl.evals.probes.linear_targets import finite
-from medssl.evals.probes.model_selection import PENALTIES, Kind, Probe, Rows, probes
+from medssl.evals.probes.model_selection import PENALTIES, PenalisedModel, Probe, Rows, probes
 from medssl.evals.probes.newton import minimise
 
 TIES = ("efron", "breslow")
@@ -212,7 +212,7 @@ def cox_probes(
         means, outcomes = _observations(risk[:, None], y_some, patients)  # the risk is linear in the features
         return partial_likelihood(outcomes, means[:, 0], ties)
 
-    kind = Kind("Cox regression", "partial likelihood", "survival", fit, loss)
+    kind = PenalisedModel("Cox regression", "partial likelihood", "survival", fit, loss)
     seen = [finite(t, "test") for t in tests]
     return probes(kind, (x, y), chooses, seen, subsets, patient, val_patient, penalties, seed)
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from numpy.typing import ArrayLike
 
-from medssl.evals.probes.linear_fit import fit_many
+from medssl.evals.probes.linear_fit import fit_linear
 from medssl.evals.probes.linear_targets import checked, finite
-from medssl.evals.probes.model_selection import PENALTIES, Kind, Probe, probes
+from medssl.evals.probes.model_selection import PENALTIES, PenalisedModel, Probe, probes
 from medssl.evals.task_types.task_types import task_type
 
 
@@ -48,11 +48,11 @@ def linear_probes(
     chooses = None
     if val is not None and len(val[1]):  # type: ignore[arg-type]
         chooses = checked(val, "validation", of, classes)[:2]
-    kind = Kind(
+    kind = PenalisedModel(
         of.linear_model,
         "squared error" if of.least_squares else "cross-entropy",
         task,
-        lambda sets, C: fit_many(x, y, sets, C, task=task, classes=classes, device=device),
+        lambda sets, C: fit_linear(x, y, sets, C, task=task, classes=classes, device=device),
         lambda y_some, p, _: of.validation_loss(y_some, p),
     )
     seen = [finite(t, "test") for t in tests]

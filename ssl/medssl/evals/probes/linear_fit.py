@@ -30,7 +30,7 @@ from medssl.evals.task_types.task_types import task_type
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearModels:
     """The models of one set of scans, one per penalty.
 
     mean, scale (D,): the scores of a scan are (x - mean) * scale @ weights + bias, with weights (P, D, M) and bias (P, J).
@@ -53,7 +53,7 @@ class Linear:
         return self.link(np.asarray(x, np.float64) @ w + (self.bias[at] - self.mean @ w))
 
 
-def fit_many(
+def fit_linear(
     x: ArrayLike,
     y: ArrayLike,
     subsets: Sequence[ArrayLike],
@@ -62,7 +62,7 @@ def fit_many(
     task: str = "classification",
     classes: int | None = None,
     device: str = "cpu",
-) -> list[Linear]:
+) -> list[LinearModels]:
     """Fits every set of rows with every penalty; one `Linear` per set, in order.
 
     Args:
@@ -88,7 +88,7 @@ def fit_many(
     distinct = sorted(first.values())
     targets = [kind.encode(y[sets[i]], classes) for i in distinct]
     sizes = [(len(sets[i]), min(len(sets[i]), x.shape[1])) for i in distinct]
-    found: dict[int, Linear] = {}
+    found: dict[int, LinearModels] = {}
     for stack in stacks(sizes, [(t.outputs, t.start.shape[1]) for t in targets]):
         at = [distinct[i] for i in stack]
         designs = [_design(x[sets[i]], device) for i in at]
@@ -104,7 +104,7 @@ def _design(x: Floats, device: str) -> Design:
     return design
 
 
-def _solve(designs: list[Design], targets: list[LinearTarget], C: Floats) -> list[Linear]:
+def _solve(designs: list[Design], targets: list[LinearTarget], C: Floats) -> list[LinearModels]:
     """One batch: the sets of a stack, times their labels, times their penalties C (sets, P)."""
     device, P, T, M = designs[0].a.device, C.shape[1], len(targets[0].known), targets[0].outputs
 
@@ -140,12 +140,14 @@ def _solve(designs: list[Design], targets: list[LinearTarget], C: Floats) -> lis
         if T > 1:  # the labels' models side by side
             w, b = (v[..., 0].unflatten(0, (T, P)).transpose(0, 1) for v in (w, b))
             w = w.transpose(1, 2)
-        model = Linear(t.predict, design.mean, design.scale, w.cpu().numpy(), b.cpu().numpy(), gap[s], converged[s])
+        model = LinearModels(
+            t.predict, design.mean, design.scale, w.cpu().numpy(), b.cpu().numpy(), gap[s], converged[s]
+        )
         found.append(model)
     return found
 
 
-def _ridge(designs: list[Design], targets: list[LinearTarget], C: Floats) -> list[Linear]:
+def _ridge(designs: list[Design], targets: list[LinearTarget], C: Floats) -> list[LinearModels]:
     """Closed form: in its own coordinates the covariance of a set is diagonal."""
     found = []
     for design, t, c in zip(designs, targets, C, strict=True):
@@ -153,5 +155,7 @@ def _ridge(designs: list[Design], targets: list[LinearTarget], C: Floats) -> lis
         w = design.back @ ((a.T @ (y - y.mean())) / ((a * a).sum(0)[:, None] + alpha))  # (D, P)
         bias = np.full((len(c), 1), float(y.mean()))
         exact, done = np.zeros(len(c)), np.ones(len(c), np.bool_)
-        found.append(Linear(t.predict, design.mean, design.scale, w.T[..., None].cpu().numpy(), bias, exact, done))
+        found.append(
+            LinearModels(t.predict, design.mean, design.scale, w.T[..., None].cpu().numpy(), bias, exact, done)
+        )
     return found

@@ -52,7 +52,7 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True)
-class Kind:
+class PenalisedModel:
     """A kind of model: words for it and for its loss, the task its scans are stratified by, how to fit, and the loss.
 
     fit: sets of training rows and C (P,) or (sets, P) -> one Model per set. loss: (y, predictions, patient or None) of some
@@ -67,7 +67,7 @@ class Kind:
 
 
 def probes(
-    kind: Kind,
+    kind: PenalisedModel,
     train: tuple[Floats, NDArray[Any]],
     val: tuple[Floats, NDArray[Any]] | None,
     tests: Sequence[Floats],
@@ -96,14 +96,14 @@ def probes(
             keys = [_key(seed, who[rows]) for rows in sets]
             sizes = [len(rows) for rows in sets]
             judges = [
-                label_subsets.like(y_val, whose, n, task=kind.task, seed=key)
+                label_subsets.subset_of_size(y_val, whose, n, task=kind.task, seed=key)
                 for n, key in zip(sizes, keys, strict=True)
             ]
         where = "validation scans"
     else:
         if who is None:
             raise ValueError("without validation scans the patients of the training scans are needed")
-        held = [held_out(y[rows], who[rows], seed, kind.task) for rows in sets]
+        held = [hold_out(y[rows], who[rows], seed, kind.task) for rows in sets]
         fits = kind.fit([rows[~h] for rows, h in zip(sets, held, strict=True)], C)
         x_val, y_val, whose = x, y, who
         judges = [rows[h] for rows, h in zip(sets, held, strict=True)]
@@ -135,13 +135,13 @@ def probes(
     return found
 
 
-def held_out(y: NDArray[Any], patient: ArrayLike, seed: int, task: str = "classification") -> NDArray[np.bool_]:
+def hold_out(y: NDArray[Any], patient: ArrayLike, seed: int, task: str = "classification") -> NDArray[np.bool_]:
     """A mask of scans: a fifth of the patients of each stratum (`draws`), at least one where it has two, chosen by `seed`.
 
     Depends on the set of patients, not on their order.
     """
-    names, stratum, at = label_subsets.strata(task, y, patient)
-    queue = label_subsets.order(names, seed)
+    names, stratum, at = label_subsets.patient_strata(task, y, patient)
+    queue = label_subsets.keyed_order(names, seed)
     held = np.zeros(len(names), np.bool_)
     for k in np.unique(stratum):
         members = queue[stratum[queue] == k]

@@ -102,7 +102,7 @@ def draw_label_subsets(
     return [Draw(b, seed, rows[i]) for i, b in enumerate(budgets) for seed, rows in found.items()]
 
 
-def like(y: ArrayLike, patient: ArrayLike, scans: int, *, task: str, seed: int) -> NDArray[np.int64]:
+def subset_of_size(y: ArrayLike, patient: ArrayLike, scans: int, *, task: str, seed: int) -> NDArray[np.int64]:
     """Rows of one draw of up to `scans` scans, of one patient at least, whether or not it holds every class."""
     patients = _Patients.of(task_type(task), np.asarray(y), np.asarray(patient))
     queue = patients.queue(seed, False)[0]
@@ -110,13 +110,15 @@ def like(y: ArrayLike, patient: ArrayLike, scans: int, *, task: str, seed: int) 
     return patients.rows(queue[:take])
 
 
-def strata(task: str, y: ArrayLike, patient: ArrayLike) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+def patient_strata(
+    task: str, y: ArrayLike, patient: ArrayLike
+) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
     """Patients' names (P,), the stratum of each (P,), and which patient each scan is of (N,)."""
     patients = _Patients.of(task_type(task), np.asarray(y), np.asarray(patient))
     return patients.names, patients.strata.stratum, patients.at
 
 
-def order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
+def keyed_order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
     """Places of `names` (distinct) in the order of their keyed hashes: who else is there does not change who comes first."""
     digest = b"".join(hashlib.blake2b(n.encode(), digest_size=8).digest() for n in names)
     halves = torch.from_numpy(np.frombuffer(digest, np.uint32).astype(np.int64).reshape(-1, 2))
@@ -168,7 +170,7 @@ class _Patients:
 
     def queue(self, seed: int, balanced: bool) -> tuple[NDArray[np.int64], int, int]:
         """All patients in their order, how many of them make the head, and how many come before shares can't be kept."""
-        ordered = order(self.names, seed)
+        ordered = keyed_order(self.names, seed)
         head = self._head(ordered)
         total = np.bincount(self.strata.stratum, self.scans)
         share = (total > 0) / (total > 0).sum() if balanced else total / total.sum()

@@ -13,7 +13,7 @@ from medssl.rng import seed_from
 HOME, AWAY = 3, 4  # streams of random numbers: the two sets are resampled independently of each other
 
 
-class Predictions(NamedTuple):
+class ScoredSet(NamedTuple):
     """Truth and predictions as the metric takes them, and the patient of each scan."""
 
     y: ArrayLike
@@ -22,7 +22,7 @@ class Predictions(NamedTuple):
 
 
 def transfer_gap(
-    metric: Metric, home: Predictions, away: Predictions, *, n: int = 2000, seed: int = 0, level: float = 0.95
+    metric: Metric, home: ScoredSet, away: ScoredSet, *, n: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Score:
     """metric(home) - metric(away) of one model, with the percentile interval of two independent patient bootstraps.
 

@@ -208,7 +208,7 @@ def _of_patients(common: float, left_out: Floats, resamples: int, cells: int, le
 
 
 @dataclass(frozen=True)
-class Needed:
+class SampleSize:
     """About how many patients (at these seeds), or seeds (at these patients), would show a difference of some size.
 
     inf: no number would do. nan: it cannot be said, of seeds from one seed, of both from one patient. have_patients and
@@ -235,7 +235,7 @@ class Needed:
         return f"{have}; " + ", and ".join(said)
 
 
-def needed(difference: float, of: Components, *, power: float = 0.8, level: float = 0.05) -> Needed:
+def required_sample_size(difference: float, of: Components, *, power: float = 0.8, level: float = 0.05) -> SampleSize:
     """What a true difference of this size would need to be found with `power` by a two-sided test at `level`.
 
     `of`: the components of the difference (`against`). Found where |difference| >= (z_(1 - level / 2) + z_power) se, the
@@ -245,16 +245,16 @@ def needed(difference: float, of: Components, *, power: float = 0.8, level: floa
     """
     have = of.patients.patients
     if have < 2:
-        return Needed(math.nan, math.nan, have, of.S)
+        return SampleSize(math.nan, math.nan, have, of.S)
     if difference == 0 or math.isnan(difference):
-        return Needed(math.inf, math.inf if of.S > 1 else math.nan, have, of.S)
+        return SampleSize(math.inf, math.inf if of.S > 1 else math.nan, have, of.S)
     target = (difference / (stats.norm.isf(level / 2) + stats.norm.ppf(power))) ** 2
     stays = of.variance(math.inf, of.S)
     falls = of.variance(have, of.S) - stays
     patients = _least(falls * have, target - stays)
     without = of.variance(have, math.inf)
     seeds = _least((of.variance(have, of.S) - without) * of.S, target - without) if of.S > 1 else math.nan
-    return Needed(patients, seeds, have, of.S)
+    return SampleSize(patients, seeds, have, of.S)
 
 
 def _least(numerator: float, room: float) -> float:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from medssl.evals.stats.score import Score
 
 
-def table(rows: Sequence[Mapping[str, str | Score | None]], columns: Sequence[str]) -> str:
+def text_table(rows: Sequence[Mapping[str, str | Score | None]], columns: Sequence[str]) -> str:
     """Aligned lines: a header, one line per row, then how each kind of interval was made. Missing cells show as –.
 
     A cell is words or a Score; TypeError for bare numbers, as numbers or in disguise as words.
