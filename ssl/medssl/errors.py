@@ -1,11 +1,11 @@
-"""The one error a user sees: what was wrong, which file or key, what to do. One line, no traceback."""
+"""Errors in the input: what was wrong, which file or key, what to do. The command line prints one line, no traceback."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Wrong input, with the way out in its message. The command line prints it and exits with `code`."""
+    """Wrong input. The message says how to fix it, on one line; `code` is the exit code of the command line."""
 
     def __init__(self, message: str, code: int = 1):
         super().__init__(" ".join(message.split()))
@@ -13,18 +13,18 @@ class UserError(Exception):
 
 
 class UsageError(UserError):
-    """A command that cannot be understood: unknown key, unknown choice. Exit code 2."""
+    """A wrong command: an unknown key or choice. Exit code 2."""
 
     def __init__(self, message: str):
         super().__init__(message, code=2)
 
 
-class Stopped(UserError):
-    """A run that somebody stopped between two steps, with everything saved."""
+class Interrupted(UserError):
+    """A run that a signal stopped between two steps, with everything saved."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """' Did you mean X?' when something is close, else ' Known: …' with the whole list."""
+    """Return " Did you mean X?" if a known word is close to `word`, else " Known: …" with all of them."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."

@@ -1,4 +1,4 @@
-"""Atomic writes: a reader sees the old file or the new one, never half of one."""
+"""Atomic writes: a reader sees the old file or the new file, never part of one."""
 
 import errno
 import json
@@ -13,7 +13,10 @@ from medssl.errors import UserError
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is flushed to disk and renamed over `path`, else removed."""
+    """Yield a temporary path beside `path`. On success, flush it to disk and rename it to `path`; otherwise remove it.
+
+    Raises UserError if the disk is full or cannot be written.
+    """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -30,7 +33,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns a full or read-only disk into one line that names the file."""
+    """Turn the OSError of a full or read-only disk into a UserError that names the file."""
     try:
         yield
     except OSError as e:
@@ -42,11 +45,11 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Atomic."""
+    """Write `text` atomically as UTF-8."""
     with atomic(path) as part:
         part.write_text(text, "utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomic, indented, keys in the order given."""
+    """Write `value` atomically as indented JSON, keys in the order given."""
     write_text(path, json.dumps(value, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Progress with rate and time left: a bar on a terminal, a plain line now and then elsewhere, silence under CI."""
+"""Progress with rate and time left: a bar on a terminal, a line every ten seconds elsewhere, nothing under CI."""
 
 import os
 import sys
@@ -18,18 +18,18 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """`with Progress("train", total=1000, unit="step") as bar: bar.update(1, loss="0.31")`."""
+    """A progress display: `with Progress("train", total=1000, unit="step") as bar: bar.update(1, loss="0.31")`."""
 
-    def __init__(self, what: str, total: int | None = None, unit: str = "it", done: int = 0, quiet: bool = False):
-        self.what, self.total, self.unit, self.done, self.first = what, total, unit, done, done
+    def __init__(self, label: str, total: int | None = None, unit: str = "it", done: int = 0, quiet: bool = False):
+        self.label, self.total, self.unit, self.done, self.first = label, total, unit, done, done
         self.notes: dict[str, str] = {}
         self.start = self.last = time.monotonic()
         self.quiet = quiet or bool(os.environ.get("CI"))
         terminal = sys.stderr.isatty() and not self.quiet
-        self.bar = tqdm(total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True) if terminal else None
+        self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True) if terminal else None
 
     def update(self, n: int = 1, **notes: str) -> None:
-        """`n` more are done; `notes` are shown beside the rate."""
+        """Count `n` more as done; show `notes` beside the rate."""
         self.done += n
         self.notes |= notes
         if self.bar is not None:
@@ -40,12 +40,12 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
-        """Write one plain line."""
+        """Write one line."""
         rate = (self.done - self.first) / max(time.monotonic() - self.start, 1e-9)
         left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 else ""
         of = f"/{self.total}" if self.total else ""
         notes = "".join(f", {k} {v}" for k, v in self.notes.items())
-        say(f"{self.what}: {self.done}{of} {self.unit}, {rate:.3g} {self.unit}/s{left}{notes}")
+        say(f"{self.label}: {self.done}{of} {self.unit}, {rate:.3g} {self.unit}/s{left}{notes}")
 
     def __enter__(self) -> "Progress":
         return self
@@ -55,11 +55,11 @@ class Progress:
             self.bar.close()
 
 
-def track(items: Iterable[T], what: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
-    """`items`, with progress shown as they are taken."""
+def track(items: Iterable[T], label: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
+    """Yield `items` and show progress."""
     if total is None and isinstance(items, Sized):
         total = len(items)
-    with Progress(what, total, unit) as bar:
+    with Progress(label, total, unit) as bar:
         for item in items:
             yield item
             bar.update()

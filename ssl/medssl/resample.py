@@ -1,4 +1,4 @@
-"""Crop, resize and flip as one matrix per axis: separable, antialiased, batched, in any number of dimensions."""
+"""Crop and resize as one matrix per axis: separable, antialiased, batched, in any number of dimensions."""
 
 import math
 
@@ -6,23 +6,20 @@ import torch
 from torch import Tensor
 
 
-def axis_weights(
-    start: Tensor, extent: Tensor, n_in: int, n_out: int, flip: Tensor | None = None, longest: float | None = None
-) -> Tensor:
-    """(B, n_out, n_in) weights that map the box [start, start + extent) of an axis onto n_out samples.
+def axis_weights(start: Tensor, extent: Tensor, n_in: int, n_out: int, longest: float | None = None) -> Tensor:
+    """Return (B, n_out, n_in) weights that map the box [start, start + extent) of an axis to n_out samples.
 
-    Linear interpolation with a triangle as wide as the step when shrinking (antialiased), samples at pixel centres, and
-    nothing read from outside the box: what torchvision's `resized_crop(antialias=True)` does for whole numbers. Where the
-    box leaves the axis the weights are zero. start, extent: (B,) in input pixels; flip: (B,) bool, mirrors the output;
-    longest: a bound on `extent` where one is known, which spares a wait for a GPU.
+    Linear interpolation at pixel centres, with a triangle as wide as the step when shrinking (antialiasing), and without
+    pixels outside the box: torchvision's `resized_crop(antialias=True)` for whole numbers. Weights are zero where the box
+    leaves the axis.
+
+    start, extent: (B,) in input pixels. longest: an upper bound on `extent`, if known; it saves waiting for a GPU.
     """
     step = (extent / n_out)[:, None, None]
     out = torch.arange(n_out, device=start.device, dtype=start.dtype)[None, :, None]
-    if flip is not None:
-        out = torch.where(flip[:, None, None], n_out - 1 - out, out)
     low, high = start[:, None, None], (start + extent)[:, None, None]
     centre, width = low + (out + 0.5) * step, step.clamp(min=1)
-    # a triangle covers few inputs: compute those alone, then spread them over a row with a margin for those outside
+    # a triangle covers few inputs: compute only those, then scatter them into rows with a margin for those outside
     taps = 2 * math.ceil(max(1.0, (float(extent.max()) if longest is None else longest) / n_out)) + 1
     at = (centre - 0.5 - width).ceil() + torch.arange(taps, device=start.device, dtype=start.dtype)
     weights = (1 - (at + 0.5 - centre).abs() / width).clamp(min=0)
@@ -34,7 +31,7 @@ def axis_weights(
 
 
 def apply_axes(x: Tensor, weights: list[Tensor]) -> Tensor:
-    """x (B, C, *in) with one (B, out, in) or (out, in) matrix per spatial axis -> (B, C, *out), contiguous."""
+    """Multiply x (B, C, *in) by one (B, out, in) or (out, in) matrix per spatial axis: (B, C, *out), contiguous."""
     for axis, w in enumerate(weights):
         before, n_in, after = x.shape[1 : 2 + axis], x.shape[2 + axis], x.shape[3 + axis :]
         B, rest = x.shape[0], math.prod(after)

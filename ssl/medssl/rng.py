@@ -1,8 +1,8 @@
-"""All randomness starts here. A random number is a pure function of what it is for, never of who drew before.
+"""Keyed random numbers: pure functions of a key, independent of what was drawn before.
 
 `uniform(key, view, slot)` is counter-based: Philox4x32-10 of Salmon et al., 2011 (https://doi.org/10.1145/2063384.2063405)
-with counter (epoch, scan, view and slot, block) and key (seed). It is integer arithmetic, so a resumed run, any number of
-workers or ranks, CPU and GPU all see the same bits.
+with counter (epoch, scan, view and slot, block) and key (seed). It is integer arithmetic, so the bits are the same after a
+resume, with any number of workers or ranks, and on CPU and GPU.
 """
 
 import math
@@ -19,14 +19,14 @@ SLOTS = 1 << 16  # slots per view: view and slot share one counter word
 
 
 class Key(NamedTuple):
-    """What a batch's randomness depends on: the run's seed and, per scan, its epoch and its row in the store."""
+    """The key of a batch's random numbers: the run's seed and, for each scan, its epoch and its row in the store."""
 
-    seed: int | Tensor  # of all scans, or (B,) int64 where runs of several seeds share a batch
+    seed: int | Tensor  # of all scans, or (B,) int64 if runs of several seeds share a batch
     epoch: Tensor  # (B,) int64
     scan: Tensor  # (B,) int64
 
     def split(self, rows: int) -> list["Key"]:
-        """Keys of `rows` scans each."""
+        """Split into keys of `rows` scans each."""
         parts = zip(self.epoch.split(rows), self.scan.split(rows), strict=True)
         if isinstance(self.seed, Tensor):
             return [Key(seed, *part) for seed, part in zip(self.seed.split(rows), parts, strict=True)]
@@ -34,7 +34,7 @@ class Key(NamedTuple):
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:
-    """Philox4x32-10. counter (..., 4) and key (..., 2) hold 32-bit words in int64; returns (..., 4) words alike."""
+    """Philox4x32-10 of counter (..., 4) and key (..., 2), 32-bit words in int64. Returns (..., 4) such words."""
     c0, c1, c2, c3 = counter.unbind(-1)
     k0, k1 = key.unbind(-1)
     for _ in range(10):
@@ -45,7 +45,7 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
 
 
 def words(key: Key, view: int, slot: int, n: int) -> Tensor:
-    """(B, n) independent 32-bit words, in int64."""
+    """Return (B, n) independent 32-bit words, in int64."""
     if not 0 <= slot < SLOTS:
         raise ValueError(f"slot must lie in [0, {SLOTS}), got {slot}")
     scan, epoch = key.scan.long(), key.epoch.to(key.scan.device).long()
@@ -67,7 +67,7 @@ def words(key: Key, view: int, slot: int, n: int) -> Tensor:
 
 
 class _Draw(Function):
-    """A draw of one run. Under torch.vmap over runs it is one draw for all their rows: a row depends on its own key alone."""
+    """A draw of one run. Under torch.vmap over runs, one draw for the rows of all, since a row depends only on its own key."""
 
     @staticmethod
     def forward(draw: Callable[..., Tensor], seed: Tensor, epoch: Tensor, scan: Tensor, *args: Any) -> Tensor:
@@ -88,7 +88,7 @@ class _Draw(Function):
 
 
 def _mappable(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Lets torch.vmap map a draw over the seed, epoch and scan of its key."""
+    """Make a draw work under torch.vmap over the seed, epoch and scan of its key."""
 
     @wraps(draw)
     def wrapped(key: Key, view: int, slot: int, *args: Any) -> Tensor:
@@ -101,12 +101,12 @@ def _mappable(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @_mappable
 def uniform(key: Key, view: int, slot: int, n: int = 1) -> Tensor:
-    """(B, n) float32 in [0, 1), 24 bits each."""
+    """Return (B, n) float32 in [0, 1), 24 bits each."""
     return (words(key, view, slot, n) >> 8).float() * 2.0**-24
 
 
 def _scramble_(x: Tensor) -> Tensor:
-    """In place, a bijection of int32 with good avalanche (constants 'lowbias32' of C. Wellons's hash-prospector)."""
+    """Hash int32 in place by a bijection with good avalanche (constants 'lowbias32' of C. Wellons's hash-prospector)."""
     spare = torch.empty_like(x)
     for shift, mask, factor in ((16, 0xFFFF, 0x7FEB352D), (15, 0x1FFFF, -0x7B935975), (16, 0xFFFF, 1)):
         torch.bitwise_right_shift(x, shift, out=spare)
@@ -115,28 +115,28 @@ def _scramble_(x: Tensor) -> Tensor:
 
 
 def _bits_field(key: Key, view: int, slot: int, n: int) -> Tensor:
-    """(B, n) int32 hashes: one cheap hash per element, keyed by two Philox words per scan."""
-    seeds = words(key, view, slot, 2).to(torch.int32)  # keeps the low 32 bits
+    """Return (B, n) int32: one cheap hash per element, keyed by two Philox words per scan."""
+    seeds = words(key, view, slot, 2).to(torch.int32)  # the low 32 bits
     at = torch.arange(n, dtype=torch.int32, device=seeds.device) * -0x61C88647  # golden-ratio steps
     return _scramble_(_scramble_(at + seeds[:, :1]).bitwise_xor_(seeds[:, 1:]))
 
 
 @cache
 def _normal_quantiles(device: torch.device) -> Tensor:
-    """The 2^16 midpoint quantiles of the normal distribution, scaled to variance 1."""
+    """Return the 2^16 midpoint quantiles of the normal distribution, scaled to variance 1."""
     q = torch.special.ndtri((torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16))
     return (q / q.square().mean().sqrt()).float().to(device)
 
 
 @_mappable
 def uniform_field(key: Key, view: int, slot: int, shape: tuple[int, ...]) -> Tensor:
-    """(B, *shape) float32 in [0, 1), for masks and noise: far cheaper per element than `uniform`."""
+    """Return (B, *shape) float32 in [0, 1), for masks and noise: far cheaper per element than `uniform`."""
     return ((_bits_field(key, view, slot, math.prod(shape)) >> 8) + 2**23).float().mul_(2.0**-24).view(-1, *shape)
 
 
 @_mappable
 def normal_field(key: Key, view: int, slot: int, shape: tuple[int, ...]) -> Tensor:
-    """(B, *shape) float32 standard normals, one of 2^16 quantiles (up to 4.3) for each half of a hash."""
+    """Return (B, *shape) float32 standard normals: one of 2^16 quantiles (up to 4.3) for each half of a hash."""
     n = math.prod(shape)
     halves = _bits_field(key, view, slot, -(-n // 2)).view(torch.int16).int().add_(1 << 15)
     field = _normal_quantiles(halves.device).index_select(0, halves.flatten())
@@ -144,7 +144,7 @@ def normal_field(key: Key, view: int, slot: int, shape: tuple[int, ...]) -> Tens
 
 
 def seed_from(*keys: int) -> int:
-    """One 63-bit seed that depends on all of `keys` and their order (Philox, chained)."""
+    """Return a 63-bit seed that depends on all `keys` and their order (chained Philox)."""
     h = torch.zeros(4, dtype=torch.int64)
     for k in keys:
         h = philox(h ^ torch.tensor([k & MASK, k >> 32 & MASK, 0, len(keys)]), torch.tensor([0x6D656473, 0x736C]))
@@ -152,5 +152,5 @@ def seed_from(*keys: int) -> int:
 
 
 def generator(*keys: int) -> torch.Generator:
-    """A CPU generator keyed by `keys`, for permutations and initial weights."""
+    """Return a CPU generator keyed by `keys`, for permutations and initial weights."""
     return torch.Generator().manual_seed(seed_from(*keys))

@@ -11,9 +11,8 @@ from medssl.resample import apply_axes, axis_weights
 LEVEL = 1 / 255
 
 
-def _box(start: float, extent: float, n_in: int, n_out: int, flip: bool | None = None) -> torch.Tensor:
-    mirror = None if flip is None else torch.tensor([flip])
-    return axis_weights(torch.tensor([float(start)]), torch.tensor([float(extent)]), n_in, n_out, mirror)
+def _box(start: float, extent: float, n_in: int, n_out: int) -> torch.Tensor:
+    return axis_weights(torch.tensor([float(start)]), torch.tensor([float(extent)]), n_in, n_out)
 
 
 @pytest.mark.parametrize(
@@ -58,14 +57,6 @@ def test_weights_are_the_definition(start, extent, n_in, n_out):
 @given(start=st.floats(0, 5), extent=st.floats(2, 8), n_in=st.just(13), n_out=st.integers(1, 20))
 def test_inside_the_axis_a_constant_stays_constant(start, extent, n_in, n_out):
     assert torch.allclose(_box(start, extent, n_in, n_out).sum(-1), torch.ones(1, n_out), atol=1e-5)
-
-
-def test_flip_mirrors_the_output_and_only_where_asked():
-    start, extent = torch.tensor([2.0, 2.0]), torch.tensor([9.0, 9.0])
-    plain = axis_weights(start, extent, 12, 5)
-    flipped = axis_weights(start, extent, 12, 5, torch.tensor([True, False]))
-    assert torch.equal(flipped[0], plain[0].flip(0))
-    assert torch.equal(flipped[1], plain[1])
 
 
 @pytest.mark.parametrize("shape", [(6, 7), (4, 5, 6)])

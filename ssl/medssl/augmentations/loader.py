@@ -1,7 +1,7 @@
-"""Store to views: which scan at which step, one read per batch, and views on whatever device the batch is on.
+"""From a store to augmented views: the scans of each step, read once per batch, and their views, on the batch's device.
 
-Everything is a function of (seed, step), so resuming needs only the step, and the stream does not depend on how many
-workers or ranks share it.
+Everything is a function of (seed, step): resuming needs only the step, and the batches do not depend on the number of
+workers or ranks.
 """
 
 import signal
@@ -23,10 +23,10 @@ RawBatch = dict[str, Tensor]
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
-    """For each step in [start, stop), this rank's share of the batch as (row, epoch) pairs.
+    """Yield, for each step in [start, stop), this rank's part of the batch as (row, epoch) pairs.
 
-    An epoch is a permutation of `rows` keyed by (seed, epoch); what does not fill a last batch is left out of it. Ranks
-    take consecutive parts of the global batch. Raises UserError when `batch` cannot be filled or divided.
+    An epoch is a permutation of `rows` keyed by (seed, epoch), without an incomplete last batch. Ranks take consecutive
+    parts of the global batch. Raises UserError when `batch` cannot be filled or divided.
     """
 
     def __init__(self, rows: np.ndarray, batch: int, start: int, stop: int, seed: int, rank: int = 0, world: int = 1):
@@ -34,8 +34,8 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
             raise UserError(f"a batch of {batch} does not divide over {world} ranks; make it a multiple of {world}")
         if len(rows) < batch:
             most = len(rows) // world * world
-            way_out = f"lower batch to at most {most}" if most else "add scans or use fewer ranks"
-            raise UserError(f"{len(rows)} scans cannot fill a batch of {batch}; {way_out}")
+            remedy = f"lower batch to at most {most}" if most else "add scans or use fewer ranks"
+            raise UserError(f"{len(rows)} scans cannot fill a batch of {batch}; {remedy}")
         self.rows, self.batch, self.start, self.stop = rows, batch, start, stop
         self.seed, self.rank, self.world = seed, rank, world
 
@@ -54,7 +54,10 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
 
 class RawScans(Dataset[RawBatch]):
-    """A canvas read a batch at a time. `targets`: (N, …) by row of the canvas, given out as int64 or, of floats, float32."""
+    """Resampled scans, read a batch at a time.
+
+    targets: (N, …), one per row of `resampled`; returned as float32 if they are floats, else as int64.
+    """
 
     def __init__(self, resampled: ResampledScans, targets: np.ndarray | None = None):
         self.resampled, self.targets = resampled, targets
@@ -63,7 +66,10 @@ class RawScans(Dataset[RawBatch]):
         return len(self.resampled.array)
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> RawBatch:
-        """(row, epoch) pairs -> image (B, C, *S) in the canvas's type (uint16 as int32), low, high, scan, epoch, …"""
+        """Return a raw batch of (row, epoch) pairs: image (B, C, *S), low, high, scan and epoch (B,), perhaps target.
+
+        The image has the type of the resampled scans, except uint16, which becomes int32.
+        """
         rows, epochs = np.array(pairs, dtype=np.int64).T
         image = np.asarray(self.resampled.array[rows])
         raw = {
@@ -74,17 +80,17 @@ class RawScans(Dataset[RawBatch]):
             "epoch": torch.from_numpy(epochs.copy()),
         }
         if self.targets is not None:
-            asked = self.targets[rows]
-            raw["target"] = torch.from_numpy(asked.astype(np.float32 if asked.dtype.kind == "f" else np.int64))
+            target = self.targets[rows]
+            raw["target"] = torch.from_numpy(target.astype(np.float32 if target.dtype.kind == "f" else np.int64))
         return raw
 
 
-def _as_is(raw: Any) -> Any:
+def _identity(raw: Any) -> Any:
     return raw
 
 
-def _leave_signals_to_the_loop(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the loop finishes its step first."""
+def _ignore_interrupt(worker: int) -> None:
+    """Ignore Ctrl-C, which reaches every process of a terminal, so that the loop can finish its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -100,29 +106,32 @@ def loader(
     workers: int = 0,
     targets: np.ndarray | None = None,
 ) -> DataLoader[RawBatch]:
-    """Raw batches of steps [start, stop): the same for any number of workers. `batch` is over all ranks."""
+    """Return a loader of the raw batches of steps [start, stop), the same for any number of workers.
+
+    batch: scans per step, over all ranks.
+    """
     return DataLoader(
         RawScans(resampled, targets),
         batch_sampler=StepSampler(rows, batch, start, stop, seed, rank, world),
-        collate_fn=_as_is,
+        collate_fn=_identity,
         num_workers=workers,
         persistent_workers=workers > 0,
-        worker_init_fn=_leave_signals_to_the_loop,
-        # forked from this process, workers see it die and follow; a fork server would keep them
+        worker_init_fn=_ignore_interrupt,
+        # workers forked from this process end when it dies; those of a fork server would stay
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=torch.cuda.is_available(),
     )
 
 
 def to_unit_range(raw: RawBatch) -> Tensor:
-    """(B, C, *S) float32 in [0, 1]: the window [low, high] of each scan. A scan without a width comes out 0."""
+    """Return (B, C, *S) float32 in [0, 1]: each scan's window [low, high], and 0 for a window without width."""
     x = raw["image"].float()
     low, high = (raw[k].view(-1, *[1] * (x.ndim - 1)) for k in ("low", "high"))
     return (x - low).div_(torch.where(high > low, high - low, 1.0)).clamp_(0, 1)
 
 
 def batch_target(raw: RawBatch, recipe: Recipe, key: rng.Key) -> Tensor:
-    """The truth of a raw batch: what is known of whole scans as it is, a mask (B, *S) as view 0 shows it, (B, *size)."""
+    """Return the targets of a raw batch: those of whole scans unchanged, masks (B, *S) transformed like view 0 (B, *size)."""
     target = raw["target"]
     if target.ndim <= 2:
         return target
@@ -133,9 +142,10 @@ def batch_target(raw: RawBatch, recipe: Recipe, key: rng.Key) -> Tensor:
 def make_views(
     raw: RawBatch, recipe: Recipe, n_views: int, seed: int | Tensor, mean: float, std: float
 ) -> tuple[list[Tensor], rng.Key]:
-    """Views 0 … n_views - 1 of a raw batch, each (B, C, *size) float32 and (unit - mean) / std, and the batch's key.
+    """Return views 0 … n_views - 1 of a raw batch, each (B, C, *size) float32, and the batch's key.
 
-    Runs where raw["image"] is, in float32 whatever the autocast around it. "scan" and "epoch" may stay on the CPU.
+    Views are standardised: (value in [0, 1] - mean) / std. Runs on the device of raw["image"], in float32 even under
+    autocast. "scan" and "epoch" may stay on the CPU.
     """
     key = rng.Key(seed, raw["epoch"], raw["scan"])
     with torch.no_grad(), torch.autocast(raw["image"].device.type, enabled=False):

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medssl import catalog
 from medssl.cli.main import _header
-from medssl.errors import Stopped, UsageError, UserError, nearest
+from medssl.errors import Interrupted, UsageError, UserError, nearest
 from medssl.results import Result
 
 # taken literally, whatever they hold
@@ -81,7 +81,7 @@ def run(command: str, args: list[str]) -> None:
     def job(cfg: DictConfig) -> None:
         """One wrong combination does not stop the others; a stop that was asked for does."""
         hydra_cfg = HydraConfig.get()
-        if any(isinstance(e, Stopped) for e in failed):
+        if any(isinstance(e, Interrupted) for e in failed):
             return
         try:
             call(command, cfg, dict(hydra_cfg.runtime.choices) | own, Path(hydra_cfg.runtime.output_dir))

@@ -1,4 +1,4 @@
-"""A small convolutional network for small scans, in 2D and 3D."""
+"""Small convolutional network for small scans, in 2D and 3D."""
 
 import torch.nn as nn
 from torch import Tensor
@@ -9,15 +9,15 @@ SMALL = 32  # pixels along the longest axis up to which the first stage keeps th
 
 
 class CNN(nn.Module):
-    """(B, C, *size) -> (B, dim = last width): stages of two 3x3 convolutions, then the mean over positions.
+    """Encode (B, C, *size) as (B, dim = last width): stages of two 3x3 convolutions, then the mean over positions.
 
-    Every stage halves the resolution, except the first on scans of up to 32 pixels. Meant for 28 to 64 pixels, where an
-    ImageNet stem throws most of the image away.
+    Every stage halves the resolution, except the first for scans of up to 32 pixels. For scans of 28 to 64 pixels, which
+    an ImageNet stem would reduce to very few.
 
     Attributes:
         layers: the stages; applied in order they give `maps`.
 
-    Raises UserError for an unknown `norm` and for widths that groups of 8 do not divide.
+    Raises UserError for an unknown `norm` and for widths not divisible by 8 with group norm.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class CNN(nn.Module):
         self.layers = nn.ModuleList(_stage(len(size), *stage, norm) for stage in zip(ins, widths, strides, strict=True))
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """(B, C, *size) -> (B, width, *s) of every stage, from fine to coarse."""
+        """Return the maps (B, width, *s) of every stage for x (B, C, *size), from fine to coarse."""
         found = []
         for layer in self.layers:
             x = layer(x)
@@ -47,15 +47,15 @@ class CNN(nn.Module):
         return found
 
     def maps(self, x: Tensor) -> Tensor:
-        """(B, C, *size) -> (B, dim, *s), the last of `stages`."""
+        """Return (B, dim, *s) for x (B, C, *size), the last of `stages`."""
         return self.stages(x)[-1]
 
     def by_depth(self) -> list[list[nn.Parameter]]:
-        """Every parameter once, stage by stage from the input on: the unit of freezing and of layer-wise rates."""
+        """Return the parameters of each stage, input first: the units of freezing and layer-wise learning rates."""
         return [list(layer.parameters()) for layer in self.layers]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *size) -> (B, dim)."""
+        """Return (B, dim) for x (B, C, *size)."""
         return self.maps(x).flatten(2).mean(2)
 
 

@@ -1,4 +1,4 @@
-"""A fully connected encoder: what deep belief nets and stacked autoencoders train layer by layer."""
+"""Fully connected encoder, trained layer by layer by deep belief nets and stacked autoencoders."""
 
 import math
 
@@ -11,12 +11,12 @@ CODES = ("same", "linear")
 
 
 class MLP(nn.Module):
-    """(B, C, *size) -> (B, dim = last width).
+    """Encode (B, C, *size) as (B, dim = last width).
 
     Attributes:
-        layers: one `Sequential(Flatten, Linear, activation)` per width, to be applied in order.
+        layers: one `Sequential(Flatten, Linear, activation)` per width, in order.
 
-    code: what the last layer gives, "same" as the others or "linear", without an activation.
+    code: activation of the last layer, "same" as the others or "linear" (none).
 
     Raises UserError for an unknown activation or code and for no widths.
     """
@@ -46,15 +46,15 @@ class MLP(nn.Module):
         )
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """There are none: UserError."""
+        """Raise UserError: there are no feature maps."""
         raise UserError("an MLP has no feature maps; choose encoder=cnn, vit or resnet18")
 
     def by_depth(self) -> list[list[nn.Parameter]]:
-        """Every parameter once, layer by layer from the input on."""
+        """Return the parameters of each layer, input first."""
         return [list(layer.parameters()) for layer in self.layers]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *size) -> (B, dim)."""
+        """Return (B, dim) for x (B, C, *size)."""
         for layer in self.layers:
             x = layer(x)
         return x

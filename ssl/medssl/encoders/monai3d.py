@@ -11,13 +11,13 @@ SMALL = 32  # voxels along the longest axis up to which the stem keeps the resol
 
 
 class ResNet3d(nn.Module):
-    """(B, C, D, H, W) -> (B, dim): a 3D ResNet, globally average-pooled (He et al., 2015; Chen et al., 2019, Med3D).
+    """Encode (B, C, D, H, W) as (B, dim): a 3D ResNet with global average pooling (He et al., 2015; Chen et al., 2019, Med3D).
 
     `net` is MONAI's own module, so its state dict loads into `monai.networks.nets.resnet18(spatial_dims=3,
     n_input_channels=channels, conv1_t_stride=encoder.net.conv1.stride, feed_forward=False)`. The stem halves the
-    volume, as in Med3D, except volumes of up to 32 voxels a side, of which five halvings would leave one voxel.
+    volume, as in Med3D, except for volumes of up to 32 voxels a side, which five halvings would reduce to one voxel.
 
-    Raises UserError for a 2D size, an unknown model, and without MONAI.
+    Raises UserError for a 2D size, for an unknown model, and if MONAI is not installed.
     """
 
     def __init__(self, channels: int, size: tuple[int, ...], model: str = "resnet18"):
@@ -36,17 +36,17 @@ class ResNet3d(nn.Module):
         self.dim = self.net.in_planes
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> (B, dim)."""
+        """Return (B, dim) for x (B, C, D, H, W)."""
         return self.maps(x_BCDHW).mean((2, 3, 4))
 
     def by_depth(self) -> list[list[nn.Parameter]]:
-        """Every parameter once from the input on: the stem, then the residual blocks."""
+        """Return the parameters of the stem and of each residual block."""
         n = self.net
         blocks = [block for stage in (n.layer1, n.layer2, n.layer3, n.layer4) for block in stage]
         return [[*n.conv1.parameters(), *n.bn1.parameters()], *(list(block.parameters()) for block in blocks)]
 
     def stages(self, x_BCDHW: Tensor) -> list[Tensor]:
-        """(B, C, D, H, W) -> (B, width, d, h, w) of the stem and of the four groups of blocks, from fine to coarse."""
+        """Return the maps (B, width, d, h, w) of the stem and the four groups of blocks, from fine to coarse."""
         n = self.net
         found = [n.act(n.bn1(n.conv1(x_BCDHW)))]
         x = n.maxpool(found[0])
@@ -56,12 +56,12 @@ class ResNet3d(nn.Module):
         return found
 
     def maps(self, x_BCDHW: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> (B, dim, d, h, w), 1/16 or 1/32 of the resolution: the last of `stages`."""
+        """Return (B, dim, d, h, w) at 1/16 or 1/32 of the resolution, the last of `stages`."""
         return self.stages(x_BCDHW)[-1]
 
 
 def _nets(model: str) -> Any:
-    """The constructor, imported late: MONAI is an extra and takes seconds to import."""
+    """Return the constructor. Imported late: MONAI is an extra and takes seconds to import."""
     try:
         from monai.networks.nets import resnet
     except ImportError as e:

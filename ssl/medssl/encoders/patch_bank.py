@@ -1,8 +1,8 @@
-"""A bank of whitened patches, trained without gradients.
+"""Bank of whitened patches, trained without gradients.
 
 Coates, Lee & Ng, 2011, "An analysis of single-layer networks in unsupervised feature learning". Every patch of a scan
 is normalised, whitened and compared with K centroids; the codes are averaged over a coarse grid. The statistics and
-the centroids are buffers: whoever trains the bank writes them. Until then the centroids are noise.
+the centroids are buffers, set by the method that trains the bank; before training, the centroids are noise.
 """
 
 import math
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from medssl.errors import UserError
 
-BUDGET = 1 << 22  # numbers in the largest intermediate, the codes of one chunk: 16 MB
+BUDGET = 1 << 22  # numbers in the largest intermediate tensor, the codes of one chunk: 16 MB
 
 
 class PatchBank(nn.Module):
-    """(B, C, *size) -> (B, dim = centroids * pool^axes), 2D or 3D. No parameters.
+    """Encode (B, C, *size) as (B, dim = centroids * pool^axes), 2D or 3D. No parameters.
 
     The output is ordered by grid cell, then by centroid.
 
@@ -30,11 +30,11 @@ class PatchBank(nn.Module):
         channels: of the scans.
         size: of the scans.
         patch: edge in pixels; by default 6 in 2D, as in the paper, and 4 in 3D.
-        centroids: how many.
+        centroids: number of centroids.
         pool: cells per axis.
-        contrast: added to a patch's variance before it is divided out, for standardised scans. The authors' code adds
-            10 to pixels of 0 to 255: 0.01 at a standard deviation of 0.12 of the range. On PneumoniaMNIST 0.005 to 0.02
-            do equally well (test AUC .967 to .968).
+        contrast: added to the variance of a patch before dividing by it, for standardised scans. The authors' code adds
+            10 for pixels of 0 to 255: 0.01 at a standard deviation of 0.12 of the range. On PneumoniaMNIST, 0.005 to
+            0.02 perform equally well (test AUC .967 to .968).
 
     Raises UserError when a patch does not fit the scans or the grid has more cells than there are patches.
     """
@@ -69,31 +69,31 @@ class PatchBank(nn.Module):
         self.register_buffer("centroids", torch.randn(centroids, P))
 
     def set_whitening(self, mean_P: Tensor, cov_PP: Tensor, eps: float = 0.1) -> None:
-        """ZCA: V (L + eps)^(-1/2) V^T of the covariance of normalised patches; eps as in the paper's code."""
+        """Set ZCA whitening, V (L + eps)^(-1/2) V^T, from the covariance of normalised patches; eps as in the paper's code."""
         values, vectors = torch.linalg.eigh(cov_PP.double())
         self.mean.copy_(mean_P)
         self.whiten.copy_((vectors * (values.clamp(min=0) + eps).rsqrt()) @ vectors.T)
 
     def patches_at(self, x: Tensor, u_Bn: Tensor) -> Tensor:
-        """(B, C, *size) and n uniforms in [0, 1) per scan -> (B * n, P) normalised patches at those positions."""
+        """Return (B * n, P) normalised patches of x (B, C, *size) at the positions of n uniforms in [0, 1) per scan."""
         at = (u_Bn.double() * math.prod(self.positions)).long().clamp(max=math.prod(self.positions) - 1)
         scan = torch.arange(len(x), device=x.device)[:, None].expand_as(at)
         where = torch.unravel_index(at, self.positions)
         return self._normalise(self._windows(x)[(scan, *where)].flatten(2).flatten(0, 1))
 
     def whitened(self, patches_NP: Tensor) -> Tensor:
-        """(N, P) normalised patches -> (N, P), as the centroids are."""
+        """Whiten (N, P) normalised patches, like the centroids."""
         return (patches_NP - self.mean) @ self.whiten
 
     def code(self, patches_NP: Tensor) -> Tensor:
-        """(N, P) normalised patches -> (N, K) triangle code: how much nearer a centroid is than their mean, or 0."""
+        """Return the triangle code (N, K) of normalised patches: the mean distance minus the distance to each centroid, or 0."""
         y = self.whitened(patches_NP)
         z = torch.addmm(self.centroids.square().sum(1), y, self.centroids.T, alpha=-2)
         z = z.add_(y.square().sum(1, keepdim=True)).clamp_(min=0).sqrt_()
         return (z.mean(1, keepdim=True) - z).clamp_(min=0)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """(B, C, *size) -> (B, dim), a chunk of patches at a time."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, dim) for x (B, C, *size), computed in chunks of patches."""
         K, (first, *rest) = len(self.centroids), self.positions
         grids = [_cells(n, self.pool).to(x) for n in self.positions]
         rows = max(1, BUDGET // (max(K, len(self.mean)) * math.prod(rest)))
@@ -105,44 +105,40 @@ class PatchBank(nn.Module):
                 part = windows[:, r : r + rows]
                 shape = part.shape[: 1 + len(self.size)]
                 h = self.code(self._normalise(part.flatten(1 + len(self.size)).flatten(0, -2))).view(*shape, K)
-                for grid in reversed(grids[1:]):  # the last axis first: each product leaves less for the next
+                for grid in reversed(grids[1:]):  # the last axis first: every product shrinks the next
                     h = (grid @ h).flatten(-2)
                 out[b : b + step] += grids[0][:, r : r + rows] @ h
         return out.flatten(1)
 
     @property
     def banks(self) -> "tuple[PatchBank, ...]":
-        """Itself: what encoders.patch_pyramid has several of."""
+        """The bank itself, for code that takes a PatchPyramid as well."""
         return (self,)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """There are none: UserError."""
+        """Raise UserError: there are no feature maps."""
         raise UserError(
             "the patch bank has no feature maps, only averages of codes; choose encoder=cnn, vit or resnet18"
         )
 
     def by_depth(self) -> list[list[nn.Parameter]]:
-        """Nothing here is trained by gradient."""
+        """Return no parameters: nothing is trained by gradient."""
         return []
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *size) -> (B, dim)."""
-        return self.encode(x)
-
     def _windows(self, x: Tensor) -> Tensor:
-        """(B, *positions, C, *patch), a view."""
+        """Return all patches (B, *positions, C, *patch) as a view of x."""
         for axis in range(2, x.ndim):
             x = x.unfold(axis, self.patch, 1)
         return x.movedim(1, 1 + len(self.size))
 
     def _normalise(self, patches_NP: Tensor) -> Tensor:
-        """Brightness and contrast normalisation of every patch by itself."""
+        """Normalise the brightness and contrast of each patch."""
         p = patches_NP - patches_NP.mean(1, keepdim=True)
         return p * (p.square().mean(1, keepdim=True) + self.contrast).rsqrt()
 
 
 def _cells(n: int, pool: int) -> Tensor:
-    """(pool, n) averages over `pool` neighbouring cells that share nothing and leave nothing out."""
+    """Return the (pool, n) matrix that averages `pool` disjoint cells covering an axis."""
     edges = [round(i * n / pool) for i in range(pool + 1)]
     out = torch.zeros(pool, n)
     for i, (a, b) in enumerate(pairwise(edges)):

@@ -1,4 +1,4 @@
-"""Banks of whitened patches of several sizes, side by side: see encoders.patch_bank."""
+"""Banks of whitened patches of several sizes (see encoders.patch_bank)."""
 
 from collections.abc import Sequence
 
@@ -10,20 +10,20 @@ from medssl.errors import UserError
 
 
 class PatchPyramid(nn.Module):
-    """(B, C, *size) -> (B, dim), the outputs of its banks one after the other. 2D or 3D, no parameters.
+    """Encode (B, C, *size) as (B, dim), the concatenated outputs of its banks. 2D or 3D, no parameters.
 
-    A bank sees texture at the size of its patches and nothing else. Small ones see edges, large ones see ribs and vessels.
+    A bank represents texture at the size of its patches: edges for small ones, ribs and vessels for large ones.
 
     Args:
         channels: of the scans.
         size: of the scans.
-        patches: edges in pixels, one for each bank. By default a seventh and two sevenths of the shortest axis in 2D, half as
-            much in 3D, at least 3: 4 and 8 of 28 pixels, 9 and 18 of 64.
-        centroids: of each.
-        pool: cells per axis of each.
+        patches: edges in pixels, one per bank. By default 1/7 and 2/7 of the shortest axis in 2D, half of that in 3D, at
+            least 3: 4 and 8 for 28 pixels, 9 and 18 for 64.
+        centroids: number of centroids of each bank.
+        pool: cells per axis of each bank.
         contrast: see PatchBank.
 
-    Raises UserError without patches, and as PatchBank does.
+    Raises UserError if `patches` is empty, and as PatchBank does.
     """
 
     def __init__(
@@ -45,18 +45,14 @@ class PatchPyramid(nn.Module):
         banks = [PatchBank(channels, size, p, centroids, pool, contrast) for p in patches]
         self.banks, self.dim = nn.ModuleList(banks), sum(bank.dim for bank in banks)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """(B, C, *size) -> (B, dim)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, dim) for x (B, C, *size)."""
         return torch.cat([bank(x) for bank in self.banks], 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *size) -> (B, dim)."""
-        return self.encode(x)
-
     def stages(self, x: Tensor) -> list[Tensor]:
-        """There are none: UserError."""
+        """Raise UserError: there are no feature maps."""
         raise UserError("patch banks have no feature maps, only averages of codes; choose encoder=cnn, vit or resnet18")
 
     def by_depth(self) -> list[list[nn.Parameter]]:
-        """Nothing here is trained by gradient."""
+        """Return no parameters: nothing is trained by gradient."""
         return []

@@ -1,7 +1,8 @@
-"""Any timm model as an encoder for 2D scans, and ResNets that follow the store into 3D."""
+"""Any timm model as an encoder of 2D scans, and ResNets in 2D or 3D."""
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm
@@ -16,12 +17,12 @@ from medssl.errors import UserError
 
 
 class TimmEncoder(nn.Module):
-    """(B, C, H, W) -> (B, dim): the pooled features in front of a timm model's classifier.
+    """Encode (B, C, H, W) as (B, dim): the pooled features before a timm model's classifier.
 
     `net` is the timm model itself: its state dict loads into `timm.create_model(model, in_chans=channels,
     num_classes=0)`, with `img_size=size` for a transformer.
 
-    Raises UserError for a 3D size, a model timm does not know, a size it cannot take, and weights it cannot fetch.
+    Raises UserError for a 3D size, an unknown model, a size it does not support, and weights that cannot be fetched.
     """
 
     def __init__(self, channels: int, size: tuple[int, ...], model: str = "resnet18", pretrained: bool = False):
@@ -39,13 +40,13 @@ class TimmEncoder(nn.Module):
         self.dim = self._width(model)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, dim)."""
+        """Return (B, dim) for x (B, C, H, W)."""
         return self.net(x_BCHW)
 
     def maps(self, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, dim, h, w) features before pooling; a transformer's tokens are laid out on their grid.
+        """Return the features (B, dim, h, w) before pooling; a transformer's tokens on their grid.
 
-        Raises UserError where the model has no such map of `dim` channels (a layer after pooling, a token pyramid).
+        Raises UserError if the model has no map with `dim` channels (a layer after pooling, a token pyramid).
         """
         f = self.net.forward_features(x_BCHW)
         if isinstance(f, Tensor) and f.ndim == 3 and hasattr(self.net, "num_prefix_tokens"):
@@ -57,9 +58,9 @@ class TimmEncoder(nn.Module):
         return f
 
     def stages(self, x_BCHW: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> (B, width, h, w) from fine to coarse, as timm's forward_intermediates gives them.
+        """Return the maps (B, width, h, w) of timm's forward_intermediates, from fine to coarse.
 
-        Of a model with one resolution, such as a transformer, a `pyramid`. Raises UserError where timm has no such maps.
+        For a model with one resolution, such as a transformer, a `pyramid`. Raises UserError if timm has no such maps.
         """
         try:
             found = self.net.forward_intermediates(x_BCHW, norm=True, output_fmt="NCHW", intermediates_only=True)
@@ -72,10 +73,10 @@ class TimmEncoder(nn.Module):
         return pyramid(found, patch, lambda m: m)
 
     def by_depth(self) -> list[list[nn.Parameter]]:
-        """Every parameter once from the input on, in the groups timm has for layer-wise learning rates.
+        """Return the parameters in timm's groups for layer-wise learning rates, input first.
 
-        Where timm has none for a model, its top-level modules are the groups, and the items of those that are lists. A
-        final norm goes with the last block.
+        For a model without such groups, one group per top-level module and per item of those that are lists. A final norm
+        belongs to the last block.
         """
         if hasattr(self.net, "group_matcher"):
             of_timm = group_parameters(self.net, self.net.group_matcher(coarse=False), return_values=True)
@@ -91,7 +92,7 @@ class TimmEncoder(nn.Module):
         return groups
 
     def _width(self, model: str) -> int:
-        """Runs an empty image through, so that a size the model cannot take fails here and not in the first epoch."""
+        """Return the output width, from a pass of an empty image, so that an unsupported size fails at construction."""
         patch = getattr(getattr(self.net, "patch_embed", None), "patch_size", (1, 1))
         if any(n % p for n, p in zip(self.size, patch, strict=True)):
             raise UserError(f"size {self.size} is not a multiple of {model}'s patch {tuple(patch)}; choose one")
@@ -109,9 +110,9 @@ class TimmEncoder(nn.Module):
 
 
 def resnet(channels: int, size: tuple[int, ...], model: str = "resnet18", pretrained: bool = False) -> nn.Module:
-    """The ResNet of that name for the store at hand: timm's in 2D, MONAI's in 3D (He et al., 2015, arXiv:1512.03385).
+    """Build a ResNet: timm's in 2D, MONAI's in 3D (He et al., 2015, arXiv:1512.03385).
 
-    Raises UserError for pretrained weights in 3D (there are none here) and as the two encoders do.
+    Raises UserError for pretrained weights in 3D, which do not exist here, and as the two encoders do.
     """
     if len(size) == 2:
         return TimmEncoder(channels, size, model, pretrained)
@@ -121,7 +122,7 @@ def resnet(channels: int, size: tuple[int, ...], model: str = "resnet18", pretra
 
 
 def weights_available(model: str) -> bool:
-    """Whether timm's weights of `model` are on this machine, so that `pretrained` need not fetch them."""
+    """Return whether timm's weights of `model` are on this machine, so that `pretrained` works offline."""
     about = get_pretrained_cfg(model)
     if about is None or not about.hf_hub_id:
         return False
@@ -130,14 +131,12 @@ def weights_available(model: str) -> bool:
 
 
 def _create(model: str, pretrained: bool, channels: int, size: tuple[int, ...]) -> nn.Module:
-    def build(**more: Any) -> nn.Module:
-        return timm.create_model(model, pretrained=pretrained, in_chans=channels, num_classes=0, **more)
-
-    if not pretrained:
-        return _with_size(build, model, size)
+    build = partial(timm.create_model, model, pretrained=pretrained, in_chans=channels, num_classes=0)
     try:
         return _with_size(build, model, size)
     except Exception as e:  # the hub's client raises its own, httpx's, requests' and urllib's errors, by version
+        if not pretrained:
+            raise
         why = str(e).split("\n", 1)[0]
         raise UserError(
             f"encoder.pretrained: the weights of {model} are not available offline ({type(e).__name__}: {why}); "
@@ -146,7 +145,7 @@ def _create(model: str, pretrained: bool, channels: int, size: tuple[int, ...]) 
 
 
 def _with_size(build: Callable[..., nn.Module], model: str, size: tuple[int, ...]) -> nn.Module:
-    """Transformers want the image size when they are built; convolutional nets refuse to hear of it."""
+    """Build with the image size, which transformers need, or without, for convolutional networks, which refuse it."""
     try:
         return build(img_size=size)
     except TypeError as e:

@@ -1,4 +1,4 @@
-"""A plain vision transformer for images and volumes: patches, fixed positions, pre-norm blocks, mean of the tokens."""
+"""Plain vision transformer for images and volumes: patches, fixed positions, pre-norm blocks, mean of the tokens."""
 
 import math
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from medssl.errors import UserError
 
 
 def sincos(grid: tuple[int, ...], dim: int) -> Tensor:
-    """(prod(grid), dim) float32 sine and cosine positions, rows in row-major order of the grid.
+    """Return (prod(grid), dim) float32 sine and cosine positions, rows in row-major order of the grid.
 
     Each axis has 2 * (dim // (2 * axes)) channels, sines then cosines, at frequencies 10000^(-i/k) as in Vaswani et
-    al., 2017, section 3.5; what dim leaves over is zero.
+    al., 2017, section 3.5; remaining channels are zero.
     """
     k = dim // (2 * len(grid))
     omega = 10_000.0 ** (-torch.arange(k) / k)
@@ -42,14 +42,14 @@ class Block(nn.Module):
 
 
 def pyramid(depths: list[Tensor], patch: tuple[int, ...], as_map: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Outputs of a transformer's blocks -> maps from fine to coarse, each of twice the resolution of the next.
+    """Turn the outputs of a transformer's blocks into maps from fine to coarse, each of twice the resolution of the next.
 
     A transformer has one resolution. As in ViTDet's simple feature pyramid (Li et al., 2022, https://arxiv.org/abs/2203.16527,
-    section 3) the finer maps are enlarged from it, by at most 4 and not beyond a pixel; here linearly and without weights,
-    since these belong to the decoder. As in SETR (Zheng et al., 2021, https://arxiv.org/abs/2012.15840) the finer come from
-    shallower blocks; the last is of the last block.
+    section 3), finer maps are enlarged from it, by at most 4 and not beyond a pixel; here by linear interpolation, since
+    weights belong to the decoder. As in SETR (Zheng et al., 2021, https://arxiv.org/abs/2012.15840), finer maps come from
+    shallower blocks, and the coarsest from the last block.
 
-    as_map: one of `depths` -> (B, dim, *grid).
+    as_map: maps an element of `depths` to (B, dim, *grid).
     """
     levels = min(3, int(math.log2(min(patch))) + 1, len(depths))
     found = [as_map(depths[(k + 1) * len(depths) // levels - 1]) for k in range(levels)]
@@ -61,16 +61,16 @@ def pyramid(depths: list[Tensor], patch: tuple[int, ...], as_map: Callable[[Tens
 
 
 class ViT(nn.Module):
-    """(B, C, *size) -> (B, dim), 2D or 3D (Dosovitskiy et al., 2021, arXiv:2010.11929; without a class token).
+    """Encode (B, C, *size) as (B, dim), 2D or 3D (Dosovitskiy et al., 2021, arXiv:2010.11929; without a class token).
 
     `patch` is an edge in pixels, or one per axis; by default the divisor of each axis nearest to an eighth of it (in 2D
-    at most 16 pixels), so 49 to 196 tokens for images of 28 to 224 pixels and some 512 for volumes.
+    at most 16 pixels): 49 to 196 tokens for images of 28 to 224 pixels and about 512 for volumes.
 
     Attributes:
         patch, grid: tuples, one number per axis; prod(grid) tokens in row-major order.
         pos: (N, dim) fixed positions.
 
-    Raises UserError when a size is not a multiple of the patch or `dim` does not fit `heads` or the positions.
+    Raises UserError if a size is not a multiple of the patch or `dim` does not fit `heads` or the positions.
     """
 
     pos: Tensor
@@ -102,7 +102,7 @@ class ViT(nn.Module):
                 nn.init.zeros_(m.bias)
 
     def patchify(self, x: Tensor) -> Tensor:
-        """(B, C, *size) -> (B, N, C * prod(patch)); a patch is flattened channel first, then in row-major order."""
+        """Return the patches (B, N, C * prod(patch)) of x, each flattened channel first, then in row-major order."""
         n = len(self.patch)
         split = [m for pair in zip(self.grid, self.patch, strict=True) for m in pair]
         x = x.reshape(*x.shape[:2], *split)
@@ -110,7 +110,7 @@ class ViT(nn.Module):
         return x.permute(0, *cells, 1, *inner).flatten(n + 1).flatten(1, n)
 
     def tokens(self, x: Tensor, keep_BK: Tensor | None = None) -> Tensor:
-        """(B, C, *size) -> (B, N, dim), or (B, K, dim) of the patches `keep_BK` alone; the others are not read."""
+        """Return the tokens (B, N, dim) of x, or (B, K, dim) of the patches `keep_BK` alone; the others are not read."""
         patches, pos = self.patchify(x), self.pos.expand(len(x), -1, -1)
         if keep_BK is not None:
             patches, pos = (t.gather(1, keep_BK[..., None].expand(-1, -1, t.shape[2])) for t in (patches, pos))
@@ -120,7 +120,7 @@ class ViT(nn.Module):
         return self.norm(h)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """(B, C, *size) -> (B, dim, *s): tokens of evenly spaced blocks as a `pyramid`; the last is `maps(x)`."""
+        """Return the `pyramid` (B, dim, *s) of the tokens of evenly spaced blocks; the last is `maps(x)`."""
         h, found = self.embed(self.patchify(x)) + self.pos, []
         for block in self.blocks:
             h = block(h)
@@ -128,17 +128,17 @@ class ViT(nn.Module):
         return pyramid(found, self.patch, lambda h: self.norm(h).transpose(1, 2).unflatten(2, self.grid))
 
     def maps(self, x: Tensor) -> Tensor:
-        """(B, C, *size) -> (B, dim, *grid): the tokens on their grid."""
+        """Return the tokens on their grid (B, dim, *grid)."""
         return self.tokens(x).transpose(1, 2).unflatten(2, self.grid)
 
     def by_depth(self) -> list[list[nn.Parameter]]:
-        """Every parameter once from the input on: the patches' embedding, then the blocks, the last with the final norm."""
+        """Return the parameters of the patch embedding and of each block, the last with the final norm."""
         groups = [list(part.parameters()) for part in (self.embed, *self.blocks)]
         groups[-1] += self.norm.parameters()
         return groups
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *size) -> (B, dim): the mean of the tokens."""
+        """Return the mean of the tokens (B, dim)."""
         return self.tokens(x).mean(1)
 
 
@@ -155,7 +155,7 @@ def _patch(size: tuple[int, ...], patch: int | list[int] | None) -> tuple[int, .
 
 
 def _divisor(n: int, target: float) -> int:
-    """The divisor of n nearest to `target` (the larger of two)."""
+    """Return the divisor of n nearest to `target`, the larger in a tie."""
     best = min((p for p in range(1, n + 1) if n % p == 0), key=lambda p: (abs(p - target), -p))
     if best > max(2 * target, 1) or best < target / 2:
         raise UserError(f"size {n} has no divisor near {target:.0f}; choose a multiple of 8 or set encoder.patch")

@@ -18,7 +18,7 @@ import numpy as np
 from medssl import catalog
 from medssl.encoders.config import EncoderConfig
 from medssl.encoders.export import load_encoder
-from medssl.errors import Stopped, UserError, nearest
+from medssl.errors import Interrupted, UserError, nearest
 from medssl.files import atomic
 from medssl.runs.config import PretrainConfig
 from medssl.runs.run_folder import Run
@@ -163,7 +163,7 @@ def kept(folder: Path, key: list[Any], compute: Callable[[], np.ndarray]) -> np.
         return np.load(path, allow_pickle=False)  # absent or damaged is the same: made anew
     try:
         found = compute()
-    except Stopped as e:  # its half-trained state is not worth keeping
+    except Interrupted as e:  # its half-trained state is not worth keeping
         raise UserError("stopped; run the same command again", e.code) from e
     with suppress(UserError, OSError), atomic(path) as part, part.open("wb") as f:
         np.save(f, found)

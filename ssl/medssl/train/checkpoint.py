@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill, and the words for a run that cannot go on."""
+"""Checkpoints that survive a kill, and the error of a run whose loss or gradient is not finite."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from medssl.train.stop import TrainingStopped
 
 
 def save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
-    """Write beside, then rename: a kill leaves the old checkpoint or the new one. Called on every rank."""
+    """Save `state` atomically: a kill leaves the old checkpoint or the new one. Call on every rank."""
     part = path.with_suffix(".part")
     try:
         with disk_errors(path):
@@ -27,17 +27,16 @@ def save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
 
 
 def load(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
-    """Fill `state` from a checkpoint; tensors and numbers only, no pickled code."""
+    """Fill `state` from a checkpoint of tensors and numbers; pickled code is refused."""
     try:
         fabric.load(path, state, weights_only=True)
-    except Exception as e:  # whatever torch makes of damaged bytes
-        raise UserError(
-            f"{path} is damaged or belongs to another run ({type(e).__name__}); delete it to start again"
-        ) from e
+    except Exception as e:  # torch raises many types for damaged bytes
+        why = f"{path} is damaged or belongs to another run ({type(e).__name__}); delete it to start again"
+        raise UserError(why) from e
 
 
 def not_finite(method: Method, step: int, last: Path) -> TrainingStopped:
-    """Names the last parameter whose gradient is broken, which is nearest to the loss, and the way out."""
+    """Return the error that names the last parameter without a finite gradient, the nearest to the loss, and the remedy."""
     bad = [n for n, p in method.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
     good = f"The last good checkpoint is {last}. " if last.exists() else ""
     return TrainingStopped(

@@ -1,28 +1,29 @@
-"""What a run writes down: deterministic rows in metrics.jsonl, wall-clock rows in timing.jsonl, and wandb if asked."""
+"""The log of a run: deterministic rows in metrics.jsonl, wall-clock rows in timing.jsonl, and wandb on request."""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from medssl.errors import UserError
 from medssl.files import disk_errors, write_text
 
 SINKS = ("jsonl", "wandb", "wandb-online")
 
 
 class Log:
-    """Rows of a run. `metrics.jsonl` holds nothing that depends on the clock, so a resumed run writes the same bytes."""
+    """Log rows to the folder `run`, and to wandb (`config` with them) if `sink` is not "jsonl".
+
+    metrics.jsonl has no value that depends on the clock, so a resumed run writes the same bytes.
+    """
 
     def __init__(self, run: Path, sink: str, config: dict[str, Any]):
-        self.run, self.wandb = run, None
-        if sink != "jsonl":
-            self.wandb = _wandb(run, sink, config)
+        self.run = run
+        self.wandb = None if sink == "jsonl" else _wandb(run, sink, config)
 
     def rewind(self, step: int, writes: bool) -> list[dict[str, Any]]:
-        """Drop what a killed run wrote past its last checkpoint and any line it did not finish; the metrics kept.
+        """Drop rows after `step`, which a killed run wrote past its last checkpoint, and unfinished lines.
 
-        `writes` is for one rank; the others only read.
+        Returns the remaining rows of metrics.jsonl. writes: true on one rank; the others only read.
         """
         kept: list[str] = []
         for name in ("timing.jsonl", "metrics.jsonl"):
@@ -42,7 +43,7 @@ class Log:
             self.wandb.log({k: v for k, v in (row | timing).items() if k != "step"}, step=row["step"])
 
     def close(self) -> None:
-        """The run is over."""
+        """Finish the wandb run."""
         if self.wandb is not None:
             self.wandb.finish()
 
@@ -55,10 +56,8 @@ def _step(line: str) -> float:
 
 
 def _wandb(run: Path, sink: str, config: dict[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError as e:
-        raise UserError(f"log={sink} needs wandb: pip install 'medssl[wandb]'") from e
+    import wandb  # takes seconds
+
     path = run.resolve()
     identity = f"{path.name}-{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
     mode: Any = "online" if sink == "wandb-online" else "offline"

@@ -1,4 +1,4 @@
-"""The one training loop. Read it top to bottom; behind it are Fabric and the sampler, nothing else."""
+"""The training loop, for every method and task."""
 
 import time
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def train(
     optimizer = optim.build(method)
     if fabric.world_size > 1:
         convert_batch_norm(method)
-    if optimizer is None:  # nothing learns by gradient, so there is nothing for ranks to synchronise
+    if optimizer is None:  # nothing is trained by gradient, so ranks have nothing to synchronise
         module: Any = method.to(fabric.device)
         state: dict[str, Any] = {"method": method, "step": 0}
     else:
@@ -79,13 +79,13 @@ def train(
         for step in range(start, steps):
             clock = Clock(step, steps)
             lr = optim.lr_at(clock.frac)
-            torch.manual_seed(seed_from(seed, step, fabric.global_rank))  # dropout and the like
+            torch.manual_seed(seed_from(seed, step, fabric.global_rank))  # for dropout etc.
             means: dict[str, Tensor] = {}
             for micro in range(accumulate):
-                asked = time.perf_counter()
+                waits_since = time.perf_counter()
                 raw = fabric.to_device(next(raws))
                 views, key = make_views(raw, data.recipe, method.views, seed, scans.mean, scans.std)
-                waited += time.perf_counter() - asked
+                waited += time.perf_counter() - waits_since
                 given: Batch = {"views": views, "key": key}
                 if "target" in raw:
                     given["target"] = batch_target(raw, data.recipe, key)
@@ -100,7 +100,7 @@ def train(
                 means = {k: means.get(k, 0) + v.detach().float() / accumulate for k, v in losses.items()}
             if optimizer is not None:
                 norm = get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
-                if not torch.isfinite(norm):  # already averaged over ranks, so all of them stop here
+                if not torch.isfinite(norm):  # averaged over ranks, so all of them stop here
                     raise not_finite(method, step, last)
                 clip_grads_with_norm_(method.parameters(), optim.clip, norm)
                 for group in wrapped.param_groups:

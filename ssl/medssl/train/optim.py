@@ -1,4 +1,4 @@
-"""Optimisers and their parameter groups. Learning rates are schedules of progress, set by the loop at every step."""
+"""Optimisers and their parameter groups. The loop sets the learning rates at every step."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,14 +15,18 @@ OPTIMISERS = ("adamw", "lars", "sgd")
 
 @dataclass(frozen=True)
 class Optim:
-    """How the weights are updated.
+    """Optimiser settings.
 
-    name: adamw, lars (You et al., 2017, https://arxiv.org/abs/1708.03888) or sgd. lr: the highest learning rate, taken as
-    it is, never scaled by the batch. warmup: share of the run with a linearly rising rate. lr_end: share of lr left at the
-    end of half a cosine; 1 keeps it constant. weight_decay: not on biases and norms. momentum: of lars and sgd.
-    clip: the largest gradient norm. layer_decay: what each block of the encoder multiplies the rate of the block above it
-    by, the last block that of the heads, which have `lr` (Clark et al., 2020, https://arxiv.org/abs/2003.10555, appendix B;
-    as Bao et al., 2021, https://arxiv.org/abs/2106.08254, and timm count blocks); 1 gives all the same.
+    name: adamw, lars (You et al., 2017, https://arxiv.org/abs/1708.03888) or sgd.
+    lr: peak learning rate, not scaled by the batch.
+    warmup: fraction of the run with a linearly rising rate.
+    lr_end: fraction of lr at the end of the cosine decay; 1 keeps it constant.
+    weight_decay: not applied to biases and norms.
+    momentum: of lars and sgd.
+    clip: maximum gradient norm.
+    layer_decay: ratio of a block's rate to that of the block above it; the heads above the last block have `lr` (Clark et
+    al., 2020, https://arxiv.org/abs/2003.10555, appendix B; blocks as in Bao et al., 2021, https://arxiv.org/abs/2106.08254,
+    and timm). 1 gives all blocks the same rate.
     """
 
     name: str = "adamw"
@@ -44,33 +48,31 @@ class Optim:
             raise UserError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer | None:
-        """None when nothing in `module` is trained by gradient. A group's rate is `lr_at` times its "lr_scale".
+        """Return the optimiser of `module`, or None if it has no parameter to train by gradient.
 
-        With a layer_decay below 1 `module` has an `encoder` with `by_depth`.
+        The rate of a group is `lr_at` times its "lr_scale". For a layer_decay below 1, `module` needs an `encoder` with
+        `by_depth`.
         """
         trained = [p for p in module.parameters() if p.requires_grad]
         if not trained:
             return None
         scale = self._scales(module) if self.layer_decay < 1 else {}
-        groups: list[dict[str, Any]] = []
-        for s in sorted({scale.get(p, 1.0) for p in trained}):
-            of_scale = [p for p in trained if scale.get(p, 1.0) == s]
-            groups += [
-                {"params": [p for p in of_scale if p.ndim > 1], "weight_decay": self.weight_decay, "lr_scale": s},
-                {"params": [p for p in of_scale if p.ndim <= 1], "weight_decay": 0.0, "lr_scale": s},
-            ]
-        groups = [g for g in groups if g["params"]]
+        groups: dict[tuple[float, bool], dict[str, Any]] = {}
+        for p in sorted(trained, key=lambda p: (scale.get(p, 1.0), p.ndim <= 1)):
+            s, flat = scale.get(p, 1.0), p.ndim <= 1
+            decay = 0.0 if flat else self.weight_decay
+            groups.setdefault((s, flat), {"params": [], "weight_decay": decay, "lr_scale": s})["params"].append(p)
         if self.name == "adamw":
-            return torch.optim.AdamW(groups, lr=self.lr)
+            return torch.optim.AdamW(groups.values(), lr=self.lr)
         if self.name == "sgd":
-            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
-        return Lars(groups, lr=self.lr, momentum=self.momentum)
+            return torch.optim.SGD(groups.values(), lr=self.lr, momentum=self.momentum)
+        return Lars(groups.values(), lr=self.lr, momentum=self.momentum)
 
     def _scales(self, module: nn.Module) -> dict[nn.Parameter, float]:
-        """The share of the rate that each parameter of the encoder has."""
+        """Return the fraction of the rate for each parameter of the encoder."""
         groups = cast(Any, module).encoder.by_depth()
         return {p: self.layer_decay ** (len(groups) - i) for i, group in enumerate(groups) for p in group}
 
     def lr_at(self, frac: float) -> float:
-        """The learning rate at a share of the run."""
+        """Return the learning rate at the fraction `frac` of the run."""
         return self.lr * warmup_cosine(frac, self.warmup, self.lr_end)
