@@ -47,7 +47,7 @@ class KMeansBank(Method):
             place = uniform(batch["key"], 0, PATCH_SLOT + i, self.per_scan)
             patches = bank.patches_at(x, place).double()
             if clock.frac < self.whitening:
-                losses.append(fit.gather(patches))
+                losses.append(fit.add_covariance(patches))
                 continue
             if self.round < 0:
                 fit.start(bank, patches)
@@ -62,7 +62,7 @@ class KMeansBank(Method):
         if self.round < 0 or done < self.round + 1 - 1e-9:
             return
         for fit, bank in self._pairs():
-            fit.move(bank)
+            fit.update_centroids(bank)
         self.round += 1
 
     def _pairs(self) -> Iterator[tuple[Any, Any]]:
