@@ -136,9 +136,9 @@ def main() -> None:
         tests = [_in_order(Subset.of(splits.target, store, store.rows())) for store in stores.values()]
         y, patient = tests[0].y, np.array([held[i][0] for i in range(len(held))])
         network = features.learn(
-            features.fresh(sources.config, sources.encoder.input), sources.encoder.input, classification(2), home, splits.train.rows,
-            splits.train.y, work / "supervised", views=sources.config.augment.spec("augment"), steps=given.steps,
-            batch=given.batch, seed=given.seed, device="cpu", optim=Optim(lr=1e-3, weight_decay=1e-2),
+            features.fresh(sources.config, sources.encoder.input), sources.encoder.input, classification(2), home,
+            splits.train.rows, splits.train.y, work / "supervised",
+            views=sources.config.augment.spec("augment"), steps=given.steps, batch=given.batch, seed=given.seed, device="cpu", optim=Optim(lr=1e-3, weight_decay=1e-2),
         )  # fmt: skip
         predict = features.predictor(network, sources.encoder.input, "cpu")
         found = {"supervised from scratch": [predict(t.store, t.rows) for t in tests]}
