@@ -138,7 +138,8 @@ def main() -> None:
         network = features.learn(
             features.fresh(sources.config, sources.encoder.input), sources.encoder.input, classification(2), home,
             splits.train.rows, splits.train.y, work / "supervised",
-            views=sources.config.augment.spec("augment"), steps=given.steps, batch=given.batch, seed=given.seed, device="cpu", optim=Optim(lr=1e-3, weight_decay=1e-2),
+            views=sources.config.augment.spec("augment"), steps=given.steps, batch=given.batch, seed=given.seed,
+            device="cpu", optim=Optim(lr=1e-3, weight_decay=1e-2),
         )  # fmt: skip
         predict = features.predictor(network, sources.encoder.input, "cpu")
         found = {"supervised from scratch": [predict(t.store, t.rows) for t in tests]}
