@@ -135,8 +135,13 @@ def test_one_encoder_is_measured_and_written_down(made, capsys):
     for score in result["measures"].values():
         assert score["value"] is None or score["low"] <= score["value"] <= score["high"]
     assert result["half"]["RankMe"]["n"] < result["measures"]["RankMe"]["n"]
+    assert "needs 40 patients" in result["mutual_information"]["why"]
+    n = len(store.rows("val"))
+    assert result["distances"]["euclidean"]["metric"] is True
+    assert result["distances"]["cosine"]["triangle"]["checked"] == n * (n - 1) * (n - 2)
     shown = capsys.readouterr().out
     assert "jackknife over" in shown
+    assert "euclidean distance of the features: on these points it is a metric" in shown
     for name in MEASURES:
         assert name in shown
     again = medssl.quality(run, store, views=3)

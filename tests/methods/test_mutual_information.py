@@ -351,6 +351,9 @@ def test_features_of_gaussians_tell_the_closed_form(rho, D):
     for score in (found.infonce, found.nwj, found.donsker_varadhan, found.smile):
         assert score.value == pytest.approx(truth, abs=0.06)
         assert score.patients == score.n == 800
+    shown = found.as_dict()
+    assert list(shown) == ["InfoNCE", "NWJ", "Donsker-Varadhan", "SMILE", "ceiling"]
+    assert shown["SMILE"] == found.smile.as_dict()
     if rho == 0:
         assert found.infonce.low < 0.005
         assert found.infonce.high < 0.01

@@ -15,6 +15,8 @@ from medssl.encoders.export import load_encoder
 from medssl.errors import UserError
 from medssl.evals.embed import embed_views
 from medssl.evals.label_free.agreement import Agreement, agreement, trusted
+from medssl.evals.label_free.metric_axioms import metric_axioms
+from medssl.evals.label_free.mutual_information import mutual_information
 from medssl.evals.label_free.quality import MEASURES
 from medssl.evals.label_free.quality import quality as measured
 from medssl.evals.label_free.rank import alpha_req
@@ -22,6 +24,7 @@ from medssl.evals.stats.score import Score
 from medssl.evals.stats.text_table import text_table
 from medssl.evals.task_types.task_types import task_type
 from medssl.files import write_json
+from medssl.losses.distances import DISTANCES
 from medssl.pretraining.held_out_subset import VIEWS_SEED, held_out_subset
 from medssl.runs.run_folder import Run
 from medssl.runs.runs_by_seed import find_runs
@@ -52,7 +55,8 @@ def quality(
     With `run`: prints every measure of `evals.label_free.quality` of its encoder on a fixed panel of held-out scans and
     views of them,
     each with its interval over patients, and on half of the patients (what that changes is what the number of scans does);
-    writes RUN/quality.json and returns it. With `runs`: measures those that are not measured on this panel yet (`store` is
+    writes RUN/quality.json and returns it; then bounds on the mutual information of two views, and whether the Euclidean and the
+    cosine distance of the features satisfy the axioms of a metric. With `runs`: measures those that are not measured on this panel yet (`store` is
     needed for that alone) and prints the rank correlation over runs of each measure with the runs' own probe scores, as they
     stand in RUN/scores.json: linear reader, all labels, the task's first metric. Returns {"runs": …, "agreement": …, "trust":
     a sentence}.
@@ -128,9 +132,19 @@ def _measure(folder: Run, store: Store, scans: int, views: int, seed: int, devic
         "flags": flags,
         "measures": {k: s.as_dict() for k, s in measured(x, of_views, patient, seed=seed).items()},
         "half": {k: s.as_dict() for k, s in measured(x[half], of_views[half], patient[half], seed=seed).items()},
+        "mutual_information": _mutual_information(of_views, patient, seed),
+        "distances": {name: metric_axioms(DISTANCES[name], x).as_dict() for name in ("euclidean", "cosine")},
     }  # fmt: skip
     write_json(folder.path / FILE, result)
     return result
+
+
+def _mutual_information(of_views: np.ndarray, patient: np.ndarray, seed: int) -> dict[str, Any]:
+    """Bounds on what the features of two views of a scan have in common, or why there are none."""
+    try:
+        return mutual_information(of_views[:, 0], of_views[:, 1], patient, seed=seed).as_dict()
+    except UserError as e:
+        return {"why": str(e)}
 
 
 def _flags(folder: Run, store: Store, rows: np.ndarray, split: str) -> list[str]:
@@ -182,6 +196,16 @@ def _show(result: dict[str, Any]) -> None:
     ]
     print(text_table(lines, ["measure", "value", "on half", "better", ""]))
     print("Compare at one number of scans only; where the halves differ, that number decides the value.")
+    shared = result["mutual_information"]
+    if "why" in shared:
+        print(f"\nNo mutual information of two views: {shared['why']}.")
+    else:
+        print(
+            f"\nmutual information of the features of two views, in nats; InfoNCE cannot exceed {shared['ceiling']:.2f}"
+        )
+        lines = [{"estimate": k, "nats": Score.from_dict(d)} for k, d in shared.items() if k != "ceiling"]
+        print(text_table(lines, ["estimate", "nats"]))
+    print("\n" + "\n".join(f"{name} distance of the features: {d['text']}" for name, d in result["distances"].items()))
 
 
 def _compare(folders: list[Run], results: list[dict[str, Any]], target: str | None, seed: int) -> dict[str, Any]:

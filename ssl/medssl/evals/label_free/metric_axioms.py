@@ -1,10 +1,10 @@
-"""Whether a distance is a metric, looked at on given points: the four axioms, and by how much each is violated.
+"""Whether a distance satisfies the axioms of a metric on given points, and by how much each is violated.
 
-For all x, y, z:  d(x, y) >= 0;  d(x, y) = 0 just when x = y;  d(x, y) = d(y, x);  d(x, z) <= d(x, y) + d(y, z).
+For all x, y, z:  d(x, y) >= 0;  d(x, y) = 0 if and only if x = y;  d(x, y) = d(y, x);  d(x, z) <= d(x, y) + d(y, z).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,11 @@ class Axiom:
 
     Attributes:
         name: of the axiom.
-        checked, violations: how many points, ordered pairs or ordered triples `unit` are, and break it by more than rounding.
-        worst: the largest violation, in units of the distance (of the Euclidean one for points that are not told apart); 0
-            when it holds.
-        at: the rows of the points of the worst violation; () when it holds.
+        unit: points, ordered pairs or ordered triples.
+        checked, violations: how many units there are, and how many violate the axiom by more than rounding.
+        worst: the largest violation, in units of the distance (of the Euclidean distance for different points at distance
+            0); 0 when the axiom holds.
+        at: the rows of the points of the worst violation; () when the axiom holds.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Axiom:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing on these points breaks it."""
+        """Whether nothing violates it."""
         return self.violations == 0
 
     def __str__(self) -> str:
@@ -48,7 +49,7 @@ class Axiom:
 
 @dataclass(frozen=True)
 class Axioms:
-    """The four, the second in its two halves: d(x, x) = 0, and d(x, y) > 0 for points that differ."""
+    """The four axioms, the second in its two halves: d(x, x) = 0, and d(x, y) > 0 for points that differ."""
 
     non_negative: Axiom
     zero_to_itself: Axiom
@@ -63,29 +64,32 @@ class Axioms:
 
     @property
     def metric(self) -> bool:
-        """All four axioms hold on these points."""
+        """Whether all axioms hold."""
         return self.pseudometric and self.tells_apart.holds
 
     @property
     def pseudometric(self) -> bool:
-        """All but that points which differ are told apart."""
+        """Whether all axioms hold, except that points which differ may be at distance 0."""
         return all(a.holds for a in (self.non_negative, self.zero_to_itself, self.symmetric, self.triangle))
 
     def __str__(self) -> str:
-        """One line per axiom (identity has two), and a verdict."""
         kind = "a metric" if self.metric else "a pseudometric" if self.pseudometric else "no metric"
-        each = (self.non_negative, self.zero_to_itself, self.tells_apart, self.symmetric, self.triangle)
-        return "\n".join([*map(str, each), f"on these points it is {kind}"])
+        violated = [str(a) for f in fields(self) if not (a := getattr(self, f.name)).holds]
+        return "; ".join([f"on these points it is {kind}", *violated])
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: each axiom, `metric` and `text`."""
+        return asdict(self) | {"metric": self.metric, "text": str(self)}
 
 
 def metric_axioms(distance: Callable[[Tensor, Tensor], Any], x: Any, tolerance: float = 1e-6) -> Axioms:
-    """Checks `distance` on N points.
+    """Check `distance` on N points.
 
     Args:
         distance: (N, D), (N, D) -> (N, N), as the modules of `losses.distances` and pytorch-metric-learning.
-        x: (N, D), handed on as a tensor of float64 unless it is a tensor already.
-        tolerance: what counts as rounding, as a share of the largest distance. Points at most that far apart by it are at
-            distance 0, points that differ in any coordinate differ.
+        x: (N, D), converted to a tensor of float64 unless it is a tensor already.
+        tolerance: what counts as rounding, as a share of the largest distance. Points that are closer than this have
+            distance 0; points with any different coordinate differ.
 
     Raises:
         UserError: for distances that are not finite, or not one per pair.
@@ -110,17 +114,17 @@ def metric_axioms(distance: Callable[[Tensor, Tensor], Any], x: Any, tolerance: 
     )
 
 
-def _axiom(name: str, unit: str, excess: Floats, asked: np.ndarray, slack: float) -> Axiom:
-    """`excess` is by how much each point or pair violates it, where `asked`."""
-    broken = asked & (excess > slack)
+def _axiom(name: str, unit: str, excess: Floats, checked: np.ndarray, slack: float) -> Axiom:
+    """excess: how much each point or pair violates the axiom, where `checked`."""
+    broken = checked & (excess > slack)
     at = np.unravel_index(int(np.where(broken, excess, -np.inf).argmax()), excess.shape)
     found = bool(broken.any())
     where = tuple(int(i) for i in at) if found else ()
-    return Axiom(name, unit, int(asked.sum()), int(broken.sum()), float(excess[at]) if found else 0.0, where)
+    return Axiom(name, unit, int(checked.sum()), int(broken.sum()), float(excess[at]) if found else 0.0, where)
 
 
 def _triangle(d: Floats, apart: np.ndarray, slack: float) -> Axiom:
-    """Over ordered triples (x, y, z) of three different rows, one y at a time: memory is that of the pairs."""
+    """Ordered triples (x, y, z) of three different rows, one y at a time, so that memory stays n^2."""
     n = len(d)
     violations, worst = 0, 0.0
     at: tuple[int, ...] = ()

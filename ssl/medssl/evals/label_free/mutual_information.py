@@ -15,7 +15,7 @@ bounds of `losses.mutual_information` (Poole et al., 2019, https://arxiv.org/abs
 them, in expectation, and never raises them.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +46,11 @@ class Information(NamedTuple):
     donsker_varadhan: Score
     smile: Score
     ceiling: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        names = {"infonce": "InfoNCE", "nwj": "NWJ", "donsker_varadhan": "Donsker-Varadhan", "smile": "SMILE"}
+        return {name: getattr(self, k).as_dict() for k, name in names.items()} | {"ceiling": self.ceiling}
 
 
 def mutual_information(
