@@ -1,45 +1,98 @@
-"""Choices by name: configs/GROUP/NAME.yaml is the choice NAME of GROUP. Its first line says what it is.
+"""Choices by name: configs/GROUP/NAME.yaml describes the choice NAME of GROUP, and its first line is what --help prints.
 
-A yaml holds `_target_`, the import path of a class or function, and its options. There is no registry: the file is the
-name. Files come from the installed package or the checkout alone, never from a run folder. A method of the user's own
-needs no yaml: it is named by its import path, as in method=my_module.MyMethod, and by the user alone.
+A yaml holds `_target_`, the import path of a class or function, and its options. There is no registry: a file is found
+by its name, in the installed package or the checkout, never in a run folder. A method of your own needs no yaml: it is
+named by its import path, as in method=my_module.MyMethod.
 """
 
 import importlib
 import inspect
+import re
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medssl.errors import UsageError, UserError, nearest
 
-GIVEN = ("encoder", "target_loss")  # arguments of a method that are no options
+GIVEN = ("encoder", "target_loss")  # constructor arguments of a method that are not options
+FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.[\d_]*|\.[\d_]+|\d[\d_]*)(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf)|\.(?:nan|NaN)")
+"""Floats as OmegaConf reads them: PyYAML takes 1e-3 for a string."""
+
+
+class Entry(NamedTuple):
+    """The head of a yaml file.
+
+    Attributes:
+        about, example: its first two lines of comment.
+        target: the import path in `_target_`.
+        order: the number in `_order_`, 0 if there is none.
+    """
+
+    about: str
+    example: str
+    target: str
+    order: int
+
+    @property
+    def folder(self) -> str:
+        """The folder of the target's module: a command's group, a method's family."""
+        return self.target.split(".")[2] if self.target.count(".") > 3 else self.target.split(".")[1]
 
 
 @cache
 def root() -> Path:
-    """The folder of configs: inside an installed package, or at the top of the checkout."""
+    """Return the folder of configs: in an installed package, or at the top of a checkout."""
     here = Path(__file__).resolve()
     inside = here.parent / "configs"
     return inside if inside.is_dir() else here.parents[2] / "configs"
 
 
+def text(group: str, name: str) -> str:
+    """Return the text of a yaml file."""
+    return (root() / group / f"{name}.yaml").read_text()
+
+
+@cache
+def entries(group: str) -> dict[str, Entry]:
+    """Return {name: the head of its yaml} of a group, sorted by `_order_`, then by name. Nothing is imported."""
+    found = {}
+    for file in sorted((root() / group).glob("*.yaml")):
+        lines = file.read_text().splitlines()
+        comments = [line.lstrip("# ").strip() for line in lines[:2] if line.startswith("#")]
+        values = dict(line.split(": ", 1) for line in lines if line.startswith(("_target_: ", "_order_: ")))
+        about, example = (*comments, "", "")[:2]
+        found[file.stem] = Entry(about, example, values.get("_target_", ""), int(values.get("_order_", 0)))
+    return dict(sorted(found.items(), key=lambda item: item[1].order))
+
+
 def choices(group: str) -> dict[str, str]:
-    """{name: one line about it}, sorted by name."""
-    files = sorted((root() / group).glob("*.yaml"))
-    return {f.stem: f.open().readline().lstrip("# ").strip() for f in files}
+    """Return {name: one line about it} of a group, sorted by name."""
+    return {name: entry.about for name, entry in sorted(entries(group).items())}
 
 
 def load(group: str, name: str) -> dict[str, Any]:
-    """The options of a choice as a plain dict with its `_target_`."""
-    import yaml
-
+    """Return the options of a choice with its `_target_`. Raises UsageError for an unknown name."""
     if is_own(group, name):
         return _own(name)
     if name not in choices(group):
         raise UsageError(f"there is no {group} {name!r}.{nearest(name, choices(group))}")
-    return yaml.safe_load((root() / group / f"{name}.yaml").read_text())
+    return read_yaml(text(group, name))
+
+
+def read_yaml(source: str) -> dict[str, Any]:
+    """Parse YAML safely, with the floats of the command line (1e-3 is a number)."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    resolvers = {
+        k: [r for r in v if r[0] != "tag:yaml.org,2002:float"] for k, v in Loader.yaml_implicit_resolvers.items()
+    }
+    Loader.yaml_implicit_resolvers = resolvers
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{FLOAT.pattern})$"), list("-+0123456789."))
+    return yaml.load(source, Loader)
 
 
 def spec(group: str, choice: str, **options: Any) -> dict[str, Any]:
@@ -65,13 +118,13 @@ def _check_known(of: str, option: str, known: dict[str, Any]) -> None:
 
 
 def is_own(group: str, name: str) -> bool:
-    """Whether `name` is the import path of a method of the user's own."""
+    """Return whether `name` is the import path of a user's own method."""
     parts = name.split(".")
     return group == "method" and len(parts) > 1 and all(p.isidentifier() for p in parts)
 
 
 def _own(path: str) -> dict[str, Any]:
-    """Its options are the arguments of its constructor that have defaults; modules in the working directory are found."""
+    """Return the options of a user's own method: constructor arguments with defaults. Finds modules in the working folder."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     module, _, name = path.rpartition(".")
@@ -80,30 +133,27 @@ def _own(path: str) -> dict[str, Any]:
     except (ImportError, AttributeError) as e:
         raise UsageError(f"method={path} cannot be imported from {Path.cwd()}: {e}") from e
     if not (isinstance(made, type) and hasattr(made, "after_step")):
-        raise UsageError(f"method={path} is no medssl.methods.base.Method")
-    options = {
-        k: p.default
-        for k, p in inspect.signature(made).parameters.items()
-        if p.default is not p.empty and k not in GIVEN
-    }
+        raise UsageError(f"method={path} is not a medssl.methods.base.Method")
+    parameters = inspect.signature(made).parameters.items()
+    options = {k: p.default for k, p in parameters if p.default is not p.empty and k not in GIVEN}
     return {"_target_": path, "_run_": dict(getattr(made, "run", {}))} | options
 
 
 def takes(spec: dict[str, Any], argument: str) -> str:
-    """ "no", "maybe" or "yes": whether what `spec` makes has an argument of that name, with or without a default."""
-    found = inspect.signature(_made(spec)).parameters.get(argument)
+    """Return "no", "maybe" (with a default) or "yes": whether the target of `spec` has an argument of that name."""
+    found = inspect.signature(_target(spec)).parameters.get(argument)
     return "no" if found is None else "yes" if found.default is found.empty else "maybe"
 
 
-def _made(spec: dict[str, Any]) -> Any:
+def _target(spec: dict[str, Any]) -> Any:
     module, _, name = spec["_target_"].rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 
 def build(spec: dict[str, Any], **extra: Any) -> Any:
-    """Import `_target_` and call it with the other keys and `extra`. UserError when the options make no sense to it."""
+    """Import `_target_` and call it with the other keys and `extra`. Raises UserError for options that do not work."""
     options = {k: v for k, v in spec.items() if k != "_target_"}
-    make = _made(spec)
+    make = _target(spec)
     try:
         return make(**options, **extra)
     except (TypeError, ValueError, AttributeError, RuntimeError, ZeroDivisionError) as e:

@@ -1,18 +1,21 @@
 """The command line as a tired person meets it: one line, the file or key, the way out, the right exit code."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 import tiny
 from conftest import ROOT
-from medssl.cli.main import COMMANDS, main
-from medssl.cli.run import _compose, _literal
+from medssl import catalog
+from medssl.cli.main import main
+from medssl.cli.run import compose_config, literal
 
 ENV = {"PYTHONPATH": "ssl", "PATH": os.environ["PATH"], "CI": "true", "OMP_NUM_THREADS": "1"}
 
@@ -59,13 +62,63 @@ def run(store) -> Path:
 def test_help_lists_every_command_and_every_choice(capsys):
     code, out, _ = medssl(capsys, "--help")
     assert code == 0
-    assert all(f"medssl {c}" in out for c in COMMANDS)
-    for command in COMMANDS:
+    commands = catalog.entries("command")
+    assert [line.split()[0] for line in out.splitlines() if re.match(r"  [a-z]+ ", line)] == [
+        *commands,
+        "medssl",
+        "medssl",
+    ]
+    for command, entry in commands.items():
         code, out, _ = medssl(capsys, command, "--help")
         assert code == 0
-        assert f"medssl {command}" in out
+        assert entry.example in out
     code, out, _ = medssl(capsys, "pretrain", "--help")
-    assert all(word in out for word in ("simclr", "greedy_ae", "resnet18", "xray"))
+    for group in ("method", "encoder", "augment"):
+        for name in catalog.choices(group):
+            assert re.search(rf"^  {name}(  |$)", out, re.M), f"{name} is missing, or runs into its text"
+
+
+def test_help_fits_80_columns_and_groups_methods_by_family(capsys):
+    pages = [medssl(capsys, "--help")[1]]
+    pages += [medssl(capsys, c, "--help")[1] for c in catalog.entries("command")]
+    long = [line for page in pages for line in page.splitlines() if len(line) > 80 and "medssl " not in line]
+    assert long == []
+    page = medssl(capsys, "pretrain", "--help")[1]
+    at = [
+        page.index(f"\n{title}\n")
+        for title in (" Contrastive and mutual information", " Metric learning", " With labels")
+    ]
+    assert (
+        at[0] < page.index("\n  simclr ") < at[1] < page.index("\n  triplet ") < at[2] < page.index("\n  supervised ")
+    )
+
+
+def test_yaml_means_the_same_to_the_catalog_and_to_hydra():
+    """PyYAML alone reads 1e-3 as a string, OmegaConf as a number."""
+    assert catalog.read_yaml("{a: 1e-3, b: 1.5, c: 3, d: 1e3x, e: -.5, f: 1.0e-4, g: 2020-01, h: ''}") == {
+        "a": 1e-3, "b": 1.5, "c": 3, "d": "1e3x", "e": -0.5, "f": 1e-4, "g": "2020-01", "h": "",
+    }  # fmt: skip
+    for file in sorted(catalog.root().rglob("*.yaml")):
+        read = catalog.read_yaml(file.read_text())
+        assert read == OmegaConf.to_container(OmegaConf.create(file.read_text())), file
+        assert [type(v) for v in read.values()] == [
+            type(v) for v in OmegaConf.to_container(OmegaConf.load(file)).values()
+        ]
+
+
+RENAMED = [
+    (c, old, new)
+    for c in catalog.entries("command")
+    for old, new in catalog.load("command", c).get("_renamed_", {}).items()
+]
+
+
+@pytest.mark.parametrize(("command", "old", "new"), RENAMED)
+def test_an_old_key_names_the_new_one(capsys, command, old, new):
+    code, _, err = medssl(capsys, command, f"{old}=x")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"write {new}=x" in err
+    assert new in catalog.load("command", command) or new in ("method", "encoder", "augment")
 
 
 USAGE = [
@@ -165,8 +218,8 @@ def test_wrong_input_exits_1_with_one_line_and_leaves_nothing(capsys, scans, sto
     "value", ["a b(1)=c,d", "it's", "back\\slash", "end\\", "한글 폴더", "${HOME}", "person(\\d+)"]
 )
 def test_a_path_is_taken_as_it_is(value):
-    word = _literal(f"source={value}")
-    assert _compose("ingest", [word, "out=x"]).source == value
+    word = literal("ingest", f"source={value}")
+    assert compose_config("ingest", [word, "out=x"]).source == value
 
 
 @pytest.mark.parametrize(
@@ -184,8 +237,8 @@ def test_a_path_is_taken_as_it_is(value):
     ],
 )
 def test_a_where_is_taken_as_it_is(value):
-    assert _compose("inspect", ["store=x", _literal(f"where={value}")]).where == value
-    assert _compose("inspect", ["store=x", _literal("where=null")]).where is None
+    assert compose_config("inspect", ["store=x", literal("inspect", f"where={value}")]).where == value
+    assert compose_config("inspect", ["store=x", literal("inspect", "where=null")]).where is None
 
 
 def test_debug_shows_where(capsys, monkeypatch):

@@ -20,15 +20,3 @@ def test_stdlib_ssl_wins_at_the_root():
     code = "import ssl, asyncio, http.client; ssl.create_default_context(); print(ssl.__file__)"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not Path(out.strip()).is_relative_to(ROOT)
-
-
-def test_the_loop_fits_on_a_page():
-    lines = (ROOT / "ssl/medssl/train/loop.py").read_text().splitlines()
-    assert len(lines) <= 150
-
-
-def test_a_method_fits_on_a_page():
-    long = {
-        f.name: n for f in (ROOT / "ssl/medssl/methods").glob("*.py") if (n := len(f.read_text().splitlines())) > 110
-    }
-    assert long == {}

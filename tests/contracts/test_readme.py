@@ -13,8 +13,7 @@ import pytest
 import medssl
 from conftest import ROOT
 from medssl import catalog
-from medssl.cli.main import COMMANDS
-from medssl.cli.run import _compose, _literal
+from medssl.cli.run import compose_config, literal
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.S)
@@ -24,9 +23,9 @@ COMMAND_LINES = [
 
 
 def test_every_command_is_shown_and_can_be_parsed():
-    assert {words[1] for words in COMMAND_LINES} == set(COMMANDS) - {"demo"}
+    assert {words[1] for words in COMMAND_LINES} == set(catalog.entries("command")) - {"demo"}
     for words in COMMAND_LINES:
-        _compose(words[1], [_literal(w) for w in words[2:]])
+        compose_config(words[1], [literal(words[1], w) for w in words[2:]])
 
 
 def test_the_make_targets_exist():
@@ -56,16 +55,16 @@ def test_the_tree_is_true():
         assert (ROOT / folder).is_dir(), folder
 
 
-def test_the_methods_are_listed():
-    table = (
-        README.partition("## Methods\n")[2]
-        .partition(
-            "\n\n",
-        )[2]
-        .partition("\nWhat learns")[0]
-    )
-    named = [name for line in table.splitlines() if line.startswith("| ") for name in re.findall(r"`(\w+)`", line)]
-    assert sorted(named) == sorted(catalog.choices("method"))
+def test_every_family_of_methods_is_named_with_methods_that_exist():
+    from medssl.cli.help import FAMILIES
+
+    section = README.partition("## Methods\n")[2].partition("\n## ")[0]
+    rows = {cells[1].strip(): cells[2] for line in section.splitlines() if len(cells := line.split("|")) == 4}
+    families = {FAMILIES[e.folder] for e in catalog.entries("method").values()}
+    assert families <= set(rows)
+    named = {name for text in rows.values() for name in re.findall(r"`(\w+)`", text)}
+    assert named <= set(catalog.choices("method"))
+    assert len(named) > 30
 
 
 def test_the_top_level_is_what_it_should_be():

@@ -13,12 +13,12 @@ from torch import nn
 import medssl
 import tiny
 from medssl import catalog
-from medssl.commands.train.replay import replay
 from medssl.errors import UserError
 from medssl.evals.embed import embed_views, evaluating
 from medssl.evals.label_free.collapse import LIMITS, diagnose, evidence
 from medssl.methods.contrastive.simclr import SimCLR
 from medssl.pretraining.collapse_monitor import CollapseMonitor, silent_relus
+from medssl.pretraining.replay_batch import replay_batch
 from medssl.rng import Key
 from medssl.runs.alarms import alarms_of, write_alarm
 from medssl.store.resampled import resample_scans
@@ -211,16 +211,16 @@ def test_a_teacher_that_never_moves_is_named_and_its_batch_can_be_made_again(sto
         TrainOptions(6, 32, 0, Optim(), accumulate=2), tmp_path / "c", Log(tmp_path, "jsonl", {}),
     )  # fmt: skip
     of_step = [(views, key) for step, views, key in seen if step == alarm["batch"]["step"] == 2]
-    again = replay(run, store)
+    again = replay_batch(run, store)
     assert len(again) == len(of_step) == 2
     for (views, key), (wanted, wanted_key) in zip(again, of_step, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(views, wanted, strict=True))
         assert isinstance(key, Key)
         assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(key, wanted_key, strict=True))
     with pytest.raises(UserError, match="has no alarm 1"):
-        replay(run, store, 1)
+        replay_batch(run, store, 1)
     with pytest.raises(UserError, match="not the store of that run"):
-        replay(run, medssl.Store.open(store.path, "split != 'test'"))
+        replay_batch(run, medssl.Store.open(store.path, "split != 'test'"))
 
 
 def test_stop_ends_the_run_and_says_so_again_when_asked_again(store, tmp_path):
@@ -267,7 +267,7 @@ def test_a_loss_that_breaks_inside_a_step_is_an_alarm_too(store, tmp_path):
     (alarm,) = alarms_of(tmp_path / "run")
     assert alarm["cause"] == "not finite"
     assert alarm["batch"]["step"] == alarm["step"] - 1
-    assert len(replay(tmp_path / "run", store)[0][0]) == 2
+    assert len(replay_batch(tmp_path / "run", store)[0][0]) == 2
 
 
 def test_what_a_killed_run_said_of_later_steps_goes(tmp_path):

@@ -1,4 +1,4 @@
-"""`medssl COMMAND key=value …`. Keys are Hydra's; errors are one line; nothing heavy is imported before it is needed."""
+"""`medssl COMMAND key=value …`: dispatch, one-line errors and exit codes. Nothing heavy is imported before it is needed."""
 
 import os
 import signal
@@ -9,13 +9,8 @@ from contextlib import suppress
 from types import FrameType
 
 from medssl import __version__, catalog
+from medssl.cli.help import command_help, overview
 from medssl.errors import UsageError, UserError, nearest
-
-COMMANDS = (
-    *("ingest", "inspect", "rejects", "release", "nifti", "png", "shard"),
-    *("pretrain", "embed", "probe", "knn", "retrieve", "survive", "finetune", "segment", "transfer"),
-    *("compare", "audit", "quality", "cam", "report", "demo"),
-)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,50 +54,16 @@ def _fail(message: str, code: int) -> int:
 
 
 def _dispatch(args: list[str]) -> None:
+    commands = catalog.entries("command")
     if not args or args[0] in {"-h", "--help", "help"}:
         print(overview())
     elif args[0] == "--version":
         print(__version__)
-    elif args[0] not in COMMANDS:
-        raise UsageError(f"there is no command {args[0]!r}.{nearest(args[0], COMMANDS)}")
+    elif args[0] not in commands:
+        raise UsageError(f"there is no command {args[0]!r}.{nearest(args[0], commands)}")
     elif {"-h", "--help"} & set(args[1:]):
-        print(help_of(args[0]))
+        print(command_help(args[0]))
     else:
         from medssl.cli.run import run
 
         run(args[0], args[1:])
-
-
-def overview() -> str:
-    """The commands, a line each."""
-    lines = ["medssl: self-supervised representation learning for medical scans", ""]
-    lines += [f"  medssl {c:<10}{_header(c)[0]}" for c in COMMANDS]
-    return "\n".join(
-        [*lines, "", "  medssl COMMAND --help lists its keys and choices; -m sweeps: method=simclr,byol seed=0,1,2"]
-    )
-
-
-def help_of(command: str) -> str:
-    """What a command does, its keys with their defaults, and the choices of its groups."""
-    about, example = _header(command)
-    text = (catalog.root() / "command" / f"{command}.yaml").read_text()
-    body = [
-        line for line in text.splitlines() if not line.startswith(("#", "defaults:", "  - ", "_target_:", "_renamed_:"))
-    ]
-    pairs = [
-        (setting.strip().replace(": ", "=", 1).replace("???", "…"), note)
-        for setting, _, note in (b.partition("# ") for b in body)
-    ]
-    keys = [f"{setting:<24}{note}" for setting, note in pairs]
-    groups = [line.strip("- ").split(":")[0] for line in text.splitlines() if line.startswith("  - ") and ":" in line]
-    parts = [about, "", f"  {example}", "", "Keys (… must be given):", *(f"  {k}" for k in keys)]
-    for group in groups:
-        some = " (or any timm model's name)" if group == "encoder" else ""
-        parts += ["", f"{group}= one of{some}:", *(f"  {n:<14}{d}" for n, d in catalog.choices(group).items())]
-        parts += [f"  options: {group}.KEY=…, listed in configs/{group}/NAME.yaml"]
-    return "\n".join(parts)
-
-
-def _header(command: str) -> tuple[str, str]:
-    first, second = (catalog.root() / "command" / f"{command}.yaml").read_text().splitlines()[:2]
-    return first.lstrip("# "), second.lstrip("# ")

@@ -1,4 +1,4 @@
-"""Where Hydra's configs become plain arguments. Nothing above or below this floor knows Hydra."""
+"""Turn the words of the command line into plain arguments, with Hydra. No other file knows Hydra."""
 
 import os
 import re
@@ -20,30 +20,31 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medssl import catalog
-from medssl.cli.main import _header
+from medssl.cli.help import GROUPS
 from medssl.errors import Interrupted, UsageError, UserError, nearest
 from medssl.results import Result
 
-# taken literally, whatever they hold
-PATHS = {"source", "out", "store", "run", "labels", "key", "test_store", "patient", "site", "target", "aihub"}
-PATHS |= {"csv", "sheet", "privacy", "runs", "to", "masks", "time", "event"}
 SEARCH = f"hydra.searchpath=[{catalog.root()}]"
-GROUPS = ("method", "encoder", "augment")
 
 
 def run(command: str, args: list[str]) -> None:
     """One run, or with -m one for each combination of comma-separated values."""
     sweep = bool({"-m", "--multirun"} & set(args))
-    words = [_literal(w) for a in args if a not in {"-m", "--multirun"} for w in _any_timm(a)]
+    words = [literal(command, w) for a in args if a not in {"-m", "--multirun"} for w in _any_timm(a)]
+    _refuse_old_keys(command, words)
     for word in words:
         if "=" not in word or word.startswith("-"):
-            raise UsageError(f"cannot read {word!r}: options are key=value. {_header(command)[1]}")
+            raise UsageError(
+                f"cannot read {word!r}: options are key=value. {catalog.entries('command')[command].example}"
+            )
     words, own = _own_method(words)
     parsed = _parse(words)
     swept = [o.key_or_group for o in parsed if o.is_sweep_override()]
     if swept and not sweep:
         raise UsageError(f"{swept[0]} has several values; add -m to sweep over them")
-    cfg = _compose(command, [_first(o) if o.is_sweep_override() else w for o, w in zip(parsed, words, strict=True)])
+    cfg = compose_config(
+        command, [_first(o) if o.is_sweep_override() else w for o, w in zip(parsed, words, strict=True)]
+    )
     if not sweep:
         call(command, cfg, dict(cfg.hydra.runtime.choices) | own, None)
         return
@@ -96,14 +97,9 @@ def run(command: str, args: list[str]) -> None:
 
 
 def call(command: str, cfg: DictConfig, choices: Any, out: Path | None) -> None:
-    """Hand plain arguments to the step of that name."""
-    with_defaults = {str(k): v for k, v in cfg.items() if k != "hydra"}
-    module, _, name = with_defaults.pop("_target_").rpartition(".")
-    with_defaults.pop("_renamed_", None)
-    step = getattr(import_module(module), name)
-    kwargs: dict[str, Any] = {
-        k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in with_defaults.items()
-    }
+    """Call the function of a command with plain arguments, and print its result."""
+    given = {str(k): v for k, v in cfg.items() if k != "hydra" and not str(k).startswith("_")}
+    kwargs: dict[str, Any] = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in given.items()}
     if out is not None:
         kwargs["out"] = str(out)
     if command == "pretrain":
@@ -111,22 +107,17 @@ def call(command: str, cfg: DictConfig, choices: Any, out: Path | None) -> None:
             options = kwargs.pop(group, None)
             kwargs[group] = choices.get(group)
             kwargs[f"{group}_options"] = {k: v for k, v in (options or {}).items() if not k.startswith("_")}
-    result = step(
-        **{k: typed(k, v, hint) for k, v, hint in zip(kwargs, kwargs.values(), _hints(step, kwargs), strict=True)}
-    )
-    if isinstance(result, Result):
-        print(result)
-    elif text := getattr(result, "summary", ""):
+    module, _, name = catalog.entries("command")[command].target.rpartition(".")
+    function = getattr(import_module(module), name)
+    hints = get_type_hints(function)
+    result = function(**{k: typed(k, v, hints[k]) for k, v in kwargs.items()})
+    text = str(result) if isinstance(result, Result) else getattr(result, "summary", "")
+    if text:
         print(text)
 
 
-def _hints(step: Any, keys: Iterable[str]) -> Iterator[Any]:
-    hints = get_type_hints(step)
-    return (hints[k] for k in keys)
-
-
 def typed(key: str, value: Any, hint: Any) -> Any:
-    """`value` as the step's own annotation wants it; UserError when it is of another kind."""
+    """Return `value` as the function's annotation wants it. Raises UserError for a value of another kind."""
     kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
     if value is None and NoneType in kinds:
         return None
@@ -149,7 +140,7 @@ def typed(key: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def _compose(command: str, words: list[str]) -> DictConfig:
+def compose_config(command: str, words: list[str]) -> DictConfig:
     """The config of one run. Every way a key can be wrong ends in one line."""
     with initialize_config_dir(str(catalog.root() / "command"), version_base="1.3"):
         try:
@@ -159,7 +150,7 @@ def _compose(command: str, words: list[str]) -> DictConfig:
     missing = [str(k) for k in cfg if k != "hydra" and OmegaConf.is_missing(cfg, k)]
     if missing:
         raise UsageError(
-            f"medssl {command} needs {', '.join(f'{k}=…' for k in missing)}. For example: {_header(command)[1]}"
+            f"medssl {command} needs {', '.join(f'{k}=…' for k in missing)}. For example: {catalog.entries('command')[command].example}"
         )
     return cfg
 
@@ -232,13 +223,31 @@ def _own_method(words: list[str]) -> tuple[list[str], dict[str, str]]:
     return ["~method", *options], {"method": own[-1]}
 
 
-def _literal(word: str) -> str:
+def literal(command: str, word: str) -> str:
+    """Quote the value of a key whose value is taken literally: paths and filter expressions (`_literal_` in the yaml)."""
     key, eq, value = word.partition("=")
-    if key == "where" and value not in {"null", ""}:
-        return f"where={_quote(value)}"  # it may well begin with a quote of its own
-    if key in PATHS and eq and value[:1] not in "'\"[" and value not in {"null", ""}:
-        return f"{key}={_quote(value)}"
-    return word
+    if not eq or key not in _special(command, "_literal_") or value in {"null", ""}:
+        return word
+    if not key.endswith("where") and value[0] in "'\"[":
+        return word  # quoted by the user, or a list; a filter may well begin with a quote
+    return f"{key}={_quote(value)}"
+
+
+def _example(command: str) -> str:
+    return catalog.entries("command")[command].example
+
+
+def _special(command: str, key: str) -> Any:
+    return catalog.load("command", command).get(key, ())
+
+
+def _refuse_old_keys(command: str, words: Iterable[str]) -> None:
+    """Raise UsageError for a key that has been renamed (`_renamed_` in the yaml)."""
+    renamed = dict(_special(command, "_renamed_"))
+    for word in words:
+        key, eq, value = word.partition("=")
+        if eq and key in renamed:
+            raise UsageError(f"{key}= is called {renamed[key]}= now; write {renamed[key]}={value}")
 
 
 def _quote(value: str) -> str:

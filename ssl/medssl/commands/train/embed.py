@@ -1,4 +1,4 @@
-"""Run + store -> embeddings.parquet: one row per scan."""
+"""`medssl embed`: write the features of every scan of a store to a parquet file."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medssl.files import atomic
+from medssl.progress import say
 from medssl.runs.run_folder import Run
 from medssl.scoring.features import device_of, of_run
 from medssl.store.store import Store
@@ -19,22 +20,28 @@ def embed(
     out: str | Path | None = None,
     device: str = "auto",
 ) -> Path:
-    """Features of every scan of a store by the encoder of a run; returns the parquet file (default RUN/embeddings.parquet).
+    """Write one row per scan, with the features of a run's encoder, and return the parquet file.
 
-    `where` selects scans; see `medssl.store.query`.
+    Columns: scan and patient (pseudonyms), split, site, scanner, label:NAME for each label, and embedding (list of float32).
 
-    Columns: scan, patient (pseudonyms), split, site, scanner, label:NAME for each label, embedding (list of float32).
+    Args:
+        run: a finished run folder.
+        store: the scans.
+        where: filter expression selecting scans; see `medssl.store.query`.
+        out: the file to write; None: RUN/embeddings.parquet.
+        device: auto, cpu or cuda.
+
+    Raises UserError if the run is not finished or its encoder does not fit the store.
     """
-    folder, source_store = Run(Path(run)), Store.open(store, where)
+    folder, scans = Run(Path(run)), Store.open(store, where)
     folder.finished()
-    source, _ = of_run(folder.path, device_of(device))
-    x = source(source_store, source_store.rows())
-    names = ["scan", "patient", "split", "site", "scanner", *(f"label:{name}" for name in source_store.labels)]
-    columns = {name: pa.array(source_store.column(name).tolist(), pa.string()) for name in names}
-    flat = pa.array(x.reshape(-1), pa.float32())
-    columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, x.shape[1])
+    features, _ = of_run(folder.path, device_of(device))
+    x = features(scans, scans.rows())
+    names = ["scan", "patient", "split", "site", "scanner", *(f"label:{name}" for name in scans.labels)]
+    columns = {name: pa.array(scans.column(name).tolist(), pa.string()) for name in names}
+    columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1), pa.float32()), x.shape[1])
     path = Path(out).expanduser() if out is not None else folder.path / "embeddings.parquet"
     with atomic(path) as part:
-        pq.write_table(pa.table(columns).replace_schema_metadata({"store": source_store.fingerprint}), part)
-    print(f"{len(x)} scans x {x.shape[1]} features: {path}")
+        pq.write_table(pa.table(columns).replace_schema_metadata({"store": scans.fingerprint}), part)
+    say(f"{len(x)} scans x {x.shape[1]} features: {path}")
     return path

@@ -1,37 +1,41 @@
-"""The batch that was trained on when an alarm went off, made again."""
+"""`medssl replay`: rebuild the batch on which a collapse was found."""
 
 from pathlib import Path
 
+from safetensors.torch import save_file
 from torch import Tensor
 
-from medssl import catalog
-from medssl.augmentations.loader import RawScans, make_views
-from medssl.errors import UserError
-from medssl.rng import Key
-from medssl.runs.alarms import FILE, alarms_of
-from medssl.runs.run_folder import Run
-from medssl.store.resampled import resample_scans
+from medssl.files import atomic
+from medssl.pretraining.replay_batch import replay_batch
+from medssl.results import Result
+from medssl.runs.alarms import alarms_of
 from medssl.store.store import Store
 
 
-def replay(run: str | Path, store: str | Path | Store, alarm: int = 0) -> list[tuple[list[Tensor], Key]]:
-    """For each forward pass of the step that raised an alarm of a run: its views and its key, bit for bit (on the CPU).
+def replay(run: str | Path, store: str | Path | Store, *, out: str | Path | None = None, alarm: int = 0) -> Result:
+    """Rebuild the batch of the step at which a collapse was found, and optionally save it.
 
-    Views are (B, C, *size) float32, standardised, as the method was given them; all randomness inside the method follows from
-    the key. `alarm` counts those in RUN/alarm.json. Raises UserError when there is none, or for a store that has changed.
+    Args:
+        run: a run folder with an alarm.json.
+        store: the store that the run was trained on.
+        out: a .safetensors file for the tensors pass{i}.view{v} (B, C, *size) float32, standardised as in training, and
+            pass{i}.scan and pass{i}.epoch (B,) int64, rows of the store and epochs, which key all random numbers.
+        alarm: which collapse in alarm.json, counted from 0.
+
+    Raises UserError if there is no such alarm, or if the store has changed.
     """
-    folder = Run(Path(run))
-    config, alarms = folder.config(), alarms_of(folder.path)
-    if not 0 <= alarm < len(alarms):
-        raise UserError(f"{folder.path} has no alarm {alarm}: {FILE} holds {len(alarms)}, counted from 0")
-    batch = alarms[alarm]["batch"]
-    scans = Store.open(store, config.where)
-    if scans.fingerprint != batch["store"]:
-        raise UserError(f"{scans.path} is not the store of that run, or has changed since; ingest the same scans again")
-    resampled = resample_scans(scans, config.size, config.spacing, config.equalise)
-    recipe = catalog.build(config.augment.spec("augment"), size=resampled.size)
-    source, out = RawScans(resampled), []
-    for one in batch["passes"]:
-        raw = source.__getitems__(list(zip(one["row"], one["epoch"], strict=True)))
-        out.append(make_views(raw, recipe, batch["views"], batch["seed"], resampled.mean, resampled.std))
-    return out
+    passes = replay_batch(run, store, alarm)
+    found = alarms_of(Path(run).expanduser())[alarm]
+    tensors: dict[str, Tensor] = {}
+    for i, (views, key) in enumerate(passes):
+        tensors |= {f"pass{i}.view{v}": view.contiguous() for v, view in enumerate(views)}
+        tensors |= {f"pass{i}.scan": key.scan, f"pass{i}.epoch": key.epoch}
+    scans = sum(len(key.scan) for _, key in passes)
+    lines = [f"step {found['step']}, {found['cause']}: {scans} scans with {len(passes[0][0])} views each"]
+    if out is not None:
+        path = Path(out).expanduser()
+        with atomic(path) as part:
+            save_file(tensors, part)
+        lines.append(f"saved to {path}")
+    batch = {k: found["batch"][k] for k in ("seed", "step", "views")}
+    return Result({"step": found["step"], "cause": found["cause"], "scans": scans, "batch": batch}, "\n".join(lines))

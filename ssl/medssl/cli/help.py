@@ -1,0 +1,84 @@
+"""Text of `medssl --help` and `medssl COMMAND --help`, at 80 columns, from the yaml files alone."""
+
+import textwrap
+from collections.abc import Iterable
+
+from medssl import catalog
+
+WIDTH = 80
+GROUPS = ("method", "encoder", "augment")
+COMMAND_GROUPS = {"data": "Data", "train": "Train", "score": "Score", "analyse": "Look at results"}
+FAMILIES = {
+    "contrastive": "Contrastive and mutual information",
+    "distillation": "Self-distillation",
+    "decorrelation": "Decorrelation",
+    "clustering": "Clustering",
+    "masked": "Masked modelling",
+    "metric": "Metric learning",
+    "reconstruction": "Reconstruction",
+    "pretext": "Pretext tasks",
+    "layerwise": "Layer-wise training and energy models",
+    "tasks": "With labels",
+}
+
+
+def overview() -> str:
+    """Return the commands by group, with one line about each."""
+    commands = catalog.entries("command")
+    lines = ["medssl: self-supervised representation learning for medical scans"]
+    for folder, title in COMMAND_GROUPS.items():
+        lines += ["", title, *_columns((n, e.about) for n, e in commands.items() if e.folder == folder)]
+    more = {"medssl COMMAND --help": "keys and choices", "medssl pretrain -m …": "sweep: method=simclr,byol seed=0,1,2"}
+    return "\n".join([*lines, "", *_columns(more.items())])
+
+
+def command_help(command: str) -> str:
+    """Return what a command does, its keys with their defaults, and the choices of its config groups."""
+    entry = catalog.entries("command")[command]
+    keys, groups = [], []
+    for line in catalog.text("command", command).splitlines():
+        if line.startswith("  - ") and ":" in line:
+            groups.append(line.strip("- ").split(":")[0])
+        elif line and not line.startswith(("#", "_", "defaults:", "  - ")):
+            setting, _, note = line.partition("# ")
+            keys.append((setting.strip().replace(": ", "=", 1).replace("???", "…"), note))
+    lines = [
+        *textwrap.wrap(entry.about, WIDTH),
+        "",
+        f"  {entry.example}",
+        "",
+        "Keys (… must be given):",
+        *_columns(keys),
+    ]
+    for group in groups:
+        lines += ["", *_group_help(group)]
+    return "\n".join(lines)
+
+
+def _group_help(group: str) -> list[str]:
+    """The choices of a config group; methods by family."""
+    entries = catalog.entries(group)
+    also = {"encoder": " (or any timm model by name)", "method": " (or your own: module.Class)"}.get(group, "")
+    lines = [f"{group}= one of{also}:"]
+    families = sorted({e.folder for e in entries.values()}, key=[*FAMILIES].index) if group == "method" else [""]
+    wide = max(map(len, entries))
+    for family in families:
+        mine = [(n, e.about) for n, e in sorted(entries.items()) if not family or e.folder == family]
+        lines += [*([f" {FAMILIES[family]}"] if family else []), *_columns(mine, wide)]
+    return [*lines, f"  options: {group}.KEY=…, listed in configs/{group}/NAME.yaml"]
+
+
+def _columns(rows: Iterable[tuple[str, str]], width: int = 0) -> list[str]:
+    """Two columns: names as wide as the longest, and text wrapped beside them."""
+    rows = list(rows)
+    width = min(max([width, *(len(name) for name, _ in rows)]), 26)
+    lines = []
+    for name, note in rows:
+        indent = " " * (width + 4)
+        if len(name) > width:
+            lines.append(f"  {name}")
+            first = indent
+        else:
+            first = f"  {name:<{width}}  "
+        lines += textwrap.wrap(note, WIDTH, initial_indent=first, subsequent_indent=indent) or [first.rstrip()]
+    return lines
