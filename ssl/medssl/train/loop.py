@@ -45,13 +45,8 @@ def train(
     Raises TrainingStopped when a gradient is not finite (nothing is updated) or the monitor ends the run, and UserError
     when a signal stopped the run.
     """
-    steps, batch, accumulate, seed, optim = (
-        options.steps,
-        options.batch,
-        options.accumulate,
-        options.seed,
-        options.optim,
-    )
+    steps, batch, seed = options.steps, options.batch, options.seed
+    accumulate, optim = options.accumulate, options.optim
     if batch % (fabric.world_size * accumulate):
         raise UserError(f"batch={batch} does not divide over {fabric.world_size} processes x accumulate={accumulate}")
     out.mkdir(parents=True, exist_ok=True)
@@ -72,7 +67,7 @@ def train(
     scans, window = data.resampled, (start * accumulate, steps * accumulate)
     ranks = fabric.global_rank, fabric.world_size
     raws = iter(loader(scans, data.rows, batch // accumulate, *window, seed, *ranks, options.workers, data.targets))
-    began, waited = time.perf_counter(), 0.0
+    started, waited = time.perf_counter(), 0.0
     bar = Progress(type(method).__name__, steps, "step", done=start, quiet=quiet or not fabric.is_global_zero)
     with StopRequest() as stop, bar:
         method.train()
@@ -82,17 +77,17 @@ def train(
             torch.manual_seed(seed_from(seed, step, fabric.global_rank))  # for dropout etc.
             means: dict[str, Tensor] = {}
             for micro in range(accumulate):
-                waits_since = time.perf_counter()
+                requested = time.perf_counter()
                 raw = fabric.to_device(next(raws))
                 views, key = make_views(raw, data.recipe, method.views, seed, scans.mean, scans.std)
-                waited += time.perf_counter() - waits_since
-                given: Batch = {"views": views, "key": key}
+                waited += time.perf_counter() - requested
+                inputs: Batch = {"views": views, "key": key}
                 if "target" in raw:
-                    given["target"] = batch_target(raw, data.recipe, key)
+                    inputs["target"] = batch_target(raw, data.recipe, key)
                 more = optimizer is not None and micro < accumulate - 1
                 with fabric.no_backward_sync(module) if more else nullcontext():
                     try:
-                        losses = module(given, clock)
+                        losses = module(inputs, clock)
                     except FloatingPointError as e:
                         raise not_finite(method, step, last) from e
                     if optimizer is not None:
@@ -110,10 +105,8 @@ def train(
             method.after_step(clock)
             state["step"] = done = step + 1
 
-            final, watch = (
-                done == steps,
-                monitor is not None and options.monitor_every and done % options.monitor_every == 0,
-            )
+            final, every = done == steps, options.monitor_every
+            watch = monitor is not None and every and done % every == 0
             if done % options.log_every == 0 or final or watch:
                 row = {"step": done} | {k: torch.as_tensor(fabric.all_reduce(v)).item() for k, v in means.items()}
                 if optimizer is not None:
@@ -124,7 +117,7 @@ def train(
                     method.train()
                 do = row.pop("do", None)
                 if fabric.is_global_zero:
-                    seconds = time.perf_counter() - began
+                    seconds = time.perf_counter() - started
                     rate = batch * (done - start) / seconds
                     log.write(row, {"step": done, "seconds": seconds, "data_seconds": waited, "scans_per_s": rate})
                 bar.update(0, loss=f"{row['loss']:.4g}")
