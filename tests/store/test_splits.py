@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from medssl.errors import UserError
 from medssl.readers.pseudonyms import Pseudonyms
-from medssl.store.splits import SPLITS, assign_splits, count_overlap, count_split_groups, empty_split_warning
+from medssl.store.splits import SPLITS, assign_splits, count_overlap, count_groups_across_splits, empty_split_warning
 
 ALIAS = Pseudonyms(b"k" * 32)
 patients = st.lists(st.text("abcdef", min_size=1, max_size=3), max_size=40)
@@ -65,7 +65,7 @@ def test_a_group_is_in_one_split_but_where_the_source_puts_its_patients_elsewher
         theirs = {f for h, f in zip(group, fixed, strict=True) if h == g and f}
         assert ours == theirs or (not theirs and len(ours) == 1)
         several += len(ours) > 1
-    assert count_split_groups(group, splits) == several
+    assert count_groups_across_splits(group, splits) == several
 
 
 def test_the_group_draws_and_not_the_patient():

@@ -25,9 +25,9 @@ from medssl.leakage.groups import group_scans, near_duplicate_pairs, patient_ide
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.reject_codes import CODES
 from medssl.store.intensity import to_unit_range
-from medssl.store.schema import COLUMNS, MASK, Row
-from medssl.store.splits import SPLITS, assign_splits, count_split_groups
-from medssl.store.store import SCHEMA_VERSION, fingerprint, read_array
+from medssl.store.schema import COLUMNS, MASK, SCHEMA_VERSION, Row, fingerprint
+from medssl.store.splits import SPLITS, assign_splits, count_groups_across_splits
+from medssl.store.store import read_array
 
 BATCH = 4096  # rows made into a table at once
 # What a table of labels, a group or a split may need to know or to change; the rest of a row is not held in memory.
@@ -129,7 +129,7 @@ def build_manifest(
     tied = [(place[a], place[b]) for a, b in pairs.one_case() if a in place and b in place]
     group, grouping = group_scans(joined, [*near, *tied])
     split = assign_splits(patient_identities(joined), alias, [r["split"] for r in joined], group)
-    grouping |= {"torn": count_split_groups(group, split)}
+    grouping |= {"torn": count_groups_across_splits(group, split)}
     for row, g, s in zip(joined, group, split, strict=True):
         row |= {"group": g, "split": s, "mask": ""}
         _note(extra, row)

@@ -1,25 +1,26 @@
-"""Histogram equalisation: of a scan's values their ranks alone, so that no scanner's contrast curve is left in them."""
+"""Histogram equalisation: replaces each value by its rank within the scan, which removes the scanner's contrast curve."""
 
 import numpy as np
 
-HIGH = 255  # of the ranks; 0 is for what lies at or below the window
-MEAN, STD = 0.5, 12**-0.5  # of ranks in unit range: they are uniform, in every hospital
+HIGH = 255  # highest rank; 0 is for values at or below the window
+MEAN, STD = 0.5, 12**-0.5  # of ranks in the unit range, which are uniformly distributed
 
 
 def equalise_histogram(x: np.ndarray, low: float) -> np.ndarray:
-    """x (C, *spatial) of any dtype -> uint8 of the same shape: 1 to 255 by the share of the scan's voxels that are darker.
+    """Histogram-equalise x (C, *spatial), any dtype; returns uint8 of the same shape.
 
-    Any strictly rising change of the values leaves the result as it is. Equal values get the middle of their ranks; voxels at
-    or below `low`, the lower end of the window, which are padding or air, get 0 and do not count. Channels share one ranking.
+    A voxel becomes 1 to 255, the share of the scan's voxels that are darker; equal values share their middle rank. Voxels at or
+    below `low`, the lower end of the intensity window (padding or air), become 0 and are not counted. Channels are ranked
+    together. Any strictly increasing transform of the values leaves the result unchanged.
     """
     out = np.zeros(x.shape, np.uint8)
     inside = x > low
     values = x[inside]
     if not values.size:
         return out
-    whole = x.dtype.kind in "iu"
-    place = values.astype(np.int64) - int(values.min()) if whole else np.unique(values, return_inverse=True)[1]
-    counts = np.bincount(place)
+    integer = x.dtype.kind in "iu"
+    index = values.astype(np.int64) - int(values.min()) if integer else np.unique(values, return_inverse=True)[1]
+    counts = np.bincount(index)
     middle = np.cumsum(counts) - counts / 2
-    out[inside] = np.ceil(HIGH * middle / values.size).astype(np.uint8)[place]
+    out[inside] = np.ceil(HIGH * middle / values.size).astype(np.uint8)[index]
     return out

@@ -1,4 +1,4 @@
-"""Which physical values become 0 and 1. The store keeps the values; the window is one pair of numbers per scan."""
+"""Intensity windows: the physical values that map to 0 and 1, one pair per scan. The store keeps the values themselves."""
 
 import math
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from medssl.readers.scan import Scan
 
 DISPLAY = "smallest to largest value; 8-bit images 0 to 255"
 INTENSITIES = {
-    "auto": "by modality: CT, MR, PET, X-ray, ultrasound, fundus and photographs as below; anything else as neutral",
-    "ct": "-1024 to 1500 HU",  # air to cortical bone; denser is metal
+    "auto": "by modality: CT, MR, PET, X-ray, ultrasound, fundus and photographs as below; others as neutral",
+    "ct": "-1024 to 1500 HU",  # air to cortical bone; only metal is denser
     "mr": "percentiles 0.5 to 99.5 of the foreground (above 10 % of the 99th percentile)",
     "pet": "0 to 20 SUV where body weight and dose are known, else percentiles 0.5 to 99.5",
     "xray": "the window of the file where it fits the values; else 8-bit images 0 to 255, others percentiles 0.5 to 99.5",
@@ -29,7 +29,7 @@ BY_MODALITY = {
     "OP": "fundus",
     **dict.fromkeys(("XC", "ES", "GM", "SM"), "natural"),
 }
-# Level and width in HU, in common clinical use; hospitals differ by a little.
+# Level and width in HU as commonly used in clinics; hospitals differ slightly.
 CT_WINDOWS: dict[str, tuple[float, float]] = {
     "lung": (-600.0, 1500.0),
     "mediastinum": (40.0, 400.0),
@@ -42,53 +42,53 @@ CT_WINDOWS: dict[str, tuple[float, float]] = {
     "temporal": (600.0, 2800.0),
     "cta": (170.0, 600.0),
 }
-SUV = 20.0  # brighter than nearly all disease; brain and bladder may exceed it
-SAMPLE = 1 << 20  # values a percentile is taken from, at most
-CHUNK = 1 << 20  # values in floating point at once
-FIT = 0.1  # share of a file's own window, and of the values, that must overlap for the window to be believed; ours
+SUV = 20.0  # above nearly all disease; brain and bladder may exceed it
+SAMPLE = 1 << 20  # values used for a percentile, at most
+CHUNK = 1 << 20  # values converted to floating point at once
+FIT = 0.1  # the file's own window is used if it overlaps the values by this share of both; our choice
 
 
-def check_intensity(recipe: str) -> str:
-    """`recipe` itself. Raises UsageError when there is none of that name."""
-    if recipe not in INTENSITIES:
-        raise UsageError(f"intensity={recipe} does not exist.{nearest(recipe, INTENSITIES)}")
-    return recipe
+def check_intensity(intensity: str) -> str:
+    """Return `intensity`. Raises UsageError if there is none of that name."""
+    if intensity not in INTENSITIES:
+        raise UsageError(f"intensity={intensity} does not exist.{nearest(intensity, INTENSITIES)}")
+    return intensity
 
 
-def resolve_intensity(recipe: str, modality: str) -> str:
-    """The recipe that "auto" means for a DICOM modality code; any other recipe is itself."""
-    return BY_MODALITY.get(modality, "neutral") if recipe == "auto" else recipe
+def resolve_intensity(intensity: str, modality: str) -> str:
+    """Return what "auto" means for a DICOM modality code; any other name is returned unchanged."""
+    return BY_MODALITY.get(modality, "neutral") if intensity == "auto" else intensity
 
 
-def window(scan: Scan, recipe: str) -> tuple[float, float]:
-    """(low, high) in the units of `scan.array`: low maps to 0, high to 1, and high > low always.
+def window(scan: Scan, intensity: str) -> tuple[float, float]:
+    """Return (low, high) in the units of `scan.array`: low maps to 0, high to 1. Always high > low.
 
-    Facts used: `suv_factor`, the SUVbw of one unit of the array (PET); `voi_low`, `voi_high`, the file's own window in
-    units of the array (X-ray).
+    Metadata used: `suv_factor`, the SUVbw of one unit of the array (PET); `voi_low`, `voi_high`, the file's own window in units
+    of the array (X-ray).
     """
-    recipe = resolve_intensity(recipe, scan.modality)
-    if recipe == "ct":
+    intensity = resolve_intensity(intensity, scan.modality)
+    if intensity == "ct":
         return -1024.0, 1500.0
-    if recipe == "mr":
+    if intensity == "mr":
         low, high = _percentiles(_foreground(_sample(scan.array)))
-    elif recipe == "pet":
+    elif intensity == "pet":
         factor = _number(scan, "suv_factor")
         low, high = (0.0, SUV / factor) if factor > 0 else _percentiles(_sample(scan.array))
-    elif recipe == "xray":
+    elif intensity == "xray":
         low, high = _own_window(scan) or _projection(scan.array)
     else:
         low, high = _range(scan.array)
     return (low, high) if high > low else (low, low + max(1.0, abs(low) * 1e-6))
 
 
-def _number(scan: Scan, fact: str) -> float:
-    """A fact as a number; NaN when it is absent, no number or not finite."""
-    value = scan.metadata.get(fact)
+def _number(scan: Scan, field: str) -> float:
+    """Return a metadata field as a number; NaN if it is absent, not a number or not finite."""
+    value = scan.metadata.get(field)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
 
 def _sample(array: np.ndarray) -> np.ndarray:
-    """At most SAMPLE values, evenly spread: the step shares no factor with any axis, so it never walks down a column."""
+    """Return at most SAMPLE values, evenly spread. The step is coprime to the size, so it does not follow one column."""
     step = -(-array.size // SAMPLE)
     while math.gcd(step, array.size) > 1:
         step += 1
@@ -109,7 +109,7 @@ def _projection(array: np.ndarray) -> tuple[float, float]:
 
 
 def _foreground(x: np.ndarray) -> np.ndarray:
-    """Values above 10 % of the way from 0 (from the darkest, where values are signed) to the 99th percentile."""
+    """Return values above 10 % of the way from 0 (or from the darkest, if values are signed) to the 99th percentile."""
     darkest, bright = np.percentile(x, [0.5, 99])
     floor = min(0.0, float(darkest))
     inside = x[x > floor + 0.1 * (float(bright) - floor)]
@@ -117,7 +117,7 @@ def _foreground(x: np.ndarray) -> np.ndarray:
 
 
 def _own_window(scan: Scan) -> tuple[float, float] | None:
-    """The window that the file brings (PS3.3 C.11.2), unless it shows next to nothing of the values, or is far wider."""
+    """Return the window given in the file (PS3.3 C.11.2); None if it shows hardly any of the values or is far wider."""
     low, high = _number(scan, "voi_low"), _number(scan, "voi_high")
     if not high > low:
         return None
@@ -127,12 +127,12 @@ def _own_window(scan: Scan) -> tuple[float, float] | None:
 
 
 def to_unit_range(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """x in [0, 1], float32."""
+    """Map x to [0, 1], float32; values outside the window are clipped."""
     return np.clip((x.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
 
 
 def unit_moments(array: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """(mean of u, mean of u²) over all values of the array, where u = unit(array, low, high)."""
+    """Return (mean of u, mean of u²) over the array, where u = to_unit_range(array, low, high)."""
     total = square = 0.0
     for part in _parts(array):
         u = to_unit_range(part, low, high).astype(np.float64)
@@ -142,13 +142,13 @@ def unit_moments(array: np.ndarray, low: float, high: float) -> tuple[float, flo
 
 
 def to_uint8(array: np.ndarray, level: float, width: float) -> np.ndarray:
-    """The array as uint8 through a window, by VOI LUT Function LINEAR (PS3.3 C.11.2.1.2.1) with output 0 to 255.
+    """Window the array to uint8 by VOI LUT Function LINEAR (PS3.3 C.11.2.1.2.1) with output 0 to 255.
 
     Raises:
-        UserError: for a width below 1, where the formula is not defined.
+        UserError: if the width is below 1, for which the formula is not defined.
     """
     if not (width >= 1 and math.isfinite(level) and math.isfinite(width)):
-        raise UserError(f"a window of level {level:g} and width {width:g} does not exist; the width must be at least 1")
+        raise UserError(f"a window of level {level:g} and width {width:g} is not valid; the width must be at least 1")
     centre, span = level - 0.5, width - 1
     out = np.empty(array.size, np.uint8)
     for start, part in zip(range(0, array.size, CHUNK), _parts(array), strict=True):
@@ -158,6 +158,6 @@ def to_uint8(array: np.ndarray, level: float, width: float) -> np.ndarray:
 
 
 def _parts(array: np.ndarray) -> Iterator[np.ndarray]:
-    """The values in order, CHUNK at a time."""
+    """Yield the values in order, CHUNK at a time."""
     flat = array.reshape(-1)
     return (flat[start : start + CHUNK] for start in range(0, flat.size, CHUNK))

@@ -1,4 +1,4 @@
-"""Lets held scans into training, once somebody has looked at them."""
+"""Release scans from quarantine after somebody has looked at them."""
 
 import json
 from collections import Counter
@@ -10,26 +10,27 @@ import pyarrow.parquet as pq
 
 from medssl.errors import UserError
 from medssl.files import atomic, write_json
-from medssl.store.schema import MASK
-from medssl.store.store import Store, fingerprint
+from medssl.store.schema import MASK, fingerprint
+from medssl.store.store import Store
 
 
 def release(store: Store, rows: Iterable[int]) -> int:
-    """Lets `rows` of `store` (opened with held=True) into training; how many were held. Masks stay with their images.
+    """Release the quarantined scans among `rows` of a store opened with quarantined=True; return how many. Masks stay.
 
-    released.json takes their pseudonyms with the reason they were held for and the hash of what was looked at, so that a
-    later ingest lets the same in again;
-    manifest.parquet and store.json are written anew, each atomically. Other processes must open the store again.
+    released.json records their pseudonyms, the reason for quarantine and the content hash of what was looked at, so that later
+    ingests release the same images. manifest.parquet and store.json are rewritten, each atomically; other processes must reopen
+    the store.
 
     Raises:
-        UserError: none of the rows is held, or the disk is full.
+        UserError: if none of the rows is quarantined, or the disk is full.
     """
     scans, held = store.column("scan"), store.column("held")
     pixels = store.column("hash")
     found = {str(scans[i]): {"held": str(held[i]), "hash": str(pixels[i])} for i in rows if held[i] not in ("", MASK)}
     if not found:
         raise UserError(
-            "none of these scans is held but for masks, which never train; medssl inspect store=… shows which are, and why"
+            "none of these scans is quarantined, except masks, which are never released; "
+            "medssl inspect store=… lists the quarantined scans with the reasons"
         )
     path = store.path / "released.json"
     write_json(path, dict(sorted((read_released(store.path) | found).items())))
@@ -51,6 +52,6 @@ def release(store: Store, rows: Iterable[int]) -> int:
 
 
 def read_released(folder: Path) -> dict[str, dict[str, str]]:
-    """Scan -> {"held": why it was held, "hash": of the pixels that a human has seen}."""
+    """Return scan -> {"held": reason for quarantine, "hash": content hash of the pixels that were looked at}."""
     path = folder / "released.json"
     return json.loads(path.read_text()) if path.exists() else {}

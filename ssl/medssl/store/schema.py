@@ -1,6 +1,7 @@
-"""A scan as one row of the manifest: what is stored of it beside its voxels."""
+"""The manifest: one row per scan with everything that is stored about it besides its voxels."""
 
 import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from medssl.readers.quality_flags import flags
 from medssl.readers.scan import Scan, Unreadable
 from medssl.store.intensity import to_unit_range, unit_moments, window
 
+SCHEMA_VERSION = 3
 Row = dict[str, Any]
-MASK = "mask"  # why a mask is held: it belongs to an image, and never trains by itself
+MASK = "mask"  # the reason a mask is quarantined: it belongs to an image and is never a scan of its own
 DTYPES = ("uint8", "int16", "uint16", "float32")
 COLUMNS = {
     **dict.fromkeys(("scan", "patient", "study", "series", "group"), pa.string()),
@@ -33,14 +35,23 @@ COLUMNS = {
 
 
 def content_hash(array: np.ndarray) -> str:
-    """BLAKE2b-128 of dtype, shape and little-endian bytes: equal for equal images and nothing else."""
+    """Return BLAKE2b-128 of dtype, shape and little-endian bytes: equal only for equal arrays."""
     h = hashlib.blake2b(f"{array.dtype.name}{array.shape}".encode(), digest_size=16)
     h.update(np.ascontiguousarray(array).data)
     return h.hexdigest()
 
 
+def fingerprint(table: pa.Table) -> str:
+    """Return BLAKE2b-128 of every row's content, ids, split, window, metadata and labels, but not of where its bytes are."""
+    kept = [c for c in table.column_names if c not in {"file", "offset", "length"}]
+    h = hashlib.blake2b(json.dumps([SCHEMA_VERSION, kept]).encode(), digest_size=16)
+    for batch in table.select(kept).to_batches(4096):
+        h.update(json.dumps(batch.to_pylist(), sort_keys=True).encode())
+    return h.hexdigest()
+
+
 def prepare_array(scan: Scan) -> np.ndarray:
-    """The scan's array as it is written: contiguous, in native byte order.
+    """Return the scan's array as it is stored: contiguous, in native byte order.
 
     Raises:
         Unreadable: NO_PIXELS or NON_FINITE.
@@ -55,15 +66,15 @@ def prepare_array(scan: Scan) -> np.ndarray:
     return array
 
 
-def manifest_row(scan: Scan, array: np.ndarray, recipe: str) -> Row:
-    """Everything about a scan but the address of its bytes, in plain values that JSON can hold.
+def manifest_row(scan: Scan, array: np.ndarray, intensity: str) -> Row:
+    """Return the manifest row of a scan, without the address of its bytes, as values that JSON can hold.
 
     Args:
         scan: as read.
-        array: `stored(scan)`.
-        recipe: the intensity policy, a name in `intensity.RECIPES`.
+        array: `prepare_array(scan)`.
+        intensity: how the intensity window is chosen, a name in `intensity.INTENSITIES`.
     """
-    low, high = window(scan, recipe)
+    low, high = window(scan, intensity)
     mean, square = unit_moments(array, low, high)
     middle = array[0] if array.ndim == 3 else array[0, array.shape[1] // 2]
     return (

@@ -1,7 +1,7 @@
-"""Which patients train, validate and test: decided by a keyed hash of the patient, so adding patients moves nobody
-but those whom a new one's images tie to others.
+"""Splits by patient: a keyed hash of the patient decides, so that adding patients moves nobody else, except patients whose
+images a new patient's images tie to others.
 
-Patients whose images equal or resemble each other are one group, and the hash is the group's: see groups.py.
+Patients with equal or near-duplicate images form a group, and the hash of the group decides; see `leakage.groups`.
 """
 
 from collections import Counter
@@ -12,60 +12,60 @@ from medssl.errors import UserError
 from medssl.readers.pseudonyms import Pseudonyms
 
 SPLITS = ("train", "val", "test")
-TEST, VAL = 0.2, 0.3  # a patient's fraction below TEST tests, from TEST to VAL validates, the rest trains
+TEST, VAL = 0.2, 0.3  # of the hash in [0, 1): below TEST is test, from TEST to VAL is val, the rest is train
 
 
 def assign_splits(
-    patients: Sequence[str], alias: Pseudonyms, fixed: Sequence[str] | None = None, groups: Sequence[str] | None = None
+    patients: Sequence[str], pseudonyms: Pseudonyms, fixed: Sequence[str] | None = None, groups: Sequence[str] | None = None
 ) -> list[str]:
-    """The split of every row. All rows of a patient share it, and all rows of a group but where the source says otherwise.
+    """Return the split of every row. Rows of one patient share it, and rows of one group unless the source says otherwise.
 
     Args:
-        patients: who each row is: a pseudonym, as of `groups.identities`.
-        alias: holds the project's key.
-        fixed: "train", "val", "test" or "" per row, where the source says so; such a patient keeps it.
-        groups: the group of each row, as of `groups.groups`: whole patients that equal or similar images tie together. Where
-            the source puts patients of one group into several splits, it wins (public archives have such duplicates; see
-            `torn`), and the group's other patients follow the first of train, val and test that it gives.
+        patients: who each row is, as from `leakage.groups.patient_identities`.
+        pseudonyms: holds the project's key.
+        fixed: "train", "val", "test" or "" per row, if given by the source; such patients keep their split.
+        groups: the group of each row, as from `leakage.groups.group_scans`. If the source puts patients of one group into several
+            splits, they stay there (public archives have such duplicates; see `count_groups_across_splits`), and the group's other
+            patients join the first of train, val and test among them.
 
     Raises:
-        UserError: when the source puts a patient into two splits.
+        UserError: if the source puts one patient into two splits.
     """
     groups = patients if groups is None else groups
     kept: dict[str, str] = {}
-    torn: dict[str, list[int]] = {}
+    conflicts: dict[str, list[int]] = {}
     for row, (patient, split) in enumerate(zip(patients, fixed or [""] * len(patients), strict=True)):
         if split and split not in SPLITS:
             raise UserError(f"row {row}: the split must be one of {', '.join(SPLITS)}")
         if split and kept.setdefault(patient, split) != split:
-            torn.setdefault(patient, []).append(row)
-    if torn:
-        rows = sorted(rows[0] for rows in torn.values())[:5]
+            conflicts.setdefault(patient, []).append(row)
+    if conflicts:
+        rows = sorted(rows[0] for rows in conflicts.values())[:5]
         raise UserError(
-            f"the given splits put {len(torn)} patients into more than one split (first at scans "
+            f"the given splits put {len(conflicts)} patients into more than one split (first at scans "
             f"{', '.join(map(str, rows))} in the order they were read): scores would be too high; "
             "give each patient one split, or leave the split column out"
         )
-    led: dict[str, str] = {}
+    given: dict[str, str] = {}  # group -> split
     for patient, group in zip(patients, groups, strict=True):
         if patient in kept:
-            led[group] = min(kept[patient], led.get(group, kept[patient]), key=SPLITS.index)
-    drawn = {group: led.get(group) or _drawn(alias.split_fraction(group)) for group in dict.fromkeys(groups)}
+            given[group] = min(kept[patient], given.get(group, kept[patient]), key=SPLITS.index)
+    drawn = {group: given.get(group) or _split(pseudonyms.split_fraction(group)) for group in dict.fromkeys(groups)}
     return [kept.get(patient) or drawn[group] for patient, group in zip(patients, groups, strict=True)]
 
 
-def count_split_groups(groups: Sequence[str], splits: Sequence[str]) -> int:
-    """How many groups are in more than one split: leakage that the source's own splits bring along."""
+def count_groups_across_splits(groups: Sequence[str], splits: Sequence[str]) -> int:
+    """Return the number of groups in more than one split: leakage that comes from the source's own splits."""
     splits_of = Counter(group for group, _ in set(zip(groups, splits, strict=True)))
     return sum(n > 1 for n in splits_of.values())
 
 
-def _drawn(u: float) -> str:
+def _split(u: float) -> str:
     return "test" if u < TEST else "val" if u < VAL else "train"
 
 
 def empty_split_warning(splits: Iterable[str], patients: int) -> str:
-    """A warning when a split has no patient, else "". It stays empty: to fill it would move somebody later."""
+    """Return a warning if a split has no patient, else "". It is not filled: that would move patients later."""
     missing = [s for s in SPLITS if s not in set(splits)]
     if not missing or patients < 10:
         return ""
@@ -73,7 +73,7 @@ def empty_split_warning(splits: Iterable[str], patients: int) -> str:
 
 
 class Overlap(NamedTuple):
-    """What two sets of scans share."""
+    """Numbers of patients and scans that two sets share."""
 
     patients: int
     scans: int
@@ -85,5 +85,5 @@ class Overlap(NamedTuple):
 def count_overlap(
     a_patients: Iterable[str], a_hashes: Iterable[str], b_patients: Iterable[str], b_hashes: Iterable[str]
 ) -> Overlap:
-    """How many patients (pseudonyms under one key) and how many images (content hashes) are in both sets."""
+    """Count the patients (pseudonyms under one key) and images (content hashes) that are in both sets."""
     return Overlap(len(set(a_patients) & set(b_patients)), len(set(a_hashes) & set(b_hashes)))

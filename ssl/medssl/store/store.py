@@ -1,14 +1,15 @@
-"""The store: every scan as an array that reads fast, and one table that says what each is. Opening it runs nothing.
+"""The store: every scan as an array that is fast to read, and one table that describes the scans. Opening it runs no code.
 
-A folder with `store.json` (what it is), `manifest.parquet` (one row per scan), `packs/` (2D images, many to a file) and
-`volumes/` (3D, one file each). `rejects.jsonl` lists what was left out and why, `ledger.sqlite` lets the next ingest
-read only what is new, `released.json` names the scans a human has let in; `cache/` may always be deleted.
+A folder with `store.json` (version, intensity, counts), `manifest.parquet` (one row per scan), `packs/` (2D images, many per
+file) and `volumes/` (3D, one per file). `rejects.jsonl` lists the files left out, with reasons; `ledger.sqlite` lets the next
+ingest read new files only; `released.json` lists the scans released from quarantine; `cache/` can be deleted at any time.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,48 +21,50 @@ import pyarrow.parquet as pq
 
 from medssl.errors import UserError, nearest
 from medssl.progress import track
-from medssl.store.chunks import read_crop, read_overview, unpack
+from medssl.store.chunks import read_crop, unpack
 from medssl.store.intensity import INTENSITIES, resolve_intensity
 from medssl.store.query import select
-from medssl.store.schema import MASK, content_hash
+from medssl.store.schema import MASK, SCHEMA_VERSION, content_hash, fingerprint
 from medssl.store.splits import SPLITS
 
-SCHEMA_VERSION = 3
+ADDRESS = ("file", "offset", "length", "shape", "dtype")  # columns that locate and decode a scan's bytes
 
 
-def fingerprint(table: pa.Table) -> str:
-    """BLAKE2b-128 over every row's content, ids, split, window, facts and labels, but not over where its bytes lie."""
-    kept = [c for c in table.column_names if c not in {"file", "offset", "length"}]
-    h = hashlib.blake2b(json.dumps([SCHEMA_VERSION, kept]).encode(), digest_size=16)
-    for batch in table.select(kept).to_batches(4096):
-        h.update(json.dumps(batch.to_pylist(), sort_keys=True).encode())
-    return h.hexdigest()
-
-
-def read_array(folder: Path, row: Mapping[str, Any]) -> np.ndarray:
-    """The array of one row of a manifest. Raises UserError when its bytes are missing or damaged."""
-    path = folder / row["file"]
+@contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Turn a missing or undecodable file into a UserError that names it."""
     try:
-        with path.open("rb", buffering=0) as f:
-            f.seek(row["offset"])
-            data = f.read(row["length"]) if row["length"] else f.read()
-        return unpack(data, row["shape"], row["dtype"])
+        yield
     except FileNotFoundError as e:
         raise UserError(f"{path} is missing; copy the store or ingest the scans again") from e
     except ValueError as e:
         raise UserError(f"{path} is damaged; copy the store or ingest the scans again") from e
 
 
-class Store:
-    """`store[i]` is scan i as stored, (C, H, W) or (C, D, H, W), in physical values. Any number of workers may read.
+def read_bytes(path: Path, offset: int, length: int) -> bytes:
+    """Return the bytes of one scan. A `length` of 0 means up to the end of the file."""
+    with path.open("rb") as f:
+        f.seek(offset)
+        return f.read(length) if length else f.read()
 
-    Scans that a human should look at first (`held`) are left out unless asked for; `where` selects among the others.
+
+def read_array(folder: Path, row: Mapping[str, Any]) -> np.ndarray:
+    """Return the array of one manifest row. Raises UserError if its bytes are missing or damaged."""
+    path = folder / row["file"]
+    with file_errors(path):
+        return unpack(read_bytes(path, row["offset"], row["length"]), row["shape"], row["dtype"])
+
+
+class Store:
+    """`store[i]` is scan i as stored, (C, H, W) or (C, D, H, W), in physical values. Safe to read from many workers.
+
+    Quarantined scans are left out unless requested; `where` selects among the others.
 
     Attributes:
         path: the folder.
-        info: store.json: schema, recipe, key_id, counts, duplicates, grouping, fingerprint (of the whole), created_by.
-        table: the manifest's rows of the selection.
-        where, held: the selection.
+        info: store.json: schema, recipe, key_id, counts, duplicates, grouping, fingerprint (of all scans), created_by.
+        table: the manifest rows of the selection.
+        where, quarantined: the selection.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class Store:
     ):
         self.path, self.info, self.where, self.quarantined = path, info, where, quarantined
         self.total = table.num_rows
-        self._masks = table.filter(pc.equal(table["held"], MASK)).select(["scan", *_ADDRESS])  # whatever is selected
+        self._masks = table.filter(pc.equal(table["held"], MASK)).select(["scan", *ADDRESS])  # for any selection
         if not quarantined:
             table = table.filter(pc.equal(table["held"], ""))
         if where is not None:
@@ -78,15 +81,16 @@ class Store:
 
     @classmethod
     def open(cls, path: "str | Path | Store", where: str | None = None, quarantined: bool = False) -> "Store":
-        """Reads the two files that describe a store.
+        """Open a store.
 
         Args:
-            path: its folder. A Store is returned as it is, unless `where` or `held` ask for another selection of it.
-            where: which scans, in the language of `medssl.store.query`.
-            held: also those that nobody has released yet.
+            path: its folder. A Store is returned unchanged unless `where` or `quarantined` is given.
+            where: filter expression selecting scans, see `medssl.store.query`.
+            quarantined: include scans that have not been released from quarantine.
 
         Raises:
-            UserError: when they are missing or of another version, or the selection is empty or cannot be understood.
+            UserError: if store.json or manifest.parquet is missing, damaged or of another version, or `where` is invalid or
+                selects no scan.
         """
         if isinstance(path, Store):
             if where is None and not quarantined:
@@ -113,21 +117,21 @@ class Store:
         except (OSError, pa.ArrowException) as e:
             raise UserError(f"{path / 'manifest.parquet'} is damaged; ingest the scans again") from e
         if table.num_rows != info["counts"]["scans"]:
-            raise UserError(f"{path}: store.json and manifest.parquet do not belong together; ingest the scans again")
+            raise UserError(f"{path}: store.json and manifest.parquet do not match; ingest the scans again")
         store = cls(path, info, table, where, quarantined)
         if not len(store) and table.num_rows and not quarantined:
             if where is not None:
                 raise UserError(
-                    f"where={where} selects none of the scans of {path}; look with: medssl inspect store={path}"
+                    f"where={where} selects no scan of {path}; see what it has: medssl inspect store={path}"
                 )
             raise UserError(
-                f"all {table.num_rows} scans of {path} are held back until somebody has looked at them: "
+                f"all {table.num_rows} scans of {path} are quarantined; look at them and release them: "
                 f"medssl inspect store={path} quarantined=true sheet=sheet.png, then medssl release"
             )
         return store
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[Any, ...]]:
-        return Store.open, (self.path, self.where, self.quarantined)  # a worker opens the store itself
+        return Store.open, (self.path, self.where, self.quarantined)  # each worker opens the store itself
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, {len(self)} scans: {', '.join(self.kinds)})"
@@ -136,36 +140,34 @@ class Store:
         return self.table.num_rows
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """Scan `row` in its own dtype. Raises UserError when its bytes are missing or damaged."""
-        return read_array(self.path, self._row(row))
+        """Return scan `row` in its own dtype. Raises UserError if its bytes are missing or damaged."""
+        return read_array(self.path, self._address(row))
 
     def crop(self, row: int, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
-        """The box of `size` voxels from `start` on (spatial axes), (C, *size): reads little more than it.
+        """Return the box of `size` voxels from `start` (spatial axes), (C, *size), reading little more than that.
 
         Raises:
-            UserError: when its bytes are missing or damaged.
-            ValueError: when the box is not inside the scan.
+            UserError: if its bytes are missing or damaged.
+            ValueError: if the box is not inside the scan.
         """
-        at = self._row(row)
+        at = self._address(row)
         shape = at["shape"]
         if any(a < 0 or n < 1 or a + n > m for a, n, m in zip(start, size, shape[1:], strict=True)):
             raise ValueError(f"a crop of {tuple(size)} from {tuple(start)} is not inside {tuple(shape[1:])}")
-        return self._part(read_crop, at, start, size)
-
-    def overview(self, row: int) -> np.ndarray:
-        """One voxel per 8 along each axis, (C, ceil(D/8), ceil(H/8), ceil(W/8)), of a volume: where there is something."""
-        return self._part(read_overview, self._row(row))
+        path = self.path / at["file"]
+        with file_errors(path):
+            return read_crop(path, at["offset"], at["length"], shape, at["dtype"], start, size)
 
     def mask(self, row: int) -> np.ndarray | None:
-        """The label map of scan `row` on its own grid, (1, *spatial) uint8; None where ingest found none.
+        """Return the label map of scan `row` on its own grid, (1, *spatial) uint8; None if it has none.
 
-        Raises UserError when its bytes are missing or damaged.
+        Raises UserError if its bytes are missing or damaged.
         """
         scan = self.table["mask"][self._checked(row)].as_py()
         if not scan:
             return None
         at = self._mask_rows[scan]
-        return read_array(self.path, {name: self._masks[name][at].as_py() for name in _ADDRESS}).astype(np.uint8)
+        return read_array(self.path, {name: self._masks[name][at].as_py() for name in ADDRESS}).astype(np.uint8)
 
     @cached_property
     def _mask_rows(self) -> dict[str, int]:
@@ -176,26 +178,13 @@ class Store:
             raise IndexError(f"row {row} of a store with {len(self)} scans")
         return int(row)
 
-    def _row(self, row: int) -> dict[str, Any]:
+    def _address(self, row: int) -> dict[str, Any]:
         at = self._checked(row)
-        return {name: self.table[name][at].as_py() for name in _ADDRESS}
-
-    def _part(self, read: Callable[..., np.ndarray], at: dict[str, Any], *box: Sequence[int]) -> np.ndarray:
-        path = self.path / at["file"]
-        try:
-            return read(path, at["offset"], at["length"], at["shape"], at["dtype"], *box)
-        except FileNotFoundError as e:
-            raise UserError(f"{path} is missing; copy the store or ingest the scans again") from e
-        except ValueError as e:
-            raise UserError(f"{path} is damaged; copy the store or ingest the scans again") from e
-
-    def batch(self, rows: Iterable[int]) -> list[np.ndarray]:
-        """The scans of `rows`, in that order; their shapes may differ."""
-        return [self[int(i)] for i in rows]
+        return {name: self.table[name][at].as_py() for name in ADDRESS}
 
     @cached_property
     def kinds(self) -> list[str]:
-        """What the selection holds, the most frequent first: "812 CT in 3D, 1 channel"."""
+        """Return the kinds of scans and their counts, the most frequent first: "812 CT in 3D, 1 channel"."""
         shapes, modality = self.table["shape"].to_pylist(), self.table["modality"].to_pylist()
         counts = Counter((m, len(s) - 1, s[0]) for s, m in zip(shapes, modality, strict=True))
         return [
@@ -203,38 +192,38 @@ class Store:
             for (m, d, c), n in counts.most_common()
         ]
 
-    def _one(self, what: str, values: Iterable[int]) -> int:
+    def _single(self, what: str, values: Iterable[int]) -> int:
         found = sorted(set(values))
         if len(found) > 1:
             raise UserError(
-                f"{self.path} holds scans of several kinds ({'; '.join(self.kinds)}); choose one, "
+                f"{self.path} has scans of several kinds ({'; '.join(self.kinds)}); choose one, "
                 f'for example where="{what} == {found[-1]}"'
             )
         return found[0]
 
     @cached_property
     def dims(self) -> int:
-        """2 or 3. Raises UserError when the selection holds both."""
-        return self._one("dims", (len(s) - 1 for s in self.table["shape"].to_pylist()))
+        """Spatial dimensions, 2 or 3. Raises UserError if the selection has both."""
+        return self._single("dims", (len(s) - 1 for s in self.table["shape"].to_pylist()))
 
     @cached_property
     def channels(self) -> int:
-        """Raises UserError when the selection holds several numbers of them."""
-        return self._one("channels", (s[0] for s in self.table["shape"].to_pylist()))
+        """Channels per scan. Raises UserError if they differ within the selection."""
+        return self._single("channels", (s[0] for s in self.table["shape"].to_pylist()))
 
     @cached_property
     def modality(self) -> str:
-        """The most frequent modality, "" when unknown."""
+        """The most frequent modality, "" if unknown."""
         return Counter(self.table["modality"].to_pylist()).most_common(1)[0][0]
 
     @property
     def intensity_description(self) -> str:
-        """The intensity window in words."""
+        """How intensities are windowed, as a sentence."""
         return INTENSITIES[self.intensity]
 
     @property
     def intensity(self) -> str:
-        """The intensity recipe of the most frequent modality."""
+        """The intensity window of the most frequent modality, a name in `intensity.INTENSITIES`."""
         return resolve_intensity(self.info["recipe"], self.modality)
 
     @cached_property
@@ -247,18 +236,18 @@ class Store:
 
     @property
     def mean(self) -> float:
-        """Of train pixels in unit range, every scan weighing the same; of all scans when nobody trains."""
+        """Mean of training pixels in the unit range, each scan weighted equally; of all scans if none is for training."""
         return self._moments[0]
 
     @property
     def std(self) -> float:
-        """Standard deviation of the same pixels."""
+        """Standard deviation of the same pixels; 1 if they are constant."""
         return self._moments[1]
 
     def column(self, name: str) -> np.ndarray:
-        """One manifest column, (N,): numbers as they are, words and lists as objects (None where unknown).
+        """Return one manifest column, (N,): numbers, or objects for text and lists (None if unknown).
 
-        Raises UserError when there is no such column.
+        Raises UserError if there is no such column.
         """
         if name not in self.table.column_names:
             raise UserError(f"{self.path} has no column {name!r}.{nearest(name, self.table.column_names)}")
@@ -271,19 +260,19 @@ class Store:
 
     @property
     def labels(self) -> list[str]:
-        """Names of the labels; the values of NAME are `column("label:NAME")`."""
+        """Names of the labels; `column("label:NAME")` gives their values."""
         return [c.removeprefix("label:") for c in self.table.column_names if c.startswith("label:")]
 
     @cached_property
     def fingerprint(self) -> str:
-        """One word for the content: equal for equal scans, ids, splits and labels under the same key."""
+        """A hash of the selection: equal for equal scans, ids, splits and labels under the same key."""
         if len(self) == self.total:
             return str(self.info["fingerprint"])
         rows = "|".join([self.info["fingerprint"], *self.table["scan"].to_pylist()])
         return hashlib.blake2b(rows.encode(), digest_size=16).hexdigest()
 
     def rows(self, split: str | None = None) -> np.ndarray:
-        """Row numbers, int64, of a split or of all. Raises UserError when there is no such split."""
+        """Return the row numbers, int64, of a split or of all scans. Raises UserError if there is no such split."""
         if split is None:
             return np.arange(len(self))
         if split not in SPLITS:
@@ -295,7 +284,7 @@ class Store:
         return self.column("split")
 
     def verify(self) -> None:
-        """Reads every scan and compares it with its hash. Raises UserError that counts the damaged ones."""
+        """Compare every scan with its content hash. Raises UserError with the number of damaged scans."""
         if fingerprint(pq.read_table(self.path / "manifest.parquet")) != self.info["fingerprint"]:
             raise UserError(
                 f"{self.path / 'manifest.parquet'} was changed after it was written; ingest the scans again"
@@ -313,6 +302,3 @@ class Store:
             return content_hash(self[row]) == self.table["hash"][row].as_py()
         except UserError:
             return False
-
-
-_ADDRESS = ("file", "offset", "length", "shape", "dtype")
