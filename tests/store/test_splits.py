@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from medssl.errors import UserError
 from medssl.readers.pseudonyms import Pseudonyms
-from medssl.store.splits import SPLITS, assign_splits, count_overlap, count_groups_across_splits, empty_split_warning
+from medssl.store.splits import SPLITS, assign_splits, count_groups_across_splits, count_overlap, empty_split_warning
 
 ALIAS = Pseudonyms(b"k" * 32)
 patients = st.lists(st.text("abcdef", min_size=1, max_size=3), max_size=40)

@@ -160,7 +160,9 @@ class _Query:
             return pc.if_else(pc.is_valid(data), pc.is_in(data, wanted), None)
         word, value = self._value(left), self._column_of(right)
         if not (word.is_constant and word.kind == "text" and value.kind in {"text", "texts"}):
-            self._fail(right, '`in` needs a list such as ["a", "b"] after it, or text before it and a text column after it')
+            self._fail(
+                right, '`in` needs a list such as ["a", "b"] after it, or text before it and a text column after it'
+            )
         if value.kind == "text":
             return pc.match_substring(value.data, word.data)
         if word.data not in self.flags.values():

@@ -83,7 +83,6 @@ def resampled_for_encoder(store: Store, expected: InputConfig) -> ResampledScans
     return replace(scans, mean=expected.mean, std=expected.std)
 
 
-
 def grid_shape(store: Store, size: int | Sequence[int]) -> tuple[int, ...]:
     """Return voxels along each spatial axis. Raises UserError if `size` does not fit the store."""
     grid = (int(size),) * store.dims if isinstance(size, int | np.integer) else tuple(int(n) for n in size)

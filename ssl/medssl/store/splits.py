@@ -16,7 +16,10 @@ TEST, VAL = 0.2, 0.3  # of the hash in [0, 1): below TEST is test, from TEST to 
 
 
 def assign_splits(
-    patients: Sequence[str], pseudonyms: Pseudonyms, fixed: Sequence[str] | None = None, groups: Sequence[str] | None = None
+    patients: Sequence[str],
+    pseudonyms: Pseudonyms,
+    fixed: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> list[str]:
     """Return the split of every row. Rows of one patient share it, and rows of one group unless the source says otherwise.
 
