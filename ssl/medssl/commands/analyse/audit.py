@@ -183,7 +183,7 @@ def _print(found: list[Evidence], target: str) -> None:
     own, *others = found[0].told
     columns = [own, "in one label", *(c for name in others for c in (name, f"{name} minus run"))]
     print(
-        f"\nhow well features tell the fact; chance is {CHANCE['classes']} for AUROC and {CHANCE['value']} for Spearman and R2"
+        f"\nhow well features tell the fact; chance is {CHANCE['classification']} for AUROC and {CHANCE['regression']} for Spearman and R2"
     )
     print(text_table(told, ["fact", "by", *columns]))
     print(f"\nhow the fact goes with {target}; alone is a model of the fact and nothing else")
