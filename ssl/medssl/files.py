@@ -1,9 +1,10 @@
 """Atomic writes: a reader sees the old file or the new file, never part of one."""
 
+import csv
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -53,3 +54,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` atomically as indented JSON, keys in the order given."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], fields: Sequence[str] = ()) -> None:
+    """Write rows as CSV, atomically. The header is `fields`, else the keys of the first row; None is an empty cell."""
+    with atomic(path) as part, part.open("w", encoding="utf-8", newline="") as f:
+        writer = csv.DictWriter(f, fields or list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

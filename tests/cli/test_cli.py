@@ -198,7 +198,7 @@ def wrong_inputs(scans, store, run, tmp_path):
         (["inspect", f"store={store}", 'where="big" == label and (dims = 2)'], "Equality is written =="),
         (["inspect", f"store={store}", f"sheet={scans / '00.png' / 'a.png'}"], "choose another place"),
         (["rejects", f"store={store}", "code=TRUNCATE"], "Did you mean 'TRUNCATED'"),
-        (["release", f"store={store}", "where=label in ['big', 'small']"], "none of them is held"),
+        (["release", f"store={store}", "where=label in ['big', 'small']"], "none of which is quarantined"),
     ]
 
 

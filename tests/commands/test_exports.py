@@ -11,13 +11,14 @@ import pytest
 from PIL import Image
 
 from medssl.commands.data.nifti import nifti
-from medssl.commands.data.png import cost, png
+from medssl.commands.data.png import png
 from medssl.commands.data.shard import shard
 from medssl.errors import UserError
 from medssl.ingestion.writer import StoreWriter
 from medssl.readers import nifti as nifti_scans
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan
+from medssl.store.export import window_loss
 from medssl.store.shard import shard as lay_out
 from medssl.store.store import Store
 
@@ -63,7 +64,7 @@ def store(tmp_path_factory):
         for scan in scans():
             writer.add(scan, scan.scan)
         writer.finish()
-    return Store.open(writer.draft.out)
+    return Store.open(writer.staged.out)
 
 
 def row_of(store, scan):
@@ -80,7 +81,9 @@ def table(folder):
 
 @pytest.fixture(scope="module")
 def volumes(store, tmp_path_factory):
-    return nifti(store, tmp_path_factory.mktemp("nifti"))
+    folder = tmp_path_factory.mktemp("nifti")
+    nifti(store, folder)
+    return folder
 
 
 @pytest.mark.parametrize("scan", [f"scan{i}" for i in range(6)])
@@ -139,7 +142,7 @@ def test_nifti_files_hold_nothing_else(volumes):
         assert len(inside) == 352 + np.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
 
 
-def test_nifti_table_and_what_is_left_out(store, volumes, capsys, tmp_path):
+def test_nifti_table_and_what_is_left_out(store, volumes, tmp_path):
     lines = {line["scan"]: line for line in table(volumes)}
     assert sorted(lines) == [f"scan{i}" for i in range(6)]
     first = lines["scan0"]
@@ -147,26 +150,25 @@ def test_nifti_table_and_what_is_left_out(store, volumes, capsys, tmp_path):
     assert (first["file"], first["patient"], first["modality"]) == ("scan0.nii.gz", "patient0", "CT")
     assert (first["split"], first["spacing"], first["label:side"]) == (store.column("split")[row], "3 0.5 0.75", "left")
     assert lines["scan4"]["spacing"] == lines["scan4"]["label:side"] == ""
-    nifti(store, tmp_path)
-    assert (
-        "6 volumes written, 0 were there, 2 images in 2D without a place in space left out" in capsys.readouterr().out
-    )
+    text = str(nifti(store, tmp_path))
+    assert text == f"6 volumes written, 0 were there, 2 images in 2D without a position in space left out: {tmp_path}"
     with pytest.raises(UserError, match="none of the 2 scans is a volume"):
         nifti(store, tmp_path / "b", where="dims == 2")
     assert not (tmp_path / "b").exists()
 
 
-def test_nifti_goes_on(store, tmp_path, capsys):
+def test_nifti_goes_on(store, tmp_path):
     nifti(store, tmp_path, where='modality == "CT"')
     paths = sorted(tmp_path.glob("*.nii.gz"))
     assert [p.name for p in paths] == ["scan0.nii.gz", "scan1.nii.gz"]
     whole = paths[0].read_bytes()
     paths[0].write_bytes(whole[:-20])
     kept = paths[1].stat().st_mtime_ns
-    nifti(store, tmp_path, where='modality == "CT"')
+    result = nifti(store, tmp_path, where='modality == "CT"')
     assert paths[0].read_bytes() == whole
     assert paths[1].stat().st_mtime_ns == kept
-    assert "1 volumes written, 1 were there" in capsys.readouterr().out
+    assert "1 volumes written, 1 were there" in str(result)
+    assert (result["written"], result["kept"]) == (1, 1)
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -246,14 +248,14 @@ def test_png_auto_is_the_manifest_window(store, tmp_path):
     assert len(np.unique(got)) > 50
 
 
-def test_cost_against_its_definition():
+def test_window_loss_against_its_definition():
     image = np.array([[[-2000, -1350, 149, 150, 0, -601]]], np.int16)
     small = np.array([[[0, 0, 255, 255, 230, 127]]], np.uint8)
-    clipped, loss = cost(image, small, -600, 1500)
+    clipped, loss = window_loss(image, small, -600, 1500)
     assert clipped == pytest.approx(2 / 6)
     errors = [0, 0, 0 - (230 / 255 * 1499 - 1350), -601 - (127 / 255 * 1499 - 1350)]
     assert loss == pytest.approx(np.sqrt(np.mean(np.square(errors))))
-    assert cost(np.full((1, 2, 2), 3000, np.int16), np.full((1, 2, 2), 255, np.uint8), 40, 400) == (1, 0)
+    assert window_loss(np.full((1, 2, 2), 3000, np.int16), np.full((1, 2, 2), 255, np.uint8), 40, 400) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +320,7 @@ def test_shards_are_plain_tar_files(store, tmp_path):
 
 
 def test_a_shard_can_be_sharded_anew(store, tmp_path):
-    made = shard(lay_out(store, tmp_path / "a", 20_000), tmp_path / "b")
+    made = Store.open(shard(lay_out(store, tmp_path / "a", 20_000), tmp_path / "b")["out"], quarantined=True)
     assert len(list((made.path / "shards").iterdir())) == 1
     made.verify()
 
@@ -326,7 +328,7 @@ def test_a_shard_can_be_sharded_anew(store, tmp_path):
 def test_released_scans_and_rejects_come_along(store, tmp_path):
     (store.path / "released.json").write_text(json.dumps({"scan8": "burned-in risk"}))
     try:
-        made = shard(store, tmp_path / "new")
+        made = Store.open(shard(store, tmp_path / "new")["out"])
         for name in ("released.json", "rejects.jsonl"):
             assert (made.path / name).read_bytes() == (store.path / name).read_bytes()
     finally:

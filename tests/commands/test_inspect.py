@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import tiny
-from medssl.commands.data.inspect import inspect, tilts
+from medssl.commands.data.inspect import inspect
 from medssl.commands.data.rejects import rejects
 from medssl.commands.data.release import release
 from medssl.errors import UserError
@@ -22,6 +22,7 @@ from medssl.readers.reject_codes import remedy
 from medssl.readers.scan import Scan, Unreadable
 from medssl.reporting.contact_sheet import CAPTION, CELL, GAP, contact_sheet, evenly_spaced
 from medssl.reporting.privacy import faces, privacy_page
+from medssl.reporting.store_tables import tilts
 from medssl.reporting.text_table import aligned
 from medssl.store.store import Store
 
@@ -98,7 +99,7 @@ def by(rows, name):
     return {row[name]: row for row in rows}
 
 
-def test_the_counts_are_those_of_the_manifest(store, capsys):
+def test_the_counts_are_those_of_the_manifest(store):
     found = inspect(store)
     opened = Store.open(store)
     assert len(opened) == N - N // 4
@@ -130,7 +131,7 @@ def test_the_counts_are_those_of_the_manifest(store, capsys):
         "not recorded": {"scanner": "not recorded", "scans": 12, "share": "66.7%"},
         "SIEMENS Force": {"scanner": "SIEMENS Force", "scans": 6, "share": "33.3%"},
     }
-    assert {r["step"]: r["scans"] for r in found["done to the pixels"]} == {"rescale": 6, "padding": 6}
+    assert {r["step"]: r["scans"] for r in found["pixel processing"]} == {"rescale": 6, "padding": 6}
     flags = Counter(f for flags in opened.column("flags") for f in flags)
     assert {r["flag"]: r["scans"] for r in found["flags"]} == dict(flags)
     columns = {(r["kind"], r["name"]): r for r in found["columns"]}
@@ -138,12 +139,12 @@ def test_the_counts_are_those_of_the_manifest(store, capsys):
     finding = opened.column("label:finding")
     assert columns["label", "finding"]["known"] == 18
     assert f"폐렴 {(finding == '폐렴').sum()}" in columns["label", "finding"]["values"]
-    said = capsys.readouterr().out
+    said = str(found)
     assert not ID.search(said), "a pseudonym got out"
     assert all(topic in said for topic in found)
 
 
-def test_intensity_is_that_of_the_pixels(store, capsys):
+def test_intensity_is_that_of_the_pixels(store):
     found = by(inspect(store)["intensity"], "kind")
     opened = Store.open(store)
     for k in (0, 1, 3):
@@ -157,29 +158,29 @@ def test_intensity_is_that_of_the_pixels(store, capsys):
         assert found[KINDS[k]]["standard deviation"] == pytest.approx(np.sqrt(square - mean**2), abs=1e-5)
 
 
-def test_geometry_counts_what_is_placed_and_what_is_tilted(store, capsys):
+def test_geometry_counts_what_is_placed_and_what_is_tilted(store):
     rows = {r["what"]: r["scans"] for r in inspect(store)["geometry"]}
-    assert rows.pop("placed in space") == 6
-    assert rows.pop("voxel size known, place unknown") == 12
+    assert rows.pop("position in space known") == 6
+    assert rows.pop("voxel size known, position unknown") == 12
     assert rows.pop("neither known") == 0
     (tilted,) = rows
     assert (rows[tilted], tilted[-4:]) == (2, "11.3")  # arctan(0.5 / 2.5)
     assert tilts(np.stack([SHEARED, np.eye(4), np.diag([-3.0, 1, 1, 1])])) == pytest.approx([11.3099, 0, 0], abs=1e-3)
 
 
-def test_held_scans_are_left_out_until_asked_for(store, capsys):
+def test_quarantined_scans_are_left_out_unless_requested(store):
     found = inspect(store)
-    assert [(r["reason"], r["scans"]) for r in found["held back"]] == [("burned-in risk", 6)]
-    assert "medssl release" in found["held back"][0]["look at them, then release them"]
+    assert [(r["reason"], r["scans"]) for r in found["quarantined"]] == [("burned-in risk", 6)]
+    assert "medssl release" in found["quarantined"][0]["look at them, then release them"]
     assert by(inspect(store, quarantined=True)["scans"], "kind")[KINDS[2]]["scans"] == 6
     assert by(inspect(store, where="dims == 3")["scans"], "kind")["all"]["scans"] == 12
-    with pytest.raises(UserError, match="6 are held: look at them with quarantined=true"):
+    with pytest.raises(UserError, match="6 are quarantined: look at them with quarantined=true"):
         inspect(store, where='modality == "US"')
     with pytest.raises(UserError, match="choose another where"):
         inspect(store, where="dims == 4")
 
 
-def test_equal_pixels_are_counted_within_and_between_splits(fresh, capsys):
+def test_equal_pixels_are_counted_within_and_between_splits(fresh):
     table = Store.open(fresh, quarantined=True).table
     split, code = (table[c].to_pylist() for c in ("split", "hash"))
     a, b = split.index("train"), len(split) - 1 - split[::-1].index("train")
@@ -197,7 +198,7 @@ def rewrite(path, table, name, values):
     pq.write_table(table.set_column(at, name, pa.array(values)), path / "manifest.parquet")
 
 
-def test_the_sheet_shows_the_middle_slices_of_the_chosen_scans(store, tmp_path, capsys):
+def test_the_sheet_shows_the_middle_slices_of_the_chosen_scans(store, tmp_path):
     inspect(store, sheet=tmp_path / "a.png", where="dims == 3", quarantined=True)
     with Image.open(tmp_path / "a.png") as image:
         assert image.info == {}  # no metadata
@@ -229,26 +230,27 @@ def test_chosen_scans_are_evenly_spread(n):
     assert np.ptp(np.diff(rows)) <= 1 if n > 1 else True
 
 
-def test_rejects_are_listed_with_their_remedy(store, tmp_path, capsys):
+def test_rejects_are_listed_with_their_remedy(store, tmp_path):
     alias = open_key(store.parent / "key")
-    found = rejects(store)
+    result = rejects(store)
+    found = result["rejects"]
     assert sorted((r["file"], r["code"]) for r in found) == sorted(
         zip((alias.of("path", name) for name in LOST), ("TRUNCATED", "TRUNCATED", "NO_PIXELS"), strict=True)
     )
     assert all(r["remedy"] == remedy(r["code"]) and r["reason"] == f"because of {r['code'].lower()}" for r in found)
-    said = capsys.readouterr().out
+    said = str(result)
     assert all(r["file"] in said for r in found)
     assert re.search(r"TRUNCATED +2 ", said)
-    assert [r["code"] for r in rejects(store, code="NO_PIXELS")] == ["NO_PIXELS"]
+    assert [r["code"] for r in rejects(store, code="NO_PIXELS")["rejects"]] == ["NO_PIXELS"]
     rejects(store, csv=tmp_path / "r.csv")
     with (tmp_path / "r.csv").open(newline="", encoding="utf-8") as f:
         assert list(csv.DictReader(f)) == found
 
 
-def test_paths_are_shown_with_source_and_key_and_nowhere_else(store, source, tmp_path, capsys, monkeypatch):
+def test_paths_are_shown_with_source_and_key_and_nowhere_else(store, source, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDSSL_KEY", str(store.parent / "key"))
     found = rejects(store, source=source)
-    said = capsys.readouterr().out
+    said = str(found)
     assert all(name in said for name in LOST)
     assert not any(name in json.dumps(found, ensure_ascii=False) for name in LOST)
     assert not ID.search(said)
@@ -271,15 +273,17 @@ def test_a_wrong_code_and_a_damaged_list_say_so(fresh):
         rejects(fresh)
 
 
-def test_release_lets_scans_into_training_and_says_which(fresh, capsys):
+def test_release_lets_scans_into_training_and_says_which(fresh):
     before = Store.open(fresh)
     held = Store.open(fresh, where='held == "burned-in risk"', quarantined=True)
     some = held.column("patient")[0]
-    n = release(fresh, where=f'patient == "{some}"')
+    result = release(fresh, where=f'patient == "{some}"')
+    (n,) = result["released"].values()
     assert n == (held.column("patient") == some).sum()
     after = Store.open(fresh)
     assert len(after) == len(before) + n
     assert after.fingerprint != before.fingerprint
+    assert Store.open(fresh, quarantined=True).fingerprint == result["fingerprint"]
     assert after.info["counts"]["held"] == {"burned-in risk": 6 - n}
     Store.open(fresh, quarantined=True).verify()  # manifest and store.json agree
     for name in before.table.column_names:
@@ -299,7 +303,7 @@ def test_release_lets_scans_into_training_and_says_which(fresh, capsys):
 def test_release_refuses_what_is_not_held(fresh):
     files = {p: p.read_bytes() for p in fresh.glob("*.*")}
     for where in ("dims == 3", "dims == 7"):
-        with pytest.raises(UserError, match="none of them is held"):
+        with pytest.raises(UserError, match="none of which is quarantined"):
             release(fresh, where=where)
     assert {p: p.read_bytes() for p in fresh.glob("*.*")} == files
 
@@ -356,7 +360,7 @@ def test_faces_are_counted_by_part_and_thickness(store):
     assert faces(opened) == {"possible": 0, "cannot be excluded": 0}
 
 
-def test_the_privacy_page_says_when_a_human_looked(fresh, tmp_path, capsys):
+def test_the_privacy_page_says_when_a_human_looked(fresh, tmp_path):
     release(fresh, where="held == 'burned-in risk'")
     inspect(fresh, privacy=tmp_path / "p.html")
     text = re.sub(r"<[^>]+>", "|", (tmp_path / "p.html").read_text("utf-8"))

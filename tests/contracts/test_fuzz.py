@@ -191,7 +191,7 @@ def door(tmp_path_factory):
     folder = tmp_path_factory.mktemp("door")
     (folder / "volumes").mkdir()
     init_message = {"key": "00" * 32, "intensity": "auto", "memory": 1 << 30, "out": str(folder)}
-    with WorkerPool(1, init_message, patience=20) as children:
+    with WorkerPool(1, init_message, timeout=20) as children:
 
         def ask(file: bytes, name: str) -> list[tuple[str, object]]:
             path = folder / name

@@ -15,7 +15,7 @@ from PIL import Image
 
 from medssl.commands.data.ingest import ingest
 from medssl.errors import UserError
-from medssl.ingestion.pipeline import Reading
+from medssl.ingestion.pipeline import IngestPipeline
 from medssl.readers.pseudonyms import open_key
 from medssl.store.resampled import resample_scans
 from medssl.store.splits import count_overlap
@@ -56,13 +56,12 @@ def everything(folder: Path) -> bytes:
     return b"\0".join(parts)
 
 
-def test_real_xrays_with_their_table(xrays, tmp_path, key, capsys):
+def test_real_xrays_with_their_table(xrays, tmp_path, key):
     folder, rows = xrays
     (folder / "images" / "KIM_MINJUN_19700101.txt").write_text("Kim Minjun, 010-1234-5678")
     store = ingest(
         folder / "images", tmp_path / "out", labels=folder / "manifest.csv", targets=["label", "subtype"], key=key
     )
-    said = capsys.readouterr().out
     assert len(store) == 60
     store.verify()
     by_name = {r["file"]: r for r in rows}
@@ -86,7 +85,7 @@ def test_real_xrays_with_their_table(xrays, tmp_path, key, capsys):
         str(key),
         store.fingerprint,
     ):
-        assert words in said
+        assert words in store.summary
     secrets = {r[c] for r in rows for c in ("file", "patient_id", "md5_224")} | {Path(f).stem for f in files}
     secrets |= {"KIM_MINJUN", "Minjun", str(folder), str(tmp_path), key.read_text().strip()}
     data = everything(store.path)
@@ -184,14 +183,13 @@ def pictures(tmp_path):
     return tmp_path / "pictures"
 
 
-def test_folders_pattern_and_site(pictures, tmp_path, key, capsys):
+def test_folders_pattern_and_site(pictures, tmp_path, key):
     store = ingest(pictures, tmp_path / "out", labels="folders", patient=r"p(\d)_", site="north", key=key)
     assert sorted(store.column("label:label")) == ["sick"] * 6 + ["well"] * 6
     assert set(store.column("site")) == {"north"}
     assert len(set(store.column("patient"))) == 6
-    said = capsys.readouterr().out
-    assert "10 of unknown modality in 2D, 1 channel\n" in said
-    assert "2 of unknown modality in 2D, 3 channels\n" in said
+    assert "10 of unknown modality in 2D, 1 channel\n" in store.summary
+    assert "2 of unknown modality in 2D, 3 channels\n" in store.summary
 
 
 def test_the_table_may_lie_in_the_source(pictures, tmp_path, key):
@@ -252,15 +250,33 @@ def test_a_failed_overwrite_keeps_the_old_store(pictures, tmp_path, key, monkeyp
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Reading, "stack", interrupted)
+    monkeypatch.setattr(IngestPipeline, "build_volumes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ingest(pictures, tmp_path / "out", key=key, overwrite=True)
-    assert "what was read is kept for the next try" in capsys.readouterr().err
+    assert "everything read so far is kept for the next try" in capsys.readouterr().err
     assert Store.open(tmp_path / "out").fingerprint == old.fingerprint
     old.verify()
     monkeypatch.undo()
     assert ingest(pictures, tmp_path / "out", key=key, overwrite=True).fingerprint == old.fingerprint
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "pictures"]
+
+
+def test_an_interrupt_while_reading_keeps_what_was_read(pictures, tmp_path, key, monkeypatch):
+    record, calls = IngestPipeline._record_outcome, []
+
+    def interrupted(self, file_id, outcome):
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        calls.append(file_id)
+        record(self, file_id, outcome)
+
+    monkeypatch.setattr(IngestPipeline, "_record_outcome", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(pictures, tmp_path / "out", key=key)
+    assert (tmp_path / ".out.part").is_dir()
+    monkeypatch.setattr(IngestPipeline, "_record_outcome", lambda *a: (calls.append(a[1]), record(*a)))
+    assert len(ingest(pictures, tmp_path / "out", key=key)) == 12
+    assert len(set(calls)) == len(calls) == 12  # no file is read twice
 
 
 def test_the_default_key_is_outside_and_private(pictures, tmp_path, monkeypatch):

@@ -20,8 +20,8 @@ from PIL import Image
 
 from medssl.commands.data.ingest import ingest
 from medssl.errors import UserError
-from medssl.ingestion.pipeline import Reading
-from medssl.ingestion.writer import StagedStore
+from medssl.ingestion.pipeline import IngestPipeline
+from medssl.ingestion.staged_store import StagedStore
 from medssl.store.release import release
 from medssl.store.store import Store
 from tiny import secret
@@ -202,12 +202,12 @@ def test_a_full_disk_at_the_end_keeps_what_was_read(hospital, tmp_path, monkeypa
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("medssl.ingestion.writer.write_synced", full)
+    monkeypatch.setattr("medssl.ingestion.staged_store.write_synced", full)
     with pytest.raises(UserError, match="free some space"):
         make(hospital / "pictures", tmp_path / "s", tmp_path)
-    assert "what was read is kept for the next try" in capfd.readouterr().err
+    assert "everything read so far is kept for the next try" in capfd.readouterr().err
     monkeypatch.undo()
-    monkeypatch.setattr(Reading, "_settle_file", full)  # nothing may be read again
+    monkeypatch.setattr(IngestPipeline, "_record_outcome", full)  # nothing may be read again
     make(hospital / "pictures", tmp_path / "s", tmp_path).verify()
 
 
@@ -232,6 +232,7 @@ def test_work_that_was_kept_is_not_thrown_away_for_another_source(hospital, tmp_
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"none of the \d+ files of the unfinished ingest"):
         make(hospital / "nifti", tmp_path / "s", tmp_path)
+    assert (tmp_path / ".s.part" / "ledger.sqlite").exists()
     make(hospital / "pictures", tmp_path / "s", tmp_path).verify()
     with pytest.raises(UserError, match="there is no key"):
         ingest(hospital / "pictures", tmp_path / "s", key=tmp_path / "mistyped")
@@ -283,12 +284,12 @@ def test_a_changed_file_is_read_again(hospital, whole, tmp_path):
     assert everything(after) == everything(make(source, tmp_path / "t", tmp_path))
 
 
-def test_nothing_new_leaves_the_store_alone(hospital, tmp_path, capsys):
+def test_nothing_new_leaves_the_store_alone(hospital, tmp_path):
     make(hospital / "pictures", tmp_path / "s", tmp_path)
     (tmp_path / "s" / "cache").mkdir()
-    make(hospital / "pictures", tmp_path / "s", tmp_path)
+    store = make(hospital / "pictures", tmp_path / "s", tmp_path)
     assert (tmp_path / "s" / "cache").exists()
-    assert "nothing has changed" in capsys.readouterr().out
+    assert "nothing has changed" in store.summary
 
 
 def test_another_source_does_not_empty_a_store(hospital, tmp_path):

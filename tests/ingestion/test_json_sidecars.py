@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medssl.errors import UserError
-from medssl.ingestion.json_sidecars import LARGEST, Sidecars, columns, facts, read_json
+from medssl.ingestion.json_sidecars import MAX_BYTES, Sidecars, allowed_values, columns, read_json
 from medssl.ingestion.path_match import pair
 from medssl.leakage import rendition
 from medssl.readers.archive import members, open_member
@@ -28,7 +28,7 @@ def rows(paths):
 
 
 def said(content, keys=None, targets=()):
-    return facts(content, columns(keys or {}, targets))
+    return allowed_values(content, columns(keys or {}, targets))
 
 
 def sidecars(files, pattern="auto", **options):
@@ -120,7 +120,7 @@ def test_only_allowed_values_get_out():
         "fact:sex": "F",
         "label:labels": "기흉|폐렴",
     }
-    held = {k: v for k, v in vars(beside).items() if k not in {"alias", "_names"}}
+    held = {k: v for k, v in vars(beside).items() if k not in {"pseudonyms", "_names"}}
     for secret in SECRETS:
         assert secret not in str(report)
         assert secret not in str(held)
@@ -154,7 +154,7 @@ def test_json_that_cannot_be_used_is_refused_without_quoting_it(data):
 
 def test_large_json():
     with pytest.raises(Unreadable, match="16 MB") as e:
-        read_json(b" " * (LARGEST + 1))
+        read_json(b" " * (MAX_BYTES + 1))
     assert e.value.code == "TOO_LARGE"
 
 
@@ -310,7 +310,7 @@ def test_a_label_that_nobody_named_and_that_is_always_another_is_no_label():
 def test_a_stray_json_is_said_and_stops_nothing():
     out, report = sidecars({"kim/dataset.json": {"label": "x"}}).join(rows(["x.dcm"]), ["x.dcm"])
     assert out == rows(["x.dcm"])
-    assert report[0].startswith("none of the 1 JSON files belongs to a scan: they lie like folder/name.json")
+    assert report[0].startswith("none of the 1 JSON files belongs to a scan: their paths are like folder/name.json")
     assert "kim" not in str(report)
 
 
@@ -321,7 +321,7 @@ def test_wrong_options():
         Sidecars(ALIAS, r"(\d+)")
     with pytest.raises(UserError, match=r"finds no stem in the paths of the scans, which are like folder/name$"):
         sidecars({}, r"(?P<stem>zzz)").join(rows(["kim/x.dcm"]), ["kim/x.dcm"])
-    with pytest.raises(UserError, match=r"lie like folder/name.json, scans like name.dcm") as e:
+    with pytest.raises(UserError, match=r"are like folder/name.json, those of scans like name.dcm") as e:
         sidecars({"kim/1.json": {}}, r"(?P<stem>[^/]+)$").join(rows(["x.dcm"]), ["x.dcm"])
     assert "kim" not in str(e.value)
     assert sidecars({}).join(rows(["x.dcm"]), ["x.dcm"])[0] == rows(["x.dcm"])

@@ -12,7 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from medssl.errors import UserError
 from medssl.ingestion.label_table import read_labels
-from medssl.ingestion.path_match import match, normal, stem
+from medssl.ingestion.path_match import match, normalised, stem
 from medssl.readers.dicom.header import parse
 from medssl.readers.dicom.metadata import identify
 from medssl.readers.pseudonyms import Pseudonyms
@@ -32,7 +32,7 @@ def join(tmp_path, text, paths, encoding="utf-8", **options):
 
 def test_path_then_tail_then_name_then_stem():
     paths = ["a/x.png", "b/x.png", "c/d/y.png", "z.nii.gz", "lonely.png"]
-    files = [normal(f) for f in ["b/x.png", "other/a/x.png", "y.png", "z", "gone.png"]]
+    files = [normalised(f) for f in ["b/x.png", "other/a/x.png", "y.png", "z", "gone.png"]]
     assert match(paths, files) == {"b/x.png": 0, "a/x.png": 1, "c/d/y.png": 2, "z.nii.gz": 3}
 
 
@@ -48,7 +48,7 @@ def test_several_scans_of_one_path_share_its_row():
 
 def test_names_compare_across_unicode_forms_case_and_slashes():
     korean = "환자/사진.PNG"
-    assert match([unicodedata.normalize("NFD", korean)], [normal("환자\\사진.png")])
+    assert match([unicodedata.normalize("NFD", korean)], [normalised("환자\\사진.png")])
 
 
 def defined(paths, files):
@@ -90,7 +90,7 @@ def test_match_against_its_definition(paths, files):
 
 def test_a_damaged_file_hands_its_row_to_no_other():
     names = ["a/1.png", "B/1.png", "c/2.png", "1.json"]
-    assert match(["a/1.png"], [normal("B/1.png")], names) == {}
+    assert match(["a/1.png"], [normalised("B/1.png")], names) == {}
     assert match(["a/1.png"], ["1.png"], names) == {}
     assert match(["a/1.png"], ["1"], names) == {}
     assert match(["a/1.png", "c/2.png"], ["a/1.png", "2.png"], names) == {"a/1.png": 0, "c/2.png": 1}
@@ -120,7 +120,9 @@ def test_folders_of_other_names_are_other_cases():
 
 
 def test_names_in_archives_and_uids():
-    files = [normal(f) for f in ["a.zip/b/1.2.840.7", "a.zip!/1.dcm", "b.zip/1.dcm", "c\\set.npz", "d/set.npz#train/3"]]
+    files = [
+        normalised(f) for f in ["a.zip/b/1.2.840.7", "a.zip!/1.dcm", "b.zip/1.dcm", "c\\set.npz", "d/set.npz#train/3"]
+    ]
     paths = ["s/a.zip!/b/1.2.840.7.dcm", "s/a.zip!/1.dcm", "s/b.zip!/1.dcm", "c/set.npz#train/1", "d/set.npz#train/3"]
     assert match(paths, files) == {path: i for i, path in enumerate(paths)}
 

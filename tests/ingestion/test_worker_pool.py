@@ -1,4 +1,4 @@
-"""A child that crashes, hangs, fills the memory or talks nonsense costs one task, and the parent goes on."""
+"""A worker that crashes, hangs, exhausts the memory or sends invalid messages costs one task, and the parent goes on."""
 
 import os
 import threading
@@ -10,27 +10,27 @@ from medssl.errors import UserError
 from medssl.ingestion.worker_pool import Task, WorkerPool
 
 SECRET = "5e" * 32
-HELLO = {"memory": 2 << 30, "key": SECRET}
+INIT_MESSAGE = {"memory": 2 << 30, "key": SECRET}
 
 
 @pytest.fixture
-def children(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # naughty_child.py lies there
+def pool(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
 
-    def make(workers=2, patience=30.0):
-        return WorkerPool(workers, HELLO, module="naughty_child", patience=patience)
+    def make(workers=2, timeout=30.0):
+        return WorkerPool(workers, INIT_MESSAGE, module="misbehaving_worker", timeout=timeout)
 
     return make
 
 
-def outcomes(supervisor, tasks):
+def outcomes(pool, tasks):
     """task number -> (messages, payload bytes, death)."""
     out = {}
-    for event in supervisor.run(tasks):
-        said = out.setdefault(event.task.about, [[], 0, ""])
-        said[0].append(event.message)
-        said[1] += len(event.payload)
-        said[2] = event.death
+    for event in pool.run(tasks):
+        outcome = out.setdefault(event.task.context, [[], 0, ""])
+        outcome[0].append(event.message)
+        outcome[1] += len(event.payload)
+        outcome[2] = event.death
     return out
 
 
@@ -39,9 +39,9 @@ def tasks(*messages):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_every_task_has_one_end(children, workers):
-    with children(workers) as c:
-        got = outcomes(c, tasks(*({"do": "work", "n": i, "big": 1 + i * 3000} for i in range(20))))
+def test_every_task_has_one_end(pool, workers):
+    with pool(workers) as p:
+        got = outcomes(p, tasks(*({"do": "work", "n": i, "big": 1 + i * 3000} for i in range(20))))
     assert sorted(got) == list(range(20))
     for i, (messages, size, death) in got.items():
         assert messages == [{"did": "work", "n": i}, {"end": True}]
@@ -49,71 +49,71 @@ def test_every_task_has_one_end(children, workers):
         assert not death
 
 
-def test_a_crash_costs_one_task(children):
-    with children(2) as c:
-        got = outcomes(c, tasks({"do": "work"}, {"do": "die"}, {"do": "work"}, {"do": "work"}))
+def test_a_crash_costs_one_task(pool):
+    with pool(2) as p:
+        got = outcomes(p, tasks({"do": "work"}, {"do": "die"}, {"do": "work"}, {"do": "work"}))
     assert [got[i][2] for i in range(4)] == ["", "DECODER_CRASHED", "", ""]
-    assert {"again": True} in got[1][0]
+    assert {"retry": True} in got[1][0]
 
 
-def test_an_unlucky_task_gets_a_second_try(children, tmp_path):
-    with children(1) as c:
-        got = outcomes(c, tasks({"do": "die once", "mark": str(tmp_path / "mark")}))
+def test_a_task_gets_a_second_try(pool, tmp_path):
+    with pool(1) as p:
+        got = outcomes(p, tasks({"do": "die once", "mark": str(tmp_path / "mark")}))
     messages, _, death = got[0]
     assert not death
-    assert messages[:2] == [{"half": 1}, {"again": True}]  # what the first try said does not count
+    assert messages[:2] == [{"half": 1}, {"retry": True}]  # answers of the first try do not count
     assert messages[-1] == {"end": True}
 
 
-def test_a_hang_costs_one_task(children):
-    with children(1, patience=1.0) as c:
-        got = outcomes(c, tasks({"do": "sleep", "seconds": 600}, {"do": "work"}))
+def test_a_hang_costs_one_task(pool):
+    with pool(1, timeout=1.0) as p:
+        got = outcomes(p, tasks({"do": "sleep", "seconds": 600}, {"do": "work"}))
     assert [got[i][2] for i in range(2)] == ["TOO_SLOW", ""]
 
 
-def test_memory_has_a_bound(children):
-    with children(1) as c:
-        got = outcomes(c, tasks({"do": "fill"}))
+def test_memory_is_limited(pool):
+    with pool(1) as p:
+        got = outcomes(p, tasks({"do": "fill"}))
     assert {"full": True} in got[0][0]
 
 
 @pytest.mark.parametrize("kind", ["gibberish", "deep"])
-def test_nonsense_counts_as_a_crash(children, kind):
-    with children(1) as c:
-        got = outcomes(c, tasks({"do": kind}, {"do": "work"}))
+def test_an_invalid_message_counts_as_a_crash(pool, kind):
+    with pool(1) as p:
+        got = outcomes(p, tasks({"do": kind}, {"do": "work"}))
     assert [got[i][2] for i in range(2)] == ["DECODER_CRASHED", ""]
 
 
-def test_children_that_cannot_start_are_no_fault_of_the_files():
-    with WorkerPool(1, HELLO, module="no_such_module") as c, pytest.raises(UserError, match="cannot start"):
-        outcomes(c, tasks({"do": "work"}))
+def test_workers_that_cannot_start_are_not_blamed_on_the_files():
+    with WorkerPool(1, INIT_MESSAGE, module="no_such_module") as p, pytest.raises(UserError, match="cannot start"):
+        outcomes(p, tasks({"do": "work"}))
 
 
-def test_leaving_early_leaves_no_process(children):
+def test_leaving_early_leaves_no_process(pool):
     before = threading.active_count()
-    with children(2) as c:
-        for n, _ in enumerate(c.run(tasks(*({"do": "sleep", "seconds": 0.01} for _ in range(200))))):
+    with pool(2) as p:
+        for n, _ in enumerate(p.run(tasks(*({"do": "sleep", "seconds": 0.01} for _ in range(200))))):
             if n == 10:
                 break
-    processes = [child.process for child in c.children]
+    processes = [worker.process for worker in p.workers]
     for process in processes:
         process.wait(10)
     assert threading.active_count() == before
 
 
-def test_children_leave_when_the_parent_is_killed(children):
+def test_workers_exit_when_the_parent_is_killed(pool):
     """They read from a pipe that closes with it."""
-    with children(1) as c:
-        outcomes(c, tasks({"do": "work"}))
-        process = c.children[0].process
+    with pool(1) as p:
+        outcomes(p, tasks({"do": "work"}))
+        process = p.workers[0].process
         process.stdin.close()
         assert process.wait(10) is not None
 
 
-def test_the_key_is_in_no_command_line(children):
-    with children(1) as c:
-        outcomes(c, tasks({"do": "work"}))
-        pid = c.children[0].process.pid
-        assert SECRET not in " ".join(c.children[0].process.args)
+def test_the_key_is_in_no_command_line(pool):
+    with pool(1) as p:
+        outcomes(p, tasks({"do": "work"}))
+        pid = p.workers[0].process.pid
+        assert SECRET not in " ".join(p.workers[0].process.args)
         for place in ("cmdline", "environ") if os.path.exists("/proc") else ():
             assert SECRET not in Path(f"/proc/{pid}/{place}").read_text()

@@ -13,7 +13,7 @@ from PIL import Image
 from medssl.commands.data.ingest import ingest
 from medssl.commands.data.release import release
 from medssl.errors import UserError
-from medssl.ingestion.mask_pairing import by_name, differs
+from medssl.ingestion.mask_pairing import grid_difference, pair_by_name
 from medssl.readers.pseudonyms import open_key
 from medssl.store.store import Store
 from tiny import secret
@@ -123,7 +123,7 @@ def test_workers_and_a_second_ingest_leave_no_trace(hippocampus, tmp_path):
 def test_masks_are_never_released(hippocampus, tmp_path):
     _, store = hippocampus
     shutil.copytree(store.path, tmp_path / "s")
-    with pytest.raises(UserError, match="but for masks: nothing to release"):
+    with pytest.raises(UserError, match="except masks: nothing to release"):
         release(tmp_path / "s", "dims == 3")
     assert len(Store.open(tmp_path / "s")) == FEW
 
@@ -172,12 +172,12 @@ def test_a_tenth_of_a_voxel_is_rounding_and_more_is_another_place():
         for miss, same in ((0.09, True), (0.11, False)):
             moved = PLACE.copy()
             moved[axis, 3] += miss
-            assert (differs(row | {"affine": moved.ravel()}, row) == "") == same, (axis, spacing)
+            assert (grid_difference(row | {"affine": moved.ravel()}, row) == "") == same, (axis, spacing)
     turned = PLACE.copy()
     turned[:3, :3] = PLACE[:3, :3] @ np.array([[1, 0.002, 0], [-0.002, 1, 0], [0, 0, 1]])  # 0.14 voxels at the far end
-    assert "voxels from its image" in differs(row | {"affine": turned.ravel()}, row)
-    assert differs(row | {"affine": None, "spacing": [2, 1.5, 1.1]}, row | {"affine": None}) != ""
-    assert differs(row | {"affine": None, "spacing": None}, row | {"affine": None}) == ""
+    assert "voxels from its image" in grid_difference(row | {"affine": turned.ravel()}, row)
+    assert grid_difference(row | {"affine": None, "spacing": [2, 1.5, 1.1]}, row | {"affine": None}) != ""
+    assert grid_difference(row | {"affine": None, "spacing": None}, row | {"affine": None}) == ""
 
 
 def test_pictures_with_masks_of_nothing_and_a_table(tmp_path):
@@ -260,7 +260,7 @@ def test_names_that_mean_each_other(image, mask):
     """And a stranger beside them changes nothing."""
     for names in ([image, mask], [image, mask, "other/9.png", "other/9_mask.png"]):
         masks = list(range(1, len(names), 2))
-        found = by_name(names, list(range(0, len(names), 2)), masks)
+        found = pair_by_name(names, list(range(0, len(names), 2)), masks)
         assert found == ({m: [m - 1] for m in masks}, set())
 
 
@@ -275,7 +275,7 @@ def test_names_that_mean_each_other(image, mask):
     ],
 )
 def test_names_that_leave_a_doubt(names, masks):
-    assert by_name(names, sorted(set(range(len(names))) - set(masks)), masks)[0] == {}
+    assert pair_by_name(names, sorted(set(range(len(names))) - set(masks)), masks)[0] == {}
 
 
 words = st.lists(st.sampled_from(["a", "b", "c1", "ward", "images", "t1"]), min_size=1, max_size=3)
@@ -287,7 +287,7 @@ def test_no_image_is_meant_that_lies_under_another_name(images, masks):
     """Each rule needs a shared word, and a rule's images are of one case."""
     names = [*images, *(f"{m}_mask" for m in masks)]
     at = list(range(len(images)))
-    found, doubtful = by_name(names, at, list(range(len(images), len(names))))
+    found, doubtful = pair_by_name(names, at, list(range(len(images), len(names))))
     assert not found.keys() & doubtful
     for mask, some in found.items():
         assert some

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-import medssl.ingestion.writer as write
+import medssl.ingestion.staged_store as write
 from medssl.errors import UserError
 from medssl.ingestion.writer import StoreWriter
 from medssl.readers.pseudonyms import Pseudonyms
@@ -351,7 +351,7 @@ def test_a_killed_write_leaves_no_store(tmp_path, sent, left):
     assert not (tmp_path / "s").exists()
     assert len(list(tmp_path.iterdir())) == left
     assert len(make(tmp_path / "s", [scan(noise((1, 4, 4)))])) == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["s"]  # the draft that a SIGKILL left was taken over
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]  # the staged that a SIGKILL left was taken over
 
 
 def test_a_failed_move_brings_the_old_store_back(tmp_path):

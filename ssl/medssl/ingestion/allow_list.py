@@ -1,4 +1,4 @@
-"""What may be kept of tables and of JSON files: names by which columns are known, short words, and four facts."""
+"""The allow-list for tables and JSON files: names of columns, short words, and four metadata fields."""
 
 import math
 import re
@@ -9,49 +9,32 @@ from typing import Any
 
 from medssl.readers.dicom.metadata import VIEWS
 
-# Names of columns, and of keys in JSON files; case, spaces and "_-." do not count.
+# Names of columns, and of keys in JSON files. Case, spaces and "_-." do not count.
 FILE = ("file", "filename", "path", "image", "scan", "dicom", "파일", "파일명", "영상")
 PATIENT = (
-    "patient",
-    "patient_id",
-    "patient_no",
-    "subject",
-    "subject_id",
-    "환자번호",
-    "환자id",
-    "등록번호",
-    "대상자번호",
+    *("patient", "patient_id", "patient_no", "subject", "subject_id"),
+    *("환자번호", "환자id", "등록번호", "대상자번호"),
 )
 LABEL = (
-    "label",
-    "labels",
-    "target",
-    "class",
-    "diagnosis",
-    "finding",
-    "lesion",
-    "라벨",
-    "진단",
-    "진단명",
-    "병명",
-    "질환명",
+    *("label", "labels", "target", "class", "diagnosis", "finding", "lesion"),
+    *("라벨", "진단", "진단명", "병명", "질환명"),
 )
-FACT = {
+METADATA = {
     "age": ("age", "patient_age", "나이", "연령"),
     "sex": ("sex", "gender", "patient_sex", "성별"),
     "view": ("view", "view_position"),
     "laterality": ("laterality",),
 }
-LONGEST, WORDS = 64, 5  # of a value that is a word, not a text: letters and words
-# What no label has: telephone and identity numbers, dates, addresses of mail and pages, line ends.
+MAX_LETTERS, MAX_WORDS = 64, 5  # of a label; a longer value is free text
+# Patterns that no label has: telephone and identity numbers, dates, e-mail and web addresses, control characters.
 IDENTIFIER = re.compile(r"\d{6}|\d{2,4}[-. ]\d{3,4}[-. ]\d{4}|\d{1,4}[-./]\d{1,2}[-./]\d{1,4}|@|://|[\x00-\x1f]")
 NUMBER = re.compile(r"[-+]?(0|[1-9]\d{0,4})?\.\d+(e[-+]?\d{1,2})?", re.IGNORECASE)  # its digits are no telephone number
-DISTINCT = 20  # different values of a label that nobody named, before it counts as an identifier or a text
-ENCODINGS = ("utf-8-sig", "cp949")  # cp949: what Excel writes on a Korean Windows
+MAX_DISTINCT = 20  # distinct values of a label column that the user did not name; beyond, it may be an identifier
+ENCODINGS = ("utf-8-sig", "cp949")  # cp949: Excel on a Korean Windows
 
 
-def decoded(data: bytes) -> str | None:
-    """Text in UTF-8 or CP949; None when it is neither."""
+def decode(data: bytes) -> str | None:
+    """Return text in UTF-8 or CP949; None if it is neither."""
     for encoding in ENCODINGS:
         try:
             return data.decode(encoding)
@@ -60,57 +43,54 @@ def decoded(data: bytes) -> str | None:
     return None
 
 
-def allowed(value: Any) -> str | None:
-    """A label or a site as text; None when it is no short word, or looks like a date or a number of a person."""
+def allowed_word(value: Any) -> str | None:
+    """Return a label or a site as text; None if it is free text, or looks like a date or an identifier."""
     text = str(value).lower() if isinstance(value, bool) else unicodedata.normalize("NFC", str(value)).strip()
-    if len(text) > LONGEST:
+    if len(text) > MAX_LETTERS:
         return None
     number = math.isfinite(value) if isinstance(value, float) else NUMBER.fullmatch(text)
-    return text if number or (len(text.split()) <= WORDS and not IDENTIFIER.search(text)) else None
+    return text if number or (len(text.split()) <= MAX_WORDS and not IDENTIFIER.search(text)) else None
 
 
-def words(cell: str) -> str | None:
-    """A cell with a label or with several, "a|b"; None when one may not be kept."""
-    words = [allowed(word) for word in cell.split("|")]
+def allowed_words(cell: str) -> str | None:
+    """Return a cell with one label or several, "a|b"; None if any of them is not allowed."""
+    words = [allowed_word(word) for word in cell.split("|")]
     return None if None in words else "|".join(word for word in words if word)
 
 
-def many(values: Sequence[Any]) -> bool:
-    """Whether nearly every value is another, as names, numbers and texts are."""
-    return len(set(values)) > max(DISTINCT, len(values) / 2)
+def mostly_distinct(values: Sequence[Any]) -> bool:
+    """Whether nearly every value is different, as in names, numbers and texts."""
+    return len(set(values)) > max(MAX_DISTINCT, len(values) / 2)
 
 
 @lru_cache(1 << 12)
 def squash(name: str) -> str:
-    """How names of columns and keys compare."""
+    """Return the form in which names of columns and keys are compared."""
     return re.sub(r"[\s_.-]", "", unicodedata.normalize("NFC", name).casefold())
 
 
 @cache
 def squashed(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Names as `squash` makes them."""
+    """Return `squash` of each name."""
     return tuple(squash(name) for name in names)
 
 
 YEARS = {"": 1.0, "Y": 1.0, "세": 1.0, "M": 1 / 12, "개월": 1 / 12, "W": 1 / 52, "D": 1 / 365}
+SEX = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"}
+SEX |= {"남": "M", "남성": "M", "남자": "M", "여": "F", "여성": "F", "여자": "F"}
+SIDE = {"l": "L", "left": "L", "r": "R", "right": "R", "b": "B", "both": "B"}
 
 
 def _age(cell: str) -> float | None:
-    """Years, 90 at most; "45", "45.5", "45세", DICOM's "045Y", "006M". What is over 120 stands for something else."""
+    """Return years, capped at 90, of "45", "45.5", "45세" or DICOM's "045Y" and "006M". Values over 120 are codes."""
     found = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)\s*(Y|M|W|D|세|개월)?", cell.upper())
     years = float(found[1]) * YEARS[found[2] or ""] if found else 121.0
     return min(years, 90.0) if years <= 120 else None
 
 
-def _word(choices: dict[str, str], cell: str) -> str | None:
-    return choices.get(cell.casefold())
-
-
-SEX = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"}
-SEX |= {"남": "M", "남성": "M", "남자": "M", "여": "F", "여성": "F", "여자": "F"}
-FACTS: dict[str, Callable[[str], str | float | None]] = {  # only what these let through is stored, never free text
+PARSERS: dict[str, Callable[[str], str | float | None]] = {  # only their results are stored, never free text
     "age": _age,
-    "sex": lambda cell: _word(SEX, cell),
+    "sex": lambda cell: SEX.get(cell.casefold()),
     "view": lambda cell: cell.upper() if cell.upper() in VIEWS else None,
-    "laterality": lambda cell: _word({"l": "L", "left": "L", "r": "R", "right": "R", "b": "B", "both": "B"}, cell),
+    "laterality": lambda cell: SIDE.get(cell.casefold()),
 }

@@ -1,4 +1,4 @@
-"""Joins a table to the scans: labels the user names, patients, splits, sites and four facts; nothing else is copied."""
+"""Read a table of labels and join it to the scans. Only the user's labels, patients, splits, sites and metadata are copied."""
 
 import csv
 import io
@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medssl.errors import UserError, nearest
-from medssl.ingestion.allow_list import FACT, FACTS, FILE, LABEL, PATIENT, decoded, many, squash, squashed, words
-from medssl.ingestion.path_match import PART, match, normal, shape
+from medssl.ingestion import allow_list
+from medssl.ingestion.allow_list import METADATA, PARSERS, allowed_words, mostly_distinct, squash, squashed
+from medssl.ingestion.path_match import PART, match, normalised, path_pattern
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.store.splits import SPLITS
 
@@ -20,21 +21,22 @@ SPLIT_WORDS = {s: s for s in SPLITS} | {"training": "train", "valid": "val", "va
 
 @dataclass
 class Labels:
-    """A table that has been read and not yet joined. Values are already those that may be stored.
+    """A table that has been read and not yet joined, with values that may be stored.
 
     Attributes:
-        rows: what each line says, under the manifest's column names ("label:NAME", "fact:NAME", patient, split, site).
-        files: the path each row names, or None when the table goes by patient.
-        folders: take the name of the folder a scan lies in as its label.
-        pattern: finds the patient in a path (its one group).
+        pseudonyms: those of the project.
+        rows: the values of each line under the manifest's column names ("label:NAME", "fact:NAME", patient, split, site).
+        files: the path in each row, or None if the table has one row per patient.
+        folders: use the name of the folder that holds a scan as its label.
+        pattern: finds the patient in a path (its only group).
         names: paths of all files of the source, scans or not.
-        dropped: names of the columns that were not copied.
-        texts: names of those that would have been, but look like free text.
-        refused: column -> how many values of it were not copied.
-        repeated: lines that say again what an earlier one said.
+        dropped: columns that were not copied.
+        texts: columns that were not copied because they look like free text.
+        refused: column -> number of its values that were not copied.
+        repeated: number of lines that repeat an earlier one.
     """
 
-    alias: Pseudonyms
+    pseudonyms: Pseudonyms
     rows: list[dict[str, Any]] = field(default_factory=list)
     files: list[str] | None = None
     folders: bool = False
@@ -46,15 +48,15 @@ class Labels:
     repeated: int = 0
 
     def join(self, scans: Sequence[dict[str, Any]], paths: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
-        """Manifest rows with the table's values in them, and a report in lines for the terminal.
+        """Return the manifest rows with the table's values, and a report in lines for the terminal.
 
         Args:
             scans: manifest rows.
             paths: the path of each, relative to the source, with "/"; "a.zip!/b.dcm" in an archive, "x.npz#train/3" in
-                a file with several.
+                a file with several scans.
 
         Raises:
-            UserError: no row of the table means any scan.
+            UserError: no row of the table matches any scan.
         """
         scans = [self._from_path(scan, path) for scan, path in zip(scans, paths, strict=True)]
         if not self.rows:
@@ -67,24 +69,22 @@ class Labels:
             found = [matches.get(path) for path in paths]
         if all(i is None for i in found):
             raise UserError(_no_match(self.files, paths))
-        joined = [scan if i is None else told(scan, self.rows[i]) for scan, i in zip(scans, found, strict=True)]
+        joined = [scan if i is None else updated(scan, self.rows[i]) for scan, i in zip(scans, found, strict=True)]
         return joined, self._report(found)
 
     def _from_path(self, scan: dict[str, Any], path: str) -> dict[str, Any]:
         if self.folders and (folder := re.sub(r"(\.zip)?!$", "", Path(PART.sub("", path)).parent.name)):
             scan = scan | {"label:label": folder}
         if self.pattern and (patient := _patient(self.pattern, path)):
-            scan = told(scan, {"patient": self.alias.patient(patient), "patient_known": True})
+            scan = updated(scan, {"patient": self.pseudonyms.patient(patient), "patient_known": True})
         return scan
 
     def _report(self, found: Sequence[int | None]) -> list[str]:
         used = set(found) - {None}
         names = sorted({c.removeprefix("label:") for row in self.rows for c in row if c.startswith("label:")})
-        lines = [
-            f"{sum(i is not None for i in found)} of {len(found)} scans have a row in the table "
-            f"(labels: {', '.join(names) or 'none'})"
-        ]
-        if missing := sum(i is None for i in found):
+        matched = sum(i is not None for i in found)
+        lines = [f"{matched} of {len(found)} scans have a row in the table (labels: {', '.join(names) or 'none'})"]
+        if missing := len(found) - matched:
             lines.append(f"{missing} scans have no row in the table")
         if left := len(self.rows) - len(used):
             lines.append(f"{left} rows match no scan")
@@ -92,11 +92,11 @@ class Labels:
             lines.append(f"{self.repeated} rows repeat another row")
         for name in self.texts:
             lines.append(
-                f"column {name!r} looks like free text and was not copied: name it with targets=[{name}] if it is a label"
+                f"column {name!r} looks like free text and was not copied; if it is a label, add targets=[{name}]"
             )
         for name, count in self.refused.items():
             lines.append(
-                f"{count} values of column {name!r} were not copied: they look like texts, dates or numbers of people"
+                f"{count} values of column {name!r} were not copied: they look like texts, dates or identifiers"
             )
         if self.dropped:
             lines.append(f"columns not copied: {', '.join(self.dropped)} (name labels with targets=[…])")
@@ -105,33 +105,41 @@ class Labels:
 
 def read_labels(
     source: Path | str | None,
-    alias: Pseudonyms,
+    pseudonyms: Pseudonyms,
     targets: Sequence[str] = (),
     patient: str | None = None,
     paths: Iterable[str] = (),
 ) -> Labels:
-    r"""Reads what there is to know beside the scans.
+    r"""Read the table of labels.
 
     Args:
-        source: a CSV file; "folders" when a scan's folder is its label; None for nothing.
-        alias: makes patient ids into pseudonyms.
+        source: a CSV file; "folders" if a scan's folder is its label; None for nothing.
+        pseudonyms: those of the project.
         targets: columns that are labels; by default those called label, target, class, diagnosis, finding or lesion.
         patient: a regular expression with one group that finds the patient in a relative path, like "person(\d+)".
-        paths: those of all files of the source. The pattern must find some patient in them.
+        paths: all files of the source. The pattern must find a patient in at least one of them.
 
     Raises:
-        UserError: a missing, empty, undecodable or contradictory table, one that has no usable column, an unknown
-            target, a pattern that is wrong or finds nothing.
+        UserError: the table is missing, empty, undecodable, contradictory or has no usable column; a target is unknown; the
+            pattern is invalid or finds nothing.
     """
     names = list(paths)
     pattern = _pattern(patient, names) if patient else None
     if source == "folders" or source is None:
         if targets:
             raise UserError(f"targets={list(targets)} needs a table: labels=FILE.csv")
-        return Labels(alias, folders=source == "folders", pattern=pattern)
-    table = _table(Path(source), alias, targets, pattern)
+        return Labels(pseudonyms, folders=source == "folders", pattern=pattern)
+    table = _table(Path(source), pseudonyms, targets, pattern)
     table.names = names if table.files is not None else []
     return table
+
+
+def updated(scan: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest row with new values. A hash of the birth date is dropped if the patient changes."""
+    row = {**scan, **values}
+    if row.get("born") and row["patient"] != scan["patient"]:
+        row["born"] = ""
+    return row
 
 
 def _pattern(patient: str, paths: Iterable[str]) -> re.Pattern[str]:
@@ -152,32 +160,32 @@ def _patient(pattern: re.Pattern[str], path: str) -> str:
 
 
 class _Columns(NamedTuple):
-    """Where in a row to find what is taken from it."""
+    """The positions of the columns that are used."""
 
     file: int | None
     patient: int | None
     split: int | None
     site: int | None
     labels: dict[int, str]
-    facts: dict[int, str]
+    metadata: dict[int, str]
 
     def used(self) -> set[int | None]:
-        return {self.file, self.patient, self.split, self.site, *self.labels, *self.facts}
+        return {self.file, self.patient, self.split, self.site, *self.labels, *self.metadata}
 
 
-def _table(path: Path, alias: Pseudonyms, targets: Sequence[str], pattern: re.Pattern[str] | None) -> Labels:
-    header, cells = _read(path)
+def _table(path: Path, pseudonyms: Pseudonyms, targets: Sequence[str], pattern: re.Pattern[str] | None) -> Labels:
+    header, cells = _read_csv(path)
     columns = _columns(path, header, cells, targets)
     if columns.file is not None and pattern:
-        columns = columns._replace(patient=None)  # the pattern was asked for by name
-    out = Labels(alias, files=None if columns.file is None else [], pattern=pattern)
+        columns = columns._replace(patient=None)  # the user asked for the pattern
+    out = Labels(pseudonyms, files=None if columns.file is None else [], pattern=pattern)
     columns = _screen(header, cells, columns, bool(targets), out)
     out.dropped = [h for i, h in enumerate(header) if i not in columns.used() and h not in out.texts]
-    what = "patient" if columns.file is None else "file"
+    kind = "patient" if columns.file is None else "file"
     seen: dict[str, int] = {}
     for line, cell in cells.items():
-        row = _row(cell, columns, alias)
-        key = row.get("patient", "") if columns.file is None else normal(cell[columns.file])
+        row = _row(cell, columns, pseudonyms)
+        key = row.get("patient", "") if columns.file is None else normalised(cell[columns.file])
         if not key:
             continue
         if key not in seen:
@@ -185,85 +193,22 @@ def _table(path: Path, alias: Pseudonyms, targets: Sequence[str], pattern: re.Pa
             out.rows.append(row)
             if out.files is not None:
                 out.files.append(key)
-        elif _row(cells[seen[key]], columns, alias) == row:
+        elif _row(cells[seen[key]], columns, pseudonyms) == row:
             out.repeated += 1
         else:
             raise UserError(
-                f"{path}: lines {seen[key]} and {line} contradict each other on one {what}; keep one of them"
+                f"{path}: lines {seen[key]} and {line} contradict each other on one {kind}; keep one of them"
             )
     if not out.rows:
-        raise UserError(f"{path} has no row that names a {what}")
+        raise UserError(f"{path} has no row that names a {kind}")
     return out
 
 
-def _columns(path: Path, header: list[str], cells: dict[int, list[str]], targets: Sequence[str]) -> _Columns:
-    names = {squash(h): i for i, h in reversed(list(enumerate(header)))}  # of equal names the first
-    file, patient = (next((names[n] for n in squashed(known) if n in names), None) for known in (FILE, PATIENT))
-    if file is None and patient is None:
-        raise UserError(
-            f"{path} has no column that names a file ({', '.join(FILE)}) or a patient ({', '.join(PATIENT)}); "
-            f"it has: {', '.join(header)}"
-        )
-    for name in targets:
-        if name not in header:
-            raise UserError(f"targets: {path} has no column {name!r}.{nearest(name, header)}")
-    labels = {header.index(n): n for n in targets} or {i: header[i] for n, i in names.items() if n in squashed(LABEL)}
-    split = names.get("split")
-    for line, cell in cells.items():
-        if split is not None and cell[split].casefold() not in {*SPLIT_WORDS, ""}:
-            raise UserError(
-                f"{path}: the column split has another word than train, val and test in line {line}; "
-                "correct it, or give the column another name"
-            )
-    facts = {names[n]: fact for fact, known in FACT.items() for n in squashed(known) if n in names}
-    facts = {i: fact for i, fact in facts.items() if i not in labels}
-    return _Columns(file, patient, split, names.get("site"), labels, facts)
-
-
-def _screen(header: list[str], cells: dict[int, list[str]], columns: _Columns, named: bool, out: Labels) -> _Columns:
-    """The columns that are labels or the site and no free text. In `cells` what may not be kept becomes ""."""
-    texts = set()
-    for i in [*columns.labels, *([] if columns.site is None else [columns.site])]:
-        values = [cell[i] for cell in cells.values() if cell[i]]
-        refused = sum(words(v) is None for v in values)
-        if named and i in columns.labels:
-            if refused:
-                out.refused[header[i]] = refused
-            for cell in cells.values():
-                cell[i] = words(cell[i]) or ""
-        elif refused or many(values):
-            texts.add(i)
-            out.texts.append(header[i])
-    labels = {i: name for i, name in columns.labels.items() if i not in texts}
-    return columns._replace(labels=labels, site=None if columns.site in texts else columns.site)
-
-
-def told(scan: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest row with what is said of it. The birth date's pseudonym is one with the patient's, and goes with it."""
-    row = {**scan, **said}
-    if row.get("born") and row["patient"] != scan["patient"]:
-        row["born"] = ""
-    return row
-
-
-def _row(cell: list[str], columns: _Columns, alias: Pseudonyms) -> dict[str, Any]:
-    row: dict[str, Any] = {f"label:{name}": cell[i] or None for i, name in columns.labels.items()}
-    row |= {f"fact:{name}": v for i, name in columns.facts.items() if (v := FACTS[name](cell[i])) is not None}
-    if columns.split is not None and cell[columns.split]:
-        row["split"] = SPLIT_WORDS[cell[columns.split].casefold()]
-    if columns.site is not None and cell[columns.site]:
-        row["site"] = cell[columns.site]
-    if columns.patient is not None and (raw := cell[columns.patient]):
-        row |= {"patient": alias.patient(raw), "patient_known": True}
-    return row
-
-
-def _read(path: Path) -> tuple[list[str], dict[int, list[str]]]:
-    """Header, and line number -> cells, of a CSV file (comma, semicolon or tab). Every row is as long as the header."""
+def _read_csv(path: Path) -> tuple[list[str], dict[int, list[str]]]:
+    """Return the header, and line number -> cells, of a CSV file with comma, semicolon or tab. All rows have equal length."""
     if not path.is_file():
         raise UserError(f"labels={path} does not exist; give a CSV file, or labels=folders")
-    data = path.read_bytes()
-    if (text := decoded(data)) is None:
+    if (text := allow_list.decode(path.read_bytes())) is None:
         raise UserError(f"{path} is neither UTF-8 nor CP949 text; save it as CSV UTF-8")
     first = text.split("\n", 1)[0]
     try:
@@ -273,20 +218,75 @@ def _read(path: Path) -> tuple[list[str], dict[int, list[str]]]:
         raise UserError(f"{path} is not a CSV file ({e}); save it as CSV UTF-8") from e
     lines = {number: line for number, line in lines.items() if any(line)}
     if len(lines) < 2:
-        raise UserError(f"{path} is empty: it needs a line that names the columns and rows below it")
+        raise UserError(f"{path} is empty: it needs a line with the names of the columns, and rows below it")
     header = lines.pop(min(lines))
     return header, {number: (line + [""] * len(header))[: len(header)] for number, line in lines.items()}
 
 
+def _columns(path: Path, header: list[str], cells: dict[int, list[str]], targets: Sequence[str]) -> _Columns:
+    names = {squash(h): i for i, h in reversed(list(enumerate(header)))}  # the first of several equal names
+    known = (allow_list.FILE, allow_list.PATIENT)
+    file, patient = (next((names[n] for n in squashed(words) if n in names), None) for words in known)
+    if file is None and patient is None:
+        raise UserError(
+            f"{path} has no column that names a file ({', '.join(allow_list.FILE)}) or a patient "
+            f"({', '.join(allow_list.PATIENT)}); it has: {', '.join(header)}"
+        )
+    for name in targets:
+        if name not in header:
+            raise UserError(f"targets: {path} has no column {name!r}.{nearest(name, header)}")
+    labels = {header.index(n): n for n in targets}
+    labels = labels or {i: header[i] for n, i in names.items() if n in squashed(allow_list.LABEL)}
+    split = names.get("split")
+    for line, cell in cells.items():
+        if split is not None and cell[split].casefold() not in {*SPLIT_WORDS, ""}:
+            raise UserError(
+                f"{path}: the column split has a word other than train, val and test in line {line}; "
+                "correct it, or rename the column"
+            )
+    metadata = {names[n]: kind for kind, words in METADATA.items() for n in squashed(words) if n in names}
+    metadata = {i: kind for i, kind in metadata.items() if i not in labels}
+    return _Columns(file, patient, split, names.get("site"), labels, metadata)
+
+
+def _screen(header: list[str], cells: dict[int, list[str]], columns: _Columns, named: bool, out: Labels) -> _Columns:
+    """Drop label and site columns with free text. Values in `cells` that are not allowed become ""."""
+    texts = set()
+    for i in [*columns.labels, *([] if columns.site is None else [columns.site])]:
+        values = [cell[i] for cell in cells.values() if cell[i]]
+        refused = sum(allowed_words(v) is None for v in values)
+        if named and i in columns.labels:
+            if refused:
+                out.refused[header[i]] = refused
+            for cell in cells.values():
+                cell[i] = allowed_words(cell[i]) or ""
+        elif refused or mostly_distinct(values):
+            texts.add(i)
+            out.texts.append(header[i])
+    labels = {i: name for i, name in columns.labels.items() if i not in texts}
+    return columns._replace(labels=labels, site=None if columns.site in texts else columns.site)
+
+
+def _row(cell: list[str], columns: _Columns, pseudonyms: Pseudonyms) -> dict[str, Any]:
+    row: dict[str, Any] = {f"label:{name}": cell[i] or None for i, name in columns.labels.items()}
+    row |= {f"fact:{name}": v for i, name in columns.metadata.items() if (v := PARSERS[name](cell[i])) is not None}
+    if columns.split is not None and cell[columns.split]:
+        row["split"] = SPLIT_WORDS[cell[columns.split].casefold()]
+    if columns.site is not None and cell[columns.site]:
+        row["site"] = cell[columns.site]
+    if columns.patient is not None and (raw := cell[columns.patient]):
+        row |= {"patient": pseudonyms.patient(raw), "patient_known": True}
+    return row
+
+
 def _no_match(files: Sequence[str] | None, paths: Sequence[str]) -> str:
-    """What to do when a table and the scans have nothing in common, without quoting either: names may identify."""
+    """Return what to do if a table and the scans have nothing in common, without quoting either: names may identify."""
     if files is None:
         return (
             "no patient in the table of labels is a patient of the scans; write their ids as in the scans' Patient ID (or "
-            "issuer|id where the scans name an issuer), "
-            "or say where a path has them with patient=PATTERN"
+            "issuer|id where the scans name an issuer), or find them in the paths with patient=PATTERN"
         )
     return (
-        f"no row of the table of labels means a scan: the table names files like {shape(files[0])}, the source has paths "
-        f"like {shape(paths[0])}; write paths below the source, or file names that occur once"
+        f"no row of the table of labels matches a scan: the table names files like {path_pattern(files[0])}, the source has "
+        f"paths like {path_pattern(paths[0])}; write paths below the source, or file names that occur once"
     )

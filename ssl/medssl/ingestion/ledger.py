@@ -1,11 +1,12 @@
-"""What has been read so far, so that an interrupted ingest goes on and a later one reads only what is new.
+"""The record of everything read so far, so that an interrupted ingest continues and a later one reads only what is new.
 
-One SQLite file, pseudonyms only. Paths are held in a second, temporary database that never reaches a named file.
+One SQLite file with pseudonyms only. Paths are in a second, temporary database that never reaches a named file.
 """
 
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,19 @@ CREATE TABLE now.paths (
 ) WITHOUT ROWID;
 CREATE TABLE now.plan (stack TEXT PRIMARY KEY, grp TEXT NOT NULL, files TEXT NOT NULL, facts TEXT NOT NULL);
 """
+UNREAD = "FROM now.paths p LEFT JOIN files f USING (file) WHERE f.file IS NULL"
 KEYS = {"scans": ("file", "part"), "stacks": ("stack",)}
-OF_A_FILE = ("files", "scans", "slices", "rejects")
 
 Row = dict[str, Any]
 Address = tuple[str, int, int]  # file, offset, length
 
 
 class Ledger:
-    """Files by pseudonym, what each became, and the volumes made of slices."""
+    """Files by pseudonym, the outcome of each, and the volumes built from slices.
+
+    Args:
+        path: the SQLite file, created if missing.
+    """
 
     def __init__(self, path: Path):
         self.db = sqlite3.connect(path, isolation_level=None)
@@ -47,8 +52,15 @@ class Ledger:
         )
         self.db.execute("BEGIN")
 
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        with suppress(sqlite3.OperationalError) if kind else nullcontext():
+            self.close()
+
     def close(self) -> None:
-        """Everything to one file, without a journal beside it."""
+        """Write everything to one file, without a journal beside it."""
         self.commit()
         self.db.execute("COMMIT")
         self.db.execute("DETACH DATABASE now")
@@ -56,23 +68,26 @@ class Ledger:
         self.db.close()
 
     def commit(self) -> None:
-        """What was said until now survives a crash."""
+        """Make everything recorded so far survive a crash."""
         self.db.execute("COMMIT")
         self.db.execute("BEGIN")
 
+    def _value(self, query: str, *args: Any) -> Any:
+        return self.db.execute(query, args).fetchone()[0]
+
     def meta(self) -> dict[str, str]:
-        """What the ledger was made with."""
+        """Return the settings that the ledger was made with."""
         return dict(self.db.execute("SELECT name, value FROM meta").fetchall())
 
     def set_meta(self, values: dict[str, str]) -> None:
-        """Replaces it."""
+        """Replace the settings."""
         self.db.execute("DELETE FROM meta")
         self.db.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
 
     # files
 
-    def saw(self, file: str, at: File, stamp: str) -> bool:
-        """Notes a file of this walk. False when its pseudonym was noted already."""
+    def add_path(self, file: str, at: File, stamp: str) -> bool:
+        """Record a file of this walk. Returns False if its pseudonym is recorded already."""
         try:
             self.db.execute(
                 "INSERT INTO now.paths VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -82,23 +97,43 @@ class Ledger:
             return False
         return True
 
-    def unlisted(self) -> int:
-        """Folders and files of this walk that could not be looked at."""
-        return self.db.execute("SELECT count(*) FROM now.paths WHERE problem = 'CANNOT_OPEN'").fetchone()[0]
+    def count_seen(self) -> int:
+        """Return the number of files of this walk."""
+        return self._value("SELECT count(*) FROM now.paths")
 
-    def known(self) -> tuple[int, int]:
-        """How many files were read before this walk, and how many of these it has seen."""
-        before = self.db.execute("SELECT count(*) FROM files").fetchone()[0]
-        return before, self.db.execute("SELECT count(*) FROM files JOIN now.paths USING (file)").fetchone()[0]
+    def count_inaccessible(self) -> int:
+        """Return the number of folders and files of this walk that cannot be opened."""
+        return self._value("SELECT count(*) FROM now.paths WHERE problem = 'CANNOT_OPEN'")
+
+    def count_known(self) -> tuple[int, int]:
+        """Return the number of files read before this walk, and how many of them the walk has found again."""
+        return self._value("SELECT count(*) FROM files"), self._value(
+            "SELECT count(*) FROM files JOIN now.paths USING (file)"
+        )
+
+    def count_unread(self) -> int:
+        """Return the number of files of this walk without an outcome."""
+        return self._value(f"SELECT count(*) {UNREAD}")
+
+    def unread(self) -> Iterator[tuple[str, File]]:
+        """Yield the files of this walk without an outcome, ordered by pseudonym."""
+        after = ""
+        while batch := self.db.execute(
+            f"SELECT p.file, p.name, p.path, p.member, p.size, p.problem {UNREAD} AND p.file > ? ORDER BY p.file LIMIT 512",
+            (after,),
+        ).fetchall():
+            for file, name, path, member, size, problem in batch:
+                yield file, File(name, path, member, size, "", problem)
+            after = batch[-1][0]
 
     def retry(self, codes: Iterable[str]) -> None:
-        """Files left out for reasons that may be gone are as good as unread."""
+        """Forget files rejected for a reason that may have passed, so that they are read again."""
         for code in codes:
             for (file,) in self.db.execute("SELECT file FROM rejects WHERE code = ?", (code,)).fetchall():
                 self.forget(file)
 
     def forget_gone(self) -> int:
-        """Drops what is known of files that this walk did not see, or that have changed. How many they were."""
+        """Forget files that this walk has not found, or that have changed. Returns their number."""
         stale = "SELECT f.file FROM files f LEFT JOIN now.paths p USING (file) WHERE p.stamp IS NOT f.stamp"
         gone = [f for (f,) in self.db.execute(stale)]
         for file in gone:
@@ -106,100 +141,77 @@ class Ledger:
         return len(gone)
 
     def forget(self, file: str) -> None:
-        """Drops what is known of one file."""
-        for table in OF_A_FILE:
+        """Forget everything about one file."""
+        for table in ("files", "scans", "slices", "rejects"):
             self.db.execute(f"DELETE FROM {table} WHERE file = ?", (file,))
 
-    def unread(self) -> Iterator[tuple[str, File]]:
-        """Files of this walk that have no outcome yet, in the order of the walk's pseudonyms."""
-        after = ""
-        while batch := self.db.execute(
-            "SELECT p.file, p.name, p.path, p.member, p.size, p.problem FROM now.paths p LEFT JOIN files f USING (file) "
-            "WHERE f.file IS NULL AND p.file > ? ORDER BY p.file LIMIT 512",
-            (after,),
-        ).fetchall():
-            for file, name, path, member, size, problem in batch:
-                yield file, File(name, path, member, size, "", problem)
-            after = batch[-1][0]
-
-    def count_unread(self) -> tuple[int, int]:
-        """How many these are, and their bytes."""
-        return self.db.execute(
-            "SELECT count(*), coalesce(sum(p.size), 0) FROM now.paths p LEFT JOIN files f USING (file) "
-            "WHERE f.file IS NULL"
-        ).fetchone()
-
     def file(self, file: str) -> File:
-        """Where a file of this walk is."""
-        name, path, member, size = self.db.execute(
-            "SELECT name, path, member, size FROM now.paths WHERE file = ?", (file,)
-        ).fetchone()
-        return File(name, path, member, size)
+        """Return the location of a file of this walk."""
+        return File(
+            *self.db.execute("SELECT name, path, member, size FROM now.paths WHERE file = ?", (file,)).fetchone()
+        )
+
+    def names(self) -> Iterator[str]:
+        """Yield the name of every file of this walk."""
+        yield from (name for (name,) in self.db.execute("SELECT name FROM now.paths ORDER BY file"))
 
     def stamp(self, file: str) -> str:
-        """The stamp of a file that has been read."""
-        return self.db.execute("SELECT stamp FROM files WHERE file = ?", (file,)).fetchone()[0]
+        """Return the stamp of a file that has been read."""
+        return self._value("SELECT stamp FROM files WHERE file = ?", file)
 
-    def seen(self) -> int:
-        """Files of this walk."""
-        return self.db.execute("SELECT count(*) FROM now.paths").fetchone()[0]
-
-    def read(self, file: str) -> None:
-        """The file has its outcome."""
+    def mark_read(self, file: str) -> None:
+        """Record that the file has its outcome."""
         self.db.execute("INSERT OR REPLACE INTO files SELECT file, stamp FROM now.paths WHERE file = ?", (file,))
 
     def reject(self, file: str, part: str, code: str, stage: str, reason: str) -> None:
-        """A file, or a part of it, is left out."""
+        """Record that a file, or a part of it, is left out."""
         self.db.execute("INSERT OR REPLACE INTO rejects VALUES (?, ?, ?, ?, ?)", (file, part, code, stage, reason))
 
-    def rejects(self) -> Iterator[Row]:
-        """Every reject, in the order of the pseudonyms."""
-        for file, part, code, stage, reason in self.db.execute("SELECT * FROM rejects ORDER BY file, part, stage"):
-            yield {"file": file, "part": part, "code": code, "stage": stage, "reason": reason}
+    def rejects(self) -> list[Row]:
+        """Return all rejects, ordered by pseudonym."""
+        names = ("file", "part", "code", "stage", "reason")
+        found = self.db.execute(f"SELECT {', '.join(names)} FROM rejects ORDER BY file, part, stage")
+        return [dict(zip(names, row, strict=True)) for row in found]
 
     def count_rejects(self) -> int:
-        """How many."""
-        return self.db.execute("SELECT count(*) FROM rejects").fetchone()[0]
+        """Return the number of rejects."""
+        return self._value("SELECT count(*) FROM rejects")
 
-    def worst(self, n: int = 3) -> list[tuple[str, str, int]]:
-        """The most frequent (code, reason, count)."""
+    def frequent_rejects(self, n: int = 3) -> list[tuple[str, str, int]]:
+        """Return the `n` most frequent (code, reason, count)."""
         return self.db.execute(
             "SELECT code, reason, count(*) AS many FROM rejects GROUP BY code, reason ORDER BY many DESC, code LIMIT ?",
             (n,),
         ).fetchall()
 
-    def killers(self, size: int) -> set[str]:
-        """Hashes of files of that size that have killed a decoder."""
+    def crash_hashes(self, size: int) -> set[str]:
+        """Return the hashes of all files of `size` bytes that have crashed a decoder."""
         return {h for (h,) in self.db.execute("SELECT hash FROM crashes WHERE size = ?", (size,))}
 
-    def killed(self, content: str, size: int) -> None:
-        """A file with this content killed a decoder, twice."""
+    def add_crash(self, content: str, size: int) -> None:
+        """Record that a file with this content has crashed a decoder twice."""
         self.db.execute("INSERT OR REPLACE INTO crashes VALUES (?, ?)", (content, size))
+
+    # scans and slices
 
     def empty(self) -> bool:
         """Whether there is no scan."""
         return not any(self.db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in ("scans", "stacks"))
 
-    def names(self) -> Iterator[str]:
-        """Of every file of this walk."""
-        yield from (name for (name,) in self.db.execute("SELECT name FROM now.paths ORDER BY file"))
-
-    # scans and slices
-
     def add_scan(self, file: str, part: str, row: Row) -> None:
-        """A scan that a file holds by itself."""
+        """Record a scan that one file holds."""
         self.db.execute("INSERT OR REPLACE INTO scans VALUES (?, ?, ?)", (file, part, json.dumps(row)))
 
     def add_slice(self, s: Slice) -> None:
-        """A slice of a volume."""
+        """Record a slice of a volume."""
         self.db.execute("INSERT OR REPLACE INTO slices VALUES (?, ?, ?)", (s.file, s.key, json.dumps(s.as_dict())))
 
-    def groups(self) -> list[tuple[str, int]]:
-        """Every group of slices and how many it has."""
-        return self.db.execute("SELECT grp, count(*) FROM slices GROUP BY grp ORDER BY grp").fetchall()
+    def groups(self) -> list[str]:
+        """Return the groups of slices."""
+        return [group for (group,) in self.db.execute("SELECT DISTINCT grp FROM slices ORDER BY grp")]
 
     def slices(self, group: str) -> list[Slice]:
-        """Those of a group that could be decoded as far as is known."""
+        """Return the slices of a group that have not failed to decode."""
         found = self.db.execute(
             "SELECT s.record FROM slices s LEFT JOIN rejects r ON r.file = s.file AND r.stage = 'decode' "
             "WHERE s.grp = ? AND r.file IS NULL ORDER BY s.file",
@@ -208,60 +220,57 @@ class Ledger:
         return [Slice.from_dict(json.loads(record)) for (record,) in found]
 
     def slices_of(self, files: Iterable[str]) -> list[Slice]:
-        """By pseudonym, in that order."""
-        get = "SELECT record FROM slices WHERE file = ?"
-        return [Slice.from_dict(json.loads(self.db.execute(get, (f,)).fetchone()[0])) for f in files]
+        """Return the slices of these files, in that order."""
+        return [Slice.from_dict(json.loads(self._value("SELECT record FROM slices WHERE file = ?", f))) for f in files]
 
     # volumes
 
     def start_plan(self, group: str) -> None:
-        """Forgets how the group was divided before."""
+        """Forget how the group was divided before."""
         self.db.execute("DELETE FROM now.plan WHERE grp = ?", (group,))
         self.db.execute(
             "DELETE FROM rejects WHERE stage = 'volume' AND file IN (SELECT file FROM slices WHERE grp = ?)", (group,)
         )
 
     def plan(self, stack: str, group: str, files: list[str], facts: Row) -> None:
-        """These slices make one volume."""
+        """Record that the slices of these files make one volume."""
         self.db.execute(
             "INSERT OR REPLACE INTO now.plan VALUES (?, ?, ?, ?)", (stack, group, json.dumps(files), json.dumps(facts))
         )
 
     def unbuilt(self) -> list[tuple[str, str, list[str], Row]]:
-        """Planned volumes that nobody has built: (stack, group, files, facts)."""
+        """Return the planned volumes that are not built yet: (stack, group, files, facts)."""
         found = self.db.execute("SELECT p.* FROM now.plan p LEFT JOIN stacks s USING (stack) WHERE s.stack IS NULL")
         return [(stack, group, json.loads(files), json.loads(facts)) for stack, group, files, facts in found]
 
-    def built(self, stack: str, group: str, row: Row) -> None:
-        """A volume was written."""
+    def add_volume(self, stack: str, group: str, row: Row) -> None:
+        """Record a volume that has been built."""
         self.db.execute("INSERT OR REPLACE INTO stacks VALUES (?, ?, ?)", (stack, group, json.dumps(row)))
 
     def forget_unplanned(self) -> None:
-        """Volumes whose slices have changed, gone or been divided otherwise."""
+        """Forget volumes whose slices have changed, are gone or were divided differently."""
         self.db.execute("DELETE FROM stacks WHERE stack NOT IN (SELECT stack FROM now.plan)")
 
     def addresses(self) -> Iterator[tuple[str, tuple[str, ...], Address]]:
-        """(table, key, address) of every scan and volume."""
+        """Yield (table, key, address) of every scan and volume."""
         for table, keys in KEYS.items():
             for *key, row in self.db.execute(f"SELECT {', '.join(keys)}, row FROM {table}"):
                 found = json.loads(row)
                 yield table, tuple(key), (found["file"], found["offset"], found["length"])
 
     def move(self, table: str, key: tuple[str, ...], address: Address) -> None:
-        """A scan's bytes are somewhere else now."""
+        """Record a scan's new address."""
         where = " AND ".join(f"{k} = ?" for k in KEYS[table])
-        (row,) = self.db.execute(f"SELECT row FROM {table} WHERE {where}", key).fetchone()
-        moved = json.loads(row) | dict(zip(("file", "offset", "length"), address, strict=True))
-        self.db.execute(f"UPDATE {table} SET row = ? WHERE {where}", (json.dumps(moved), *key))
+        row = json.loads(self._value(f"SELECT row FROM {table} WHERE {where}", *key))
+        row |= dict(zip(("file", "offset", "length"), address, strict=True))
+        self.db.execute(f"UPDATE {table} SET row = ? WHERE {where}", (json.dumps(row), *key))
 
     def rows(self) -> Iterator[tuple[str, str, list[str], Row]]:
-        """Every scan: (pseudonym of its first file, part, names of its files, row). In the order of the pseudonyms."""
-        yield from (
-            (file, part, [name], json.loads(row))
-            for file, part, name, row in self.db.execute(
-                "SELECT s.file, s.part, p.name, s.row FROM scans s JOIN now.paths p USING (file) ORDER BY s.file, s.part"
-            )
-        )
+        """Yield (pseudonym of the first file, part, names of the files, row) of every scan, ordered by pseudonym."""
+        for file, part, name, row in self.db.execute(
+            "SELECT s.file, s.part, p.name, s.row FROM scans s JOIN now.paths p USING (file) ORDER BY s.file, s.part"
+        ):
+            yield file, part, [name], json.loads(row)
         for files, row in self.db.execute(
             "SELECT p.files, s.row FROM stacks s JOIN now.plan p USING (stack) ORDER BY s.stack"
         ):

@@ -1,4 +1,4 @@
-"""Which label map is the mask of which image: found by their names, proved by their grids."""
+"""Decide which label map is the mask of which image: pair them by name, and check that their grids agree."""
 
 import re
 from collections import Counter
@@ -10,68 +10,65 @@ from typing import Any
 import numpy as np
 
 from medssl.errors import UserError
-from medssl.ingestion.path_match import KINDS, PART, bare, normal
+from medssl.ingestion.path_match import KINDS, PART, normalised, without_suffix
 from medssl.readers.values import LABEL_WORDS
 from medssl.store.schema import MASK, Row
 
-LABEL_MAP = "label map"  # why a label map that belongs to no image is held
-# What a mask shares with its image
-FROM_IMAGE = ("patient", "patient_known", "study", "series", "group", "site", "split")
-# Words of names that say which of a pair a file is …
+LABEL_MAP = "label map"  # the reason for the quarantine of a label map without an image
+FROM_IMAGE = ("patient", "patient_known", "study", "series", "group", "site", "split")  # columns a mask takes over
+# Words that distinguish an image from its mask …
 ROLES = (LABEL_WORDS | KINDS) | frozenset(
     "im img imgs imaging imagestr imagests orig original raw scan scans vol volume volumes".split()  # noqa: SIM905
 )
-# … and which of several images of one case
+# … and several images of one case from each other
 SERIES = frozenset("adc ct cta dwi flair mr mri pd pet t1 t1c t1ce t1gd t1n t1w t2 t2f t2w".split())  # noqa: SIM905
 CHANNEL = re.compile(r"_\d{4}$")  # of nnU-Net's images
-TOLERANCE = 0.1  # of a voxel, by which the corners of one grid may miss those of another
+TOLERANCE = 0.1  # voxels by which the corners of two grids may differ
 
 Key = tuple[str, ...]  # a path: folders, then the name
 
 
 @dataclass
 class Pairs:
-    """What became of the label maps.
+    """The masks found.
 
     Attributes:
-        of: image -> its mask, as rows.
-        left: label map that is nobody's mask -> (code, reason).
+        mask_of: image -> its mask, as positions.
+        unpaired: label map without an image -> (reject code, reason).
     """
 
-    of: dict[int, int] = field(default_factory=dict)
-    left: dict[int, tuple[str, str]] = field(default_factory=dict)
+    mask_of: dict[int, int] = field(default_factory=dict)
+    unpaired: dict[int, tuple[str, str]] = field(default_factory=dict)
 
-    def one_case(self) -> Iterator[tuple[int, int]]:
-        """Images that share a mask, in pairs: they show one patient."""
+    def same_case(self) -> Iterator[tuple[int, int]]:
+        """Yield pairs of images that share a mask, and therefore show one patient."""
         first: dict[int, int] = {}
-        for image, mask in self.of.items():
+        for image, mask in self.mask_of.items():
             if first.setdefault(mask, image) != image:
                 yield first[mask], image
 
-    def give(self, images: dict[int, Row], masks: Mapping[int, Row]) -> None:
-        """Names in `images`, rows that are settled, the mask of each, and adds the masks with what they share with it."""
-        for image, mask in self.of.items():
+    def assign(self, images: dict[int, Row], masks: Mapping[int, Row]) -> None:
+        """Name each image's mask in its finished row, and add the rows of the masks, with FROM_IMAGE of their image."""
+        for image, mask in self.mask_of.items():
             if image in images:
                 images[image]["mask"] = masks[mask]["scan"]
                 shared = {name: images[image][name] for name in FROM_IMAGE}
                 images.setdefault(mask, masks[mask] | shared | {"held": MASK, "mask": ""})
         for mask in masks.keys() - images.keys():
-            self.left[mask] = "MASK_ALONE", "its image is a copy that was left out"
+            self.unpaired[mask] = "MASK_ALONE", "its image is a copy that was left out"
 
 
 def label_maps(names: Sequence[str], rows: Sequence[Row], folder: str) -> list[int]:
-    """Which rows are label maps: all in `folder`, which are held from now on, or without a folder what looks like one.
+    """Return the positions of the label maps: everything in `folder`, which is quarantined, or whatever looks like one.
 
     Raises:
-        UserError: when nothing is in `folder`.
+        UserError: nothing is in `folder`.
     """
     if not folder:
         return [n for n, row in enumerate(rows) if row["held"] == LABEL_MAP]
     found = [n for n, name in enumerate(names) if name.startswith(f"{folder}/")]
     if not found:
-        raise UserError(
-            "no file in masks=… can be read as a scan; name the folder, below source=…, that holds the masks"
-        )
+        raise UserError("no file in masks=… can be read as a scan; name the folder below source=… that holds the masks")
     for n in found:
         rows[n]["held"] = rows[n]["held"] or LABEL_MAP
     return found
@@ -80,53 +77,60 @@ def label_maps(names: Sequence[str], rows: Sequence[Row], folder: str) -> list[i
 def pair_masks(
     names: Sequence[str],
     labels: Iterable[int],
-    look: Callable[[set[int]], Mapping[int, Mapping[str, Any]]],
-    fits: Callable[[int], bool],
+    geometry: Callable[[set[int]], Mapping[int, Mapping[str, Any]]],
+    valid: Callable[[int], bool],
 ) -> Pairs:
-    """Masks of images, where there is no doubt.
+    """Pair label maps with images wherever there is no doubt.
 
-    By name (see `by_name`) a label map means one image, or several of one case. It is their mask where they have one grid:
-    the same shape, and affines that agree within a tenth of a voxel or are both unknown. Several images share a mask only
-    if their affines prove it, and an image that several label maps mean has none.
+    By its name (see `pair_by_name`) a label map refers to one image, or to several of one case. It is the mask of those on
+    its grid: the same shape, and affines that agree within a tenth of a voxel or are both unknown. Several images share a
+    mask only if their affines agree, and an image with several label maps gets none of them.
 
     Args:
-        names: of each row's file or folder, relative to the source (of label maps in a given folder: to that).
-        labels: the rows that are label maps; all others are images.
-        look: rows -> their shape, spacing and affine. Asked for candidates only.
-        fits: whether a row's values can be labels, whole numbers from 0 to 255 in one channel.
+        names: each scan's file or folder, relative to the source (of label maps in a given folder: relative to that).
+        labels: positions of the label maps; all others are images.
+        geometry: positions -> shape, spacing and affine. Called for candidates only.
+        valid: whether a scan's values can be labels: whole numbers from 0 to 255 in one channel.
     """
     masks = sorted(set(labels))
-    meant, doubtful = by_name(names, sorted(set(range(len(names))) - set(masks)), masks)
-    rows = look({*meant, *(i for found in meant.values() for i in found)})
-    rivals = Counter(i for found in meant.values() for i in found)
+    images_of, ambiguous = pair_by_name(names, sorted(set(range(len(names))) - set(masks)), masks)
+    rows = geometry({*images_of, *(i for found in images_of.values() for i in found)})
+    claims = Counter(i for found in images_of.values() for i in found)
     out = Pairs()
     for mask in masks:
-        images = meant.get(mask, [])
-        apart = {i: differs(rows[mask], rows[i]) for i in images}
-        same = [i for i in images if not apart[i]]
-        if mask in doubtful:
-            out.left[mask] = "MASK_SEVERAL", "images of several cases have its name"
+        images = images_of.get(mask, [])
+        differences = {i: grid_difference(rows[mask], rows[i]) for i in images}
+        same = [i for i in images if not differences[i]]
+        if mask in ambiguous:
+            out.unpaired[mask] = "MASK_SEVERAL", "images of several cases have its name"
         elif not images:
-            out.left[mask] = "MASK_ALONE", "no image has its name"
-        elif any(rivals[i] > 1 for i in images):
-            out.left[mask] = "MASK_SEVERAL", "several label maps have the name of one image"
+            out.unpaired[mask] = "MASK_ALONE", "no image has its name"
+        elif any(claims[i] > 1 for i in images):
+            out.unpaired[mask] = "MASK_SEVERAL", "several label maps have the name of one image"
         elif not same:
-            out.left[mask] = "MASK_GRID", apart[images[0]]
+            out.unpaired[mask] = "MASK_GRID", differences[images[0]]
         elif len(same) > 1 and rows[mask]["affine"] is None:
-            out.left[mask] = "MASK_SEVERAL", "several images have its name, and no affine tells whose it is"
-        elif not fits(mask):
-            out.left[mask] = "MASK_VALUES", "its values are not whole numbers from 0 to 255 in one channel"
+            out.unpaired[mask] = (
+                "MASK_SEVERAL",
+                "several images have its name, and no affine tells which one it belongs to",
+            )
+        elif not valid(mask):
+            out.unpaired[mask] = "MASK_VALUES", "its values are not whole numbers from 0 to 255 in one channel"
         else:
-            out.of |= dict.fromkeys(same, mask)
+            out.mask_of |= dict.fromkeys(same, mask)
     return out
 
 
-def by_name(names: Sequence[str], images: list[int], masks: list[int]) -> tuple[dict[int, list[int]], set[int]]:
-    """(label map -> the images it means, label maps that mean images of several cases), by the first rule that holds:
+def pair_by_name(names: Sequence[str], images: list[int], masks: list[int]) -> tuple[dict[int, list[int]], set[int]]:
+    """Return label map -> the images that its name refers to, and the label maps that refer to images of several cases.
 
-    its path is an image's but for words such as images, labels or seg (case/ct.nii and case/ct_seg.nii), or the one is
-    the end of the other (train/1.png and 1.png); the same without the image's sequence or channel (1_flair.nii,
-    1_0000.nii); it is called as the folder of the images; it lies in a folder that is called as the image.
+    The first rule that holds decides:
+
+    1. its path is an image's except for words such as images, labels or seg (case/ct.nii and case/ct_seg.nii), or one is
+       the end of the other (train/1.png and 1.png);
+    2. the same without the image's sequence or channel (1_flair.nii, 1_0000.nii);
+    3. it has the name of the images' folder;
+    4. its folder has the name of the image.
     """
     words, bases = ([_key(n, leave_out) for n in names] for leave_out in (ROLES, ROLES | SERIES))
     rules = (
@@ -136,28 +140,29 @@ def by_name(names: Sequence[str], images: list[int], masks: list[int]) -> tuple[
         (words, [k[:-1] for k in words]),
     )
     found: dict[int, list[int]] = {}
-    doubtful: set[int] = set()
-    for ours, theirs in rules:
+    ambiguous: set[int] = set()
+    for image_keys, mask_keys in rules:
         taken = {i for some in found.values() for i in some}
         cases: dict[Key, list[int]] = {}
         ends: dict[Key, set[Key]] = {}
         for i in images:
-            if i not in taken and ours[i]:  # a name of nothing but such words says nothing
-                cases.setdefault(ours[i], []).append(i)
-                for k in range(len(ours[i])):
-                    ends.setdefault(ours[i][k:], set()).add(ours[i])
+            key = image_keys[i]
+            if i not in taken and key:  # a name made of such words only identifies nothing
+                cases.setdefault(key, []).append(i)
+                for k in range(len(key)):
+                    ends.setdefault(key[k:], set()).add(key)
         for mask in masks:
-            if mask not in found and mask not in doubtful:
-                keys = _meant(theirs[mask], cases, ends)
+            if mask not in found and mask not in ambiguous:
+                keys = _cases_of(mask_keys[mask], cases, ends)
                 if len(keys) == 1:
                     found[mask] = cases[keys[0]]
                 elif keys:
-                    doubtful.add(mask)
-    return found, doubtful
+                    ambiguous.add(mask)
+    return found, ambiguous
 
 
-def _meant(mask: Key, cases: Mapping[Key, list[int]], ends: Mapping[Key, set[Key]]) -> list[Key]:
-    """The same path, else those that end with it, else the longest that it ends with."""
+def _cases_of(mask: Key, cases: Mapping[Key, list[int]], ends: Mapping[Key, set[Key]]) -> list[Key]:
+    """Return the same path, else the paths that end with it, else the longest path that it ends with."""
     if mask in cases:
         return [mask]
     if mask in ends:
@@ -166,23 +171,23 @@ def _meant(mask: Key, cases: Mapping[Key, list[int]], ends: Mapping[Key, set[Key
 
 
 def _key(name: str, leave_out: frozenset[str]) -> Key:
-    """A path without some words, and without the folders that were only these; a part of a file is one more word."""
+    """Return a path without some words, and without folders made of these only. The part of a file is one more word."""
     part = PART.search(name)
     path = [
         "_".join(w for w in re.split(r"[\W_]+", folder) if w and w not in leave_out)
-        for folder in normal(bare(name)).split("/")
+        for folder in normalised(without_suffix(name)).split("/")
     ]
     key = tuple(p for p in path if p)
     return (*key, f"{part[1]} {part[2]}") if part and leave_out == ROLES else key
 
 
-def differs(mask: Mapping[str, Any], image: Mapping[str, Any]) -> str:
-    """ "" when two rows have one grid, else in what they differ, in words that name nobody."""
+def grid_difference(mask: Mapping[str, Any], image: Mapping[str, Any]) -> str:
+    """Return in words how the grids of two rows differ, without any identifier; "" if they agree."""
     a, b = (list(row["shape"][1:]) for row in (mask, image))
     if a != b:
         return f"it has {' x '.join(map(str, a))} voxels and its image {' x '.join(map(str, b))}"
     if (mask["affine"] is None) != (image["affine"] is None):
-        return "only one of it and its image says where it lies"
+        return "only one of it and its image has an affine"
     if mask["affine"] is not None:
         ours, theirs = (np.reshape(row["affine"], (4, 4)) for row in (mask, image))
         corners = np.array([[*c, 1] for c in product(*((0, n - 1) for n in a))], np.float64)
@@ -190,7 +195,7 @@ def differs(mask: Mapping[str, Any], image: Mapping[str, Any]) -> str:
         voxel = np.linalg.norm(theirs[:3, :3], axis=0).min()
         return f"it lies {apart / voxel:.2g} voxels from its image" if apart > TOLERANCE * voxel else ""
     if mask["spacing"] and image["spacing"] and not np.allclose(mask["spacing"], image["spacing"], rtol=0.01, atol=0):
-        return "its voxels have another size than its image's"
+        return "its voxels differ in size from its image's"
     return ""
 
 

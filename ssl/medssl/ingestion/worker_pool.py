@@ -1,8 +1,8 @@
-"""Children that open files so that the parent need not: one file in flight each, with limits on time and memory.
+"""Worker processes that open files for the parent: one file in flight each, with limits on time and memory.
 
-A decoder that crashes, hangs or fills the memory costs one file. `multiprocessing.Pool` waits for ever when a child
-dies and `ProcessPoolExecutor` gives up all that was queued, so neither is used. Messages are JSON with a block of bytes
-beside it, never pickles: what a child says may be the work of a malicious file.
+A decoder that crashes, hangs or exhausts the memory costs one file. `multiprocessing.Pool` waits forever when a worker
+dies, and `ProcessPoolExecutor` drops everything that was queued, so neither is used. Messages are JSON followed by a
+block of bytes, never pickles, because a malicious file may control what a worker sends.
 """
 
 import json
@@ -16,36 +16,35 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import medssl
 from medssl.errors import UserError
 
-PATIENCE = 30.0  # seconds between two words of a child, and a second more for each
-PER_SECOND = 50e6  # bytes of the file
-MOST_WRITTEN = 1 << 36  # bytes of one file a child may write
-LONGEST = 1 << 31  # bytes of a message; more is a child gone mad
+TIMEOUT = 30.0  # seconds between two messages of a worker, plus the time to read the file at BYTES_PER_SECOND
+BYTES_PER_SECOND = 50e6
+MAX_WRITTEN = 1 << 36  # bytes of one file that a worker may write
+MAX_MESSAGE = 1 << 31  # bytes; a longer message is not a message
 CANNOT_START = "CANNOT_START"
-HEAD = struct.Struct("<II")
+HEADER = struct.Struct("<II")
 
 Message = dict[str, Any]
 
 
 @dataclass
 class Task:
-    """A message for a child, and what the parent wants to remember of it. `size`: bytes to be read, for the clock."""
+    """A message for a worker, with a context that the parent keeps and the bytes to read, which extend the timeout."""
 
     message: Message
-    about: Any = None
+    context: Any = None
     size: int = 0
-    tries: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
 class Event:
-    """What a child said about a task. `death` is "" until the child died of it: DECODER_CRASHED or TOO_SLOW."""
+    """A worker's answer to a task. `death` is DECODER_CRASHED, TOO_BIG_TO_READ or TOO_SLOW if the task failed, else ""."""
 
     task: Task
     message: Message
@@ -54,30 +53,30 @@ class Event:
 
     @property
     def last(self) -> bool:
-        """Whether the task is over."""
+        """Whether no further event of this task follows."""
         return bool(self.death) or "end" in self.message
 
 
 class WorkerPool:
-    """`with Supervisor(4, hello) as children: for event in children.run(tasks): …`.
+    """`with WorkerPool(4, init_message) as pool: for event in pool.run(tasks): …`.
 
     Args:
-        workers: how many children.
-        hello: the first message to each, which it answers when it is ready: what every task needs to know.
-        module: what a child runs; it reads messages from its standard input and answers with `send`.
-        patience: seconds a child may be silent.
+        workers: number of processes.
+        init_message: the first message to each worker, with the settings that all tasks share.
+        module: the module that a worker runs. It reads messages from standard input and answers with `send`.
+        timeout: seconds without a message after which a worker is killed.
     """
 
     def __init__(
-        self, workers: int, init_message: Message, module: str = "medssl.ingestion.worker", patience: float = PATIENCE
+        self, workers: int, init_message: Message, module: str = "medssl.ingestion.worker", timeout: float = TIMEOUT
     ):
-        self.init_message, self.module, self.patience = init_message, module, patience
+        self.init_message, self.module, self.timeout = init_message, module, timeout
         self.todo: queue.Queue[Task | None] = queue.Queue()
-        self.events: queue.Queue[Event] = queue.Queue(8 * workers)  # a parent that lags holds the children back
-        self.children = [_Child(self) for _ in range(workers)]
+        self.events: queue.Queue[Event] = queue.Queue(8 * workers)  # bounded, so that a slow parent slows the workers
+        self.workers = [_Worker(self) for _ in range(workers)]
         self.closing = threading.Event()
-        self.threads = [threading.Thread(target=self._watch, daemon=True)]
-        self.threads += [threading.Thread(target=child.work, daemon=True) for child in self.children]
+        self.threads = [threading.Thread(target=self._kill_late_workers, daemon=True)]
+        self.threads += [threading.Thread(target=worker.serve, daemon=True) for worker in self.workers]
 
     def __enter__(self) -> "WorkerPool":
         for thread in self.threads:
@@ -86,124 +85,129 @@ class WorkerPool:
 
     def __exit__(self, *_: object) -> None:
         self.closing.set()
-        for _child in self.children:
+        for _worker in self.workers:
             self.todo.put(None)
         while any(t.is_alive() for t in self.threads):
-            for child in self.children:
-                child.kill()  # again and again: it may just have been started
-            with suppress(queue.Empty):  # a thread may wait for room
+            for worker in self.workers:
+                worker.kill()  # repeatedly: it may just have been started
+            with suppress(queue.Empty):  # a thread may be waiting for room in the queue
                 self.events.get(timeout=0.05)
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Event]:
-        """Every task's events; those of different tasks are interleaved. A task is tried twice before it counts as dead."""
+        """Yield the events of all tasks, those of different tasks interleaved. A task is tried twice before it fails.
+
+        Raises:
+            UserError: no worker can be started.
+        """
         todo = iter(tasks)
-        flying = 0
+        in_flight = 0
         while True:
-            while flying < 2 * len(self.children) and (task := next(todo, None)) is not None:
+            while in_flight < 2 * len(self.workers) and (task := next(todo, None)) is not None:
                 self.todo.put(task)
-                flying += 1
-            if not flying:
+                in_flight += 1
+            if not in_flight:
                 return
             event = self.events.get()
             if event.death == CANNOT_START:
                 raise UserError(
-                    "cannot start a process that reads files; the machine may be out of processes or memory: "
-                    "try again, with workers=1"
+                    "cannot start a process to read files; the machine may be out of processes or memory: "
+                    "try again with workers=1"
                 )
-            flying -= event.last
+            in_flight -= event.last
             yield event
 
-    def _watch(self) -> None:
+    def _kill_late_workers(self) -> None:
         while not self.closing.wait(0.2):
             now = time.monotonic()
-            for child in self.children:
-                if child.deadline < now:
-                    child.slow = True
-                    child.kill()
+            for worker in self.workers:
+                if worker.deadline < now:
+                    worker.late = True
+                    worker.kill()
 
 
-class _Child:
-    """One process at a time, and the thread that talks to it."""
+class _Worker:
+    """One process at a time, and the loop of the thread that feeds it."""
 
-    def __init__(self, owner: WorkerPool):
-        self.owner = owner
+    def __init__(self, pool: WorkerPool):
+        self.pool = pool
         self.process: subprocess.Popen[bytes] | None = None
         self.deadline = float("inf")
-        self.slow = self.lost = self.nonsense = False
+        self.late = False
 
-    def work(self) -> None:
-        while (task := self.owner.todo.get()) is not None and not self.owner.closing.is_set():
-            while not self._do(task):  # it died: a second try tells an unlucky file from a bad one
-                if self.owner.closing.is_set():
-                    return
-                task.tries += 1
-                code = self._cause()
-                if task.tries >= 2 or self.slow:
-                    self.owner.events.put(Event(task, {}, death=code))
+    def serve(self) -> None:
+        while (task := self.pool.todo.get()) is not None and not self.pool.closing.is_set():
+            for attempt in (1, 2):  # the first failure may not be the file's fault
+                if not (death := self._attempt(task)):
                     break
-                self.owner.events.put(Event(task, {"again": True}))
+                if self.pool.closing.is_set():
+                    return
+                if attempt == 2 or self.late:
+                    self.pool.events.put(Event(task, {}, death=death))
+                    break
+                self.pool.events.put(Event(task, {"retry": True}))
         self.kill()
 
-    def _cause(self) -> str:
-        """What to call a death. The kernel kills what takes the last memory, and that is not the file's fault alone."""
-        if self.lost:
-            return CANNOT_START
-        if self.slow:
-            return "TOO_SLOW"
-        killed = self.process is not None and self.process.returncode == -signal.SIGKILL and not self.nonsense
-        return "TOO_BIG_TO_READ" if killed else "DECODER_CRASHED"
-
-    def _do(self, task: Task) -> bool:
-        """Whether the child lived through the task."""
-        self.slow = self.lost = False
+    def _attempt(self, task: Task) -> str:
+        """Run a task once. Returns "" or the cause of death."""
+        self.late = False
+        starting = self.process is None or self.process.poll() is not None
+        exited = False
         try:
-            if self.process is None or self.process.poll() is not None:
-                self.lost = True
+            if starting:
                 self._start()
-                self.lost = False
-            assert self.process is not None and self.process.stdin is not None and self.process.stdout is not None  # noqa: PT018
-            wait = self.owner.patience + task.size / PER_SECOND
-            self.deadline = time.monotonic() + wait
-            send(self.process.stdin, task.message)
-            while True:
-                self.deadline = time.monotonic() + wait
-                message, payload = receive(self.process.stdout)
-                self.deadline = float("inf")
-                self.owner.events.put(Event(task, message, payload))
-                if "end" in message:
-                    return True
-        except Exception:  # it died, or talks nonsense however deep
+                starting = False
+            self._converse(task)
+            return ""
+        except Exception:  # the worker died, or sent an invalid message
             self.deadline = float("inf")
-            self.nonsense = False
             if self.process is not None:
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     self.process.wait(1)
-                except subprocess.TimeoutExpired:
-                    self.nonsense = True  # it lives: what it said ended the talk
+                    exited = True
             self.kill()
-            return False
+        if starting:
+            return CANNOT_START
+        if self.late:
+            return "TOO_SLOW"
+        assert self.process is not None
+        # SIGKILL from the kernel: the machine is out of memory, and this file need not be the only reason
+        return "TOO_BIG_TO_READ" if exited and self.process.returncode == -signal.SIGKILL else "DECODER_CRASHED"
+
+    def _converse(self, task: Task) -> None:
+        """Send a task and pass on the answers. Raises whatever a dead or confused worker causes."""
+        assert self.process is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        wait = self.pool.timeout + task.size / BYTES_PER_SECOND
+        self.deadline = time.monotonic() + wait
+        send(self.process.stdin, task.message)
+        message: Message = {}
+        while "end" not in message:
+            self.deadline = time.monotonic() + wait
+            message, payload = receive(self.process.stdout)
+            self.deadline = float("inf")
+            self.pool.events.put(Event(task, message, payload))
 
     def _start(self) -> None:
-        env = os.environ | dict.fromkeys(
-            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS"), "1"
-        )
-        # glibc gives freed memory back to the system after every slice, and takes it again for the next, unless told not to
+        threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS")
+        env = os.environ | dict.fromkeys(threads, "1")
+        # by default glibc returns freed memory to the system after every slice, only to request it again for the next
         env |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 29)}
         root = str(Path(medssl.__file__).resolve().parents[1])
         env["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [env.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", self.owner.module],  # -P: nothing in the current folder is code
+            [sys.executable, "-P", "-m", self.pool.module],  # -P: no code is imported from the current folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("MEDSSL_DEBUG") == "1" else subprocess.DEVNULL,  # it may quote a header
             env=env,
-            start_new_session=True,  # Ctrl-C is the parent's to answer
+            start_new_session=True,  # Ctrl-C is for the parent to handle
         )
-        self.deadline = time.monotonic() + 4 * self.owner.patience  # imports, on a slow disk
+        self.deadline = time.monotonic() + 4 * self.pool.timeout  # imports from a slow disk
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        send(self.process.stdin, self.owner.init_message)
-        receive(self.process.stdout)  # it is ready
+        send(self.process.stdin, self.pool.init_message)
+        receive(self.process.stdout)  # the worker is ready
         self.deadline = float("inf")
 
     def kill(self) -> None:
@@ -215,39 +219,36 @@ class _Child:
                 process.wait(5)
 
 
-def limit(memory: int) -> None:
-    """Bounds on what this process may take (POSIX): an allocation beyond them is a MemoryError, not a full machine."""
+def limit_resources(memory: int) -> None:
+    """Limit this process (POSIX): an allocation beyond `memory` bytes raises MemoryError instead of filling the machine."""
     try:
         import resource
     except ImportError:  # Windows
         return
-    for what, most in (
-        (resource.RLIMIT_DATA, memory),
-        (resource.RLIMIT_FSIZE, MOST_WRITTEN),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, hard = resource.getrlimit(what)
+    limits = {resource.RLIMIT_DATA: memory, resource.RLIMIT_FSIZE: MAX_WRITTEN, resource.RLIMIT_CORE: 0}
+    for name, value in limits.items():
+        _, hard = resource.getrlimit(name)
         with suppress(ValueError, OSError):
-            resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+            resource.setrlimit(name, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def send(stream: IO[bytes], message: Message, payload: bytes = b"") -> None:
-    """One message: two lengths, JSON, bytes."""
+    """Write one message: two lengths, JSON, bytes."""
     text = json.dumps(message).encode()
-    stream.write(HEAD.pack(len(text), len(payload)) + text)
+    stream.write(HEADER.pack(len(text), len(payload)) + text)
     if payload:
         stream.write(payload)
     stream.flush()
 
 
 def receive(stream: IO[bytes]) -> tuple[Message, bytes]:
-    """The next message. Raises EOFError at the end, ValueError for what is no message."""
-    text, payload = HEAD.unpack(_exactly(stream, HEAD.size))
-    if max(text, payload) > LONGEST:
-        raise ValueError("a message too long to be one")
+    """Read the next message. Raises EOFError at the end of the stream, ValueError for an invalid message."""
+    text, payload = HEADER.unpack(_exactly(stream, HEADER.size))
+    if max(text, payload) > MAX_MESSAGE:
+        raise ValueError("the message is too long")
     message = json.loads(_exactly(stream, text))
     if not isinstance(message, dict):
-        raise ValueError("not a message")
+        raise ValueError("the message is not an object")
     return message, _exactly(stream, payload)
 
 

@@ -67,6 +67,8 @@ class Store:
         where, quarantined: the selection.
     """
 
+    summary = ""  # what an ingest prints
+
     def __init__(
         self, path: Path, info: dict[str, Any], table: pa.Table, where: str | None = None, quarantined: bool = False
     ):

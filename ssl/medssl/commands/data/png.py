@@ -1,4 +1,4 @@
-"""Store -> 8-bit PNG files. What the 8 bits have cost is in the table beside them."""
+"""Write the images and slices of a store as 8-bit PNG files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,69 +6,59 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from medssl.commands.data.nifti import write_index
 from medssl.errors import UserError, nearest
-from medssl.files import atomic
+from medssl.files import atomic, write_csv
 from medssl.progress import track
+from medssl.results import Result
+from medssl.store.export import index_rows, window_loss
 from medssl.store.intensity import CT_WINDOWS, to_uint8
 from medssl.store.store import Store
 
 
 def png(
     store: str | Path | Store, out: str | Path, *, window: str = "auto", slices: str = "all", where: str | None = None
-) -> Path:
-    """Writes `out`/PSEUDONYM.png per image, `out`/PSEUDONYM_0012.png per slice of a volume, and `out`/index.csv; returns `out`.
+) -> Result:
+    """Write `out`/PSEUDONYM.png per image, `out`/PSEUDONYM_0012.png per slice of a volume, and a table to `out`/index.csv.
 
-    Columns of the table: what the file shows; level and width of the window (DICOM's VOI LINEAR); clipped, the share of
-    pixels outside the window; rms_loss, the root mean square error of the others in stored units. Files hold pixels only.
+    The table holds identifiers and labels; level and width of the window (DICOM's VOI LINEAR); clipped, the share of pixels
+    outside the window; and rms_loss, the root mean square error of the others in stored units. The files hold pixels only.
 
     Args:
         store: a folder made by ingest, or a Store.
         out: the folder.
-        window: a name in `intensity.WINDOWS`, for CT, or "auto": low to high of each scan in the manifest.
-        slices: of a volume, along its first axis: "all", "middle" or a number of them, evenly spread.
-        where: which scans; see medssl.store.query.
+        window: a name in `intensity.CT_WINDOWS`, for CT, or "auto": each scan's own window.
+        slices: slices of a volume along its first axis: "all", "middle", or a number of evenly spaced ones.
+        where: filter expression selecting scans; see `medssl.store.query`.
+
+    Returns:
+        {"out", "images", "clipped"}, with the mean share of clipped pixels.
 
     Raises:
-        UserError: an unknown window or number of slices, a window in HU for scans that are not CT, images that are
-            neither grey nor RGB, damaged bytes, or a full disk.
+        UserError: an unknown window, an invalid number of slices, a window in HU for scans other than CT, images neither
+            grey nor RGB, damaged bytes, or a full disk.
     """
     source, folder = Store.open(store, where=where), Path(out).expanduser()
     _check(source, window)
-    columns = {c: source.column(c) for c in ("scan", "patient", "split", "modality")}
-    labels = {f"label:{name}": source.column(f"label:{name}") for name in source.labels}
+    identifiers, labels = index_rows(source)
     low, high, shapes = source.column("low"), source.column("high"), source.column("shape")
-    wanted = [_wanted(slices, shape[1]) if len(shape) == 4 else None for shape in shapes]
-    lines = []
+    selected = [_selected(slices, shape[1]) if len(shape) == 4 else None for shape in shapes]
+    index = []
     for i in track(range(len(source)), "png", unit="scan"):
-        # to8's formula takes level - 0.5 - (width - 1) / 2 to 0 and level - 0.5 + (width - 1) / 2 to 255
+        # to_uint8 maps level - 0.5 - (width - 1) / 2 to 0 and level - 0.5 + (width - 1) / 2 to 255
         level, width = CT_WINDOWS.get(window, ((low[i] + high[i] + 1) / 2, high[i] - low[i] + 1))
-        for k, image in _images(source, i, shapes[i], wanted[i]):
-            path = folder / f"{columns['scan'][i]}{'' if k is None else f'_{k:04d}'}.png"
+        for k, image in _images(source, i, selected[i]):
+            path = folder / f"{identifiers[i]['scan']}{'' if k is None else f'_{k:04d}'}.png"
             small = to_uint8(image, level, width)
             with atomic(path) as part:
                 Image.fromarray(small[0] if len(small) == 1 else np.moveaxis(small, 0, -1)).save(part, "PNG")
-            clipped, loss = cost(image, small, level, width)
-            lines.append(
-                {"file": path.name}
-                | {name: values[i] for name, values in columns.items()}
-                | {"slice": k, "window": window, "level": f"{level:.10g}", "width": f"{width:.10g}"}
-                | {"clipped": f"{clipped:.6g}", "rms_loss": f"{loss:.6g}"}
-                | {name: values[i] for name, values in labels.items()}
-            )
-    write_index(folder / "index.csv", lines)
-    share = np.mean([float(line["clipped"]) for line in lines])
-    print(f"{len(lines):,} images of {len(source):,} scans, {share:.1%} of their pixels outside the window: {folder}")
-    return folder
-
-
-def cost(image: np.ndarray, small: np.ndarray, level: float, width: float) -> tuple[float, float]:
-    """(share of the pixels outside the window, RMS error of the others when `small` is turned back into stored units)."""
-    first = level - 0.5 - (width - 1) / 2
-    inside = (image >= first) & (image <= first + width - 1)
-    back = small[inside].astype(np.float64) / 255 * (width - 1) + first
-    loss = np.sqrt(np.mean((image[inside] - back) ** 2)) if back.size else 0.0
-    return 1 - back.size / image.size, float(loss)
+            clipped, loss = window_loss(image, small, level, width)
+            shown = {"slice": k, "window": window, "level": f"{level:.10g}", "width": f"{width:.10g}"}
+            losses = {"clipped": f"{clipped:.6g}", "rms_loss": f"{loss:.6g}"}
+            index.append({"file": path.name} | identifiers[i] | shown | losses | labels[i])
+    write_csv(folder / "index.csv", index)
+    share = float(np.mean([float(row["clipped"]) for row in index]))
+    text = f"{len(index):,} images of {len(source):,} scans, {share:.1%} of their pixels outside the window: {folder}"
+    return Result({"out": str(folder), "images": len(index), "clipped": share}, text)
 
 
 def _check(store: Store, window: str) -> None:
@@ -85,24 +75,23 @@ def _check(store: Store, window: str) -> None:
         raise UserError(f"{odd:,} scans are neither grey nor RGB; leave them out with where='channels == 1'")
 
 
-def _wanted(slices: str, n: int) -> list[int]:
+def _selected(slices: str, n: int) -> list[int]:
     if slices == "all":
         return list(range(n))
     if slices == "middle":
         return [n // 2]
     if not slices.isdecimal() or int(slices) < 1:
-        raise UserError(f"slices={slices} is not possible; it is all, middle or how many")
+        raise UserError(f"slices={slices} is not possible; it must be all, middle or a number")
     count = min(int(slices), n)
     return [(2 * k + 1) * n // (2 * count) for k in range(count)]
 
 
-def _images(
-    store: Store, row: int, shape: tuple[int, ...], wanted: list[int] | None
-) -> Iterator[tuple[int | None, np.ndarray]]:
-    """(slice or None, (C, H, W)). Few slices of a volume are read alone."""
-    if wanted is None:
+def _images(store: Store, row: int, slices: list[int] | None) -> Iterator[tuple[int | None, np.ndarray]]:
+    """Yield (slice or None, (C, H, W)). A single slice of a volume is read without the rest."""
+    if slices is None:
         yield None, store[row]
         return
-    whole = store[row] if len(wanted) == shape[1] else None
-    for k in wanted:
-        yield k, whole[:, k] if whole is not None else store.crop(row, (k, 0, 0), (1, *shape[2:]))[:, 0]
+    _, depth, *size = store.table["shape"][row].as_py()
+    whole = store[row] if len(slices) == depth else None
+    for k in slices:
+        yield k, whole[:, k] if whole is not None else store.crop(row, (k, 0, 0), (1, *size))[:, 0]

@@ -1,19 +1,17 @@
-"""Every file that was not used, why, and what to do about it."""
+"""List the files that were left out of a store, with the reason and the remedy."""
 
-import csv as csv_format
-import io
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from medssl.errors import UserError, nearest
-from medssl.files import write_text
+from medssl.files import write_csv
+from medssl.ingestion.options import key_path
 from medssl.readers.pseudonyms import open_key
-from medssl.readers.reject_codes import CODES, remedy
+from medssl.readers.reject_codes import CODES
 from medssl.readers.walk import walk
 from medssl.reporting.text_table import aligned
+from medssl.results import Result
 from medssl.store.store import Store
 
 FIELDS = ("file", "part", "code", "stage", "reason", "remedy")
@@ -26,26 +24,30 @@ def rejects(
     csv: str | Path | None = None,
     source: str | Path | None = None,
     key: str | Path | None = None,
-) -> list[dict[str, str]]:
-    """Prints the files of which nothing, or not all, was used; returns them as dicts with FIELDS.
+) -> Result:
+    """List the files that were left out, entirely or in part.
 
-    Files go by pseudonym, because a path may hold a patient's name. With `source` and the store's `key` the pseudonyms
-    are computed again from the files that lie there, and paths are printed instead: on your own terminal, and nowhere
-    else does medssl show a path of a scan. Neither the returned dicts nor a CSV ever holds one.
+    Files are listed by pseudonym, because a path may contain a patient's name. With `source` and the store's `key` the
+    pseudonyms of the files there are computed again, and the printed text shows paths instead. Nowhere else does medssl
+    show the path of a scan, and neither the returned data nor a CSV file ever holds one.
 
     Args:
         store: the store.
-        code: only this code.
-        csv: write a table there instead of printing the list.
-        source: the folder the store was made of.
-        key: the file of the project's secret. Default: $MEDSSL_KEY, else ~/.config/medssl/key.
+        code: only files with this code.
+        csv: write the list to this file instead of printing it.
+        source: the folder that the store was made from.
+        key: the file with the project's secret key. Default: $MEDSSL_KEY, else ~/.config/medssl/key.
+
+    Returns:
+        {"rejects": a dict with FIELDS for each file}.
 
     Raises:
-        UserError: no such code, `source` beside `csv`, or another key than the store's.
+        UserError: there is no such code, `source` is used together with `csv`, or the key is not the store's.
     """
     if csv and source:
-        raise UserError("a CSV never holds paths: leave out csv= to see them, or source= to write pseudonyms")
-    found = list(_read(Store.open(store, quarantined=True)))
+        raise UserError("a CSV file never holds paths: leave out csv= to see them, or source= to write pseudonyms")
+    opened = Store.open(store, quarantined=True)
+    found = _read(opened.path / "rejects.jsonl")
     if code is not None:
         there = {row["code"] for row in found}
         if code not in there:
@@ -55,47 +57,43 @@ def rejects(
             raise UserError(f"there is no code {code!r}.{hint or nearest(code, CODES)}")
         found = [row for row in found if row["code"] == code]
     if csv:
-        out = io.StringIO()
-        writer = csv_format.DictWriter(out, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
-        write_text(Path(csv).expanduser(), out.getvalue())
-        print(f"wrote {len(found):,} lines to {csv}")
+        write_csv(Path(csv).expanduser(), found, FIELDS)
+        lines = [f"wrote {len(found):,} lines to {csv}"]
     else:
-        names = _names(store, Path(source).expanduser(), key, {row["file"] for row in found}) if source else {}
+        names = _names(opened, Path(source).expanduser(), key, {row["file"] for row in found}) if source else {}
         rows = [[names.get(row["file"], row["file"]), *(row[f] for f in FIELDS[1:])] for row in found]
-        print("\n".join(aligned(FIELDS, rows, "")))
-    counts = Counter(row["code"] for row in found)
-    print()
-    lines = [[name, n, *CODES.get(name, ("", ""))] for name, n in counts.most_common()]
-    print("\n".join(aligned(("code", "files", "meaning", "remedy"), lines, "")) if lines else "every file was used")
-    return found
+        lines = aligned(FIELDS, rows, "")
+    counts = Counter(row["code"] for row in found).most_common()
+    totals = aligned(("code", "files", "meaning", "remedy"), [[c, n, *CODES.get(c, ("", ""))] for c, n in counts], "")
+    return Result({"rejects": found}, "\n".join([*lines, "", *(totals if found else ["every file was used"])]))
 
 
-def _read(store: Store) -> Iterator[dict[str, str]]:
-    path = store.path / "rejects.jsonl"
+def _read(path: Path) -> list[dict[str, str]]:
     try:
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                row = json.loads(line)
-                what = remedy(row["code"]) if row["code"] in CODES else ""
-                yield {name: str(row.get(name, "")) for name in FIELDS[:-1]} | {"remedy": what}
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        remedies = [CODES.get(row["code"], ("", ""))[1] for row in rows]
+        return [
+            {name: str(row.get(name, "")) for name in FIELDS[:-1]} | {"remedy": remedy}
+            for row, remedy in zip(rows, remedies, strict=True)
+        ]
     except FileNotFoundError as e:
         raise UserError(f"{path} is missing; copy the store or ingest the scans again") from e
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path} is damaged; copy the store or ingest the scans again") from e
 
 
-def _names(store: str | Path, source: Path, key: str | Path | None, wanted: set[str]) -> dict[str, str]:
-    """Pseudonym -> name below `source`, of the files that are wanted and still lie there."""
-    path = Path(key or os.environ.get("MEDSSL_KEY") or "~/.config/medssl/key").expanduser()
+def _names(store: Store, source: Path, key: str | Path | None, wanted: set[str]) -> dict[str, str]:
+    """Return pseudonym -> name below `source`, for the wanted files that are still there."""
+    path = key_path(key)
     if not path.exists():
-        raise UserError(f"there is no key at {path}; name the one the store was made with as key=")
-    alias = open_key(path)
-    if alias.key_id != (made := Store.open(store, quarantined=True).info["key_id"]):
-        raise UserError(f"{path} is key {alias.key_id} and the store was made with key {made}; name that one as key=")
+        raise UserError(f"there is no key at {path}; give the key that the store was made with as key=")
+    pseudonyms = open_key(path)
+    if pseudonyms.key_id != (made := store.info["key_id"]):
+        raise UserError(
+            f"{path} is key {pseudonyms.key_id}, but the store was made with key {made}; give that one as key="
+        )
     names: dict[str, str] = {}
     for archives in (False, True):  # an archive as a file, then its members
         if wanted - names.keys():
-            names |= {p: f.name for f in walk(source, archives) if (p := alias.of("path", f.name)) in wanted}
+            names |= {p: f.name for f in walk(source, archives) if (p := pseudonyms.of("path", f.name)) in wanted}
     return names

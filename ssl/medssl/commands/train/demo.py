@@ -48,7 +48,8 @@ def demo(
     labels = cohort / "labels.csv"
     _announce(2, f"medssl ingest source={cohort / 'scans'} out={store} labels={labels}")
     key = folder / "medssl.key"
-    ingest(cohort / "scans", store, labels=labels, site="synthetic", key=key, overwrite=store.exists())
+    made = ingest(cohort / "scans", store, labels=labels, site="synthetic", key=key, overwrite=store.exists())
+    say(made.summary)
     widths = {"widths": WIDTHS} if encoder == "cnn" else {}
     option = f" encoder.widths={WIDTHS}".replace(", ", ",") if widths else ""
     what = f"method={method} encoder={encoder}{option} size={SIZE} steps={steps}"

@@ -1,20 +1,20 @@
-"""A child for tests of the supervisor: does what each message asks, however bad."""
+"""A worker for tests of the pool: it does what each message says, including crashing, hanging and invalid answers."""
 
 import os
 import signal
 import sys
 import time
 
-from medssl.ingestion.worker_pool import HEAD, limit, receive, send
+from medssl.ingestion.worker_pool import HEADER, limit_resources, receive, send
 
 
 def main():
-    asks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    init_message, _ = receive(asks)
-    limit(init_message["memory"])
+    messages, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    init_message, _ = receive(messages)
+    limit_resources(init_message["memory"])
     send(answers, {"ready": True})
     while True:
-        message, _ = receive(asks)
+        message, _ = receive(messages)
         if message["do"] == "die":
             os.kill(os.getpid(), signal.SIGSEGV)
         if message["do"] == "die once" and not os.path.exists(message["mark"]):
@@ -28,7 +28,7 @@ def main():
             answers.flush()
         if message["do"] == "deep":
             text = b"[" * 100_000
-            answers.write(HEAD.pack(len(text), 0) + text)
+            answers.write(HEADER.pack(len(text), 0) + text)
             answers.flush()
         if message["do"] == "fill":
             try:

@@ -1,0 +1,70 @@
+"""The summary of an ingest for the terminal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from medssl.store.schema import MASK
+from medssl.store.splits import SPLITS, empty_split_warning
+from medssl.store.store import Store
+
+
+def summary(store: Store, report: list[str], key: Path, changed: str | None = None) -> str:
+    """Return what the store holds, what was left out or quarantined, and warnings, a line each.
+
+    Args:
+        store: opened with quarantined scans.
+        report: lines about the table and the JSON files.
+        key: the file of the secret key.
+        changed: see `changes`.
+    """
+    info, counts = store.info, store.info["counts"]
+    splits = (f"{s} {counts['scans_by_split'][s]} ({counts['patients_by_split'][s]} patients)" for s in SPLITS)
+    unknown = int((~store.column("patient_known")).sum())
+    alone = f" ({unknown} scans have no patient id: each counts as a patient)" if unknown else ""
+    codes = ", ".join(f"{code} {n}" for code, n in counts["rejected"].items())
+    rejected = f": {codes} (medssl rejects store={store.path})" if codes else ""
+    size = sum(f.stat().st_size for f in store.path.rglob("*") if f.is_file())
+    lines = [
+        ("store", f"{store.path} ({size / 1e6:.1f} MB)"),
+        *([] if changed is None else [("changes", changed)]),
+        ("files", counts["files"]),
+        *(("scans", kind) for kind in store.kinds),
+        ("patients", f"{counts['patients']}{alone}"),
+        ("splits", ", ".join(splits)),
+        ("intensity", f"{info['recipe']}: {store.intensity_description}"),
+        ("left out", f"{sum(counts['rejected'].values())}{rejected}"),
+    ]
+    if info["masks"]:
+        n = int((store.column("mask") != "").sum())
+        lines.append(("masks", f"{info['masks']} of these scans are the masks of {n} images"))
+    if waiting := ", ".join(f"{reason} {n}" for reason, n in counts["held"].items() if reason != MASK):
+        look = f"medssl inspect store={store.path} quarantined=true sheet=sheet.png"
+        lines.append(("quarantined", f"{waiting} (look at them with {look}, then use medssl release)"))
+    lines += [("table", line) for line in report]
+    copies = info["duplicates"]
+    if any(copies.values()):
+        within, between, near = (copies[k] for k in ("within", "between", "near"))
+        text = (
+            f"{within} within a split, {between} images in more than one split, {near} pairs of nearly identical images"
+        )
+        lines.append(("duplicates", text))
+    for warning in (empty_split_warning(store.column("split"), counts["patients"]), info["grouping"]["warning"]):
+        if warning:
+            lines.append(("warning", warning))
+    lines += [("key", f"{key} (id {info['key_id']})"), ("fingerprint", info["fingerprint"])]
+    return "\n".join(f"{name:<13}{text}" for name, text in lines)
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str], read: int, gone: int) -> str:
+    """Return in words what an update has changed.
+
+    Args:
+        before, now: patient -> split, in the old and the new store.
+        read: files read.
+        gone: files that were gone or had changed.
+    """
+    if not read and not gone:
+        return "nothing has changed"
+    moved = sum(now.get(patient, split) != split for patient, split in before.items())
+    linked = f"; {moved} patients moved to another split, because new scans link them to others" if moved else ""
+    return f"{read} files read, {gone} gone or changed{linked}"
