@@ -1,25 +1,25 @@
-"""Dice and cross entropy of segmentations: overlap of the whole, and every pixel by itself."""
+"""Dice and cross-entropy for segmentation."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from medssl.losses.distributed import full_precision
 
-SMOOTH = 1e-5  # keeps the Dice of a class that is nowhere defined
+SMOOTH = 1e-5  # keeps the Dice of an absent class defined
 
 
 @full_precision
 def dice_cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
-    """The sum of soft Dice loss and cross entropy (Isensee et al., 2021, https://doi.org/10.1038/s41592-020-01008-z, methods).
+    """Return soft Dice loss plus cross-entropy (Isensee et al., 2021, https://doi.org/10.1038/s41592-020-01008-z, methods).
 
-    With p the softmax of scores (B, K, *S) and t the one-hot target (B, *S) int64, the Dice loss is the mean over the
-    classes but 0, the background, of
+    With p the softmax of scores (B, K, *S) and t the one-hot target (B, *S) int64, the Dice loss is the mean over all
+    classes except 0, the background, of
 
         1 - (2 sum p t + e) / (sum p + sum t + e),   e = 1e-5,
 
-    with sums over all pixels of the batch (Milletari et al., 2016, https://arxiv.org/abs/1606.04797, without squares): a
-    class that one scan does not have then costs what the batch says, where by scan it would cost 1 for any trace of it.
-    Sums are over this process's part of a batch. The cross entropy is the mean over pixels.
+    with sums over all pixels of this process's part of the batch (Milletari et al., 2016, https://arxiv.org/abs/1606.04797,
+    without squares). Per scan, any trace of a class that the scan does not contain would cost 1; over the batch it costs
+    in proportion. The cross-entropy is the mean over pixels.
     """
     p = scores.softmax(1)
     t = F.one_hot(target, scores.shape[1]).movedim(-1, 1).to(p.dtype)

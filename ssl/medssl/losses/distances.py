@@ -1,6 +1,6 @@
 """Distances between embeddings, as modules of pytorch-metric-learning: distance(x (N, D), y (M, D)) -> (N, M).
 
-Its losses and miners take any of them. Those with a name lie in [0, 2], so a margin means much the same in each.
+Its losses and miners accept any of them. The named ones lie in [0, 2], so that a margin means much the same in each.
 """
 
 import torch
@@ -12,7 +12,7 @@ from medssl.errors import UserError, nearest
 
 
 class Lp(LpDistance):
-    """The p-norm of x - y, both scaled to a p-norm of 1. No detour over x @ y.T, which loses small distances to rounding."""
+    """The p-norm of x - y, both scaled to a p-norm of 1. Avoids x @ y.T, which loses small distances to rounding."""
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
         """(N, D), (M, D) -> (N, M)."""
@@ -20,7 +20,7 @@ class Lp(LpDistance):
 
 
 class Cosine(BaseDistance):
-    """1 - cos(x, y): half the squared Euclidean distance of unit vectors, and so no metric."""
+    """1 - cos(x, y): half the squared Euclidean distance of unit vectors, hence not a metric."""
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
         """(N, D), (M, D) -> (N, M)."""
@@ -28,9 +28,9 @@ class Cosine(BaseDistance):
 
 
 class Mahalanobis(BaseDistance):
-    """||L (x - y)||, the distance of the matrix M = L^T L; L (K, D) is learned, or given as `fixed`.
+    """||L (x - y)||, the distance for the matrix M = L^T L. L (K, D) is learned, or constant if `fixed`.
 
-    With K below D, or M singular, it is a pseudometric: points that differ along lost directions have no distance.
+    With K below D, or M singular, it is a pseudometric: points that differ only in the null space are at distance 0.
     """
 
     def __init__(self, factor_KD: Tensor, fixed: bool = False):
@@ -39,7 +39,10 @@ class Mahalanobis(BaseDistance):
 
     @classmethod
     def from_matrix(cls, matrix_DD: Tensor) -> "Mahalanobis":
-        """Of a matrix M, such as the inverse of a covariance. Raises UserError unless it is symmetric with no eigenvalue < 0."""
+        """Build the distance for a matrix M, such as an inverse covariance.
+
+        Raises UserError if M is not symmetric or has an eigenvalue below 0.
+        """
         if matrix_DD.ndim != 2 or not torch.allclose(matrix_DD, matrix_DD.T):
             raise UserError(f"the matrix of a Mahalanobis distance must be symmetric, got {tuple(matrix_DD.shape)}")
         values, vectors = torch.linalg.eigh(matrix_DD)
@@ -51,7 +54,7 @@ class Mahalanobis(BaseDistance):
 
     @classmethod
     def learned(cls, dim: int, rank: int) -> "Mahalanobis":
-        """Starts as the Euclidean distance of the first `rank` of `dim` coordinates."""
+        """Build a trainable distance that starts as the Euclidean distance of the first `rank` of `dim` coordinates."""
         return cls(torch.eye(rank, dim))
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
@@ -65,7 +68,7 @@ DISTANCES: dict[str, BaseDistance] = {"euclidean": EUCLIDEAN, "manhattan": Lp(p=
 
 
 def distance_named(name: str) -> BaseDistance:
-    """By the name of the option method.distance."""
+    """Return the distance that the option method.distance names. Raises UserError for an unknown name."""
     if name not in DISTANCES:
         raise UserError(f"method.distance is {name!r}.{nearest(name, DISTANCES)}")
     return DISTANCES[name]

@@ -1,4 +1,4 @@
-"""What losses need when a batch is spread over processes, and when autocast surrounds them."""
+"""What losses need when a batch is spread over processes, under autocast and under vmap."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,29 +13,29 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """The number of processes that share a batch."""
+    """Return the number of processes that share a batch."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's place among them."""
+    """Return the rank of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def gather_rows(x: Tensor) -> Tensor:
-    """Rows of every rank, in rank order; gradients flow back to the rank that made them."""
+    """Return the rows of all ranks, in rank order; gradients flow back to the rank that made them."""
     if world_size() == 1:
         return x
     rows = torch.cat(dist_fn.all_gather(x.contiguous()))
     if rows.requires_grad:
-        rows.register_hook(lambda grad: grad.contiguous())  # gloo sends memory as it lies
+        rows.register_hook(lambda grad: grad.contiguous())  # gloo sends memory in its physical order
     return rows
 
 
 def rank_weight(n: Tensor) -> Tensor:
-    """How much the mean over this rank's `n` (scalar) counts when ranks are averaged, so that each element counts the same.
+    """Return the weight of this rank's mean over `n` elements (scalar) that gives all elements the same weight.
 
-    1 in one process; 0 where no rank has any.
+    Gradients are averaged over ranks. The weight is 1 in a single process, and 0 if no rank has any element.
     """
     if world_size() == 1:
         return torch.ones_like(n, dtype=torch.float32)
@@ -44,28 +44,28 @@ def rank_weight(n: Tensor) -> Tensor:
     return n * world_size() / total.clamp(min=1)
 
 
-_MAPPED = ContextVar("mapped", default=False)
+_UNDER_VMAP = ContextVar("under_vmap", default=False)
 
 
 @contextmanager
 def under_vmap() -> Iterator[None]:
-    """Inside, losses run under torch.vmap, where no value can be looked at: who maps looks at what comes out."""
-    before = _MAPPED.set(True)
+    """Let losses run under torch.vmap, where values cannot be inspected; the caller then checks the results."""
+    token = _UNDER_VMAP.set(True)
     try:
         yield
     finally:
-        _MAPPED.reset(before)
+        _UNDER_VMAP.reset(token)
 
 
 def is_under_vmap() -> bool:
-    """Whether this is inside `mapped`."""
-    return _MAPPED.get()
+    """Return whether the call is inside `under_vmap`."""
+    return _UNDER_VMAP.get()
 
 
 def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Run a loss in float32 or better whatever the autocast around it: similarities and logs do not survive bfloat16.
+    """Run a loss in float32 or better under any autocast: similarities and logs lose too much in bfloat16.
 
-    Non-finite inputs are refused before they reach a weight; inside `mapped` that is left to the caller.
+    Raises FloatingPointError for non-finite inputs, before they reach a weight; inside `under_vmap` the caller checks.
     """
 
     @wraps(loss)

@@ -1,4 +1,4 @@
-"""Pairs and triplets with margins; pairs, triplets and mining are pytorch-metric-learning's."""
+"""Losses of pairs and triplets with margins; the mining is pytorch-metric-learning's."""
 
 import torch
 from pytorch_metric_learning import losses, miners, reducers
@@ -16,17 +16,17 @@ MINING = ("all", "easy", "semihard", "hard")
 def contrastive(
     z_ND: Tensor, group_N: Tensor, positive_margin: float, negative_margin: float, distance: BaseDistance = EUCLIDEAN
 ) -> Tensor:
-    """Hadsell et al., 2006, https://doi.org/10.1109/CVPR.2006.100, equation 4, with a margin for positives as well.
+    """Return the contrastive loss, Hadsell et al., 2006, https://doi.org/10.1109/CVPR.2006.100, equation 4, with a margin for positives too.
 
-    With d the distance of rows, by default the Euclidean one of L2-normalised rows,
+    With d the distance of rows, by default Euclidean between L2-normalised rows, it is the
 
         mean over pairs of one group  of max(0, d - positive_margin)^2
       + mean over pairs of two groups of max(0, negative_margin - d)^2
 
-    where both means are over the pairs that violate their margin (those that do not would only dilute the step; the
-    average Musgrave et al., 2020, https://arxiv.org/abs/2003.08505, tuned with). A mean over no pairs is 0.
+    with both means over the pairs that violate their margin, since the others would only dilute the step (the average that
+    Musgrave et al., 2020, https://arxiv.org/abs/2003.08505, tuned with). A mean over no pairs is 0.
 
-    z_ND: embeddings of this rank; group_N: int64, rows of one group belong together. Pairs span all ranks.
+    z_ND: embeddings of this rank. group_N: int64, equal for rows that attract. Pairs span all ranks.
     """
     z, group = gather_rows(z_ND), gather_rows(group_N)
     anchors, positives, others, negatives = get_all_pairs_indices(group)
@@ -40,15 +40,15 @@ def contrastive(
 def triplet(
     z_ND: Tensor, group_N: Tensor, margin: float, mining: str = "semihard", distance: BaseDistance = EUCLIDEAN
 ) -> Tensor:
-    """Schroff et al., 2015, https://arxiv.org/abs/1503.03832, equation 3, over the triplets that `mining` keeps.
+    """Return the triplet loss, Schroff et al., 2015, https://arxiv.org/abs/1503.03832, equation 3.
 
-    With d the distance, by default the Euclidean one of L2-normalised rows, the mean over kept triplets (a, p, n) of
+    With d the distance, by default Euclidean between L2-normalised rows, it is the mean over the mined triplets (a, p, n) of
 
         max(0, d_ap - d_an + margin)
 
-    mining: "all" triplets that violate the margin, of these the "semihard" (d_ap < d_an) or the "hard" (d_an <= d_ap)
-    ones, or the "easy" ones that do not violate it (their loss is zero: a control). Triplets span all ranks. Without
-    any, the loss is 0.
+    mining: "all" triplets that violate the margin; among them only the "semihard" (d_ap < d_an) or the "hard" ones
+    (d_an <= d_ap); or the "easy" ones that do not violate it, whose loss is 0, as a control. Triplets span all ranks.
+    Without any, the loss is 0.
     """
     z, group = gather_rows(z_ND), gather_rows(group_N)
     kept = miners.TripletMarginMiner(margin, mining, distance=distance)(z, group)
@@ -58,15 +58,15 @@ def triplet(
 
 @full_precision
 def lifted_structure(z_ND: Tensor, group_N: Tensor, margin: float, distance: BaseDistance = EUCLIDEAN) -> Tensor:
-    """Oh Song et al., 2016, https://arxiv.org/abs/1511.06452, equation 4: each positive pair against all its negatives.
+    """Return the lifted structure loss, Oh Song et al., 2016, https://arxiv.org/abs/1511.06452, equation 4.
 
-    The mean over pairs (i, j) of one group of max(0, J)^2 / 2 with
+    It compares each positive pair with all negatives of both its rows: the mean over pairs (i, j) of one group of max(0, J)^2 / 2 with
 
         J = log( sum over k of exp(margin - d_ik) + sum over l of exp(margin - d_jl) ) + d_ij
 
-    where k and l are in other groups than i and j. Pairs span all ranks. Without positives or negatives the loss is 0.
-    The two sums are taken once per row: pytorch-metric-learning keeps a mask of positive times negative pairs, which for
-    two classes in a batch of 256 rows is a billion entries.
+    where k and l belong to groups other than that of i and j. Pairs span all ranks. Without positives or negatives the loss
+    is 0. The two sums are computed once per row: pytorch-metric-learning builds a mask of positive times negative pairs,
+    which has a billion entries for two classes in a batch of 256 rows.
     """
     z, group = gather_rows(z_ND), gather_rows(group_N)
     same = group[:, None] == group
@@ -80,14 +80,14 @@ def lifted_structure(z_ND: Tensor, group_N: Tensor, margin: float, distance: Bas
 
 @full_precision
 def lmnn(z_ND: Tensor, group_N: Tensor, push: float, margin: float, distance: BaseDistance = EUCLIDEAN) -> Tensor:
-    """Large margin nearest neighbours: Weinberger & Saul, 2009, equations 11 to 13, over the pairs of a batch.
+    """Return the loss of large margin nearest neighbours, Weinberger & Saul, 2009, equations 11 to 13, on a batch.
 
-    The mean over pairs (i, j) of one group, with l over the rows of other groups, of
+    It is the mean over pairs (i, j) of one group, with l over the rows of other groups, of
 
         (1 - push) d_ij^2 + push * sum over l of max(0, margin + d_ij^2 - d_il^2)
 
-    Their target neighbours are the nearest in input space; here all rows of the group are. Pairs span all ranks. Without
-    positives the loss is 0.
+    Their target neighbours are the nearest in input space; here they are all rows of the group. Pairs span all ranks.
+    Without positives the loss is 0.
     """
     z, group = gather_rows(z_ND), gather_rows(group_N)
     i, j, _, _ = get_all_pairs_indices(group)

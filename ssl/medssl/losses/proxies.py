@@ -1,4 +1,4 @@
-"""Classes with a learned vector each, which scans are drawn to: losses of pytorch-metric-learning that hold parameters."""
+"""Losses with a learned vector per class, the modules of pytorch-metric-learning that have parameters."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,7 @@ from medssl.losses.distributed import full_precision, gather_rows
 
 @full_precision
 def proxy_loss(z_ND: Tensor, class_N: Tensor, loss: nn.Module) -> Tensor:
-    """`loss(z, class)` over the rows of all ranks whose class is known (not -1); 0 when none is."""
+    """Return `loss(z, class)` over the rows of all ranks with a known class (not -1); 0 if there are none."""
     z, classes = gather_rows(z_ND), gather_rows(class_N)
     known = classes >= 0
     if not bool(known.any()):

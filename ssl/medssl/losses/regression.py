@@ -1,4 +1,4 @@
-"""Objectives that compare a prediction with a target row by row: distillation and reconstruction."""
+"""Losses that compare predictions with targets element by element: distillation and reconstruction."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from medssl.rng import Key, uniform_field
 
 @full_precision
 def cosine_distance(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
-    """Mean over rows of 2 - 2 cos(prediction, target): Grill et al., 2020, https://arxiv.org/abs/2006.07733, equation 2.
+    """Return the mean over rows of 2 - 2 cos(prediction, target): Grill et al., 2020, https://arxiv.org/abs/2006.07733, equation 2.
 
     No gradient flows to the target.
     """
@@ -21,10 +21,10 @@ def cosine_distance(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
 
 @full_precision
 def masked_patch_error(prediction_BNP: Tensor, target_BNP: Tensor, hidden_BM: Tensor) -> Tensor:
-    """Mean squared error on hidden patches, each target patch standardised by its own mean and variance.
+    """Return the mean squared error on hidden patches, with each target patch standardised by its own mean and variance.
 
     He et al., 2021, https://arxiv.org/abs/2111.06377, section 4.1 ("reconstruction target"). hidden_BM: int64 indices of
-    the patches that the encoder did not see; P is the number of values in a patch. The 1e-6 is their code's.
+    the patches hidden from the encoder; P is the number of values in a patch. The 1e-6 is from their code.
     """
     mean, variance = target_BNP.mean(-1, keepdim=True), target_BNP.var(-1, keepdim=True)
     error = (prediction_BNP - (target_BNP - mean) / (variance + 1e-6).sqrt()).square().mean(-1)
@@ -32,9 +32,10 @@ def masked_patch_error(prediction_BNP: Tensor, target_BNP: Tensor, hidden_BM: Te
 
 
 def jacobian_norm(layer: Callable[[Tensor], Tensor], x: Tensor, key: Key, slot: int) -> Tensor:
-    """An unbiased estimate of |d layer(x) / dx|^2 per input, mean over rows: that of |J^T v|^2, with v random signs (Hutchinson).
+    """Return an unbiased estimate of |J|^2, J = d layer(x) / dx, per input, as a mean over rows.
 
-    Layers need second derivatives, since it is differentiable. No gradient flows to x (B, …).
+    Hutchinson's estimator: |J^T v|^2 with random signs v. It is differentiable, so the layer needs second derivatives. No
+    gradient flows to x (B, …).
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -46,13 +47,13 @@ def jacobian_norm(layer: Callable[[Tensor], Tensor], x: Tensor, key: Key, slot: 
 
 @full_precision
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean over all elements of (prediction - target)^2; the target is taken as it is, without gradient."""
+    """Return the mean over all elements of (prediction - target)^2; no gradient flows to the target."""
     return F.mse_loss(prediction, target.detach())
 
 
 @full_precision
 def masked_squared_error(prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
-    """Mean of (prediction - target)^2 over what `hidden` (bool, broadcast) marks on all ranks; no gradient to the target."""
+    """Return the mean of (prediction - target)^2 where `hidden` (bool, broadcast), over all ranks; the target has no gradient."""
     hidden = hidden.expand_as(target)
     count = hidden.sum()
     return ((prediction - target.detach()).square() * hidden).sum() / count.clamp(min=1) * rank_weight(count)

@@ -1,4 +1,4 @@
-"""The kinds of things that are known of whole scans, in the terms of a head: how many outputs, what loss, what prediction."""
+"""How a head learns and predicts each type of label of a whole scan: its number of outputs, its loss, its prediction."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from medssl.losses.supervised import (
 
 @dataclass(frozen=True)
 class TargetLoss:
-    """What is learnt, in the head's terms.
+    """The loss and prediction of a head for one type of label.
 
     Attributes:
-        outputs: of the head.
-        loss: scores (B, outputs) and a target (B, …) whose every row is known -> scalar, a mean over scans.
-        predict: scores (N, outputs) -> what the metrics of this kind of task take, in the type of the scores.
-        name: of the kind of task.
+        outputs: number of outputs of the head.
+        loss: scores (B, outputs) and a target (B, …) without unknown rows -> scalar, a mean over scans.
+        predict: scores (N, outputs) -> what the metrics of the task take, in the dtype of the scores.
+        name: of the task: classification, multilabel, ordinal, regression or survival.
     """
 
     outputs: int
@@ -35,15 +35,15 @@ class TargetLoss:
 
     @staticmethod
     def known(target: Tensor) -> Tensor:
-        """(B, …) -> (B,) bool: an unknown class or level is -1, an unknown number nan. Of several labels one is enough."""
+        """Return (B,) bool: a class or level is unknown if -1, a number if nan, several labels if all are nan."""
         if not target.is_floating_point():
             return target >= 0
         return ~target.isnan() if target.ndim == 1 else ~target.isnan().all(1)
 
     def loss_of_known(self, scores: Tensor, target: Tensor) -> Tensor:
-        """`loss` over the scans whose target is known, the same over ranks as in one process; 0 when none is.
+        """Return `loss` over the scans with a known target, as in one process on any number of ranks; 0 if there are none.
 
-        Inside `ranks.mapped` all have to be known: how many are could not differ between runs.
+        Inside `distributed.under_vmap` all must be known, since their number could differ between runs.
         """
         if is_under_vmap():
             return self.loss(scores, target)
@@ -54,12 +54,12 @@ class TargetLoss:
 
 
 def classification(n: int) -> TargetLoss:
-    """Target (B,) int64 in [0, n); cross-entropy; probabilities (N, n)."""
+    """Return the cross-entropy for a target (B,) int64 in [0, n); predicts probabilities (N, n)."""
     return TargetLoss(n, cross_entropy, lambda scores: scores.softmax(1), "classification")
 
 
 def multilabel(n: int) -> TargetLoss:
-    """Target (B, n) 1, 0, or nan where unknown; binary cross-entropy of what is known; probabilities (N, n)."""
+    """Return the binary cross-entropy for a target (B, n) of 1, 0 and nan for unknown; predicts probabilities (N, n)."""
 
     def loss(scores: Tensor, target: Tensor) -> Tensor:
         return masked_binary_cross_entropy(scores, target.nan_to_num(0), ~target.isnan())
@@ -68,12 +68,15 @@ def multilabel(n: int) -> TargetLoss:
 
 
 def ordinal(n: int) -> TargetLoss:
-    """Target (B,) int64 levels in [0, n); continuation ratios; probabilities (N, n)."""
+    """Return the loss of continuation ratios for a target (B,) int64 of levels in [0, n); predicts probabilities (N, n)."""
     return TargetLoss(n - 1, continuation, continuation_probabilities, "ordinal")
 
 
 def regression(mean: float, std: float) -> TargetLoss:
-    """Target (B,) numbers, standardised by those of the training scans; Huber's loss; numbers (N,) in their own unit."""
+    """Return Huber's loss for a target (B,) of numbers, standardised by `mean` and `std` of the training scans.
+
+    Predicts numbers (N,) in their own unit.
+    """
 
     def loss(scores: Tensor, target: Tensor) -> Tensor:
         return huber(scores[:, 0], (target - mean) / std)
@@ -82,7 +85,7 @@ def regression(mean: float, std: float) -> TargetLoss:
 
 
 def survival() -> TargetLoss:
-    """Target (B, 2), time and event; Cox's partial likelihood over the batch; log relative hazards (N,)."""
+    """Return Cox's partial likelihood over a batch for a target (B, 2), time and event; predicts log relative hazards (N,)."""
     return TargetLoss(
         1, lambda scores, target: cox(scores[:, 0], target[:, 0], target[:, 1]), lambda scores: scores[:, 0], "survival"
     )
