@@ -1,11 +1,11 @@
-"""Does the loop wait for data? Images a second end to end, over what the model alone could do; ours and lightly's in one run.
+"""Does the loop wait for data? Images per second end to end and of the model alone, for medssl and lightly in one run.
 
     python benchmarks/speed_loop.py --steps 6 --rounds 3
 
-SimCLR, ResNet-18, 64 pixels, batch 128 (256 views), float32, two threads. Ours: the real loop with the xray recipe on
-grey scans of a canvas, no workers. lightly: its SimCLRTransform, DataLoader and NTXentLoss with two workers on PIL images
-already in memory; grey scans become RGB, since its colour operations need it. Rounds alternate, so that other load on
-the machine meets all alike; ratios are medians over steps. `inside` is the share of our loop's own time not spent on data.
+SimCLR, ResNet-18, 64 pixels, batch 128 (256 views), float32, two threads. medssl: the real loop with the xray recipe on
+resampled grey scans, no workers. lightly: its SimCLRTransform, DataLoader and NTXentLoss with two workers on PIL images
+already in memory; grey scans become RGB, which its colour operations need. Rounds alternate, so that other load on the
+machine affects all equally; ratios are medians over steps. `inside` is the fraction of our loop's time not spent on data.
 """
 
 import argparse
@@ -40,7 +40,7 @@ SIZE, BATCH, SCANS = 64, 128, 2048
 
 
 def scans() -> np.ndarray:
-    """(N, 64, 64) uint8 with some structure: smooth fields and noise."""
+    """Return (N, 64, 64) uint8 smooth fields with noise."""
     rng = np.random.default_rng(0)
     coarse = torch.from_numpy(rng.random((SCANS, 1, 8, 8), np.float32))
     smooth = nn.functional.interpolate(coarse, SIZE, mode="bicubic")[:, 0].clamp(0, 1).numpy()
@@ -56,7 +56,7 @@ def our_method() -> nn.Module:
 
 
 def ours(images: np.ndarray, steps: int) -> tuple[list[float], float]:
-    """(seconds of each step but the first, share of the time not spent on data)."""
+    """Return the seconds of each step except the first, and the fraction of the time not spent on data."""
     n = len(images)
     resampled = ResampledScans(
         images[:, None], np.zeros(n, np.float32), np.full(n, 255, np.float32), 0.4, 0.25, (SIZE, SIZE)
@@ -92,7 +92,7 @@ def our_model_alone(steps: int) -> list[float]:
 
 
 class Pictures(Dataset):
-    """What lightly's loader reads."""
+    """The dataset of lightly's loader."""
 
     def __init__(self, images: np.ndarray):
         self.images = [Image.fromarray(x).convert("RGB") for x in images]

@@ -1,12 +1,13 @@
-"""Seconds for a whole table of linear probes: label fractions x draws x penalties, beside scikit-learn in the same run.
+"""Time a whole table of linear probes (label fractions x draws x penalties) against scikit-learn in the same run.
 
     OMP_NUM_THREADS=2 python benchmarks/speed_probe.py --source pneumoniamnist.npz
 
-Features are 512 random convolutions, rectified and pooled, of the images of a MedMNIST npz, or by default synthetic ones of the
-same shape (4,708 for training, 524 for validation, 624 for test). Both sides get the same draws, standardise each by itself, fit
-every penalty, choose one on the same validation scans and predict the test; neither fits the same scans twice. The gap is that
-of the objective to the lowest found by anybody, scikit-learn's newton-cholesky at a tolerance of 1e-10 among them. The rounds
-take turns, so that other work on the machine hits all alike; the best round of each counts.
+Features are 512 random convolutions, rectified and pooled, of the images of a MedMNIST npz, or by default synthetic
+features of the same shape (4,708 for training, 524 for validation, 624 for test). Both sides get the same draws,
+standardise each separately, fit every penalty, choose one on the same validation scans and predict the test; neither fits
+the same scans twice. The gap is between the objective and the lowest one found by any solver, including scikit-learn's
+newton-cholesky at a tolerance of 1e-10. Rounds alternate, so that other load on the machine affects all equally; the best
+round of each counts.
 """
 
 import argparse
@@ -32,7 +33,7 @@ Data = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def convolved(path: str) -> Data:
-    """split -> (N, 512) features and (N,) classes."""
+    """Return split -> (N, 512) features and (N,) classes."""
     g = torch.Generator().manual_seed(0)
     filters = torch.randn(128, 1, 6, 6, generator=g)
     filters -= filters.mean((1, 2, 3), keepdim=True)
@@ -51,7 +52,7 @@ def convolved(path: str) -> Data:
 
 
 def synthetic() -> Data:
-    """Correlated features with a decaying spectrum, and two overlapping classes."""
+    """Return correlated features with a decaying spectrum and two overlapping classes."""
     r = np.random.default_rng(0)
     mix = r.normal(size=(512, 512)) * (np.arange(1, 513) ** -0.75)[:, None]
     truth = r.normal(size=512)
@@ -69,7 +70,7 @@ def objective(z: np.ndarray, y: np.ndarray, w: np.ndarray, b: float, C: float) -
 
 
 def by_scikit(data: Data, sets: list[np.ndarray], judges: list[np.ndarray], penalties: list[float], **options) -> dict:
-    """(set, C) -> (weights, intercept); chooses and predicts as it goes."""
+    """Return (set, C) -> (weights, intercept); also chooses a penalty and predicts, for the timing."""
     fitted: dict[tuple[bytes, float], tuple[np.ndarray, float]] = {}
     (x, y), (x_val, y_val), (x_test, _) = data["train"], data["val"], data["test"]
     for rows, judge in zip(sets, judges, strict=True):

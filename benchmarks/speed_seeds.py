@@ -1,9 +1,9 @@
-"""What do eight seeds cost, trained at once? Seconds of train_seeds over those of the one loop on one seed, in one run.
+"""Cost of training eight seeds at once: seconds of train_seeds divided by those of the loop on one seed, in one run.
 
     python benchmarks/speed_seeds.py [--seeds 8 --batch 20 --steps 100 --rounds 3 --threads 2]
 
-The historical net, 784-500-500-500-10, on noise of the size of MNIST: fine-tuning on labels, and denoising autoencoders layer by
-layer. Rounds alternate between the two, so that other load meets both alike; ratios are medians over rounds, with their range.
+The network 784-500-500-500-10 on noise of the size of MNIST: fine-tuning on labels, and denoising autoencoders layer by
+layer. Rounds alternate, so that other load affects both equally; ratios are medians over rounds, with their range.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Views per second: this project's recipes beside lightly's and torchvision's SimCLR transforms, in one run.
+"""Views per second of our recipes and of lightly's and torchvision's SimCLR transforms, in one run.
 
     python benchmarks/speed_views.py --threads 1 --size 64 224
 
-Each rival gets what it wants to eat: lightly grey images as RGB PIL images, torchvision's v2 an RGB uint8 tensor an
-image at a time, ours the raw uint8 canvas rows of a batch. All make standardised float32 views. `xray` does rotation,
-crop, blur, exposure and noise on grey images; `natural` is the same list of ops as the rivals', on RGB. The rounds take
-turns, so that other work on the machine hits all alike; the best round of each counts.
+Each library gets its own input: lightly grey images as RGB PIL images, torchvision's v2 one RGB uint8 tensor per image,
+ours the raw uint8 rows of a batch of resampled scans. All make standardised float32 views. `xray` does rotation, crop,
+blur, exposure and noise on grey images; `natural` has the same ops as the other libraries' transforms, on RGB. Rounds
+alternate, so that other load on the machine affects all equally; the best round of each counts.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def _raw(image: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def contestants(size: int, batch: int, few: int) -> dict[str, tuple[int, Callable[[], object]]]:
-    """name -> (views it makes, what makes them); two views of an image each."""
+    """Return name -> (number of views, function that makes them); two views per image."""
     grey = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (batch, 1, size, size), dtype=np.uint8))
     rgb = grey.expand(-1, 3, -1, -1).contiguous()
     xray, natural = (catalog.build(catalog.spec("augment", name), size=(size, size)) for name in ("xray", "natural"))
@@ -66,7 +66,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs="+", default=[64, 224])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--few", type=int, default=32, help="images a round for the rivals, which go one by one")
+    parser.add_argument(
+        "--few", type=int, default=32, help="images per round for the other libraries, which take one at a time"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

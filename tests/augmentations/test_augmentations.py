@@ -1,4 +1,4 @@
-"""Ops against torchvision or their closed form, one at a time against batched, and every recipe in configs/augment."""
+"""Ops against torchvision or a closed form, batches against single scans, and every recipe in configs/augment."""
 
 import dataclasses
 import math
@@ -54,7 +54,7 @@ ALWAYS: dict[str, Callable[[tuple[int, ...]], Any]] = {
 
 
 def image(shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    """Random, with runs of black and white."""
+    """Return a random image with black and white regions."""
     return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 1.3 - 0.15).clamp(0, 1)
 
 
@@ -72,7 +72,7 @@ def uniforms(op: Any, n: int) -> Tensor:
 @pytest.mark.parametrize(
     ("box", "size"), [((5, 9, 31, 40), (32, 32)), ((0, 0, 48, 50), (24, 60)), ((7, 0, 20, 50), (20, 50))]
 )
-def test_crop_is_torchvisions(box, size):
+def test_crop_matches_torchvision(box, size):
     x = image((2, 3, 48, 50))
     top, left, height, width = box
     op = Crop(size, (0.1, 1.0))
@@ -85,7 +85,7 @@ def test_crop_is_torchvisions(box, size):
 
 
 @pytest.mark.parametrize("shape", [(100, 80), (50, 60, 40)])
-def test_crop_boxes_keep_their_promises(shape):
+def test_crop_boxes_have_the_stated_sizes_ratios_and_positions(shape):
     op = Crop(shape, (0.3, 0.6), (0.8, 1.25))
     params = op.params(uniforms(op, 4000))
     start, extent = op.boxes(params, list(shape))
@@ -105,7 +105,7 @@ def test_crop_boxes_keep_their_promises(shape):
     assert ratio.max() > 1.2
 
 
-def test_flip_mirrors_the_axes_it_drew():
+def test_flip_mirrors_the_drawn_axes():
     x = image((4, 2, 5, 6))
     hit = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
     out = Flip((0.5, 0.5)).apply(x, hit)
@@ -117,7 +117,7 @@ def test_flip_mirrors_the_axes_it_drew():
 
 @pytest.mark.parametrize("sigma", [0.2, 0.8, 2.0])
 @pytest.mark.parametrize("shape", [(40, 33), (7, 9)])
-def test_blur_is_torchvisions_at_the_borders_too(sigma, shape):
+def test_blur_matches_torchvision_including_borders(sigma, shape):
     x = image((2, 3, *shape))
     op = Blur(1.0, (0.1, 2.0))
     radius = min(op.radius, *[n - 1 for n in shape])
@@ -125,7 +125,7 @@ def test_blur_is_torchvisions_at_the_borders_too(sigma, shape):
     assert (op.apply(x, torch.tensor([sigma, sigma])) - theirs).abs().max() < LEVEL
 
 
-def test_blur_in_3d_is_the_product_of_its_axes():
+def test_3d_blur_is_separable():
     x = image((1, 1, 6, 7, 8))
     a, b, c = (gaussian_matrix(torch.tensor([0.9]), n, 3)[0] for n in (6, 7, 8))
     expected = torch.einsum("ncdhw,Dd,Hh,Ww->ncDHW", x, a, b, c)
@@ -134,14 +134,14 @@ def test_blur_in_3d_is_the_product_of_its_axes():
 
 @pytest.mark.parametrize("degrees", [-12.0, 3.0, 30.0])
 @pytest.mark.parametrize("shape", [(31, 31), (24, 40)])
-def test_rotation_is_torchvisions(degrees, shape):
+def test_rotation_matches_torchvision(degrees, shape):
     x = image((1, 2, *shape))
     angles = torch.tensor([[math.radians(degrees), 9.0, 9.0]])
     theirs = tv.rotate(x, degrees, interpolation=tv.InterpolationMode.BILINEAR)
     assert (Rotate(1.0, 45.0).apply(x, angles) - theirs).abs().max() < LEVEL
 
 
-def test_rotation_in_3d_turns_each_plane():
+def test_3d_rotation_turns_each_plane():
     x = image((1, 1, 9, 9, 9))
     for axis, dims in ((0, (3, 4)), (1, (2, 4)), (2, (2, 3))):
         angles = torch.zeros(1, 3)
@@ -153,7 +153,7 @@ def test_rotation_in_3d_turns_each_plane():
     assert inside[0, 0, 2:7, 2:7, 2:7].min() > 0.999
 
 
-def test_gamma_is_torchvisions():
+def test_gamma_matches_torchvision():
     x = image((2, 3, 8, 9))
     out = Gamma(1.0, (0.5, 2.0)).apply(x, torch.tensor([[0.6], [1.7]]))
     for row, g in enumerate((0.6, 1.7)):
@@ -161,7 +161,7 @@ def test_gamma_is_torchvisions():
 
 
 @pytest.mark.parametrize("factors", [(1.3, 0.6), (0.7, 1.5), (1.0, 2.0)])
-def test_brightness_and_contrast_are_torchvisions_on_grey_images(factors):
+def test_brightness_and_contrast_match_torchvision_on_grey_images(factors):
     x = image((2, 1, 11, 12))
     theirs = tv.adjust_contrast(tv.adjust_brightness(x, factors[0]), factors[1])
     ours = BrightnessContrast(1.0, 0.5, 0.5).apply(x, torch.tensor([factors, factors]))
@@ -169,13 +169,13 @@ def test_brightness_and_contrast_are_torchvisions_on_grey_images(factors):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_contrast_is_about_the_mean_of_everything(shape):
+def test_contrast_is_about_the_mean_of_all_channels(shape):
     x = image((1, 4, *shape)) * 0.2 + 0.4
     out = BrightnessContrast(1.0, 0.0, 0.5).apply(x, torch.tensor([[1.0, 1.5]]))
     assert torch.allclose(out, (x - x.mean()) * 1.5 + x.mean(), atol=1e-6)
 
 
-def test_noise_has_the_spread_it_drew_and_every_scan_its_own():
+def test_noise_has_the_drawn_spread_and_differs_between_scans():
     x = torch.full((3, 1, 80, 80), 0.5)
     op = Noise(1.0, (0.01, 0.1))
     grain = op.params(uniforms(op, 3))
@@ -195,7 +195,7 @@ def test_window_is_the_linear_ramp_in_hounsfield_units():
     assert torch.allclose(out.flatten(), torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0]), atol=1e-5)
 
 
-def test_windows_come_by_weight_with_bounded_jitter():
+def test_windows_are_chosen_by_weight_with_bounded_jitter():
     op = Window(0.75, (0.0, 1.0), WINDOWS, level=20.0, width=0.2)
     params = op.params(uniforms(op, 4000))
     hit = (params != torch.tensor([0.0, 1.0])).any(1)
@@ -218,17 +218,17 @@ def test_bias_field_is_the_exponential_of_a_quadratic(shape):
     terms = [*axes, *(axes[i] * axes[j] for i in range(len(shape)) for j in range(i, len(shape)))]
     log = sum(c * (t - t.mean()) for c, t in zip(coefficients[0].tolist(), terms, strict=False))
     assert torch.allclose(out, (0.3 * log.exp()).clamp(0, 1).expand_as(out), atol=1e-5)
-    assert abs((out / 0.3).log().mean()) < 1e-4  # it does not brighten as a whole
+    assert abs((out / 0.3).log().mean()) < 1e-4  # the overall brightness stays
 
 
-def test_exposure_is_its_formula():
+def test_exposure_matches_its_formula():
     x = image((2, 1, 6, 7))
     out = Exposure(1.0, (0.5, 2.0), 0.5, 0.5).apply(x, torch.tensor([[0.7, 1.2, -0.1], [1.4, 0.8, 0.05]]))
     assert torch.allclose(out[0], (1.2 * x[0] ** 0.7 - 0.1).clamp(0, 1), atol=1e-6)
     assert torch.allclose(out[1], (0.8 * x[1] ** 1.4 + 0.05).clamp(0, 1), atol=1e-6)
 
 
-def test_photographic_ops_are_torchvisions():
+def test_photographic_ops_match_torchvision():
     x = image((2, 3, 9, 8))
     assert (Solarize(1.0).apply(x, torch.full((2, 1), 0.5)) - tv.solarize(x, 0.5)).abs().max() < LEVEL
     grey = ToGray(1.0).apply(x, torch.ones(2, 1))
@@ -245,7 +245,7 @@ def test_photographic_ops_are_torchvisions():
 @pytest.mark.parametrize("name", [*OPS, *ALWAYS])
 @pytest.mark.parametrize("shape", SHAPES, ids=["2D", "3D"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_every_op_does_to_a_batch_what_it_does_to_one_in_unit_range(name, shape, channels):
+def test_every_op_treats_a_batch_like_single_scans_and_stays_in_range(name, shape, channels):
     op = OPS[name](0.6, shape) if name in OPS else ALWAYS[name](shape)
     x = image((6, channels, *shape))
     before = x.clone()
@@ -255,7 +255,7 @@ def test_every_op_does_to_a_batch_what_it_does_to_one_in_unit_range(name, shape,
     assert torch.allclose(together, alone, atol=1e-6)
     assert together.min() >= 0
     assert together.max() <= 1 + 1e-6
-    assert torch.equal(x, before)  # inputs are not written to
+    assert torch.equal(x, before)  # inputs are not modified
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -303,7 +303,7 @@ NAMES = sorted(catalog.choices("augment"))
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("shape", "size"), [((20, 18), (16, 12)), ((10, 12, 9), (8, 8, 8))], ids=["2D", "3D"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_every_recipe_views_each_scan_by_its_key_alone(name, shape, size, channels):
+def test_a_view_depends_only_on_the_key_of_its_scan(name, shape, size, channels):
     recipe = build(name, size)
     x, k = image((7, channels, *shape)), key(7)
     views = [recipe(x, k, v) for v in range(2)]
@@ -324,8 +324,8 @@ def test_every_recipe_views_each_scan_by_its_key_alone(name, shape, size, channe
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_is_its_ops_one_after_the_other(name):
-    """Folding crop, flip and blur into one product per axis changes no more than rounding."""
+def test_a_recipe_equals_its_ops_in_sequence(name):
+    """Up to rounding: crop, flip and blur are folded into one product per axis."""
     recipe = build(name, (14, 14))
     x, k = image((12, 3, 20, 17)), key(12)
     u, step = rng.uniform(k, 1, 0, 64), x
@@ -336,13 +336,13 @@ def test_a_recipe_is_its_ops_one_after_the_other(name):
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"natural"}))
 @pytest.mark.parametrize("shape", [(32, 32), (16, 16, 16)], ids=["2D", "3D"])
-def test_nothing_but_photographs_is_ever_mirrored(name, shape):
+def test_only_photographs_are_mirrored(name, shape):
     recipe = build(name, shape)
     for axis, n in enumerate(shape, start=2):
         inner = [slice(n // 4, 3 * n // 4)] * len(shape)
 
         def rise(x: Tensor, axis: int = axis, n: int = n, inner: list[slice] = inner) -> Tensor:
-            """(B,) how much brighter the axis's last quarter is than its first, away from the other borders."""
+            """Return (B,): the brightness of the last quarter of the axis minus the first, away from the other borders."""
             out, rows = recipe(x, key(64), 0), list(inner)
             rows[axis - 2] = slice(None)
             out = out[(slice(None), slice(None), *rows)]
@@ -351,7 +351,7 @@ def test_nothing_but_photographs_is_ever_mirrored(name, shape):
         x = torch.where(torch.arange(n) < n // 2, 0.02, 0.6).view(-1, *[1] * (len(shape) + 1 - axis))
         x = x.expand(64, 1, *shape)
         assert rise(x).min() > -0.2  # noise and the black corners of a rotation stay below that
-        assert rise(x.flip(axis)).min() < -0.2  # a mirrored scan is seen
+        assert rise(x.flip(axis)).min() < -0.2  # a mirrored scan would be detected
 
 
 def test_photographs_are_mirrored_left_and_right_half_of_the_time():
@@ -363,14 +363,14 @@ def test_photographs_are_mirrored_left_and_right_half_of_the_time():
     assert 70 < mirrored.sum() < 130
 
 
-def test_working_in_pieces_changes_nothing(monkeypatch):
+def test_processing_in_chunks_changes_nothing(monkeypatch):
     x, k, recipe = image((7, 1, 18, 18)), key(7), build("xray", (16, 16))
     whole = recipe(x, k, 0)
     monkeypatch.setattr("medssl.augmentations.recipes.CHUNK", 3 * 18 * 18)
     assert torch.allclose(recipe(x, k, 0), whole, atol=2e-6)
 
 
-def test_plain_changes_nothing_but_the_size():
+def test_plain_only_resizes():
     x = image((2, 3, 24, 20))
     assert torch.equal(build("plain", (24, 20))(x, key(2), 0), x)
     theirs = tv.resize(x, [12, 16], antialias=True)
@@ -409,8 +409,8 @@ def test_an_op_that_moves_pixels_declares_it(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_new_op_changes_no_other_and_ops_share_no_slot(name):
-    """Not even when it comes first, or when others go: the parameters of an op depend on its own slot."""
+def test_adding_or_removing_an_op_leaves_the_others_unchanged(name):
+    """Wherever it is inserted: the parameters of an op depend on its own slot."""
     recipe, k, drawn = build(name, (16, 16)), key(5), {}
 
     @dataclasses.dataclass(frozen=True)
@@ -445,14 +445,14 @@ def test_two_ops_in_one_slot_are_refused():
             Recipe((8, 8), ((0, crop), (slot, gamma)))
 
 
-def test_the_strength_of_one_op_leaves_the_others_alone():
+def test_changing_one_op_leaves_the_others_unchanged():
     x = image((8, 1, 20, 20))
     with_noise, without = (build("xray", (20, 20), noise={"p": p})(x, key(8), 0) for p in (1.0, 0.0))
     assert not torch.equal(with_noise, without)
     assert (with_noise - without).abs().max() < 0.4  # six standard deviations of the noise: the same crops
 
 
-def test_wrong_dimensions_and_windows_are_said():
+def test_errors_of_recipes():
     with pytest.raises(UserError, match="2 spatial axes"):
         build("plain", (8, 8))(torch.rand(1, 1, 8, 8, 8), key(1), 0)
     with pytest.raises(UserError, match="'soft'"):

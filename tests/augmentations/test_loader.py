@@ -1,4 +1,4 @@
-"""The stream: which scans at which step, whoever asks; raw batches; views of a batch."""
+"""The scans of each step, for any rank and start; raw batches; views of a batch."""
 
 from dataclasses import dataclass
 from itertools import chain
@@ -36,7 +36,7 @@ sizes = st.integers(1, 4).flatmap(
 
 @settings(max_examples=60, deadline=None)
 @given(sizes=sizes, start=st.integers(0, 15), length=st.integers(0, 12), seed=st.integers(0, 2**63 - 1))
-def test_ranks_share_the_global_batch_and_any_start_gives_the_same_tail(sizes, start, length, seed):
+def test_ranks_share_the_global_batch_and_a_later_start_gives_the_same_batches(sizes, start, length, seed):
     world, batch, more = sizes
     rows = np.arange(batch + more) * 3 + 100
     whole = list(StepSampler(rows, batch, 0, start + length, seed))
@@ -58,7 +58,7 @@ def test_an_epoch_visits_each_row_at_most_once(n, batch, seed):
         assert {row for row, _ in seen} <= set(range(5, n + 5))
 
 
-def test_epochs_and_seeds_have_their_own_order():
+def test_epochs_and_seeds_differ_in_order():
     rows = np.arange(30)
     first, second = ([row for row, _ in step] for step in StepSampler(rows, 30, 0, 2, 1))
     (other,) = ([row for row, _ in step] for step in StepSampler(rows, 30, 0, 1, 2))
@@ -67,7 +67,7 @@ def test_epochs_and_seeds_have_their_own_order():
     assert first != other
 
 
-def test_a_batch_that_cannot_be_says_what_to_do():
+def test_an_impossible_batch_is_refused_with_a_remedy():
     with pytest.raises(UserError, match="lower batch to at most 10"):
         StepSampler(np.arange(11), 12, 0, 1, 0, 0, 2)
     with pytest.raises(UserError, match="multiple of 4"):
@@ -81,7 +81,7 @@ KEPT = [("uint8", torch.uint8), ("int16", torch.int16), ("uint16", torch.int32),
 
 @pytest.mark.parametrize(("dtype", "kept"), KEPT)
 @pytest.mark.parametrize("shape", [(1, 6, 5), (4, 3, 4, 5)])
-def test_raw_batches_hold_the_rows_asked_for(tmp_path, dtype, kept, shape):
+def test_raw_batches_hold_the_requested_rows(tmp_path, dtype, kept, shape):
     resampled = _resampled(tmp_path, shape, dtype)
     raw = RawScans(resampled, np.arange(20) * 2).__getitems__([(7, 3), (2, 3), (7, 4)])
     assert raw["image"].dtype == kept
@@ -100,7 +100,7 @@ def test_large_uint16_values_survive(tmp_path):
     assert RawScans(resampled).__getitems__([(0, 0)])["image"].max() == 65535
 
 
-def test_workers_do_not_change_the_stream(tmp_path):
+def test_workers_do_not_change_the_batches(tmp_path):
     resampled = _resampled(tmp_path)
     rows, targets = np.arange(3, 20), np.arange(20)
     alone, helped = (list(loader(resampled, rows, 4, 2, 9, 5, workers=w, targets=targets)) for w in (0, 2))
@@ -110,7 +110,7 @@ def test_workers_do_not_change_the_stream(tmp_path):
         assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_unit_is_the_window_of_each_scan():
+def test_unit_range_is_the_window_of_each_scan():
     raw = {
         "image": torch.tensor([[[[0, 5, 10, 20]]], [[[0, 5, 10, 20]]], [[[7, 7, 7, 7]]]], dtype=torch.int16),
         "low": torch.tensor([0.0, 5.0, 7.0]),

@@ -1,4 +1,4 @@
-"""kill -9 at any step, with 0 and 2 workers: the same command again ends with the same bits as a run nobody touched."""
+"""kill -9 at any step, with 0 and 2 workers: the restarted run ends with the same bits as an uninterrupted one."""
 
 import multiprocessing as mp
 import os
@@ -21,7 +21,7 @@ from medssl.train.optim import Optim
 from medssl.train.options import TrainingData, TrainOptions
 
 STEPS = 12
-LABELLED = {  # what is trained on labels: the kind of task, and a target per scan
+LABELLED = {  # methods trained on labels: the target loss, and a target per scan
     "classification": (target_losses.classification(2), lambda n: torch.arange(n) % 2),
     "multilabel": (
         target_losses.multilabel(3),
@@ -34,7 +34,7 @@ EVERYTHING = [*tiny.METHODS, *LABELLED]
 def go(
     name: str, out: str, workers: int = 0, die_at: int = 0, signal_at: int = 0, steps: int = STEPS, **options
 ) -> None:
-    """One training run in this process, as the command line would start it. `die_at`: SIGKILL in the middle of a step."""
+    """Train in this process as the command line would. `die_at`: SIGKILL in the middle of that step."""
     torch.set_num_threads(1)
     resampled = tiny.resampled(channels=tiny.CHANNELS.get(name, 1))
     targets = None
@@ -77,7 +77,7 @@ def go(
 
 
 def start(*args, **kwargs) -> int:
-    """`go` in a process of its own; its exit code."""
+    """Call `go` in a process of its own and return the exit code."""
     child = mp.get_context("fork").Process(target=go, args=args, kwargs=kwargs)
     child.start()
     child.join()
@@ -85,7 +85,7 @@ def start(*args, **kwargs) -> int:
 
 
 def equal(a, b) -> bool:
-    """Bit by bit, through dicts and lists."""
+    """Compare bit by bit, through dicts and lists."""
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
@@ -105,7 +105,7 @@ def same(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("name", EVERYTHING)
-def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path, name, workers):
+def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, name, workers):
     step = random.Random(f"{name} {workers}").randrange(2, STEPS)
     go(name, str(tmp_path / "whole"))
     assert start(name, str(tmp_path / "killed"), workers, die_at=step) == -signal.SIGKILL
@@ -114,7 +114,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path, name, workers):
 
 
 @pytest.mark.parametrize("options", [{"accumulate": 2}, {"optimizer": "lars"}, {"optimizer": "sgd"}], ids=str)
-def test_so_it_is_with_accumulation_and_every_optimiser(tmp_path, options):
+def test_so_does_one_with_accumulation_and_every_optimiser(tmp_path, options):
     go("simclr", str(tmp_path / "whole"), **options)
     assert start("simclr", str(tmp_path / "killed"), die_at=8, **options) == -signal.SIGKILL
     go("simclr", str(tmp_path / "killed"), **options)
@@ -129,7 +129,7 @@ def test_a_run_killed_twice_and_before_its_first_checkpoint(tmp_path):
     same(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_sigterm_saves_the_step_and_says_try_again(tmp_path):
+def test_sigterm_saves_the_step_and_asks_to_try_again(tmp_path):
     with pytest.raises(UserError, match="run the same command again") as stopped:
         go("simclr", str(tmp_path / "stopped"), signal_at=5)
     assert stopped.value.code == 75
@@ -140,7 +140,7 @@ def test_sigterm_saves_the_step_and_says_try_again(tmp_path):
 
 
 def test_seeds_differ(tmp_path):
-    """The comparison above can tell runs apart."""
+    """The comparison above detects different runs."""
     go("simclr", str(tmp_path / "a"))
     go("simclr", str(tmp_path / "b"), seed=8)
     with pytest.raises(AssertionError):

@@ -1,4 +1,4 @@
-"""Every encoder of configs/encoder, in 2D and 3D, and the definitions of the ones written here."""
+"""Every encoder of configs/encoder in 2D and 3D, and the definitions of those implemented here."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ from medssl.errors import UserError
 
 SIZES = ((32, 40), (16, 24, 16))
 TWO_D_ONLY, THREE_D_ONLY = {"timm"}, {"resnet18_3d"}
-ONCE = {"resnet50", "resnet18_3d", "timm"}  # deep, or the class of another choice: one channel count is enough
+ONCE = {"resnet50", "resnet18_3d", "timm"}  # deep, or of the class of another choice: one number of channels is enough
 
 
 def build(name: str, channels: int, size: tuple[int, ...]) -> nn.Module:
@@ -40,7 +40,7 @@ CASES = [
 ]
 
 
-def test_the_choices_are_these():
+def test_the_choices_are_listed():
     assert set(catalog.choices("encoder")) == {
         "resnet18",
         "resnet50",
@@ -120,13 +120,13 @@ def test_options_rebuild_the_same_encoder(name, size):
         (lambda: PatchPyramid(1, (9, 32), (8,)), "smaller patch"),
     ],
 )
-def test_what_cannot_be_built_says_the_way_out(make, says):
+def test_impossible_encoders_are_refused_with_a_remedy(make, says):
     with pytest.raises(UserError) as e:
         make()
     assert says in str(e.value)
 
 
-def test_without_monai_the_way_out_is_named(monkeypatch):
+def test_a_missing_monai_is_an_error_with_a_remedy(monkeypatch):
     for name in [m for m in sys.modules if m.split(".")[0] == "monai"] or ["monai"]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"medssl\[monai\]"):
@@ -179,7 +179,7 @@ def test_small_scans_keep_their_resolution_in_the_first_stage():
 
 
 @pytest.mark.parametrize(("grid", "dim"), [((3, 5), 16), ((2, 3, 4), 24), ((2, 3, 4), 32)])
-def test_sincos_is_its_closed_form(grid, dim):
+def test_sincos_matches_the_closed_form(grid, dim):
     pos, k = sincos(grid, dim), dim // (2 * len(grid))
     for row, at in enumerate(itertools.product(*map(range, grid))):
         want = [f(a * 10_000 ** (-i / k)) for a in at for f in (math.sin, math.cos) for i in range(k)]
@@ -189,7 +189,7 @@ def test_sincos_is_its_closed_form(grid, dim):
 
 
 @pytest.mark.parametrize("size", [(8, 12), (4, 8, 12)])
-def test_patchify_is_slicing(size):
+def test_patchify_matches_slicing(size):
     encoder = ViT(2, size, patch=4, dim=24, depth=0, heads=2)
     x = torch.randn(2, 2, *size)
     got = encoder.patchify(x)
@@ -200,7 +200,7 @@ def test_patchify_is_slicing(size):
 
 @pytest.mark.parametrize("size", SIZES, ids=["2D", "3D"])
 def test_kept_tokens_are_the_rows_of_all_tokens(size):
-    """Without blocks tokens do not mix, so keeping some must equal gathering their rows: content and position."""
+    """Without blocks, tokens do not mix, so keeping some equals gathering their rows: content and position."""
     encoder = ViT(1, size, dim=24, depth=0, heads=2).eval()
     x = torch.randn(2, 1, *size)
     keep = torch.stack([torch.randperm(len(encoder.pos))[:7] for _ in x])
@@ -230,7 +230,7 @@ def test_default_patches():
 
 
 def naive_bank(bank: PatchBank, x: np.ndarray) -> np.ndarray:
-    """One scan (C, *size), patch by patch, as the paper says it."""
+    """Encode one scan (C, *size) patch by patch, as in the paper."""
     p, n = bank.patch, len(bank.size)
     mean, whiten, centroids = (t.double().numpy() for t in (bank.mean, bank.whiten, bank.centroids))
     edges = [[round(i * m / bank.pool) for i in range(bank.pool + 1)] for m in bank.positions]
@@ -256,7 +256,7 @@ def bank_of(channels: int, size: tuple[int, ...]) -> PatchBank:
 
 @pytest.mark.parametrize(("channels", "size"), [(1, (9, 8)), (3, (7, 8)), (2, (6, 7, 5))])
 @pytest.mark.parametrize("budget", [1, 1 << 22], ids=["row by row", "at once"])
-def test_bank_is_its_definition_in_loops(channels, size, budget, monkeypatch):
+def test_bank_matches_its_definition_in_loops(channels, size, budget, monkeypatch):
     monkeypatch.setattr("medssl.encoders.patch_bank.BUDGET", budget)
     bank = bank_of(channels, size)
     x = torch.randn(3, channels, *size)
@@ -289,7 +289,7 @@ def test_whitening_whitens():
     torch.testing.assert_close(bank.whiten, bank.whiten.T, atol=1e-4, rtol=0)
 
 
-def test_a_pyramid_is_its_banks_one_after_the_other():
+def test_a_pyramid_concatenates_its_banks():
     pyramid = PatchPyramid(2, (12, 13), patches=(3, 6), centroids=5, pool=2)
     x = torch.randn(3, 2, 12, 13)
     assert [(b.patch, b.dim) for b in pyramid.banks] == [(3, 20), (6, 20)]
@@ -297,15 +297,15 @@ def test_a_pyramid_is_its_banks_one_after_the_other():
     np.testing.assert_allclose(pyramid(x).numpy(), want, rtol=1e-3, atol=1e-4)
 
 
-def test_patches_of_a_pyramid_grow_with_the_image():
+def test_patches_of_a_pyramid_scale_with_the_image():
     of = {
         size: PatchPyramid(1, size).options["patches"] for size in ((28, 28), (64, 80), (32, 40), (28,) * 3, (64,) * 3)
     }
     assert list(of.values()) == [[4, 8], [9, 18], [5, 9], [3, 4], [5, 9]]
 
 
-def test_bank_reads_pneumonia(shared):
-    """The defaults (contrast, whitening, pooling) are right: on all of this they are worth an AUC of .967."""
+def test_bank_features_predict_pneumonia(shared):
+    """The defaults (contrast, whitening, pooling) work: on all images they reach an AUC of .967."""
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
@@ -313,7 +313,7 @@ def test_bank_reads_pneumonia(shared):
 
     with np.load(shared / "medmnist" / "pneumoniamnist_rebuilt.npz", allow_pickle=False) as d:
         x, y, x_test, y_test = (d[k] for k in ("train_images", "train_labels", "test_images", "test_labels"))
-    x, y = x[::3], y[::3].ravel()  # a third of the training part keeps this short
+    x, y = x[::3], y[::3].ravel()  # a third of the training images, to keep this short
     train, test = (((torch.tensor(a).float() - x.mean()) / x.std()).float()[:, None] for a in (x, x_test))
     torch.manual_seed(0)
     bank = PatchBank(1, (28, 28))

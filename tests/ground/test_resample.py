@@ -1,4 +1,4 @@
-"""One matrix per axis against torchvision's resize and the definition written as loops."""
+"""One matrix per axis against torchvision's resize and the definition in loops."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def _box(start: float, extent: float, n_in: int, n_out: int) -> torch.Tensor:
         ((16, 16), (15, 3, 1, 1), (8, 8)),
     ],
 )
-def test_crops_as_torchvision_does(shape, box, size):
+def test_crops_match_torchvision(shape, box, size):
     x = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0))
     top, left, height, width = box
     ours = apply_axes(x, [_box(top, height, shape[0], size[0])[0], _box(left, width, shape[1], size[1])[0]])
@@ -48,7 +48,7 @@ def _weights_by_loops(start: float, extent: float, n_in: int, n_out: int) -> tor
 
 @settings(max_examples=60, deadline=None)
 @given(start=st.integers(-6, 12), extent=st.integers(1, 24), n_in=st.integers(1, 14), n_out=st.integers(1, 14))
-def test_weights_are_the_definition(start, extent, n_in, n_out):
+def test_weights_match_the_definition(start, extent, n_in, n_out):
     ours = _box(start, extent, n_in, n_out)[0]
     assert torch.allclose(ours.double(), _weights_by_loops(start, extent, n_in, n_out), atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Keyed randomness: the published answers of Philox, and statistics with fixed keys, so nothing here is luck."""
+"""Keyed random numbers: published answers of Philox, and statistics with fixed keys, so that results never vary."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_uniform_is_uniform():
         assert stats.kstest(column.numpy(), "uniform").pvalue > 0.001
 
 
-def test_everything_in_the_key_matters_and_nothing_is_correlated():
+def test_every_part_of_the_key_matters_and_draws_are_uncorrelated():
     n = 20000
     base = rng.uniform(_key(n), 0, 0, 2)
     others = {
@@ -61,14 +61,14 @@ def test_everything_in_the_key_matters_and_nothing_is_correlated():
         assert abs(stats.pearsonr(base[:, 0].numpy(), other.numpy()).statistic) < 4 / n**0.5, name
 
 
-def test_a_number_does_not_depend_on_who_else_is_drawn():
+def test_a_number_does_not_depend_on_the_rest_of_the_batch():
     key = _key(9)
     alone = [rng.uniform(Key(7, key.epoch[i : i + 1], key.scan[i : i + 1]), 2, 3, 3) for i in range(9)]
     assert torch.equal(rng.uniform(key, 2, 3, 3), torch.cat(alone))
     assert torch.equal(rng.uniform(key, 2, 3, 3), rng.uniform(key, 2, 3, 11)[:, :3])
 
 
-def test_a_slot_that_would_run_into_the_next_view_is_refused():
+def test_a_slot_beyond_the_view_is_refused():
     with pytest.raises(ValueError, match="slot"):
         rng.uniform(_key(1), 0, rng.SLOTS)
 

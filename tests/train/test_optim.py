@@ -1,4 +1,4 @@
-"""Layer-wise learning rates: encoders name their blocks in order, rates are timm's, and the loop uses them."""
+"""Layer-wise learning rates: blocks of encoders are in order, rates match timm, and the loop uses them."""
 
 import numpy as np
 import pytest
@@ -26,8 +26,8 @@ ENCODERS += [("cnn", 3), ("vit", 3), ("resnet18", 3), ("poolformer_s12", 2)]  # 
 
 
 @pytest.mark.parametrize(("name", "dims"), ENCODERS)
-def test_blocks_hold_every_parameter_once_in_the_order_of_the_computation(name, dims):
-    """The order is asked of the computation itself: which module with weights of its own runs first."""
+def test_blocks_hold_every_parameter_once_in_order_of_computation(name, dims):
+    """The order is observed: when each module with its own weights runs first."""
     torch.manual_seed(0)
     size = (32, 32) if dims == 2 else (16, 16, 16)
     if name in catalog.choices("encoder"):
@@ -51,13 +51,13 @@ def test_blocks_hold_every_parameter_once_in_the_order_of_the_computation(name, 
 
 
 def scales(optimizer, module):
-    """{name: (share of the rate, weight decay)}."""
+    """Return {name: (fraction of the rate, weight decay)}."""
     of = {id(p): (g["lr_scale"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     return {n: of[id(p)] for n, p in module.named_parameters()}
 
 
 @pytest.mark.parametrize("model", ["resnet18", "test_vit", "test_convnext"])
-def test_rates_are_those_of_timm(model):
+def test_rates_match_timm(model):
     theirs = timm.create_model(model, num_classes=2, in_chans=1)
     theirs.reset_classifier(2)
     names = {id(p): n for n, p in theirs.named_parameters()}
@@ -77,7 +77,7 @@ def test_rates_are_those_of_timm(model):
             assert decay == want[name][1]
 
 
-def test_rates_of_our_own_encoders_are_the_closed_form():
+def test_rates_of_our_own_encoders_match_the_closed_form():
     method = Supervised(ViT(1, (16, 16), patch=4, dim=24, depth=3, heads=2), classification(2))
     got = {n: s for n, (s, _) in scales(Optim(layer_decay=0.5).build(method), method).items()}
     assert {s for n, s in got.items() if n.startswith("encoder.embed")} == {0.5**4}
@@ -88,7 +88,7 @@ def test_rates_of_our_own_encoders_are_the_closed_form():
 
 
 def one_step(folder, layer_decay, blocks=None, steps=1):
-    """How far each weight of a small network moves."""
+    """Train a small network; return it and the change of each weight."""
     torch.manual_seed(0)
     method = Supervised(CNN(1, (16, 16), widths=(4, 8, 8)), classification(2), blocks)
     before = {n: p.detach().clone() for n, p in method.named_parameters()}
@@ -129,7 +129,7 @@ def test_frozen_blocks_keep_weights_and_statistics(tmp_path, blocks):
         x = stage(x)
 
 
-def test_what_cannot_work_is_refused():
+def test_impossible_settings_are_refused():
     for bad in (0.0, 1.5, -1.0):
         with pytest.raises(UserError, match="layer_decay"):
             Optim(layer_decay=bad)

@@ -1,4 +1,4 @@
-"""Seeds trained at once end where the one loop takes each of them alone."""
+"""Training many seeds at once gives the result of training each with the loop."""
 
 import copy
 import json
@@ -44,7 +44,7 @@ OPTIMS = {
 
 
 def method(name: str, weights: int, encoder: str | None = None, **options):
-    """With initial weights of its own."""
+    """Return a method with its own initial weights."""
     if name == "supervised":
         made = Supervised(tiny.method("greedy_ae").encoder, target_losses.classification(2), **options)
     else:
@@ -61,7 +61,7 @@ def recipe(resampled, views: str = "neutral"):
 
 
 def alone(made, seed: int, optim: Optim, out, resampled, targets=LABELS) -> list[dict]:
-    """The one loop, in place; its rows of metrics."""
+    """Train with the loop, in place; return the logged rows."""
     log = Log(out, "jsonl", {})
     train(
         Fabric(accelerator="cpu", devices=1), made,
@@ -97,7 +97,7 @@ def distance(a, b) -> float:
         ("chains", "adamw"),
     ],
 )
-def test_every_seed_ends_where_it_does_alone(tmp_path, name, optim):
+def test_every_seed_ends_as_if_trained_alone(tmp_path, name, optim):
     name, options = METHODS[name]
     many = [method(name, s, **options) for s in range(3)]
     start, resampled = copy.deepcopy(many), tiny.resampled()
@@ -107,7 +107,7 @@ def test_every_seed_ends_where_it_does_alone(tmp_path, name, optim):
         (tmp_path / str(s)).mkdir()
         alone(one, seed, OPTIMS[optim], tmp_path / str(s), resampled)
         assert distance(many[s], one) < 1e-4
-        assert distance(many[s], start[s]) > 1e-3  # and it went somewhere
+        assert distance(many[s], start[s]) > 1e-3  # training changed it
 
 
 def test_each_seed_is_clipped_by_its_own_norm(tmp_path):
@@ -127,13 +127,13 @@ def test_each_seed_is_clipped_by_its_own_norm(tmp_path):
     assert clipped[2] > 0
 
 
-def test_from_the_same_weights_seeds_go_different_ways():
+def test_seeds_with_equal_weights_diverge():
     many = together([method("greedy_ae", 0) for _ in SEEDS])
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert distance(many[a], many[b]) > 1e-3
 
 
-def test_watch_sees_the_methods_as_they_are_and_may_end_it():
+def test_watch_gets_current_methods_and_may_end_training():
     many, whole, seen = [[method("supervised", s) for s in range(3)] for _ in range(2)] + [{}]
 
     def watch(done: int, losses: torch.Tensor) -> bool:
@@ -146,11 +146,11 @@ def test_watch_sees_the_methods_as_they_are_and_may_end_it():
     assert distance(seen[4][1], seen[8][1]) > 1e-4
     assert distance(seen[8][1], many[1]) == 0
     together(whole, watch=lambda done, losses: seen.update({done: copy.deepcopy(whole)}) and False, watch_every=4)
-    assert distance(seen[8][2], many[2]) == 0  # looking changes nothing
+    assert distance(seen[8][2], many[2]) == 0  # watching changes nothing
     assert distance(seen[12][2], whole[2]) == 0
 
 
-def test_a_seed_that_breaks_is_named_and_nothing_is_updated():
+def test_a_seed_that_is_not_finite_is_named_and_nothing_is_updated():
     resampled = tiny.resampled()
     firsts = [{row for row, _ in next(iter(StepSampler(np.arange(48), BATCH, 0, 1, seed)))} for seed in SEEDS]
     broken = min(firsts[1] - firsts[0] - firsts[2])
@@ -165,14 +165,14 @@ def test_a_seed_that_breaks_is_named_and_nothing_is_updated():
 
 
 class Drops(Supervised):
-    """Draws from torch's own generator."""
+    """A method that draws from torch's generator."""
 
     def forward(self, batch, clock):
         return {"loss": torch.nn.functional.dropout(self.encoder(batch["views"][0])).mean()}
 
 
 class Begun(Supervised):
-    """Has a flag, which is not the same in all."""
+    """A method with a flag that differs between seeds."""
 
     def __init__(self, weights: int):
         super().__init__(MLP(1, (16, 16), (8,)), target_losses.classification(2))
@@ -204,7 +204,7 @@ def _of(kind: type, **options):
         (_of(Supervised), {"batch": 49}, "cannot fill a batch of 49"),
     ],
 )
-def test_what_cannot_train_at_once_is_said(make, options, words):
+def test_methods_that_cannot_train_at_once_are_refused(make, options, words):
     with pytest.raises(UserError, match=words) as said:
         together([make(s) for s in range(3)], **options)
     assert "\n" not in str(said.value)
@@ -225,7 +225,7 @@ def test_draws_mapped_over_seeds_have_the_bits_of_each_seed(draw):
 
 
 def test_views_of_a_batch_of_several_seeds_are_those_of_each():
-    """Large enough to be worked on in pieces."""
+    """Large enough to be processed in chunks."""
     resampled = tiny.resampled(n=6, size=512)
     raw = {"image": torch.from_numpy(resampled.array), "epoch": torch.arange(6) % 2, "scan": torch.arange(6)}
     raw |= {"low": torch.from_numpy(resampled.low), "high": torch.from_numpy(resampled.high)}
