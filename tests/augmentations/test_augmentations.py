@@ -463,5 +463,9 @@ def test_errors_of_recipes():
         build("xray", (8, 8), nois={"p": 1.0})
     with pytest.raises(UserError, match=r"crop.scale must be \[low, high\], got \[1\]"):
         build("xray", (8, 8), crop={"scale": [1]})
+    with pytest.raises(UserError, match=r"noise.p must be a number, got 'often'"):
+        build("xray", (8, 8), noise={"p": "often"})
+    with pytest.raises(UserError, match=r"noise takes options, as in augment.noise.p=0.5, got 3"):
+        build("xray", (8, 8), noise=3)
     with pytest.raises(UserError, match=r"noise.op=os.system is no op"):
         build("xray", (8, 8), noise={"op": "os.system"})

@@ -26,6 +26,8 @@ CHUNK = (
     1 << 20
 )  # elements processed at once on a CPU; larger chunks spend more on fresh memory (RGB at 224: twice the time)
 
+_NUMBERS: dict[Any, tuple[str, int]] = {float: ("a number", 1), tuple[float, float]: ("[low, high]", 2)}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -95,9 +97,12 @@ def recipe(size: Sequence[int], **ops: Mapping[str, Any]) -> Recipe:
     ops: name -> {op: "module.Class" in medssl.augmentations, slot: int, and the options of that class}. An op with a field
     `size` gets the size of the views.
 
-    Raises UserError for an unknown op and for a pair that is not two numbers.
+    Raises UserError for an unknown op and for an option that is not the number or the pair it should be.
     """
     view = tuple(size)
+    for name, options in ops.items():
+        if not isinstance(options, Mapping):
+            raise UserError(f"augmentation recipe: {name} takes options, as in augment.{name}.p=0.5, got {options!r}")
     return Recipe(view, tuple((options["slot"], _op(name, view, options)) for name, options in ops.items()))
 
 
@@ -110,8 +115,10 @@ def _op(name: str, size: tuple[int, ...], options: Mapping[str, Any]) -> Op:
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if k not in ("op", "slot")}
     hints = get_type_hints(op)
     for key, value in given.items():
-        if hints.get(key) == tuple[float, float] and len(value) != 2:
-            raise UserError(f"augmentation recipe: {name}.{key} must be [low, high], got {list(value)}")
+        numbers = value if isinstance(value, tuple) else (value,)
+        expected = _NUMBERS.get(hints.get(key))
+        if expected and (len(numbers) != expected[1] or not all(isinstance(n, int | float) for n in numbers)):
+            raise UserError(f"augmentation recipe: {name}.{key} must be {expected[0]}, got {options[key]!r}")
     return op(**given, **({"size": size} if "size" in hints else {}))
 
 
