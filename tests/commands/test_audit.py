@@ -64,17 +64,17 @@ def found(made):
 
 
 def of(result, name):
-    return next(f for f in result["facts"] if f["fact"] == name)
+    return next(f for f in result["metadata"] if f["field"] == name)
 
 
 def test_the_planted_view_is_named_unasked_and_the_others_are_not(found):
-    assert {f["fact"]: f["finding"] for f in found["facts"]} == {
+    assert {f["field"]: f["finding"] for f in found["metadata"]} == {
         "view": "part",
         "site": "none",
         "sex": "none",
         "age": "none",
     }
-    assert found["facts"][0]["fact"] == "view"  # the worst first
+    assert found["metadata"][0]["field"] == "view"  # the worst first
     assert found["verdict"].startswith("Part of the score of lesion is the view. No shortcut was found among")
     said = of(found, "view")["sentence"]
     for words in (
@@ -89,16 +89,16 @@ def test_the_planted_view_is_named_unasked_and_the_others_are_not(found):
 def test_what_the_audit_measured_is_what_was_planted(found):
     view = of(found, "view")
     assert view["values"] == ["AP", "PA"]
-    assert view["told"]["simclr cnn"]["AUROC"]["low"] > 0.9
+    assert view["predicted"]["simclr cnn"]["AUROC"]["low"] > 0.9
     assert view["alone"]["low"] <= 0.875 <= view["alone"]["high"]  # (1 + 3/4) / 2
-    assert view["trained"]["low"] <= 0.75 <= view["trained"]["high"]
-    assert view["tested"]["low"] <= 0.75 <= view["tested"]["high"]
-    assert of(found, "sex")["told"]["simclr cnn"]["AUROC"]["low"] < 0.5
-    assert view["whole"]["n"] == found["n_test"]
+    assert view["association_train"]["low"] <= 0.75 <= view["association_train"]["high"]
+    assert view["association_test"]["low"] <= 0.75 <= view["association_test"]["high"]
+    assert of(found, "sex")["predicted"]["simclr cnn"]["AUROC"]["low"] < 0.5
+    assert view["score"]["n"] == found["n_test"]
 
 
 def test_every_fact_that_cannot_be_audited_is_listed_with_the_reason(found):
-    assert found["left_out"] == {
+    assert found["not_audited"] == {
         "scanner": "not known of any scan",
         "modality": "not known of any scan",
         "laterality": "always L",
@@ -108,14 +108,14 @@ def test_every_fact_that_cannot_be_audited_is_listed_with_the_reason(found):
     site = of(found, "site")
     assert site["values"] == ["north", "south", "unknown"]  # not to know a site may be a shortcut as well
     assert re.fullmatch(r"\d test scans of rarer values left out", site["notes"][0])
-    assert site["whole"]["n"] == found["n_test"] - int(site["notes"][0][0])
+    assert site["score"]["n"] == found["n_test"] - int(site["notes"][0][0])
 
 
 def test_each_site_is_tested_by_a_probe_that_has_not_seen_it(found):
     assert set(found["sites"]) == {"north", "south", "tiny"}
     north = found["sites"]["north"]
-    change = Score.from_dict(north["change"])
-    assert change.value == pytest.approx(north["without it"]["value"] - north["fitted on all"]["value"])
+    change = Score.from_dict(north["difference"])
+    assert change.value == pytest.approx(north["trained without it"]["value"] - north["trained on all sites"]["value"])
     assert change.low <= 0 <= change.high  # the sites are alike
     assert change.n < found["n_test"]
     assert "why" in found["sites"]["tiny"]
@@ -126,7 +126,7 @@ def test_the_printed_tables_hold_no_bare_number(made, capsys):
     _, store, run = made
     result = audit(run, store, "lesion", facts="view")
     printed = capsys.readouterr().out
-    assert result["facts"][0]["sentence"] in printed
+    assert result["metadata"][0]["sentence"] in printed
     assert printed.rstrip().endswith("Part of the score of lesion is the view.")
     lines = [line for line in printed.splitlines() if re.match(r"(view|age) .*\d\.\d{3}", line)]
     assert len(lines) == 3
@@ -151,7 +151,7 @@ def test_the_file_holds_every_score_and_no_names(made, found):
                 for v in value.values():
                     yield from scores(v)
 
-    every = [s for fact in table["facts"] for s in scores(fact)]
+    every = [s for fact in table["metadata"] for s in scores(fact)]
     assert len(every) == 4 * 16 + 3  # of age R2 of three encoders too
     assert all(s.low <= s.high for s in every)
 
@@ -219,12 +219,12 @@ def test_a_scanner_that_goes_with_the_lesion_is_named_and_one_that_does_not_is_n
     correlation, store, run = scanners
     result = audit(run, store, "lesion")
     scanner = of(result, "scanner")
-    assert scanner["told"]["simclr cnn"]["AUROC"]["low"] > 0.9  # the encoder knows it either way
-    assert "says the same as scanner of every scan" in result["left_out"].values()  # what the two write into headers
+    assert scanner["predicted"]["simclr cnn"]["AUROC"]["low"] > 0.9  # the encoder knows it either way
+    assert "says the same as scanner of every scan" in result["not_audited"].values()  # what the two write into headers
     if correlation:
         assert scanner["finding"] in ("part", "possible")
         assert "the scanner" in result["verdict"]
-        assert scanner["trained"]["low"] > 0.5
+        assert scanner["association_train"]["low"] > 0.5
     else:
         assert scanner["finding"] == "none"
         assert "the scanner" not in result["verdict"]
@@ -241,7 +241,7 @@ def test_the_view_of_real_chest_xrays_goes_with_the_label_and_that_is_said(share
         workers=1,
     )
     result = audit(pretrained(store, tmp_path / "run", size=32), store, "label")
-    assert {f["fact"] for f in result["facts"]} == {"view", "sex", "age"}
+    assert {f["field"] for f in result["metadata"]} == {"view", "sex", "age"}
     said = of(result, "view")["sentence"]
     assert said.startswith("view: the encoder tells it (AUROC")
     assert "it goes with label in training (Cramér's V 0." in said

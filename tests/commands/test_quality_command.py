@@ -130,7 +130,7 @@ def test_one_encoder_is_measured_and_written_down(made, capsys):
     result = medssl.quality(run, store, views=3)
     assert json.loads((run / "quality.json").read_text()) == json.loads(json.dumps(result))
     assert set(result["measures"]) == set(result["half"]) == set(MEASURES)
-    assert result["panel"]["scans"] == len(store.rows("val"))
+    assert result["subset"]["scans"] == len(store.rows("val"))
     assert result["flags"] == []
     for score in result["measures"].values():
         assert score["value"] is None or score["low"] <= score["value"] <= score["high"]
@@ -232,7 +232,7 @@ def test_runs_measured_on_other_scans_are_not_compared(made, tmp_path):
     where = folders(made, tmp_path, 8)
     path = where / "r0" / "quality.json"
     found = json.loads(path.read_text())
-    found["panel"]["store"] = "another"
+    found["subset"]["store"] = "another"
     path.write_text(json.dumps(found))
     with pytest.raises(UserError, match="different panels; add store=STORE"):
         medssl.quality(runs=str(where))

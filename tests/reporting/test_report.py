@@ -113,6 +113,8 @@ def make_run(run: Path, store: Store) -> Path:
     }
     subset = {"scans": 90, "split": "val", "patients": 45, "views": 7}
     quality = {"subset": subset, "flags": [f"half of them were seen {EVIL}"], "measures": measured, "half": measured}
+    quality |= {"mutual_information": {"InfoNCE": score(1.5, 1.25, 1.75), "ceiling": 3.25}}
+    quality |= {"distances": {"cosine": {"text": "on these points it is a semimetric"}}}
     (run / "quality.json").write_text(json.dumps(quality))
     return run
 
@@ -176,6 +178,9 @@ def test_label_free_measures_have_intervals(page):
     assert f"{at + 0.25:.3f}" in found
     assert f"[{at + 0.125:.3f}, {at + 0.5:.3f}]" in found
     assert "half of them were seen" in found
+    assert '1.500 <span class="ci">[1.250, 1.750]</span>' in found
+    assert "InfoNCE cannot exceed 3.25" in found
+    assert "cosine distance of the features: on these points it is a semimetric" in found
 
 
 def test_page_loads_nothing_and_its_tags_nest(page):

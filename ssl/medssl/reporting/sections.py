@@ -84,7 +84,8 @@ def _audit(table: dict[str, Any]) -> dict[str, Any]:
 
 def _quality(found: dict[str, Any]) -> dict[str, Any]:
     columns = found["measures"], found["half"]
-    return {"rows": [[k, *(column[k] for column in columns), BETTER[m.better], m.about] for k, m in MEASURES.items()]}
+    rows = [[k, *(column[k] for column in columns), BETTER[m.better], m.about] for k, m in MEASURES.items()]
+    return {"rows": rows, "estimates": [[k, v] for k, v in found["mutual_information"].items() if isinstance(v, dict)]}
 
 
 def _cam(found: dict[str, Any]) -> dict[str, Any]:

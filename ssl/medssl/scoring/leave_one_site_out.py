@@ -51,25 +51,25 @@ def without_each_site(
     for site in sites:
         here = test == site
         y, patient = splits.test.y[here], splits.test.patient[here]
-        line: Line = {"site": site, "has": f"{here.sum()} test scans of {len(set(patient))} patients"}
+        line: Line = {"site": site, "scans": f"{here.sum()} test scans of {len(set(patient))} patients"}
         lines.append(line)
         try:
             _check(site, train, splits.test.take(here), target)
             p, q = whole[here], probed(site)
             line |= {
-                "fitted on all": score(metric, y, p, patient, seed=seed),
-                "without it": score(metric, y, q, patient, seed=seed),
-                "change": difference(metric, y, q, p, patient, seed=seed),
+                "trained on all sites": score(metric, y, p, patient, seed=seed),
+                "trained without it": score(metric, y, q, patient, seed=seed),
+                "difference": difference(metric, y, q, p, patient, seed=seed),
             }
         except UserError as e:
             line["why"] = str(e)
     print(f"\n{metric.name} at each site, of a probe fitted without it")
     columns = [
         "site",
-        "has",
-        "fitted on all",
-        "without it",
-        "change",
+        "scans",
+        "trained on all sites",
+        "trained without it",
+        "difference",
         *(["why"] if any("why" in v for v in lines) else []),
     ]
     print(text_table(lines, columns))

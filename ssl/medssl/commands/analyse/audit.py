@@ -106,8 +106,8 @@ def audit(
         print(f"Not audited: {_reasons(left)}.")
     print("\n".join([*LIMITS, "", outcome]))
     result = about | {
-        "facts": [e.as_dict(str(splits.target)) for e in found],
-        "left_out": left, "sites": sites, "subgroups": groups, "limits": list(LIMITS), "verdict": outcome,
+        "metadata": [e.as_dict(str(splits.target)) for e in found],
+        "not_audited": left, "sites": sites, "subgroups": groups, "limits": list(LIMITS), "verdict": outcome,
     }  # fmt: skip
     save_table(sources.folder.path / "audit.json", result)
     return result

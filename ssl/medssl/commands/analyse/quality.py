@@ -34,7 +34,7 @@ from medssl.store.splits import count_overlap
 from medssl.store.store import Store
 
 FILE = "quality.json"
-VERSION = 1
+VERSION = 2
 DIRECTION = {1: "higher", -1: "lower", 0: ""}
 
 
@@ -125,7 +125,7 @@ def _measure(folder: Run, store: Store, scans: int, views: int, seed: int, devic
         "version": VERSION,
         "name": config.name,
         "weights": exported.weights,
-        "panel": {"store": store.fingerprint, "split": chosen.split, "scans": n, "patients": len(set(patient)),
+        "subset": {"store": store.fingerprint, "split": chosen.split, "scans": n, "patients": len(set(patient)),
                   "asked": scans, "views": views, "seed": seed, "recipe": config.augment.as_dict()},
         "dim": x.shape[1],
         "fit": [int(law["first"]), int(law["last"])],
@@ -177,11 +177,11 @@ def _found(folder: Run) -> dict[str, Any] | None:
 
 def _same(found: dict[str, Any], store: Store, scans: int, views: int, seed: int) -> bool:
     asked = {"store": store.fingerprint, "asked": scans, "views": views, "seed": seed}
-    return all(found["panel"][k] == v for k, v in asked.items())
+    return all(found["subset"][k] == v for k, v in asked.items())
 
 
 def _show(result: dict[str, Any]) -> None:
-    of = result["panel"]
+    of = result["subset"]
     print(
         f"{result['name']}, {result['dim']} features: {of['scans']} {of['split']} scans of {of['patients']} patients, "
         f"{of['views']} views of each by {of['recipe']['name']}; alpha-ReQ from eigenvalue {result['fit'][0]} to "
@@ -209,13 +209,13 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _compare(folders: list[Run], results: list[dict[str, Any]], target: str | None, seed: int) -> dict[str, Any]:
-    panels = {json.dumps({k: v for k, v in r["panel"].items() if k != "recipe"}, sort_keys=True) for r in results}
+    panels = {json.dumps({k: v for k, v in r["subset"].items() if k != "recipe"}, sort_keys=True) for r in results}
     if len(panels) > 1:
         raise UserError("the runs were measured on different panels; add store=STORE to measure all on one")
     names = [r["name"] for r in results]
     values, sign, title = _scores(folders, names, target)
     flags = sorted({flag for r in results for flag in r["flags"]})
-    if len({json.dumps(r["panel"]["recipe"], sort_keys=True) for r in results}) > 1:
+    if len({json.dumps(r["subset"]["recipe"], sort_keys=True) for r in results}) > 1:
         flags.append("views are by different recipes: LiDAR and alignment of two methods compare recipes as well")
     columns = {
         name: [_number(r["measures"][name]["value"]) for r in results]

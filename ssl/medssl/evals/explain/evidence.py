@@ -145,15 +145,20 @@ class Evidence:
         return f"{where} the score {'rises' if change.low > 0 else 'is not shown to fall'} ({ends})"
 
     def as_dict(self, target: str) -> dict[str, Any]:
-        """For JSON."""
-        plain = ("alone", "trained", "tested", "whole", "without", "within", "balanced")
+        """Return JSON values."""
+        scores = {
+            "predicted_within_label": self.still, "alone": self.alone, "association_train": self.trained,
+            "association_test": self.tested, "score": self.whole, "regressed_out": self.without,
+            "within": self.within, "balanced": self.balanced,
+        }  # fmt: skip
+        differences = {"regressed_out" if k == "without" else k: s.as_dict() for k, s in self.changes.items()}
         return {
-            "fact": self.fact, "kind": self.kind, "values": list(self.values), "metric": self.metric,
+            "field": self.fact, "kind": self.kind, "values": list(self.values), "metric": self.metric,
             "association": ASSOCIATION[self.kind],
-            "told": {name: {k: s.as_dict() for k, s in each.items()} for name, each in self.told.items()},
-            "still": self.still.as_dict(), "told_minus_run": {name: s.as_dict() for name, s in self.beyond.items()},
-            **{name: getattr(self, name).as_dict() for name in plain},
-            "changes": {name: s.as_dict() for name, s in self.changes.items()},
+            "predicted": {name: {k: s.as_dict() for k, s in each.items()} for name, each in self.told.items()},
+            "predicted_difference": {name: s.as_dict() for name, s in self.beyond.items()},
+            **{name: s.as_dict() for name, s in scores.items()},
+            "differences": differences,
             "notes": list(self.notes), "finding": self.finding, "sentence": self.sentence(target),
         }  # fmt: skip
 
