@@ -1,4 +1,4 @@
-"""A store as NIfTI files, as PNG files and as tar shards: the same voxels in the same place, and nothing else in the files."""
+"""Export to NIfTI, PNG and tar shards: the same voxels at the same positions, and nothing else in the files."""
 
 import csv
 import gzip
@@ -34,7 +34,7 @@ def affine(spacing=(3.0, 0.5, 0.75), shear=False):
 
 
 def scans():
-    """A scan of every sort."""
+    """One scan of every kind."""
     rng = np.random.default_rng(0)
 
     def volume(dtype, channels=1, top=200):
@@ -59,7 +59,7 @@ def scans():
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Of all of `scans()`, the last one held."""
+    """A store of all `scans()`, the last one quarantined."""
     with StoreWriter(tmp_path_factory.mktemp("exports") / "store", Pseudonyms(bytes(32))) as writer:
         for scan in scans():
             writer.add(scan, scan.scan)
@@ -87,7 +87,7 @@ def volumes(store, tmp_path_factory):
 
 
 @pytest.mark.parametrize("scan", [f"scan{i}" for i in range(6)])
-def test_nifti_has_the_voxels_where_they_were(store, volumes, scan):
+def test_nifti_has_the_same_voxels_at_the_same_positions(store, volumes, scan):
     row = row_of(store, scan)
     array, image = store[row], nibabel.load(volumes / f"{scan}.nii.gz")
     voxels = np.asarray(image.dataobj)
@@ -109,7 +109,7 @@ def test_nifti_has_the_voxels_where_they_were(store, volumes, scan):
         np.testing.assert_allclose(theirs, ours, atol=1e-4)  # float32 in the header
 
 
-def test_nifti_says_what_is_known_of_the_place(volumes):
+def test_nifti_form_codes_and_units_match_the_known_geometry(volumes):
     codes = {}
     for i in range(6):
         header = nibabel.load(volumes / f"scan{i}.nii.gz").header
@@ -118,7 +118,7 @@ def test_nifti_says_what_is_known_of_the_place(volumes):
             np.testing.assert_allclose(header.get_qform(), header.get_sform(), atol=1e-4)
     assert codes == {
         0: (1, 1, "mm"),
-        1: (1, 0, "mm"),  # sheared: a qform cannot say it
+        1: (1, 0, "mm"),  # sheared: a qform cannot represent it
         2: (1, 1, "mm"),
         3: (0, 0, "mm"),
         4: (0, 0, "unknown"),
@@ -157,7 +157,7 @@ def test_nifti_table_and_what_is_left_out(store, volumes, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-def test_nifti_goes_on(store, tmp_path):
+def test_nifti_continues_a_stopped_export(store, tmp_path):
     nifti(store, tmp_path, where='modality == "CT"')
     paths = sorted(tmp_path.glob("*.nii.gz"))
     assert [p.name for p in paths] == ["scan0.nii.gz", "scan1.nii.gz"]
@@ -173,7 +173,7 @@ def test_nifti_goes_on(store, tmp_path):
 
 
 def test_nifti_of_real_volumes_agrees_with_the_source(shared, tmp_path):
-    """Read, stored and written again: the same values at the same points of the world."""
+    """Read, stored and exported: the same values at the same positions in space."""
     sources = sorted((shared / "hippocampus" / "images").glob("*.nii.gz"))[:3]
     alias = Pseudonyms(bytes(32))
     names = {}

@@ -1,4 +1,4 @@
-"""Looking into a store: numbers that are right, pictures of the right scans, and never an id, a path or a face too many."""
+"""Inspecting a store: correct numbers, pictures of the right scans, and no identifier or path."""
 
 import csv
 import json
@@ -34,13 +34,13 @@ HELD = ["", "", "burned-in risk", ""]
 LOST = ["clinic a/KIM^MINSU 1.dcm", "clinic a/KIM^MINSU 2.dcm", "한글 b.png"]
 SHEARED = np.array(
     [[0, 0, 0.8, 0], [0.5, 0.7, 0, 0], [2.5, 0, 0, 0], [0, 0, 0, 1.0]]
-)  # a slice lies 0.5 of 2.5 mm aside
+)  # each slice is shifted by 0.5 mm per 2.5 mm
 ID = re.compile(r"\b[a-z2-7]{26}\b")
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """What the store is said to be made of: only names matter here."""
+    """The source that the store claims to be made from. Only the names matter."""
     folder = tmp_path_factory.mktemp("scans")
     for name in LOST:
         (folder / name).parent.mkdir(exist_ok=True)
@@ -99,7 +99,7 @@ def by(rows, name):
     return {row[name]: row for row in rows}
 
 
-def test_the_counts_are_those_of_the_manifest(store):
+def test_counts_agree_with_the_manifest(store):
     found = inspect(store)
     opened = Store.open(store)
     assert len(opened) == N - N // 4
@@ -144,7 +144,7 @@ def test_the_counts_are_those_of_the_manifest(store):
     assert all(topic in said for topic in found)
 
 
-def test_intensity_is_that_of_the_pixels(store):
+def test_intensity_agrees_with_the_pixels(store):
     found = by(inspect(store)["intensity"], "kind")
     opened = Store.open(store)
     for k in (0, 1, 3):
@@ -158,7 +158,7 @@ def test_intensity_is_that_of_the_pixels(store):
         assert found[KINDS[k]]["standard deviation"] == pytest.approx(np.sqrt(square - mean**2), abs=1e-5)
 
 
-def test_geometry_counts_what_is_placed_and_what_is_tilted(store):
+def test_geometry_counts_known_positions_and_tilted_volumes(store):
     rows = {r["what"]: r["scans"] for r in inspect(store)["geometry"]}
     assert rows.pop("position in space known") == 6
     assert rows.pop("voxel size known, position unknown") == 12
@@ -273,7 +273,7 @@ def test_a_wrong_code_and_a_damaged_list_say_so(fresh):
         rejects(fresh)
 
 
-def test_release_lets_scans_into_training_and_says_which(fresh):
+def test_released_scans_train_and_are_recorded(fresh):
     before = Store.open(fresh)
     held = Store.open(fresh, where='held == "burned-in risk"', quarantined=True)
     some = held.column("patient")[0]
@@ -300,7 +300,7 @@ def test_release_lets_scans_into_training_and_says_which(fresh):
     assert not list(fresh.glob(".*"))
 
 
-def test_release_refuses_what_is_not_held(fresh):
+def test_release_refuses_scans_that_are_not_quarantined(fresh):
     files = {p: p.read_bytes() for p in fresh.glob("*.*")}
     for where in ("dims == 3", "dims == 7"):
         with pytest.raises(UserError, match="none of which is quarantined"):
@@ -360,7 +360,7 @@ def test_faces_are_counted_by_part_and_thickness(store):
     assert faces(opened) == {"possible": 0, "cannot be excluded": 0}
 
 
-def test_the_privacy_page_says_when_a_human_looked(fresh, tmp_path):
+def test_the_privacy_page_reports_a_release(fresh, tmp_path):
     release(fresh, where="held == 'burned-in risk'")
     inspect(fresh, privacy=tmp_path / "p.html")
     text = re.sub(r"<[^>]+>", "|", (tmp_path / "p.html").read_text("utf-8"))
@@ -369,7 +369,7 @@ def test_the_privacy_page_says_when_a_human_looked(fresh, tmp_path):
     assert "The pixels were not inspected by a human." not in text
 
 
-def test_aligned_columns_end_where_they_should():
+def test_columns_are_aligned():
     lines = aligned(("word", "n"), [["폐렴", 1234567], ["a", 5]], "")
     assert lines == ["word          n", "폐렴  1,234,567", "a             5"]
     assert aligned(("a",), [["two\nlines"], [None]], "") == ["a", "two lines", "–"]

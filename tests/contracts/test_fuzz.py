@@ -187,7 +187,7 @@ def good(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def door(tmp_path_factory):
-    """Asks a real child what a file is, and for its pixels when it is a slice: [(what it said, value), …]."""
+    """Let a real worker read a file, and decode it if it is a slice: [(kind of answer, value), …]."""
     folder = tmp_path_factory.mktemp("door")
     (folder / "volumes").mkdir()
     init_message = {"key": "00" * 32, "intensity": "auto", "memory": 1 << 30, "out": str(folder)}

@@ -1,4 +1,4 @@
-"""From folders to stores: real scans, the same result every time, and no identifier on the other side."""
+"""Ingest of real scans: a correct store, the same every time, without any identifier."""
 
 import csv
 import gzip
@@ -30,7 +30,7 @@ def key(tmp_path_factory):
 
 @pytest.fixture
 def xrays(shared, tmp_path):
-    """60 real chest X-rays of 2 to 4 images a patient, under their real names, and their table."""
+    """60 real chest X-rays, 2 to 4 per patient, with their original file names, and their table."""
     with (shared / "cxr_guangzhou/manifest.csv").open() as f:
         rows = list(csv.DictReader(f))
     rows = sorted(rows, key=lambda r: (r["patient_id"], r["file"]))[100:160]
@@ -46,7 +46,7 @@ def xrays(shared, tmp_path):
 
 
 def everything(folder: Path) -> bytes:
-    """Every byte of a store, as it lies on the disk and again with all compression undone; and every name."""
+    """Every byte of a store, as stored and decompressed, and every file name."""
     parts = [str(p.relative_to(folder)).encode() for p in folder.rglob("*")]
     parts += [p.read_bytes() for p in folder.rglob("*") if p.is_file()]
     parts.append(json.dumps(pq.read_table(folder / "manifest.parquet").to_pylist(), ensure_ascii=False).encode())
@@ -92,7 +92,7 @@ def test_real_xrays_with_their_table(xrays, tmp_path, key):
     assert [s for s in sorted(secrets) if s.encode() in data] == []
 
 
-def test_a_cohort_full_of_identifiers_leaves_none(tmp_path, key):
+def test_no_identifier_of_a_cohort_reaches_the_store(tmp_path, key):
     cohort = write_cohort(tmp_path / "cohort", patients=12, size=48)
     store = ingest(cohort / "scans", tmp_path / "out", labels=cohort / "labels.csv", key=key)
     assert store.info["counts"]["patients"] == 12
@@ -145,7 +145,7 @@ def test_real_2d_archive_duplicates_across_splits_are_counted(shared, tmp_path, 
     assert (store.info["duplicates"]["within"], store.info["duplicates"]["between"]) == (
         18 + 3,
         8,
-    )  # known flaws of this set
+    )  # known flaws of this data set
 
 
 def test_same_source_and_key_same_store(xrays, tmp_path, key):
@@ -159,7 +159,7 @@ def test_same_source_and_key_same_store(xrays, tmp_path, key):
     assert other.info["key_id"] != a.info["key_id"]
 
 
-def test_more_patients_move_nobody_and_overlap_is_seen(xrays, tmp_path, key):
+def test_adding_patients_moves_no_other_and_overlap_is_counted(xrays, tmp_path, key):
     folder, _ = xrays
     options = {"patient": r"^(person\d+|.*-\d+)[-_]", "key": key}
     whole = ingest(folder / "images", tmp_path / "whole", **options)
@@ -207,7 +207,7 @@ def test_a_patient_in_two_given_splits_is_refused(pictures, tmp_path, key):
     assert not (tmp_path / "out").exists()
 
 
-def test_places_that_are_refused(pictures, tmp_path, key):
+def test_invalid_arguments_are_refused(pictures, tmp_path, key):
     inside = [
         ({"source": tmp_path / "none"}, "does not exist"),
         ({"out": pictures / "out"}, "lies in the source"),
@@ -234,7 +234,7 @@ def test_a_link_does_not_hide_that_out_lies_in_the_source(pictures, tmp_path, ke
         ingest(pictures, tmp_path / "link" / "out", key=key)
 
 
-def test_no_usable_scan_says_why_and_writes_nothing(tmp_path, key):
+def test_without_a_usable_scan_the_error_gives_the_reasons_and_nothing_is_written(tmp_path, key):
     source = tmp_path / "source"
     source.mkdir()
     for name in "abc":

@@ -1,4 +1,4 @@
-"""The whole door on mixed folders: everything seen is accounted for, and no way to get to a store changes the store."""
+"""Ingest of mixed folders: every file is accounted for, and the store does not depend on how it was made."""
 
 import errno
 import json
@@ -36,7 +36,7 @@ SERIES = (
 
 @pytest.fixture(scope="module")
 def hospital(shared, tmp_path_factory):
-    """A folder as hospitals have them: several series, NIfTI, pictures, a copy, broken files, things that are no scans."""
+    """A folder as hospitals have it: several series, NIfTI, pictures, a copy, broken files, other files."""
     source = tmp_path_factory.mktemp("hospital")
     for i, series in enumerate(SERIES):
         shutil.copytree(shared / series, source / f"ward{i}")
@@ -67,13 +67,13 @@ def rejects(store):
 
 
 def everything(store):
-    """All that may not depend on how the store came to be."""
-    return store.info["fingerprint"], rejects(store), [a.tobytes() for a in store.batch(range(len(store)))]
+    """Everything that must not depend on how the store was made."""
+    return store.info["fingerprint"], rejects(store), [store[i].tobytes() for i in range(len(store))]
 
 
 @pytest.fixture(scope="module")
 def whole(hospital, tmp_path_factory):
-    """The store of the hospital, read in one go."""
+    """The store of the hospital, made in one run."""
     folder = tmp_path_factory.mktemp("whole")
     return make(hospital, folder / "s", folder)
 
@@ -95,7 +95,7 @@ def test_codes_say_what_is_wrong(whole):
     assert whole.info["counts"]["rejected"] == {c: sum(r["code"] == c for r in rejects(whole)) for c in sorted(codes)}
 
 
-def test_workers_leave_no_trace(hospital, whole, tmp_path):
+def test_the_number_of_workers_does_not_matter(hospital, whole, tmp_path):
     assert everything(make(hospital, tmp_path / "s", tmp_path, workers=3)) == everything(whole)
 
 
@@ -107,7 +107,7 @@ ingest(sys.argv[1], sys.argv[2], key=sys.argv[3], workers=2)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_anywhere_the_same_command_goes_on(hospital, whole, tmp_path, seed):
+def test_a_killed_ingest_continues_with_the_same_command(hospital, whole, tmp_path, seed):
     args = [sys.executable, "-c", CODE, hospital, tmp_path / "s", secret(tmp_path / "key")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "CI": "true"}
     draw = random.Random(seed)
@@ -122,7 +122,7 @@ def test_killed_anywhere_the_same_command_goes_on(hospital, whole, tmp_path, see
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
-def test_more_files_are_added_and_nothing_else_is_read(hospital, whole, tmp_path):
+def test_new_files_are_added_and_no_other_is_read(hospital, whole, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(hospital, source, symlinks=True)
     late = [source / "pictures", source / "ward1", *sorted((source / "ward0").glob("*.dcm"))[-2:]]
@@ -136,12 +136,12 @@ def test_more_files_are_added_and_nothing_else_is_read(hospital, whole, tmp_path
         shutil.move(aside / path.name, path)
     unreadable = sorted((source / "nifti").iterdir())[0]
     stat = unreadable.stat()
-    unreadable.write_bytes(b"\0" * stat.st_size)  # a file that has not changed, as far as one sees, is not read again
+    unreadable.write_bytes(b"\0" * stat.st_size)  # same size and time: it is not read again
     os.utime(unreadable, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert everything(make(source, tmp_path / "s", tmp_path)) == everything(whole)
 
 
-def test_what_is_gone_from_the_source_leaves_the_store(hospital, whole, tmp_path):
+def test_files_removed_from_the_source_are_removed_from_the_store(hospital, whole, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(hospital, source, symlinks=True)
     make(source, tmp_path / "s", tmp_path)
@@ -155,8 +155,8 @@ def test_what_is_gone_from_the_source_leaves_the_store(hospital, whole, tmp_path
     assert len(list((store.path / "volumes").iterdir())) == len({f for f in store.column("file") if "volumes" in f})
 
 
-def test_taking_away_and_adding_again_and_again(hospital, tmp_path):
-    """Bytes of what is gone are dropped, and what stays is still found in every later ingest."""
+def test_files_are_removed_and_added_repeatedly(hospital, tmp_path):
+    """Bytes of removed files are dropped, and the others are still found by every later ingest."""
     source = tmp_path / "source"
     shutil.copytree(hospital / "pictures", source)
     make(source, tmp_path / "s", tmp_path)
@@ -191,7 +191,7 @@ def test_a_kill_between_compaction_and_the_move_loses_nothing(hospital, tmp_path
     assert everything(store) == everything(make(source, tmp_path / "fresh", tmp_path))
 
 
-def test_a_store_left_aside_by_a_kill_comes_back(hospital, tmp_path):
+def test_a_store_set_aside_by_a_killed_process_comes_back(hospital, tmp_path):
     make(hospital / "pictures", tmp_path / "s", tmp_path)
     (tmp_path / "s").rename(tmp_path / ".s.123.old")
     make(hospital / "pictures", tmp_path / "s", tmp_path).verify()
@@ -207,7 +207,7 @@ def test_a_full_disk_at_the_end_keeps_what_was_read(hospital, tmp_path, monkeypa
         make(hospital / "pictures", tmp_path / "s", tmp_path)
     assert "everything read so far is kept for the next try" in capfd.readouterr().err
     monkeypatch.undo()
-    monkeypatch.setattr(IngestPipeline, "_record_outcome", full)  # nothing may be read again
+    monkeypatch.setattr(IngestPipeline, "_record_outcome", full)  # no file may be read again
     make(hospital / "pictures", tmp_path / "s", tmp_path).verify()
 
 
@@ -222,7 +222,7 @@ def test_code_in_the_folder_of_the_scans_is_not_run(hospital, tmp_path, monkeypa
     assert set(store.info["counts"]["rejected"]) == {"NOT_A_SCAN"}
 
 
-def test_work_that_was_kept_is_not_thrown_away_for_another_source(hospital, tmp_path, monkeypatch):
+def test_kept_work_is_not_discarded_for_another_source(hospital, tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
@@ -239,7 +239,7 @@ def test_work_that_was_kept_is_not_thrown_away_for_another_source(hospital, tmp_
     assert not (tmp_path / "mistyped").exists()
 
 
-def test_what_was_released_stays_so_only_while_it_is_the_same(tmp_path):
+def test_a_release_holds_as_long_as_the_pixels_are_the_same(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
 
@@ -257,7 +257,7 @@ def test_what_was_released_stays_so_only_while_it_is_the_same(tmp_path):
     assert make(source, tmp_path / "s", tmp_path).column("held").tolist() == ["label map"]
 
 
-def test_folders_and_patterns_see_volumes_too(shared, tmp_path):
+def test_folder_labels_and_patterns_apply_to_volumes(shared, tmp_path):
     source = tmp_path / "source"
     for i, label in enumerate(("sick", "well")):
         shutil.copytree(shared / SERIES[0], source / label)
@@ -301,7 +301,7 @@ def test_another_source_does_not_empty_a_store(hospital, tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"intensity": "natural"}, {"key": "other"}])
-def test_a_store_goes_on_as_it_was_made(hospital, tmp_path, change):
+def test_a_store_keeps_its_settings(hospital, tmp_path, change):
     make(hospital / "pictures", tmp_path / "s", tmp_path)
     if "key" in change:
         change = {"key": secret(tmp_path / "other", "1")}
@@ -318,7 +318,7 @@ def test_two_at_once_are_refused(hospital, tmp_path):
             time.sleep(0.01)
         with pytest.raises(UserError, match="another ingest is writing"):
             make(hospital, tmp_path / "s", tmp_path)
-        assert (tmp_path / ".s.part" / "ledger.sqlite").exists()  # it is not ours to remove
+        assert (tmp_path / ".s.part" / "ledger.sqlite").exists()  # the other process needs it
     finally:
         process.kill()
         process.wait()
@@ -337,7 +337,7 @@ def test_a_file_that_needs_too_much_memory_is_left_out(tmp_path):
     assert [r["code"] for r in rejects(store)] == ["TOO_BIG_TO_READ"]
 
 
-def test_kinds_live_side_by_side(whole):
+def test_a_store_may_hold_several_kinds_of_scans(whole):
     store = Store.open(whole.path)
     with pytest.raises(UserError, match="several kinds"):
         _ = store.dims
@@ -346,10 +346,10 @@ def test_kinds_live_side_by_side(whole):
         assert part.dims == dims
         assert 0 < len(part) < len(whole)
         assert part.fingerprint != store.fingerprint
-        assert {len(x.shape) for x in part.batch(range(len(part)))} == {dims + 1}
+        assert {len(x.shape) for x in part} == {dims + 1}
 
 
-def test_paths_and_names_stay_outside(hospital, whole):
+def test_no_path_or_name_is_stored(hospital, whole):
     words = {n.encode() for f in hospital.rglob("*") for n in (f.name, f.stem) if len(n) > 7}
     for path in Path(whole.path).rglob("*"):
         if path.is_file():

@@ -1,4 +1,4 @@
-"""A set as AI-Hub has them: every JSON finds its scan, every copy its original, and nothing that identifies gets out."""
+"""JSON files as in AI-Hub: each is matched to its scan, each copy to its original, and no identifier is kept."""
 
 import io
 import json
@@ -27,7 +27,7 @@ def rows(paths):
     return [{"scan": p, "patient": "own", "patient_known": False} for p in paths]
 
 
-def said(content, keys=None, targets=()):
+def values_of(content, keys=None, targets=()):
     return allowed_values(content, columns(keys or {}, targets))
 
 
@@ -43,7 +43,7 @@ def labels(out):
 
 
 def test_a_set_in_two_trees(tmp_path):
-    """The halves are written by a Mac and by a Linux: decomposed names on one side."""
+    """One half was written on a Mac, the other on Linux: one has decomposed names."""
     for hospital in ("가병원", "나병원"):
         for k in range(2):
             source = tmp_path / unicodedata.normalize("NFD", f"01.원천데이터/TS_{hospital}/사례{k}.dcm")
@@ -109,7 +109,7 @@ PLANTED = {
 SECRETS = ("김민준", "Minjun", "1234", "88123456", "2024", "kim@", "기침", "8765")
 
 
-def test_only_allowed_values_get_out():
+def test_only_allowed_values_are_kept():
     beside = sidecars({"kim_88123456.json": PLANTED})
     out, report = beside.join(rows(["kim_88123456.dcm"]), ["kim_88123456.dcm"])
     row = {k: v for k, v in out[0].items() if k != "scan"}
@@ -165,22 +165,22 @@ def test_encodings(encoding):
 
 def test_keys_are_found_by_name_at_any_depth():
     content = {"a": [{"Patient-ID": 7}], "b": {"c": {"GENDER": "male", "나이": "45세"}}, "Diagnosis": 3}
-    assert said(content) == ({"patient": "7", "fact:sex": "M", "fact:age": 45.0, "label:diagnosis": "3"}, set())
+    assert values_of(content) == ({"patient": "7", "fact:sex": "M", "fact:age": 45.0, "label:diagnosis": "3"}, set())
 
 
-def test_what_is_said_in_several_ways_is_not_taken():
-    assert said({"a": {"age": 4}, "b": {"age": 5}, "sex": "M"}) == ({"fact:sex": "M"}, {"fact:age"})
-    assert said({"patient_id": "1", "x": {"subject_id": "2"}}) == ({}, {"patient"})
-    assert said({"patient_id": "1", "x": {"subject_id": "1"}}) == ({"patient": "1"}, set())
-    assert said({"label": "a", "x": {"label": "b"}}) == ({}, {"label:label"})
-    assert said({"label": "a", "x": {"label": "a"}}) == ({"label:label": "a"}, set())
+def test_contradicting_values_are_not_taken():
+    assert values_of({"a": {"age": 4}, "b": {"age": 5}, "sex": "M"}) == ({"fact:sex": "M"}, {"fact:age"})
+    assert values_of({"patient_id": "1", "x": {"subject_id": "2"}}) == ({}, {"patient"})
+    assert values_of({"patient_id": "1", "x": {"subject_id": "1"}}) == ({"patient": "1"}, set())
+    assert values_of({"label": "a", "x": {"label": "b"}}) == ({}, {"label:label"})
+    assert values_of({"label": "a", "x": {"label": "a"}}) == ({"label:label": "a"}, set())
 
 
 def test_items_of_a_list_are_several_labels():
     content = {"annotations": [{"label": "b", "box": [1, 2]}, {"label": "a"}, {"label": "b"}]}
-    assert said(content) == ({"label:label": "a|b"}, set())
+    assert values_of(content) == ({"label:label": "a|b"}, set())
     content["annotations"].append({"label": "x" * 65})
-    assert said(content) == ({}, {"label:label"})
+    assert values_of(content) == ({}, {"label:label"})
 
 
 def test_named_keys_replace_the_usual_ones():
@@ -191,12 +191,12 @@ def test_named_keys_replace_the_usual_ones():
         "label": "no",
         "score": 0.123456789,
     }
-    assert said(content, {"patient": "a.id", "grade": "a.grade"})[0] == {
+    assert values_of(content, {"patient": "a.id", "grade": "a.grade"})[0] == {
         "patient": "P1",
         "label:grade": "2",
         "fact:sex": "M",
     }
-    assert said(content, targets=["score", "b.grade"])[0] == {
+    assert values_of(content, targets=["score", "b.grade"])[0] == {
         "fact:sex": "M",
         "label:score": "0.123456789",
         "label:b.grade": "9",
@@ -204,8 +204,8 @@ def test_named_keys_replace_the_usual_ones():
 
 
 @pytest.mark.parametrize("nobody", ["", " ", "0", 0, None, "Unknown", "anonymous"])
-def test_patients_that_are_nobody(nobody):
-    assert "patient" not in said({"patient_id": nobody})[0]
+def test_placeholder_patients_are_not_taken(nobody):
+    assert "patient" not in values_of({"patient_id": nobody})[0]
 
 
 @settings(max_examples=60, deadline=None)
@@ -219,9 +219,9 @@ def test_patients_that_are_nobody(nobody):
         max_leaves=12,
     )
 )
-def test_whatever_a_file_says_only_short_words_come_out(content):
+def test_only_short_words_are_taken_from_any_file(content):
     if isinstance(content, dict | list):
-        out, lost = said(content)
+        out, lost = values_of(content)
         assert not out.keys() & lost
         assert out.get("fact:sex") in {None, "M", "F", "O"}
         assert 0 <= out.get("fact:age", 0) <= 90
@@ -243,15 +243,15 @@ def test_a_dicom_its_copy_and_its_json():
     assert beside.renditions(kinds) == [(paths[1], paths[0])]
 
 
-def test_two_hospitals_are_not_two_halves():
-    """One lost its JSON files, the other its scans: equal names do not make them one."""
+def test_two_hospitals_are_not_mistaken_for_two_halves():
+    """One has no JSON files, the other no scans: equal file names do not make them halves of one set."""
     assert pair(["s/a/1.dcm", "s/b/2.dcm"], ["l/b/1.json", "l/b/2.json"]) == {"s/b/2.dcm": [1]}
-    assert pair(["s/a/1.dcm"], ["l/b/1.json"]) == {"s/a/1.dcm": [0]}  # nothing says that these are hospitals
+    assert pair(["s/a/1.dcm"], ["l/b/1.json"]) == {"s/a/1.dcm": [0]}  # these need not be hospitals
     assert pair(["TS/1.dcm", "VS/2.dcm"], ["VL/1.json", "VL/2.json"]) == {"VS/2.dcm": [1]}
     assert pair(["a/1.dcm", "b/1.dcm"], ["1.json"]) == {}
 
 
-def test_halves_of_many_names():
+def test_names_of_halves():
     for source, label in [
         ("원천_a", "라벨_a"),
         ("TS_a.zip!", "TL_a"),
@@ -261,7 +261,7 @@ def test_halves_of_many_names():
         scans = [f"{folder}/1.png" for folder in (source, source.replace("a", "b"))]
         others = [f"{folder}/1.json" for folder in (label, label.replace("a", "b"))]
         assert pair(scans, others) == {scans[0]: [0], scans[1]: [1]}
-    assert pair(["원천/x.dcm", "DICOM/x.dcm"], ["라벨/x.json"]) == {}  # two files, and nothing tells them apart
+    assert pair(["원천/x.dcm", "DICOM/x.dcm"], ["라벨/x.json"]) == {}  # ambiguous
 
 
 def test_parts_of_a_file_and_uids_and_volumes():
@@ -288,7 +288,7 @@ def test_a_pattern():
     assert beside.renditions(kinds | {"b/P8_10.dcm": "dicom"}) == []
 
 
-def test_files_of_one_stem_say_what_they_agree_on():
+def test_files_of_one_stem_give_the_values_they_agree_on():
     beside = sidecars(
         {"a_1.json": {"label": "x", "sex": "m"}, "a_2.json": {"label": "y", "sex": "m"}}, r"(?P<stem>[a-z])_"
     )
@@ -296,7 +296,7 @@ def test_files_of_one_stem_say_what_they_agree_on():
     assert (out[0].get("label:label"), out[0]["fact:sex"]) == (None, "M")
 
 
-def test_a_label_that_nobody_named_and_that_is_always_another_is_no_label():
+def test_an_unnamed_label_that_differs_for_every_scan_is_dropped():
     names = [f"n{k}" for k in range(30)]
     files = {f"{n}.json": {"label": n, "class": f"c{k % 5}"} for k, n in enumerate(names)}
     paths = [f"{n}.dcm" for n in names]
@@ -307,7 +307,7 @@ def test_a_label_that_nobody_named_and_that_is_always_another_is_no_label():
     assert labels(sidecars(files, targets=["label"]).join(rows(paths), paths)[0]) == names
 
 
-def test_a_stray_json_is_said_and_stops_nothing():
+def test_a_stray_json_file_is_reported():
     out, report = sidecars({"kim/dataset.json": {"label": "x"}}).join(rows(["x.dcm"]), ["x.dcm"])
     assert out == rows(["x.dcm"])
     assert report[0].startswith("none of the 1 JSON files belongs to a scan: their paths are like folder/name.json")
@@ -329,7 +329,7 @@ def test_wrong_options():
 
 @pytest.fixture(scope="module")
 def slices(shared):
-    """Three slices of one head; the last two lie close."""
+    """Three slices of one head; the last two are close together."""
     from medssl.readers.dicom.header import parse
 
     out = []
@@ -357,7 +357,7 @@ def windowed(x, low, high, gamma=1.0):
         ((700, 700), 0, 80, 1),
     ],
 )
-def test_copies_are_known_by_their_pixels(slices, size, low, high, gamma):
+def test_copies_are_recognised_by_their_pixels(slices, size, low, high, gamma):
     x, other, _ = slices
     image = Image.fromarray(windowed(x, low, high, gamma))
     copy = np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC) if size else image)
@@ -367,7 +367,7 @@ def test_copies_are_known_by_their_pixels(slices, size, low, high, gamma):
     assert not rendition.is_rendition(x[::-1], copy)
 
 
-def test_what_is_no_copy(slices):
+def test_images_that_are_no_copies(slices):
     x = slices[0]
     assert not rendition.is_rendition(x, np.zeros(x.shape, np.uint8))
     assert not rendition.is_rendition(np.zeros_like(x), windowed(x, 0, 80))
@@ -388,13 +388,13 @@ def test_a_jpeg_copy(slices):
 def test_the_picture_of_a_slice_is_found_in_its_volume():
     rng = np.random.default_rng(0)
     volume = rng.integers(0, 2000, (5, 40, 30)).astype(float)  # slices along the first axis
-    turned = volume[::-1].transpose(2, 0, 1)[::-1]  # as the volume may lie in a store
+    turned = volume[::-1].transpose(2, 0, 1)[::-1]  # as a store may hold it
     noise = rng.normal(0, 1000, turned.shape)
     turned = np.stack([turned + noise, turned - noise])  # only the mean of the channels shows the picture
     for k in range(5):
         image = np.clip(volume[k] / 8, 0, 255).astype(np.uint8)
         assert any(rendition.is_rendition(p, image) for p in rendition.slice_orientations(turned, k, 5))
-        if k < 3:  # neither this slice nor the one as far from the other end
+        if k < 3:  # neither this slice nor its mirror image
             assert not any(
                 rendition.is_rendition(p, image)
                 for p in rendition.slice_orientations(turned, k + 1, 5)

@@ -1,4 +1,4 @@
-"""Tables join the right scan, copy what was asked for and nothing else."""
+"""Rows of a table are joined to the right scans, and only the requested columns are copied."""
 
 import io
 import re
@@ -30,7 +30,7 @@ def join(tmp_path, text, paths, encoding="utf-8", **options):
     return read_labels(table, ALIAS, paths=paths, **options).join(rows(paths), paths)
 
 
-def test_path_then_tail_then_name_then_stem():
+def test_paths_match_before_tails_before_names_before_stems():
     paths = ["a/x.png", "b/x.png", "c/d/y.png", "z.nii.gz", "lonely.png"]
     files = [normalised(f) for f in ["b/x.png", "other/a/x.png", "y.png", "z", "gone.png"]]
     assert match(paths, files) == {"b/x.png": 0, "a/x.png": 1, "c/d/y.png": 2, "z.nii.gz": 3}
@@ -52,7 +52,7 @@ def test_names_compare_across_unicode_forms_case_and_slashes():
 
 
 def defined(paths, files):
-    """What `match` promises, by counting every tail of everything."""
+    """The definition of `match`, by counting all tails of all names."""
 
     def tails(name):
         parts = name.split("/")
@@ -88,7 +88,7 @@ def test_match_against_its_definition(paths, files):
     assert match(paths, files) == defined(paths, files)
 
 
-def test_a_damaged_file_hands_its_row_to_no_other():
+def test_the_row_of_a_damaged_file_goes_to_no_other():
     names = ["a/1.png", "B/1.png", "c/2.png", "1.json"]
     assert match(["a/1.png"], [normalised("B/1.png")], names) == {}
     assert match(["a/1.png"], ["1.png"], names) == {}
@@ -100,7 +100,7 @@ def test_a_damaged_file_hands_its_row_to_no_other():
     }
 
 
-def test_the_names_of_the_source_count(tmp_path):
+def test_other_files_of_the_source_make_names_ambiguous(tmp_path):
     table = tmp_path / "t.csv"
     table.write_text("file,label\n1.png,sick\n2.png,well\n")
     beside = read_labels(table, ALIAS, paths=iter(["a/1.png", "B/1.png", "a/2.png"]))
@@ -108,7 +108,7 @@ def test_the_names_of_the_source_count(tmp_path):
     assert [r.get("label:label") for r in out] == [None, "well"]
 
 
-def test_folders_of_other_names_are_other_cases():
+def test_folders_with_different_names_are_different_cases():
     assert match(["hospital_a/1.png"], ["hospital_b/1.png"]) == {}
     assert match(["hospital_a/1.png"], ["hospital_b/1"]) == {}
     assert match(["a/x.npz#train/1"], ["b/x.npz#train:1", "a/x.npz"]) == {"a/x.npz#train/1": 1}
@@ -152,7 +152,7 @@ def test_patients_become_pseudonyms(tmp_path):
 
 
 def test_a_table_of_patients_joins_dicom(tmp_path):
-    """By Patient ID as the header has it, and the issuer before it where there is one."""
+    """By Patient ID as in the header, with the issuer before it if there is one."""
     table = tmp_path / "t.csv"
     table.write_text("patient_id,label\nP0,sick\nH1|P0,well\n")
     paths = ["a.dcm", "b.dcm", "c.dcm"]
@@ -178,17 +178,23 @@ def dataset(**elements):
     return parse(io.BytesIO(data.getvalue()))
 
 
-def test_equal_birthdays_are_not_linked_and_two_of_one_id_are_told():
-    def born(**elements):
+def test_equal_birth_dates_link_no_patients_but_tell_two_of_one_id_apart():
+    def birth_date_hash(**elements):
         return identify(dataset(**elements), ALIAS, "a")["birth_date_hash"]
 
-    assert born(PatientID="P0", PatientBirthDate="19570203") != born(PatientID="P1", PatientBirthDate="19570203")
-    assert born(PatientID="P0", PatientBirthDate="19570203") == born(PatientID="P0 ", PatientBirthDate="19570203")
-    assert born(PatientID="P0", PatientBirthDate="19570203") != born(PatientID="P0", PatientBirthDate="19570204")
-    assert born(PatientID="ANON", PatientBirthDate="19570203") == ""
+    assert birth_date_hash(PatientID="P0", PatientBirthDate="19570203") != birth_date_hash(
+        PatientID="P1", PatientBirthDate="19570203"
+    )
+    assert birth_date_hash(PatientID="P0", PatientBirthDate="19570203") == birth_date_hash(
+        PatientID="P0 ", PatientBirthDate="19570203"
+    )
+    assert birth_date_hash(PatientID="P0", PatientBirthDate="19570203") != birth_date_hash(
+        PatientID="P0", PatientBirthDate="19570204"
+    )
+    assert birth_date_hash(PatientID="ANON", PatientBirthDate="19570203") == ""
 
 
-def test_the_birth_date_goes_with_the_patient_it_was_told_of(tmp_path):
+def test_a_birth_date_hash_is_dropped_with_its_patient(tmp_path):
     table = tmp_path / "t.csv"
     table.write_text("file,patient_id\na.png,P1\nb.png,P2\n")
     scans = [row | {"born": "x", "patient": ALIAS.patient("P1")} for row in rows(["a.png", "b.png"])]
@@ -196,7 +202,7 @@ def test_the_birth_date_goes_with_the_patient_it_was_told_of(tmp_path):
     assert [r["born"] for r in out] == ["x", ""]
 
 
-def test_a_table_may_go_by_patient(tmp_path):
+def test_a_table_may_have_one_row_per_patient(tmp_path):
     table = tmp_path / "t.csv"
     table.write_text("subject;label\n7;sick\n8;well\n")
     paths = ["p7/a.png", "p7/b.png", "p9/c.png"]
@@ -205,7 +211,7 @@ def test_a_table_may_go_by_patient(tmp_path):
     assert "1 rows match no scan" in report
 
 
-def test_a_pattern_names_the_patient_before_the_table_does(tmp_path):
+def test_a_pattern_for_the_patient_overrides_the_table(tmp_path):
     out, _ = join(tmp_path, "file,patient\np7.png,other\n", ["p7.png"], patient=r"p(\d)")
     assert out[0]["patient"] == ALIAS.patient("7")
 
@@ -221,7 +227,7 @@ def test_an_empty_cell_is_no_split(tmp_path):
     assert [r["split"] for r in out] == ["train", ""]
 
 
-def test_facts_let_no_free_text_through(tmp_path):
+def test_metadata_columns_pass_no_free_text(tmp_path):
     text = "file,age,sex,view,laterality,site\na,097Y,male,pa,Left,A\nb,born 1931,Kim,see Dr. Lee,?,\nc,006M,F,AP,R,B\n"
     out, _ = join(tmp_path, text, ["a", "b", "c"])
     facts = [{k.removeprefix("fact:"): v for k, v in r.items() if k.startswith("fact:")} for r in out]
@@ -240,7 +246,7 @@ def test_views_are_those_of_a_list(tmp_path):
 @pytest.mark.parametrize(
     "text", ["010-1234-5678", "kim@hospital.kr", "2024-03-02", "Kim came in with a cough today", "88123456", "x" * 65]
 )
-def test_columns_that_look_like_free_text_are_dropped_and_said(tmp_path, column, text):
+def test_columns_that_look_like_free_text_are_dropped_and_reported(tmp_path, column, text):
     out, report = join(tmp_path, f"file,label,{column}\na,sick,ok\nb,well,{text}\n", ["a", "b"])
     assert [r["label:label"] for r in out] == ["sick", "well"]
     assert not any(f"label:{column}" in r or r["site"] for r in out)
@@ -249,7 +255,7 @@ def test_columns_that_look_like_free_text_are_dropped_and_said(tmp_path, column,
     assert text not in str(report)
 
 
-def test_a_label_that_nobody_named_and_that_is_always_another_is_no_label(tmp_path):
+def test_an_unnamed_label_that_differs_for_every_scan_is_dropped(tmp_path):
     names = [f"n{k}" for k in range(30)]
     text = "file,finding\n" + "".join(f"{n},word{n}\n" for n in names)
     out, report = join(tmp_path, text, names)
@@ -259,7 +265,7 @@ def test_a_label_that_nobody_named_and_that_is_always_another_is_no_label(tmp_pa
     assert [r["label:finding"] for r in out] == [f"word{n}" for n in names]
 
 
-def test_of_a_named_label_single_values_are_refused_and_counted(tmp_path):
+def test_single_values_of_a_named_label_are_refused_and_counted(tmp_path):
     text = "file,note\na,sick\nb,call 010-1234-5678\nc,0.123456789\nd,mild|effusion\ne,mild|880101\n"
     out, report = join(tmp_path, text, list("abcde"), targets=["note"])
     assert [r["label:note"] for r in out] == ["sick", None, "0.123456789", "mild|effusion", None]
@@ -283,7 +289,7 @@ def test_korean_and_differently_written_columns(tmp_path):
     assert not any("not copied" in line for line in report)
 
 
-def test_a_table_that_means_no_scan(tmp_path):
+def test_a_table_that_matches_no_scan(tmp_path):
     with pytest.raises(UserError, match=r"names files like folder/name.png, the source has paths like name.dcm;") as e:
         join(tmp_path, "file,label\nsecret/kim.png,1\n", ["lee.dcm"])
     assert not {"kim", "lee", "secret"} & set(re.findall(r"\w+", str(e.value)))
@@ -292,7 +298,7 @@ def test_a_table_that_means_no_scan(tmp_path):
     assert "880101" not in str(e.value)
 
 
-def test_rows_that_repeat_are_counted_and_rows_that_disagree_are_refused(tmp_path):
+def test_repeated_rows_are_counted_and_contradicting_rows_are_refused(tmp_path):
     _, report = join(tmp_path, "file,label,box\na,1,3\nA,1,4\n", ["a"])
     assert "1 rows repeat another row" in report
     with pytest.raises(UserError, match="lines 2 and 4 contradict"):
@@ -339,7 +345,7 @@ def test_wrong_options(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["tst", "3", "Train set"])
-def test_a_split_of_another_word_is_said(tmp_path, word):
+def test_an_unknown_word_for_a_split_is_refused(tmp_path, word):
     path = tmp_path / "t.csv"
     path.write_text(f"file,split\na.png,train\nb.png,{word}\n")
     with pytest.raises(UserError, match=r"split .* line 3"):

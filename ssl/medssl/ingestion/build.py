@@ -44,7 +44,7 @@ def build_store(options: IngestOptions) -> Store:
                 pipeline = IngestPipeline(ledger, staged, pseudonyms)
                 pipeline.find_files(options.source, options.archives, options.table, sidecars)
                 gone = _forget_gone(ledger, options.source, old)
-                unread = ledger.count_unread()
+                unread = ledger.count("unread")
                 manifest = _read(options, pipeline, sidecars)
                 rejects = [*ledger.rejects(), *manifest.rejects]
             if old is None or unread or gone or _differs(old, manifest.info["fingerprint"], rejects):
@@ -61,7 +61,7 @@ def build_store(options: IngestOptions) -> Store:
 def _read(options: IngestOptions, pipeline: IngestPipeline, sidecars: Sidecars | None) -> Manifest:
     """Read all new files, build the volumes and the manifest."""
     ledger, staged, pseudonyms = pipeline.ledger, pipeline.staged, pipeline.pseudonyms
-    if not ledger.count_seen():
+    if not ledger.count("seen"):
         raise UserError(f"source={options.source} has no files")
     table = read_labels(
         "folders" if options.folder_labels else options.table,
@@ -90,7 +90,7 @@ def _read(options: IngestOptions, pipeline: IngestPipeline, sidecars: Sidecars |
     manifest = build_manifest(
         found, pseudonyms, staged.folder, released, table, sidecars, options.site, options.mask_folder
     )
-    manifest.info["counts"]["files"] = ledger.count_seen()
+    manifest.info["counts"]["files"] = ledger.count("seen")
     return manifest
 
 
@@ -150,8 +150,8 @@ def _begin(staged: StagedStore, old: Store | None, settings: dict[str, str], ove
 
 def _forget_gone(ledger: Ledger, source: Path, old: Store | None) -> int:
     """Forget files that are gone or have changed. Returns their number. Raises UserError if that is implausible."""
-    before, still = ledger.count_known()
-    inaccessible = ledger.count_inaccessible()
+    before, still = ledger.count("known"), ledger.count("seen again")
+    inaccessible = ledger.count("inaccessible")
     if inaccessible and still < before and old is not None:
         raise UserError(
             f"{inaccessible} folders or files below source={source} cannot be read, and {before - still} files of the last "

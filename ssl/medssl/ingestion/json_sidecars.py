@@ -5,7 +5,6 @@ two sets are alike. A PNG there is usually a copy of a DICOM image: its name is 
 """
 
 import json
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from medssl.ingestion.allow_list import (
     squash,
 )
 from medssl.ingestion.label_table import updated
-from medssl.ingestion.path_match import is_image, pair, path_pattern, without_suffix
+from medssl.ingestion.path_match import compile_pattern, is_image, pair, path_pattern, without_suffix
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Unreadable
 
@@ -64,7 +63,11 @@ class Sidecars:
         targets: Sequence[str] = (),
     ):
         self.pseudonyms = pseudonyms
-        self.pattern = None if pattern.casefold() in {"auto", "true"} else _pattern(pattern)
+        self.pattern = None if pattern.casefold() in {"auto", "true"} else compile_pattern("aihub", pattern)
+        if self.pattern and "stem" not in self.pattern.groupindex:
+            raise UserError(
+                f"aihub={pattern} needs a group (?P<stem>…) for the part that files belonging together share"
+            )
         self.named = bool(targets) or bool(keys and keys.keys() - {"patient", *METADATA})
         self.columns = columns(keys or {}, targets)
         self._names: list[str] = []
@@ -274,13 +277,3 @@ def _texts(rows: list[dict[str, Any]]) -> set[str]:
             if column.startswith("label:"):
                 values.setdefault(column, []).append(row[column])
     return {column for column, v in values.items() if mostly_distinct(v)}
-
-
-def _pattern(pattern: str) -> re.Pattern[str]:
-    try:
-        compiled = re.compile(unicodedata.normalize("NFC", pattern))
-    except re.error as e:
-        raise UserError(f"aihub={pattern} is not a regular expression: {e}") from e
-    if "stem" not in compiled.groupindex:
-        raise UserError(f"aihub={pattern} needs a group (?P<stem>…) for the part that files belonging together share")
-    return compiled

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from medssl.errors import UserError, nearest
 from medssl.ingestion import allow_list
 from medssl.ingestion.allow_list import METADATA, PARSERS, allowed_words, mostly_distinct, squash, squashed
-from medssl.ingestion.path_match import PART, match, normalised, path_pattern
+from medssl.ingestion.path_match import PART, compile_pattern, match, normalised, path_pattern
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.store.splits import SPLITS
 
@@ -30,10 +30,7 @@ class Labels:
         folders: use the name of the folder that holds a scan as its label.
         pattern: finds the patient in a path (its only group).
         names: paths of all files of the source, scans or not.
-        dropped: columns that were not copied.
-        texts: columns that were not copied because they look like free text.
-        refused: column -> number of its values that were not copied.
-        repeated: number of lines that repeat an earlier one.
+        notes: lines for the report about repeated rows, and about columns and values that were not copied.
     """
 
     pseudonyms: Pseudonyms
@@ -42,10 +39,7 @@ class Labels:
     folders: bool = False
     pattern: re.Pattern[str] | None = None
     names: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    refused: dict[str, int] = field(default_factory=dict)
-    repeated: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def join(self, scans: Sequence[dict[str, Any]], paths: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the manifest rows with the table's values, and a report in lines for the terminal.
@@ -88,19 +82,7 @@ class Labels:
             lines.append(f"{missing} scans have no row in the table")
         if left := len(self.rows) - len(used):
             lines.append(f"{left} rows match no scan")
-        if self.repeated:
-            lines.append(f"{self.repeated} rows repeat another row")
-        for name in self.texts:
-            lines.append(
-                f"column {name!r} looks like free text and was not copied; if it is a label, add targets=[{name}]"
-            )
-        for name, count in self.refused.items():
-            lines.append(
-                f"{count} values of column {name!r} were not copied: they look like texts, dates or identifiers"
-            )
-        if self.dropped:
-            lines.append(f"columns not copied: {', '.join(self.dropped)} (name labels with targets=[…])")
-        return lines
+        return lines + self.notes
 
 
 def read_labels(
@@ -143,10 +125,7 @@ def updated(scan: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any
 
 
 def _pattern(patient: str, paths: Iterable[str]) -> re.Pattern[str]:
-    try:
-        pattern = re.compile(unicodedata.normalize("NFC", patient))
-    except re.error as e:
-        raise UserError(f"patient={patient} is not a regular expression: {e}") from e
+    pattern = compile_pattern("patient", patient)
     if pattern.groups != 1:
         raise UserError(f"patient={patient} needs exactly one group, like person(\\d+); it has {pattern.groups}")
     if not any(_patient(pattern, path) for path in paths):
@@ -169,39 +148,31 @@ class _Columns(NamedTuple):
     labels: dict[int, str]
     metadata: dict[int, str]
 
-    def used(self) -> set[int | None]:
-        return {self.file, self.patient, self.split, self.site, *self.labels, *self.metadata}
-
 
 def _table(path: Path, pseudonyms: Pseudonyms, targets: Sequence[str], pattern: re.Pattern[str] | None) -> Labels:
     header, cells = _read_csv(path)
     columns = _columns(path, header, cells, targets)
     if columns.file is not None and pattern:
         columns = columns._replace(patient=None)  # the user asked for the pattern
-    out = Labels(pseudonyms, files=None if columns.file is None else [], pattern=pattern)
-    columns = _screen(header, cells, columns, bool(targets), out)
-    out.dropped = [h for i, h in enumerate(header) if i not in columns.used() and h not in out.texts]
+    columns, notes = _screen(header, cells, columns, named=bool(targets))
     kind = "patient" if columns.file is None else "file"
-    seen: dict[str, int] = {}
+    rows: dict[str, tuple[int, dict[str, Any]]] = {}  # patient or file -> line, values
+    repeated = 0
     for line, cell in cells.items():
         row = _row(cell, columns, pseudonyms)
-        key = row.get("patient", "") if columns.file is None else normalised(cell[columns.file])
-        if not key:
-            continue
-        if key not in seen:
-            seen[key] = line
-            out.rows.append(row)
-            if out.files is not None:
-                out.files.append(key)
-        elif _row(cells[seen[key]], columns, pseudonyms) == row:
-            out.repeated += 1
-        else:
-            raise UserError(
-                f"{path}: lines {seen[key]} and {line} contradict each other on one {kind}; keep one of them"
-            )
-    if not out.rows:
+        if key := row.get("patient", "") if columns.file is None else normalised(cell[columns.file]):
+            first, known = rows.setdefault(key, (line, row))
+            if known != row:
+                raise UserError(
+                    f"{path}: lines {first} and {line} contradict each other on one {kind}; keep one of them"
+                )
+            repeated += first != line
+    if not rows:
         raise UserError(f"{path} has no row that names a {kind}")
-    return out
+    if repeated:
+        notes.insert(0, f"{repeated} rows repeat another row")
+    files = None if columns.file is None else list(rows)
+    return Labels(pseudonyms, [row for _, row in rows.values()], files, pattern=pattern, notes=notes)
 
 
 def _read_csv(path: Path) -> tuple[list[str], dict[int, list[str]]]:
@@ -249,22 +220,34 @@ def _columns(path: Path, header: list[str], cells: dict[int, list[str]], targets
     return _Columns(file, patient, split, names.get("site"), labels, metadata)
 
 
-def _screen(header: list[str], cells: dict[int, list[str]], columns: _Columns, named: bool, out: Labels) -> _Columns:
-    """Drop label and site columns with free text. Values in `cells` that are not allowed become ""."""
-    texts = set()
+def _screen(
+    header: list[str], cells: dict[int, list[str]], columns: _Columns, named: bool
+) -> tuple[_Columns, list[str]]:
+    """Drop label and site columns with free text; values in `cells` that are not allowed become "".
+
+    Returns the columns left, and notes about everything that is not copied.
+    """
+    texts, refusals = {}, []
     for i in [*columns.labels, *([] if columns.site is None else [columns.site])]:
+        name = header[i]
         values = [cell[i] for cell in cells.values() if cell[i]]
         refused = sum(allowed_words(v) is None for v in values)
         if named and i in columns.labels:
             if refused:
-                out.refused[header[i]] = refused
+                why = "they look like texts, dates or identifiers"
+                refusals.append(f"{refused} values of column {name!r} were not copied: {why}")
             for cell in cells.values():
                 cell[i] = allowed_words(cell[i]) or ""
         elif refused or mostly_distinct(values):
-            texts.add(i)
-            out.texts.append(header[i])
+            hint = f"if it is a label, add targets=[{name}]"
+            texts[i] = f"column {name!r} looks like free text and was not copied; {hint}"
     labels = {i: name for i, name in columns.labels.items() if i not in texts}
-    return columns._replace(labels=labels, site=None if columns.site in texts else columns.site)
+    columns = columns._replace(labels=labels, site=None if columns.site in texts else columns.site)
+    used = {columns.file, columns.patient, columns.split, columns.site, *labels, *columns.metadata, *texts}
+    notes = [*texts.values(), *refusals]
+    if dropped := [name for i, name in enumerate(header) if i not in used]:
+        notes.append(f"columns not copied: {', '.join(dropped)} (name labels with targets=[…])")
+    return columns, notes
 
 
 def _row(cell: list[str], columns: _Columns, pseudonyms: Pseudonyms) -> dict[str, Any]:

@@ -30,7 +30,15 @@ CREATE TABLE now.paths (
 ) WITHOUT ROWID;
 CREATE TABLE now.plan (stack TEXT PRIMARY KEY, grp TEXT NOT NULL, files TEXT NOT NULL, facts TEXT NOT NULL);
 """
-UNREAD = "FROM now.paths p LEFT JOIN files f USING (file) WHERE f.file IS NULL"
+UNREAD = "now.paths p LEFT JOIN files f USING (file) WHERE f.file IS NULL"
+COUNTS = {
+    "seen": "now.paths",  # by this walk
+    "inaccessible": "now.paths WHERE problem = 'CANNOT_OPEN'",
+    "unread": UNREAD,  # seen, without an outcome
+    "known": "files",  # read before
+    "seen again": "files JOIN now.paths USING (file)",
+    "rejects": "rejects",
+}
 KEYS = {"scans": ("file", "part"), "stacks": ("stack",)}
 
 Row = dict[str, Any]
@@ -97,29 +105,15 @@ class Ledger:
             return False
         return True
 
-    def count_seen(self) -> int:
-        """Return the number of files of this walk."""
-        return self._value("SELECT count(*) FROM now.paths")
-
-    def count_inaccessible(self) -> int:
-        """Return the number of folders and files of this walk that cannot be opened."""
-        return self._value("SELECT count(*) FROM now.paths WHERE problem = 'CANNOT_OPEN'")
-
-    def count_known(self) -> tuple[int, int]:
-        """Return the number of files read before this walk, and how many of them the walk has found again."""
-        return self._value("SELECT count(*) FROM files"), self._value(
-            "SELECT count(*) FROM files JOIN now.paths USING (file)"
-        )
-
-    def count_unread(self) -> int:
-        """Return the number of files of this walk without an outcome."""
-        return self._value(f"SELECT count(*) {UNREAD}")
+    def count(self, what: str) -> int:
+        """Return the number of files in a category of COUNTS."""
+        return self.db.execute(f"SELECT count(*) FROM {COUNTS[what]}").fetchone()[0]
 
     def unread(self) -> Iterator[tuple[str, File]]:
         """Yield the files of this walk without an outcome, ordered by pseudonym."""
         after = ""
         while batch := self.db.execute(
-            f"SELECT p.file, p.name, p.path, p.member, p.size, p.problem {UNREAD} AND p.file > ? ORDER BY p.file LIMIT 512",
+            f"SELECT p.file, p.name, p.path, p.member, p.size, p.problem FROM {UNREAD} AND p.file > ? ORDER BY p.file LIMIT 512",
             (after,),
         ).fetchall():
             for file, name, path, member, size, problem in batch:
@@ -172,10 +166,6 @@ class Ledger:
         names = ("file", "part", "code", "stage", "reason")
         found = self.db.execute(f"SELECT {', '.join(names)} FROM rejects ORDER BY file, part, stage")
         return [dict(zip(names, row, strict=True)) for row in found]
-
-    def count_rejects(self) -> int:
-        """Return the number of rejects."""
-        return self._value("SELECT count(*) FROM rejects")
 
     def frequent_rejects(self, n: int = 3) -> list[tuple[str, str, int]]:
         """Return the `n` most frequent (code, reason, count)."""

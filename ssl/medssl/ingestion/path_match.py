@@ -4,6 +4,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from medssl.errors import UserError
+
 SUFFIX = re.compile(r"(\.nii)?\.gz$|\.(dcm|dicom|ima|nii|png|jpe?g|tiff?|bmp|npz|json|csv|xml)$", re.IGNORECASE)
 NEVER_SCANS = re.compile(r"\.(json|csv|tsv|xml|txt|xlsx?)$")  # of a normalised name
 PART = re.compile(r"#([a-z]+)/(\d+)$")  # one scan of a file with several
@@ -113,6 +115,14 @@ def path_pattern(path: str) -> str:
 def without_suffix(name: str) -> str:
     """Return a path without its part and its suffix, in NFC: the text that patterns are searched in."""
     return SUFFIX.sub("", unicodedata.normalize("NFC", PART.sub("", name)))
+
+
+def compile_pattern(key: str, pattern: str) -> re.Pattern[str]:
+    """Compile the user's regular expression for paths in NFC. Raises UserError, which names `key`, if it is invalid."""
+    try:
+        return re.compile(unicodedata.normalize("NFC", pattern))
+    except re.error as e:
+        raise UserError(f"{key}={pattern} is not a regular expression: {e}") from e
 
 
 def is_image(name: str) -> bool:

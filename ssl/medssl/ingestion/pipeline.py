@@ -74,8 +74,8 @@ class IngestPipeline:
 
     def read_files(self, pool: WorkerPool) -> None:
         """Read every new file: images and whole volumes are packed at once, headers of slices are recorded."""
-        n = self.ledger.count_unread()
-        self.left_out = self.ledger.count_rejects()
+        n = self.ledger.count("unread")
+        self.left_out = self.ledger.count("rejects")
         outcomes: dict[str, list[tuple[str, Any]]] = {}
         done = 0
         start = time.monotonic()

@@ -175,18 +175,22 @@ class _Worker:
 
     def _converse(self, task: Task) -> None:
         """Send a task and pass on the answers. Raises whatever a dead or confused worker causes."""
-        assert self.process is not None
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
+        stdin, stdout = self._pipes()
         wait = self.pool.timeout + task.size / BYTES_PER_SECOND
         self.deadline = time.monotonic() + wait
-        send(self.process.stdin, task.message)
+        send(stdin, task.message)
         message: Message = {}
         while "end" not in message:
             self.deadline = time.monotonic() + wait
-            message, payload = receive(self.process.stdout)
+            message, payload = receive(stdout)
             self.deadline = float("inf")
             self.pool.events.put(Event(task, message, payload))
+
+    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
+        assert self.process
+        assert self.process.stdin
+        assert self.process.stdout
+        return self.process.stdin, self.process.stdout
 
     def _start(self) -> None:
         threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS")
@@ -204,10 +208,9 @@ class _Worker:
             start_new_session=True,  # Ctrl-C is for the parent to handle
         )
         self.deadline = time.monotonic() + 4 * self.pool.timeout  # imports from a slow disk
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        send(self.process.stdin, self.pool.init_message)
-        receive(self.process.stdout)  # the worker is ready
+        stdin, stdout = self._pipes()
+        send(stdin, self.pool.init_message)
+        receive(stdout)  # the worker is ready
         self.deadline = float("inf")
 
     def kill(self) -> None:
