@@ -211,6 +211,7 @@ def test_wrong_input_exits_1_with_one_line_and_leaves_nothing(capsys, scans, sto
         assert words in last, (args, err)
         assert "unexpected" not in last, (args, err)
         assert "Traceback" not in err
+        assert not (tmp_path / "r").exists(), (args, err)
     assert [p.name for p in tmp_path.iterdir() if p.name != "empty"] == []
 
 

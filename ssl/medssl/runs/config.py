@@ -190,6 +190,7 @@ class PretrainConfig:
                 raise UserError(f"{key} is {getattr(self, key)!r}.{nearest(str(getattr(self, key)), known)}")
         if self.accelerator == "cuda" and not torch.cuda.is_available():
             raise UserError("accelerator=cuda, but torch finds no GPU; use accelerator=cpu")
+        _ = self.train_options  # checks the optimiser's settings
 
     @property
     def train_options(self) -> TrainOptions:
