@@ -126,7 +126,7 @@ class Watched:
 
     def __call__(self, method: Any, logged: list[dict[str, Any]]) -> dict[str, Any]:
         """Run the monitor, record its report, and end the run if it is time."""
-        out, alarms = self.monitor.look(method, logged)
+        out, alarms = self.monitor.evaluate(method, logged)
         step, causes = logged[-1]["step"], [a.cause for a in alarms]
         self.looks.append((step, causes, out["seen"]))
         over = self.cause in causes or (self.until and step >= self.until)
@@ -154,7 +154,7 @@ def go(store: Store, folder: Path, plant: Plant, seed: int, given: argparse.Name
         workers=0, log="jsonl", save_every=given.steps,
     )  # fmt: skip
     monitor = CollapseMonitor(store, resampled, recipe, method, config, "cpu", folder)
-    monitor.label = None  # no kNN score is needed
+    monitor.knn = None  # no kNN score is needed
     watched = Watched(monitor, plant.cause if until else "", until)
     folder.mkdir(parents=True)
     optim = Optim(**({"lr": run.get("lr", 1e-3), "lr_end": run.get("lr_end", 0.0)} | plant.optim))

@@ -73,7 +73,7 @@ def test_what_it_wants_of_a_run_counts_unless_the_command_says_otherwise(inside)
         (["method=upside_down.uniform"], "is no medssl.methods.base.Method"),
         (["method.chanse=0.2"], "has no option 'chanse'. Did you mean 'chance'"),
         (["stes=3"], "Did you mean 'steps'"),
-        (["target=lesion"], "learns from no labels"),
+        (["target=lesion"], "does not learn from labels"),
     ],
 )
 def test_what_is_wrong_with_it_is_said_in_one_line(inside, capsys, words, said):

@@ -174,8 +174,8 @@ def test_what_a_method_is_told_is_what_the_store_says(store):
     [
         ("supervised", {}, "learns from labels; name the column with target=…"),
         ("supervised", {"target": "leson"}, "Did you mean 'lesion'"),
-        ("simclr", {"target": "lesion"}, "learns from no labels"),
-        ("greedy_ae", {"target": "lesion"}, "with these options learns from no labels"),
+        ("simclr", {"target": "lesion"}, "does not learn from labels"),
+        ("greedy_ae", {"target": "lesion"}, "with these options does not learn from labels"),
         ("multitask", {"target": "lesion", "method_options": {"method": "kmeans_bank"}}, "patch_bank"),
         ("multitask", {"target": "lesion", "method_options": {"method": "supervised"}}, "learns from labels itself"),
         ("multitask", {"target": "lesion", "method_options": {"weight": -1.0}}, "weight"),

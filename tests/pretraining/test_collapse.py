@@ -17,7 +17,7 @@ from medssl.errors import UserError
 from medssl.evals.embed import embed_views, evaluating
 from medssl.evals.label_free.collapse import LIMITS, diagnose, evidence
 from medssl.methods.contrastive.simclr import SimCLR
-from medssl.pretraining.collapse_monitor import CollapseMonitor, silent_relus
+from medssl.pretraining.collapse_monitor import CollapseMonitor, dead_relus
 from medssl.pretraining.replay_batch import replay_batch
 from medssl.rng import Key
 from medssl.runs.alarms import alarms_of, write_alarm
@@ -129,21 +129,21 @@ def test_evidence_of_features_made_by_hand():
     assert evidence(views) == {"finite": 1 - 1 / 1000}
 
 
-def test_silent_relus_are_counted_by_name():
+def test_dead_relus_are_counted_by_name():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.ReLU())
     with torch.no_grad():
         for conv in (net[0], net[2]):  # nothing is left to chance: what is not switched off is on
             conv.weight.fill_(0.1)
             conv.bias.fill_(1.0)
         net[2].bias[:6] = -1e4
-    with silent_relus(net) as silent:
+    with dead_relus(net) as dead:
         net(torch.rand(3, 1, 9, 9))
         net(torch.rand(3, 1, 9, 9))
-    assert silent["3"] == 0.75
-    assert silent["1"] == 0
-    before = dict(silent)
+    assert dead["3"] == 0.75
+    assert dead["1"] == 0
+    before = dict(dead)
     net(torch.rand(3, 1, 9, 9))  # nothing is left on the module
-    assert silent == before
+    assert dead == before
 
 
 def test_looking_as_training_does_uses_the_batch_and_leaves_no_trace():

@@ -1,4 +1,4 @@
-"""The scans that label-free measures are of: the same for every look and every run, and what an encoder makes of them."""
+"""The held-out subset: the scans that label-free measures are computed on, the same for every evaluation and run."""
 
 from dataclasses import dataclass
 
@@ -8,29 +8,35 @@ import torch
 from medssl.rng import generator, seed_from
 from medssl.store.store import Store
 
-ENOUGH = 16  # validation scans; with fewer, the panel is of training scans: a rank needs scans more than new patients
-VIEWS_SEED = seed_from(0, 0x7061)  # of the panel's views: no run's own, so that no run has trained on just these
+HELD_OUT = {2: 256, 3: 64}  # most scans by dimension during pretraining
+ENOUGH = 16  # validation scans; with fewer, training scans are used: a rank estimate needs scans more than new patients
+VIEWS_SEED = seed_from(0, 0x7061)  # seed of the subset's views; no run uses it, so no run has trained on these views
 
 
 @dataclass(frozen=True)
-class Panel:
-    """rows: (N,) rows of the store, int64, sorted. split: whose they are, val or train."""
+class HeldOutSubset:
+    """Scans of one split.
+
+    Attributes:
+        rows: (N,) int64 rows of the store, sorted.
+        split: val, or train if there are too few validation scans.
+    """
 
     rows: np.ndarray
     split: str
 
 
-def held_out_subset(store: Store, most: int, seed: int = 0) -> Panel:
-    """At most `most` validation scans, never a test scan: as many patients as possible, and of each as few scans.
+def held_out_subset(store: Store, most: int, seed: int = 0) -> HeldOutSubset:
+    """Sample at most `most` validation scans, from as many patients as possible, and never a test scan.
 
-    A keyed sample that depends on the store and `seed` alone. Where fewer than 16 validate, training scans stand in.
+    The sample depends on the store and `seed` alone. With fewer than 16 validation scans, training scans are sampled.
     """
     split = "val" if len(store.rows("val")) >= ENOUGH else "train"
     rows = store.rows(split)
     rows = rows[torch.randperm(len(rows), generator=generator(seed, 1)).numpy()]
-    before: dict[str, int] = {}  # scans of the same patient that come earlier
-    turn = []
+    earlier: dict[str, int] = {}  # scans of the same patient so far
+    rank = []
     for patient in store.column("patient")[rows].tolist():
-        turn.append(before.get(patient, 0))
-        before[patient] = turn[-1] + 1
-    return Panel(np.sort(rows[np.argsort(turn, kind="stable")[:most]]), split)
+        rank.append(earlier.get(patient, 0))
+        earlier[patient] = rank[-1] + 1
+    return HeldOutSubset(np.sort(rows[np.argsort(rank, kind="stable")[:most]]), split)

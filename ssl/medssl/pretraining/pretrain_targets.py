@@ -1,4 +1,4 @@
-"""What a method that learns from labels or groups is told of each scan during pretraining."""
+"""Labels or groups of training scans, for methods that learn from them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,13 @@ GROUPS = ("patient", "study")
 
 @dataclass(frozen=True)
 class PretrainTargets:
-    """Labels of training scans, where a method wants them. given: what its constructor takes, {"target_loss": …} or nothing."""
+    """Labels of training scans, if the method uses any.
+
+    Attributes:
+        rows: training rows of the store.
+        target: the label columns, or None.
+        given: extra arguments of the method's constructor: {"target_loss": …} or {}.
+    """
 
     store: Store
     rows: np.ndarray
@@ -34,35 +40,38 @@ class PretrainTargets:
         task: str,
         positive: str | list[str] | None,
     ) -> "PretrainTargets":
-        """Raises UserError when labels are asked for that a method does not take, or the other way round."""
+        """Raise UserError if a target is given to a method that uses none, or missing for one that needs it."""
         wants = catalog.takes(spec, "target_loss")
         if columns is None:
             if wants == "yes":
                 raise UserError(f"{method} learns from labels; name the column with target=…, one of {store.labels}")
             return cls(store, rows, None, {"target_loss": None} if wants == "maybe" else {})
         if wants == "no":
-            raise UserError(f"{method} learns from no labels; leave target out")
+            raise UserError(f"{method} does not learn from labels; leave out target")
         target = resolve_target(store, rows, columns, task, positive)
         y, known = target.read(store, rows)
         return cls(store, rows, target, {"target_loss": target.kind.target_loss(y[known], target.width)})
 
     def described(self) -> dict[str, Any] | None:
-        """For resolved.yaml: what decides the labels, so that a run does not go on with others."""
+        """Return what determines the labels, for resolved.yaml: a run is not continued with other labels."""
         if self.target is None:
             return None
         t = self.target
         return {"columns": [*t.columns], "task": t.task, "names": [*t.names], "positive": [*t.positive]}
 
     def rows_of(self, method: Method) -> np.ndarray | None:
-        """What `method.target` asks for, by row of the store; scans whose label is unknown get -1, or nan in numbers."""
+        """Return the targets that the method needs, by row of the store, or None.
+
+        Unknown labels are -1 for integers and nan for floats.
+        """
         if self.target is not None and method.target != "label":
-            raise UserError(f"{type(method).__name__} with these options learns from no labels; leave target out")
+            raise UserError(f"{type(method).__name__} with these options does not learn from labels; leave out target")
         if not method.target:
             return None
         if method.target in GROUPS:
             return np.unique(self.store.column(method.target).astype(str), return_inverse=True)[1].astype(np.int64)
         if method.target != "label" or self.target is None:
-            raise UserError(f"{type(method).__name__} asks for {method.target!r}, and there is none; see target=…")
+            raise UserError(f"{type(method).__name__} needs {method.target!r}, and there is none; give target=…")
         y, known = self.target.read(self.store, self.rows)
         y[~known] = -1 if y.dtype.kind == "i" else np.nan
         out = np.zeros((len(self.store), *y.shape[1:]), y.dtype)
