@@ -70,7 +70,7 @@ def test_what_it_wants_of_a_run_counts_unless_the_command_says_otherwise(inside)
     [
         (["method=upside_dwon.UpsideDown"], "cannot be imported"),
         (["method=upside_down.Upside"], "cannot be imported"),
-        (["method=upside_down.uniform"], "is no medssl.methods.base.Method"),
+        (["method=upside_down.uniform"], "is not a medssl.methods.base.Method"),
         (["method.chanse=0.2"], "has no option 'chanse'. Did you mean 'chance'"),
         (["stes=3"], "Did you mean 'steps'"),
         (["target=lesion"], "does not learn from labels"),

@@ -236,14 +236,14 @@ def test_stop_ends_the_run_and_says_so_again_when_asked_again(store, tmp_path):
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 20
 
 
-def test_rollback_hands_over_the_last_look_without_an_alarm(store, tmp_path, capsys):
+def test_rollback_exports_the_last_evaluation_without_a_collapse(store, tmp_path, capsys):
     """A temperature of 100 leaves a gradient and a loss at chance, which is said after 40 logged steps."""
     run = medssl.pretrain(
         store, tmp_path / "run", method_options={"temperature": 100.0}, steps=60, monitor_every=15, on_collapse="rollback",
         **SETTINGS,
     )  # fmt: skip
     assert [a["cause"] for a in alarms_of(run)] == ["chance"]
-    assert "Handed over as it was at step 30" in capsys.readouterr().err
+    assert "Exported the encoder of step 30" in capsys.readouterr().err
     encoder, config = medssl.load_encoder(run)
     kept = torch.load(run / "checkpoints/healthy.ckpt", weights_only=True)
     assert config.step == kept["step"] == 30
@@ -254,8 +254,8 @@ def test_rollback_hands_over_the_last_look_without_an_alarm(store, tmp_path, cap
     assert "do" not in rows[-1]
 
 
-def test_rollback_without_a_healthy_look_ends_with_words(store, tmp_path):
-    with pytest.raises(TrainingStopped, match="There was no healthy look before it"):
+def test_rollback_without_a_healthy_evaluation_explains_itself(store, tmp_path):
+    with pytest.raises(TrainingStopped, match="No evaluation before it was healthy"):
         medssl.pretrain(
             store, tmp_path / "run", augment="plain", steps=4, monitor_every=2, on_collapse="rollback", **SETTINGS
         )
