@@ -174,7 +174,7 @@ def test_the_section_of_a_report(made, found):
 def test_findings_beside_each_other_and_another_label_as_a_fact(made):
     _, store, run = made
     result = audit(run, store, "found", facts=["view", "tube"])
-    assert result["task"] == "labels"
+    assert result["task"] == "multilabel"
     assert of(result, "view")["metric"] == "macro AUROC"
     assert of(result, "view")["finding"] == "part"
     assert of(result, "tube")["finding"] == "none"
