@@ -26,6 +26,7 @@ from medssl.reporting import pictures, plots
 from medssl.reporting.conclusions import conclusions
 from medssl.reporting.embeddings import neighbours, read_embeddings
 from medssl.reporting.report import write_report
+from medssl.reporting.score_table import score_table
 from medssl.store.store import Store
 
 EVIL = "<script>alert('x')</script> & $x_1"
@@ -217,6 +218,22 @@ def test_every_number_in_the_score_tables_has_an_interval(page):
     assert values[0] == "0.912 [0.882, 0.932]"
     assert values[8] == "-0.112 [-0.150, -0.070]"
     assert values.count("–") == 2  # rows of the run itself have no difference
+
+
+def test_a_decision_curve_is_drawn_with_its_numbers(store):
+    points = [
+        {"threshold": t, "model": score(0.3 - t / 4, 0.1, 0.4), "treat_all": score((0.4 - t) / (1 - t), -1, 1)}
+        for t in (0.1, 0.2, 0.5)
+    ]
+    shown = score_table(make_table(store) | {"decision_curve": {"how": EVIL, "curve": points}})
+    assert "net benefit 0.275 at threshold 0.1, 0.333 if all are treated" in shown
+    assert "net benefit 0.175 at threshold 0.5, -0.200 if all are treated" in shown
+    assert "<script" not in shown
+    drawn = pixels(plots.decision_curve(points))
+    for colour in plots.COLOURS[:2]:
+        rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+        assert (np.abs(drawn - rgb).max(1) < 5).sum() > 100, colour
+    assert "Decision curve" not in score_table(make_table(store))
 
 
 def test_numbers_without_an_interval_say_so(run, store, tmp_path):

@@ -208,3 +208,31 @@ def reliability(curve: Sequence[Mapping[str, Any]]) -> bytes:
             if y["low"] is not None:
                 axes.plot([x, x], [y["low"], y["high"]], color=COLOURS[0], linewidth=0.8)
         return png_bytes(fig)
+
+
+def decision_curve(curve: Sequence[Mapping[str, Any]]) -> bytes:
+    """Draw the net benefit of a model with its interval, of treating all and of treating none, against the threshold. PNG.
+
+    Vickers & Elkin, 2006, https://doi.org/10.1177/0272989X06295361.
+    """
+    x, model, low, high, treat_all = (
+        np.array(column, float)
+        for column in zip(
+            *(
+                (p["threshold"], *(p["model"][k] for k in ("value", "low", "high")), p["treat_all"]["value"])
+                for p in curve
+            ),
+            strict=True,
+        )
+    )
+    with mpl.rc_context(STYLE):
+        fig = Figure(figsize=(WIDTH / 2, 3.0), layout="constrained")
+        axes = fig.add_subplot(xlabel="threshold probability", ylabel="net benefit")
+        axes.axhline(0, color=SOFT, linewidth=0.8, label="treat none")
+        axes.plot(x, treat_all, color=COLOURS[1], label="treat all")
+        axes.plot(x, model, color=COLOURS[0], label="model")
+        axes.fill_between(x, low, high, color=COLOURS[0], alpha=0.18, linewidth=0)
+        # treating all costs more and more at high thresholds, which would hide the rest
+        axes.set_ylim(min(0.0, np.nanmin(model)) - 0.05, max(0.0, np.nanmax(high), np.nanmax(treat_all)) + 0.05)
+        fig.legend(loc="outside upper right", ncols=3)
+        return png_bytes(fig)

@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from medssl.reporting.conclusions import Table, has_interval, is_ours, metrics
-from medssl.reporting.plots import Interval, forest, reliability
+from medssl.reporting.plots import Interval, decision_curve, forest, reliability
 from medssl.reporting.render import render
 
 
@@ -45,8 +45,8 @@ def score_table(table: Table) -> Markup:
 
 
 def clinical_use(table: Table) -> Markup:
-    """Return the operating point, calibration and subgroups of a table; empty where it has none."""
-    calibration = table.get("calibration")
+    """Return the operating point, calibration, decision curve and subgroups of a table; empty where it has none."""
+    calibration, decision = table.get("calibration"), table.get("decision_curve")
     return render(
         "clinical_use.html.j2",
         point=table.get("operating_point"),
@@ -54,6 +54,8 @@ def clinical_use(table: Table) -> Markup:
         calibration=calibration,
         scaled=_calibrated(calibration) if calibration else [],
         reliability=reliability(calibration["curve"]) if calibration else b"",
+        decision=decision,
+        net_benefit=decision_curve(decision["curve"]) if decision else b"",
         subgroups=table.get("subgroups", {}),
     )
 
