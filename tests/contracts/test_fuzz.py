@@ -186,9 +186,9 @@ def good(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory):
+def read_in_worker(tmp_path_factory):
     """Let a real worker read a file, and decode it if it is a slice: [(kind of answer, value), …]."""
-    folder = tmp_path_factory.mktemp("door")
+    folder = tmp_path_factory.mktemp("worker")
     (folder / "volumes").mkdir()
     init_message = {"key": "00" * 32, "intensity": "auto", "memory": 1 << 30, "out": str(folder)}
     with WorkerPool(1, init_message, timeout=20) as children:
@@ -225,9 +225,9 @@ NAMES = (
 @QUICK
 @given(what=damage())
 @example(what=[])
-def test_damage_is_read_or_refused(good, door, name, what):
+def test_damage_is_read_or_refused(good, read_in_worker, name, what):
     file = good(name)
-    said = door(damaged(file, what, elements(file) if name.endswith(".dcm") else ()), name)
+    said = read_in_worker(damaged(file, what, elements(file) if name.endswith(".dcm") else ()), name)
     assert said
     for kind, value in said:
         if kind == "death":

@@ -309,6 +309,15 @@ def test_a_store_keeps_its_settings(hospital, tmp_path, change):
         ingest(hospital / "pictures", tmp_path / "s", **{"key": secret(tmp_path / "key"), "workers": 1} | change)
 
 
+def test_a_damaged_ledger_is_reported(hospital, tmp_path):
+    make(hospital / "pictures", tmp_path / "s", tmp_path)
+    (tmp_path / "s" / "ledger.sqlite").write_bytes(b"damaged" * 1000)
+    with pytest.raises(UserError, match=r"ledger\.sqlite is damaged"):
+        make(hospital / "pictures", tmp_path / "s", tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["key", "s"]
+    Store.open(tmp_path / "s").verify()
+
+
 def test_two_at_once_are_refused(hospital, tmp_path):
     args = [sys.executable, "-c", CODE, hospital, tmp_path / "s", secret(tmp_path / "key")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "CI": "true"}

@@ -179,19 +179,19 @@ def dataset(**elements):
 
 
 def test_equal_birth_dates_link_no_patients_but_tell_two_of_one_id_apart():
-    def birth_date_hash(**elements):
+    def birth_hash(**elements):
         return identify(dataset(**elements), ALIAS, "a")["birth_date_hash"]
 
-    assert birth_date_hash(PatientID="P0", PatientBirthDate="19570203") != birth_date_hash(
+    assert birth_hash(PatientID="P0", PatientBirthDate="19570203") != birth_hash(
         PatientID="P1", PatientBirthDate="19570203"
     )
-    assert birth_date_hash(PatientID="P0", PatientBirthDate="19570203") == birth_date_hash(
+    assert birth_hash(PatientID="P0", PatientBirthDate="19570203") == birth_hash(
         PatientID="P0 ", PatientBirthDate="19570203"
     )
-    assert birth_date_hash(PatientID="P0", PatientBirthDate="19570203") != birth_date_hash(
+    assert birth_hash(PatientID="P0", PatientBirthDate="19570203") != birth_hash(
         PatientID="P0", PatientBirthDate="19570204"
     )
-    assert birth_date_hash(PatientID="ANON", PatientBirthDate="19570203") == ""
+    assert birth_hash(PatientID="ANON", PatientBirthDate="19570203") == ""
 
 
 def test_a_birth_date_hash_is_dropped_with_its_patient(tmp_path):

@@ -38,7 +38,7 @@ def build_store(options: IngestOptions) -> Store:
     settings = {"readers": VERSION, "recipe": options.intensity, "key_id": pseudonyms.key_id}
     with StagedStore(options.out) as staged:
         try:
-            old = None if options.overwrite else _open_old(options.out, settings)
+            old = None if options.overwrite else _open_old(options, pseudonyms.key_id)
             before = {} if old is None else _split_of(old)
             with _begin(staged, old, settings, options.overwrite) as ledger:
                 pipeline = IngestPipeline(ledger, staged, pseudonyms)
@@ -53,6 +53,9 @@ def build_store(options: IngestOptions) -> Store:
                 store, staged.keep = old, False
         except sqlite3.OperationalError as e:
             raise UserError(f"cannot write {staged.folder}: {e}; free some space and run the same command again") from e
+        except sqlite3.DatabaseError as e:
+            path = options.out / "ledger.sqlite"
+            raise UserError(f"{path} is damaged; make the store again with overwrite=true") from e
     changed = None if old is None else changes(before, _split_of(store), unread, gone)
     store.summary = summary(store, manifest.report, options.key, changed)
     return store
@@ -94,27 +97,19 @@ def _read(options: IngestOptions, pipeline: IngestPipeline, sidecars: Sidecars |
     return manifest
 
 
-def _open_old(out: Path, settings: dict[str, str]) -> Store | None:
+def _open_old(options: IngestOptions, key_id: str) -> Store | None:
     """Return the store to update, None if there is none. Raises UserError if it was made with other settings."""
+    out = options.out
     if not out.exists():
         return None
     store = Store.open(out, quarantined=True)
-    path = out / "ledger.sqlite"
-    if not path.exists():
+    if not (out / "ledger.sqlite").exists():
         raise UserError(
             f"{out} is final (it has no ledger) and cannot be updated; choose another out=, or overwrite=true"
         )
-    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-    try:
-        before = dict(db.execute("SELECT name, value FROM meta").fetchall())
-    except sqlite3.DatabaseError:
-        raise UserError(f"{path} is damaged; make the store again with overwrite=true") from None
-    finally:
-        db.close()
-    if before.get("key_id") != settings["key_id"]:
+    if store.info["key_id"] != key_id:
         raise UserError(f"{out} was made with another key; give that key, or make the store again with overwrite=true")
-    if before.get("recipe") != settings["recipe"]:
-        was = before.get("recipe")
+    if (was := store.info["recipe"]) != options.intensity:
         raise UserError(f"{out} was made with intensity={was}; keep that, or make the store again with overwrite=true")
     return store
 
