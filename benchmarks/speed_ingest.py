@@ -45,13 +45,13 @@ def contestants(pseudonyms: Pseudonyms) -> dict[str, Callable[[Path], object]]:
 
     def ours(path: Path) -> object:
         with path.open("rb") as stream:
-            found = reader.read(stream, path.name, pseudonyms, path.name)
+            found = reader.read(stream, path.name, pseudonyms)
             assert isinstance(found, Slice)
             return reader.decode(stream, found.frame)
 
     def facts_only(path: Path) -> object:
         with path.open("rb") as stream:
-            return reader.read(stream, path.name, pseudonyms, path.name)
+            return reader.read(stream, path.name, pseudonyms)
 
     def hounsfield(path: Path) -> object:
         ds = pydicom.dcmread(path)

@@ -260,5 +260,5 @@ def test_a_changed_pixel_changes_nothing_else(good, at, value):
 
 
 def _values(file: bytes) -> np.ndarray:
-    found = reader.read(io.BytesIO(file), "x", PSEUDONYMS, "f")
+    found = reader.read(io.BytesIO(file), "x", PSEUDONYMS)
     return reader.decode(io.BytesIO(file), found.frame).values[0].copy()

@@ -16,6 +16,33 @@ from medssl.readers.reject_codes import CODES
 from medssl.readers.scan import Scan, Unreadable
 
 PSEUDONYMS = Pseudonyms(bytes(32))
+# Offset and `struct` format of the header fields named in `encoded`, in this order.
+NIFTI1 = {
+    40: "8h",
+    70: "h",
+    72: "h",
+    76: "8f",
+    108: "f",
+    112: "2f",
+    123: "b",
+    252: "2h",
+    256: "6f",
+    280: "12f",
+    68: "h",
+}
+NIFTI2 = {
+    16: "8q",
+    12: "h",
+    14: "h",
+    104: "8d",
+    168: "q",
+    176: "2d",
+    500: "i",
+    344: "2i",
+    352: "6d",
+    400: "12d",
+    504: "i",
+}
 VOXELS = np.random.default_rng(0).integers(-900, 900, (4, 5, 6)).astype(np.int16)
 
 
@@ -25,7 +52,7 @@ def encoded(array, affine=None, kind=nibabel.Nifti1Image, **fields):
     image.header.set_xyzt_units("mm")
     data = bytearray(image.to_bytes())
     order = image.header.endianness
-    places = nifti.NIFTI2 if kind is nibabel.Nifti2Image else nifti.NIFTI1
+    places = NIFTI2 if kind is nibabel.Nifti2Image else NIFTI1
     names = "dim datatype bitpix pixdim offset scaling units codes quaternion srow intent".split()  # noqa: SIM905
     for field, values in fields.items():
         at, how = list(places.items())[names.index(field)]

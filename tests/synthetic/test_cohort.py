@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from medssl.errors import UserError
-from medssl.readers.dicom import reader
+from medssl.readers import formats
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Unreadable
-from medssl.readers.walk import open_file, sniff, walk
+from medssl.readers.walk import open_file, walk
 from medssl.synthetic.cohort import BROKEN, LUNG, NODULE, SCANNERS, draw, outlines, person, planted, write_cohort
 
 PATIENTS, SIZE = 16, 48
@@ -31,9 +31,7 @@ def ingested(cohort):
             continue
         with open_file(file) as stream:
             try:
-                if sniff(stream) != "dicom":
-                    raise Unreadable("NOT_A_SCAN", "")
-                scans += reader.read(stream, file.name, Pseudonyms(b"k" * 32), file.name)
+                scans += formats.read(stream, file.name, Pseudonyms(b"k" * 32))
             except Unreadable as why:
                 rejects[file.name] = why.code
     return scans, rejects

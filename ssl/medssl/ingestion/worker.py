@@ -16,17 +16,15 @@ from typing import Any, BinaryIO
 from medssl.errors import UserError
 from medssl.files import atomic
 from medssl.ingestion.worker_pool import Message, limit_resources, receive, send
-from medssl.readers import image, nifti, npz
+from medssl.readers import formats
 from medssl.readers.dicom import reader
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.quiet import silenced
 from medssl.readers.scan import Scan, Slice, Unreadable
 from medssl.readers.values import is_label_name
-from medssl.readers.walk import File, open_file, sniff
+from medssl.readers.walk import File, open_file
 from medssl.store.chunks import pack
 from medssl.store.schema import manifest_row, prepare_array
-
-READERS = {"nifti": nifti.read, "image": image.read, "npz": npz.read}
 
 
 class Worker:
@@ -58,20 +56,10 @@ class Worker:
     def _read(self, file: File, file_id: str) -> None:
         try:
             with open_file(file) as stream:
-                kind = sniff(stream)
-                if kind == "dicom":
-                    found = reader.read(stream, file.name, self.pseudonyms, file_id)
-                    if isinstance(found, Slice):
-                        self._send({"slice": found.as_dict()})
-                        return
-                elif kind in READERS:
-                    found = READERS[kind](stream, file.name, self.pseudonyms)
-                elif kind == "zip":
-                    raise Unreadable("ARCHIVE", "a zip archive; archives=true opens it")
-                elif file.name.lower().endswith((".nii", ".nii.gz", ".hdr")):
-                    raise Unreadable("BAD_HEADER", "the name is that of a NIfTI file, the content is not")
-                else:
-                    raise Unreadable("NOT_A_SCAN", "neither DICOM, NIfTI, PNG, JPEG, TIFF nor an archive of images")
+                found = formats.read(stream, file.name, self.pseudonyms)
+                if isinstance(found, Slice):
+                    self._send({"slice": replace(found, file=file_id).as_dict()})
+                    return
                 for scan, name in found:
                     self._scan(scan, name.removeprefix(file.name), may_be_empty=is_label_name(file.name))
         except BaseException as e:

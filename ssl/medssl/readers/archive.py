@@ -1,81 +1,79 @@
-"""Zip archives of scans, read where they lie: nothing is unpacked under a name that the archive chose.
+"""Members of zip archives, read in place: nothing is extracted to disk under a name taken from the archive.
 
-The layout is PKWARE's APPNOTE.TXT 6.3, section 4.3; the parts that scans come in: one file, stored or deflated, zip64.
-`zipfile` makes an object of every member before it can be asked how many there are, does so again for every member that
-is opened, and refuses a whole archive for one name in another code page; it is the reference in the tests instead.
+`zipfile` decodes the archive; everything that could do harm is checked before it allocates memory.
 """
 
 import io
 import os
 import re
+import shutil
 import stat
 import struct
 import tempfile
 import unicodedata
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import BinaryIO, NamedTuple
 
 from medssl.readers.scan import Unreadable
 
 MEMBERS = 10**6
-DIRECTORY = 1 << 28  # bytes of the list of members; a million of them with long names
-TOTAL = 1 << 42  # bytes, unpacked
-LARGEST = 1 << 33  # bytes of one member, unpacked
-RATIO = 200  # deflate cannot pass 1032; a label map reaches some hundred, an image never
-SMALL = 1 << 20  # what packs into less may have any ratio: it cannot do harm
-IN_MEMORY = 1 << 28  # bytes of a member that is not put on disk
+DIRECTORY = 1 << 28  # bytes of the central directory
+TOTAL = 1 << 42  # bytes of all members, uncompressed
+LARGEST = 1 << 33  # bytes of one member, uncompressed
+RATIO = 200  # deflate reaches up to 1032; label maps reach some hundred, images never
+SMALL = 1 << 20  # bytes; smaller compressed members may have any ratio
+IN_MEMORY = 1 << 28  # bytes; larger members are extracted to an unnamed temporary file
 STEP = 1 << 20
 
-STORED, DEFLATED = 0, 8
-ENCRYPTED = 1 | 1 << 6 | 1 << 13  # general purpose bits 0, 6, 13
+ENCRYPTED = 1 | 1 << 6 | 1 << 13  # general purpose flags 0, 6, 13
 UTF8 = 1 << 11
-END, END64, LOCATOR64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sQ2H2I4Q"), struct.Struct("<4sIQI")
-ENTRY, LOCAL = struct.Struct("<4s6H3I5H2I"), struct.Struct("<4s5H3I2H")
-PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"BZh", b"\xfd7zXZ\0")
+END, END64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sQ2H2I4Q20x")  # END64 includes the locator after it
+LOCAL = struct.Struct("<26x2H")  # lengths of name and extra field in a local header
+ZIP = b"PK\x03\x04"
+ARCHIVES = (ZIP, b"PK\x05\x06", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"BZh", b"\xfd7zXZ\0")
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
 
 
 class Member(NamedTuple):
-    """One file in an archive: its path there, NFC with "/", and its bytes once unpacked."""
+    """A file in an archive: its path there (NFC, with "/") and its uncompressed size in bytes."""
 
     name: str
     size: int
 
 
 def members(archive: str | BinaryIO) -> Iterator[Member]:
-    """The files of a zip archive, each name once, in the order of its directory. Whether one can be used, `open_member` says.
+    """Yield the files of a zip archive, each name once, in the order of the directory. They may still be unreadable.
 
     Raises:
-        Unreadable: CANNOT_OPEN; BAD_ARCHIVE: damaged, incomplete, not a zip, or larger than an archive of scans can be.
+        Unreadable: CANNOT_OPEN; BAD_ARCHIVE if it is damaged, incomplete, not a zip file, or unreasonably large.
     """
-    with _opened(archive) as stream:
-        directory = _directory(stream)
-    for name, at in directory.where.items():
-        yield Member(name, _entry(directory.data, abs(at))[0].size)
+    with _opened(archive) as found:
+        for name, entries in found.entries.items():
+            yield Member(name, entries[-1].file_size)
 
 
 def open_member(archive: str | BinaryIO, name: str) -> BinaryIO:
-    """A member unpacked and checked to its last byte: in memory, or when large in a temporary file that has no name.
+    """Return a member, extracted and validated to its last byte: in memory, or in an unnamed file if it is large.
 
     Raises:
-        Unreadable: CANNOT_OPEN; NOT_A_FILE for a link; TOO_LARGE for a bomb; BAD_ARCHIVE when the member is damaged,
-            encrypted, packed in an unusual way, an archive itself, named like no file below a folder, or not alone
-            under its name.
+        Unreadable: CANNOT_OPEN; NOT_A_FILE for a link; TOO_LARGE for a zip bomb; BAD_ARCHIVE if the member is damaged,
+            encrypted, compressed with an unsupported method, an archive itself, has an unsafe path, or shares its name.
     """
-    with _opened(archive) as stream:
-        directory = _directory(stream)
-        at = directory.where.get(name)
-        if at is None:
-            raise Unreadable("CANNOT_OPEN", "the archive does not have this member any more")
-        entry, _ = _entry(directory.data, abs(at))
-        _refuse(entry, name, alone=at > 0)
-        sink: BinaryIO = io.BytesIO()
-        if entry.size > IN_MEMORY:
-            sink = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
+    with _opened(archive) as found:
+        entries = found.entries.get(name)
+        if entries is None:
+            raise Unreadable("CANNOT_OPEN", "the member is no longer in the archive")
+        _check(entries, name)
+        size = entries[0].file_size
+        sink: BinaryIO = tempfile.TemporaryFile() if size > IN_MEMORY else io.BytesIO()  # noqa: SIM115
         try:
-            _unpack(stream, directory, entry, sink)
+            shutil.copyfileobj(found.open(entries[0]), sink, STEP)
+            if sink.tell() != size:
+                raise Unreadable("BAD_ARCHIVE", "a member is damaged")
             sink.seek(0)
             if is_archive(sink.read(512)):
                 raise Unreadable("BAD_ARCHIVE", "an archive inside an archive")
@@ -87,149 +85,106 @@ def open_member(archive: str | BinaryIO, name: str) -> BinaryIO:
 
 
 def is_archive(head: bytes) -> bool:
-    """Whether a file with these first 512 bytes is an archive: zip, tar, tar.gz, 7z, rar, bzip2 or xz. An npz file or a
-    gzipped image is none.
+    """Return whether a file with these first 512 bytes is an archive: zip, tar, tar.gz, 7z, rar, bzip2 or xz.
+
+    npz files and gzipped images are not.
     """
-    if head[128:132] == b"DICM" or (head[:4] == PACKED[0] and b".npy" in head[30:200]):
+    if head[128:132] == b"DICM" or is_npz(head):
         return False
     if head[:2] == b"\x1f\x8b":
         try:
             head = zlib.decompressobj(wbits=31).decompress(head, 512)
         except zlib.error:
             return False
-    return head.startswith(PACKED) or head[257:262] == b"ustar"
+    return head.startswith(ARCHIVES) or head[257:262] == b"ustar"
 
 
-class _Entry(NamedTuple):
-    """What the directory says of one member."""
-
-    raw: bytes  # the name as written
-    flags: int
-    method: int
-    crc: int
-    packed: int
-    size: int
-    mode: int  # of Unix, or 0
-    offset: int
-    extra: bytes
+def is_zip(head: bytes) -> bool:
+    """Return whether a file with these first bytes is a zip archive that is neither npz nor DICOM."""
+    return head.startswith(ZIP) and is_archive(head)
 
 
-@dataclass
-class _Directory:
-    """Of an archive: `where` has for each name the place of its entry in `data`, negative when several share the name."""
-
-    data: bytes
-    base: int  # of the file, what offsets count from
-    end: int  # of all members: the byte at which the directory begins
-    where: dict[str, int]
+def is_npz(head: bytes) -> bool:
+    """Return whether a file with these first bytes is a zip archive of NumPy arrays."""
+    return head.startswith(ZIP) and b".npy" in head[30:200]
 
 
-_last: dict[tuple[int, ...], _Directory] = {}  # of the archive read last: its members are opened one after another
+class _Archive:
+    """An open archive and its entries by name. Several entries may have the same name."""
+
+    def __init__(self, stream: BinaryIO):
+        size = _check_directory(stream)
+        try:
+            infos = zipfile.ZipFile(stream).infolist()
+        except DAMAGE:
+            raise Unreadable("BAD_ARCHIVE", "the list of members is damaged") from None
+        if sum(i.compress_size for i in infos) > size:
+            raise Unreadable("BAD_ARCHIVE", "members overlap")
+        total = sum(i.file_size for i in infos)
+        if total > TOTAL or _is_bomb(total, size):
+            raise Unreadable("BAD_ARCHIVE", "it unpacks to far more than its size; it may be a zip bomb")
+        raw = [i.orig_filename.encode("utf-8" if i.flag_bits & UTF8 else "cp437") for i in infos]
+        all_utf8 = all(map(_is_utf8, raw))
+        self.entries: dict[str, list[zipfile.ZipInfo]] = {}
+        for info, written in zip(infos, raw, strict=True):
+            name = _name(info, written, all_utf8)
+            if not name.endswith("/"):
+                self.entries.setdefault(name, []).append(info)
+        self.stream = stream
+
+    def open(self, entry: zipfile.ZipInfo) -> zipfile.ZipExtFile:
+        """Return a stream of a member. `ZipFile.open` would refuse a member whose local header encodes its name otherwise."""
+        self.stream.seek(entry.header_offset)
+        head = self.stream.read(LOCAL.size)
+        if not head.startswith(ZIP) or len(head) < LOCAL.size:
+            raise Unreadable("BAD_ARCHIVE", "a member is not where the list says")
+        self.stream.seek(sum(LOCAL.unpack(head)), io.SEEK_CUR)
+        return zipfile.ZipExtFile(self.stream, "r", entry)
 
 
 @contextmanager
-def _opened(archive: str | BinaryIO) -> Iterator[BinaryIO]:
+def _opened(archive: str | BinaryIO) -> Iterator[_Archive]:
     try:
         if isinstance(archive, str):
-            with open(archive, "rb") as stream:
-                yield stream
+            info = os.stat(archive)
+            yield _cached(archive, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
         else:
-            yield archive
+            yield _Archive(archive)
+    except DAMAGE:
+        raise Unreadable("BAD_ARCHIVE", "a member is damaged") from None
     except OSError:
-        raise Unreadable("CANNOT_OPEN", "the archive cannot be read, or there is no room to unpack it") from None
+        raise Unreadable("CANNOT_OPEN", "the archive cannot be read, or there is no room to extract it") from None
 
 
-def _directory(stream: BinaryIO) -> _Directory:
-    try:
-        info = os.fstat(stream.fileno())
-    except OSError:  # a stream in memory
-        return _read_directory(stream)
-    key = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
-    if key not in _last:
-        _last.clear()
-        _last[key] = _read_directory(stream)
-    return _last[key]
+@lru_cache(maxsize=1)
+def _cached(path: str, *_: int) -> _Archive:
+    """Return the archive; the last one stays open, since its members are read one after another."""
+    return _Archive(open(path, "rb"))
 
 
-def _read_directory(stream: BinaryIO) -> _Directory:
+def _check_directory(stream: BinaryIO) -> int:
+    """Return the size of the file, after checking that its central directory is complete and not too large.
+
+    `zipfile` makes an object per entry of the directory, whatever number of entries is stated.
+    """
     size = stream.seek(0, io.SEEK_END)
-    tail = _at(stream, max(size - (1 << 16) - END.size - END64.size - LOCATOR64.size, 0), size)
+    start = stream.seek(max(size - (1 << 16) - END.size - END64.size, 0))
+    tail = stream.read()
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or at + END.size > len(tail):
-        raise Unreadable("BAD_ARCHIVE", "no end of a zip archive: cut off, one part of several, or no zip archive")
+        raise Unreadable("BAD_ARCHIVE", "no end of a zip archive: truncated, one part of several, or not a zip file")
     _, disk, first, here, count, length, offset, _ = END.unpack_from(tail, at)
-    stop = size - len(tail) + at
-    before = at - LOCATOR64.size - END64.size
-    if (
-        before >= 0
-        and tail[at - LOCATOR64.size :].startswith(b"PK\x06\x07")
-        and tail[before:].startswith(b"PK\x06\x06")
-    ):
-        _, _, _, _, disk, first, here, count, length, offset = END64.unpack_from(tail, before)
-        stop -= LOCATOR64.size + END64.size
+    if tail[: at - 16].endswith(b"PK\x06\x07") and tail[at - END64.size :].startswith(b"PK\x06\x06"):
+        at -= END64.size
+        _, _, _, _, disk, first, here, count, length, offset = END64.unpack_from(tail, at)
     if disk or first or here != count:
         raise Unreadable("BAD_ARCHIVE", "one part of an archive in several files")
-    if count > MEMBERS or length > DIRECTORY:
-        raise Unreadable("BAD_ARCHIVE", f"more than {MEMBERS} members")
-    base = stop - length - offset  # more than 0 when something stands before the archive, a program that unpacks it
-    if base < 0:
+    if length + offset > start + at:
         raise Unreadable("BAD_ARCHIVE", "the list of members does not lie in the file")
-    data = _at(stream, stop - length, stop)
-    return _Directory(data, base, stop - length, _where(data, count, size))
-
-
-def _where(data: bytes, count: int, size: int) -> dict[str, int]:
-    """Name -> place of its entry, after a look at all entries; places count from 1 so that the first has a sign."""
-    total = packed = at = 0
-    one_page = True  # all names are UTF-8
-    for _ in range(count):
-        entry, at = _entry(data, at + 1)
-        total, packed = total + entry.size, packed + entry.packed
-        one_page = one_page and _is_utf8(entry.raw)
-    if packed > size:
-        raise Unreadable("BAD_ARCHIVE", "members overlap")
-    if total > TOTAL or _is_bomb(total, size):
-        raise Unreadable("BAD_ARCHIVE", "it unpacks to far more than it holds; it may be a bomb")
-    where: dict[str, int] = {}
-    at = 0
-    for _ in range(count):
-        place = at + 1
-        entry, at = _entry(data, place)
-        name = _name(entry, one_page)
-        if not name.endswith("/"):
-            where[name] = -abs(where[name]) if name in where else place
-    return where
-
-
-def _entry(data: bytes, place: int) -> tuple[_Entry, int]:
-    """The entry at `place` (counted from 1) and where the next one begins (counted from 0)."""
-    at = place - 1
-    if data[at : at + 4] != b"PK\x01\x02" or at + ENTRY.size > len(data):
-        raise Unreadable("BAD_ARCHIVE", "the list of members is damaged")
-    fields = ENTRY.unpack_from(data, at)
-    _, made, _, flags, method, _, _, crc, packed, size, n_name, n_extra, n_comment, _, _, attributes, offset = fields
-    start = at + ENTRY.size
-    extra = data[start + n_name : start + n_name + n_extra]
-    if 0xFFFFFFFF in {packed, size, offset}:
-        wide = _field(extra, 1)  # APPNOTE 4.5.3: those of the three that do not fit, in this order
-        if len(wide) < 8 * (size, packed, offset).count(0xFFFFFFFF):
-            raise Unreadable("BAD_ARCHIVE", "a member without its size")
-        words = iter(struct.unpack(f"<{len(wide) // 8}Q", wide[: len(wide) // 8 * 8]))
-        size, packed, offset = [next(words) if v == 0xFFFFFFFF else v for v in (size, packed, offset)]
-    mode = attributes >> 16 if made >> 8 == 3 else 0
-    raw = data[start : start + n_name]
-    found = _Entry(raw, flags, method, crc, packed, size, mode, offset, extra)
-    return found, start + n_name + n_extra + n_comment
-
-
-def _field(extra: bytes, wanted: int) -> bytes:
-    """An extra field by its number (APPNOTE 4.5), b"" when it is absent."""
-    while len(extra) >= 4:
-        number, length = struct.unpack_from("<2H", extra)
-        if number == wanted:
-            return extra[4 : 4 + length]
-        extra = extra[4 + length :]
-    return b""
+    stream.seek(start + at - length)
+    if length > DIRECTORY or stream.read(length).count(b"PK\x01\x02") > MEMBERS:
+        raise Unreadable("BAD_ARCHIVE", f"more than {MEMBERS} members")
+    return size
 
 
 def _is_utf8(raw: bytes) -> bool:
@@ -240,83 +195,51 @@ def _is_utf8(raw: bytes) -> bool:
     return True
 
 
-def _name(entry: _Entry, one_page: bool) -> str:
-    """UTF-8 where the entry says so, or carries a copy in it (APPNOTE 4.6.9), or where all names can be read so, as
-    macOS and Linux write them; else CP949, as Korean Windows does; else CP437, which takes any bytes.
+def _name(info: zipfile.ZipInfo, raw: bytes, all_utf8: bool) -> str:
+    """Return the path of a member.
+
+    UTF-8 if flagged, if a UTF-8 copy is attached (APPNOTE.TXT 4.6.9), or if all names of the archive are valid UTF-8,
+    as macOS and Linux write them; otherwise CP949, as Korean Windows does; otherwise CP437.
     """
-    copy = _field(entry.extra, 0x7075)
-    if len(copy) > 5 and copy[1:5] == zlib.crc32(entry.raw).to_bytes(4, "little") and _is_utf8(copy[5:]):
+    copy = _extra_field(info.extra, 0x7075)
+    if len(copy) > 5 and copy[1:5] == zlib.crc32(raw).to_bytes(4, "little") and _is_utf8(copy[5:]):
         name = copy[5:].decode()
-    elif (entry.flags & UTF8 or one_page) and _is_utf8(entry.raw):
-        name = entry.raw.decode()
+    elif info.flag_bits & UTF8 or all_utf8:
+        name = raw.decode()
     else:
         try:
-            name = entry.raw.decode("cp949")
+            name = raw.decode("cp949")
         except UnicodeDecodeError:
-            name = entry.raw.decode("cp437")
+            name = raw.decode("cp437")
     return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
+def _extra_field(extra: bytes, wanted: int) -> bytes:
+    """Return an extra field by its number (APPNOTE.TXT 4.5), b"" if it is absent."""
+    while len(extra) >= 4:
+        number, length = struct.unpack_from("<2H", extra)
+        if number == wanted:
+            return extra[4 : 4 + length]
+        extra = extra[4 + length :]
+    return b""
 
 
 def _is_bomb(unpacked: int, packed: int) -> bool:
     return unpacked > RATIO * max(packed, SMALL)
 
 
-def _refuse(entry: _Entry, name: str, alone: bool) -> None:
-    """Raises Unreadable for a member that is not to be unpacked."""
-    if not alone:
+def _check(entries: list[zipfile.ZipInfo], name: str) -> None:
+    """Raise Unreadable if a member must not be extracted."""
+    if len(entries) > 1:
         raise Unreadable("BAD_ARCHIVE", "several members have the same name")
+    entry = entries[0]
     if not name or name[0] == "/" or "\0" in name or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
-        raise Unreadable("BAD_ARCHIVE", "a member whose name leads out of the archive")
-    if stat.S_IFMT(entry.mode) not in {0, stat.S_IFREG}:
+        raise Unreadable("BAD_ARCHIVE", "the path of a member leads out of the archive")
+    if entry.create_system == 3 and stat.S_IFMT(entry.external_attr >> 16) not in {0, stat.S_IFREG}:
         raise Unreadable("NOT_A_FILE", "a link, a pipe or a device in an archive")
-    if entry.flags & ENCRYPTED:
+    if entry.flag_bits & ENCRYPTED:
         raise Unreadable("BAD_ARCHIVE", "encrypted")
-    if entry.method not in {STORED, DEFLATED}:
-        raise Unreadable("BAD_ARCHIVE", "packed in a way that is not read; stored and deflated members are")
-    if entry.size > LARGEST or _is_bomb(entry.size, entry.packed):
-        raise Unreadable("TOO_LARGE", "a member unpacks to far more than it holds; it may be a bomb")
-
-
-def _unpack(stream: BinaryIO, directory: _Directory, entry: _Entry, sink: BinaryIO) -> None:
-    """Writes a member to `sink`: never more bytes than its entry says, and with their checksum."""
-    at = directory.base + entry.offset
-    head = _at(stream, at, at + LOCAL.size) if at + LOCAL.size <= directory.end else b""
-    if len(head) < LOCAL.size or head[:4] != b"PK\x03\x04":
-        raise Unreadable("BAD_ARCHIVE", "a member is not where the list says")
-    n_name, n_extra = LOCAL.unpack(head)[-2:]
-    at += LOCAL.size + n_name + n_extra
-    if at + entry.packed > directory.end:
-        raise Unreadable("BAD_ARCHIVE", "a member reaches beyond the end of the archive")
-    stream.seek(at)
-    done = crc = 0
-    for out in _pieces(stream, entry):
-        done, crc = done + len(out), zlib.crc32(out, crc)
-        if done > entry.size:
-            raise Unreadable("BAD_ARCHIVE", "a member is longer than the list says")
-        sink.write(out)
-    if done != entry.size or crc != entry.crc:
-        raise Unreadable("BAD_ARCHIVE", "a member is damaged")
-
-
-def _pieces(stream: BinaryIO, entry: _Entry) -> Iterator[bytes]:
-    """A member's bytes from where `stream` stands, unpacked, at most STEP at a time."""
-    engine = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
-    left = entry.packed
-    while left and (piece := stream.read(min(left, STEP))):
-        left -= len(piece)
-        if entry.method == STORED:
-            yield piece
-            continue
-        try:
-            while piece:
-                yield engine.decompress(piece, STEP)
-                piece = engine.unconsumed_tail
-        except zlib.error:
-            raise Unreadable("BAD_ARCHIVE", "a member is damaged") from None
-    if entry.method == DEFLATED:
-        yield engine.flush()  # at most what the last few bits stand for
-
-
-def _at(stream: BinaryIO, start: int, stop: int) -> bytes:
-    stream.seek(start)
-    return stream.read(stop - start)
+    if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise Unreadable("BAD_ARCHIVE", "the compression method is not supported; store or deflate the member")
+    if entry.file_size > LARGEST or _is_bomb(entry.file_size, entry.compress_size):
+        raise Unreadable("TOO_LARGE", "a member unpacks to far more than its size; it may be a zip bomb")

@@ -1,8 +1,8 @@
-"""PNG, JPEG and TIFF files to scans, with Pillow alone: it refuses bombs and damage where faster decoders crash.
+"""PNG, JPEG and TIFF files to scans, with Pillow, which refuses damaged files that crash faster decoders.
 
-Colour follows one table: palettes are expanded, alpha is dropped, CMYK becomes RGB, grey stored as colour becomes one
-channel, 16-bit grey stays 16-bit, and what Pillow would cut or turn silently is refused or recorded. The resolution that
-such files state (pHYs, DPI) is that of a printer or a screen: it is no spacing.
+Palettes are expanded, alpha is dropped, CMYK becomes RGB, grey stored as colour becomes one channel, and 16-bit grey
+stays 16-bit. Where Pillow would silently lose or misread data, the file is refused or the change is recorded. The
+resolution in such files (pHYs, DPI) is for printing, so there is no spacing.
 """
 
 from collections.abc import Iterator
@@ -19,24 +19,16 @@ from medssl.readers.scan import Scan, Unreadable
 from medssl.readers.values import FEW, few_integers, is_label_name, lossless, one_channel
 
 MAGIC = {"PNG": (b"\x89PNG\r\n\x1a\n",), "JPEG": (b"\xff\xd8\xff",), "TIFF": (b"II*\0", b"MM\0*")}
-MOST_PIXELS = 1 << 27  # three times the largest radiograph; below Pillow's own limit, which stays as it is
+MAX_PIXELS = 1 << 27  # three times the largest radiograph, and below Pillow's own limit
 ORIENTATION = 0x0112  # EXIF and TIFF
 SUBFILE, PHOTOMETRIC, SAMPLE_FORMAT = 254, 262, 339  # TIFF 6.0
-COPY_OF_ANOTHER = 0b101  # bits of SUBFILE: a reduced copy, a transparency mask
+DERIVED = 0b101  # bits of SUBFILE: reduced copy, transparency mask
 WHITE_IS_ZERO, SIGNED = 0, 2
-# How a Pillow mode becomes an array; None where np.asarray is right. Modes that are missing are refused.
-TABLE: dict[str, tuple[str | None, str]] = {
-    "L": (None, ""),
-    "I;16": (None, ""),
-    "I;16L": (None, ""),
-    "I;16B": (None, ""),
-    "I;16N": (None, ""),
-    "I": (None, ""),
-    "F": (None, ""),
-    "RGB": (None, ""),
+# Pillow mode -> mode to convert to (None: as is) and the processing step. Other modes are refused.
+MODES: dict[str, tuple[str | None, str]] = {
+    **dict.fromkeys(("L", "I;16", "I;16L", "I;16B", "I;16N", "I", "F", "RGB"), (None, "")),
+    **dict.fromkeys(("P", "PA"), ("RGB", "palette to RGB")),
     "1": ("L", "1 bit to 8"),
-    "P": ("RGB", "palette to RGB"),
-    "PA": ("RGB", "palette to RGB"),
     "LA": ("L", "alpha dropped"),
     "RGBA": ("RGB", "alpha dropped"),
     "CMYK": ("RGB", "CMYK to RGB"),
@@ -44,18 +36,27 @@ TABLE: dict[str, tuple[str | None, str]] = {
 }
 
 
-def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Iterator[tuple[Scan | Unreadable, str]]:
-    """The image as (1, H, W) or (3, H, W), upright; the pages of a TIFF file are `name#page/k`. No spacing is known.
+def is_image(head: bytes) -> bool:
+    """Return whether the first bytes of a file are PNG, JPEG or TIFF."""
+    return _kind(head) != ""
 
-    What looks like a label map is held.
+
+def _kind(head: bytes) -> str:
+    return next((k for k, starts in MAGIC.items() if head.startswith(starts)), "")
+
+
+def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Iterator[tuple[Scan | Unreadable, str]]:
+    """Yield the image as (1, H, W) or (3, H, W), upright; the pages of a TIFF file are `name#page/k`.
+
+    Probable label maps are quarantined.
 
     Raises:
         Unreadable: EMPTY, NOT_A_SCAN, BAD_HEADER, TRUNCATED, DECODE_FAILED, TOO_LARGE, UNSUPPORTED_PIXELS, NON_FINITE.
     """
     head = stream.read(8)
-    kind = next((k for k, starts in MAGIC.items() if head.startswith(starts)), "")
+    kind = _kind(head)
     if not kind:
-        raise Unreadable("NOT_A_SCAN" if head else "EMPTY", "neither PNG nor JPEG nor TIFF")
+        raise Unreadable("NOT_A_SCAN" if head else "EMPTY", "not PNG, JPEG or TIFF")
     with _guarded():
         pages = _pages(stream, kind)
     for k in pages:
@@ -80,17 +81,17 @@ def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Iterator[tuple[
 
 @contextmanager
 def _guarded() -> Iterator[None]:
-    """Whatever Pillow raises about a damaged file, as Unreadable; nothing it says is printed."""
+    """Turn Pillow's errors about damaged files into Unreadable, and suppress its messages."""
     try:
         with silenced():
             yield
     except (Unreadable, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise Unreadable("TOO_LARGE", "the image has more pixels than any scan") from None
+        raise Unreadable("TOO_LARGE", "the image has too many pixels") from None
     except UnidentifiedImageError:
         raise Unreadable("BAD_HEADER", "the header of the image is damaged or incomplete") from None
-    except Exception as e:  # the plugins let through whatever a broken file provokes
+    except Exception as e:  # plugins raise various errors on damaged files
         if isinstance(e, EOFError) or "truncated" in str(e).lower():
             raise Unreadable("TRUNCATED", "the file ends inside the image") from None
         raise Unreadable("DECODE_FAILED", f"the image is damaged ({type(e).__name__})") from None
@@ -102,38 +103,38 @@ def _open(stream: BinaryIO, kind: str) -> Image.Image:
 
 
 def _pages(stream: BinaryIO, kind: str) -> list[int]:
-    """The images of a file that are not copies of another. A JPEG's further pictures are previews of the first."""
+    """Return the indices of the images of a file, without reduced copies. Only the first image of a JPEG counts."""
     with _open(stream, kind) as opened:
         if kind == "PNG":
             if getattr(opened, "n_frames", 1) > 1:
-                raise Unreadable("UNSUPPORTED_PIXELS", "an animation, not an image")
-            opened.verify()  # checksums of all chunks, which decoding skips; the file must then be opened again
+                raise Unreadable("UNSUPPORTED_PIXELS", "an animation")
+            opened.verify()  # checks all checksums, which decoding skips; the file must be reopened afterwards
         if not isinstance(opened, TiffImageFile):
             return [0]
-        return [k for k in range(opened.n_frames) if not _tag(opened, k, SUBFILE) & COPY_OF_ANOTHER]
+        return [k for k in range(opened.n_frames) if not _tag(opened, k, SUBFILE) & DERIVED]
 
 
 def _tag(opened: TiffImageFile, page: int, number: int) -> int:
-    """A number from the directory of a TIFF page, 0 when it is absent."""
+    """Return an integer tag of a TIFF page, 0 if it is absent."""
     opened.seek(page)
     value = opened.tag_v2.get(number, 0)
     return int(value[0] if isinstance(value, tuple) else value)
 
 
 def _page(stream: BinaryIO, kind: str, k: int) -> tuple[np.ndarray, list[str]]:
-    """One image as (C, H, W), and what was done to it."""
+    """Return one image as (C, H, W) and the processing steps."""
     with _open(stream, kind) as opened:
         opened.seek(k)
-        if opened.width * opened.height > MOST_PIXELS:
+        if opened.width * opened.height > MAX_PIXELS:
             raise Unreadable("TOO_LARGE", f"an image of {opened.width} x {opened.height} pixels")
         mode, raw = opened.mode, _raw_mode(opened)
         inverted = _checked(opened, kind, k, raw)
         steps = ["EXIF orientation"] if opened.getexif().get(ORIENTATION, 1) not in {0, 1} else []
         opened.load()
         upright = ImageOps.exif_transpose(opened)
-    if mode not in TABLE:
-        raise Unreadable("UNSUPPORTED_PIXELS", f"images of mode {mode} are not read")
-    target, step = TABLE[mode]
+    if mode not in MODES:
+        raise Unreadable("UNSUPPORTED_PIXELS", f"images of mode {mode} are not supported")
+    target, step = MODES[mode]
     array = np.asarray(upright if target is None else upright.convert(target))
     array = np.ascontiguousarray(np.moveaxis(array, -1, 0)) if array.ndim == 3 else array[None].copy()
     steps += [step] if step else []
@@ -150,13 +151,13 @@ def _page(stream: BinaryIO, kind: str, k: int) -> tuple[np.ndarray, list[str]]:
 
 
 def _raw_mode(opened: Image.Image) -> str:
-    """How the pixels are stored, in Pillow's words ("RGB;16B"), "" where it does not say."""
+    """Return Pillow's name for the pixel encoding ("RGB;16B"), "" if there is none."""
     args = opened.tile[0].args if opened.tile else ""  # type: ignore[attr-defined]
     return str(args[0] if isinstance(args, tuple) and args else args or "")
 
 
 def _checked(opened: Image.Image, kind: str, k: int, raw: str) -> bool:
-    """Refuses what Pillow would read wrongly; True when 16-bit values must be inverted, which it forgets.
+    """Refuse what Pillow reads wrongly; return True if 16-bit values must still be inverted, which Pillow does not do.
 
     Raises:
         Unreadable: UNSUPPORTED_PIXELS.
@@ -164,7 +165,7 @@ def _checked(opened: Image.Image, kind: str, k: int, raw: str) -> bool:
     if raw == "LA;16B":
         raise Unreadable("UNSUPPORTED_PIXELS", "16-bit grey with transparency")
     if opened.mode == "CMYK" and kind == "JPEG" and "adobe" not in opened.info:
-        raise Unreadable("UNSUPPORTED_PIXELS", "a CMYK JPEG that does not say whether it is inverted")
+        raise Unreadable("UNSUPPORTED_PIXELS", "a CMYK JPEG that does not state whether it is inverted")
     if not isinstance(opened, TiffImageFile):
         return False
     if opened.mode == "L" and _tag(opened, k, SAMPLE_FORMAT) == SIGNED:

@@ -1,7 +1,6 @@
 """MedMNIST archives (https://medmnist.com): arrays train_images, train_labels, val_…, test_… in one npz file.
 
-Images are read one record at a time, so that an archive of any size needs little memory; before the first is handed
-out, every array has been read to its end, where zip keeps the checksum.
+Images are read one at a time to save memory, after every array has been read to its end to verify the checksum.
 """
 
 import math
@@ -19,17 +18,17 @@ from medssl.readers.scan import Scan, Unreadable
 from medssl.readers.values import lossless, one_channel
 
 SPLITS = ("train", "val", "test")
-MAX_RECORD = 1 << 31  # bytes of one image
-MAX_LABELS = 1 << 28  # bytes of one table of labels
-MOST_LABELS = 128  # numbers per image; more is a mask, not a label
+MAX_IMAGE = 1 << 31  # bytes of one image
+MAX_LABELS = 1 << 28  # bytes of the labels of a split
+MAX_LABEL_WIDTH = 128  # numbers per image; more means a mask
 MAX_HEADER = 1 << 12  # characters of an npy header
 CHUNK = 1 << 22
-DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, NotImplementedError)  # of a broken archive
+DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, NotImplementedError)
 
 
 @dataclass(frozen=True)
 class Array:
-    """One npy member: its name, and the shape, type and order of axes its header gives."""
+    """One npy member: its name, and the shape, type and memory order in its header."""
 
     member: str
     shape: tuple[int, ...]
@@ -38,17 +37,17 @@ class Array:
 
     @property
     def record(self) -> int:
-        """Bytes of one entry of the first axis."""
+        """Bytes per index of the first axis."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
 def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Iterator[tuple[Scan | Unreadable, str]]:
-    """Every record as `name#train/12`, in the order train, val, test. A record is its own patient and keeps its split.
+    """Yield every image as `name#train/12`, in the order train, val, test. Each image is its own patient.
 
-    Records: (H, W), (H, W, 3), (D, H, W) or (D, H, W, 3). One that cannot be stored does not stop the others.
+    Images: (H, W), (H, W, 3), (D, H, W) or (D, H, W, 3). An image that cannot be stored is yielded as Unreadable.
 
     Raises:
-        Unreadable: EMPTY, NOT_AN_IMAGE for another layout, TRUNCATED, BAD_HEADER, BAD_LENGTH, TOO_LARGE,
+        Unreadable: EMPTY, NOT_AN_IMAGE for other arrays, TRUNCATED, BAD_HEADER, BAD_LENGTH, TOO_LARGE,
             UNSUPPORTED_PIXELS.
     """
     if not stream.read(1):
@@ -78,43 +77,43 @@ def _guarded() -> Iterator[None]:
 
 
 def _part(archive: zipfile.ZipFile, split: str) -> tuple[Array, np.ndarray | None]:
-    """The images of a split, checked to their end, and its labels, (N,) or (N, K)."""
+    """Return the images of a split, verified, and its labels (N, K)."""
     images = _check(archive, f"{split}_images.npy")
     if len(images.shape) not in {3, 4, 5} or images.dtype.kind not in "iufb" or not all(images.shape[1:]):
-        raise Unreadable("UNSUPPORTED_PIXELS", f"{split}_images is no stack of images")
-    if max(images.record, images.record * images.shape[0] * images.fortran) > MAX_RECORD:
-        raise Unreadable("TOO_LARGE", f"an image of {split}_images is larger than any scan")
+        raise Unreadable("UNSUPPORTED_PIXELS", f"{split}_images is not a stack of images")
+    if max(images.record, images.record * images.shape[0] * images.fortran) > MAX_IMAGE:
+        raise Unreadable("TOO_LARGE", f"an image of {split}_images is too large")
     if f"{split}_labels.npy" not in archive.NameToInfo:
         return images, None
     found = _check(archive, f"{split}_labels.npy")
     wide = math.prod(found.shape[1:])
-    if found.shape[:1] != images.shape[:1] or found.dtype.kind not in "iub" or not 1 <= wide <= MOST_LABELS:
+    if found.shape[:1] != images.shape[:1] or found.dtype.kind not in "iub" or not 1 <= wide <= MAX_LABEL_WIDTH:
         raise Unreadable("UNSUPPORTED_PIXELS", f"{split}_labels are not one row of integers per image")
     if found.record * found.shape[0] > MAX_LABELS:
-        raise Unreadable("TOO_LARGE", f"{split}_labels are larger than any table of labels")
+        raise Unreadable("TOO_LARGE", f"{split}_labels are too large")
     return images, _whole(archive, found).reshape(found.shape[0], wide)
 
 
 def _check(archive: zipfile.ZipFile, member: str) -> Array:
-    """The header of a member whose bytes are exactly as many as it says, and undamaged.
+    """Return the header of a member, after checking its length and checksum.
 
     Raises:
         Unreadable: TRUNCATED, BAD_HEADER, BAD_LENGTH, UNSUPPORTED_PIXELS.
     """
     info = archive.NameToInfo[member]
     if info.flag_bits & 1 or info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-        raise Unreadable("UNSUPPORTED_PIXELS", "the archive is encrypted, or compressed as numpy never does")
+        raise Unreadable("UNSUPPORTED_PIXELS", "the archive is encrypted or uses an unsupported compression")
     with _guarded(), archive.open(info) as opened:
         array = _header(opened, member)
         if info.file_size != opened.tell() + array.record * array.shape[0]:
-            raise Unreadable("BAD_LENGTH", "an array is not as long as its header says")
+            raise Unreadable("BAD_LENGTH", "the length of an array contradicts its header")
         while opened.read(CHUNK):
             pass
     return array
 
 
 def _header(opened: IO[bytes], member: str) -> Array:
-    """Reads the header of an npy file (numpy.lib.format), evaluating nothing but literals."""
+    """Return the header of an npy file (numpy.lib.format). Only literals are evaluated."""
     version = np.lib.format.read_magic(opened)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
@@ -123,15 +122,15 @@ def _header(opened: IO[bytes], member: str) -> Array:
         shape, fortran, dtype = readers[version](opened, max_header_size=MAX_HEADER)
     except DAMAGE:
         raise
-    except Exception:  # whatever the tokenizer makes of bytes that are no header
-        raise Unreadable("BAD_HEADER", "the header of an array cannot be understood") from None
+    except Exception:  # the tokenizer raises various errors
+        raise Unreadable("BAD_HEADER", "the header of an array cannot be parsed") from None
     if dtype.hasobject or dtype.names or dtype.subdtype or not dtype.itemsize or not shape or min(shape) < 0:
-        raise Unreadable("UNSUPPORTED_PIXELS", "an array of something else than numbers")
+        raise Unreadable("UNSUPPORTED_PIXELS", "not an array of numbers")
     return Array(member, shape, dtype, fortran)
 
 
 def _records(archive: zipfile.ZipFile, images: Array) -> Iterator[np.ndarray]:
-    if images.fortran:  # records are interleaved, so all of them are needed
+    if images.fortran:  # images are interleaved in memory
         yield from _whole(archive, images)
         return
     with archive.open(images.member) as opened:

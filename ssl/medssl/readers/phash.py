@@ -1,8 +1,9 @@
-"""Perceptual hashes: 256 bits that stay close when an image is saved again, and differ between two scans.
+"""Perceptual hashes: 256 bits that are similar for a re-saved image and differ between scans.
 
-Measured on chest X-rays of 224 pixels, see benchmarks/quality_duplicates.py, at the 99th percentile: the same image saved as
-JPEG, resized or 10 % brighter is 10 bits away, after a gamma curve (0.7 or 1.4) 26, after a shift by two pixels 38. Of seven
-million pairs of two patients 3 were within 40 bits, 236 within 60. On images of 50 pixels a shift by one is already too far.
+On chest X-rays of 224 pixels (benchmarks/quality_duplicates.py), the 99th percentile of the distance is 10 bits for the
+same image saved as JPEG, resized or 10 % brighter, 26 after a gamma curve (0.7 or 1.4), 38 after a shift by two pixels. Of
+seven million pairs of different patients, 3 were within 40 bits and 236 within 60. On images of 50 pixels, a shift by one
+pixel already exceeds this.
 """
 
 from collections.abc import Sequence
@@ -11,22 +12,23 @@ from functools import lru_cache
 import numpy as np
 from scipy.fft import dctn
 
-SIDE = 64  # pixels of the small image
+SIDE = 64  # pixels of the thumbnail
 BAND = 16  # frequencies along each axis: 16 * 16 = 256 bits
-FLAT = 1e-3  # a small image that spreads less (standard deviation, of a range of 1) has no structure to hash
-BLANK = "0" * 64  # the hash of such an image: near nothing, not even another one
+FLAT = 1e-3  # standard deviation of a thumbnail (range 1) below which there is no structure to hash
+BLANK = "0" * 64  # hash of such an image; it counts as similar to nothing
 
 
 def phash(image: np.ndarray) -> str:
-    """The hash of an image, or of the middle slice of a volume, as 64 hex digits.
+    """Return the hash of an image, or of the middle slice of a volume, as 64 hex digits.
 
-    The lowest 16 x 16 frequencies (DCT-II) of a 64 x 64 small image, each against their median: Zauner, "Implementation and
-    benchmarking of perceptual image hash functions" (2010), with 256 bits in place of 64 since 64 cannot tell an image from
-    the next slice. The mean (frequency 0, 0) counts as one bit and not for the median, so brightness does not matter.
+    The lowest 16 x 16 frequencies (DCT-II) of a 64 x 64 thumbnail, each compared with their median: Zauner,
+    "Implementation and benchmarking of perceptual image hash functions" (2010), with 256 bits instead of 64, because 64
+    cannot distinguish neighbouring slices. The mean (frequency 0, 0) is not part of the median, so brightness has little
+    effect.
 
     Args:
-        image: (H, W) or (D, H, W), in the unit range: the value window is the caller's. A mirrored or inverted image is a
-            different image: its hash is about 128 and 254 bits away.
+        image: (H, W) or (D, H, W), scaled to the unit range. Mirrored or inverted images differ: their hashes are about
+            128 and 254 bits away.
     """
     x = thumbnail(image[len(image) // 2] if image.ndim == 3 else image)
     if not x.std() >= FLAT:
@@ -36,14 +38,17 @@ def phash(image: np.ndarray) -> str:
 
 
 def thumbnail(image: np.ndarray, down: float = 0, right: float = 0) -> np.ndarray:
-    """(H, W) -> (64, 64) float32, antialiased, the aspect not kept; seen from `down`, `right` pixels further on."""
+    """Resize (H, W) to (64, 64) float32, antialiased, ignoring the aspect ratio, shifted by `down`, `right` pixels."""
     x = np.asarray(image, np.float32)
     return resize_weights(x.shape[0], down) @ x @ resize_weights(x.shape[1], right).T
 
 
 @lru_cache(maxsize=256)
 def resize_weights(n: int, shift: float = 0) -> np.ndarray:
-    """(64, n) float32: linear interpolation at `shift` pixels further on, a triangle as wide as the step when shrinking."""
+    """Return a (64, n) float32 resizing matrix: linear interpolation, widened to the step when shrinking.
+
+    shift: offset in pixels.
+    """
     step = n / SIDE
     centre = np.clip((np.arange(SIDE) + 0.5) * step - 0.5 + shift, 0, n - 1)
     w = np.clip(1 - np.abs(np.arange(n) - centre[:, None]) / max(step, 1.0), 0, None)
@@ -51,10 +56,10 @@ def resize_weights(n: int, shift: float = 0) -> np.ndarray:
 
 
 def packed(hashes: Sequence[str]) -> np.ndarray:
-    """N hashes -> (N, 32) uint8."""
+    """Convert N hashes to (N, 32) uint8."""
     return np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(-1, 32)
 
 
 def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How many bits differ: (N, 32) or (32,) uint8 each -> (N,) int64, broadcast."""
+    """Return the number of differing bits of (N, 32) or (32,) uint8, broadcast, as int64 (N,)."""
     return np.bitwise_count(a ^ b).sum(-1, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Pseudonyms: keyed hashes of identifiers. Without the key file nobody can go back, not even by trying every number."""
+"""Pseudonyms: keyed hashes of identifiers. They cannot be reversed without the key, even by trying all identifiers."""
 
 import base64
 import hmac
@@ -11,53 +11,53 @@ from pathlib import Path
 from medssl.errors import UserError
 
 KEY_BYTES = 32
-PADDING = b" \t\r\n\0"  # of an element of DICOM or a cell of a table
+PADDING = b" \t\r\n\0"  # around DICOM elements and table cells
 LENGTH = 26  # base32 characters: 130 bits
 
 
 class Pseudonyms:
-    """Pseudonyms under one secret key. The same key gives the same person the same pseudonym in every store."""
+    """Pseudonyms for one secret key. With the same key, a person has the same pseudonym in every store."""
 
     def __init__(self, key: bytes):
         self._key = key
         self.key_id = _base32(self._digest(b"v1|key id"))[:8]
 
     def of(self, domain: str, raw: str | bytes) -> str:
-        """26 characters of base32 of HMAC-SHA256(key, "v1|domain|raw"). Text is NFC-normalised."""
+        """Return 26 base32 characters of HMAC-SHA256(key, "v1|domain|raw"). Text is NFC-normalised."""
         return _base32(self._digest(f"v1|{domain}|".encode() + _bytes(raw)))[:LENGTH]
 
     def patient(self, number: str | bytes, issuer: str | bytes = b"") -> str:
-        """The pseudonym of a patient's number, the same from a header, a table or a JSON file.
+        """Return the pseudonym of a Patient ID, the same from a DICOM header, a table or a JSON file.
 
         Args:
-            number: Patient ID; spaces and NUL around it do not count.
-            issuer: Issuer of Patient ID, where there is one: numbers of different issuers are different people. The
-                number "issuer|number" means the same.
+            number: Patient ID; surrounding white space and NUL are ignored.
+            issuer: Issuer of Patient ID, if any: equal IDs of different issuers are different people. An ID
+                "issuer|number" means the same.
         """
         person, of = (_bytes(x.strip() if isinstance(x, str) else x).strip(PADDING) for x in (number, issuer))
         return self.of("patient", of + b"|" + person if of else person)
 
     def split_fraction(self, patient: str) -> float:
-        """Where a patient (a pseudonym) falls in [0, 1). Depends on nothing else, so adding patients moves nobody."""
+        """Return a number in [0, 1) for a patient pseudonym. It does not depend on which other patients there are."""
         return (int.from_bytes(self._digest(f"v1|split|{patient}".encode())[:8], "big") >> 11) * 2.0**-53
 
     def secret(self) -> str:
-        """The key itself, for a child's standard input. Never to be written, logged or passed as an argument."""
+        """Return the key in hex, for the standard input of a worker. Never write, log or pass it as an argument."""
         return self._key.hex()
 
     def __repr__(self) -> str:
-        """Never the key."""
-        return f"Alias(key_id={self.key_id!r})"
+        """Return the key id, not the key."""
+        return f"Pseudonyms(key_id={self.key_id!r})"
 
     def _digest(self, message: bytes) -> bytes:
         return hmac.digest(self._key, message, "sha256")
 
 
 def open_key(path: Path) -> Pseudonyms:
-    """The key in `path` (64 hex digits, readable by its owner only), made with fresh randomness when absent.
+    """Return the pseudonyms for the key in `path` (64 hex digits, readable by its owner only), created if absent.
 
     Raises:
-        UserError: others can read the file, or it does not hold a key.
+        UserError: the file is readable by others, is not a regular file, or does not contain a key.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def open_key(path: Path) -> Pseudonyms:
     except FileExistsError:
         pass
     except OSError as e:
-        raise UserError(f"cannot make the key file {path}: {e.strerror}; choose a path you may write to") from e
+        raise UserError(f"cannot create the key file {path}: {e.strerror}; choose a writable path") from e
     else:
         with os.fdopen(handle, "w") as f:
             f.write(secrets.token_hex(KEY_BYTES) + "\n")
@@ -73,15 +73,17 @@ def open_key(path: Path) -> Pseudonyms:
             os.fsync(f.fileno())
     info = path.lstat()
     if not stat.S_ISREG(info.st_mode):
-        raise UserError(f"the key file {path} is not a regular file; name one that is, or a path to create")
+        raise UserError(f"the key file {path} is not a regular file; give a regular file or a new path")
     if info.st_mode & 0o077:
-        raise UserError(f"the key file {path} can be read by others; run: chmod 600 {path}")
+        raise UserError(f"the key file {path} is readable by others; run: chmod 600 {path}")
     try:
         key = bytes.fromhex(path.read_text().strip())
     except (OSError, ValueError):
         key = b""
     if len(key) != KEY_BYTES:
-        raise UserError(f"the key file {path} does not hold {2 * KEY_BYTES} hex digits; restore it or name a new path")
+        raise UserError(
+            f"the key file {path} does not contain {2 * KEY_BYTES} hex digits; restore it or give a new path"
+        )
     return Pseudonyms(key)
 
 
@@ -90,4 +92,4 @@ def _bytes(raw: str | bytes) -> bytes:
 
 
 def _base32(digest: bytes) -> str:
-    return base64.b32encode(digest[:20]).decode().lower()  # 32 characters, and none of them padding
+    return base64.b32encode(digest[:20]).decode().lower()  # 32 characters, no padding

@@ -1,8 +1,8 @@
-"""Flags for scans that look wrong. A flag removes nothing: it is a word to filter by, and to know what to look at first.
+"""Quality flags for scans that look wrong. They exclude nothing; use them to filter scans and to decide what to review.
 
-The thresholds are ours, set on real chest X-rays, ultrasound, CT and MR of good quality, of which they flag at most 2 % (but
-for brain crops, which are cut off indeed); see benchmarks/quality_duplicates.py. Motion is not among them: we know of no
-measure that tells it from anatomy without a reference.
+The thresholds were set on good chest X-rays, ultrasound, CT and MR, of which they flag at most 2 % (except brain crops,
+which really are cut off); see benchmarks/quality_duplicates.py. Motion is not flagged, because no known measure separates
+it from anatomy without a reference.
 """
 
 from collections.abc import Sequence
@@ -12,38 +12,40 @@ from scipy import ndimage
 
 FLAGS = {
     "blank": "98 % of the values lie within 1 % of the window around their median",
-    "blurred": "no detail at the size models see: shrunk to 256 to 511 pixels, second differences have less than 0.35 of "
-    "the energy of first ones, as after a Gaussian of 1.5 pixels",
-    "cut off": "tissue lies along 30 % of two borders that meet in a corner (CT and MR): the field of view is too small",
-    "label map": "at most 32 whole numbers in patches, as in a segmentation",
-    "low contrast": "percentiles 1 and 99 are closer than 20 % of the window (not CT and PET, whose window is fixed)",
-    "saturated": "more than 5 % of the values are exactly the largest one",
-    "text in border": "a line of at least three bright glyphs in the outer quarter of a 2D image; a lone L or R is none",
-    "wrong modality": "values the modality cannot have: CT without air or beyond -1100 to 32,000, MR and PET mostly negative",
+    "blurred": "no fine detail: at 256 to 511 pixels, second differences have less than 0.35 of the energy of first "
+    "differences, as after a Gaussian blur of 1.5 pixels",
+    "cut off": "tissue along 30 % of two borders that meet in a corner (CT and MR): the field of view is too small",
+    "label map": "at most 32 distinct whole numbers in patches, as in a segmentation",
+    "low contrast": "percentiles 1 and 99 are closer than 20 % of the window (except CT and PET, whose window is fixed)",
+    "saturated": "more than 5 % of the values are equal to the maximum",
+    "text in border": "a line of at least three bright characters in the outer quarter of a 2D image (a single L or R "
+    "does not count)",
+    "wrong modality": "impossible values: CT without air or outside -1100 to 32,000, MR or PET mostly negative",
 }
-PLANES = 5  # of a volume are looked at, evenly spread
+PLANES = 5  # evenly spaced planes of a volume that are examined
 BLANK_SHARE, BLANK_RANGE = 0.98, 0.01
-SHARPNESS = 0.35  # of good scans 0.64 or more; after a Gaussian of 1.5 pixels 0.35 or less, but for CT at 512 pixels
-TISSUE_HU, AIR_HU, TISSUE_SHARE = -400.0, -500.0, 0.1  # the last: of the 99th percentile of an MR image
+SHARPNESS = 0.35  # good scans: 0.64 or more; after a Gaussian blur of 1.5 pixels: 0.35 or less, except CT at 512 pixels
+TISSUE_HU, AIR_HU = -400.0, -500.0
+TISSUE_SHARE = 0.1  # of the 99th percentile of an MR image
 BORDER = 0.3
-LABELS, PATCHES = 32, 0.9  # values, and the share of pixels that equal their right neighbour
+LABELS, PATCHES = 32, 0.9  # distinct values; share of pixels equal to their right neighbour
 CONTRAST = 0.2
 SATURATED = 0.05
 GLYPH_CONTRAST, GLYPH_BAND, GLYPHS = 0.3, 0.25, 3
-GLYPH_HEIGHT = 5  # pixels at least; at most a twelfth of the image
+GLYPH_HEIGHT = 5  # pixels, minimum; the maximum is a twelfth of the image
 HU = (-1100.0, 32_000.0)
-OUTSIDE = 0.001  # share of values beyond that range which is not a scratch
+OUTSIDE = 0.001  # share of values outside this range that is tolerated
 
 
 def flags(array: np.ndarray, low: float, high: float, modality: str = "") -> tuple[str, ...]:
-    """What looks wrong with a scan, in alphabetical order; usually nothing. See `FLAGS` for what each word means.
+    """Return the quality flags of a scan (keys of `FLAGS`) in alphabetical order, usually ().
 
-    A blank scan or a label map is not looked at further. Some 15 ms of one core for 512 x 512, 40 ms for 300 x 512 x 512.
+    A blank scan or a label map gets no other flags. Takes about 15 ms for 512 x 512, 40 ms for 300 x 512 x 512.
 
     Args:
         array: (C, H, W) or (C, D, H, W), values as stored (HU for CT). Channels are averaged.
-        low, high: the window that becomes 0 to 1.
-        modality: DICOM's code, or "".
+        low, high: the intensity window that is mapped to 0 to 1.
+        modality: DICOM code, or "".
     """
     stored = _planes(array)
     sample = stored[:, :: max(1, stored.shape[1] // 256), :: max(1, stored.shape[2] // 256)]
@@ -73,7 +75,7 @@ def flags(array: np.ndarray, low: float, high: float, modality: str = "") -> tup
 
 
 def _planes(array: np.ndarray) -> np.ndarray:
-    """(P, H, W): the image, or some planes of the volume; the mean of several channels."""
+    """Return (P, H, W): the image, or some planes of the volume, averaged over channels."""
     if array.ndim == 4:
         depth = array.shape[1]
         array = array[:, sorted({int((k + 0.5) * depth / PLANES) for k in range(PLANES)})]
@@ -87,7 +89,7 @@ def _unit(x: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _shrink(x: np.ndarray, side: int) -> np.ndarray:
-    """Means of whole blocks, so that the longer side is at least `side` and less than twice that."""
+    """Average over blocks, so that the longer side is at least `side` and less than twice that."""
     step = max(1, max(x.shape) // side)
     height, width = x.shape[0] // step, x.shape[1] // step
     if step == 1 or not height or not width:
@@ -97,7 +99,7 @@ def _shrink(x: np.ndarray, side: int) -> np.ndarray:
 
 
 def _is_label_map(planes: np.ndarray) -> bool:
-    """Few whole numbers, in patches."""
+    """Return whether the values are few whole numbers in patches."""
     values = np.unique(planes)
     whole = 1 < len(values) <= LABELS and not np.any(values != np.round(values))
     return bool(whole and np.mean(planes[..., 1:] == planes[..., :-1]) > PATCHES)
@@ -105,13 +107,13 @@ def _is_label_map(planes: np.ndarray) -> bool:
 
 def _wrong(x: np.ndarray, modality: str) -> bool:
     if modality == "CT":
-        below = (x < HU[0]) & (x != x.min())  # one value beyond air is what a scanner fills the corners with
+        below = (x < HU[0]) & (x != x.min())  # scanners fill the corners with one value below air
         return bool(x.min() >= AIR_HU or np.mean(below | (x > HU[1])) > OUTSIDE)
     return bool(modality in {"MR", "PT"} and np.mean(x < 0) > 0.5)
 
 
 def _sharpness(x: np.ndarray) -> float:
-    """Energy of second differences over that of first ones: 2 for white noise, 0 for a ramp; contrast cancels out."""
+    """Return the energy of second over first differences: 2 for white noise, 0 for a ramp, independent of contrast."""
     first = np.mean(np.diff(x, axis=0) ** 2) + np.mean(np.diff(x, axis=1) ** 2)
     second = np.mean(np.diff(x, 2, axis=0) ** 2) + np.mean(np.diff(x, 2, axis=1) ** 2)
     return float(second / first) if first > 1e-7 else 1.0
@@ -126,13 +128,13 @@ def _is_cut(plane: np.ndarray, modality: str) -> bool:
 
 
 def _longest(line: np.ndarray) -> float:
-    """The longest run of True, as a share."""
+    """Return the longest run of True, as a share of the line."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], line.astype(np.int8), [0]])))
     return float((edges[1::2] - edges[::2]).max(initial=0) / len(line))
 
 
 def _has_text(x: np.ndarray) -> bool:
-    """At least three small bright shapes of one height, side by side, near a border."""
+    """Return whether at least three small bright shapes of one height lie side by side near a border."""
     height, width = x.shape
     inside = (
         np.s_[int(height * GLYPH_BAND) : height - int(height * GLYPH_BAND)],
@@ -156,7 +158,7 @@ def _has_text(x: np.ndarray) -> bool:
 
 
 def _line(glyphs: Sequence[tuple[int, int, int, int]]) -> int:
-    """How many shapes, sorted from left to right, continue the first one as letters of a line do."""
+    """Return how many shapes, sorted from left to right, form a line of text that starts with the first."""
     count, (_, right, top, bottom) = 1, glyphs[0]
     for a, b, c, d in glyphs[1:]:
         if a - right > 1.5 * (bottom - top):

@@ -1,4 +1,4 @@
-"""Silence for the libraries that read files: their warnings and log lines quote headers, and headers name patients."""
+"""Silences the libraries that read files: their warnings and logs may quote headers, which contain patient names."""
 
 import logging
 import warnings
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Nothing that pydicom, nibabel or Pillow warn about or log inside the block is printed."""
+    """Suppress warnings and logs of pydicom, nibabel and Pillow."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel", "nibabel.global", "PIL")]
     before = [logger.disabled for logger in loggers]
     try:

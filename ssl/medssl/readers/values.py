@@ -1,4 +1,4 @@
-"""Values as they come: the smallest type that loses nothing, grey stored as colour, labels instead of an image."""
+"""Pixel values: the smallest lossless type, grey stored as colour, and label maps."""
 
 import re
 
@@ -6,9 +6,9 @@ import numpy as np
 
 from medssl.readers.scan import Unreadable
 
-MOST_NONFINITE = 0.01  # more missing values than that are a damaged file or a masked one
-LARGEST = 1e30  # far above any physical value; the square of a width must stay finite in float32's range
-FEW, NAMED_FEW = 32, 256  # distinct integers: a label map whatever its name, and one if its name says so
+MAX_NON_FINITE = 0.01  # share of values; more means a damaged or masked file
+LARGEST = 1e30  # far above any physical value; the square of an intensity window must be finite in float32
+FEW, NAMED_FEW = 32, 256  # distinct integers of a label map: with any name, and with a name that means labels
 LABEL_WORDS = frozenset(
     """
     annotation annotations aparc aseg gt groundtruth label labels labelmap labelstr labelsts mask masks masktr parcellation
@@ -18,12 +18,12 @@ LABEL_WORDS = frozenset(
 
 
 def lossless(array: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """The array as uint8, int16, uint16 or float32, and what had to be done for that.
+    """Return the array as uint8, int16, uint16 or float32, and the processing steps.
 
     Non-finite values become the smallest finite one. 64-bit floating point is rounded to 32 bits.
 
     Raises:
-        Unreadable: NON_FINITE above 1 %; UNSUPPORTED_PIXELS when no type holds the values.
+        Unreadable: NON_FINITE above 1 %; UNSUPPORTED_PIXELS if no type can hold the values.
     """
     if array.dtype.kind == "f":
         return _floating(array)
@@ -42,7 +42,7 @@ def _floating(array: np.ndarray) -> tuple[np.ndarray, list[str]]:
     steps = []
     good = np.isfinite(array)
     bad = array.size - int(np.count_nonzero(good))
-    if bad > MOST_NONFINITE * array.size:
+    if bad > MAX_NON_FINITE * array.size:
         raise Unreadable("NON_FINITE", f"{100 * bad / array.size:.0f} % of the values are not finite")
     if bad:
         array = np.where(good, array, array.min(where=good, initial=np.inf))
@@ -55,7 +55,7 @@ def _floating(array: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 
 def one_channel(array: np.ndarray) -> bool:
-    """Whether the three channels of (3, *S) are one grey channel; integers may differ by 2, from lossy coding."""
+    """Return whether three channels (3, *S) are the same grey; integers may differ by 2, for lossy compression."""
     if array.shape[0] != 3:
         return False
     whole = array.dtype.kind in "iu"
@@ -67,12 +67,12 @@ def one_channel(array: np.ndarray) -> bool:
 
 
 def is_label_name(name: str) -> bool:
-    """Whether a word of the file's name, or of its folders' names, says that it holds labels."""
+    """Return whether a word in the file or folder names means labels."""
     return not LABEL_WORDS.isdisjoint(re.split(r"[^a-z0-9가-힣]+", name.lower()))
 
 
 def few_integers(array: np.ndarray, most: int) -> bool:
-    """Whether all values are integers within 2^16 of each other, and at most `most` of them differ."""
+    """Return whether all values are integers within a range of 2^16, and at most `most` of them are distinct."""
     low, high = float(array.min()), float(array.max())
     if not (low.is_integer() and high.is_integer() and high - low < 1 << 16):
         return False

@@ -18,8 +18,8 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLo
 
 from medssl.readers.dicom import frames, mosaic
 from medssl.readers.dicom.header import parse
-from medssl.readers.dicom.series import canonical
-from medssl.readers.dicom.ultrasound import crop, ultrasound_crop
+from medssl.readers.dicom.ultrasound import ultrasound_crop
+from medssl.readers.geometry import to_canonical
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
 
@@ -85,7 +85,7 @@ def write(pixels: np.ndarray, own=None, shared=None, syntax=ExplicitVRLittleEndi
 
 
 def read(stream, name: str = "a/b.dcm") -> list[tuple[Scan | Unreadable, str]]:
-    return list(frames.read(parse(stream), name, PSEUDONYMS, "file"))
+    return list(frames.read(parse(stream), name, PSEUDONYMS))
 
 
 def noise(count: int, rows: int = 5, columns: int = 7, seed: int = 0, dtype=np.int16) -> np.ndarray:
@@ -343,7 +343,8 @@ def test_ultrasound_is_cut_to_its_regions_and_gets_their_scale(regions, expected
     assert ultrasound_crop(parse(stream)) == expected
     box, spacing = expected
     for k, (scan, _) in enumerate(read(stream)):
-        assert (scan.array[0] == (pixels[k] if box is None else crop(pixels[k], box))).all()
+        top, bottom, left, right = box or (None,) * 4
+        assert (scan.array[0] == pixels[k][top:bottom, left:right]).all()
         assert scan.spacing == spacing
         assert ("crop to ultrasound region" in scan.steps) == (box is not None)
 
@@ -372,7 +373,7 @@ def reference(path: Path) -> tuple[np.ndarray, np.ndarray]:
     data = np.asarray(image.dataobj)
     data = data[..., None] if data.ndim == 3 else data
     swap = np.eye(4)[[2, 1, 0, 3]]
-    return canonical(np.ascontiguousarray(data.transpose(3, 2, 1, 0)), image.affine @ swap)
+    return to_canonical(np.ascontiguousarray(data.transpose(3, 2, 1, 0)), image.affine @ swap)
 
 
 MOSAICS = [
@@ -398,7 +399,7 @@ def test_real_mosaics_are_the_reference_volumes(shared, folder, nifti):
     for file in files:
         with file.open("rb") as stream:
             header = parse(stream)
-            ((scan, part),) = frames.read(header, file.name, PSEUDONYMS, "file")
+            ((scan, part),) = frames.read(header, file.name, PSEUDONYMS)
         assert part == file.name
         volumes[header.integer("AcquisitionNumber", 0)] = scan
     assert len(volumes) == len(expected)

@@ -151,7 +151,7 @@ def test_a_deflated_header_is_inflated_within_bounds(monkeypatch):
     engine = zlib.compressobj(wbits=-15)
     packed = engine.compress(body) + engine.flush()
     assert parse(io.BytesIO(prefix + packed)).word("SpecificCharacterSet") == "ISO_IR 149"
-    monkeypatch.setattr("medssl.readers.dicom.header.MOST_INFLATED", 1 << 20)
+    monkeypatch.setattr("medssl.readers.dicom.header.MAX_INFLATED", 1 << 20)
     with pytest.raises(Unreadable) as why:
         parse(io.BytesIO(prefix + packed))
     assert why.value.code == "TOO_LARGE"

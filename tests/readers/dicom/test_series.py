@@ -1,7 +1,7 @@
 """Grouping slices: the truth is the position in every slice's own header."""
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.readers.dicom.header import parse
-from medssl.readers.dicom.series import FEWEST, canonical, group, plan, spacing_of, stack_geometry
+from medssl.readers.dicom.series import MIN_SLICES, plan
+from medssl.readers.dicom.stack_geometry import stack_affine
+from medssl.readers.geometry import to_canonical, voxel_spacing
 from medssl.readers.scan import Slice, Unreadable
 
 RAS = np.array([-1.0, -1.0, 1.0])
@@ -39,7 +41,7 @@ def never(slices):
 
 
 @st.composite
-def series(draw, fewest=FEWEST, most=16):
+def series(draw, fewest=MIN_SLICES, most=16):
     """A regular stack of any orientation, spacing, tilt and place, as headers have it: rounded."""
     q = np.array(draw(st.tuples(*[st.floats(-1, 1)] * 4)))
     if np.linalg.norm(q) < 0.1:
@@ -66,10 +68,10 @@ def check(slices, result):
     assert Counter(out) == Counter(s.file for s in slices)
     assert len(result.notes) == len(result.stacks)
     for stack in result.stacks:
-        assert len(stack) == 1 or len(stack) >= FEWEST
+        assert len(stack) == 1 or len(stack) >= MIN_SLICES
         if len(stack) == 1:
             continue
-        affine, _ = stack_geometry(stack)
+        affine, _ = stack_affine(stack)
         for d, s in enumerate(stack):
             row, column = np.split(np.array(s.orientation), 2)
             for h, w in ((0, 0), (99, 0), (0, 99), (99, 99)):
@@ -96,8 +98,8 @@ def test_any_stack_in_any_order_is_one_volume_where_its_headers_say(slices, rand
     check(slices, result)
     assert files(result.stacks) == [[s.file for s in slices]]
     assert result.notes == [{}]
-    affine, tilt = stack_geometry(result.stacks[0])
-    np.testing.assert_allclose(spacing_of(affine)[1:], slices[0].spacing, rtol=1e-5)
+    affine, tilt = stack_affine(result.stacks[0])
+    np.testing.assert_allclose(voxel_spacing(affine)[1:], slices[0].spacing, rtol=1e-5)
     step = np.subtract(slices[-1].position, slices[0].position) / (len(slices) - 1)
     normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
     assert np.cos(np.radians(tilt)) == pytest.approx(step @ normal / np.linalg.norm(step), abs=1e-5)
@@ -129,12 +131,6 @@ def test_positions_of_repeats_may_differ_in_their_last_digit():
     assert result.notes == [{"repeat": 0.0}, {"repeat": 1.0}]
 
 
-def test_groups_follow_the_key():
-    a, b = flat([0, 1, 2, 3]), [replace(s, key="other echo", file=s.file + "b") for s in flat([0, 1, 2, 3])]
-    mixed = [s for pair in zip(a, b, strict=True) for s in pair]
-    assert group(mixed) == [a, b]
-
-
 @pytest.mark.parametrize(
     ("heights", "code"),
     [([5], None), ([5, 6], "TOO_FEW_SLICES"), ([5, 6, 9], "TOO_FEW_SLICES"), ([5, 5, 5, 5], "REPEATED_POSITIONS")],
@@ -158,9 +154,9 @@ def test_a_gap_is_never_stretched_over(slices, data):
     result = plan(left, never)
     check(left, result)
     runs = [[s.file for s in run] for run in (slices[:gone], slices[gone + 1 :])]
-    assert files(result.stacks) == [run for run in runs if len(run) >= FEWEST]
+    assert files(result.stacks) == [run for run in runs if len(run) >= MIN_SLICES]
     assert result.notes == [{"gap": "yes"}] * len(result.stacks)
-    assert codes(result) == {f: "MISSING_SLICES" for run in runs if len(run) < FEWEST for f in run}
+    assert codes(result) == {f: "MISSING_SLICES" for run in runs if len(run) < MIN_SLICES for f in run}
 
 
 def test_a_gap_shorter_than_the_tolerance_is_a_gap():
@@ -282,7 +278,7 @@ def test_a_slice_lost_from_one_of_three_time_points(slices, component, data):
     check(repeats, result)
     runs = [[f"1{s.file}" for s in run] for run in (slices[:gone], slices[gone + 1 :])]
     whole = [[f"{t}{s.file}" for s in slices] for t in (0, 2)]
-    assert sorted(files(result.stacks)) == sorted([*whole, *(run for run in runs if len(run) >= FEWEST)])
+    assert sorted(files(result.stacks)) == sorted([*whole, *(run for run in runs if len(run) >= MIN_SLICES)])
     assert set(codes(result).values()) <= {"MISSING_SLICES"}
 
 
@@ -431,7 +427,7 @@ def test_slices_that_turn_are_not_one_volume():
     turned = (np.cos(turn), np.sin(turn), 0.0, -np.sin(turn), np.cos(turn), 0.0)
     slices = flat([0, 1, 2, 3]) + [replace(s, file=s.file + "t", orientation=turned) for s in flat([4, 5, 6, 7])]
     with pytest.raises(Unreadable) as why:
-        stack_geometry(slices)
+        stack_affine(slices)
     assert why.value.code == "BAD_GEOMETRY"
     result = plan(slices, never)
     check(slices, result)
@@ -452,10 +448,10 @@ def test_slices_that_turn_are_not_one_volume():
 )
 def test_every_slice_is_checked_against_its_header(wrong):
     stack = flat([0, 1, 2, 3, 4])
-    stack_geometry(stack)
+    stack_affine(stack)
     stack[2] = replace(stack[2], **wrong)
     with pytest.raises(Unreadable) as why:
-        stack_geometry(stack)
+        stack_affine(stack)
     assert why.value.code == "BAD_GEOMETRY"
 
 
@@ -466,23 +462,23 @@ def test_every_slice_is_checked_against_its_header(wrong):
 )
 def test_directions_that_span_no_volume(orientation):
     with pytest.raises(Unreadable) as why:
-        stack_geometry(flat([0, 1, 2, 3], orientation=orientation))
+        stack_affine(flat([0, 1, 2, 3], orientation=orientation))
     assert why.value.code == "BAD_GEOMETRY"
 
 
 def test_directions_of_almost_unit_length_are_made_unit():
-    affine, tilt = stack_geometry(flat([0, 3, 6, 9], orientation=(1.0005, 0, 0, 0, 0.9996, 0)))
-    np.testing.assert_allclose(spacing_of(affine), (3, 1, 2), rtol=1e-12)
+    affine, tilt = stack_affine(flat([0, 3, 6, 9], orientation=(1.0005, 0, 0, 0, 0.9996, 0)))
+    np.testing.assert_allclose(voxel_spacing(affine), (3, 1, 2), rtol=1e-12)
     assert tilt == 0
 
 
 @QUICK
 @given(series(4, 5))
 def test_canonical_moves_axes_and_no_voxel(slices):
-    affine, _ = stack_geometry(slices)
+    affine, _ = stack_affine(slices)
     shape = (2, len(slices), 3, 6)
     array = np.arange(np.prod(shape)).reshape(shape)
-    turned, where = canonical(array, affine)
+    turned, where = to_canonical(array, affine)
     places = {v: (affine @ (*i[1:], 1))[:3] for i, v in np.ndenumerate(array)}
     for i, v in np.ndenumerate(turned):
         np.testing.assert_allclose((where @ (*i[1:], 1))[:3], places[v], atol=1e-6)
@@ -496,12 +492,12 @@ def test_canonical_moves_axes_and_no_voxel(slices):
 
 def test_a_canonical_volume_stays_as_it_is():
     """Rows run to posterior and columns to the right: they change places, and one is turned round."""
-    affine, _ = stack_geometry(flat([0, 3, 6, 9], orientation=(0.0, 1.0, 0.0, -1.0, 0.0, 0.0)))
+    affine, _ = stack_affine(flat([0, 3, 6, 9], orientation=(0.0, 1.0, 0.0, -1.0, 0.0, 0.0)))
     array = np.arange(2 * 4 * 3 * 6).reshape(2, 4, 3, 6)
-    turned, where = canonical(array, affine)
+    turned, where = to_canonical(array, affine)
     np.testing.assert_array_equal(turned, array.swapaxes(2, 3)[:, :, ::-1])
     np.testing.assert_allclose(where, [[0, 0, 1, 0], [0, 2, 0, -10], [3, 0, 0, 0], [0, 0, 0, 1]], atol=1e-12)
-    again, there = canonical(turned, where)
+    again, there = to_canonical(turned, where)
     np.testing.assert_array_equal(again, turned)
     np.testing.assert_array_equal(there, where)
 
@@ -543,11 +539,18 @@ def pixels(slices):
     return hashes
 
 
+def grouped(slices):
+    groups = defaultdict(list)
+    for s in slices:
+        groups[s.key].append(s)
+    return list(groups.values())
+
+
 def plans(folder):
     """(sizes of the stacks, codes of the rejects) of a folder, every slice checked against its header."""
     slices = headers(folder)
     sizes, why = [], Counter()
-    for some in group(slices):
+    for some in grouped(slices):
         result = plan(some, pixels)
         check(some, result)
         sizes += map(len, result.stacks)
@@ -584,9 +587,9 @@ def test_every_slice_of_a_real_series_lies_where_its_header_says(shared, folder,
     ("folder", "degrees"), [("ct_ge_variable_spacing_tilt", 18.5), ("dicom2nifti/failing/gantrytilting/001", 14.0)]
 )
 def test_tilt_of_the_gantry(shared, folder, degrees):
-    for some in group(headers(shared / "dicom" / folder)):
+    for some in grouped(headers(shared / "dicom" / folder)):
         [stack] = plan(some, never).stacks
-        assert stack_geometry(stack)[1] == pytest.approx(degrees, abs=0.05)
+        assert stack_affine(stack)[1] == pytest.approx(degrees, abs=0.05)
 
 
 REFUSED = [
@@ -612,5 +615,5 @@ def test_a_real_head_ct_in_one_group_is_cut_where_the_step_changes(shared):
     result = plan(slices, pixels)
     check(slices, result)
     assert sum(map(len, result.stacks)) + len(result.rejected) == 28
-    steps = sorted(round(spacing_of(stack_geometry(stack)[0])[0], 1) for stack in result.stacks)
+    steps = sorted(round(voxel_spacing(stack_affine(stack)[0])[0], 1) for stack in result.stacks)
     assert steps == [4.2, 7.4]

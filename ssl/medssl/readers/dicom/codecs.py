@@ -1,7 +1,7 @@
-"""Pixel data elements to words: DICOM PS3.5 section 8 and annex A.
+"""Pixel data elements to stored words (PS3.5 section 8 and annex A).
 
-Every length is proved before anything is decoded, every transfer syntax has one decoder, and a decoder's answer must
-have the shape that the header promised.
+Every length is validated before decoding, every transfer syntax has one decoder, and its result must have the shape and
+type stated in the header.
 """
 
 import io
@@ -12,61 +12,54 @@ from typing import Any, BinaryIO
 import imagecodecs
 import numpy as np
 
-from medssl.readers.dicom.header import UNDEFINED, Header
+from medssl.readers.dicom.elements import UNDEFINED
+from medssl.readers.dicom.header import Header
 from medssl.readers.dicom.layout import FLOATS, JPEG, JPEG_LS, MAX_FRAMES, RLE, YBR_DECODED, Layout
 from medssl.readers.scan import Unreadable
 
-PAD = 3  # bytes of padding after native pixels that are seen in practice
+PAD = 3  # bytes of padding after native pixels seen in practice
 
 Place = tuple[tuple[int, int], ...]  # (offset, length) of every fragment of one frame; a native frame has one
 
 
-# ---- where the frames lie
-
-
 def frames(stream: BinaryIO, header: Header, layout: Layout) -> list[Place]:
-    """Where each frame lies in `stream` (pass `header.stream`): min(declared, present) places, every length proved.
+    """Return the place of each frame in `stream` (`header.stream`): as many as are both stated and present.
 
     Raises:
         Unreadable: NO_PIXELS, TRUNCATED, BAD_LENGTH, TOO_LARGE.
     """
     if header.pixels is None:
-        raise Unreadable("NO_PIXELS", "the file ends without pixel data")
+        raise Unreadable("NO_PIXELS", "the file has no pixel data")
     _, start, length = header.pixels
     if layout.encapsulated != (length == UNDEFINED):
-        raise Unreadable("BAD_LENGTH", "the pixel data's length contradicts the transfer syntax")
+        raise Unreadable("BAD_LENGTH", "the length of the pixel data contradicts the transfer syntax")
     size = stream.seek(0, io.SEEK_END)
     if layout.encapsulated:
         return _compressed(stream, header, layout, start, size)
     return _native(layout, start, length, size)
 
 
-def repaired(layout: Layout, places: list[Place]) -> tuple[str, ...]:
-    """The step to record when fewer frames are there than declared, else ()."""
-    return () if len(places) == layout.frames else ("number of frames corrected",)
-
-
 def _native(layout: Layout, start: int, length: int, size: int) -> list[Place]:
     each = layout.length
     if layout.photometric == "YBR_FULL_422" and length >= math.prod(layout.shape) * layout.frames:
-        each = math.prod(layout.shape)  # some writers name it so and do not subsample
+        each = math.prod(layout.shape)  # some writers use this name without subsampling
     if layout.frames > 1 and math.prod(layout.shape) * layout.allocated % 8:
-        raise Unreadable("UNSUPPORTED_PIXELS", "frames of single bits that do not begin at a byte are not read")
+        raise Unreadable("UNSUPPORTED_PIXELS", "single-bit frames that do not start at a byte are not supported")
     if layout.swapped and each % 2:
         if layout.frames > 1:
-            raise Unreadable("UNSUPPORTED_PIXELS", "frames that begin inside a big-endian word are not read")
+            raise Unreadable("UNSUPPORTED_PIXELS", "frames that start inside a big-endian word are not supported")
         each += 1
     count = length // each
-    if count == 0 or length - count * each > PAD:  # more frames than declared are left where they are
-        raise Unreadable("BAD_LENGTH", "the pixel data's length is not rows x columns x samples x bytes")
-    count = min(count, layout.frames)
+    if count == 0 or length - count * each > PAD:
+        raise Unreadable("BAD_LENGTH", "the length of the pixel data is not rows x columns x samples x bytes")
+    count = min(count, layout.frames)  # further frames are ignored
     if start + max(count * each, length - PAD) > size:
         raise Unreadable("TRUNCATED", "the file ends inside the pixel data")
     return [((start + k * each, each),) for k in range(count)]
 
 
 def _compressed(stream: BinaryIO, header: Header, layout: Layout, start: int, size: int) -> list[Place]:
-    """Fragments to frames by offset table, else by where codestreams begin (PS3.5 A.4)."""
+    """Assign fragments to frames by the offset table, otherwise by the start of codestreams (PS3.5 A.4)."""
     table, fragments = _fragments(stream, start, size)
     if not any(length for _, length in fragments):
         raise Unreadable("NO_PIXELS", "the compressed pixel data is empty")
@@ -82,14 +75,14 @@ def _compressed(stream: BinaryIO, header: Header, layout: Layout, start: int, si
     else:
         firsts = [i for i, (offset, _) in enumerate(fragments) if _begins(stream, offset)]
         if not firsts or firsts[0] != 0:
-            raise Unreadable("BAD_LENGTH", "the compressed fragments cannot be told apart into frames")
+            raise Unreadable("BAD_LENGTH", "the compressed fragments cannot be assigned to frames")
     ends = [*firsts[1:], len(fragments)]
     places = [tuple(fragments[a:b]) for a, b in zip(firsts, ends, strict=True)]
     return places[: layout.frames]
 
 
 def _fragments(stream: BinaryIO, start: int, size: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """The basic offset table and the (offset, length) of every fragment, by seeking from item to item."""
+    """Return the basic offset table and the (offset, length) of every fragment."""
     found: list[tuple[int, int]] = []
     at = start
     while True:
@@ -101,7 +94,7 @@ def _fragments(stream: BinaryIO, start: int, size: int) -> tuple[list[int], list
         if head[:4] != b"\xfe\xff\x00\xe0" or len(head) < 8 or at + 8 + length > size:
             raise Unreadable("TRUNCATED", "the compressed pixel data has no end")
         if len(found) > MAX_FRAMES:
-            raise Unreadable("TOO_LARGE", "more compressed fragments than any scan has")
+            raise Unreadable("TOO_LARGE", "too many compressed fragments")
         found.append((at + 8, length))
         at += 8 + length
     if len(found) < 2:
@@ -112,24 +105,22 @@ def _fragments(stream: BinaryIO, start: int, size: int) -> tuple[list[int], list
 
 
 def _long_table(header: Header) -> list[int]:
-    """The extended offset table (PS3.3 C.7.6.3.1.8), which counts from the same byte as the basic one."""
+    """Return the extended offset table (PS3.3 C.7.6.3.1.8), with the same origin as the basic one."""
     value = header.value("ExtendedOffsetTable")
     return np.frombuffer(value[: len(value) // 8 * 8], "<u8").tolist()
 
 
 def _begins(stream: BinaryIO, offset: int) -> bool:
-    """Whether a codestream begins there: start of image (JPEG, JPEG-LS), start of codestream or box (JPEG 2000)."""
+    """Return whether a codestream starts at `offset`: SOI (JPEG, JPEG-LS), SOC or signature box (JPEG 2000)."""
     stream.seek(offset)
     head = stream.read(8)
     return head[:3] == b"\xff\xd8\xff" or head[:4] == b"\xff\x4f\xff\x51" or head[4:] == b"jP  "
 
 
-# ---- one frame
-
-
 def words(stream: BinaryIO, layout: Layout, place: Place) -> tuple[np.ndarray, tuple[str, ...]]:
-    """One frame of `layout.shape`: words as they were stored, unsigned unless a JPEG 2000 codestream has a sign; floats.
-    And the steps to record.
+    """Return one frame of `layout.shape` as stored words, and the processing steps.
+
+    Words are floats, or integers that are unsigned except in signed JPEG 2000 codestreams.
 
     Raises:
         Unreadable: TRUNCATED, DECODE_FAILED.
@@ -163,18 +154,18 @@ def _read_native(data: bytes, layout: Layout) -> np.ndarray:
 
 
 def _decode(data: bytes, layout: Layout) -> tuple[np.ndarray, tuple[str, ...]]:
-    """One pinned decoder per transfer syntax, no second try: a fallback turned bit flips into plausible noise."""
+    """Decode with one fixed decoder per transfer syntax: fallbacks turned bit errors into plausible noise."""
     if layout.syntax == RLE:
         return _rle(data, layout), ()
     if stream_size(data) != (layout.rows, layout.columns, layout.samples):
-        raise Unreadable("DECODE_FAILED", "the compressed image is not of the size that the header says")
+        raise Unreadable("DECODE_FAILED", "the size of the compressed image contradicts the header")
     steps: tuple[str, ...] = ()
     colours: dict[str, Any] = {}
     if layout.samples == 3 and layout.syntax in YBR_DECODED:
-        said = "YCBCR" if layout.photometric.startswith("YBR") else "RGB"
-        space = colour_space(data) or said
+        stated = "YCBCR" if layout.photometric.startswith("YBR") else "RGB"
+        space = colour_space(data) or stated
         colours = {"colorspace": space, "outcolorspace": "RGB"}
-        steps = () if space == said else ("colour space from the codestream",)
+        steps = () if space == stated else ("colour space from the codestream",)
     try:
         if layout.syntax in JPEG:  # libjpeg-turbo: 8 and 12 bits, and lossless
             found = imagecodecs.jpeg8_decode(data, **colours)
@@ -184,15 +175,15 @@ def _decode(data: bytes, layout: Layout) -> tuple[np.ndarray, tuple[str, ...]]:
             found = imagecodecs.jpeg2k_decode(data)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as e:  # a decoder's panic need not be an Exception
+    except BaseException as e:  # a panic in a decoder need not be an Exception
         raise Unreadable("DECODE_FAILED", f"the decoder raised {type(e).__name__}") from None
     if found.shape != layout.shape or found.dtype.kind not in "iu" or found.dtype.itemsize * 8 > layout.allocated:
-        raise Unreadable("DECODE_FAILED", "the decoder's answer has another shape or type than the header says")
+        raise Unreadable("DECODE_FAILED", "the shape or type of the decoded image contradicts the header")
     return found, steps
 
 
 def _rle(data: bytes, layout: Layout) -> np.ndarray:
-    """PS3.5 annex G: a header of 64 bytes, then one run-length coded segment per byte of a sample, highest first."""
+    """Decode PS3.5 annex G: a header of 64 bytes, then one run-length segment per byte of a sample, highest first."""
     width, pixels = layout.allocated // 8, layout.rows * layout.columns
     count = int.from_bytes(data[:4], "little")
     starts = [int.from_bytes(data[4 * i : 4 * i + 4], "little") for i in range(1, count + 1)] if count < 16 else []
@@ -214,7 +205,7 @@ def _rle(data: bytes, layout: Layout) -> np.ndarray:
 
 
 def _unpack(data: bytes, size: int) -> bytearray:
-    """PS3.5 G.3.2. imagecodecs' PackBits and DICOM RLE decoders hang or crash on damaged data; this loop cannot."""
+    """Decode a run-length segment (PS3.5 G.3.2). imagecodecs' decoders hang or crash on damaged data."""
     out = bytearray()
     at, end = 0, len(data)
     while at < end and len(out) < size:
@@ -231,9 +222,9 @@ def _unpack(data: bytes, size: int) -> bytearray:
 
 
 def stream_size(frame: bytes) -> tuple[int, int, int] | None:
-    """(rows, columns, components) written in a JPEG, JPEG-LS or JPEG 2000 stream; None when it has no size."""
+    """Return (rows, columns, components) stated in a JPEG, JPEG-LS or JPEG 2000 stream, or None."""
     siz = -1 if frame.startswith(b"\xff\xd8") else frame.find(b"\xff\x4f\xff\x51", 0, 1 << 16)
-    if siz >= 0:  # T.800 A.5.1: Xsiz, Ysiz, XOsiz, YOsiz, four of tiles, Csiz
+    if siz >= 0:  # T.800 A.5.1: Xsiz, Ysiz, XOsiz, YOsiz, four tile sizes, Csiz
         x, y, x0, y0 = (int.from_bytes(frame[siz + 8 + 4 * i : siz + 12 + 4 * i], "big") for i in range(4))
         return y - y0, x - x0, int.from_bytes(frame[siz + 40 : siz + 42], "big")
     for marker, content in _segments(frame):
@@ -243,9 +234,9 @@ def stream_size(frame: bytes) -> tuple[int, int, int] | None:
 
 
 def colour_space(frame: bytes) -> str:
-    """ "RGB" or "YCBCR" where a JPEG stream of three components tells, else "". It knows better than a DICOM header.
+    """Return "RGB" or "YCBCR" for a JPEG stream of three components, "" if unknown. More reliable than a DICOM header.
 
-    JFIF (T.871) is YCbCr; else Adobe's marker (T.872 6.5.3) tells; else components may be called R, G and B.
+    JFIF (T.871) is YCbCr; otherwise the Adobe marker (T.872 6.5.3) states it; otherwise components may be named R, G, B.
     """
     adobe = ""
     for marker, content in _segments(frame):
@@ -260,9 +251,7 @@ def colour_space(frame: bytes) -> str:
 
 
 def _segments(frame: bytes) -> Iterator[tuple[int, bytes]]:
-    """(marker, content) of the JFIF and Adobe segments (APP0, APP14) before the start of frame of a JPEG stream, and
-    of that, which is the last.
-    """
+    """Yield (marker, content) of the JFIF and Adobe segments (APP0, APP14) of a JPEG stream, then of the start of frame."""
     at = 2
     while at + 10 <= len(frame) and frame[at] == 0xFF:
         marker = frame[at + 1]

@@ -1,7 +1,7 @@
-"""Frames of an enhanced object as if each were a file of its own (PS3.3 C.7.6.16, multi-frame functional groups).
+"""Frames of an enhanced multi-frame object, as if each were a file of its own (PS3.3 C.7.6.16).
 
-What describes a frame stands in the frame's own item, else in the shared one, else at the top of the header. Laid over
-each other they make a header like that of a single image, which everything that reads single images can read.
+A frame is described by its own functional groups, then the shared ones, then the top level of the header. Merged in that
+order they form a header like that of a single image, so the same code reads both.
 """
 
 from collections import defaultdict
@@ -9,10 +9,10 @@ from collections import defaultdict
 import numpy as np
 
 from medssl.readers.dicom.header import Header, tag_of
-from medssl.readers.dicom.metadata import numbers
+from medssl.readers.dicom.metadata import image_plane, numbers
 from medssl.readers.scan import Slice
 
-# The functional groups that matter here. Others are left alone: they quote other images and other people.
+# The functional groups that are used. Others refer to other images or other people.
 MACROS = (
     "PixelMeasuresSequence",
     "FrameContentSequence",
@@ -35,7 +35,7 @@ MACROS = (
     "PETReconstructionSequence",
 )
 
-# What single images call it -> what functional groups call it, and the representation there.
+# Keyword in single images -> keyword in functional groups, and its value representation.
 SYNONYMS = {
     "ImageType": ("FrameType", "CS"),
     "EchoTime": ("EffectiveEchoTime", "FD"),
@@ -46,8 +46,8 @@ SYNONYMS = {
     "ImageLaterality": ("FrameLaterality", "CS"),
 }
 
-# Frames that differ in one of these belong to different volumes. Slopes may differ inside one.
-APART = (
+# Frames that differ in one of these belong to different volumes. Rescale slopes may differ within a volume.
+VOLUME_KEYS = (
     "StackID",
     "ImageType",
     "ComplexImageComponent",
@@ -63,12 +63,12 @@ APART = (
 
 
 def is_enhanced(header: Header) -> bool:
-    """Whether frames have a description of their own."""
+    """Return whether the object has functional groups."""
     return "PerFrameFunctionalGroupsSequence" in header or "SharedFunctionalGroupsSequence" in header
 
 
 def headers(header: Header, count: int) -> list[Header]:
-    """A header for each of `count` frames.
+    """Return a header for each of `count` frames.
 
     Raises:
         Unreadable: BAD_HEADER, TRUNCATED.
@@ -79,7 +79,7 @@ def headers(header: Header, count: int) -> list[Header]:
 
 
 def _over(header: Header, groups: list[Header]) -> Header:
-    """`header` with the elements of functional groups laid over its own; both lie in the same bytes."""
+    """Return `header` with its elements overridden by those of functional groups, which lie in the same bytes."""
     elements = dict(header.elements)
     for group in groups:
         found = {
@@ -93,25 +93,24 @@ def _over(header: Header, groups: list[Header]) -> Header:
                 _, at, length = found[tag_of(keyword)]
                 found[tag_of(classic)] = (vr, at, length)
         elements |= found
-    over = Header(header._data, elements, header.implicit, header.little)
+    over = Header(header.data, elements, header.implicit, header.little)
     over.syntax, over.pixels, over.stream = header.syntax, header.pixels, header.stream
     return over
 
 
-def slice_of(header: Header, k: int, file: str) -> Slice | None:
-    """Frame k as a slice; None when its place in the patient is not known."""
-    position, orientation, spacing = (
-        numbers(header, name) for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-    )
-    if (len(position), len(orientation), len(spacing)) != (3, 6, 2) or min(spacing) <= 0:
+def slice_of(header: Header, k: int) -> Slice | None:
+    """Return frame k as a slice, None if its position in the patient is unknown."""
+    plane = image_plane(header)
+    if plane is None:
         return None
+    position, orientation, spacing = plane
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
     if max(abs(v - 1) for v in lengths) > 1e-3 or abs(row @ column) > 1e-3:
         return None
     return Slice(
-        file=f"{file}#{k}",
-        uid=f"{file}#{k}",
+        file=f"#{k}",
+        uid=f"#{k}",
         key=key_of(header, orientation, spacing),
         position=position,
         orientation=(*(row / lengths[0]).tolist(), *(column / lengths[1]).tolist()),
@@ -122,7 +121,7 @@ def slice_of(header: Header, k: int, file: str) -> Slice | None:
 
 
 def stacks(slices: list[Slice]) -> list[list[Slice]]:
-    """Frames of one volume, or of one volume at several times, together."""
+    """Group frames of one volume, or of one volume at several times."""
     found: defaultdict[str, list[Slice]] = defaultdict(list)
     for s in slices:
         found[s.key].append(s)
@@ -130,10 +129,10 @@ def stacks(slices: list[Slice]) -> list[list[Slice]]:
 
 
 def key_of(header: Header, orientation: tuple[float, ...], spacing: tuple[float, ...]) -> str:
-    """What the frames of one volume share: never leaves the reader."""
+    """Return what all frames of one volume have in common. It may identify the patient and never leaves the reader."""
     directions = [
         tuple(round(v, 3) + 0.0 for v in numbers(item, "DiffusionGradientOrientation"))
         for item in header.items("DiffusionGradientDirectionSequence")[:1]
     ]
     rounded = tuple(round(v, 3) + 0.0 for v in orientation), tuple(round(v, 4) for v in spacing)
-    return repr((*rounded, *(header.value(name) for name in APART), directions))
+    return repr((*rounded, *(header.value(name) for name in VOLUME_KEYS), directions))

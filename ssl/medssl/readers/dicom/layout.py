@@ -1,4 +1,4 @@
-"""How a DICOM header says its pixels are laid out: PS3.3 C.7.6.3 and PS3.5 section 8, checked before they are used."""
+"""Pixel layout of a DICOM file according to its header, validated (PS3.3 C.7.6.3, PS3.5 section 8)."""
 
 import math
 from dataclasses import dataclass
@@ -6,27 +6,27 @@ from dataclasses import dataclass
 from medssl.readers.dicom.header import DEFLATED, Header
 from medssl.readers.scan import Unreadable
 
-MAX_PIXELS = 1 << 28  # per frame; a header that asks for more is lying
-MAX_FRAMES = 1 << 20  # of compressed fragments in one file, too
+MAX_PIXELS = 1 << 28  # per frame
+MAX_FRAMES = 1 << 20  # in one file; also for compressed fragments
 
 JPEG = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
 JPEG_LS = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (80, 81))
 JPEG_2000 = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203))  # 201 to 203: high throughput
 RLE = "1.2.840.10008.1.2.5"
 NATIVE = frozenset({"", DEFLATED, "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
-YBR_DECODED = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51))  # whose decoder has already made RGB of YBR
+YBR_DECODED = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51))  # decoded to RGB
 FLOATS = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the header says the pixels are laid out. Plain values: JSON by `dataclasses.asdict`, back by `Layout(**it)`.
+    """Pixel layout in JSON-compatible values: `Layout(**vars(layout))` is a copy.
 
     Attributes:
-        frames: as declared; 1 when absent or 0.
-        allocated: 1, 8, 16, 32 or, for floating point only, 64.
-        little: byte order of native words.
-        swapped: samples of 1 or 8 bits that were written as big-endian words of 16 bits.
+        frames: as stated; 1 if absent or 0.
+        allocated: bits: 1, 8, 16, 32, or 64 for floating point only.
+        little: whether native words are little-endian.
+        swapped: whether samples of 1 or 8 bits were written as big-endian 16-bit words.
         keyword: PixelData, FloatPixelData or DoubleFloatPixelData.
     """
 
@@ -47,7 +47,7 @@ class Layout:
 
     @classmethod
     def of(cls, header: Header) -> "Layout":
-        """The header's promises, checked against each other.
+        """Return the layout, after checking the header for contradictions.
 
         Raises:
             Unreadable: NO_PIXELS, TOO_LARGE, BAD_HEADER, UNSUPPORTED_SYNTAX, UNSUPPORTED_PIXELS.
@@ -60,7 +60,7 @@ class Layout:
             columns=header.integer("Columns", 0),
             samples=header.integer("SamplesPerPixel", 1),
             frames=max(header.integer("NumberOfFrames", 1), 1),
-            allocated=16 if 8 < allocated < 16 else allocated,  # the lengths say whether it is so
+            allocated=16 if 8 < allocated < 16 else allocated,  # lengths are checked later
             stored=stored,
             high=stored - 1 if keyword in FLOATS else header.integer("HighBit", stored - 1),
             signed=header.integer("PixelRepresentation", 0) == 1,
@@ -81,12 +81,12 @@ class Layout:
 
     @property
     def encapsulated(self) -> bool:
-        """Whether the pixel data is compressed fragments."""
+        """Whether the pixel data are compressed."""
         return self.syntax not in NATIVE
 
     @property
     def limits(self) -> tuple[int, int]:
-        """Smallest and largest stored value that Bits Stored and Pixel Representation allow."""
+        """Smallest and largest possible stored value (Bits Stored, Pixel Representation)."""
         return (-(1 << self.stored - 1), (1 << self.stored - 1) - 1) if self.signed else (0, (1 << self.stored) - 1)
 
     @property
@@ -98,7 +98,7 @@ class Layout:
 
 
 def _vr(header: Header) -> bytes:
-    """The value representation of the pixel data of an explicit file."""
+    """Return the value representation of the pixel data, b"" if it is implicit."""
     if header.pixels is None or header.implicit:
         return b""
     header.stream.seek(header.pixels[1] - 8)
@@ -109,23 +109,28 @@ def _check(layout: Layout) -> None:
     if layout.rows < 1 or layout.columns < 1:
         raise Unreadable("NO_PIXELS", "the header has no rows or no columns")
     if layout.rows * layout.columns > MAX_PIXELS or layout.frames > MAX_FRAMES:
-        raise Unreadable("TOO_LARGE", f"the header asks for {layout.frames} x {layout.rows} x {layout.columns} pixels")
+        raise Unreadable(
+            "TOO_LARGE", f"{layout.frames} x {layout.rows} x {layout.columns} pixels according to the header"
+        )
     if layout.syntax not in NATIVE | JPEG | JPEG_LS | JPEG_2000 | {RLE}:
         raise Unreadable("UNSUPPORTED_SYNTAX", "no decoder for this transfer syntax")
     if layout.keyword in FLOATS:
         if layout.samples != 1 or layout.encapsulated:
-            raise Unreadable("UNSUPPORTED_PIXELS", "floating point pixels in colour or compressed are not read")
+            raise Unreadable("UNSUPPORTED_PIXELS", "floating point pixels must be uncompressed and of one sample")
         return
     if layout.allocated not in {1, 8, 16, 32} or (layout.allocated == 1 and layout.encapsulated):
-        raise Unreadable("UNSUPPORTED_PIXELS", f"{layout.allocated} bits allocated are not read")
+        raise Unreadable("UNSUPPORTED_PIXELS", f"{layout.allocated} bits allocated are not supported")
     if not (1 <= layout.stored <= layout.allocated and layout.stored - 1 <= layout.high < layout.allocated):
         raise Unreadable("BAD_HEADER", "bits stored, high bit and bits allocated contradict each other")
     colour = layout.photometric.split("_")[0] in {"RGB", "YBR"}
     if layout.samples not in {1, 3} or (layout.samples == 3) != colour or "PARTIAL" in layout.photometric:
-        raise Unreadable("UNSUPPORTED_PIXELS", "these samples with this photometric interpretation are not read")
+        raise Unreadable(
+            "UNSUPPORTED_PIXELS",
+            "unsupported samples per pixel or photometric interpretation",
+        )
     if layout.samples == 3 and (layout.allocated, layout.stored) != (8, 8):
         raise Unreadable(
-            "UNSUPPORTED_PIXELS", f"colour with {layout.stored} of {layout.allocated} bits; 8 of 8 are read"
+            "UNSUPPORTED_PIXELS", f"colour with {layout.stored} of {layout.allocated} bits; only 8 bits are supported"
         )
     if layout.photometric == "YBR_FULL_422" and not layout.encapsulated and layout.columns % 2:
-        raise Unreadable("UNSUPPORTED_PIXELS", "colour for every second of an odd number of columns")
+        raise Unreadable("UNSUPPORTED_PIXELS", "chroma subsampling with an odd number of columns")

@@ -1,4 +1,4 @@
-"""Lookup tables of a DICOM header: modality and VOI LUT (PS3.3 C.11.1, C.11.2), palettes (C.7.6.3.1.5, C.7.9)."""
+"""Lookup tables of a DICOM header: modality and VOI LUTs (PS3.3 C.11.1, C.11.2), palettes (C.7.6.3.1.5, C.7.9)."""
 
 from dataclasses import dataclass
 
@@ -13,17 +13,17 @@ COLOURS = ("Red", "Green", "Blue")
 
 @dataclass(frozen=True)
 class Table:
-    """A lookup table: input `first` and below gives values[0], inputs beyond the end its last; outputs have `bits` bits."""
+    """A lookup table: inputs up to `first` give values[0], inputs beyond the end the last value. Outputs have `bits` bits."""
 
     values: np.ndarray
     first: int
     bits: int
 
     def __call__(self, stored: np.ndarray) -> np.ndarray:
-        """Outputs of stored values."""
+        """Return the outputs for stored values."""
         first = self.first
         if first > 0x7FFF and stored.min() < 0:
-            first -= 1 << 16  # written as unsigned beside signed pixels
+            first -= 1 << 16  # written as unsigned although the pixels are signed
         return self.values[np.clip(stored.astype(np.int64) - first, 0, len(self.values) - 1)]
 
 
@@ -31,7 +31,7 @@ Palette = tuple[Table, Table, Table]  # red, green, blue
 
 
 def modality_table(header: Header) -> Table | None:
-    """The Modality LUT, which replaces slope and intercept; None when there is none.
+    """Return the Modality LUT, which replaces slope and intercept, or None.
 
     Raises:
         Unreadable: BAD_HEADER.
@@ -41,7 +41,7 @@ def modality_table(header: Header) -> Table | None:
 
 
 def lut(item: Header) -> Table:
-    """An item of a modality or VOI LUT sequence.
+    """Return the table in an item of a Modality or VOI LUT Sequence.
 
     Raises:
         Unreadable: BAD_HEADER.
@@ -50,10 +50,10 @@ def lut(item: Header) -> Table:
 
 
 def window(header: Header) -> tuple[float, float] | None:
-    """[low, high] in modality values of the first VOI LUT or else window (C.11.2), before any inversion.
+    """Return [low, high] in modality values of the first VOI LUT or window (C.11.2), before any inversion.
 
-    Outside a window the display is black or white; of a VOI LUT the constant ends count as outside. None when there is
-    neither, or none that is valid.
+    The display is black or white outside a window; for a VOI LUT, the constant ends are outside. None if there is no
+    valid one.
     """
     try:
         items = header.items("VOILUTSequence")
@@ -74,7 +74,7 @@ def window(header: Header) -> tuple[float, float] | None:
 
 
 def palette(header: Header) -> Palette:
-    """The palette, whole or segmented.
+    """Return the palette, plain or segmented.
 
     Raises:
         Unreadable: BAD_HEADER.
@@ -100,10 +100,10 @@ def _colour(header: Header, colour: str) -> Table:
 
 
 def _descriptor(header: Header, keyword: str) -> tuple[int, int, int]:
-    """(entries, first input, bits of an output)."""
+    """Return (number of entries, first input, bits per output)."""
     found = header.numbers(keyword)
     if len(found) != 3 or not 1 <= found[2] <= 16:
-        raise Unreadable("BAD_HEADER", f"{keyword} does not describe a table")
+        raise Unreadable("BAD_HEADER", f"{keyword} is not a valid descriptor of a lookup table")
     return int(found[0]) & 0xFFFF or 1 << 16, int(found[1]), int(found[2])
 
 
@@ -114,26 +114,26 @@ def _table(header: Header, keyword: str, data: bytes) -> Table:
     else:
         dtype = np.dtype("<u2" if header.little else ">u2")
     if len(data) < entries * dtype.itemsize:
-        raise Unreadable("BAD_HEADER", "a lookup table is shorter than its descriptor says")
+        raise Unreadable("BAD_HEADER", "a lookup table is shorter than stated")
     return Table(np.frombuffer(data, dtype, entries).astype(np.int32), first, bits)
 
 
 def _segments(words: list[int], bits: int) -> list[int]:
-    """C.7.9.2: discrete (0), linear (1) and indirect (2) segments, expanded.
+    """Expand discrete (0), linear (1) and indirect (2) segments (C.7.9.2).
 
     Raises:
-        IndexError: a segment goes on behind the end.
+        IndexError: a segment extends beyond the end.
         Unreadable: BAD_HEADER.
     """
     found: list[int] = []
-    jobs = [(0, -1)]  # (next word, segments still to do there; -1: until the end)
+    jobs = [(0, -1)]  # (next word, segments left to expand; -1: until the end)
     while jobs:
         at, left = jobs.pop()
         if left == 0 or at >= len(words) - 1:
             continue
         kind, length = words[at], words[at + 1]
         if len(found) + length > 1 << 16 or (kind == 2 and jobs):
-            raise Unreadable("BAD_HEADER", "a segmented palette is longer than any palette")
+            raise Unreadable("BAD_HEADER", "a segmented palette is too long")
         if kind == 0:
             if at + 2 + length > len(words):
                 raise IndexError
@@ -148,5 +148,5 @@ def _segments(words: list[int], bits: int) -> list[int]:
             offset = sum(words[at + 2 + i] << (32 // parts) * i for i in range(parts))
             jobs += [(at + 2 + parts, left - 1), (offset // (1 if bits == 8 else 2), length)]
         else:
-            raise Unreadable("BAD_HEADER", "a segmented palette has a segment of unknown kind")
+            raise Unreadable("BAD_HEADER", "a segmented palette has a segment of unknown type")
     return found

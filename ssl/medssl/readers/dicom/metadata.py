@@ -1,6 +1,7 @@
-"""What leaves a DICOM header: numbers, words from fixed lists, and pseudonyms. Nothing else does."""
+"""What leaves a DICOM header: numbers, words from fixed lists, and pseudonyms; nothing else."""
 
 import re
+from typing import Any
 
 from medssl.readers.dicom.header import Header
 from medssl.readers.dicom.layout import JPEG, JPEG_2000, JPEG_LS, NATIVE, RLE
@@ -8,7 +9,7 @@ from medssl.readers.dicom.pet import suv_factor
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Unreadable
 
-OLDEST = 90  # years; older patients are so few that their age identifies them
+MAX_AGE = 90  # years; older patients are so rare that their age could identify them
 MODALITIES = frozenset(
     "CT MR PT NM CR DX MG RF XA US IO PX RG XC OP OPT ES GM SM BI BMD IVUS IVOCT DG OT TG HD SC".split()  # noqa: SIM905
 )
@@ -31,7 +32,7 @@ COLOURS = frozenset(
 CORRECTIONS = frozenset("DECY ATTN SCAT DTIM MOTN PMOT CLN RAN RADL DCAL NORM".split())  # noqa: SIM905
 LOSSY = frozenset(f"ISO_{n}" for n in ("10918_1", "14495_1", "15444_1", "15444_15", "13818_2", "14496_10"))
 
-# name of the fact -> element with a number
+# metadata field -> numeric element
 NUMBERS = {
     "kvp": "KVP",
     "field_strength": "MagneticFieldStrength",
@@ -46,7 +47,7 @@ NUMBERS = {
     "voi_center": "WindowCenter",
     "voi_width": "WindowWidth",
 }
-# name of the fact -> elements with a word, in order of preference, and the words that may leave
+# metadata field -> text elements, in order of preference, and the allowed words
 WORDS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
     "view": (("ViewPosition",), VIEWS),
     "laterality": (("ImageLaterality", "Laterality", "FrameLaterality"), frozenset("LRBU")),
@@ -59,82 +60,93 @@ WORDS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
     "photometric": (("PhotometricInterpretation",), COLOURS),
     "lossy_method": (("LossyImageCompressionMethod",), LOSSY),
 }
-LOSSY_SYNTAXES = frozenset(
-    f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 203)
-)  # these can be nothing else, or mostly
-# Convolution kernels: GE's words; letters and numbers of Siemens (B30f, Br40d, I31f), Philips (YC) and Canon (FC08).
+# Transfer syntaxes that are always, or nearly always, lossy.
+LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 203))
+# Convolution kernels: GE words; codes of Siemens (B30f, Br40d, I31f), Philips (YC) and Canon (FC08).
 KERNELS = frozenset("STANDARD STND STD STD+ SOFT DETAIL EDGE BONE BONEPLUS LUNG CHST ULTRA".split())  # noqa: SIM905
 KERNEL = re.compile(r"[A-Z][a-z]?[0-9]{2}[a-z]?|FC[0-9]{2}|[A-Z]{1,2}")
 SYNTAXES = NATIVE | JPEG | JPEG_LS | JPEG_2000 | {RLE}
 PLACEHOLDERS = frozenset({"", "ANON", "ANONYMOUS", "ANONYMIZED", "0", "UNKNOWN", "NONE"})
 
-BURNED_IN = frozenset("US IVUS SC OT XA RF".split())  # noqa: SIM905  these write text into the picture as a rule
-GREY = frozenset("CT MR PT NM CR DX MG RG IO PX".split())  # noqa: SIM905  colour in these is a screenshot or an overlay
+# Modalities that usually have text in the image, and modalities in which colour means a screenshot or an overlay.
+BURNED_IN = frozenset("US IVUS SC OT XA RF".split())  # noqa: SIM905
+GREY = frozenset("CT MR PT NM CR DX MG RG IO PX".split())  # noqa: SIM905
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-CAPTURED = frozenset("DV DF SD SI WSD DRW".split())  # noqa: SIM905  C.8.6.1: video, film, scanners, work stations, drawings
+# Conversion types: video, digitized film, document scanners, workstations, drawings (PS3.3 C.8.6.1).
+CAPTURED = frozenset("DV DF SD SI WSD DRW".split())  # noqa: SIM905
 
 
 def numbers(header: Header, keyword: str) -> tuple[float, ...]:
-    """`header.numbers`, but () where something is written that is no number: for elements that need not be right."""
+    """Return `header.numbers(keyword)`, () if the value is not a number. For elements that are not essential."""
     try:
         return header.numbers(keyword)
     except Unreadable:
         return ()
 
 
+def image_plane(header: Header) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]] | None:
+    """Return Image Position, Image Orientation and Pixel Spacing (PS3.3 C.7.6.2), None if one is missing or invalid."""
+    position, orientation, spacing = (
+        numbers(header, k) for k in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+    )
+    if (len(position), len(orientation), len(spacing)) != (3, 6, 2) or min(spacing) <= 0:
+        return None
+    return position, orientation, spacing
+
+
 def modality_of(header: Header) -> str:
-    """DICOM's code, or "" for one that is not in the list."""
+    """Return the DICOM code of the modality, "" if it is not in the list."""
     word = header.word("Modality")
     return word if word in MODALITIES else ""
 
 
 def image_type(header: Header) -> tuple[str, ...]:
-    """Image Type, upper case."""
+    """Return the values of Image Type, in upper case."""
     return header.words("ImageType")
 
 
 def scanner_of(header: Header) -> str:
-    """Manufacturer and model, letters and digits only, at most 48 characters."""
+    """Return manufacturer and model, restricted to letters, digits and "+-.", at most 48 characters."""
     words = [header.raw(k).decode("latin-1") for k in ("Manufacturer", "ManufacturerModelName")]
     return re.sub(r"[^A-Za-z0-9.+-]+", " ", " ".join(words)).strip()[:48].strip()
 
 
 def metadata_of(header: Header) -> dict[str, str | float]:
-    """The allow-list, from one data set: numbers, and words that stand in a list of this file."""
-    facts: dict[str, str | float] = {
+    """Return the allow-listed acquisition metadata of a data set: numbers, and words in the lists of this file."""
+    metadata: dict[str, str | float] = {
         name: round(found[0], 4) for name, keyword in NUMBERS.items() if (found := numbers(header, keyword))
     }
     for name, (keywords, allowed) in WORDS.items():
-        said = [w for w in (header.word(k).replace("PALETTE COLOR", "PALETTE_COLOR") for k in keywords) if w in allowed]
-        if said:
-            facts[name] = said[0]
+        words = (header.word(k).replace("PALETTE COLOR", "PALETTE_COLOR") for k in keywords)
+        if known := [w for w in words if w in allowed]:
+            metadata[name] = known[0]
     age = re.fullmatch(r"(\d{3})([YMWD])", header.word("PatientAge"))
     if age:
         years = int(age[1]) // {"Y": 1, "M": 12, "W": 52, "D": 365}[age[2]]
-        facts["age"] = float(min(years, OLDEST))
+        metadata["age"] = float(min(years, MAX_AGE))
     kernel = header.raw("ConvolutionKernel").decode("latin-1").split("\\")[0].strip()
     if kernel.upper() in KERNELS or KERNEL.fullmatch(kernel):
-        facts["kernel"] = kernel
+        metadata["kernel"] = kernel
     if header.word("LossyImageCompression") == "01" or header.syntax in LOSSY_SYNTAXES:
-        facts["lossy"] = "yes"
+        metadata["lossy"] = "yes"
     if header.syntax and header.syntax in SYNTAXES:
-        facts["transfer_syntax"] = header.syntax
+        metadata["transfer_syntax"] = header.syntax
     sop = header.word("SOPClassUID")
     if re.fullmatch(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.[0-9.]{1,20}", sop):
-        facts["sop_class"] = sop
+        metadata["sop_class"] = sop
     corrections = [w for w in header.words("CorrectedImage") if w in CORRECTIONS]
     if corrections:
-        facts["corrected"] = " ".join(corrections)
+        metadata["corrected"] = " ".join(corrections)
     methods = [w for w in _method_codes(header) if re.fullmatch(r"1131[0-9]{2}", w)]  # PS3.16 CID 7050
     if methods:
-        facts["deidentified_by"] = " ".join(methods)
+        metadata["deidentified_by"] = " ".join(methods)
     suv = suv_factor(header) if modality_of(header) == "PT" else None
     if suv is not None:
-        facts["suv_factor"] = suv
-    facts |= {name.lower(): "yes" for name in ("DERIVED", "LOCALIZER") if name in image_type(header)}
+        metadata["suv_factor"] = suv
+    metadata |= {name.lower(): "yes" for name in ("DERIVED", "LOCALIZER") if name in image_type(header)}
     if "PixelSpacing" not in header and "ImagerPixelSpacing" in header:
-        facts["spacing_at"] = "detector"
-    return facts
+        metadata["spacing_at"] = "detector"
+    return metadata
 
 
 def _method_codes(header: Header) -> list[str]:
@@ -144,13 +156,34 @@ def _method_codes(header: Header) -> list[str]:
         return []
 
 
-def identify(header: Header, pseudonyms: Pseudonyms, name: str) -> dict[str, str | bool]:
-    """Pseudonyms: patient, patient_known, study, series, born. Without a patient id the study, or else the file, stands in.
+def common(every: list[dict[str, str | float]]) -> dict[str, str | float]:
+    """Return the entries that all dictionaries share."""
+    return {k: v for k, v in every[0].items() if all(d.get(k) == v for d in every)}
 
-    born tells people apart who share one patient id; two ids of people born on one day have nothing in common.
+
+def scan_fields(header: Header, frames: list[Header], name: str, pseudonyms: Pseudonyms) -> dict[str, Any]:
+    """Return the fields of `Scan` that come from the header, except `scan`, with the metadata all frames share.
+
+    frames: the header of each frame; [header] for a single image.
+    """
+    modality = modality_of(header)
+    return {
+        "modality": modality,
+        "scanner": scanner_of(header),
+        "metadata": common([metadata_of(frame) for frame in frames]),
+        "quarantined": quarantine_reason(frames[0], modality),
+        **identify(header, pseudonyms, name),
+    }
+
+
+def identify(header: Header, pseudonyms: Pseudonyms, name: str) -> dict[str, str | bool]:
+    """Return the pseudonyms: patient, patient_known, study, series, birth_date_hash.
+
+    Without a Patient ID the study, or else the file, stands for the patient. The hash of the birth date includes the
+    Patient ID: it separates people who share one, but does not link people born on the same day.
     """
     issuer, patient = header.raw("IssuerOfPatientID"), header.raw("PatientID")
-    study, series, born = (header.raw(k) for k in ("StudyInstanceUID", "SeriesInstanceUID", "PatientBirthDate"))
+    study, series, birth_date = (header.raw(k) for k in ("StudyInstanceUID", "SeriesInstanceUID", "PatientBirthDate"))
     known = patient.decode("latin-1").strip().upper() not in PLACEHOLDERS
     stand_in = b"study|" + study if study else b"file|" + name.encode()
     return {
@@ -158,15 +191,14 @@ def identify(header: Header, pseudonyms: Pseudonyms, name: str) -> dict[str, str
         "patient_known": known,
         "study": pseudonyms.of("study", study) if study else "",
         "series": pseudonyms.of("series", series) if series else "",
-        "birth_date_hash": pseudonyms.of("born", patient + b"|" + born) if born and known else "",
+        "birth_date_hash": pseudonyms.of("born", patient + b"|" + birth_date) if birth_date and known else "",
     }
 
 
 def quarantine_reason(header: Header, modality: str) -> str:
-    """Why a human must look before anybody trains on it: "burned-in risk", "localizer", or "".
+    """Return why a person must review the image before training: "burned-in risk", "localizer", or "".
 
-    A header cannot prove that nothing is written into the pixels, so what usually has text in it is held, whatever it
-    says of itself.
+    A header cannot prove that the pixels contain no text, so kinds of images that usually do are always quarantined.
     """
     kind = image_type(header)
     risky = (
@@ -179,7 +211,7 @@ def quarantine_reason(header: Header, modality: str) -> str:
     )
     if risky:
         return "burned-in risk"
-    said = " ".join(header.words("SeriesDescription"))
-    if "LOCALIZER" in kind or re.search(r"SCOUT|LOCALI[ZS]ER|TOPOGRAM|SURVIEW", said):
+    description = " ".join(header.words("SeriesDescription"))
+    if "LOCALIZER" in kind or re.search(r"SCOUT|LOCALI[ZS]ER|TOPOGRAM|SURVIEW", description):
         return "localizer"
     return ""

@@ -1,8 +1,8 @@
-"""From activity to SUV: the factor that a PET header allows (PS3.3 C.8.9.1 and C.8.9.2).
+"""The factor from activity to SUV of a PET image (PS3.3 C.8.9.1 and C.8.9.2).
 
 SUVbw = activity concentration / (injected dose, decayed to the start of the scan / body weight), with 1 g of tissue as
-1 ml. The steps are those of QIBA's vendor-neutral pseudo-code for SUV. Whatever is missing or odd gives no factor:
-a store keeps Bq/ml, so nothing is lost.
+1 ml, as in QIBA's vendor-neutral pseudo-code. If anything is missing or implausible there is no factor; the store keeps
+Bq/ml.
 """
 
 from datetime import datetime, timedelta
@@ -11,20 +11,20 @@ from medssl.readers.dicom.header import Header
 from medssl.readers.scan import Unreadable
 
 CORRECTIONS = {"ATTN", "DECY"}
-LEAST_DOSE = 1e5  # Bq; a smaller number was written in MBq, against the standard
-LONGEST = timedelta(days=1)  # a scan; else the dates were changed apart
-MOST_HALF_LIVES = 10.0  # after so many nothing is left to see: the times do not belong together
+MIN_DOSE = 1e5  # Bq; smaller numbers are in MBq, against the standard
+MAX_DELAY = timedelta(days=1)  # from series to acquisition; otherwise the dates were shifted separately
+MAX_HALF_LIVES = 10.0  # from injection to scan; otherwise the times are inconsistent
 
 
 def suv_factor(header: Header) -> float | None:
-    """SUVbw of a voxel = its value in Bq/ml x this factor (g/Bq); None when the header does not support one.
+    """Return the factor (g/Bq) from a voxel in Bq/ml to SUVbw, None if the header does not determine it.
 
-    Asked for: Units BQML, Decay Correction START, attenuation and decay corrected, weight (kg), dose (Bq), half-life
-    (s), the time of injection, and a series time that no later processing has overwritten.
+    Required: Units BQML, Decay Correction START, attenuation and decay correction, weight (kg), dose (Bq), half-life
+    (s), time of injection, and a series time that was not overwritten by later processing.
     """
     try:
         return _factor(header)
-    except Unreadable:  # a fact that cannot be read is no reason to refuse the scan
+    except Unreadable:  # no reason to refuse the scan
         return None
 
 
@@ -46,25 +46,25 @@ def _factor(header: Header) -> float | None:
         )
     )
     injected, start = _injected(header, drug), _start(header)
-    if weight <= 0 or dose < LEAST_DOSE or half_life <= 0 or injected is None or start is None:
+    if weight <= 0 or dose < MIN_DOSE or half_life <= 0 or injected is None or start is None:
         return None
     elapsed = (start - injected).total_seconds()
-    if not 0 <= elapsed <= MOST_HALF_LIVES * half_life:
+    if not 0 <= elapsed <= MAX_HALF_LIVES * half_life:
         return None
     return weight * 1000 / (dose * 2 ** (-elapsed / half_life))
 
 
 def _start(header: Header) -> datetime | None:
-    """When the scan began: the series time. Processing sets a new one, which is later than the acquisition's."""
+    """Return the start of the scan: the series time, unless processing replaced it by one after the acquisition."""
     series = _moment(header.raw("SeriesDate"), header.raw("SeriesTime"))
     acquired = _moment(header.raw("AcquisitionDate"), header.raw("AcquisitionTime"))
     if series is None or acquired is None:
         return None
-    return series if timedelta(0) <= acquired - series <= LONGEST else None
+    return series if timedelta(0) <= acquired - series <= MAX_DELAY else None
 
 
 def _injected(header: Header, drug: Header) -> datetime | None:
-    """When the dose was given. A time without a date is that of the day of the scan, or of the evening before it."""
+    """Return the time of injection. A time without a date is on the day of the scan, or on the evening before."""
     whole = drug.raw("RadiopharmaceuticalStartDateTime")
     if whole:
         return _moment(whole[:8], whole[8:].split(b"+")[0].split(b"-")[0])
@@ -74,7 +74,7 @@ def _injected(header: Header, drug: Header) -> datetime | None:
 
 
 def _moment(date: bytes, time: bytes) -> datetime | None:
-    """A date YYYYMMDD and a time HHMMSS.FFFFFF (PS3.5 table 6.2-1; minutes at least), None when either is neither."""
+    """Return a date YYYYMMDD and time HHMMSS.FFFFFF (PS3.5 table 6.2-1) as a datetime, None if it is invalid."""
     text, _, fraction = (date + time.replace(b":", b"")).decode("latin-1").partition(".")
     try:
         moment = datetime.strptime(text, "%Y%m%d%H%M%S" if len(text) == 14 else "%Y%m%d%H%M")

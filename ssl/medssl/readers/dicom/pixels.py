@@ -1,6 +1,6 @@
-"""Words to modality values: DICOM PS3.3 C.7.5.1 (padding), C.7.6.3 (pixels) and C.11.1 (modality LUT, rescale).
+"""Stored words to modality values (PS3.3 C.7.5.1 padding, C.7.6.3 pixels, C.11.1 modality LUT and rescale).
 
-The VOI LUT is not applied: a store keeps modality values, and whoever trains chooses the window.
+The VOI LUT is not applied: the store keeps modality values, and the window is chosen for training.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,9 @@ from medssl.readers.dicom.layout import FLOATS, JPEG_2000, RLE, YBR_DECODED, Lay
 from medssl.readers.dicom.luts import Palette, Table, modality_table, palette
 from medssl.readers.scan import Unreadable
 
-AIR = -1024  # HU, what padding becomes in CT
-QUANTITATIVE = {"CT", "MR", "PT", "NM"}  # values mean something: never inverted for display
+QUANTITATIVE = {"CT", "MR", "PT", "NM"}  # modalities never inverted for display
 EXACT = 1 << 24  # integers up to here are exact in float32
-MOST_NOT_FINITE = 0.01  # of the pixels of a frame; more is no image
+MAX_NON_FINITE = 0.01  # share of the pixels of a frame
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,13 @@ class Pixels:
     """One frame.
 
     Attributes:
-        values: (C, H, W), integers unless a slope is fractional (then float64) or the words are floats (float32). Not
-            yet in its smallest type.
-        preferred: the type for these values, if they fit: int16 for CT, else the stored type; float32 for fractions.
-        padding: (H, W) bool, where the scanner wrote no measurement; None when nowhere.
-        steps: what was done.
-        mirror: what values were subtracted from if they were inverted for display, else None: a window [a, b] of values
-            before the inversion is [mirror - b, mirror - a] after it.
+        values: (C, H, W), integers unless the slope is fractional (float64) or the words are floats (float32); not yet
+            in the smallest type.
+        preferred: type for these values if they fit: int16 for CT, otherwise the stored type; float32 for fractions.
+        padding: (H, W) bool, True where nothing was measured; None if there is no padding.
+        steps: processing steps.
+        mirror: the number values were subtracted from if they were inverted for display, else None. A window [a, b]
+            before the inversion becomes [mirror - b, mirror - a].
     """
 
     values: np.ndarray
@@ -41,10 +40,10 @@ class Pixels:
 
 
 def arguments(header: Header, layout: Layout, modality: str) -> dict[str, Any]:
-    """Keyword arguments of `to_values` as one data set gives them. Plain values, but for the tables in "lut".
+    """Return the keyword arguments of `to_values` for one data set. JSON-compatible, except for the tables in "lut".
 
     Raises:
-        Unreadable: BAD_HEADER; NO_RESCALE for a CT image that has no Hounsfield units.
+        Unreadable: BAD_HEADER; NO_RESCALE for a CT image without Hounsfield units.
     """
     slope, intercept = (next(iter(header.numbers(k)), None) for k in ("RescaleSlope", "RescaleIntercept"))
     prefix = layout.keyword.removesuffix("PixelData")
@@ -76,13 +75,11 @@ def to_values(
     padding: tuple[float, ...] | None,
     invert: bool,
 ) -> Pixels:
-    """Words of one frame and the steps already done, as `codecs.words` gives them, to modality values.
+    """Convert the words of one frame to modality values.
 
-    The rest is what `arguments` finds.
-
-    slope, intercept: None where the header has none. lut: the modality LUT, which replaces them, or the palette.
-    padding: Pixel Padding Value and perhaps its Range Limit, in stored units. invert: whether bright and dark are to
-    change places.
+    words, done: stored words and processing steps from `codecs.words`. The other arguments are from `arguments`: slope
+    and intercept, None if absent; lut: the modality LUT, which replaces them, or the palette; padding: Pixel Padding
+    Value and, if present, its Range Limit, in stored units; invert: whether to swap bright and dark.
 
     Raises:
         Unreadable: UNSUPPORTED_PIXELS, NON_FINITE.
@@ -113,14 +110,14 @@ def to_values(
         values = _rescale(values, -1.0, low + high)
         steps.append("invert MONOCHROME1")
     if layout.allocated == 32 and max(-float(stored.min()), float(stored.max())) > EXACT:
-        raise Unreadable("UNSUPPORTED_PIXELS", "integers that need more than 24 bits are not read")
+        raise Unreadable("UNSUPPORTED_PIXELS", "integers of more than 24 bits are not supported")
     return Pixels(
         values[None], _preferred(values, layout, modality), mask, tuple(steps), low + high if invert else None
     )
 
 
 def stored_values(words: np.ndarray, layout: Layout) -> np.ndarray:
-    """Bits Stored bits below High Bit, two's complement when signed; what stands above them is no part of the image."""
+    """Return the Bits Stored bits below High Bit, two's complement if signed. Bits above are not part of the image."""
     x = _unsigned(words, layout)
     width = x.dtype.itemsize * 8
     low = layout.high + 1 - layout.stored
@@ -133,14 +130,14 @@ def stored_values(words: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 def _unsigned(words: np.ndarray, layout: Layout) -> np.ndarray:
-    """All bits of the words, Bits Allocated or more of them."""
+    """Return all bits of the words, at least Bits Allocated."""
     if words.dtype.itemsize * 8 < layout.allocated:  # a codestream of fewer bits than the header allocates
         words = words.astype(f"{words.dtype.kind}{layout.allocated // 8}")
     return words.view(f"u{words.dtype.itemsize}")
 
 
 def _rescale(x: np.ndarray, m: float, b: float) -> np.ndarray:
-    """x * m + b: in the smallest integers of 16 bits or more if they stay integers, else float64."""
+    """Return x * m + b, in the smallest integer type of 16 bits or more if exact, otherwise float64."""
     if (m, b) == (1.0, 0.0):
         return x
     if x.dtype.kind == "f" or not (m.is_integer() and b.is_integer()):
@@ -155,7 +152,7 @@ def _rescale(x: np.ndarray, m: float, b: float) -> np.ndarray:
     if m == 1:
         return np.add(x, fit(b), dtype=fit, casting="unsafe")
     values: np.ndarray = np.multiply(x, fit(m), dtype=fit, casting="unsafe")
-    values += fit(b)  # of one type, as chosen above
+    values += fit(b)
     return values
 
 
@@ -170,10 +167,10 @@ def _preferred(values: np.ndarray, layout: Layout, modality: str) -> np.dtype:
 def _padding(
     words: np.ndarray, stored: np.ndarray, layout: Layout, ends: tuple[float, ...] | None
 ) -> np.ndarray | None:
-    """Where stored values lie between Pixel Padding Value and its Range Limit, read with the sign of the pixels.
+    """Return where stored values lie between Pixel Padding Value and its Range Limit, with the sign of the pixels.
 
-    Both shall be possible stored values (C.7.5.1.1.2). Where they need more than Bits Stored they can only mean whole
-    words, which are compared before the bits above are dropped: what is left of them may be a value of tissue.
+    Both should be possible stored values (C.7.5.1.1.2). If they need more than Bits Stored, they refer to whole words,
+    which are compared before the upper bits are dropped: the lower bits alone may be a value of tissue.
     """
     if ends is None:
         return None
@@ -193,9 +190,9 @@ def _padding(
 def _floats(
     words: np.ndarray, slope: float | None, intercept: float | None, padding: tuple[float, ...] | None
 ) -> Pixels:
-    """Parametric maps (PS3.3 C.7.6.24): the words are the values."""
+    """Convert a parametric map (PS3.3 C.7.6.24), whose words are floats."""
     finite = np.isfinite(words)
-    if finite.mean() < 1 - MOST_NOT_FINITE:
+    if finite.mean() < 1 - MAX_NON_FINITE:
         raise Unreadable("NON_FINITE", "more than one in a hundred pixels is not finite")
     mask = ~finite
     if padding is not None:
@@ -210,7 +207,7 @@ def _floats(
 
 
 def _colour(words: np.ndarray, done: tuple[str, ...], layout: Layout, table: Palette | None) -> Pixels:
-    """RGB, converted once. JPEG and JPEG 2000 decoders have already undone their own colour transform."""
+    """Return RGB. JPEG and JPEG 2000 decoders have already reversed their own colour transform."""
     steps = [*done]
     if table is not None:
         stored = stored_values(words, layout)
@@ -225,14 +222,14 @@ def _colour(words: np.ndarray, done: tuple[str, ...], layout: Layout, table: Pal
 
 
 def _from_ybr(ybr: np.ndarray) -> np.ndarray:
-    """C.7.6.3.1.2, inverted. ybr: (3, H, W) uint8."""
+    """Convert YBR_FULL to RGB (inverse of C.7.6.3.1.2). ybr: (3, H, W) uint8."""
     y, b, r = ybr[0].astype(np.float32), ybr[1].astype(np.float32) - 128, ybr[2].astype(np.float32) - 128
     rgb = np.stack([y + 1.402 * r, y - 0.114 * 1.772 / 0.587 * b - 0.299 * 1.402 / 0.587 * r, y + 1.772 * b])
     return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
 
 
 def smallest(low: float, high: float, preferred: np.dtype) -> np.dtype:
-    """The type that holds [low, high] without loss: `preferred` when it does, so that stores have one type."""
+    """Return a type that holds [low, high] without loss: `preferred` if possible, so that a store has few types."""
     if preferred.kind == "f":
         return preferred
     for dtype in (preferred, np.dtype(np.int16), np.dtype(np.uint16)):
