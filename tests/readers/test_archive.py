@@ -269,6 +269,14 @@ def test_parts_of_archives(tmp_path):
     assert fault(str(tmp_path / "none.zip"))[0] == "CANNOT_OPEN"
 
 
+def test_a_list_with_fewer_members_than_stated():
+    whole = zipped([("a", b"1"), ("b", b"2")])
+    end = whole.getvalue().rindex(b"PK\x05\x06")
+    for field in (8, 10):  # members on this disk, members
+        whole = patched(whole, end + field, "<H", 3)
+    assert "incomplete" in fault(whole)[1]
+
+
 def test_an_archive_that_changes_is_read_again(tmp_path):
     path = tmp_path / "a.zip"
     path.write_bytes(zipped([("a", b"1")]).getvalue())

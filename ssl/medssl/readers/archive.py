@@ -53,7 +53,7 @@ def members(archive: str | BinaryIO) -> Iterator[Member]:
     """
     with _opened(archive) as found:
         for name, entries in found.entries.items():
-            yield Member(name, entries[-1].file_size)
+            yield Member(name, entries[0].file_size)
 
 
 def open_member(archive: str | BinaryIO, name: str) -> BinaryIO:
@@ -113,11 +113,13 @@ class _Archive:
     """An open archive and its entries by name. Several entries may have the same name."""
 
     def __init__(self, stream: BinaryIO):
-        size = _check_directory(stream)
+        size, count = _check_directory(stream)
         try:
             infos = zipfile.ZipFile(stream).infolist()
         except DAMAGE:
             raise Unreadable("BAD_ARCHIVE", "the list of members is damaged") from None
+        if len(infos) != count:
+            raise Unreadable("BAD_ARCHIVE", "the list of members is incomplete")
         if sum(i.compress_size for i in infos) > size:
             raise Unreadable("BAD_ARCHIVE", "members overlap")
         total = sum(i.file_size for i in infos)
@@ -162,8 +164,8 @@ def _cached(path: str, *_: int) -> _Archive:
     return _Archive(open(path, "rb"))
 
 
-def _check_directory(stream: BinaryIO) -> int:
-    """Return the size of the file, after checking that its central directory is complete and not too large.
+def _check_directory(stream: BinaryIO) -> tuple[int, int]:
+    """Return the size of the file and its stated number of members, after checking that the directory is not too large.
 
     `zipfile` makes an object per entry of the directory, whatever number of entries is stated.
     """
@@ -184,7 +186,7 @@ def _check_directory(stream: BinaryIO) -> int:
     stream.seek(start + at - length)
     if length > DIRECTORY or stream.read(length).count(b"PK\x01\x02") > MEMBERS:
         raise Unreadable("BAD_ARCHIVE", f"more than {MEMBERS} members")
-    return size
+    return size, count
 
 
 def _is_utf8(raw: bytes) -> bool:
