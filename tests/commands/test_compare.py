@@ -87,7 +87,7 @@ def test_equal_arms_cannot_be_told_apart_and_what_it_would_take_is_said(made):
     says = contest["pairs"][0]["says"]
     assert "cannot be told apart with" in says
     assert "and 2 seeds; " in says
-    assert "would be needed" in says or "would do" in says
+    assert "would be needed" in says or "would suffice" in says
 
 
 def test_rows_of_the_runs_tables_take_part(made):

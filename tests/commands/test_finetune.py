@@ -287,7 +287,7 @@ def test_what_cannot_be_is_one_line(made, drawn, tmp_path):
     store, run = made
     for wrong, says in [
         ({"labels": [10_000]}, "lower it"),
-        ({"labels": [1]}, "cannot show all of"),
+        ({"labels": [1]}, "cannot contain all of"),
         ({"batch": 1}, "batch at least 2"),
         ({"rivals": ["scatch"]}, "scratch"),
         ({"blocks": 9}, "give 0 to 3"),

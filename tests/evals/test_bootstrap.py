@@ -314,7 +314,7 @@ def test_one_seed_of_many_draws_says_draws():
     assert "over 4 draws of labels and 30 patients" in how
     assert "4 draws are few" in how
     assert "seeds" not in how
-    with pytest.raises(ValueError, match="not so many seeds of 3 draws"):
+    with pytest.raises(ValueError, match="cannot be divided into seeds of 3 draws"):
         score_seeds(MEAN, np.zeros(30), p, np.arange(30), draws=3)
 
 

@@ -175,7 +175,7 @@ def test_regressions_that_cannot_be_are_refused_in_words():
     censored = y * [1, 0]
     with pytest.raises(UserError, match="none of 30 training patients had the event"):
         cox_probes((x, censored), (x, y), [])
-    with pytest.raises(UserError, match="none of the 30 patients that choose the penalty had the event"):
+    with pytest.raises(UserError, match="none of the 30 patients used to select the penalty had the event"):
         cox_probes((x, y), (x, censored), [])
     with pytest.raises(UserError, match="one training patient"):
         cox_probes((x[:3], np.tile([4.0, 1], (3, 1))), (x, y), [], patient=["a", "a", "a"])

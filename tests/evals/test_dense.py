@@ -84,7 +84,7 @@ def test_the_sample_is_a_function_of_seed_and_scan(cnn):
     alone = sample(cnn, resampled, masks, np.array([7]), PEOPLE, 2, each=5)
     assert np.array_equal(whole.x[10:20], alone.x)
     assert not np.array_equal(alone.x, sample(cnn, resampled, masks, np.array([7]), PEOPLE, 2, each=5, seed=1).x)
-    with pytest.raises(UserError, match="one class only"):
+    with pytest.raises(UserError, match="only one class"):
         sample(cnn, resampled, masks * 0, np.array([7]), PEOPLE, 2)
     with pytest.raises(UserError, match="no feature maps"):
         sample(MLP(1, (16, 16), widths=(8,)), resampled, masks, np.array([7]), PEOPLE, 2)

@@ -75,5 +75,5 @@ def test_modes_come_back_after_a_failure():
 
 
 def test_an_encoder_that_gives_maps_is_refused():
-    with pytest.raises(ValueError, match=r"gave \(7, 1, 9, 9\) for 7 scans"):
+    with pytest.raises(ValueError, match=r"returned \(7, 1, 9, 9\) for 7 scans"):
         embed(nn.Identity(), resampled(np.uint8, (9, 9)), np.arange(7), quiet=True)

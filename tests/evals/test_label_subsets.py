@@ -124,12 +124,12 @@ def test_balanced_draws_end_where_a_class_does():
 def test_draws_that_cannot_be_are_refused_in_words():
     y, patient = np.repeat([0, 1, 2], 10), np.repeat(np.arange(15), 2)
     with pytest.raises(
-        UserError, match=r"5 labelled scans cannot show all of class 0, class 1, class 2; the smallest .* 6"
+        UserError, match=r"5 labelled scans cannot contain all of class 0, class 1, class 2; the smallest .* 6"
     ):
         draw_label_subsets(y, patient, [Budget(scans=5)], [0])
     with pytest.raises(UserError, match="31 labelled scans, and there are 30"):
         draw_label_subsets(y, patient, [Budget(scans=31)], [0])
-    with pytest.raises(UserError, match="cannot hold one patient whole"):
+    with pytest.raises(UserError, match="cannot contain all scans of one patient"):
         draw_label_subsets(np.arange(4.0), np.zeros(4), [Budget(scans=3)], [0], task="regression")
     with pytest.raises(ValueError, match="one patient per labelled scan"):
         draw_label_subsets(y, patient[:5], [Budget(scans=5)], [0])

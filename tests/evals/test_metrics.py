@@ -231,13 +231,13 @@ def test_wrong_input_is_refused(y, p, words):
     [
         (MACRO_AUROC, np.array([[0, 2]]), np.zeros((1, 2)), "0, 1 or nan"),
         (MACRO_AUROC, np.array([0, 1]), np.zeros(2), "needs labels"),
-        (MACRO_AUROC, np.array([[0, 1]]), np.array([[0, np.nan]]), "probabilities hold nan"),
-        (MAE, np.array([1.0, np.nan]), np.zeros(2), "values hold nan"),
+        (MACRO_AUROC, np.array([[0, 1]]), np.array([[0, np.nan]]), "probabilities contain nan"),
+        (MAE, np.array([1.0, np.nan]), np.zeros(2), "values contain nan"),
         (MAE, np.array([1.0, 2]), np.zeros((2, 1)), "needs values"),
         (CONCORDANCE, np.array([[1.0, 2], [1, 0]]), np.zeros(2), "events must be 1"),
-        (CONCORDANCE, np.array([[np.inf, 1], [1, 0]]), np.zeros(2), "times hold nan"),
+        (CONCORDANCE, np.array([[np.inf, 1], [1, 0]]), np.zeros(2), "times contain nan"),
         (CONCORDANCE, np.array([1.0, 2]), np.zeros(2), "needs times"),
-        (MEAN, np.array(["a", "b"]), np.array([0.5, np.nan]), "cases hold nan"),
+        (MEAN, np.array(["a", "b"]), np.array([0.5, np.nan]), "cases contain nan"),
         (MEAN, np.array(["a", "b"]), np.zeros(3), "one number for each"),
     ],
 )

@@ -100,8 +100,8 @@ def test_a_threshold_above_all_negatives_says_that_nothing_is_known_beyond():
     test = draw(0)
     found = operating_point((y, np.arange(12.0)), test, np.arange(60), 0.95, n=100)
     assert found.threshold == 10
-    assert "how specific it is elsewhere is not known" in found.how
-    assert "not known" not in operating_point((y, np.arange(12.0)), test, np.arange(60), 0.8, n=100).how
+    assert "its specificity on other scans is unknown" in found.how
+    assert "unknown" not in operating_point((y, np.arange(12.0)), test, np.arange(60), 0.8, n=100).how
     nobody = operating_point((y, np.arange(12.0)), (test[0], test[1] - 99), np.arange(60), 0.8, n=100).scores
     assert np.isnan(nobody["PPV"].value)
     assert (nobody["sensitivity"].value, nobody["specificity"].value) == (0, 1)

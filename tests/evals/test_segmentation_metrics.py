@@ -126,7 +126,7 @@ def test_conventions_where_a_class_is_absent():
         np.testing.assert_allclose(agreement(p, t, spacing)[:3], [0, diagonal, 0])
     assert agreement(none, some, spacing)[VOLUME] == pytest.approx(-some.sum() * 6 / 1000)
     assert diagonal > agreement(np.roll(some, 4, 2), some, spacing)[HD95]  # nothing can be worse than finding nothing
-    with pytest.raises(ValueError, match="for a truth of"):
+    with pytest.raises(ValueError, match="the reference"):
         agreement(none, none[:-1])
 
 

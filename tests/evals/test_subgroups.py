@@ -136,7 +136,7 @@ def test_bands_of_numbers_in_their_order():
         "site 9",
         "site 10",
     ]
-    with pytest.raises(ValueError, match="rise"):
+    with pytest.raises(ValueError, match="increase"):
         bands([1], [60, 40])
 
 

@@ -264,18 +264,18 @@ def test_a_simulated_trial_of_that_many_finds_the_difference_4_times_in_5():
     ("difference", "variances", "shape", "words"),
     [
         (0.1, {"patients": (0.0, 0.01), "seed": (0.001, 0.0)}, (4, 2),
-         "; about 980 patients (with 4 seeds) would be needed, and no number of seeds would do (with 100 patients)"),
+         "; about 980 patients (with 4 seeds) would be needed, and no number of seeds would suffice (with 100 patients)"),
         (0.1, {"patients": (0.0, 0.001), "seed": (0.001, 0.003)}, (4, 2),
          "; about 180 patients (with 4 seeds) or about 15 seeds (with 100 patients) would be needed"),
         (0.1, {"seed": (0.02, 0.0)}, (4, 2),
-         "; about 16 seeds (with 100 patients) would be needed, and no number of patients would do (with 4 seeds)"),
+         "; about 16 seeds (with 100 patients) would be needed, and no number of patients would suffice (with 4 seeds)"),
         (0.0, {"patients": (0.0, 0.01)}, (4, 2),
-         "; no number of patients would do (with 4 seeds), and no number of seeds would do (with 100 patients)"),
+         "; no number of patients would suffice (with 4 seeds), and no number of seeds would suffice (with 100 patients)"),
         (0.02, {"patients": (0.0, 0.01)}, (1, 2),
-         "; about 20,000 patients (with 1 seed) would be needed, and what more seeds would do cannot be said from one"),
+         "; about 20,000 patients (with 1 seed) would be needed, and the effect of more seeds cannot be estimated from one"),
         (0.1, {"draw": (0.01, 0.0)}, (1, 2),
-         "; no number of patients would do (with 1 seed), and what more seeds would do cannot be said from one"),
-        (0.5, {"patients": (0.0, 0.01)}, (4, 2), ", which would suffice if this were the only comparison"),
+         "; no number of patients would suffice (with 1 seed), and the effect of more seeds cannot be estimated from one"),
+        (0.5, {"patients": (0.0, 0.01)}, (4, 2), ", which suffices for a single comparison"),
     ],
 )  # fmt: skip
 def test_words(difference, variances, shape, words):
@@ -288,5 +288,5 @@ def test_one_patient_cannot_say_what_more_would_do():
     alone = of(predictions(np.random.default_rng(10), patients=1))
     assert (
         str(required_sample_size(0.1, alone))
-        == "n = 1 patients and 6 seeds; what more would do cannot be said from one patient"
+        == "n = 1 patients and 6 seeds; the effect of more cannot be estimated from one patient"
     )

@@ -1,4 +1,4 @@
-"""Scans -> features: the encoder as it will be used, without a trace left on it. Of scans as they are, or of views."""
+"""Features of scans, or of augmented views of them, from an encoder that is left unchanged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from medssl.store.resampled import ResampledScans
 
 
 def standardised(resampled: ResampledScans, rows: NDArray[np.int64], device: torch.device | str = "cpu") -> Tensor:
-    """(B, C, *size) float32 on `device`, as in training but for the augmentation: unit range, minus mean, over std."""
+    """Return scans as in training but not augmented, (B, C, *size) float32 on `device`: unit range, minus mean, over std."""
     raw = {"image": resampled.array[rows], "low": resampled.low[rows], "high": resampled.high[rows]}
     return (
         to_unit_range({k: torch.from_numpy(np.ascontiguousarray(v)).to(device) for k, v in raw.items()})
@@ -32,7 +32,7 @@ def views_of(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> list[Tensor]:
-    """`views` tensors (B, C, *size) float32 on `device`: what training would see of the scans `rows` in epoch 0 of `seed`."""
+    """Return `views` tensors (B, C, *size) float32 on `device`, the views of scans `rows` in epoch 0 of training with `seed`."""
     raw = RawScans(resampled).__getitems__([(int(row), 0) for row in rows])
     raw |= {k: raw[k].to(device) for k in ("image", "low", "high")}
     return make_views(raw, recipe, views, seed, resampled.mean, resampled.std)[0]
@@ -40,10 +40,10 @@ def views_of(
 
 @contextmanager
 def evaluating(module: nn.Module, device: torch.device | str = "cpu", as_training: bool = False) -> Iterator[nn.Module]:
-    """`module` in evaluation mode on `device`, without gradients; afterwards all of it is back as it was and where it was.
+    """Put `module` in evaluation mode on `device`, without gradients; restore all modes, buffers and the device afterwards.
 
-    as_training: batch normalisation by the statistics of each batch, as training has it, and not by the running ones, which
-    lag behind by some fifty steps and are those of no data at all at the start.
+    as_training: batch normalisation uses the statistics of each batch, as in training, in place of the running statistics,
+    which lag behind by about fifty steps and at the start come from no data.
     """
     modes = [(m, m.training) for m in module.modules()]
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)] if as_training else []
@@ -73,10 +73,10 @@ def embed(
     device: torch.device | str = "cpu",
     quiet: bool = False,
 ) -> NDArray[np.float32]:
-    """Features (len(rows), dim) float32 of the scans `rows` of `canvas`, in that order.
+    """Return features (len(rows), dim) float32 of the scans `rows`, in that order.
 
-    The encoder runs in evaluation mode on `device`; afterwards each module is back in its own mode and on its device.
-    No random number is drawn here. `quiet` hides the progress. Raises ValueError when the encoder gives another shape.
+    The encoder runs as in `evaluating`; no random number is drawn. `quiet` hides the progress bar. Raises ValueError when
+    the encoder returns another shape.
     """
     rows = np.asarray(rows, np.int64)
     if not len(rows):
@@ -103,10 +103,9 @@ def embed_views(
     quiet: bool = False,
     as_training: bool = False,
 ) -> NDArray[np.float32]:
-    """Features (len(rows), views, dim) float32 of `views` views of each scan, which are a function of (seed, row, view).
+    """Return features (len(rows), views, dim) float32 of `views` views of each scan, a function of (seed, row, view).
 
-    Otherwise as `embed`: the encoder is in evaluation mode although the views are those of training; but see `evaluating`
-    for `as_training`.
+    Otherwise as `embed`; for `as_training` see `evaluating`.
     """
     rows = np.asarray(rows, np.int64)
     out: list[NDArray[np.float32]] = []
@@ -122,5 +121,5 @@ def embed_views(
 def _features(encoder: nn.Module, x: Tensor) -> NDArray[np.float32]:
     z = encoder(x)
     if z.ndim != 2 or len(z) != len(x):
-        raise ValueError(f"{type(encoder).__name__} gave {tuple(z.shape)} for {len(x)} scans, not ({len(x)}, dim)")
+        raise ValueError(f"{type(encoder).__name__} returned {tuple(z.shape)} for {len(x)} scans, not ({len(x)}, dim)")
     return z.float().cpu().numpy()

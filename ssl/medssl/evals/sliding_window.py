@@ -1,4 +1,4 @@
-"""A network of a fixed input size on scans of any size, and its answer on each scan's own grid."""
+"""Sliding-window inference: a network of fixed input size on scans of any size, with predictions on each scan's own grid."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,20 +15,20 @@ from medssl.store.resampled import common_dtype, field_of_view, intensity_window
 from medssl.store.store import Store
 
 OVERLAP = 0.5  # of neighbouring windows along an axis
-SIGMA = 0.125  # of a window's side: how fast its say falls off towards its edges
-LEAST = 1e-3  # say of the corners
+SIGMA = 0.125  # of the Gaussian weights, as a share of a window's side
+LEAST = 1e-3  # smallest weight
 
 Net = Callable[[Tensor], Tensor]  # standardised (B, C, *size) -> probabilities (B, K, *size)
 
 
 def windows(n: int, size: int) -> list[int]:
-    """Where windows of `size` begin on an axis of n >= size: half overlapping, the last one at the end."""
+    """Return the starts of windows of `size` on an axis of n >= size: half overlapping, the last one at the end."""
     step = max(1, int(size * (1 - OVERLAP)))
     return [*range(0, n - size, step), n - size]
 
 
 def importance(size: Sequence[int]) -> Tensor:
-    """(*size) float32: a Gaussian about the centre of the window (Isensee et al., 2021, methods)."""
+    """Return the weights of a window's voxels, (*size) float32: a Gaussian at its centre (Isensee et al., 2021, methods)."""
     out = torch.ones(())
     for n in size:
         x = torch.arange(n, dtype=torch.float32) - (n - 1) / 2
@@ -37,35 +37,35 @@ def importance(size: Sequence[int]) -> Tensor:
 
 
 def slide(net: Net, x: Tensor, size: Sequence[int], batch: int = 4) -> Tensor:
-    """x (C, *S), S at least `size`: the answers (K, *S) of all windows, averaged by their importance.
+    """Return the predictions (K, *S) of all windows of x (C, *S), averaged with `importance`. S is at least `size`.
 
-    As MONAI's sliding_window_inference(overlap=0.5, mode="gaussian").
+    Equal to MONAI's sliding_window_inference(overlap=0.5, mode="gaussian").
     """
     places = list(product(*(windows(n, m) for n, m in zip(x.shape[1:], size, strict=True))))
     boxes = [tuple(slice(a, a + m) for a, m in zip(place, size, strict=True)) for place in places]
     if len(boxes) == 1:
         return net(x[None])[0]
-    say = importance(size).to(x.device)
-    total, answers = x.new_zeros(x.shape[1:]), None
+    weight = importance(size).to(x.device)
+    total, out = x.new_zeros(x.shape[1:]), None
     for start in range(0, len(boxes), batch):
         some = boxes[start : start + batch]
-        for at, answer in zip(some, net(torch.stack([x[(slice(None), *at)] for at in some])), strict=True):
-            answers = x.new_zeros(len(answer), *x.shape[1:]) if answers is None else answers
-            answers[(slice(None), *at)] += answer * say
-            total[at] += say
-    assert answers is not None
-    return answers / total
+        for at, p in zip(some, net(torch.stack([x[(slice(None), *at)] for at in some])), strict=True):
+            out = x.new_zeros(len(p), *x.shape[1:]) if out is None else out
+            out[(slice(None), *at)] += p * weight
+            total[at] += weight
+    assert out is not None
+    return out / total
 
 
 class Grid:
-    """The way from a scan of a store to the grid that a network was trained on, and back.
+    """Resampling from a scan of a store to the grid that a network was trained on, and back.
 
     Args:
         store: the scans.
-        wanted: how scans are brought to the network.
+        wanted: the input that the network expects.
         device: of the network.
 
-    With a spacing, a scan that is larger than `size` is looked at through windows; in training only its middle was.
+    With a fixed spacing, a scan larger than `size` is covered by windows, whereas training used its centre only.
     """
 
     def __init__(self, store: Store, wanted: InputConfig, device: str):
@@ -75,7 +75,7 @@ class Grid:
         self.columns = {name: store.column(name) for name in ("shape", "spacing")}
 
     def of(self, row: int) -> tuple[Tensor, list[float], list[float]]:
-        """(standardised (C, *S), starts, extents): scan `row` on the grid, all of it, and the `box` that the grid covers."""
+        """Return the whole scan `row` on the grid, standardised (C, *S), with the grid's starts and extents (`field_of_view`)."""
         shape = self.columns["shape"][row][1:]
         voxel = self.columns["spacing"][row] or (1.0,) * len(shape)
         whole = self.size
@@ -97,14 +97,14 @@ class Grid:
         return ((x[0] - self.mean) / self.std).to(self.device), starts, extents
 
     def segment(self, net: Net, row: int) -> np.ndarray:
-        """(*S) uint8: the most probable class at each voxel of scan `row` itself; 0 where the grid does not reach."""
+        """Return the most probable class at each voxel of scan `row`, (*S) uint8; 0 outside the grid."""
         x, starts, extents = self.of(row)
         with torch.inference_mode():
             p = slide(net, x, self.size).float()
         return self.back(p, row, starts, extents).argmax(0).to(torch.uint8).cpu().numpy()
 
     def back(self, p: Tensor, row: int, starts: Sequence[float], extents: Sequence[float]) -> Tensor:
-        """p (K, *grid) -> (K, *S), linearly interpolated at the scan's own voxels."""
+        """Return p (K, *grid) interpolated linearly at the scan's own voxels, (K, *S)."""
         weights = []
         for n, m, start, extent in zip(self.columns["shape"][row][1:], p.shape[1:], starts, extents, strict=True):
             first, length = (torch.tensor([v * m / extent], dtype=torch.float64) for v in (-start, n))

@@ -1,17 +1,17 @@
-"""Metrics of predictions with weights of scans, so that resampling scans or patients is only a reweighting.
+"""Metrics of predictions, with weights for scans, so that resampling scans or patients is only a reweighting.
 
-A metric belongs to a kind of task, which says what the truth `y` and the prediction `p` of N scans are:
+The type of task determines the labels `y` and the predictions `p` of N scans:
 
-    classes   y (N,) integers in [0, K)            p (N, K) probabilities
-    labels    y (N, L) 0, 1 or nan for unknown     p (N, L) probabilities
-    ordinal   y (N,) integer levels in [0, K)      p (N, K) probabilities; the most probable level is the prediction
-    value     y (N,) numbers                       p (N,) numbers
-    survival  y (N, 2) time, and event 1 or 0      p (N,) risk, higher for earlier events
-    cases     y (N,) anything, not looked at       p (N,) one number a case
+    classification  y (N,) integers in [0, K)            p (N, K) probabilities
+    multilabel      y (N, L) 0, 1 or nan for unknown     p (N, L) probabilities
+    ordinal         y (N,) integer levels in [0, K)      p (N, K) probabilities; the most probable level is the prediction
+    regression      y (N,) numbers                       p (N,) numbers
+    survival        y (N, 2) time, and event 1 or 0      p (N,) risks, higher for earlier events
+    per_case        y (N,) anything, not used            p (N,) one number per case
 
 `metric(y, p, w) -> float` with w (N,) non-negative weights or None; `metric.many(y, p, w_RN) -> (R,)` evaluates R
-weightings at once. A class that carries no weight makes the class-wise metrics of classes undefined: nan, never a
-silent average over the other classes. Labels are averaged over those that have both classes.
+weightings at once. Without weight on some class, metrics of classification are nan, never an average over the other
+classes. Multilabel metrics average over the labels that have both classes.
 """
 
 from collections.abc import Callable
@@ -29,11 +29,13 @@ Truth = NDArray[Any]
 
 @dataclass(frozen=True)
 class PredictionType:
-    """A kind of task. Calling it checks y and p: (y, p) in the types of `metrics`, ValueError when they do not fit.
+    """What y and p look like. Calling it checks them: (y, p) in the dtypes of the metrics, ValueError when they do not fit.
 
-    `groups(y)` are the masks (N,) of scans without which a metric of this kind is undefined or poorly known: of each,
-    an interval wants some patients. `rare` and `missing` are the words for a group that is small or gone, `left_out(y)`
-    those for what the metric does not look at.
+    Attributes:
+        groups: y -> masks (N,) of the scans that a metric needs, such as each class; an interval needs some patients in each.
+        rare: words for a group with few patients.
+        missing: words for why a metric is undefined on a resample.
+        left_out: y -> words for labels that the metric leaves out.
     """
 
     check: Callable[[ArrayLike, ArrayLike], tuple[Truth, Floats]]
@@ -43,7 +45,7 @@ class PredictionType:
     left_out: Callable[[Truth], str] = lambda y: ""
 
     def __call__(self, y: ArrayLike, p: ArrayLike) -> tuple[Truth, Floats]:
-        """y and p, checked."""
+        """Return y and p, checked."""
         return self.check(y, p)
 
 
@@ -84,13 +86,13 @@ def _survival(y: ArrayLike, p: ArrayLike) -> tuple[Truth, Floats]:
 def _cases(y: ArrayLike, p: ArrayLike) -> tuple[Truth, Floats]:
     y, p = np.asarray(y), np.asarray(p, np.float64)
     if p.ndim != 1 or y.shape[:1] != p.shape or not len(p):
-        raise ValueError(f"needs one number for each of the cases, got {p.shape} for {y.shape}")
-    return y, _finite(p, "the numbers of the cases")
+        raise ValueError(f"needs one number for each case, got {p.shape} for {y.shape}")
+    return y, _finite(p, "numbers of cases")
 
 
 def _finite(x: Floats, what: str) -> Floats:
     if not np.isfinite(x).all():
-        raise ValueError(f"{what} hold nan or infinity")
+        raise ValueError(f"{what} contain nan or infinity")
     return x
 
 
@@ -121,9 +123,9 @@ CASE_NUMBERS = PredictionType(_cases)
 
 @dataclass(frozen=True)
 class Metric:
-    """A named metric. `many(y, p, w_RN)` trusts its input; calling the metric checks it and raises ValueError.
+    """A named metric. `many(y, p, w_RN)` does not check its input; calling the metric does, and raises ValueError.
 
-    check: the kind of task. sign: 1 where higher is better, -1 where lower is.
+    check: the type of y and p. sign: 1 where higher is better, -1 where lower is.
     """
 
     name: str
@@ -132,7 +134,7 @@ class Metric:
     sign: int = 1
 
     def __call__(self, y: ArrayLike, p: ArrayLike, w: ArrayLike | None = None) -> float:
-        """y and p of the metric's kind, w (N,) -> the metric, nan where undefined."""
+        """Return the metric of y and p with weights w (N,), nan where undefined."""
         y, p = self.check(y, p)
         w = np.ones(len(y)) if w is None else np.asarray(w, np.float64)
         if w.shape != (len(y),) or not np.isfinite(w).all() or (w < 0).any():
@@ -145,17 +147,17 @@ AUROC = Metric("AUROC", lambda y, p, w: weighted.one_vs_rest(weighted.auroc, y, 
 AUPRC = Metric("AUPRC", lambda y, p, w: weighted.one_vs_rest(weighted.auprc, y, p, w))
 """Average precision of class 1, or for K > 2 the macro mean."""
 ACCURACY = Metric("accuracy", weighted.accuracy)
-"""Share of scans whose most probable class is right; for two classes the threshold is 0.5."""
+"""Share of scans whose most probable class is correct; for two classes the threshold is 0.5."""
 BALANCED_ACCURACY = Metric("balanced accuracy", weighted.balanced_accuracy)
-"""Mean over classes of the recall."""
+"""Mean recall over classes."""
 ECE = Metric("ECE", weighted.ece, sign=-1)
 """Expected calibration error, Guo et al., 2017 (https://arxiv.org/abs/1706.04599), eq. 3, on the top class's
 probability in 15 bins of equal width: sum over bins of |B|/n * |accuracy(B) - confidence(B)|. Biased upwards."""
 
 MACRO_AUROC = Metric("macro AUROC", lambda y, p, w: weighted.over_labels(weighted.auroc, y, p, w), LABEL_PROBABILITIES)
-"""Mean over labels of the area under the ROC curve, each on the scans where the label is known."""
+"""Mean area under the ROC curve over labels, each on the scans where the label is known."""
 MACRO_AUPRC = Metric("macro AUPRC", lambda y, p, w: weighted.over_labels(weighted.auprc, y, p, w), LABEL_PROBABILITIES)
-"""Mean over labels of the average precision, each on the scans where the label is known."""
+"""Mean average precision over labels, each on the scans where the label is known."""
 
 QUADRATIC_KAPPA = Metric("quadratic kappa", weighted.quadratic_kappa, LEVEL_PROBABILITIES)
 """Cohen's kappa with squared distances between levels (Cohen, 1968, https://doi.org/10.1037/h0026256)."""
@@ -163,15 +165,15 @@ LEVEL_ERROR = Metric("MAE in levels", weighted.level_error, LEVEL_PROBABILITIES,
 """Mean absolute distance between the true and the predicted level."""
 
 MAE = Metric("MAE", lambda y, p, w: weighted.mean(np.abs(y - p), w), NUMBERS, sign=-1)
-"""Mean absolute error, in the unit of the value."""
+"""Mean absolute error, in the unit of y."""
 R2 = Metric("R2", weighted.r2, NUMBERS)
-"""Coefficient of determination; 0 for predicting the mean of these very scans, and below it for worse."""
+"""Coefficient of determination: 0 for predicting the mean of the same scans, negative for worse."""
 SPEARMAN = Metric("Spearman", weighted.spearman, NUMBERS)
 """Rank correlation with midranks for ties."""
 
 CONCORDANCE = Metric("concordance", weighted.concordance, RISKS)
-"""Harrell's C (Harrell et al., 1982, https://doi.org/10.1001/jama.1982.03320430047030): of the pairs whose order of
-events is known despite censoring, the share whose risks are in that order, ties of risk counting half."""
+"""Harrell's C (Harrell et al., 1982, https://doi.org/10.1001/jama.1982.03320430047030): among pairs with a known order of
+events despite censoring, the share with risks in that order, ties of risk counting half."""
 
 MEAN = Metric("mean", lambda y, p, w: weighted.mean(p, w), CASE_NUMBERS)
-"""Of a number per case, such as its Dice or its average precision."""
+"""Mean of a number per case, such as Dice or average precision."""

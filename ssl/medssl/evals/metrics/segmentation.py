@@ -1,16 +1,16 @@
-"""How well a segmentation agrees with the truth: per case and class, on the scan's own grid, in mm where it is known.
+"""Agreement of a segmentation P with the reference T, per case and class, on the scan's own grid, in mm where known.
 
     Dice            2 |P and T| / (|P| + |T|)
-    HD95            the larger of the two 95th percentiles of the distances from the surface of one to that of the other
-    surface Dice    the share of both surfaces that lies within a tolerance of the other (Nikolov et al., 2018,
-                    https://arxiv.org/abs/1809.04430, with voxels for surface elements)
-    volume error    |P| - |T|, so that bias shows
+    HD95            the larger of the two 95th percentiles of the distances from one surface to the other
+    surface Dice    the share of both surfaces within a tolerance of the other (Nikolov et al., 2018,
+                    https://arxiv.org/abs/1809.04430, with voxels as surface elements)
+    volume error    |P| - |T|, signed, so that bias is visible
 
-A surface is the voxels with a face that does not border on the same class, or on nothing. Definitions and values are those of
-MONAI's compute_dice, compute_hausdorff_distance and compute_surface_dice.
+The surface consists of the voxels with a face on another class or on the border of the scan. Definitions and values are
+those of MONAI's compute_dice, compute_hausdorff_distance and compute_surface_dice.
 
-Whether a case counts never depends on what was predicted: where neither has the class, all is right (Dice and surface Dice 1,
-HD95 0); where only one has it, all is wrong (0, and for HD95 the diagonal of the scan, the longest distance there is).
+No case is left out because of its prediction. If neither has the class, the prediction is correct (Dice and surface Dice 1,
+HD95 0); if only one has it, it is wrong (0, and for HD95 the diagonal of the scan, the largest possible distance).
 """
 
 from collections.abc import Sequence
@@ -23,24 +23,23 @@ from scipy.spatial import KDTree
 from medssl.evals.metrics.metrics import Floats
 
 MEASURES = ("Dice", "HD95", "surface Dice", "volume error")
-SIGNS = {"Dice": 1, "HD95": -1, "surface Dice": 1}  # higher is better, or lower
 PERCENTILE = 0.95
 
 Mask = NDArray[np.bool_]
 
 
 def agreement(predicted: Mask, truth: Mask, spacing: Sequence[float] | None = None, tolerance: float = 1.0) -> Floats:
-    """MEASURES of one class: (4,) float64.
+    """Return MEASURES of one class, (4,) float64.
 
     Args:
         predicted, truth: (*S) bool.
-        spacing: mm per axis; None counts in pixels.
-        tolerance: of the surface Dice, in the same unit.
+        spacing: mm per axis; None for distances in pixels.
+        tolerance: for the surface Dice, in the same unit.
 
-    The volume is in ml (3D) or cm^2 (2D), without spacing in pixels.
+    The volume error is in ml (3D) or cm^2 (2D), in pixels without spacing.
     """
     if predicted.shape != truth.shape:
-        raise ValueError(f"a prediction of {predicted.shape} for a truth of {truth.shape}")
+        raise ValueError(f"the prediction has shape {predicted.shape}, the reference {truth.shape}")
     voxel = np.ones(truth.ndim) if spacing is None else np.asarray(spacing, np.float64)
     p, t = np.count_nonzero(predicted), np.count_nonzero(truth)
     volume = (p - t) * (float(np.prod(voxel / 10)) if spacing is not None else 1.0)
@@ -58,12 +57,12 @@ def agreement(predicted: Mask, truth: Mask, spacing: Sequence[float] | None = No
 def case(
     predicted: NDArray, truth: NDArray, classes: int, spacing: Sequence[float] | None = None, tolerance: float = 1.0
 ) -> Floats:
-    """(classes - 1, 4): MEASURES of every class but 0, the background. predicted, truth: (*S) integers in [0, classes)."""
+    """Return MEASURES of every class but 0, the background, (classes - 1, 4). predicted, truth: (*S) integers in [0, classes)."""
     return np.stack([agreement(predicted == k, truth == k, spacing, tolerance) for k in range(1, classes)])
 
 
 def distances(a: Mask, b: Mask, voxel: Floats) -> tuple[Floats, Floats]:
-    """From each surface voxel of a to the nearest one of b, and back; both have some."""
+    """Return the distances from each surface voxel of a to the nearest of b, and the reverse. Neither may be empty."""
     axes = [tuple(k for k in range(a.ndim) if k != axis) for axis in range(a.ndim)]
     both = a | b
     inside = tuple(slice(at[0], at[-1] + 1) for at in (np.flatnonzero(both.any(other)) for other in axes))

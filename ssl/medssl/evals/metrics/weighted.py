@@ -1,7 +1,7 @@
-"""Statistics of predictions under weights of scans, R weightings at once: the arithmetic under `metrics`.
+"""Weighted statistics of predictions, for R weightings of the scans at once.
 
-Every function takes w (R, N), finite and not negative, returns (R,) and trusts its input. A whole weight is the same as
-repeating the scan. nan where undefined.
+Every function takes w (R, N), finite and not negative, and returns (R,), nan where undefined; inputs are not checked. An
+integer weight is equivalent to repeating the scan.
 """
 
 from collections.abc import Callable
@@ -11,23 +11,23 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 BINS = 15  # Guo et al., 2017
-BLOCK = 1 << 20  # pairs of scans looked at together: 8 MB
+BLOCK = 1 << 20  # pairs of scans compared at once: 8 MB
 
 
 def divide(a: Floats, b: Floats) -> Floats:
-    """a / b, nan where b is 0."""
+    """Return a / b, nan where b is 0."""
     return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)
 
 
 def mean(x: Floats, w: Floats) -> Floats:
-    """Of x (N,)."""
+    """Return the weighted mean of x (N,)."""
     return divide(w @ x, w.sum(1))
 
 
 def one_vs_rest(
     f: Callable[..., Floats], y: NDArray[np.int64], p: Floats, w: Floats, *more: NDArray[np.int64]
 ) -> Floats:
-    """f of class 1 for two classes, else the unweighted mean over classes of f of each against the rest.
+    """Return f of class 1 for two classes, else the unweighted mean over classes of f of each against the rest.
 
     f takes which scans are positive, their p, their w, and each of `more` (N,).
     """
@@ -36,7 +36,7 @@ def one_vs_rest(
 
 
 def over_labels(f: Callable[..., Floats], y: Floats, p: Floats, w: Floats, *more: NDArray[np.int64]) -> Floats:
-    """The unweighted mean of f over the labels (columns) where it is defined, each on the scans where it is known.
+    """Return the unweighted mean of f over the labels for which it is defined, each on the scans where it is known.
 
     f takes which scans are positive, their p, their w, and each of `more` (N,) for them.
     """
@@ -47,10 +47,11 @@ def over_labels(f: Callable[..., Floats], y: Floats, p: Floats, w: Floats, *more
 
 
 def auroc(positive: NDArray[np.bool_], s: Floats, w: Floats) -> Floats:
-    """Weight of the pairs (positive, negative) in right order, ties counting half, over the weight of all pairs."""
+    """Weight of the (positive, negative) pairs in correct order, ties counting half, over the weight of all pairs."""
     up = np.argsort(s, kind="stable")
     pos, neg = up[positive[up]], up[~positive[up]]
-    below = np.zeros((len(w), len(neg) + 1))  # [:, i] the weight of the i lowest negatives
+    # [:, i]: the weight of the i lowest negatives
+    below = np.zeros((len(w), len(neg) + 1))
     np.cumsum(w[:, neg], axis=1, out=below[:, 1:])
     w_pos = w[:, pos]
     lower, upto = (np.searchsorted(s[neg], s[pos], side) for side in ("left", "right"))
@@ -59,11 +60,12 @@ def auroc(positive: NDArray[np.bool_], s: Floats, w: Floats) -> Floats:
 
 
 def auprc(positive: NDArray[np.bool_], s: Floats, w: Floats) -> Floats:
-    """Average precision, the sum over thresholds of (recall step) x precision; undefined without negatives as well."""
+    """Average precision: sum over thresholds of (increase in recall) x precision; also undefined without negatives."""
     if not len(s):
         return np.full(len(w), np.nan)
     down = np.argsort(-s, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(s[down])), len(s) - 1)  # the last scan of each run of ties
+    # the last scan of each run of ties
+    last = np.append(np.flatnonzero(np.diff(s[down])), len(s) - 1)
     w = w[:, down]
     hits, taken = np.cumsum(w * positive[down], axis=1)[:, last], np.cumsum(w, axis=1)[:, last]
     steps = np.diff(hits, axis=1, prepend=0)
@@ -73,18 +75,18 @@ def auprc(positive: NDArray[np.bool_], s: Floats, w: Floats) -> Floats:
 
 
 def accuracy(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
-    """Share of scans whose most probable class is right."""
+    """Share of scans whose most probable class is correct."""
     return mean((p.argmax(1) == y).astype(np.float64), w)
 
 
 def balanced_accuracy(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
-    """Mean over classes of the recall."""
+    """Mean recall over classes."""
     is_class = (y[:, None] == np.arange(p.shape[1])).astype(np.float64)
     return divide(w @ (is_class * (p.argmax(1) == y)[:, None]), w @ is_class).mean(1)
 
 
 def ece(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
-    """Gaps between accuracy and confidence in bins of the most probable class's probability."""
+    """Weighted mean gap between accuracy and confidence, in bins of the most probable class's probability."""
     confidence = p.max(1)
     hit = (p.argmax(1) == y).astype(np.float64)
     # bins are ((m-1)/M, m/M]: an edge belongs to the bin below it
@@ -97,15 +99,15 @@ def quadratic_kappa(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
     """1 - observed / expected squared distance between the true and the most probable level."""
     levels = np.arange(p.shape[1])
     top = p.argmax(1)
-    true, said = (w @ (v[:, None] == levels).astype(np.float64) for v in (y, top))  # (R, K) weight of each level
+    true, predicted = (w @ (v[:, None] == levels).astype(np.float64) for v in (y, top))
     apart = (levels[:, None] - levels) ** 2.0
-    # a sum of products that are not negative is 0 only where it is exactly 0: one level, always said
-    expected = np.einsum("ri,ij,rj->r", true, apart, said)
+    # exactly 0 where there is only one level and it is always predicted, as no term is negative
+    expected = np.einsum("ri,ij,rj->r", true, apart, predicted)
     return 1 - divide((w @ (y - top) ** 2.0) * w.sum(1), expected)
 
 
 def level_error(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
-    """Mean distance between the true and the most probable level."""
+    """Mean absolute distance between the true and the most probable level."""
     return mean(np.abs(y - p.argmax(1)).astype(np.float64), w)
 
 
@@ -117,24 +119,28 @@ def r2(y: Floats, p: Floats, w: Floats) -> Floats:
 
 
 def spearman(y: Floats, p: Floats, w: Floats) -> Floats:
-    """Correlation of midranks, ties sharing the mean of their ranks."""
+    """Correlation of midranks: ties share the mean of their ranks."""
     a, b = (_centred(_midranks(x, w), w) for x in (y, p))
     ab, aa, bb = (np.einsum("rn,rn->r", u, w * v) for u, v in ((a, b), (a, a), (b, b)))
     return divide(ab, np.where(_varies(y, w) & _varies(p, w), np.sqrt(aa * bb), 0))
 
 
 def concordance(y: Floats, risk: Floats, w: Floats) -> Floats:
-    """Weight of the comparable pairs in right order, ties of risk counting half, over that of all comparable pairs.
+    """Weight of the comparable pairs in correct order, ties of risk counting half, over the weight of all comparable pairs.
 
-    y (N, 2): time and event. A pair is comparable when the scan of shorter time has its event; at equal times, when
-    one has its event and the other is censored, who has then outlived it.
+    y (N, 2): time and event. A pair is comparable when the scan with the shorter time has the event; at equal times, when
+    one has the event and the other is censored and so lived longer.
     """
-    order = np.lexsort((1 - y[:, 1], y[:, 0]))  # by time, at one time the events first
+    # by time; at equal times events first
+    order = np.lexsort((1 - y[:, 1], y[:, 0]))
     y, risk, w = y[order], risk[order], w[:, order]
-    runs = np.append(np.flatnonzero((np.diff(y, axis=0) != 0).any(1)) + 1, len(y))  # where each run of equals ends
+    # ends of runs of equal time and event
+    runs = np.append(np.flatnonzero((np.diff(y, axis=0) != 0).any(1)) + 1, len(y))
     events = np.flatnonzero(y[:, 1] == 1)
-    after = runs[np.searchsorted(runs, events, side="right")]  # an event is comparable with all scans from here on
-    rest = np.zeros((len(w), len(y) + 1))  # [:, i] the weight of scans i, i + 1, ...
+    # an event is comparable with all scans from here on
+    after = runs[np.searchsorted(runs, events, side="right")]
+    # [:, i]: the weight of scans i, i + 1, ...
+    rest = np.zeros((len(w), len(y) + 1))
     rest[:, :-1] = np.cumsum(w[:, ::-1], axis=1)[:, ::-1]
     right = np.zeros(len(w))
     step = max(1, BLOCK // len(y))
@@ -147,12 +153,12 @@ def concordance(y: Floats, risk: Floats, w: Floats) -> Floats:
 
 
 def _varies(x: Floats, w: Floats) -> NDArray[np.bool_]:
-    """Whether x takes two values among the scans that carry weight."""
+    """Whether x has two different values among the scans with weight."""
     return np.where(w > 0, x, -np.inf).max(1) > np.where(w > 0, x, np.inf).min(1)
 
 
 def _midranks(x: Floats, w: Floats) -> Floats:
-    """(R, N): the weight below each scan plus half the weight of its ties, its midrank less 1/2."""
+    """(R, N): the weight below each scan plus half the weight of its ties, which is its midrank minus 1/2."""
     _, tie = np.unique(x, return_inverse=True)
     order = np.argsort(tie, kind="stable")
     starts = np.flatnonzero(np.diff(tie[order], prepend=-1))

@@ -1,11 +1,11 @@
-"""Cox regression on frozen features, with a ridge penalty: who has the event earlier.
+"""Cox regression on frozen features with a ridge penalty.
 
 Cox, 1972 (https://doi.org/10.1111/j.2517-6161.1972.tb00899.x): C * (minus log partial likelihood) + |w|^2 / 2, on features
-that the training patients standardise. Ties after Efron, 1977 (https://doi.org/10.1080/01621459.1977.10480613), or Breslow.
+standardised on the training patients. Ties by Efron, 1977 (https://doi.org/10.1080/01621459.1977.10480613), or Breslow.
 
-The unit is a patient with an outcome. Scans of one patient with the same time and event are one observation, the mean of their
-features: three scans of a patient are no three deaths, nor are they at risk of one another. Scans of a patient with
-different times (since each scan, say) stay apart.
+An observation is a patient with an outcome. Scans of one patient with the same time and event are averaged, because three
+scans of a patient are not three deaths. Scans of a patient with different times, such as the time since each scan, remain
+separate observations.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from medssl.errors import UserError
 from medssl.evals.metrics.metrics import Floats
 from medssl.evals.probes.linear_designs import Design
 from medssl.evals.probes.linear_targets import finite
-from medssl.evals.probes.model_selection import PENALTIES, PenalisedModel, Probe, Rows, probes
+from medssl.evals.probes.model_selection import PENALTIES, PenalisedModel, Probe, Rows, fit_probes
 from medssl.evals.probes.newton import minimise
 
 TIES = ("efron", "breslow")
@@ -29,9 +29,9 @@ TIES = ("efron", "breslow")
 
 @dataclass(frozen=True)
 class Cox:
-    """The fits of one set of scans: a scan's log risk is (x - mean) * scale @ weights[at], 0 for the mean patient.
+    """The fits on one set of scans: a scan's log risk is (x - mean) * scale @ weights[at], 0 for the mean patient.
 
-    mean, scale (D,), weights (P, D), gap and converged (P,): see `linear_fit.Linear`.
+    mean, scale (D,), weights (P, D), gap and converged (P,): see `linear_fit.LinearModels`.
     """
 
     mean: Floats
@@ -41,18 +41,18 @@ class Cox:
     converged: NDArray[np.bool_]
 
     def predict(self, x: ArrayLike, at: int = 0) -> Floats:
-        """Features (N, D) -> log relative risk (N,) with penalty number `at`."""
+        """Return log relative risks (N,) for features (N, D) with penalty number `at`."""
         w = self.scale * self.weights[at]
         return np.asarray(x, np.float64) @ w - self.mean @ w
 
 
 @dataclass(frozen=True)
 class Partial:
-    """Minus the log partial likelihood per event, of P weightings at once: a `newton.Convex` of P problems in r coordinates.
+    """Minus the log partial likelihood per event, of P weight vectors: a `newton.Convex` of P problems in r coordinates.
 
-    a (n, r), by falling time. Groups are equal times, in that order: group (n,) of each row, end (G,) its last row.
-    event (E,) rows. tied (E,): of m events in a group, number l = 0 … m - 1 takes l / m of the group's events out of those at
-    risk (Efron), or none (Breslow).
+    a (n, r), by decreasing time. Rows of equal time form a group: group (n,) of each row, end (G,) each group's last row.
+    event (E,) rows. tied (E,): of m events in a group, number l = 0 … m - 1 removes l / m of the group's events from the risk
+    set (Efron), or none (Breslow).
     """
 
     a: Tensor
@@ -64,7 +64,7 @@ class Partial:
 
     @classmethod
     def of(cls, a: Tensor, y: NDArray[Any], ties: str, columns: int) -> "Partial":
-        """From rows (n, r) and their (time, event) (n, 2)."""
+        """Return the likelihood of rows a (n, r) with y (n, 2): time, event."""
         down = np.argsort(-y[:, 0], kind="stable")
         _, group = np.unique(-y[down, 0], return_inverse=True)
         event = np.flatnonzero(y[down, 1] == 1)
@@ -77,7 +77,7 @@ class Partial:
         return cls(a[order], rest[0], rest[1], rest[2], rest[3], columns)
 
     def _at_risk(self, e: Tensor) -> Tensor:
-        """Sums over those at risk at each event, less the tied share of events: rows (n, …) -> (E, …)."""
+        """Return sums over the risk set at each event, minus the tied share of events: rows (n, …) -> (E, …)."""
         group = self.group[self.event]
         died = torch.zeros(len(self.end), *e.shape[1:], dtype=e.dtype, device=e.device)
         died.index_add_(0, group, e[self.event])
@@ -85,7 +85,7 @@ class Partial:
         return e.cumsum(0)[self.end[group]] - tied * died[group]
 
     def _shares(self, u: Tensor) -> Tensor:
-        """The transpose of `_at_risk`: what events (E, …) give to each row (n, …)."""
+        """Return the transpose of `_at_risk`: events (E, …) -> rows (n, …)."""
         group = self.group[self.event]
         sums = torch.zeros(2, len(self.end), *u.shape[1:], dtype=u.dtype, device=u.device)
         sums[0].index_add_(0, group, u)
@@ -95,7 +95,7 @@ class Partial:
         return out
 
     def _risks(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log risks (n, P), risks over their largest, and sums of those at risk (E, P)."""
+        """Return log risks (n, P), risks divided by their maximum, and sums over the risk sets (E, P)."""
         eta = self.a @ x.T
         e = (eta - eta.amax(0)).exp()
         return eta, e, self._at_risk(e)
@@ -107,7 +107,7 @@ class Partial:
         return torch.where((total > 0).all(0), value, torch.inf)
 
     def expand(self, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """See `newton.Convex`; the diagonal is that without the subtracted part."""
+        """See `newton.Convex`; the diagonal leaves out the subtracted term."""
         _, e, total = self._risks(x)
         E = len(self.event)
         p = e * self._shares(1 / total) / E
@@ -146,9 +146,9 @@ def fit_cox(
     ties: str = "efron",
     device: str = "cpu",
 ) -> Cox:
-    """One fit per C in `penalties` (P,), all at once, each to a gap of `newton.GAP`.
+    """Fit one model per C in `penalties` (P,), all at once, each to a gap of `newton.GAP`.
 
-    x (N, D) and y (N, 2): time > 0, and event 1, or 0 for censored. patient (N,): see above; None keeps every scan.
+    x (N, D) and y (N, 2): time > 0, and event 1 or 0 for censored. patient (N,): see above; None keeps every scan.
     Raises UserError without an event, with fewer than two patients, and for constant features.
     """
     x, y = _observations(x, y, patient)
@@ -171,9 +171,9 @@ def fit_cox(
 
 
 def partial_likelihood(y: NDArray[Any], risk: Floats, ties: str = "efron") -> float:
-    """Minus the log partial likelihood per event of log risks (n,), in nats. Raises UserError without an event."""
+    """Return minus the log partial likelihood per event of log risks (n,), in nats. Raises UserError without an event."""
     if not (y[:, 1] == 1).any():
-        raise UserError(f"none of the {len(y)} patients that choose the penalty had the event; add some who had")
+        raise UserError(f"none of the {len(y)} patients used to select the penalty had the event; add some who had")
     one = torch.ones(1, 1, dtype=torch.float64)
     return float(Partial.of(torch.from_numpy(risk)[:, None], y, ties, 1).value(one))
 
@@ -191,14 +191,14 @@ def cox_probes(
     seed: int = 0,
     device: str = "cpu",
 ) -> list[Probe]:
-    """`linear.linear_probes` for survival: predictions are log risks (N,), one a scan; y (N, 2) is time and event.
+    """Fit `linear.linear_probes` for survival: predictions are log risks (N,), one per scan; y (N, 2) is time and event.
 
-    C has the lowest partial likelihood loss of the patients that choose, among themselves. Raises UserError as `fit_cox` does.
+    C has the lowest partial likelihood loss among the validation patients. Raises UserError as `fit_cox` does.
     """
     if ties not in TIES:
-        raise ValueError(f"ties are of {' or '.join(TIES)}, not {ties}")
+        raise ValueError(f"ties must be {' or '.join(TIES)}, not {ties}")
     x, y = _checked(train, "training")
-    chooses = _checked(val, "validation") if val is not None and len(val[1]) else None  # type: ignore[arg-type]
+    validation = _checked(val, "validation") if val is not None and len(val[1]) else None  # type: ignore[arg-type]
     who = None if patient is None else np.asarray(patient).astype(str)
 
     def fit(sets: Sequence[Rows], C: Floats) -> list[Cox]:
@@ -209,16 +209,17 @@ def cox_probes(
         ]
 
     def loss(y_some: NDArray[Any], risk: Floats, patients: NDArray[np.str_] | None) -> float:
-        means, outcomes = _observations(risk[:, None], y_some, patients)  # the risk is linear in the features
+        # the mean of risks is the risk of mean features, as it is linear in them
+        means, outcomes = _observations(risk[:, None], y_some, patients)
         return partial_likelihood(outcomes, means[:, 0], ties)
 
-    kind = PenalisedModel("Cox regression", "partial likelihood", "survival", fit, loss)
-    seen = [finite(t, "test") for t in tests]
-    return probes(kind, (x, y), chooses, seen, subsets, patient, val_patient, penalties, seed)
+    model = PenalisedModel("Cox regression", "partial likelihood", "survival", fit, loss)
+    test_x = [finite(t, "test") for t in tests]
+    return fit_probes(model, (x, y), validation, test_x, subsets, patient, val_patient, penalties, seed)
 
 
 def _observations(x: Floats, y: NDArray[Any], patient: NDArray[np.str_] | None) -> tuple[Floats, NDArray[Any]]:
-    """Patients' mean features and outcomes."""
+    """Return patients' mean features and outcomes."""
     if patient is None:
         return x, y
     _, who = np.unique(patient, return_inverse=True)

@@ -1,9 +1,9 @@
-"""Dense probes: what frozen feature maps say of every pixel, with no decoder trained, by a linear model and by neighbours.
+"""Dense probes: segmentation from frozen feature maps without a decoder, by a linear model and by nearest neighbours.
 
-A pixel's feature is the hypercolumn of Hariharan et al., 2015 (https://arxiv.org/abs/1411.5752): all stages, brought to the
-grid of the finest. Readers learn from a sample of training pixels, as many of each class, and are told how frequent the
-classes really are: with s_k the share of class k in the sample and r_k in the masks, p_k becomes p_k r_k / s_k, scaled to sum
-to 1 (King & Zeng, 2001, https://doi.org/10.1093/oxfordjournals.pan.a004868, section 4.2).
+A pixel's feature is the hypercolumn of Hariharan et al., 2015 (https://arxiv.org/abs/1411.5752): all stages, interpolated to
+the grid of the finest. Probes are fitted on a sample of training pixels with equally many of each class, and then corrected
+for class frequency: with s_k the share of class k in the sample and r_k in the masks, p_k becomes p_k r_k / s_k, scaled to
+sum to 1 (King & Zeng, 2001, https://doi.org/10.1093/oxfordjournals.pan.a004868, section 4.2).
 """
 
 from collections.abc import Callable, Sequence
@@ -27,10 +27,10 @@ from medssl.rng import Key, uniform_field
 from medssl.store.masks import resample_nearest
 from medssl.store.resampled import ResampledScans
 
-SLOT = 1000  # of the random numbers that choose pixels; views use the slots below
-MOST = 200_000  # pixels in a sample
-PENALTY = 1.0  # sklearn's C; with thousands of pixels the choice hardly matters
-STEPS = 300  # of the linear model's solver
+SLOT = 1000  # of the random numbers that choose pixels; augmentations use the slots below
+MOST = 200_000  # maximum of pixels in a sample
+PENALTY = 1.0  # C of scikit-learn; with thousands of pixels it hardly matters
+STEPS = 300  # maximum iterations of the linear model
 TEMPERATURE = 0.07  # of the votes, as in medssl.evals.probes.knn
 
 
@@ -39,8 +39,8 @@ class Pixels:
     """A sample of training pixels.
 
     Attributes:
-        x: (N, D) float32 hypercolumns. y: (N,) classes. patient: (N,) whose each is.
-        share: (K,) of each class among all pixels of the masks.
+        x: (N, D) float32 hypercolumns. y: (N,) classes. patient: (N,) each pixel's patient.
+        share: (K,) share of each class among all pixels of the masks.
         blocks: channels of each stage; D is their sum.
     """
 
@@ -52,13 +52,13 @@ class Pixels:
 
     @property
     def correction(self) -> Floats:
-        """(K,) share / share in the sample; 0 for a class that the sample does not have."""
+        """(K,) share / share in the sample; 0 for a class missing from the sample."""
         drawn = np.bincount(self.y, minlength=len(self.share)) / len(self.y)
         return np.divide(self.share, drawn, out=np.zeros_like(self.share), where=drawn > 0)
 
 
 def hypercolumns(encoder: Any, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """x (B, C, *size) -> (B, D, *grid) on the grid of the finest stage, and the channels of each stage.
+    """Return hypercolumns (B, D, *grid) of x (B, C, *size) on the grid of the finest stage, and each stage's channels.
 
     Raises UserError for an encoder without stages.
     """
@@ -80,20 +80,20 @@ def sample(
     seed: int = 0,
     device: str = "cpu",
 ) -> Pixels:
-    """Up to `each` pixels of every class from each scan of `rows` (fewer of very many scans), chosen by (seed, row) alone.
+    """Sample up to `each` pixels of every class from each scan of `rows` (fewer if there are many scans), by (seed, row).
 
     Args:
-        masks: (rows of the canvas, *size), classes. patient: (rows of the canvas,).
+        masks: (rows of `resampled`, *size) classes. patient: (rows of `resampled`,).
 
-    Raises UserError when there is one class only.
+    Raises UserError if there is only one class.
     """
     encoder = encoder.eval().to(device)
     each = max(1, min(each, MOST // (len(rows) * classes)))
-    x, y, whose = [], [], []
+    x, y, who = [], [], []
     blocks: tuple[int, ...] = ()
     counts = np.zeros(classes)
     with torch.inference_mode():
-        for row in track(rows.tolist(), "look at pixels", unit="scan"):
+        for row in track(rows.tolist(), "sample pixels", unit="scan"):
             f, blocks = hypercolumns(encoder, standardised(resampled, np.array([row]), device))
             grid = tuple(f.shape[2:])
             mask = resample_nearest(masks[row], grid, [0.0] * len(grid), resampled.size).ravel()
@@ -105,14 +105,14 @@ def sample(
                 at = np.sort(at[np.argsort(order[at], kind="stable")[:each]])
                 x.append(f[0].flatten(1)[:, torch.from_numpy(at).to(f.device)].T.float().cpu().numpy())
                 y.append(np.full(len(at), k, np.int64))
-                whose.append(np.full(len(at), patient[row], object))
+                who.append(np.full(len(at), patient[row], object))
     if not x or np.count_nonzero(counts) < 2:
-        raise UserError("the training masks hold one class only on this grid; a probe needs two")
-    return Pixels(np.concatenate(x), np.concatenate(y), np.concatenate(whose), counts / counts.sum(), blocks)
+        raise UserError("the training masks contain only one class on this grid; a probe needs two")
+    return Pixels(np.concatenate(x), np.concatenate(y), np.concatenate(who), counts / counts.sum(), blocks)
 
 
 def linear(encoder: Any, pixels: Pixels) -> Net:
-    """A logistic regression on standardised hypercolumns, as a network (B, C, *size) -> probabilities (B, K, *size)."""
+    """Fit a logistic regression on standardised hypercolumns; return it as a network (B, C, *size) -> (B, K, *size)."""
     mean, std = pixels.x.mean(0, dtype=np.float64), pixels.x.std(0, dtype=np.float64)
     scale = np.divide(1, std, out=np.zeros_like(std), where=std > 1e-6 * np.abs(mean))
     fitted = LogisticRegression(C=PENALTY, max_iter=STEPS).fit((pixels.x - mean) * scale, pixels.y)
@@ -135,9 +135,9 @@ def linear(encoder: Any, pixels: Pixels) -> Net:
 
 
 def by_neighbours(encoder: Any, pixels: Pixels, k: int = 20) -> Callable[[str], Net]:
-    """patient -> a network as of `linear`, whose pixels ask their k most similar training pixels of other patients.
+    """Return a function patient -> network as from `linear`, with votes of the k most similar pixels of other patients.
 
-    Similarity is the cosine, averaged over stages; votes are weighted by exp(s / 0.07), as in `medssl.evals.probes.knn`.
+    Similarity s is the cosine averaged over stages; votes are weighted by exp(s / 0.07), as in `medssl.evals.probes.knn`.
     """
     bank = _by_stage(pixels.x, pixels.blocks)
     correction = pixels.correction
@@ -145,8 +145,8 @@ def by_neighbours(encoder: Any, pixels: Pixels, k: int = 20) -> Callable[[str], 
     def of(patient: str) -> Net:
         def net(x: Tensor) -> Tensor:
             f, _ = hypercolumns(encoder, x)
-            asks = _by_stage(f.float().movedim(1, -1).flatten(0, -2).cpu().numpy(), pixels.blocks)
-            rows, similarity = neighbours(bank, pixels.patient, asks, np.full(len(asks), patient, object), k)
+            queries = _by_stage(f.float().movedim(1, -1).flatten(0, -2).cpu().numpy(), pixels.blocks)
+            rows, similarity = neighbours(bank, pixels.patient, queries, np.full(len(queries), patient, object), k)
             votes = np.where(rows >= 0, np.exp((similarity - 1) / TEMPERATURE), 0)
             p = np.stack([(votes * (pixels.y[rows] == c)).sum(1) for c in range(len(correction))], 1) * correction
             total = p.sum(1, keepdims=True)
@@ -159,7 +159,7 @@ def by_neighbours(encoder: Any, pixels: Pixels, k: int = 20) -> Callable[[str], 
 
 
 def _by_stage(x: NDArray[np.float32], blocks: Sequence[int]) -> NDArray[np.float32]:
-    """(N, D) unit rows, made of a unit row of each stage."""
+    """Return unit rows (N, D), each made of a unit row per stage."""
     parts = np.split(x, np.cumsum(blocks)[:-1], axis=1)
     unit = [p / np.linalg.norm(p, axis=1, keepdims=True).clip(min=1e-30) for p in parts]
     return (np.concatenate(unit, 1) / np.sqrt(len(blocks))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The kNN probe: weighted votes of the most similar training scans, never of the same patient.
+"""The kNN probe: weighted votes of the most similar training scans of other patients.
 
 Wu et al., 2018 (https://arxiv.org/abs/1805.01978), section 3.4: cosine similarity s, weight exp(s / T), T = 0.07.
 """
@@ -12,7 +12,7 @@ from medssl.evals.metrics.weighted import Floats
 from medssl.evals.task_types.task_types import task_type
 from medssl.evals.task_types.votes import Votes
 
-SLACK = 1e-5  # float32 inner products of unit vectors are right to about this
+SLACK = 1e-5  # accuracy of float32 inner products of unit vectors
 BATCH = 1 << 22  # float64 numbers gathered at once: 32 MB
 
 
@@ -54,7 +54,7 @@ def knn_probe(
 
 
 def unit(x: ArrayLike) -> NDArray[np.float32]:
-    """Rows (N, D) scaled to length 1, float32; zero rows stay zero."""
+    """Return rows (N, D) scaled to length 1, float32; zero rows stay zero. Raises UserError unless x is finite."""
     x = np.asarray(x, np.float64)
     if x.ndim != 2 or not np.isfinite(x).all():
         raise UserError(f"the features {x.shape} must be finite and (scans, dim); was the encoder's loss finite?")
@@ -64,10 +64,10 @@ def unit(x: ArrayLike) -> NDArray[np.float32]:
 def neighbours(
     x_train: NDArray[np.float32], patient_train: ArrayLike, x_test: NDArray[np.float32], patient_test: ArrayLike, k: int
 ) -> tuple[NDArray[np.int64], Floats]:
-    """The k nearest training rows of other patients and their similarities, (M, k), nearest first, -1 where none is.
+    """Return the k nearest training rows of other patients and their similarities, (M, k), nearest first, -1 where missing.
 
-    Both sets are unit rows. Candidates come from float32 search, are compared in float64, and the search is widened
-    until no row outside it could belong among the k: the answer does not depend on batch, threads or ties.
+    Both sets are unit rows. Candidates from a float32 search are compared in float64, and the search is widened until no
+    other row could be among the k, so the result does not depend on batch, threads or ties.
     """
     patient_train, patient_test = np.asarray(patient_train).astype(str), np.asarray(patient_test).astype(str)
     N, M = len(x_train), len(x_test)
@@ -76,7 +76,8 @@ def neighbours(
     index = faiss.IndexFlatIP(x_train.shape[1])
     index.add(np.ascontiguousarray(x_train))
     names, counts = np.unique(patient_train, return_counts=True)
-    own = dict(zip(names.tolist(), counts.tolist(), strict=True))  # how many rows a test patient has to skip
+    # rows that the search must skip for each patient
+    own = dict(zip(names.tolist(), counts.tolist(), strict=True))
     wide = np.array([min(N, k + 1 + own.get(p, 0)) for p in patient_test.tolist()], np.int64)
     rows, similarity = np.full((M, k), -1, np.int64), np.full((M, k), -np.inf)
     open_ = np.arange(M)
@@ -98,5 +99,5 @@ def neighbours(
 
 
 def _products(a: NDArray[np.float32], b: NDArray[np.float32], at: NDArray[np.int64]) -> Floats:
-    """a[i] . b[at[i, j]] in float64, each sum in the same order wherever it stands: equal rows give equal bits."""
+    """Return a[i] . b[at[i, j]] in float64, each summed in the same order, so that equal rows give equal bits."""
     return (a[:, None].astype(np.float64) * b[at]).sum(-1)

@@ -1,8 +1,8 @@
-"""Frozen features as sets of scans in coordinates of their own, and many linear models on them as one convex batch.
+"""Frozen features of sets of scans in rotated coordinates, and many linear models on them as one convex batch.
 
-Every set is standardised by itself and rotated to the eigenvectors of its covariance. No ridge-penalised objective
-changes under a rotation, at most min(N, D) coordinates are left, and the Hessian is nearly diagonal there while
-probabilities are near the prior: conjugate gradients need tens of products where plain features need thousands.
+Every set is standardised by itself and rotated to the eigenvectors of its covariance. A rotation does not change a
+ridge-penalised objective, at most min(N, D) coordinates remain, and the Hessian is nearly diagonal while probabilities are
+near the prior: conjugate gradients need tens of products instead of thousands.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,16 +16,16 @@ from torch import Tensor
 from medssl.evals.metrics.metrics import Floats
 from medssl.evals.probes.linear_losses import Loss
 
-SLACK = 1.25  # sets whose sizes differ by less than this factor are stacked, with padding
-STACKED = 1 << 26  # numbers in one stack at most: 512 MB
+SLACK = 1.25  # sets are stacked, with padding, if their sizes differ by less than this factor
+STACKED = 1 << 26  # maximum of numbers in one stack: 512 MB
 
 
 @dataclass(frozen=True)
 class Design:
     """One set of scans.
 
-    a (n, r): its coordinates, r = min(n, D), float64. back (D, r): weights of standardised features from weights of
-    coordinates, orthonormal columns. mean, scale (D,): standardised features are (x - mean) * scale.
+    a (n, r): coordinates, r = min(n, D), float64. back (D, r): maps weights of coordinates to weights of standardised
+    features; orthonormal columns. mean, scale (D,): standardised features are (x - mean) * scale.
     """
 
     a: Tensor
@@ -35,7 +35,7 @@ class Design:
 
     @classmethod
     def of(cls, x: Floats, device: str = "cpu") -> "Design":
-        """From features x (n, D)."""
+        """Return the design of features x (n, D)."""
         mean, scale = standardiser(x)
         t = torch.from_numpy((x - mean) * scale).to(device)
         if len(t) < t.shape[1]:
@@ -47,14 +47,14 @@ class Design:
 
 
 def standardiser(x: Floats) -> tuple[Floats, Floats]:
-    """Mean and 1 / standard deviation of each column; 0 for a column that is constant up to float32 rounding."""
+    """Return the mean and 1 / standard deviation of each column, with 0 for a column constant up to float32 rounding."""
     mean, std = x.mean(0), x.std(0)
     alive = std > 1e-6 * np.abs(mean)
     return mean, np.divide(1, std, out=np.zeros_like(std), where=alive)
 
 
 def stacks(sizes: Sequence[tuple[int, int]], kinds: Sequence[Any]) -> list[list[int]]:
-    """Places of designs (n, r) that are solved together: of one kind, and of about one size."""
+    """Return the positions of designs (n, r) that are solved together: of one kind and of similar size."""
     found: list[list[int]] = []
     for i in sorted(range(len(sizes)), key=lambda i: (kinds[i], sizes[i])):
         n, r = sizes[i]
@@ -67,7 +67,7 @@ def stacks(sizes: Sequence[tuple[int, int]], kinds: Sequence[Any]) -> list[list[
 
 
 def pad(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors of equal rank as one, with a new first axis; zeros where one is smaller than the largest."""
+    """Stack tensors of equal rank along a new first axis, padded with zeros to the largest."""
     shape = [max(p.shape[i] for p in parts) for i in range(parts[0].ndim)]
     out = torch.zeros(len(parts), *shape, dtype=parts[0].dtype, device=parts[0].device)
     for o, p in zip(out, parts, strict=True):
@@ -77,9 +77,9 @@ def pad(parts: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """S sets times C problems as a `newton.Convex` of Q = S * C problems, d = r * M + J coordinates: weights, intercepts.
+    """S sets times C problems as a `newton.Convex` of Q = S * C problems with d = r * M + J coordinates: weights, intercepts.
 
-    a (S, n, r), zero where padded. columns C, outputs M, intercepts J.
+    a (S, n, r), zero where padded. columns: C. outputs: M. intercepts: J.
     """
 
     a: Tensor
@@ -90,20 +90,21 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Coordinates of one problem."""
+        """Number of coordinates of one problem."""
         return self.a.shape[2] * self.outputs + self.intercepts
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (Q, d) -> weights (S, r, C, M) and intercepts (S, C, J)."""
+        """Split x (Q, d) into weights (S, r, C, M) and intercepts (S, C, J)."""
         S, _, r = self.a.shape
         x = x.view(S, self.columns, self.size)
         weights = x[..., : r * self.outputs].reshape(S, self.columns, r, self.outputs)
         return weights.transpose(1, 2), x[..., r * self.outputs :]
 
     def _join(self, by_rows: Tensor, by_c: Tensor, a: Tensor) -> Tensor:
-        """Derivatives by z (S, n, C, M) and by c -> by x (Q, d)."""
+        """Return derivatives by x (Q, d) from derivatives by z (S, n, C, M) and by c."""
         S, _, r = a.shape
-        weights = by_rows.flatten(2).transpose(1, 2) @ a  # this way round is three times as fast
+        # three times as fast as the other order
+        weights = by_rows.flatten(2).transpose(1, 2) @ a
         weights = weights.view(S, self.columns, self.outputs, r).transpose(2, 3)
         return torch.cat([weights.flatten(2), by_c], 2).flatten(0, 1)
 
@@ -129,7 +130,7 @@ class Batch:
         return self._join(*gradient, self.a), curvature.clamp(min=1e-12), hessian
 
     def dense(self, x: Tensor) -> Tensor:
-        """See `newton.Convex`. What the loss does to unit vectors gives the Hessian of each row, by z and by c."""
+        """See `newton.Convex`. Hessian products of the loss with unit vectors give the Hessian of each row by z and c."""
         weights, c = self.split(x)
         z = self._scores(weights)
         times = self.loss.expand(z, c)[2]

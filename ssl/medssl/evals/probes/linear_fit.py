@@ -1,14 +1,14 @@
-"""Linear models on frozen features: every penalty of every set of labelled scans, fitted together.
+"""Linear models on frozen features: every penalty for every set of labelled scans, fitted together.
 
-A problem is C * sum of losses + |w|^2 / 2 with free intercepts, as in scikit-learn, on features that the scans of its own set
-standardise. The losses, by kind of task (`metrics` says what y is):
+The objective is C * sum of losses + |w|^2 / 2 with free intercepts, as in scikit-learn, on features standardised on the set's
+own scans. The losses by task:
 
     classification  cross-entropy: logistic regression for two classes, softmax for more
     multilabel      a logistic regression for each finding, on the scans where it is known
     ordinal         proportional odds (`linear_losses.Logistic`)
     regression      half the squared error: ridge regression with alpha = 1 / C, in closed form
 
-All but the last are solved to a proven gap (`newton.GAP`) of the objective. Survival: see `cox`.
+All but the last are solved to a proven gap (`newton.GAP`) of the objective. For survival see `cox`.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,9 +34,10 @@ class LinearModels:
     """The models of one set of scans, one per penalty.
 
     mean, scale (D,): the scores of a scan are (x - mean) * scale @ weights + bias, with weights (P, D, M) and bias (P, J).
-    M = J = 1 for two classes and for values; classes present in the set for more; labels for labels; M = 1 and J = levels
-    present - 1 for levels, the scores being logits of lying above each. gap (P,): a bound on the objective minus its
-    minimum, relative to it, the largest over labels; converged (P,) bool.
+    M = J = 1 for two classes and for regression; M = J = number of classes present for more classes; M = J = number of
+    findings for multilabel; M = 1 and J = levels present - 1 for ordinal, with scores that are logits of exceeding each level.
+    link: scores -> predictions. gap (P,): an upper bound on the objective minus its minimum, relative to it, the largest over
+    findings; converged (P,) bool.
     """
 
     link: Callable[[Floats], Floats]
@@ -48,8 +49,9 @@ class LinearModels:
     converged: NDArray[np.bool_]
 
     def predict(self, x: ArrayLike, at: int = 0) -> Floats:
-        """Features (N, D) -> predictions of penalty number `at`, as the metrics of the task take them."""
-        w = self.scale[:, None] * self.weights[at]  # the scale is folded into the weights: x is not copied
+        """Return predictions for features (N, D) with penalty number `at`, as the task's metrics take them."""
+        # the scale is folded into the weights, so that x is not copied
+        w = self.scale[:, None] * self.weights[at]
         return self.link(np.asarray(x, np.float64) @ w + (self.bias[at] - self.mean @ w))
 
 
@@ -63,19 +65,19 @@ def fit_linear(
     classes: int | None = None,
     device: str = "cpu",
 ) -> list[LinearModels]:
-    """Fits every set of rows with every penalty; one `Linear` per set, in order.
+    """Fit every set of rows with every penalty; return one `LinearModels` per set, in order.
 
     Args:
         x: (N, D) features.
         y: (N,) or (N, labels), as the metrics of `task` take it.
         subsets: rows of each set; equal sets are fitted once.
         penalties: C, (P,) for all sets, or (sets, P).
-        classes: how many classes or levels there are; needed for those tasks.
-        device: where the work is done, in float64.
+        classes: number of classes or levels; needed for these tasks.
+        device: of the computation, in float64.
 
-    Cost: an eigendecomposition of min(n, D)^2 numbers a set, then two products with the set's features for each step of
-    conjugate gradients, shared by all penalties and labels. Sets of about one size take their steps together.
-    Raises UserError for features that are constant or not finite, and for sets that lack a second class.
+    Cost: an eigendecomposition of min(n, D)^2 numbers per set, then two products with the set's features for each step of
+    conjugate gradients, shared by all penalties and findings. Sets of similar size take their steps together.
+    Raises UserError for features that are constant or not finite, and for sets without a second class.
     """
     kind = task_type(task)
     x, y, classes = checked((x, y), "training", kind, classes)
@@ -105,11 +107,11 @@ def _design(x: Floats, device: str) -> Design:
 
 
 def _solve(designs: list[Design], targets: list[LinearTarget], C: Floats) -> list[LinearModels]:
-    """One batch: the sets of a stack, times their labels, times their penalties C (sets, P)."""
+    """Solve one batch: the sets of a stack, times their findings, times their penalties C (sets, P)."""
     device, P, T, M = designs[0].a.device, C.shape[1], len(targets[0].known), targets[0].outputs
 
     def stacked(parts: list[Tensor]) -> Tensor:
-        """Padded, and each label repeated for each penalty."""
+        """Return the parts padded, with each finding repeated for each penalty."""
         out = pad(parts).to(device)
         return out if T == 1 else out.repeat_interleave(P, 2)
 
@@ -137,7 +139,7 @@ def _solve(designs: list[Design], targets: list[LinearTarget], C: Floats) -> lis
         b = bias[s]
         if M > 1:
             w, b = w @ basis, b @ basis
-        if T > 1:  # the labels' models side by side
+        if T > 1:
             w, b = (v[..., 0].unflatten(0, (T, P)).transpose(0, 1) for v in (w, b))
             w = w.transpose(1, 2)
         model = LinearModels(
@@ -148,7 +150,7 @@ def _solve(designs: list[Design], targets: list[LinearTarget], C: Floats) -> lis
 
 
 def _ridge(designs: list[Design], targets: list[LinearTarget], C: Floats) -> list[LinearModels]:
-    """Closed form: in its own coordinates the covariance of a set is diagonal."""
+    """Solve in closed form, as the covariance is diagonal in the coordinates of a `Design`."""
     found = []
     for design, t, c in zip(designs, targets, C, strict=True):
         a, y, alpha = design.a, t.target[:, 0].to(design.a.device), torch.from_numpy(1 / c).to(design.a.device)

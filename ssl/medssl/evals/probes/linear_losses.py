@@ -1,8 +1,8 @@
-"""Losses of linear models, as functions of what is linear in the weights: scores z and intercepts c.
+"""Losses of linear models as functions of scores z and intercepts c, which are linear in the weights.
 
-Shapes: S sets of scans of n rows (padded), C problems on each. z (S, n, C, M) with M columns of weights; c (S, C, J) with J
-intercepts. J = M, or M = 1 and the J intercepts share it. `target` and `weight` end in (S, n, 1 or C, …); the weights of
-a problem's rows add to 1 and are 0 for padding.
+Shapes: S sets of scans with n rows (padded), C problems on each. z (S, n, C, M) with M columns of weights; c (S, C, J) with J
+intercepts. J = M, or M = 1 and the J intercepts share it. `target` and `weight` are (S, n, 1 or C, …); the weights of a
+problem's rows sum to 1 and are 0 for padding.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,13 @@ class Loss(Protocol):
     """Values (S, C), and derivatives by z and c in their shapes."""
 
     def value(self, z: Tensor, c: Tensor) -> Tensor:
-        """(S, C): infinite where c is not allowed."""
+        """Return the values (S, C), infinite where c is not allowed."""
 
     def expand(self, z: Tensor, c: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Rows]:
-        """The gradient, the Hessian's diagonal, and (dz, dc) -> Hessian times that, each as (by z, by c)."""
+        """Return the gradient, the Hessian's diagonal, and the Hessian product of (dz, dc), each as (by z, by c)."""
 
     def take(self, sets: Tensor, columns: Tensor) -> "Loss":
-        """The same for some sets and some problems, both given by their places."""
+        """Return the loss of some sets and some problems, given by their positions."""
 
 
 def _columns(x: Tensor, columns: Tensor) -> Tensor:
@@ -38,9 +38,9 @@ class Logistic:
     """Binary cross-entropies of z + c with target (S, n, 1 or C, J), summed over J.
 
     With J > 1 this is the proportional-odds model of McCullagh, 1980 (https://doi.org/10.1111/j.2517-6161.1980.tb01109.x):
-    P(level > k) = sigmoid(z + c_k), c falling. log P(level) is that of two logistic regressions, above the level's lower
-    threshold and not above its upper one (the only two of weight in that row), plus log(1 - exp(c_k - c_{k-1})), which
-    knows no scan: `between` (S, J - 1) is the share of scans at each level that has two thresholds.
+    P(level > k) = sigmoid(z + c_k), c decreasing. log P(level) is the sum of two logistic regressions, above the level's
+    lower threshold and not above its upper one (the only two with weight in that row), and of log(1 - exp(c_k - c_{k-1})),
+    which depends on no scan: `between` (S, J - 1) is the share of scans at each level with two thresholds.
     """
 
     target: Tensor
@@ -48,10 +48,11 @@ class Logistic:
     between: Tensor | None = None
 
     def _barrier(self, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Value, and first and second derivative by the distance of neighbouring thresholds."""
+        """Return the value, and the first and second derivative by the distance of neighbouring thresholds."""
         assert self.between is not None
         share, d = self.between[:, None], c[..., :-1] - c[..., 1:]
-        e = torch.expm1(d.clamp(max=300))  # where nothing is left of it
+        # beyond 300 the terms are negligible
+        e = torch.expm1(d.clamp(max=300))
         value = torch.where(d > 0, -share * torch.log(-torch.expm1(-d)), torch.inf).sum(-1)
         return value, -share / e, share * (1 + e) / e**2
 
@@ -89,8 +90,8 @@ class Logistic:
 class Softmax:
     """Cross-entropy of the logits (z + c) @ basis, basis (M, M + 1) orthonormal rows that sum to 0.
 
-    A constant added to all logits changes nothing but the ridge, so its optimum has none: M columns say what M + 1
-    would, with the same ridge. target (S, n, 1, M + 1) is one-hot, weight (S, n, 1).
+    A constant added to all logits changes only the ridge penalty, so it is 0 at the optimum: M columns are equivalent to
+    M + 1 with the same penalty. target (S, n, 1, M + 1) is one-hot, weight (S, n, 1).
     """
 
     target: Tensor
@@ -122,7 +123,7 @@ class Softmax:
 
 
 def contrasts(classes: int) -> Tensor:
-    """(classes - 1, classes) orthonormal rows that sum to 0 (Helmert's), float64."""
+    """Return Helmert contrasts: (classes - 1, classes) orthonormal rows that sum to 0, float64."""
     rows = torch.tril(torch.ones(classes - 1, classes, dtype=torch.float64))
     i = torch.arange(1, classes, dtype=torch.float64)
     rows[torch.arange(classes - 1), torch.arange(1, classes)] = -i

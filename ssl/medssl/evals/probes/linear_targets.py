@@ -1,4 +1,4 @@
-"""Checks of what linear models are fitted to."""
+"""Checks of the features and labels that linear models are fitted to."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from medssl.evals.task_types.base import TaskType
 def checked(
     xy: tuple[ArrayLike, ArrayLike], which: str, task: TaskType, classes: int | None
 ) -> tuple[Floats, NDArray[Any], int]:
-    """Features (N, D) and labels of a task as numbers, and the number of classes, findings or levels.
+    """Return features (N, D) and labels as numbers, and the number of classes, findings or levels.
 
     Raises UserError for features that are not finite and for labels that are missing, ValueError for the wrong shape.
     """
@@ -28,7 +28,7 @@ def checked(
 
 
 def finite(x: ArrayLike, which: str) -> Floats:
-    """Features as float64 (N, D). Raises UserError when they are not finite."""
+    """Return features as float64 (N, D). Raises UserError unless they are finite."""
     x = np.asarray(x, np.float64)
     if x.ndim != 2 or not np.isfinite(x).all():
         raise UserError(

@@ -1,9 +1,9 @@
-"""Many ridge-penalised convex problems at once: Newton's method, and a bound on what is left.
+"""Newton's method for many ridge-penalised convex problems at once, with a bound on the remaining gap.
 
-Each problem is f(x) = data(x) + decay / 2 * |weights|^2, where the last `free` coordinates of x are not penalised. All
-problems take their steps together; those that are done leave the batch. A step is found by conjugate gradients, no more
-precisely than it deserves (Dembo, Eisenstat & Steihaug, 1982, https://doi.org/10.1137/0719025); where that took so many
-products with the Hessian that its Cholesky factor is cheaper, by that. Steps are halved until they lower f (Armijo).
+Each problem is f(x) = data(x) + decay / 2 * |weights|^2; the last `free` coordinates of x are not penalised. All problems
+take their steps together; solved ones leave the batch. Steps are found by conjugate gradients with a tolerance that tightens
+near the optimum (truncated Newton: Dembo, Eisenstat & Steihaug, 1982, https://doi.org/10.1137/0719025), or by a Cholesky
+factor of the Hessian once that is cheaper. Steps are halved until they lower f (Armijo).
 """
 
 from collections.abc import Callable
@@ -13,37 +13,35 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-GAP = 1e-6  # of f, what convexity leaves to gain when a problem counts as solved
-STEPS = 200  # Newton steps at most; the hardest problem of benchmarks/speed_probe.py takes about 20
-PRODUCTS = 2000  # products with the Hessian in one step at most
-DENSE = 5000  # coordinates of the largest Hessian that is made
-WORTH = (
-    25  # coordinates a product: with more products than size / WORTH, the Hessian is cheaper (measured at 512 and 1024)
-)
+GAP = 1e-6  # relative gap in f below which a problem is solved
+STEPS = 200  # maximum of Newton steps; the hardest problem of benchmarks/speed_probe.py takes about 20
+PRODUCTS = 2000  # maximum of Hessian products in one step
+DENSE = 5000  # maximum size of a dense Hessian
+WORTH = 25  # with more products than size / WORTH, the dense Hessian is cheaper (measured at sizes 512 and 1024)
 TOGETHER = 1 << 26  # numbers in Hessians held at once: 512 MB
 HALVINGS = 50
-ROUNDING = 1e-13  # of f: a step that raises it by less is no worse
+ROUNDING = 1e-13  # relative increase of f that counts as rounding
 
 
 class Convex(Protocol):
     """The data terms of Q problems in d coordinates each."""
 
     def value(self, x: Tensor) -> Tensor:
-        """x (Q, d) -> (Q,); infinite or nan where x is outside the domain."""
+        """Return the values (Q,) at x (Q, d), infinite or nan outside the domain."""
 
     def expand(self, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """At x (Q, d): gradient (Q, d), about the Hessian's diagonal (Q, d), and v (Q, d) -> Hessian times v (Q, d)."""
+        """Return, at x (Q, d), the gradient (Q, d), about the Hessian's diagonal (Q, d), and the Hessian product of v (Q, d)."""
 
     def dense(self, x: Tensor) -> Tensor:
-        """The Hessians (Q, d, d) at x (Q, d)."""
+        """Return the Hessians (Q, d, d) at x (Q, d)."""
 
     def narrow(self, active: Tensor) -> tuple["Convex", Tensor]:
-        """A smaller batch that holds at least the problems of `active` (Q,) bool, and their places in this one."""
+        """Return a smaller batch with at least the problems of `active` (Q,) bool, and their positions in this one."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """x (Q, d); value (Q,) of f; gap (Q,), a bound on f minus its minimum, relative to f; `converged` (Q,) bool."""
+    """x (Q, d); value (Q,) of f; gap (Q,), an upper bound on f minus its minimum, relative to f; converged (Q,) bool."""
 
     x: Tensor
     value: Tensor
@@ -52,10 +50,10 @@ class Found:
 
 
 def minimise(problem: Convex, x: Tensor, decay: Tensor, free: int) -> Found:
-    """From x (Q, d), float64, with decay (Q,) > 0. It stops at a gap of GAP or after STEPS steps.
+    """Minimise from x (Q, d), float64, with decay (Q,) > 0, to a gap of GAP or for STEPS steps.
 
     The bound: f is decay-strongly convex in the weights and convex in the rest, so no point is lower than
-    f - |g_weights|^2 / (2 decay) - |g_free|_1 * (the largest distance of a free coordinate from its optimum, taken as 1).
+    f - |g_weights|^2 / (2 decay) - |g_free|_1 * (largest distance of a free coordinate from its optimum, assumed to be 1).
     """
     x = x.clone()
     ridge = decay[:, None] * (torch.arange(x.shape[1], device=x.device) < x.shape[1] - free)
@@ -92,13 +90,13 @@ def minimise(problem: Convex, x: Tensor, decay: Tensor, free: int) -> Found:
 
 
 def _left(g: Tensor, damp: Tensor, free: int) -> Tensor:
-    """The bound (Q,) of `minimise`, from gradients (Q, d); damp (Q, d) is the decay of each coordinate."""
+    """Return the bound (Q,) of `minimise` from gradients (Q, d); damp (Q, d) is the decay of each coordinate."""
     inner = g.shape[1] - free
     return (g[:, :inner].square() / (2 * damp[:, :inner])).sum(1) + g[:, inner:].abs().sum(1)
 
 
 def _factored(part: Convex, x: Tensor, g: Tensor, damp: Tensor, direct: Tensor, out: Tensor) -> Tensor:
-    """Writes -Hessian^-1 g of the problems `direct` into `out`; where that fails by rounding, a mask says so."""
+    """Write -Hessian^-1 g of the problems `direct` into `out`; return a mask of those that failed by rounding."""
     failed = torch.zeros_like(direct)
     chunk = max(1, TOGETHER // x.shape[1] ** 2)
     for group in direct.nonzero()[:, 0].split(chunk) if direct.any() else ():
@@ -124,10 +122,10 @@ def _iterated(
     value: Tensor,
     live: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """About -Hessian^-1 g of the `live` problems (0 for the others), by conjugate gradients in units of the diagonal.
+    """Approximate -Hessian^-1 g of the `live` problems (0 for the others) by conjugate gradients, scaled by the diagonal.
 
-    Also the number of products that each took (Q,). A problem stops at a residual of a tenth of g, of less near the
-    optimum, or when what would be left is enough.
+    Also return the number of products (Q,). A problem stops at a residual of a tenth of g, less near the optimum, or when
+    the remaining gap is small enough.
     """
     v, r = torch.zeros_like(g), -g
     z = r / diagonal

@@ -1,8 +1,8 @@
-"""Retrieval: how many of the scans that lie nearest to a query are of its kind, and whether the nearest come first.
+"""Retrieval: the share of relevant scans among the nearest to a query, and their order.
 
 Precision at 1, R-precision and MAP@R as in Musgrave et al., 2020 (https://arxiv.org/abs/2003.08505), section 3.2. A query
-has R relevant scans, those of its kind that are not of its own patient; the R nearest scans of other patients are looked at,
-rel(i) says whether the i-th of them is relevant, and P(i) is the share of relevant ones among the first i:
+has R relevant scans: those of other patients with its class, or with a finding in common. Among the R nearest scans of other
+patients, rel(i) is 1 if the i-th is relevant, and P(i) is the share of relevant scans among the first i:
 
     P@1 = rel(1)        R-precision = P(R)        MAP@R = 1/R * sum over i <= R of P(i) rel(i)
 """
@@ -16,16 +16,16 @@ from medssl.errors import UserError
 from medssl.evals.metrics.weighted import Floats
 from medssl.evals.probes.knn import unit
 
-BLOCK = 1 << 22  # float64 similarities held at once: 32 MB, and a few times that while they are sorted
+BLOCK = 1 << 22  # float64 similarities held at once: 32 MB, and a few times as much while sorting
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What was found for each query that has something to be found; a patient bootstrap of the mean makes it a score.
+    """Results for each query with relevant scans, to be averaged with a bootstrap over patients.
 
     Attributes:
-        rows: (Q,) int64, which queries these are.
-        lone: (M - Q,) int64, queries left out: nobody else's scan in the gallery is of their kind, R = 0.
+        rows: (Q,) int64, the queries.
+        lone: (M - Q,) int64, queries left out because no other patient's scan in the gallery is relevant, R = 0.
         relevant: (Q,) int64, R.
         p_at_1, r_precision, map_at_r: (Q,) float64 in [0, 1].
     """
@@ -41,26 +41,27 @@ class Retrieval:
 def retrieve(
     x: ArrayLike, y: ArrayLike, patient: ArrayLike, gallery: tuple[ArrayLike, ArrayLike, ArrayLike] | None = None
 ) -> Retrieval:
-    """Searches the gallery for each of M queries by cosine similarity, never among the query's own patient.
+    """Search the gallery for each of M queries by cosine similarity, leaving out the query's own patient.
 
-    Exact, in float64: faiss and its float32 are no help where R is a good part of the gallery. Equal similarities go to
-    the lower row of the gallery, and equal scans have equal similarities. Memory is a block of queries times the gallery.
+    Exact, in float64: faiss with float32 does not help where R is a large part of the gallery. Equal similarities go to the
+    lower row of the gallery, and equal scans have equal similarities. Memory: a block of queries times the gallery.
 
     Args:
         x: (M, D) features of the queries.
-        y: (M,) integer classes, relevant is who has the same; or (M, L) labels of 0, 1 or nan for unknown, relevant is who
-            shares at least one label that is 1. A query without any such label has R = 0.
+        y: (M,) integer classes, relevant scans have the same; or (M, L) labels 0, 1 or nan for unknown, relevant scans
+            share at least one label that is 1. A query without such a label has R = 0.
         patient: (M,) ids.
-        gallery: the same three of the scans that are searched; None: the queries themselves.
+        gallery: x, y and patient of the scans to search; None for the queries themselves.
 
     Raises:
-        UserError: for features that are not finite, for numbers that are no classes, and when all queries have R = 0.
+        UserError: for features that are not finite, for labels that are not classes, and if all queries have R = 0.
     """
     q, q_y, q_who = _checked(x, y, patient)
     g, g_y, g_who = (q, q_y, q_who) if gallery is None else _checked(*gallery)
     if q.shape[1] != g.shape[1] or q_y.shape[1:] != g_y.shape[1:]:
         raise ValueError(f"queries {q.shape} {q_y.shape} and gallery {g.shape} {g_y.shape} do not fit each other")
-    distinct, copy = np.unique(g + np.float32(0), axis=0, return_inverse=True)  # -0 is 0
+    # adding 0 turns -0 into 0
+    distinct, copy = np.unique(g + np.float32(0), axis=0, return_inverse=True)
     distinct, copy = distinct.T.astype(np.float64), copy.ravel()
     who = np.unique(np.concatenate([q_who, g_who]), return_inverse=True)[1].ravel()
     q_at, g_at = who[: len(q)], who[len(q) :]
@@ -76,19 +77,19 @@ def retrieve(
             found[:, start + i] = _found(alike[i][_nearest(similarity[i], relevant[start + i])])
     rows = np.flatnonzero(relevant)
     if not len(rows):
-        raise UserError("no scan has another patient's scan of its kind to be found; nothing can be retrieved")
+        raise UserError("no scan has a relevant scan of another patient; nothing can be retrieved")
     return Retrieval(rows, np.flatnonzero(relevant == 0), relevant[rows], *found[:, rows])
 
 
 def _nearest(similarity: Floats, r: int) -> NDArray[np.int64]:
-    """The r rows of the largest of (N,), the largest first; of equal ones the lower row."""
+    """Return the r rows with the largest similarity (N,), largest first; ties go to the lower row."""
     least = np.partition(similarity, len(similarity) - r)[len(similarity) - r]
     rows = np.flatnonzero(similarity >= least)
     return rows[np.argsort(-similarity[rows], kind="stable")[:r]]
 
 
 def _found(hit: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Which of the R nearest (R,) are relevant -> P@1, R-precision, MAP@R."""
+    """Return P@1, R-precision and MAP@R; hit (R,): which of the R nearest scans are relevant."""
     precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
     return hit[0], precision[-1], (precision * hit).sum() / len(hit)
 
@@ -96,12 +97,14 @@ def _found(hit: NDArray[np.bool_]) -> tuple[float, float, float]:
 def _checked(
     x: ArrayLike, y: ArrayLike, patient: ArrayLike
 ) -> tuple[NDArray[np.float32], NDArray[np.int64] | NDArray[np.float32], NDArray[np.str_]]:
-    """Unit rows, classes (N,) as they are or which labels are 1 (N, L) as float32, and ids."""
+    """Return unit rows, classes (N,) or labels equal to 1 (N, L) as float32, and ids."""
     features, kinds, who = unit(x), np.asarray(y), np.asarray(patient).astype(str)
     if kinds.ndim == 2:
         kinds = (kinds == 1).astype(np.float32)
     elif kinds.ndim != 1 or not np.issubdtype(kinds.dtype, np.integer):
-        raise UserError(f"scans are retrieved by a class or by labels, and these are {kinds.dtype}: choose a class")
+        raise UserError(
+            f"scans are retrieved by a class or by findings, and the labels are {kinds.dtype}; choose a class"
+        )
     if kinds.shape[:1] != features.shape[:1] or who.shape != features.shape[:1]:
         raise ValueError(f"needs one kind and one patient per scan: {kinds.shape}, {who.shape} for {features.shape}")
     return features, kinds, who

@@ -1,10 +1,10 @@
-"""Bootstrap over patients: scans of one patient come and go together, and two models see the same resamples.
+"""Bootstrap over patients: all scans of a patient are drawn together, and two models are compared on the same resamples.
 
-The resamples are a function of the number of patients, `n` and `seed` alone, so every metric and every row of a table
-on one test set is judged on the same draws. Intervals are percentiles of the resamples (Efron & Tibshirani, An
-Introduction to the Bootstrap, 1993, section 13.3).
+Resamples depend only on the number of patients, `n` and `seed`, so all metrics and all rows of a table on one test set
+share them. Intervals are percentiles of the resamples (Efron & Tibshirani, An Introduction to the Bootstrap, 1993,
+section 13.3).
 
-y and p are of the kind of task that the metric says (`metrics`); patient is (N,) ids, compared for equality only.
+y and p are as the metric takes them (see `metrics`); patient (N,) are ids, compared for equality only.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,11 +20,12 @@ from medssl.evals.stats.score import Difference, Score
 from medssl.rng import seed_from
 
 CHUNK = 4_000_000  # weights held at once: 32 MB
-FEW = 10  # patients of the rarest class; simulated 95 % intervals of an AUROC cover .93 at 10, .94 at 7, .91 at 4, .72 at 2
-FEW_SEEDS = 10  # simulated 95 % intervals over seeds that differ cover .83 at 3, .88 at 5 and .92 at 10
-PATIENTS, SEEDS, DRAWS = 1, 2, 5  # streams of random numbers; 3 and 4 are of `shift`
+# patients of the rarest class; simulated 95 % intervals of an AUROC cover .93 at 10, .94 at 7, .91 at 4, .72 at 2
+FEW = 10
+FEW_SEEDS = 10  # simulated 95 % intervals over differing seeds cover .83 at 3, .88 at 5 and .92 at 10
+PATIENTS, SEEDS, DRAWS = 1, 2, 5  # random streams; `transfer_gap` has 3 and 4
 
-Case = tuple[Metric, Truth, Floats]  # a metric with y and p that it has checked
+Case = tuple[Metric, Truth, Floats]  # a metric with checked y and p
 
 
 def score(
@@ -37,9 +38,9 @@ def score(
     seed: int = 0,
     level: float = 0.95,
 ) -> Score:
-    """`metric` of y and p with a patient-wise interval.
+    """Return `metric` of y and p with an interval over patients.
 
-    Resamples in which the metric is undefined, because a class is missing, say, are left out; `how` counts them.
+    Resamples on which the metric is undefined, for example because a class is missing, are left out; `how` counts them.
     """
     return scores([metric], y, p, patient, n=n, seed=seed, level=level)[metric.name]
 
@@ -54,12 +55,12 @@ def scores(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Score]:
-    """Like `score` for several metrics, by name, on the same resamples."""
+    """Return `score` of several metrics by name, on the same resamples."""
     cases = [(m, *m.check(y, p)) for m in metrics]
     at = positions(patient, len(np.asarray(p)))
     found = replicates(cases, at, n, seed)
     return {
-        c[0].name: _interval(c, c[0](*c[1:]), f, at, level, "percentile bootstrap")
+        c[0].name: _interval(c, c[0](*c[1:]), f, at, level, "percentile bootstrap over")
         for c, f in zip(cases, found, strict=True)
     }
 
@@ -75,14 +76,14 @@ def score_seeds(
     seed: int = 0,
     level: float = 0.95,
 ) -> Score:
-    """The mean over seeds, or seeds by draws, of metric(p[s]), resampling patients and seeds together as `paired` does."""
+    """Return the mean of metric(p[s]) over seeds, or seeds by draws, resampling patients and seeds as `paired` does."""
     if not p:
         raise ValueError("needs the predictions of at least one seed")
     cases = [(metric, *metric.check(y, each)) for each in p]
     at = positions(patient, len(cases[0][2]))
     value = float(np.mean([metric(*c[1:]) for c in cases]))
     each = _grid(replicates(cases, at, n, seed), draws)
-    return _over_seeds(cases[0], value, each, at, seed, level, "percentile bootstrap")[0]
+    return _over_seeds(cases[0], value, each, at, seed, level, "percentile bootstrap over")[0]
 
 
 def difference(
@@ -96,7 +97,7 @@ def difference(
     seed: int = 0,
     level: float = 0.95,
 ) -> Score:
-    """metric(p_a) - metric(p_b) on the same scans, paired: both models are judged on each resample of patients."""
+    """Return metric(p_a) - metric(p_b) on the same scans, paired: both models are scored on each resample of patients."""
     return difference_seeds(metric, y, [p_a], [p_b], patient, n=n, seed=seed, level=level)
 
 
@@ -112,7 +113,7 @@ def difference_seeds(
     seed: int = 0,
     level: float = 0.95,
 ) -> Score:
-    """The score of `paired`: the mean over seeds of metric(p_a[s]) - metric(p_b[s]) with its interval."""
+    """Return the score of `paired`: the mean over seeds of metric(p_a[s]) - metric(p_b[s]) with its interval."""
     return paired(metric, y, p_a, p_b, patient, draws=draws, n=n, seed=seed, level=level).score
 
 
@@ -128,20 +129,20 @@ def paired(
     seed: int = 0,
     level: float = 0.95,
 ) -> Difference:
-    """The mean over seeds of metric(p_a[s]) - metric(p_b[s]), resampling patients and seeds together.
+    """Return the mean over seeds of metric(p_a[s]) - metric(p_b[s]), resampling patients and seeds together.
 
-    Seed s of one model is paired with seed s of the other; where they have nothing in common this costs nothing. Of S
-    seeds S - 1 are drawn, which makes the variance between seeds unbiased (Rao & Wu, 1988,
-    https://doi.org/10.1080/01621459.1988.10478591); drawing S would make it (S - 1)/S too small, a third at S = 3.
+    Seed s of one model is paired with seed s of the other; this is harmless if they are independent. S - 1 of S seeds are
+    drawn, which makes the variance between seeds unbiased (Rao & Wu, 1988,
+    https://doi.org/10.1080/01621459.1988.10478591); with S draws it would be too small by a factor (S - 1)/S, a third at S = 3.
 
-    draws: how often labels were drawn for each seed, the same draws for all; p_a and p_b then hold all draws of the first seed,
-    then of the second. Seeds and draws are resampled independently of each other, for a draw is common to all seeds: as if they
-    were one list, what they have in common would be divided by too much. What only one cell shows is counted up to three
-    times (Owen, 2007, https://doi.org/10.1214/07-AOAS122), so the interval errs on the wide side.
+    draws: number of label subsets per seed, the same for all seeds; p_a and p_b then contain all draws of the first seed,
+    then of the second. Seeds and draws are resampled independently, because a draw is common to all seeds; resampled as one
+    list, the variance of the draws would be divided by too large a number. The residual is counted up to three times
+    (Owen, 2007, https://doi.org/10.1214/07-AOAS122), so the interval is conservative.
 
-    p inverts the interval: it is the smallest alpha whose 1 - alpha interval leaves out 0, so test and interval never
-    disagree (Efron & Tibshirani, 1993, sections 13.3 and 15.4), but at least that of 2 in n + 1, as n resamples show no less.
-    se is the standard deviation of the resamples.
+    p inverts the interval: it is the smallest alpha for which the 1 - alpha interval excludes 0, so test and interval agree
+    (Efron & Tibshirani, 1993, sections 13.3 and 15.4); it is at least 2 / (n + 1), the resolution of n resamples. se is the
+    standard deviation of the resamples.
     """
     if not p_a or len(p_a) != len(p_b):
         raise ValueError(f"seeds are paired: got {len(p_a)} of one model and {len(p_b)} of the other")
@@ -151,7 +152,7 @@ def paired(
     values = [metric(*c[1:]) for c in cases]
     value = float(np.mean(np.subtract(values[0::2], values[1::2])))
     each = _grid(each[0::2] - each[1::2], draws)
-    found, drawn = _over_seeds(cases[0], value, each, at, seed, level, "paired percentile bootstrap")
+    found, drawn = _over_seeds(cases[0], value, each, at, seed, level, "paired percentile bootstrap over")
     if np.isnan(found.low):
         return Difference(found, np.nan, np.nan)
     drawn = drawn[~np.isnan(drawn)]
@@ -160,30 +161,30 @@ def paired(
 
 
 def expanded(level: float, patients: int) -> float:
-    """The level at which percentiles are read, for an interval that covers `level` of the time.
+    """Return the level at which to read percentiles for an interval with coverage `level`.
 
-    Hesterberg, 2015 (https://doi.org/10.1080/00031305.2015.1089789), section 4.2: the normal quantile that percentiles amount to
-    becomes that of Student's t, and the variance of resamples, (n - 1) / n too small, is made up for. `patients` are those of
-    the `rarest` class, which is what is least known and bounds Welch's degrees of freedom; one counts as two.
+    Hesterberg, 2015 (https://doi.org/10.1080/00031305.2015.1089789), section 4.2: the normal quantile behind percentiles is
+    replaced by Student's t, and the variance of resamples, too small by (n - 1) / n, is corrected. `patients` are those of
+    the `rarest` class, which bounds Welch's degrees of freedom; one counts as two.
     """
     patients = max(patients, 2)
     return float(1 - 2 * ndtr(-t.isf((1 - level) / 2, patients - 1) * np.sqrt(patients / (patients - 1))))
 
 
 def rarest(case: Case, at: NDArray[np.int64]) -> int:
-    """Patients in the rarest of the groups that the metric needs, such as classes; all, where it needs none."""
+    """Return the number of patients in the rarest group that the metric needs, such as a class; all if it needs none."""
     metric, y, _ = case
     return min((len(np.unique(at[g])) for g in metric.check.groups(y)), default=int(at.max()) + 1)
 
 
 def _of_expanded(p: float, patients: int) -> float:
-    """The inverse: what p = 1 - level of percentiles is as the p of the expanded interval."""
+    """Invert `expanded`: return the p of the expanded interval from p = 1 - level of percentiles."""
     patients = max(patients, 2)
     return float(2 * t.sf(-ndtri(p / 2) * np.sqrt((patients - 1) / patients), patients - 1))
 
 
 def share_up_to_0(x: Floats) -> float:
-    """The largest q whose quantile is not above 0, by the linear interpolation of np.quantile."""
+    """Return the largest q with a quantile of at most 0, by the linear interpolation of np.quantile."""
     x = np.sort(x)
     k = int(np.searchsorted(x, 0, side="right"))
     if k in (0, len(x)):
@@ -194,14 +195,14 @@ def share_up_to_0(x: Floats) -> float:
 def _grid(values: Floats, draws: int) -> Floats:
     """(seeds * draws, n) -> (seeds, draws, n)."""
     if draws < 1 or len(values) % draws:
-        raise ValueError(f"{len(values)} predictions are not so many seeds of {draws} draws each")
+        raise ValueError(f"{len(values)} predictions cannot be divided into seeds of {draws} draws each")
     return values.reshape(-1, draws, values.shape[-1])
 
 
 def _over_seeds(
     case: Case, value: float, each: Floats, at: NDArray[np.int64], seed: int, level: float, words: str
 ) -> tuple[Score, Floats]:
-    """Resamples (S, D, n) of every seed and draw -> the score of their mean, and its resamples (n,)."""
+    """Return the score of the mean over seeds and draws, and its resamples (n,), from the resamples `each` (S, D, n)."""
     S, D, n = each.shape
     for size, stream in ((S, SEEDS), (D, DRAWS)):
         if size == 1:
@@ -211,7 +212,7 @@ def _over_seeds(
             each = np.take_along_axis(each, drawn, axis=0).mean(0)
     many = [f"{k} {what}" for k, what in ((S, "seeds"), (D, "draws of labels")) if k > 1]
     if many:
-        words += f" over {', '.join(many)} and"
+        words += f" {', '.join(many)} and"
     found = _interval(case, value, each, at, level, words)
     few = [f"{k} {what}" for k, what in ((S, "seeds"), (D, "draws")) if 1 < k < FEW_SEEDS]
     more = f"; {' and '.join(few)} are few, so the true uncertainty is wider than shown" if few else ""
@@ -223,7 +224,7 @@ def _generator(seed: int, stream: int) -> np.random.Generator:
 
 
 def positions(patient: ArrayLike, scans: int) -> NDArray[np.int64]:
-    """For each scan, the position of its patient among the distinct patients, sorted."""
+    """Return the position of each scan's patient among the distinct patients, sorted."""
     patient = np.asarray(patient)
     if patient.shape != (scans,):
         raise ValueError(f"needs one patient per scan: got {patient.shape} for {scans} scans")
@@ -231,7 +232,7 @@ def positions(patient: ArrayLike, scans: int) -> NDArray[np.int64]:
 
 
 def resamples(patients: int, n: int, seed: int, rows: int) -> Iterator[Floats]:
-    """`n` bootstrap draws of `patients` from `patients`, as counts: chunks (<= rows, patients) float64."""
+    """Yield `n` bootstrap resamples of the patients as counts, in chunks (<= rows, patients) float64."""
     rng = _generator(seed, PATIENTS)
     for start in range(0, n, rows):
         r = min(rows, n - start)
@@ -240,7 +241,7 @@ def resamples(patients: int, n: int, seed: int, rows: int) -> Iterator[Floats]:
 
 
 def replicates(cases: Sequence[Case], at: NDArray[np.int64], n: int, seed: int) -> Floats:
-    """(cases, n) values of each metric of its y and p on each resample of the patients at `at` (N,)."""
+    """Return the value of each case on each resample, (cases, n); at (N,) is each scan's patient."""
     if n < 100:
         raise ValueError(f"needs at least 100 resamples, got {n}")
     counts = resamples(int(at.max()) + 1, n, seed, rows=max(1, CHUNK // len(at)))
@@ -248,7 +249,7 @@ def replicates(cases: Sequence[Case], at: NDArray[np.int64], n: int, seed: int) 
 
 
 def jackknife(cases: Sequence[Case], at: NDArray[np.int64]) -> Floats:
-    """(cases, patients) values of each metric without each patient in turn."""
+    """Return the value of each case without each patient in turn, (cases, patients)."""
     rows = max(1, CHUNK // len(at))
     ids = np.arange(int(at.max()) + 1)[:, None]
     return _values(cases, ((at != ids[i : i + rows]).astype(np.float64) for i in range(0, len(ids), rows)))
@@ -259,13 +260,12 @@ def _values(cases: Sequence[Case], weights: Iterable[Floats]) -> Floats:
 
 
 def _interval(case: Case, value: float, found: Floats, at: NDArray[np.int64], level: float, words: str) -> Score:
-    """The score of `value` with the percentiles of its resamples `found`."""
+    """Return `value` with the percentiles of its resamples `found` (n,)."""
     (metric, y, _), patients = case, int(at.max()) + 1
     defined = found[~np.isnan(found)]
     few = rarest(case, at)
     wide = expanded(level, few)
-    joint = " " if words.endswith("and") else " over "
-    how = f"{100 * level:g} % {words}{joint}{patients} patients, {len(found)} resamples"
+    how = f"{100 * level:g} % {words} {patients} patients, {len(found)} resamples"
     if len(defined) < len(found):
         how += f", {len(found) - len(defined)} of them left out because {metric.check.missing}"
     how += metric.check.left_out(y)

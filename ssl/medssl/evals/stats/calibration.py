@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: reliability, calibration in the large and slope, temperature scaling.
+"""Calibration of probabilities: reliability curve, calibration in the large, calibration slope, temperature scaling.
 
 The expected calibration error is `metrics.ECE`. Probabilities are (N, K) and classes (N,) in [0, K), as in `metrics`.
 """
@@ -16,15 +16,15 @@ from medssl.evals.metrics.weighted import BINS, mean
 from medssl.evals.stats.bootstrap import difference, score, scores
 from medssl.evals.stats.score import Score
 
-EPS = np.finfo(np.float64).tiny  # the smallest probability that a logarithm sees
-COLDEST, HOTTEST = 0.01, 100.0  # temperatures looked at
-TOLERANCE = 1e-9  # of the slope of the mean cross-entropy over 1 / temperature, in nats
-STEPS, HALVINGS = 50, 30  # of Newton's method
+EPS = np.finfo(np.float64).tiny  # lower bound of probabilities in logarithms
+COLDEST, HOTTEST = 0.01, 100.0  # range of temperatures
+TOLERANCE = 1e-9  # for the derivative of the mean cross-entropy by 1 / temperature, in nats
+STEPS, HALVINGS = 50, 30  # limits of Newton's method
 
 
 @dataclass(frozen=True)
 class Bin:
-    """The cases with a probability in (low, high]: the mean of the probabilities, and the share that came true."""
+    """The scans with a probability in (low, high]: the mean probability, and the observed share of events."""
 
     low: float
     high: float
@@ -34,7 +34,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Temperature:
-    """What divides the logits, and the mean cross-entropy (nats) on the scans it was fitted on, before and after."""
+    """The divisor of the logits, and the mean cross-entropy (nats) on the scans it was fitted on, before and after."""
 
     value: float
     before: float
@@ -44,9 +44,9 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A test before and after temperature scaling.
+    """Calibration of the test set before and after temperature scaling.
 
-    p: (N, K) scaled probabilities. before, after: scores by name. change: after less before, paired.
+    p: (N, K) scaled probabilities. before, after: scores by name. change: after minus before, paired.
     """
 
     temperature: Temperature
@@ -66,10 +66,10 @@ def reliability(
     seed: int = 0,
     level: float = 0.95,
 ) -> list[Bin]:
-    """The reliability curve of probabilities (N,) of events (N,) 0 or 1, in bins of equal width, empty ones left out.
+    """Return the reliability curve of probabilities (N,) of events (N,) 0 or 1, in bins of equal width without empty ones.
 
-    `Score.n` and `Score.patients` are the bin's own, and its patients are resampled. For one class give y == k and
-    p[:, k]; for the curve whose mean gap is the ECE, p.argmax(1) == y and p.max(1). Raises ValueError for others.
+    Each bin's scores are over its own patients. For one class pass y == k and p[:, k]; for the curve with the ECE as mean
+    gap, p.argmax(1) == y and p.max(1). Raises ValueError for other values.
     """
     event, probability, patient = (
         np.asarray(event, np.float64),
@@ -80,7 +80,8 @@ def reliability(
         raise ValueError(f"needs events, probabilities and patients (N,), got {event.shape} and {probability.shape}")
     if not np.isin(event, (0, 1)).all() or not ((probability >= 0) & (probability <= 1)).all():
         raise ValueError("events must be 0 or 1 and probabilities lie in [0, 1]")
-    at = np.searchsorted(np.arange(1, bins) / bins, probability, side="left")  # as in ECE, an edge is in the bin below
+    # as in the ECE, an edge is in the bin below it
+    at = np.searchsorted(np.arange(1, bins) / bins, probability, side="left")
     found = []
     for b in np.unique(at):
         each = (
@@ -92,12 +93,11 @@ def reliability(
 
 
 def fit_temperature(y: ArrayLike, p: ArrayLike) -> Temperature:
-    """The temperature in [0.01, 100] that minimises the mean cross-entropy of softmax(log p / temperature).
+    """Return the temperature in [0.01, 100] that minimises the mean cross-entropy of softmax(log p / temperature).
 
-    Guo et al., 2017 (https://arxiv.org/abs/1706.04599), section 4.2; fit it on validation. The loss is convex in
-    1 / temperature: its slope has one root, found to TOLERANCE. Where the best lies at an end of the range, `how` says
-    so: scans that are all classified right want 0, and probabilities that mislead want infinity. Raises UserError
-    without scans.
+    Guo et al., 2017 (https://arxiv.org/abs/1706.04599), section 4.2; to be fitted on validation scans. The loss is convex
+    in 1 / temperature, so its derivative has one root, found to TOLERANCE. `how` records an optimum at an end of the range:
+    it is 0 if all scans are classified correctly and infinity if the probabilities mislead. Raises UserError without scans.
     """
     if not np.size(y):
         raise UserError("no validation scans to fit a temperature on; give the store a validation split")
@@ -124,7 +124,7 @@ def fit_temperature(y: ArrayLike, p: ArrayLike) -> Temperature:
 
 
 def scaled(p: ArrayLike, temperature: float) -> Floats:
-    """(N, K) softmax(log p / temperature); the most probable class stays."""
+    """Return softmax(log p / temperature), (N, K); the most probable class does not change."""
     return softmax(np.log(np.maximum(np.asarray(p, np.float64), EPS)) / temperature, axis=1)
 
 
@@ -137,9 +137,9 @@ def calibrate(
     seed: int = 0,
     level: float = 0.95,
 ) -> Calibration:
-    """Fits a temperature on `val` (y, p) and scores `test` (y, p) of `patient` with and without it.
+    """Fit a temperature on `val` (y, p) and score `test` (y, p) of `patient` with and without it.
 
-    Scores are ECE and NLL, and of two classes calibration in the large and slope. Raises UserError without validation.
+    Scores are ECE and NLL, and for two classes calibration in the large and slope. Raises UserError without validation scans.
     """
     temperature = fit_temperature(*val)
     y, p = test
@@ -178,7 +178,8 @@ def _slope(y: Truth, p: Floats, w: Floats) -> Floats:
     x = _logit(p)
     of = [(w > 0) & (y == k) for k in (0, 1)]
     low, high = ([f(np.where(k, x, -end), axis=1) for k in of] for f, end in ((np.min, -np.inf), (np.max, np.inf)))
-    defined = (low[0] < high[1]) & (low[1] < high[0])  # where the classes do not overlap the slope is infinite
+    # if the classes do not overlap, the slope is infinite
+    defined = (low[0] < high[1]) & (low[1] < high[0])
     unit = x.std() or 1.0
     design = np.stack([np.ones(len(x)), (x - x.mean()) / unit], axis=1)
     found = np.full(len(w), np.nan)
@@ -187,7 +188,7 @@ def _slope(y: Truth, p: Floats, w: Floats) -> Floats:
 
 
 def _logistic(design: Floats, offset: Floats, y: Truth, w: Floats) -> Floats:
-    """(R, q) coefficients of weighted logistic regressions on design (N, q), by Newton's method; nan if it fails."""
+    """Return coefficients (R, q) of weighted logistic regressions on design (N, q), by Newton's method; nan if it fails."""
     R, q = len(w), design.shape[1]
     products = (design[:, :, None] * design[:, None]).reshape(len(design), -1)
     total = w.sum(1, keepdims=True)
@@ -219,8 +220,8 @@ NLL = Metric("NLL", _nll, sign=-1)
 """Mean of -log p[y], in nats."""
 BINARY = replace(CLASS_PROBABILITIES, check=_two_classes, missing="a class was missing or the classes did not overlap")
 IN_THE_LARGE = Metric("calibration in the large", _in_the_large, BINARY)
-"""Intercept of a logistic regression of the class on the logit of p[:, 1] with slope 1: 0 when probabilities are right
-on average, below when they are too high (Van Calster et al., 2019, https://doi.org/10.1186/s12916-019-1466-7)."""
+"""Intercept of a logistic regression of the class on the logit of p[:, 1] with slope 1: 0 if probabilities are correct on
+average, negative if they are too high (Van Calster et al., 2019, https://doi.org/10.1186/s12916-019-1466-7)."""
 SLOPE = Metric("calibration slope", _slope, BINARY)
-"""Slope of that regression when it is free (Cox, 1958, https://doi.org/10.1093/biomet/45.3-4.562): 1 when right, below
-when probabilities are too extreme. Neither is better when higher."""
+"""Slope of the same regression if it is free (Cox, 1958, https://doi.org/10.1093/biomet/45.3-4.562): 1 is ideal, lower values
+mean that probabilities are too extreme. Neither is better if higher."""

@@ -1,14 +1,15 @@
-"""Label budgets: which training scans would have been labelled, had there been labels for a few only.
+"""Label budgets: subsets of the training scans whose labels may be used.
 
-A draw is the beginning of one queue of patients, so a smaller draw of a seed lies within every larger one. Patients come
-whole. The queue is a function of the seed, the patients' pseudonyms and their labels: the order of the scans has no say.
+All subsets of one seed are beginnings of one queue of patients, so smaller subsets are contained in larger ones. All scans of
+a patient are drawn together. The queue depends on the seed, the patients' pseudonyms and their labels, not on the order of
+the scans.
 
-Each patient queues in one stratum: the rarest class, level or finding that he has (few patients, then low index), the fifth
-of the values that his mean lies in, or whether he had the event. Within a stratum patients are ordered by a keyed hash; the
-strata take turns by Webster's method of apportionment: next is the patient with the lowest (scans drawn of the stratum so far
-+ half of his own) / share of the stratum. The head of the queue is made of the first patients that together show every class
-(level, event, both answers of each finding), rare ones first, so a draw that holds the head holds all. With several findings
-this is best effort: only the rarest finding of a patient is stratified.
+Each patient is in one stratum (`TaskType.strata`): that of their rarest class, level or finding, the fifth that contains their
+mean number, or whether they had the event. Within a stratum patients are ordered by a keyed hash; strata alternate by Webster's
+method of apportionment: next is the patient with the lowest (scans drawn from the stratum so far + half of their own) / share
+of the stratum. The head of the queue consists of the first patients who together show every class (level, event, both values
+of each finding), rare ones first, so a subset that contains the head contains all classes. With several findings the balance
+is approximate, as only the rarest finding of a patient is stratified.
 """
 
 import hashlib
@@ -27,18 +28,18 @@ from medssl.evals.task_types.strata import Strata
 from medssl.evals.task_types.task_types import task_type
 from medssl.rng import Key, words
 
-STREAM = 0x4472  # of random numbers, among those of one seed
+STREAM = 0x4472  # random stream within one seed
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How many scans may be labelled: a number of scans, or a share in (0, 1] of those there are."""
+    """How many scans may be labelled: a number, or a share in (0, 1] of all."""
 
     scans: int | None = None
     share: float | None = None
 
     def of(self, total: int) -> int:
-        """Scans of `total`: of a share the nearest number, at least 1."""
+        """Return the number of scans out of `total`; a share is rounded and at least 1."""
         return self.scans if self.scans is not None else max(1, round(Fraction(str(self.share)) * total))
 
     def __str__(self) -> str:
@@ -49,7 +50,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Draw:
-    """The scans `rows` (n,), rising, that `seed` draws for `budget`; at most as many as it allows."""
+    """The scans `rows` (n,), increasing, drawn with `seed` for `budget`; at most as many as it allows."""
 
     budget: Budget
     seed: int
@@ -57,7 +58,7 @@ class Draw:
 
 
 def parse_budget(given: str | int | float) -> Budget:
-    """50 or "50" are scans; 0.1, "0.1" and "10 %" a share; "all" is everything. Raises UserError for what is neither."""
+    """Parse a budget: 50 and "50" are scans; 0.1, "0.1" and "10 %" shares; "all" is everything. Raises UserError for others."""
     text = str(given).strip().lower().removesuffix("scans").strip()
     what = f'{given!r} is no label budget; give a number of scans (50), a share (0.1 or "10 %") or all'
     if text == "all":
@@ -89,21 +90,26 @@ def draw_label_subsets(
     task: str = "classification",
     balanced: bool = False,
 ) -> list[Draw]:
-    """Every budget by every seed, budgets slower; y as in `metrics`, one row a labelled scan, patient (N,).
+    """Draw a subset for every budget and seed, budgets in the outer loop.
 
-    balanced: strata have equal shares, not their own; of classes and levels only. A draw ends before the patient that would
-    exceed its budget. Raises UserError when a draw cannot hold every class, or a balanced one runs out of a class.
+    Args:
+        y: labels as in `metrics`, one row per labelled scan.
+        patient: (N,).
+        balanced: all classes or levels have equal shares.
+
+    A subset ends before the patient who would exceed its budget. Raises UserError if a subset cannot contain every class, or
+    a balanced one runs out of a class.
     """
     budgets = list(budgets)
     patients = _Patients.of(task_type(task), np.asarray(y), np.asarray(patient))
     if balanced and not task_type(task).can_balance:
-        raise UserError(f"balanced draws need classes, and the task is {task}; draw without balanced")
+        raise UserError(f"balanced draws need classes, and the task is {task}; leave balanced out")
     found = {seed: patients.draws(budgets, seed, balanced) for seed in seeds}
     return [Draw(b, seed, rows[i]) for i, b in enumerate(budgets) for seed, rows in found.items()]
 
 
 def subset_of_size(y: ArrayLike, patient: ArrayLike, scans: int, *, task: str, seed: int) -> NDArray[np.int64]:
-    """Rows of one draw of up to `scans` scans, of one patient at least, whether or not it holds every class."""
+    """Return the rows of one subset of up to `scans` scans and at least one patient; it need not contain every class."""
     patients = _Patients.of(task_type(task), np.asarray(y), np.asarray(patient))
     queue = patients.queue(seed, False)[0]
     take = max(1, int(np.searchsorted(np.cumsum(patients.scans[queue]), scans, side="right")))
@@ -113,13 +119,13 @@ def subset_of_size(y: ArrayLike, patient: ArrayLike, scans: int, *, task: str, s
 def patient_strata(
     task: str, y: ArrayLike, patient: ArrayLike
 ) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
-    """Patients' names (P,), the stratum of each (P,), and which patient each scan is of (N,)."""
+    """Return the patients' names (P,), their strata (P,), and each scan's patient (N,)."""
     patients = _Patients.of(task_type(task), np.asarray(y), np.asarray(patient))
     return patients.names, patients.strata.stratum, patients.at
 
 
 def keyed_order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
-    """Places of `names` (distinct) in the order of their keyed hashes: who else is there does not change who comes first."""
+    """Return the positions of distinct `names` in the order of their keyed hashes, which does not depend on other names."""
     digest = b"".join(hashlib.blake2b(n.encode(), digest_size=8).digest() for n in names)
     halves = torch.from_numpy(np.frombuffer(digest, np.uint32).astype(np.int64).reshape(-1, 2))
     high, low = words(Key(seed, halves[:, 0], halves[:, 1]), STREAM, 0, 2).numpy().T
@@ -128,7 +134,7 @@ def keyed_order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class _Patients:
-    """P patients: names, sorted; at (N,) each scan's; scans (P,) how many each has; strata."""
+    """P patients: names, sorted; at (N,), each scan's patient; scans (P,), their numbers of scans; strata."""
 
     names: list[str]
     at: NDArray[np.int64]
@@ -152,24 +158,26 @@ class _Patients:
         for budget in budgets:
             scans = budget.of(len(self.at))
             if scans > len(self.at):
-                raise UserError(f"a budget of {scans} labelled scans, and there are {len(self.at)}; lower it")
+                raise UserError(f"the budget is {scans} labelled scans, and there are {len(self.at)}; lower it")
             take = int(np.searchsorted(filled, scans, side="right"))
             if take < max(head, 1):
-                what = f"show all of {', '.join(self.strata.cells)}" if head > 1 else "hold one patient whole"
+                what = (
+                    f"contain all of {', '.join(self.strata.cells)}" if head > 1 else "contain all scans of one patient"
+                )
                 least = filled[max(head, 1) - 1]
                 raise UserError(
-                    f"{scans} labelled scans cannot {what}; the smallest draw of seed {seed} that can has {least}"
+                    f"{scans} labelled scans cannot {what}; the smallest subset of seed {seed} that does has {least}"
                 )
             if balanced and take > kept:
                 raise UserError(
                     f"a balanced draw of {scans} scans runs out of a class after {filled[kept - 1]}; "
-                    "draw fewer, or not balanced"
+                    "draw fewer, or leave balanced out"
                 )
             found.append(self.rows(queue[:take]))
         return found
 
     def queue(self, seed: int, balanced: bool) -> tuple[NDArray[np.int64], int, int]:
-        """All patients in their order, how many of them make the head, and how many come before shares can't be kept."""
+        """Return all patients in order, the length of the head, and how many come before the shares cannot be kept."""
         ordered = keyed_order(self.names, seed)
         head = self._head(ordered)
         total = np.bincount(self.strata.stratum, self.scans)
@@ -191,11 +199,11 @@ class _Patients:
         return np.array(queue, np.int64), len(head), kept
 
     def _turn(self, waiting: list[int], drawn: float, share: float) -> float:
-        """When a stratum is next; one that has run out, as if one more patient with one scan stood there."""
+        """Return the priority of a stratum; an empty one counts as if it had one more patient with one scan."""
         return (drawn + (self.scans[waiting[-1]] if waiting else 1) / 2) / share
 
     def _head(self, ordered: NDArray[np.int64]) -> list[int]:
-        """The first patients that show what none before them did, rare first."""
+        """Return the first patients with a cell that none before them has, rare cells first."""
         covered, head = np.zeros(self.strata.shows.shape[1], np.bool_), []
         for cell in np.argsort(self.strata.shows.sum(0), kind="stable"):
             if not covered[cell]:

@@ -1,8 +1,8 @@
-"""What a score means in use: at a threshold fixed beforehand, at a clinic's prevalence, and as net benefit.
+"""Operating point, predictive values at a given prevalence, and net benefit.
 
-A threshold that is chosen on the test makes the test look better than the clinic will. Here it is chosen on validation,
-applied to the test and held fixed in every resample. y is (N,) 0 or 1 and s (N,) a score of class 1, such as p[:, 1];
-a scan is called positive when s >= threshold.
+The threshold is chosen on validation scans, applied to the test scans and fixed in every resample; chosen on the test scans it
+would be too optimistic. y is (N,) 0 or 1 and s (N,) a score of class 1, such as p[:, 1]; a scan is positive if
+s >= threshold.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,10 +22,10 @@ DECISIONS = replace(CLASS_PROBABILITIES, missing="a class or a decision was miss
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold and what it does on the test.
+    """A threshold and its performance on the test scans.
 
-    scores: sensitivity, specificity, PPV and NPV as they are among the test's scans, then "PPV at 5 %" and the like.
-    how: a sentence on how the threshold was chosen.
+    scores: sensitivity, specificity, PPV and NPV at the test's own prevalence, then "PPV at 5 %" and so on.
+    how: how the threshold was chosen.
     """
 
     threshold: float
@@ -35,7 +35,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class NetBenefit:
-    """Net benefit of the model and of treating everybody, and the first less the second; that of treating nobody is 0."""
+    """Net benefit of the model and of treating all, and their difference; treating none has net benefit 0."""
 
     threshold: float
     model: Score
@@ -54,11 +54,11 @@ def operating_point(
     seed: int = 0,
     level: float = 0.95,
 ) -> OperatingPoint:
-    """The threshold of that specificity on `val` (y, s), judged on `test` (y, s) of `patient`.
+    """Choose the threshold with `specificity` on `val` (y, s) and score it on `test` (y, s) of `patient`.
 
-    The intervals are of the test's patients, at this threshold; they do not hold how far another validation set would
-    have moved it. `prevalences` are shares of positives in (0, 1) for which PPV and NPV follow from sensitivity and
-    specificity by Bayes' rule. Raises UserError as `threshold_at` does, and for prevalences outside (0, 1).
+    Intervals are over the test patients at this threshold; they do not include the uncertainty of the threshold.
+    `prevalences` are shares of positives in (0, 1), for which PPV and NPV follow from sensitivity and specificity by Bayes'
+    rule. Raises UserError as `threshold_at` does, and for prevalences outside (0, 1).
     """
     threshold = threshold_at(*val, specificity)
     y, _ = _binary(*val)
@@ -66,7 +66,7 @@ def operating_point(
     how = f"threshold {threshold:.4g}, the lowest with specificity {specificity:g} on {len(y)} validation scans"
     how += f" ({(~y).sum()} negative, {reached:.3f} of them below it)"
     if reached == 1:
-        how += "; it lies above all of them, so how specific it is elsewhere is not known"
+        how += "; it is above all of them, so its specificity on other scans is unknown"
     metrics = [SENSITIVITY, SPECIFICITY, PPV, NPV, *(m for share in prevalences for m in at_prevalence(share))]
     y_test, s_test = _binary(*test)
     p = decisions(s_test, threshold)
@@ -75,10 +75,10 @@ def operating_point(
 
 
 def threshold_at(y: ArrayLike, s: ArrayLike, specificity: float) -> float:
-    """The lowest of the scores at which at least the share `specificity` of the negatives lies below.
+    """Return the lowest of the scores with at least the share `specificity` of the negatives below it.
 
-    Raises UserError for a specificity outside (0, 1), scans of one class, and when no score is high enough because too
-    many negatives share the highest.
+    Raises UserError for a specificity outside (0, 1), for scans of one class, and if too many negatives share the highest
+    score.
     """
     y, s = _binary(y, s)
     if not 0 < specificity < 1:
@@ -97,12 +97,12 @@ def threshold_at(y: ArrayLike, s: ArrayLike, specificity: float) -> float:
 
 
 def decisions(s: ArrayLike, threshold: float) -> Floats:
-    """(N, 2): 0, 1 where s (N,) >= threshold, else 1, 0. What the metrics of this file judge; to be paired as well."""
+    """Return 0, 1 where s (N,) >= threshold, else 1, 0: (N, 2), the predictions that the metrics of this file take."""
     return np.eye(2)[(np.asarray(s, np.float64) >= threshold).astype(np.int64)]
 
 
 def at_prevalence(prevalence: float) -> tuple[Metric, Metric]:
-    """PPV and NPV where that share of scans is positive: sensitivity and specificity with Bayes' rule."""
+    """Return PPV and NPV at a prevalence, from sensitivity and specificity by Bayes' rule."""
     if not 0 < prevalence < 1:
         raise UserError(f"a prevalence must lie between 0 and 1, got {prevalence:g}")
 
@@ -119,10 +119,10 @@ def at_prevalence(prevalence: float) -> tuple[Metric, Metric]:
 
 
 def net_benefit(threshold: float) -> Metric:
-    """Net benefit of acting on p[:, 1] >= threshold: TP / N - FP / N * threshold / (1 - threshold).
+    """Return the net benefit of treating if p[:, 1] >= threshold: TP / N - FP / N * threshold / (1 - threshold).
 
-    Vickers & Elkin, 2006 (https://doi.org/10.1177/0272989X06295361). The threshold is the probability of disease at
-    which treating does as much good as harm, so p must be calibrated probabilities (N, 2).
+    Vickers & Elkin, 2006 (https://doi.org/10.1177/0272989X06295361). The threshold is the probability of disease at which
+    benefit and harm of treatment are equal, so p must be calibrated probabilities (N, 2).
     """
     if not 0 < threshold < 1:
         raise UserError(f"a threshold of net benefit must lie between 0 and 1, got {threshold:g}")
@@ -144,7 +144,7 @@ def decision_curve(
     seed: int = 0,
     level: float = 0.95,
 ) -> list[NetBenefit]:
-    """`net_benefit` of p (N, 2) at each threshold, beside treating all; one set of resamples for everything."""
+    """Return the `net_benefit` of p (N, 2) and of treating all at each threshold, on the same resamples."""
     metrics = [net_benefit(t) for t in thresholds]
     everybody = np.tile([0.0, 1.0], (len(np.asarray(y)), 1))
     model, treat_all = (scores(metrics, y, q, patient, n=n, seed=seed, level=level) for q in (p, everybody))
@@ -165,7 +165,7 @@ def _binary(y: ArrayLike, s: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
 
 
 def _counts(y: Truth, p: Floats, w: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Weights (R,) of the true positives, false negatives, false positives and true negatives."""
+    """Return the weights (R,) of true positives, false negatives, false positives and true negatives."""
     called = p[:, 1] > p[:, 0]
     tp, fn, fp, tn = ((w @ (a & b).astype(np.float64)) for a in (y == 1, y == 0) for b in (called, ~called))
     return tp, fn, fp, tn
@@ -182,9 +182,9 @@ def _predictive(y: Truth, p: Floats, w: Floats) -> tuple[Floats, Floats]:
 
 
 SENSITIVITY = Metric("sensitivity", lambda y, p, w: _rates(y, p, w)[0], DECISIONS)
-"""Share of the positives that are called positive."""
+"""Share of positives that are called positive."""
 SPECIFICITY = Metric("specificity", lambda y, p, w: _rates(y, p, w)[1], DECISIONS)
-"""Share of the negatives that are called negative."""
+"""Share of negatives that are called negative."""
 PPV = Metric("PPV", lambda y, p, w: _predictive(y, p, w)[0], DECISIONS)
 """Share of positives among those called positive, at the test's prevalence."""
 NPV = Metric("NPV", lambda y, p, w: _predictive(y, p, w)[1], DECISIONS)

@@ -1,4 +1,4 @@
-"""A number never travels without its interval."""
+"""Statistics with their intervals."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -9,9 +9,9 @@ from typing import Any
 class Score:
     """A statistic with an interval, and how the interval was made.
 
-    `value`, `low`, `high` share the unit of the statistic and are nan where it is undefined. The interval need not hold
-    the value: a plug-in estimate such as ECE is biased, and resampling shows it. `n` counts scans, `patients` the units
-    that were resampled. `how` is a sentence without a full stop.
+    `value`, `low` and `high` have the unit of the statistic and are nan where it is undefined. The interval need not
+    contain the value: a plug-in estimate such as the ECE is biased, and so are its resamples. `n` is the number of scans,
+    `patients` the number of units resampled. `how` is a sentence without a full stop.
     """
 
     value: float
@@ -32,7 +32,7 @@ class Score:
         return f"{self.value:.3f} [{interval}]"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which has no nan: undefined numbers become None."""
+        """Return a dict for JSON, which has no nan: undefined numbers become None."""
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
 
     @classmethod
@@ -43,9 +43,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference of two models, with a two-sided p-value for "there is none" and its standard error.
+    """A paired difference of two models, with its standard error and a two-sided p-value for no difference.
 
-    `p` is under 0.05 just when the 95 % interval of `score` leaves out 0. Both are nan where there is no interval.
+    `p` is below 0.05 if and only if the 95 % interval of `score` excludes 0. Both are nan where there is no interval.
     """
 
     score: Score
@@ -58,7 +58,7 @@ class Difference:
         return f"{self.score}, " + ("p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}")
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the score's keys, `p` and `se`; undefined numbers become None."""
+        """Return a dict for JSON: the score's keys, `p` and `se`; undefined numbers become None."""
         return self.score.as_dict() | {k: None if math.isnan(v) else v for k, v in (("p", self.p), ("se", self.se))}
 
     @classmethod

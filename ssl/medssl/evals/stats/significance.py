@@ -1,7 +1,7 @@
-"""Tests for what the patient bootstrap does not cover: families of comparisons, and several tasks.
+"""Significance tests for families of comparisons and for several tasks.
 
-- One test set: `bootstrap.paired`. Several comparisons on it: `holm` over their p-values.
-- Several tasks, one score per model and task: `wilcoxon` for two models, `ranking` for more.
+- One test set: `bootstrap.paired`; several comparisons on it: `holm` over their p-values.
+- Several tasks with one score per model and task: `wilcoxon` for two models, `ranking` for more.
 """
 
 import math
@@ -16,14 +16,14 @@ from scipy import stats
 from medssl.errors import UserError
 
 Floats = NDArray[np.float64]
-DIGITS = 12  # scores are compared to so many: 0.8 - 0.7 and 0.9 - 0.8 are one difference
+DIGITS = 12  # decimal places compared: 0.8 - 0.7 and 0.9 - 0.8 are equal
 
 
 def holm(p: ArrayLike) -> Floats:
-    """p-values (m,) of one family of tests, adjusted: reject those below alpha, and the chance of any false one is alpha.
+    """Adjust the p-values (m,) of one family of tests, so that the chance of any false rejection is at most alpha.
 
-    Holm, 1979 (https://www.jstor.org/stable/4615733); adjusted p of rank i is the largest (m - j + 1) p_j of j <= i, at
-    most 1. A nan is no test: it stays nan and does not count. Raises ValueError outside [0, 1].
+    Holm, 1979 (https://www.jstor.org/stable/4615733): the adjusted p of rank i is the maximum of (m - j + 1) p_j over
+    j <= i, at most 1. nan values stay nan and are not counted. Raises ValueError outside [0, 1].
     """
     p = np.asarray(p, np.float64)
     tested = ~np.isnan(p)
@@ -36,11 +36,11 @@ def holm(p: ArrayLike) -> Floats:
 
 
 def wilcoxon(a: ArrayLike, b: ArrayLike, *, alpha: float = 0.05) -> float:
-    """Two-sided p-value of the signed-rank test on two models' scores (T,) over T tasks, as Demšar, 2006, recommends.
+    """Two-sided p-value of the signed-rank test on two models' scores (T,) over T tasks, as recommended by Demšar, 2006.
 
-    Exact up to 50 tasks, and 13 where differences tie or are 0; else the normal approximation (scipy). Zeros are split
-    between the signs. Raises UserError with too few tasks for any p below `alpha`, without a difference, and for
-    scores that are not finite.
+    Exact up to 50 tasks, or up to 13 if differences tie or are 0; otherwise the normal approximation (scipy). Zeros are
+    split between the signs. Raises UserError for too few tasks to reach p < `alpha`, for models without any difference, and
+    for scores that are not finite.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 1 or a.shape != b.shape:
@@ -57,7 +57,7 @@ def wilcoxon(a: ArrayLike, b: ArrayLike, *, alpha: float = 0.05) -> float:
 
 
 def _enough(tasks: int, pairs: int, alpha: float) -> None:
-    """The smallest p-value, of a model that wins every task, is 2 / 2^tasks; Holm multiplies it by `pairs`."""
+    """Raise UserError if no p < alpha is possible: the smallest p is 2 / 2^tasks, and Holm multiplies it by `pairs`."""
     least = int(np.floor(np.log2(2 * pairs / alpha))) + 1
     if tasks < least:
         raise UserError(
@@ -70,9 +70,9 @@ def _enough(tasks: int, pairs: int, alpha: float) -> None:
 class Ranking:
     """Several models over several tasks, best first.
 
-    ranks: mean rank over the tasks, 1 is best. friedman: p-value of "all are alike". critical: Nemenyi's critical
-    difference of two mean ranks. p: {(better, worse): Holm's adjusted p-value of Wilcoxon's test}. cliques: the largest
-    groups of models no two of which can be told apart, each in order of rank; groups of one are left out.
+    ranks: mean rank over the tasks, 1 is best. friedman: p-value of "all models are equal". critical: Nemenyi's critical
+    difference of two mean ranks. p: {(better, worse): Wilcoxon's p-value, adjusted by Holm}. cliques: maximal groups of
+    models without a significant difference between any two, each in order of rank; groups of one are left out.
     """
 
     names: tuple[str, ...]
@@ -86,14 +86,14 @@ class Ranking:
 
 
 def ranking(scores: Mapping[str, ArrayLike], *, sign: int = 1, alpha: float = 0.05) -> Ranking:
-    """Models' scores {name: (T,)} over the same T tasks -> their order and who can be told apart. Demšar, 2006.
+    """Rank models by their scores {name: (T,)} over the same T tasks (Demšar, 2006).
 
     https://www.jmlr.org/papers/v7/demsar06a.html: Friedman's test in the form of Iman & Davenport (section 3.2.2), and
-    Nemenyi's critical difference. Cliques are not from the latter but from Wilcoxon's signed-rank tests of all pairs after
-    Holm: with mean ranks, whether A beats B depends on which other models are in the pool, and a few poor ones can turn
-    the answer (Benavoli, Corani & Mangili, 2016, https://jmlr.org/papers/v17/benavoli16a.html). sign: -1 where lower
-    scores are better. Raises UserError for fewer than three models, too few tasks for any pair to be told apart, scores
-    that are not finite, and models that score the same everywhere.
+    Nemenyi's critical difference. Cliques come not from the latter but from Wilcoxon's signed-rank tests of all pairs after
+    Holm: with mean ranks, whether A beats B depends on the other models, and a few poor ones can reverse the result
+    (Benavoli, Corani & Mangili, 2016, https://jmlr.org/papers/v17/benavoli16a.html). sign: -1 where lower scores are
+    better. Raises UserError for fewer than three models, too few tasks for any pair to be significant, scores that are not
+    finite, and models with the same scores everywhere.
     """
     table = np.array([np.asarray(s, np.float64) for s in scores.values()]).round(DIGITS)  # (k, T)
     if sign not in (1, -1) or table.ndim != 2:
@@ -128,22 +128,23 @@ def ranking(scores: Mapping[str, ArrayLike], *, sign: int = 1, alpha: float = 0.
 
 
 def critical_difference(models: int, tasks: int, alpha: float = 0.05) -> float:
-    """Nemenyi's: mean ranks that differ by less cannot be told apart. Demšar, 2006, section 3.2.2: q sqrt(k(k + 1) / 6T)."""
+    """Return Nemenyi's critical difference of mean ranks, q sqrt(k(k + 1) / 6T) (Demšar, 2006, section 3.2.2)."""
     q = float(stats.studentized_range.ppf(1 - alpha, models, np.inf)) / np.sqrt(2)
     return float(q * np.sqrt(models * (models + 1) / (6 * tasks)))
 
 
 def _iman_davenport(table: Floats) -> float:
-    """p-value from scores (k, T): F = (T - 1) X / (T (k - 1) - X) of Friedman's X, which scipy corrects for ties."""
+    """p-value from scores (k, T): F = (T - 1) X / (T (k - 1) - X) with Friedman's X, which scipy corrects for ties."""
     k, T = table.shape
     x = float(stats.friedmanchisquare(*table).statistic)
     room = T * (k - 1) - x
-    least = math.factorial(k) ** (1.0 - T)  # all tasks order the models alike: F is infinite, and this is exact
+    # the exact p when all tasks rank the models the same, where F is infinite
+    least = math.factorial(k) ** (1.0 - T)
     return max(least, float(stats.f.sf((T - 1) * x / room, k - 1, (k - 1) * (T - 1)))) if room > 1e-9 * T else least
 
 
 def _cliques(alike: dict[int, set[int]], clique: set[int], candidates: set[int], done: set[int]) -> Iterator[set[int]]:
-    """All maximal sets of models that are pairwise alike: Bron & Kerbosch, 1973."""
+    """Yield all maximal sets of models that are pairwise not significantly different (Bron & Kerbosch, 1973)."""
     if not candidates and not done:
         yield clique
     for i in sorted(candidates):

@@ -1,4 +1,4 @@
-"""Tables of scores as text. A number without an interval cannot be put in."""
+"""Tables of scores as text. Every number needs an interval."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -7,9 +7,9 @@ from medssl.evals.stats.score import Score
 
 
 def text_table(rows: Sequence[Mapping[str, str | Score | None]], columns: Sequence[str]) -> str:
-    """Aligned lines: a header, one line per row, then how each kind of interval was made. Missing cells show as –.
+    """Return aligned lines: a header, one line per row, then how the intervals were computed. Missing cells show as –.
 
-    A cell is words or a Score; TypeError for bare numbers, as numbers or in disguise as words.
+    A cell is text or a Score. Raises TypeError for a number without an interval, also as text.
     """
     cells = [[_cell(row.get(c), c) for c in columns] for row in rows]
     widths = [max(len(c), *(len(line[i]) for line in cells)) if cells else len(c) for i, c in enumerate(columns)]

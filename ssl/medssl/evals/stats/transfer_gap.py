@@ -1,4 +1,4 @@
-"""What is lost from one hospital to another: the same model on two sets of patients that have nothing in common."""
+"""The transfer gap: how much lower one model scores at another hospital, on different patients."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ from medssl.evals.stats.bootstrap import FEW, expanded, positions, rarest, repli
 from medssl.evals.stats.score import Score
 from medssl.rng import seed_from
 
-HOME, AWAY = 3, 4  # streams of random numbers: the two sets are resampled independently of each other
+HOME, AWAY = 3, 4  # random streams: the two sets are resampled independently
 
 
 class ScoredSet(NamedTuple):
-    """Truth and predictions as the metric takes them, and the patient of each scan."""
+    """Labels and predictions as the metric takes them, and each scan's patient."""
 
     y: ArrayLike
     p: ArrayLike
@@ -24,10 +24,10 @@ class ScoredSet(NamedTuple):
 def transfer_gap(
     metric: Metric, home: ScoredSet, away: ScoredSet, *, n: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Score:
-    """metric(home) - metric(away) of one model, with the percentile interval of two independent patient bootstraps.
+    """Return metric(home) - metric(away) of one model, with the percentile interval of two independent bootstraps.
 
-    The patients of the two sets are different people, so nothing is paired: the variances add. Positive where `away` has the
-    smaller value. `n` and `patients` of the score count those of both sets.
+    The two sets have different patients, so nothing is paired and the variances add. `n` and `patients` of the score are
+    the totals of both sets.
     """
     values, drawn, people, few, scans = [], [], [], [], 0
     for tested, stream in ((home, HOME), (away, AWAY)):

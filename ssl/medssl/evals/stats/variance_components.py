@@ -1,14 +1,14 @@
-"""Where the uncertainty of a score comes from (patients, encoder seeds, label draws) and how many would be needed.
+"""Variance components of a score (patients, encoder seeds, label draws), and the sample size needed for a comparison.
 
-A score of S encoder seeds times D draws of training labels on the same test patients is taken as
+The model of the score of S encoder seeds times D label draws on the same test patients is
 
     score[s, d] = mean + patients + seed[s] + draw[d] + residual[s, d]
 
 The variances of seed, draw and residual are estimated from the mean squares of a two-way crossed analysis of variance
-with one score a cell (method of moments; Searle, Casella & McCulloch, Variance Components, 1992, section 4.3), that of
-the patients, who are the same in all cells, from the bootstrap over patients. A finite test set makes seeds and draws
-look more different than they are. The same analysis of what each resample changes says by how much: so nothing is
-counted twice, and it is known what more patients would remove.
+with one score per cell (method of moments; Searle, Casella & McCulloch, Variance Components, 1992, section 4.3), and the
+variance of the patients, who are the same in all cells, from the bootstrap over patients. A finite test set inflates the
+differences between seeds and draws. The same analysis of the changes in each resample estimates this part, so it is not
+counted twice and can be extrapolated to more patients.
 """
 
 import math
@@ -25,18 +25,18 @@ from medssl.evals.stats.bootstrap import jackknife, positions, replicates
 from medssl.evals.stats.score import Score
 
 Floats = NDArray[np.float64]
-GROUPS = 200  # of patients, at most, that the jackknife leaves out one by one
+GROUPS = 200  # maximum of groups of patients in the jackknife
 SOURCES = ("patients", "seed", "draw", "residual")
 NAMES = ("encoder seed", "label draw")
 
 
 @dataclass(frozen=True)
 class Components:
-    """Standard deviations of one score, or of one difference, by source, in its unit; what is unknown is undefined.
+    """Standard deviations of a score, or of a difference, by source, in its unit; undefined where unknown.
 
-    patients: of the mean over all cells, for this number of patients. seed, draw, residual: of one cell, as seen on
-    these patients. variances: for each of SOURCES the part that stays with any number of patients and the part that
-    falls as 1 / patients; nan where unknown. S seeds, D draws.
+    patients: of the mean over all cells, for this number of patients. seed, draw, residual: of one cell, as observed on
+    these patients. variances: for each of SOURCES the part that does not depend on the number of patients and the part that
+    decreases as 1 / patients; nan where unknown. S: seeds. D: draws.
     """
 
     patients: Score
@@ -48,7 +48,7 @@ class Components:
     D: int
 
     def variance(self, patients: float, seeds: float) -> float:
-        """Of the mean over that many seeds and these draws, on that many patients, without the unknown components."""
+        """Return the variance of the mean over `seeds` seeds and these draws on `patients` patients, from known components."""
         times = {"patients": 1.0, "seed": seeds, "draw": self.D, "residual": seeds * self.D}
         shrunk = self.patients.patients / patients
         parts = [(stays + falls * shrunk) / times[source] for source, (stays, falls) in self.variances.items()]
@@ -71,28 +71,26 @@ def components(
     seed: int = 0,
     level: float = 0.95,
 ) -> Components:
-    """Of metric(y, p[s][d]), or of metric(y, p[s][d]) - metric(y, against[s][d]), over encoder seeds s and label draws d.
+    """Return the components of metric(y, p[s][d]), or of its difference to metric(y, against[s][d]), for seeds s, draws d.
 
-    y and every p[s][d] as the metric wants them, on the same test scans; patient (N,). A negative estimate is set to 0,
-    and `how` says so. Intervals of seed and draw: Tukey and Williams's (Williams, 1962,
-    https://doi.org/10.1093/biomet/49.1-2.278), or chi-square where there is one draw or one seed, as of the residual.
-    Of the patients: chi-square with the degrees of freedom that fit the kurtosis of the patients' jackknife values
-    (Satterthwaite's way), which is right for a mean and rough for others: simulated 95 % intervals of an AUROC's covered
-    .81 to .89 at 156 to 400 scans. Raises UserError for unequal numbers of draws and where the metric is undefined.
+    y and every p[s][d] as the metric takes them, on the same test scans; patient (N,). A negative estimate is set to 0 and
+    noted in `how`. Intervals of seed and draw: Tukey-Williams (Williams, 1962, https://doi.org/10.1093/biomet/49.1-2.278),
+    or chi-square if there is one draw or one seed, and for the residual. Interval of the patients: chi-square with degrees
+    of freedom from the kurtosis of the patients' jackknife values (as Satterthwaite), which is accurate for a mean and
+    approximate otherwise: simulated 95 % intervals for an AUROC covered .81 to .89 at 156 to 400 scans. Raises UserError for
+    unequal numbers of draws and for an undefined metric.
     """
     grids = [p] if against is None else [p, against]
     S = len(p)
     D = len(p[0]) if S else 0
     if not S or not D or any(len(g) != S or {len(row) for row in g} != {D} for g in grids):
-        raise UserError(
-            "components of variance need every encoder seed on the same label draws; score the missing ones"
-        )
+        raise UserError("variance components need every encoder seed on the same label draws; score the missing ones")
     cases = [(metric, *metric.check(y, cell)) for g in grids for row in g for cell in row]
     at = positions(patient, len(cases[0][2]))
     patients = int(at.max()) + 1
 
     def cells(values: Floats) -> Floats:
-        """(cells of one model or two, R) -> (R, S, D), of two models their difference."""
+        """(cells of one or two models, R) -> (R, S, D), for two models their difference."""
         each = values.T.reshape(-1, len(grids), S, D)
         return each[:, 0] if against is None else each[:, 0] - each[:, 1]
 
@@ -102,12 +100,14 @@ def components(
     change = cells(replicates(cases, at, n, seed)) - found
     change = change[~np.isnan(change).any((1, 2))]
     seen = np.maximum(crossed(found), 0)
-    noise, common = 0 * seen, np.nan  # 0 where known
+    # 0 where known, nan elsewhere
+    noise, common = 0 * seen, np.nan
     if patients > 1 and len(change) > 1:
         noise = crossed(change).mean(0)
         common = float(change.mean((1, 2)).var(ddof=1) - np.nansum(noise / [S, D, S * D]))
     left_out = cells(jackknife(cases, at % min(patients, GROUPS))).mean((1, 2))
-    falls = np.clip(noise, 0, seen)  # few seeds can by chance look more alike than they are
+    # few seeds can by chance differ less than expected
+    falls = np.clip(noise, 0, seen)
     parts = [(0.0, max(common, 0.0)), *zip((seen - falls).tolist(), falls.tolist(), strict=True)]
     size = (len(at), patients)
     return Components(
@@ -122,7 +122,7 @@ def components(
 
 
 def mean_squares(x: Floats) -> Floats:
-    """(..., S, D) -> (..., 3): mean squares of the rows, the columns and the rest; nan where there is one row or column."""
+    """Return mean squares of rows, columns and residual, (..., S, D) -> (..., 3); nan if there is one row or column."""
     S, D = x.shape[-2:]
     mean, row, column = x.mean((-2, -1)), x.mean(-1), x.mean(-2)
     rest = x - row[..., None] - column[..., None, :] + mean[..., None, None]
@@ -137,9 +137,9 @@ def mean_squares(x: Floats) -> Floats:
 
 
 def crossed(x: Floats) -> Floats:
-    """(..., S, D) -> (..., 3): unbiased variances of rows, columns and residual, which may come out negative.
+    """Return unbiased variances of rows, columns and residual, (..., S, D) -> (..., 3), which may be negative.
 
-    With one column, that of the rows holds the residual as well, and the other way round. What is unknown is nan.
+    With one column, the variance of rows includes the residual, and vice versa. Unknown variances are nan.
     """
     S, D = x.shape[-2:]
     square = mean_squares(x)
@@ -167,7 +167,7 @@ def _unknown(one: str, size: Size) -> Score:
 
 
 def _of_main(found: Floats, axis: int, level: float, size: Size) -> Score:
-    """Of the rows (axis 0) or columns (axis 1) of the cells (S, D)."""
+    """Return the component of the rows (axis 0) or columns (axis 1) of the cells (S, D)."""
     mine, others = found.shape[axis], found.shape[1 - axis]
     if mine == 1:
         return _unknown(NAMES[axis], size)
@@ -195,12 +195,12 @@ def _of_residual(found: Floats, level: float, size: Size) -> Score:
 
 
 def _of_patients(common: float, left_out: Floats, resamples: int, cells: int, level: float, size: Size) -> Score:
-    """From its variance and the jackknife values (groups,) of the mean over cells, with a group of patients left out."""
+    """Return the component of the patients; left_out (groups,): mean over cells without each group of patients."""
     if math.isnan(common) or len(left_out) < 2:
         return _unknown("patient", size)
     N = len(left_out)
     kurtosis = stats.kurtosis(left_out, fisher=False) if np.ptp(left_out) > 0 else 3.0
-    # var(s^2) = sigma^4 (kurtosis - (N - 3) / (N - 1)) / N; the bootstrap of it has an error of its own
+    # var(s^2) = sigma^4 (kurtosis - (N - 3) / (N - 1)) / N, plus the error of the bootstrap
     df = max(2 / ((kurtosis - (N - 3) / (N - 1)) / N + 2 / resamples), 1.0)
     how = f"standard deviation over samples of patients, bootstrap; rough {100 * level:g} % chi-square interval, {df:.0f} "
     how += "degrees of freedom" + ("; the part that no more seeds or draws remove" if cells > 1 else "")
@@ -209,10 +209,10 @@ def _of_patients(common: float, left_out: Floats, resamples: int, cells: int, le
 
 @dataclass(frozen=True)
 class SampleSize:
-    """About how many patients (at these seeds), or seeds (at these patients), would show a difference of some size.
+    """The approximate number of patients (at these seeds), or of seeds (at these patients), that a comparison needs.
 
-    inf: no number would do. nan: it cannot be said, of seeds from one seed, of both from one patient. have_patients and
-    have_seeds are what the components came from. As text it goes on from "cannot be told apart with".
+    inf: no number suffices. nan: unknown, for seeds from one seed, for both from one patient. have_patients and have_seeds:
+    the data behind the components. Its text continues "cannot be told apart with".
     """
 
     patients: float
@@ -223,25 +223,25 @@ class SampleSize:
     def __str__(self) -> str:
         have = f"n = {self.have_patients} patients and {_count(self.have_seeds, 'seed')}"
         if math.isnan(self.patients):
-            return f"{have}; what more would do cannot be said from one patient"
+            return f"{have}; the effect of more cannot be estimated from one patient"
         if self.patients <= self.have_patients:
-            return f"{have}, which would suffice if this were the only comparison"
+            return f"{have}, which suffices for a single comparison"
         with_seeds, with_patients = _count(self.have_seeds, "seed"), f"{self.have_patients} patients"
         ways = [(self.patients, "patients", with_seeds), (self.seeds, "seeds", with_patients)]
         said = [" or ".join(f"about {_about(k)} {name} (with {other})" for k, name, other in ways if math.isfinite(k))]
         said = [f"{words} would be needed" for words in said if words]
-        said += [f"no number of {name} would do (with {other})" for k, name, other in ways if math.isinf(k)]
-        said += ["what more seeds would do cannot be said from one"] * math.isnan(self.seeds)
+        said += [f"no number of {name} would suffice (with {other})" for k, name, other in ways if math.isinf(k)]
+        said += ["the effect of more seeds cannot be estimated from one"] * math.isnan(self.seeds)
         return f"{have}; " + ", and ".join(said)
 
 
 def required_sample_size(difference: float, of: Components, *, power: float = 0.8, level: float = 0.05) -> SampleSize:
-    """What a true difference of this size would need to be found with `power` by a two-sided test at `level`.
+    """Return the sample size at which a two-sided test at `level` finds a true difference of this size with `power`.
 
-    `of`: the components of the difference (`against`). Found where |difference| >= (z_(1 - level / 2) + z_power) se, the
-    se from the components: patients divide what falls with patients, seeds divide seed and residual, draws are kept. The
-    normal approximation asks for too little below about ten seeds, and so does an observed difference that is larger
-    than the true one.
+    of: the components of the difference (`against`). The condition is |difference| >= (z_(1 - level / 2) + z_power) se, with
+    the se from the components: more patients reduce the part that depends on them, more seeds reduce seed and residual, and
+    the number of draws is fixed. The normal approximation is too optimistic below about ten seeds, and so is an observed
+    difference larger than the true one.
     """
     have = of.patients.patients
     if have < 2:
@@ -258,14 +258,14 @@ def required_sample_size(difference: float, of: Components, *, power: float = 0.
 
 
 def _least(numerator: float, room: float) -> float:
-    """The smallest whole k >= 1 with numerator / k <= room, inf where there is none."""
+    """Return the smallest integer k >= 1 with numerator / k <= room, inf if there is none."""
     if room <= 0:
         return math.inf
     return float(max(1, math.ceil(numerator / room * (1 - 1e-12))))
 
 
 def _about(k: float) -> str:
-    """Two leading digits, rounded up."""
+    """Return k with two leading digits, rounded up."""
     unit = 10 ** max(len(str(int(k))) - 2, 0)
     return f"{math.ceil(k / unit) * unit:,}"
 
