@@ -28,7 +28,7 @@ SEARCH = f"hydra.searchpath=[{catalog.root()}]"
 
 
 def run(command: str, args: list[str]) -> None:
-    """One run, or with -m one for each combination of comma-separated values."""
+    """Run a command once, or with -m once for each combination of comma-separated values."""
     sweep = bool({"-m", "--multirun"} & set(args))
     words = [literal(command, w) for a in args if a not in {"-m", "--multirun"} for w in _any_timm(a)]
     _refuse_old_keys(command, words)
@@ -80,7 +80,7 @@ def run(command: str, args: list[str]) -> None:
     failed: list[UserError] = []
 
     def job(cfg: DictConfig) -> None:
-        """One wrong combination does not stop the others; a stop that was asked for does."""
+        """Run one combination. A wrong one does not stop the others; an interrupt does."""
         hydra_cfg = HydraConfig.get()
         if any(isinstance(e, Interrupted) for e in failed):
             return
@@ -141,7 +141,7 @@ def typed(key: str, value: Any, hint: Any) -> Any:
 
 
 def compose_config(command: str, words: list[str]) -> DictConfig:
-    """The config of one run. Every way a key can be wrong ends in one line."""
+    """Return the config of one run. Raises UsageError, in one line, for any key or value that cannot be understood."""
     with initialize_config_dir(str(catalog.root() / "command"), version_base="1.3"):
         try:
             cfg = compose(command, [*words, SEARCH], return_hydra_config=True)
@@ -156,7 +156,7 @@ def compose_config(command: str, words: list[str]) -> DictConfig:
 
 
 def _explain(command: str, words: list[str], error: Exception) -> str:
-    """Which of the words is wrong, and what is near it."""
+    """Return which word is wrong, and the nearest known one."""
     said = [w for w in words if w != "~method" and not w.startswith("+method.")]  # see _own_method
     for word in said:
         key, _, value = word.partition("=")
@@ -200,13 +200,13 @@ def _parse(words: list[str]) -> list[Override]:
 
 
 def _first(o: Override) -> str:
-    """The override with the first of its values."""
+    """Return the override with the first of its values."""
     value = next(iter(o.sweep_string_iterator()))
     return f"{o.get_key_element()}={value}"
 
 
 def _any_timm(word: str) -> list[str]:
-    """encoder=NAME with a name that has no yaml means timm's model of that name."""
+    """Turn encoder=NAME into the timm model of that name if there is no such yaml."""
     key, _, value = word.partition("=")
     if key == "encoder" and re.fullmatch(r"[\w.\-]+", value) and value not in catalog.choices("encoder"):
         return ["encoder=timm", f"encoder.model={value}"]
@@ -214,7 +214,7 @@ def _any_timm(word: str) -> list[str]:
 
 
 def _own_method(words: list[str]) -> tuple[list[str], dict[str, str]]:
-    """method=my_module.MyMethod has no yaml: the config holds what is said of it, and its constructor knows the rest."""
+    """Take method=my_module.MyMethod out of the words: it has no yaml, and its options go in as new keys."""
     own = [v for w in words for k, _, v in [w.partition("=")] if k == "method" and catalog.is_own("method", v)]
     if not own:
         return words, {}
@@ -251,6 +251,6 @@ def _refuse_old_keys(command: str, words: Iterable[str]) -> None:
 
 
 def _quote(value: str) -> str:
-    """Hydra's quoting: a backslash counts only before a quote or at the end, and ${ is kept from being looked up."""
+    """Quote for Hydra: escape backslashes before a quote or the end, and ${, which would be interpolated."""
     value = re.sub(r"(\\*)'", r"\1\1\\'", value.replace("${", "\\${"))
     return "'" + re.sub(r"(\\+)$", r"\1\1", value) + "'"

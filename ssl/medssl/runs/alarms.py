@@ -1,4 +1,4 @@
-"""RUN/alarm.json: what was wrong, at which step, and the names of that step's batch, from which `replay` makes it again."""
+"""RUN/alarm.json: the collapses of a run, with the batch of each, from which `medssl replay` rebuilds it."""
 
 import json
 from pathlib import Path
@@ -14,10 +14,10 @@ FILE = "alarm.json"
 
 
 def batch_of(store: Store, config: PretrainConfig, views: int, step: int) -> dict[str, Any]:
-    """What step `step` (from 0) of a run with these settings was given, for JSON: a function of (seed, step) alone.
+    """Return the batch of a step (from 0) as JSON values; it depends on the seed and the step alone.
 
-    seed, step, views: of each scan. passes: for each forward pass of the step its scans' pseudonyms, rows and epochs, over all
-    processes: process r of R has the r-th of R equal parts. A view is a function of (seed, epoch, row, view).
+    "passes" lists, for each forward pass, the pseudonyms, rows and epochs of its scans over all processes; process r of R
+    has the r-th of R equal parts. A view is a function of (seed, epoch, row, view).
     """
     window = step * config.accumulate, (step + 1) * config.accumulate
     scan = store.column("scan")
@@ -29,7 +29,10 @@ def batch_of(store: Store, config: PretrainConfig, views: int, step: int) -> dic
 
 
 def write_alarm(run: Path, alarm: dict[str, Any]) -> None:
-    """Add an alarm to RUN/alarm.json: of each cause the first. What a killed run wrote of later steps goes."""
+    """Add a collapse to RUN/alarm.json, unless an earlier one has the same cause.
+
+    Entries of later steps, left by a killed run, are dropped.
+    """
     before = alarms_of(run)
     kept = [a for a in before if a["step"] < alarm["step"]]
     if alarm["cause"] not in [a["cause"] for a in kept]:
@@ -37,7 +40,7 @@ def write_alarm(run: Path, alarm: dict[str, Any]) -> None:
 
 
 def alarms_of(run: Path) -> list[dict[str, Any]]:
-    """Those of a run, in the order they were raised; none when there is no file. UserError for a damaged one."""
+    """Return the collapses of a run by step; [] without a file. Raises UserError for a damaged file."""
     path = run / FILE
     try:
         alarms = json.loads(path.read_text())["alarms"] if path.exists() else []
