@@ -24,8 +24,6 @@ from medssl.cli.help import GROUPS
 from medssl.errors import Interrupted, UsageError, UserError, nearest
 from medssl.results import Result
 
-SEARCH = f"hydra.searchpath=[{catalog.root()}]"
-
 
 def run(command: str, args: list[str]) -> None:
     """Run a command once, or with -m once for each combination of comma-separated values."""
@@ -34,48 +32,46 @@ def run(command: str, args: list[str]) -> None:
     _refuse_old_keys(command, words)
     for word in words:
         if "=" not in word or word.startswith("-"):
-            raise UsageError(
-                f"cannot read {word!r}: options are key=value. {catalog.entries('command')[command].example}"
-            )
+            raise UsageError(f"cannot read {word!r}: options are key=value. {_example(command)}")
     words, own = _own_method(words)
     parsed = _parse(words)
     swept = [o.key_or_group for o in parsed if o.is_sweep_override()]
     if swept and not sweep:
         raise UsageError(f"{swept[0]} has several values; add -m to sweep over them")
-    cfg = compose_config(
-        command, [_first(o) if o.is_sweep_override() else w for o, w in zip(parsed, words, strict=True)]
-    )
-    if not sweep:
+    first = [_first(o) if o.is_sweep_override() else w for o, w in zip(parsed, words, strict=True)]
+    cfg = compose_config(command, first)
+    if sweep:
+        _sweep(command, cfg, words, parsed, own)
+    else:
         call(command, cfg, dict(cfg.hydra.runtime.choices) | own, None)
-        return
+
+
+def _sweep(command: str, cfg: DictConfig, words: list[str], parsed: list[Override], own: dict[str, str]) -> None:
+    """Run every combination in a folder of its own below out=, one after the other."""
     if command != "pretrain" or int(cfg.devices) > 1:
-        raise UsageError("-m sweeps medssl pretrain on one device; for anything else use a loop of the shell")
-    for o in parsed:
-        if o.is_sweep_override() and o.key_or_group in GROUPS:
-            for value in (str(v) for v in o.sweep_string_iterator()):
-                if value not in catalog.choices(o.key_or_group):
-                    timm = (
-                        " A timm model in a sweep: encoder=timm encoder.model=A,B."
-                        if o.key_or_group == "encoder"
-                        else ""
-                    )
-                    near = timm or nearest(value, catalog.choices(o.key_or_group))
-                    raise UsageError(f"there is no {o.key_or_group} {value!r}.{near}")
+        raise UsageError("-m sweeps medssl pretrain on one device; for anything else use a shell loop")
+    swept = [o for o in parsed if o.is_sweep_override()]
+    for o in swept:
+        group = o.key_or_group
+        for value in map(str, o.sweep_string_iterator()) if group in GROUPS else ():
+            if value not in catalog.choices(group):
+                timm = " A timm model in a sweep: encoder=timm encoder.model=A,B." if group == "encoder" else ""
+                raise UsageError(f"there is no {group} {value!r}.{timm or nearest(value, catalog.choices(group))}")
     out = OmegaConf.select(cfg, "out")
-    kept = [o.key_or_group for o in parsed if o.key_or_group not in swept]
+    fixed = {o.key_or_group for o in parsed} - {o.key_or_group for o in swept}
     sys.argv = [
         f"medssl {command}",
         "--multirun",
         *words,
-        SEARCH,
+        _search_path(),
         f"hydra.sweep.dir={_quote(str(out))}",
         "hydra.sweep.subdir=${hydra.job.override_dirname}",
-        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(kept)}]",
+        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(fixed))}]",
         "hydra.output_subdir=null",
         "hydra/job_logging=disabled",
         "hydra/hydra_logging=disabled",
     ]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to cli.main as they are
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach cli.main unchanged
 
     failed: list[UserError] = []
 
@@ -144,7 +140,7 @@ def compose_config(command: str, words: list[str]) -> DictConfig:
     """Return the config of one run. Raises UsageError, in one line, for any key or value that cannot be understood."""
     with initialize_config_dir(str(catalog.root() / "command"), version_base="1.3"):
         try:
-            cfg = compose(command, [*words, SEARCH], return_hydra_config=True)
+            cfg = compose(command, [*words, _search_path()], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as e:
             raise UsageError(_explain(command, words, e)) from e
     missing = [str(k) for k in cfg if k != "hydra" and OmegaConf.is_missing(cfg, k)]
@@ -163,7 +159,7 @@ def _explain(command: str, words: list[str], error: Exception) -> str:
         bare = key.lstrip("+~")
         if bare in GROUPS and command == "pretrain" and value.strip("'") not in catalog.choices(bare):
             return f"there is no {bare} {value!r}.{nearest(value, catalog.choices(bare))}"
-    known = set(_keys(compose(command, [*(w for w in words if w.partition("=")[0] in GROUPS), SEARCH])))
+    known = set(_keys(compose(command, [*(w for w in words if w.partition("=")[0] in GROUPS), _search_path()])))
     for word in said:
         bare = word.partition("=")[0].lstrip("+~")
         if bare not in known and bare not in GROUPS:
@@ -248,6 +244,11 @@ def _refuse_old_keys(command: str, words: Iterable[str]) -> None:
         key, eq, value = word.partition("=")
         if eq and key in renamed:
             raise UsageError(f"{key}= is called {renamed[key]}= now; write {renamed[key]}={value}")
+
+
+def _search_path() -> str:
+    """Tell Hydra where the config groups are: beside the folder of commands."""
+    return f"hydra.searchpath=[{_quote(str(catalog.root()))}]"
 
 
 def _quote(value: str) -> str:
