@@ -1,4 +1,4 @@
-# make test: the whole suite.  make demo: the whole way, from DICOM files to a report.  Both make the environment first.
+# make test: the whole suite.  make demo: the main job, from DICOM files to a report.  Both create the environment first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
