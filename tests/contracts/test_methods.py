@@ -205,10 +205,10 @@ def test_kmeans_bank_fits_each_bank_of_a_pyramid_as_if_alone():
 
 
 def _places(method, batch):
-    from medssl.methods.clustering.kmeans_bank import PATCH_SLOT
+    from medssl.methods.base import METHOD_SLOT
     from medssl.rng import uniform
 
-    return batch["views"][0], uniform(batch["key"], 0, PATCH_SLOT, method.per_scan)
+    return batch["views"][0], uniform(batch["key"], 0, METHOD_SLOT, method.per_scan)
 
 
 @pytest.mark.parametrize(

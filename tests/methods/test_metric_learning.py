@@ -324,10 +324,10 @@ def test_gradients_equal_finite_differences_and_what_is_not_finite_is_refused(na
 
 
 def test_groups_are_scans_patients_or_classes_and_the_unlabelled_are_alone():
-    batch = {"views": [], "key": tiny.key(4, start=3), "target": torch.tensor([7, -1, 7, -1])}
-    assert groups_of(batch, "scan", 2).tolist() == [3, 4, 5, 6, 3, 4, 5, 6]
+    batch = {"views": [None, None], "key": tiny.key(4, start=3), "target": torch.tensor([7, -1, 7, -1])}
+    assert groups_of(batch, "scan").tolist() == [3, 4, 5, 6, 3, 4, 5, 6]
     for positives in ("patient", "label"):
-        first = groups_of(batch, positives, 2)
+        first = groups_of(batch, positives)
         assert first[:4].tolist() == first[4:].tolist()
         assert first[0] == first[2] == 7
         assert len(set(first.tolist())) == 3

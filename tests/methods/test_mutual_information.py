@@ -18,8 +18,7 @@ from medssl.encoders.cnn import CNN
 from medssl.errors import UserError
 from medssl.evals.label_free.mutual_information import bounds, mutual_information
 from medssl.losses import mutual_information as losses
-from medssl.methods.base import Clock
-from medssl.methods.contrastive.amdim import PLACE_SLOT
+from medssl.methods.base import METHOD_SLOT, Clock
 from medssl.methods.parts.spatial_maps import pool_places
 from medssl.rng import Key, generator, uniform
 
@@ -261,7 +260,7 @@ def test_amdim_looks_across_views_only():
     total = 0.0
     for mine, other in ((slice(0, 8), slice(8, 16)), (slice(8, 16), slice(0, 8))):
         five, seven = method.last(last), method.fine(F.avg_pool2d(fine, 2))
-        at = (uniform(batch["key"], int(mine.start > 0), PLACE_SLOT)[:, 0] * five.shape[1]).long()
+        at = (uniform(batch["key"], int(mine.start > 0), METHOD_SLOT)[:, 0] * five.shape[1]).long()
         spoken = five[mine][torch.arange(8), at]
         for says, places in ((whole[mine], five[other]), (whole[mine], seven[other]), (spoken, five[other])):
             s = 20 * torch.tanh(torch.einsum("id,jld->ijl", says, places) / 4 / 20)

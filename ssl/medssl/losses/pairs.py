@@ -16,9 +16,9 @@ MINING = ("all", "easy", "semihard", "hard")
 def contrastive(
     z_ND: Tensor, group_N: Tensor, positive_margin: float, negative_margin: float, distance: BaseDistance = EUCLIDEAN
 ) -> Tensor:
-    """Return the contrastive loss, Hadsell et al., 2006, https://doi.org/10.1109/CVPR.2006.100, equation 4, with a margin for positives too.
+    """Return the contrastive loss, Hadsell et al., 2006, https://doi.org/10.1109/CVPR.2006.100, equation 4.
 
-    With d the distance of rows, by default Euclidean between L2-normalised rows, it is the
+    Positives have a margin too. With d the distance of rows, by default Euclidean between L2-normalised rows, it is the
 
         mean over pairs of one group  of max(0, d - positive_margin)^2
       + mean over pairs of two groups of max(0, negative_margin - d)^2
@@ -60,7 +60,8 @@ def triplet(
 def lifted_structure(z_ND: Tensor, group_N: Tensor, margin: float, distance: BaseDistance = EUCLIDEAN) -> Tensor:
     """Return the lifted structure loss, Oh Song et al., 2016, https://arxiv.org/abs/1511.06452, equation 4.
 
-    It compares each positive pair with all negatives of both its rows: the mean over pairs (i, j) of one group of max(0, J)^2 / 2 with
+    It compares each positive pair with all negatives of both its rows. It is the mean over pairs (i, j) of one group of
+    max(0, J)^2 / 2 with
 
         J = log( sum over k of exp(margin - d_ik) + sum over l of exp(margin - d_jl) ) + d_ij
 

@@ -12,9 +12,9 @@ from medssl.rng import Key, uniform_field
 
 @full_precision
 def cosine_distance(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
-    """Return the mean over rows of 2 - 2 cos(prediction, target): Grill et al., 2020, https://arxiv.org/abs/2006.07733, equation 2.
+    """Return the mean over rows of 2 - 2 cos(prediction, target).
 
-    No gradient flows to the target.
+    Grill et al., 2020, https://arxiv.org/abs/2006.07733, equation 2. No gradient flows to the target.
     """
     return 2 - 2 * F.cosine_similarity(prediction_BD, target_BD.detach(), dim=1).mean()
 

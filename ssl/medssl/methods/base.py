@@ -7,12 +7,14 @@ from torch import Tensor, nn
 from medssl.losses.target_losses import TargetLoss
 from medssl.rng import Key
 
+METHOD_SLOT = 1000  # the first slot of medssl.rng for randomness inside a method; views use the slots below
+
 
 class Batch(TypedDict, total=False):
     """The input of a method."""
 
     views: list[Tensor]  # `Method.views` tensors (B, C, *spatial), float32, standardised
-    key: Key  # for randomness inside the method: rng.uniform(batch["key"], view, slot, n)
+    key: Key  # for randomness inside the method: rng.uniform(batch["key"], view, slot, n), slot >= METHOD_SLOT
     target: Tensor  # what `Method.target` names: (B,) int64 classes or groups, or float32 numbers (B,) or (B, L)
 
 

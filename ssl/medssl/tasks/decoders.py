@@ -1,4 +1,4 @@
-"""From an encoder's stages back to pixels: one decoder for networks that shrink and for pyramids of tokens, 2D and 3D."""
+"""A decoder from an encoder's stages to pixels, for pyramids of maps and for tokens of one size, in 2D and 3D."""
 
 from typing import Any
 
@@ -6,36 +6,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MOST = 256  # channels of a level at most
+from medssl.methods.parts.layers import dry_run
+
+MAX_CHANNELS = 256  # of a level
 
 
 class UNetDecoder(nn.Module):
     """Stages (B, c, *s), fine to coarse, and the image (B, C, *S) -> scores (B, classes, *S).
 
-    From the coarsest stage upwards: enlarge linearly to the size of the next, put it beside that stage, one convolution
-    (Ronneberger et al., 2015, https://arxiv.org/abs/1505.04597, with one convolution a level as Isensee et al., 2024,
-    https://arxiv.org/abs/2404.09556, have it). Where the finest stage is smaller than the image, the image itself is one
-    level more. Instance normalisation: nothing depends on who else is in the batch.
+    From the coarsest stage upwards, each level enlarges linearly to the size of the next stage, concatenates that stage and
+    applies one convolution (Ronneberger et al., 2015, https://arxiv.org/abs/1505.04597, with one convolution per level as
+    in Isensee et al., 2024, https://arxiv.org/abs/2404.09556). If the finest stage is smaller than the image, the image is
+    one more level. Instance normalisation makes the result independent of the other scans in the batch.
 
     Args:
         stages: channels of each stage.
-        image: channels of the image, 0 when the finest stage has its size.
+        image: channels of the image, 0 if the finest stage has its size.
         dims: 2 or 3.
-        width: channels of the finest level; each coarser one has twice as many, up to 256.
+        width: channels of the finest level; each coarser level has twice as many, up to 256.
     """
 
     def __init__(self, stages: list[int], image: int, dims: int, classes: int, width: int):
         super().__init__()
         ins = [image, *stages] if image else stages
-        widths = [min(width * 2**k, MOST) for k in range(len(ins) - 1)]
+        widths = [min(width * 2**k, MAX_CHANNELS) for k in range(len(ins) - 1)]
         self.image, self.mode = bool(image), "bilinear" if dims == 2 else "trilinear"
-        outs = [*widths, ins[-1]]  # of each level and, below all of them, of the coarsest stage
+        outs = [*widths, ins[-1]]  # of each level, and of the coarsest stage
         self.levels = nn.ModuleList(_level(dims, outs[k + 1] + ins[k], outs[k]) for k in range(len(widths)))
         conv = nn.Conv2d if dims == 2 else nn.Conv3d
         self.head = conv(outs[0], classes, 1)
 
     def forward(self, x: Tensor, stages: list[Tensor]) -> Tensor:
-        """The image (B, C, *S) and what the encoder made of it -> (B, classes, *S)."""
+        """Decode the image (B, C, *S) and the encoder's stages of it to scores (B, classes, *S)."""
         skips = [x, *stages] if self.image else stages
         h = skips[-1]
         for level, skip in zip(reversed(self.levels), reversed(skips[:-1]), strict=True):
@@ -51,14 +53,9 @@ def _level(dims: int, n_in: int, n_out: int) -> nn.Sequential:
 
 
 def decoder_for(encoder: Any, classes: int, width: int) -> UNetDecoder:
-    """The decoder that fits the stages of an encoder. Raises UserError when it has none."""
-    was = [(m, m.training) for m in encoder.modules()]
-    try:
-        with torch.no_grad():
-            stages = encoder.eval().stages(torch.zeros(1, encoder.channels, *encoder.size))
-    finally:
-        for module, training in was:
-            module.training = training
+    """Return the decoder that fits the stages of an encoder. Raises UserError if the encoder has none."""
+    with dry_run(encoder):
+        stages = encoder.stages(torch.zeros(1, encoder.channels, *encoder.size))
     whole = tuple(stages[0].shape[2:]) == tuple(encoder.size)
     image = 0 if whole else encoder.channels
     return UNetDecoder([s.shape[1] for s in stages], image, len(encoder.size), classes, width)

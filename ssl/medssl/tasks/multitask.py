@@ -1,7 +1,7 @@
-"""One encoder, two lessons: labels where there are any, and any self-supervised method on all scans.
+"""Multi-task learning: one encoder learns from the known labels and from a self-supervised method on all scans.
 
-loss = loss of the labels that are known + weight * loss of the method: the shared representation of multi-task learning
-(Caruana, 1997, https://doi.org/10.1023/A:1007379606734) with self-supervision as the second task, as in S4L (Zhai et al., 2019,
+loss = loss of the known labels + weight * loss of the method: the shared representation of multi-task learning (Caruana,
+1997, https://doi.org/10.1023/A:1007379606734) with self-supervision as the second task, as in S4L (Zhai et al., 2019,
 https://arxiv.org/abs/1905.03670, equation 1).
 """
 
@@ -16,9 +16,9 @@ from medssl.methods.base import Batch, Clock, Method
 
 
 class MultiTask(Method):
-    """A linear head on encoder(view 0) learns the label; `method`, a name of configs/method, shares the encoder.
+    """A linear head on encoder(view 0) learns the label; a second method shares the encoder.
 
-    options: of that method. weight: of its loss. With weight 0 it is supervised training.
+    method: its name in configs/method. options: its options. weight: of its loss; 0 is supervised training.
     """
 
     target = "label"
@@ -45,8 +45,8 @@ class MultiTask(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         labels = self.target_loss.loss_of_known(self.head(self.encoder(batch["views"][0])), batch["target"])
-        told = self.other(batch, clock)["loss"]
-        return {"loss": labels + self.weight * told, "labels": labels.detach(), "other": told.detach()}
+        other = self.other(batch, clock)["loss"]
+        return {"loss": labels + self.weight * other, "labels": labels.detach(), "other": other.detach()}
 
     def after_step(self, clock: Clock) -> None:
         self.other.after_step(clock)

@@ -1,7 +1,7 @@
-"""Pseudo-labels: what the net is sure of in one view, it must say of the other view as well; scans with labels teach it.
+"""Pseudo-labels: confident predictions on one view are targets for the other view, besides the known labels.
 
 Lee, 2013, "Pseudo-label", with the threshold and the two views of FixMatch (Sohn et al., 2020, https://arxiv.org/abs/2001.07685,
-equations 3 and 4). Their weak and strong augmentations are here two views of one recipe.
+equations 3 and 4). Their weak and strong augmentations are replaced by two views from one recipe.
 """
 
 from typing import Any
@@ -16,9 +16,9 @@ from medssl.methods.base import Batch, Clock, Method
 
 
 class PseudoLabels(Method):
-    """Encoder (B, C, *spatial) -> linear head; the label's loss in view 1 and, for all scans, cross-entropy to view 0's guess.
+    """Encoder (B, C, *spatial) -> linear head; the label's loss on view 1 plus the cross-entropy with view 0's predictions.
 
-    threshold: probability from which a guess counts. weight: of the pseudo-labels. Classes alone.
+    threshold: probability from which a prediction counts. weight: of the pseudo-labels. For classification only.
     """
 
     views = 2
@@ -29,7 +29,7 @@ class PseudoLabels(Method):
         super().__init__()
         if target_loss.name != "classification":
             raise UserError(
-                f"pseudo_labels guesses classes, and the target is of kind {target_loss.name}; use task=classification"
+                f"pseudo_labels predicts classes, and the target is of type {target_loss.name}; use task=classification"
             )
         if not 0 <= threshold < 1 or weight < 0:
             raise UserError(

@@ -1,6 +1,6 @@
-"""Segment: an encoder and a decoder, trained on masks, together or the decoder alone.
+"""Segmentation: an encoder and a decoder trained on masks, or the decoder alone.
 
-From initial weights it is the rival of any pretraining, from pretrained ones it is fine-tuning.
+From random weights it is a baseline for pretraining, from pretrained weights it is fine-tuning.
 """
 
 from typing import Any
@@ -12,22 +12,22 @@ from medssl.losses.dice import dice_cross_entropy
 from medssl.methods.base import Batch, Clock, Method
 from medssl.tasks.decoders import decoder_for
 
-MOST_CLASSES = 64
+MAX_CLASSES = 64
 
 
 class Segment(Method):
     """Encoder stages -> UNetDecoder -> scores (B, classes, *S); Dice and cross entropy with batch["target"] (B, *S) int64.
 
-    Class 0 is the background. frozen: the encoder's weights and statistics stay. width: of the decoder's finest level.
+    Class 0 is the background. width: of the decoder's finest level. frozen: keep the encoder's weights and statistics.
 
     Raises UserError for an encoder without stages, and for fewer than 2 or more than 64 classes.
     """
 
     def __init__(self, encoder: Any, classes: int, width: int = 16, frozen: bool = False):
         super().__init__()
-        if not 2 <= classes <= MOST_CLASSES:
+        if not 2 <= classes <= MAX_CLASSES:
             raise UserError(
-                f"segmentation needs 2 to {MOST_CLASSES} classes with the background, and there are {classes}"
+                f"segmentation needs 2 to {MAX_CLASSES} classes including the background, and there are {classes}"
             )
         self.decoder = decoder_for(encoder, classes, width)
         self.encoder, self.frozen = encoder, frozen
@@ -41,7 +41,7 @@ class Segment(Method):
         return self
 
     def scores(self, x: Tensor) -> Tensor:
-        """Standardised scans (B, C, *S) -> (B, classes, *S)."""
+        """Return scores (B, classes, *S) for standardised scans (B, C, *S)."""
         return self.decoder(x, self.encoder.stages(x))
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""Train on what is known of whole scans: an encoder and a linear head, together, or the last blocks of it, or the head alone.
+"""Supervised training on labels of whole scans: an encoder and a linear head, the last blocks of it, or the head alone.
 
-From initial weights it is the rival of any pretraining, from pretrained ones it is fine-tuning.
+From random weights it is a baseline for pretraining, from pretrained weights it is fine-tuning.
 """
 
 from itertools import chain
@@ -14,13 +14,13 @@ from medssl.methods.base import Batch, Clock, Method
 
 
 class Supervised(Method):
-    """Encoder (B, C, *spatial) -> (B, dim), linear head -> (B, outputs), the kind's loss against batch["target"].
+    """Encoder (B, C, *spatial) -> (B, dim), linear head -> (B, outputs), the target's loss against batch["target"].
 
-    blocks: how many blocks of `encoder.by_depth()`, counted from the output, are trained; None: all. The others keep
-    their weights and their statistics of batch normalisation. With 0 the head alone is trained, on features standardised
-    over the batch, as linear probing by gradient does (He et al., 2021, https://arxiv.org/abs/2111.06377, appendix A.1).
+    blocks: number of blocks of `encoder.by_depth()` to train, counted from the output; None trains all. The others keep
+    their weights and batch-normalisation statistics. 0 trains the head alone on features standardised over the batch, as
+    linear probing by gradient does (He et al., 2021, https://arxiv.org/abs/2111.06377, appendix A.1).
 
-    Raises UserError for more blocks than there are.
+    Raises UserError for more blocks than the encoder has.
     """
 
     target = "label"
@@ -39,27 +39,26 @@ class Supervised(Method):
 
     def train(self, mode: bool = True) -> "Supervised":
         super().train(mode)
-        _rest(self.encoder)
+        _freeze_statistics(self.encoder)
         return self
 
     def linear(self) -> tuple[Tensor, Tensor]:
-        """(weight (outputs, dim), bias (outputs,)) of the head on features as they are: scores = x @ weight.T + bias."""
+        """Return weight (outputs, dim) and bias (outputs,) of the head on raw features: scores = x @ weight.T + bias."""
         weight, bias = self.head.weight.detach(), self.head.bias.detach()
-        mean, variance = getattr(self.norm, "running_mean", None), getattr(self.norm, "running_var", None)
-        if mean is None or variance is None:
+        if not isinstance(self.norm, nn.BatchNorm1d) or self.norm.running_mean is None or self.norm.running_var is None:
             return weight, bias
-        weight = weight * (variance + self.norm.eps).rsqrt()
-        return weight, bias - weight @ mean
+        weight = weight * (self.norm.running_var + self.norm.eps).rsqrt()
+        return weight, bias - weight @ self.norm.running_mean
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         scores = self.head(self.norm(self.encoder(batch["views"][0])))
         return {"loss": self.target_loss.loss_of_known(scores, batch["target"])}
 
 
-def _rest(module: nn.Module) -> None:
-    """Evaluation mode for what has nothing left to train, so that batch normalisation there keeps its statistics."""
+def _freeze_statistics(module: nn.Module) -> None:
+    """Put parts without trainable parameters in evaluation mode, so that batch normalisation there keeps its statistics."""
     if not any(p.requires_grad for p in module.parameters()):
         module.eval()
     for child in module.children():
         if any(True for _ in child.parameters()):
-            _rest(child)
+            _freeze_statistics(child)

@@ -1,8 +1,8 @@
-"""A bank of patch prototypes by k-means: no gradient, seconds of work, and a baseline that embarrasses weak pretraining.
+"""K-means on patches: a bank of prototypes, fitted in seconds without gradients, as a strong baseline for pretraining.
 
 Coates, Ng & Lee, 2011, "An analysis of single-layer networks in unsupervised feature learning", sections 3.1 (patches,
-whitening) and 3.2.3 (k-means, triangle code). The first part of the run gathers the covariance of patches; then come
-rounds of Lloyd's algorithm, each over the patches of several batches.
+whitening) and 3.2.3 (k-means, triangle code). The first part of the run estimates the covariance of patches; rounds of
+Lloyd's algorithm follow, each over the patches of several batches.
 """
 
 from collections.abc import Iterator
@@ -12,21 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import UserError
-from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.base import METHOD_SLOT, Batch, Clock, Method
 from medssl.methods.parts.kmeans import KMeans
 from medssl.rng import uniform
 
-PATCH_SLOT = 1000  # views use the slots below
-
 
 class KMeansBank(Method):
-    """Fits the buffers of an encoders.patch_bank.PatchBank, or of each of an encoders.patch_pyramid.PatchPyramid.
+    """Fits the buffers of a PatchBank, or of each bank of a PatchPyramid.
 
-    per_scan: patches of each size taken from a scan at a step. whitening: share of the run spent on the covariance. rounds: of
-    Lloyd's algorithm in the rest.
+    per_scan: patches of each size taken from a scan per step. whitening: share of the run spent on the covariance. rounds:
+    of Lloyd's algorithm in the rest.
     """
 
-    round: Tensor  # rounds finished; -1 before the first
+    round: Tensor  # number of finished rounds; -1 before the first one
 
     def __init__(self, encoder: Any, per_scan: int, whitening: float, rounds: int):
         super().__init__()
@@ -44,7 +42,7 @@ class KMeansBank(Method):
         (x,) = batch["views"]
         losses = []
         for i, (fit, bank) in enumerate(self._pairs()):
-            place = uniform(batch["key"], 0, PATCH_SLOT + i, self.per_scan)
+            place = uniform(batch["key"], 0, METHOD_SLOT + i, self.per_scan)
             patches = bank.patches_at(x, place).double()
             if clock.frac < self.whitening:
                 losses.append(fit.add_covariance(patches))

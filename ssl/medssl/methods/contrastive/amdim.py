@@ -1,12 +1,12 @@
-"""AMDIM: what the encoder says of one view shall share information with every place of the other view, at several scales.
+"""AMDIM: maximise the information that a view's features share with each place of the other view, at several scales.
 
-Bachman et al., 2019, https://arxiv.org/abs/1906.00910. With f the features of one view and f' those of the other,
-1 the whole scan, 5 the places of the last map and 7 those of the one before it,
+Bachman et al., 2019, https://arxiv.org/abs/1906.00910. With f and f' the features of the two views, and the indices 1 for
+the whole scan, 5 for the places of the last map and 7 for those of the map before it,
 
     loss = sum over (m, n) = (1, 5), (1, 7), (5, 5), averaged over both ways, of -InfoNCE(c tanh(s / c)) + penalty * mean s^2
 
-with s = f_m . f'_n / sqrt(out), up to a constant. InfoNCE tells each place of the scan from all places of other scans. In
-(5, 5) one random place speaks for each scan.
+with s = f_m . f'_n / sqrt(out), up to a constant. InfoNCE contrasts each place of the scan with all places of other scans.
+(5, 5) uses one random place of each scan.
 """
 
 import math
@@ -18,17 +18,15 @@ from torch import Tensor
 from medssl.errors import UserError
 from medssl.losses.distributed import world_size
 from medssl.losses.mutual_information import infonce, separable_scores
-from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.base import METHOD_SLOT, Batch, Clock, Method
 from medssl.methods.parts.spatial_maps import PlaceEmbedding, pool_places, spatial_mean, stage_shapes
 from medssl.rng import uniform
 
-PLACE_SLOT = 1000  # views use the slots below
-
 
 class AMDIM(Method):
-    """Encoder stages of two views -> embeddings of the whole (B, out) and of the places of two maps (B, L, out).
+    """Encoder stages of two views -> embeddings of the whole scan (B, out) and of the places of two maps (B, L, out).
 
-    clip: c, the largest score. penalty: of squared scores before clipping. out: width of the embeddings.
+    out: width of the embeddings. clip: c, the largest score. penalty: weight of squared scores before clipping.
     """
 
     views = 2
@@ -48,10 +46,10 @@ class AMDIM(Method):
         B, L, _ = five[0].shape
         scan, losses, squares, chance = torch.arange(B, device=last.device), [], [], 0.0
         for mine, other in ((0, 1), (1, 0)):
-            at = (uniform(batch["key"], mine, PLACE_SLOT)[:, 0] * L).long()
-            spoken = five[mine][scan, at]
-            for says, places in ((whole[mine], five[other]), (whole[mine], seven[other]), (spoken, five[other])):
-                scores = separable_scores(says, places)
+            at = (uniform(batch["key"], mine, METHOD_SLOT)[:, 0] * L).long()
+            one = five[mine][scan, at]
+            for features, places in ((whole[mine], five[other]), (whole[mine], seven[other]), (one, five[other])):
+                scores = separable_scores(features, places)
                 ceiling = math.log(1 + (B * world_size() - 1) * places.shape[1])
                 losses.append(ceiling - infonce(self.clip * torch.tanh(scores / self.clip)))
                 squares.append(scores.square().mean())

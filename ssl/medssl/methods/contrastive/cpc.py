@@ -1,8 +1,9 @@
-"""CPC: from the upper rows of a scan's blocks, tell which block comes further down.
+"""CPC: from the upper rows of a scan's blocks, identify the blocks further down.
 
 van den Oord et al., 2018, https://arxiv.org/abs/1807.03748, section 3.3; the networks after the encoder are those of
-Henaff et al., 2020, https://arxiv.org/abs/1905.09272, appendix. With z the codes of a grid of half-overlapping blocks, each
-encoded alone, c_t the context of rows up to t (causal convolutions), and k rows ahead, the mean over t, columns and k of
+Henaff et al., 2020, https://arxiv.org/abs/1905.09272, appendix. A scan is cut into a grid of half-overlapping blocks, each
+encoded separately to a code z; c_t is the context of the rows up to t (causal convolutions). The loss is the mean over t,
+columns and numbers of rows ahead k of
 
     -log( exp(W_k c_t . V z_{t+k}) / sum over all blocks of all scans of exp(W_k c_t . V z) )
 """
@@ -19,17 +20,18 @@ from medssl.errors import UserError
 from medssl.losses.distributed import world_size
 from medssl.losses.mutual_information import cpc_loss
 from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.parts.layers import dry_run
 
-NEAREST = 2  # rows ahead: the next row overlaps with the context, the one after it shares no pixel
-SCALE = 0.1  # of predictions, in the appendix
+NEAREST = 2  # rows ahead: the next row overlaps the context, the one after it shares no pixel with it
+SCALE = 0.1  # of predictions, from the appendix
 
 
 class CPC(Method):
     """Blocks (B * P, C, *edge), P = grid^axes -> codes (B, P, dim) -> context (B, hidden, *grid) -> predictions (B, N, out).
 
-    An encoder that takes scans of one size only (vit, mlp) sees the blocks enlarged to it, the others see them as they are.
-    grid: blocks along each axis; rows are along the first, and read in one direction. ahead: how many rows, from 2 on.
-    hidden, depth: of the context network. out: width in which predictions and codes are compared.
+    Blocks are enlarged for an encoder that takes one size only (vit, mlp). grid: blocks along each axis; rows lie along
+    the first axis and are read in one direction. ahead: rows to predict, from 2 on. hidden, depth: of the context network.
+    out: width in which predictions and codes are compared.
     """
 
     def __init__(self, encoder: Any, grid: int, ahead: int, hidden: int, out: int, depth: int):
@@ -60,10 +62,10 @@ class CPC(Method):
         return self.encoder(blocks).unflatten(0, (len(x), -1))
 
     def contexts(self, codes: Tensor) -> Tensor:
-        """(B, P, dim) -> (B, grid, …, hidden), each of its own row and those above."""
+        """(B, P, dim) -> (B, grid, …, hidden), each from its own row and those above."""
         c = self.narrow(codes).transpose(1, 2).unflatten(2, (self.grid,) * self.axes)
         for conv in self.context:
-            c = c + F.relu(conv(F.pad(c, (*[1, 1] * (self.axes - 1), 1, 0))))  # nothing below is read
+            c = c + F.relu(conv(F.pad(c, (*[1, 1] * (self.axes - 1), 1, 0))))  # causal: no rows below
         return c.movedim(1, -1)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
@@ -80,13 +82,10 @@ class CPC(Method):
 
 
 def takes(encoder: Any, size: list[int]) -> bool:
-    """Whether the encoder takes scans of that size, too."""
-    was = encoder.training
+    """Return whether the encoder also takes scans of that size."""
     try:
-        with torch.no_grad():
-            encoder.eval()(torch.zeros(1, encoder.channels, *size))
+        with dry_run(encoder):
+            encoder(torch.zeros(1, encoder.channels, *size))
     except (RuntimeError, ValueError, AssertionError):
         return False
-    finally:
-        encoder.train(was)
     return True

@@ -1,11 +1,11 @@
-"""Deep InfoMax: what the encoder says of a scan shall share information with what is at each place of that scan.
+"""Deep InfoMax: maximise the information that a scan's features share with each place of the scan.
 
 Hjelm et al., 2019, https://arxiv.org/abs/1808.06670. With y the encoder's output, h_l an earlier map of it at place l, and
-I a bound on mutual information (`losses.mutual_information`) of a learnt critic, the loss is, up to a constant (equation 8),
+I a bound on mutual information (`losses.mutual_information`) with a learned critic, the loss is, up to a constant (equation 8),
 
     -(local * mean_l I(y; h_l) + global_ * I(y; h))
 
-Their third term, an adversary that matches y to a prior, is left out: it needs a second optimiser.
+Their third term, an adversary that matches y to a prior, is left out, since it needs a second optimiser.
 """
 
 import math
@@ -22,14 +22,14 @@ from medssl.methods.parts.heads import mlp
 from medssl.methods.parts.spatial_maps import PlaceEmbedding, pool_places, spatial_mean, stage_shapes
 
 BOUNDS = {"infonce": infonce, "jsd": jensen_shannon, "dv": donsker_varadhan}
-CELLS = 4  # along each axis of the map that the global critic sees, which keeps it small whatever the scans' size
+CELLS = 4  # along each axis of the global critic's input, which keeps it small for scans of any size
 
 
 class DIM(Method):
-    """Encoder stages (B, width, *s) -> y, the mean of the last (B, dim), and the last but one, whose L places h are local.
+    """Encoder stages (B, width, *s) -> y (B, dim), the mean of the last stage, and h, the L places of the one before it.
 
-    estimator: infonce, jsd or dv. local, global_: weights of the two terms. out: width of the critic, which is separable (their
-    "encode and dot product"), scaled by 1 / sqrt(out), as theirs is not.
+    estimator: infonce, jsd or dv. local, global_: weights of the two terms. out: width of the critic, which is separable
+    (their "encode and dot product") and, unlike theirs, scaled by 1 / sqrt(out).
     """
 
     def __init__(self, encoder: Any, estimator: str, local: float, global_: float, out: int):
@@ -58,14 +58,14 @@ class DIM(Method):
                 "jsd": 2 * math.log(2),
                 "dv": 0.0,
             }
-            chance = self.weights[name] * ceiling[self.bound]  # what constant features cost: all bounds are 0 there
+            chance = self.weights[name] * ceiling[self.bound]  # the loss of constant features: all bounds are 0
             out["chance"] = out.get("chance", h.new_tensor(0.0)) + chance
             out["loss"] = out.get("loss", 0) + chance - self.weights[name] * out[name]
         return out
 
 
 def cells(maps: Tensor) -> Tensor:
-    """(B, width, *places) -> (B, width * cells), averages over up to CELLS parts of each axis."""
+    """Average maps (B, width, *places) over up to 4 cells along each axis -> (B, width * cells)."""
     size = [min(CELLS, n) for n in maps.shape[2:]]
     pool: Any = F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d
     return pool(maps, size).flatten(1)

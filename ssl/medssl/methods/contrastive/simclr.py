@@ -19,7 +19,8 @@ from medssl.methods.parts.heads import mlp
 class SimCLR(Method):
     """Encoder (B, C, *spatial) -> (B, dim), projector (B, dim) -> (B, out), NT-Xent.
 
-    hidden, out: widths of the projector, thrown away afterwards. temperature: of the similarities; lower is harder.
+    hidden, out: widths of the projector, discarded after training. temperature: of the similarities; lower weights hard
+    negatives more.
     """
 
     views = 2
@@ -33,5 +34,5 @@ class SimCLR(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         a, b = self.projector(self.encoder(torch.cat(batch["views"]))).chunk(2)
-        chance = math.log(2 * len(a) * world_size() - 1)  # what constant features cost
+        chance = math.log(2 * len(a) * world_size() - 1)  # the loss of constant features
         return {"loss": nt_xent(a, b, self.temperature), "chance": a.new_tensor(chance)}

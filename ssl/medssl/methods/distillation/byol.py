@@ -1,4 +1,4 @@
-"""BYOL: predict what a slow teacher makes of the other view. No negatives.
+"""BYOL: predict the output of a slow teacher on the other view. No negatives.
 
 Grill et al., 2020, https://arxiv.org/abs/2006.07733: equations 1 (teacher) and 2 (loss), symmetrised as in section 3.1.
 """
@@ -16,9 +16,9 @@ from medssl.schedule import cosine
 
 
 class BYOL(Method):
-    """Encoder and projector, a predictor on top of them, and a teacher that is their moving average.
+    """An encoder and a projector, a predictor on top of them, and a teacher that is their moving average.
 
-    hidden, out: widths of projector and predictor. momentum: the teacher's at step 0, rising to 1 by half a cosine.
+    hidden, out: widths of projector and predictor. momentum: of the teacher at step 0, rising to 1 on a half cosine.
     """
 
     views = 2

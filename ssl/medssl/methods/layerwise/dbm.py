@@ -5,8 +5,8 @@ mean-field equations mu_l = sigmoid(c_l + W_l mu_(l-1) + W_(l+1)' mu_(l+1)) for 
 
     loss = mean E(v, mu) - mean E(v', h')
 
-whose gradient is that of the variational bound. Their greedy start is left out. Features are the encoder's own: one pass from
-below, without what layers above would add.
+which has the gradient of the variational bound. Their greedy initialisation is left out. The features are those of the
+encoder's single bottom-up pass, without feedback from the layers above.
 """
 
 from itertools import chain
@@ -19,20 +19,20 @@ from torch import Tensor
 from medssl.errors import UserError
 from medssl.losses.energy import deep_energy
 from medssl.losses.regression import squared_error
-from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.base import METHOD_SLOT, Batch, Clock, Method
 from medssl.methods.parts.boltzmann import linears
-from medssl.methods.parts.units import SLOT, Visible, chain_key, sample_bernoulli
+from medssl.methods.parts.units import Visible, chain_key, sample_bernoulli
 from medssl.rng import Key
 
 
 class DBM(Method):
     """(B, C, *spatial), flattened -> layers of an MLP of sigmoids, two or more.
 
-    visible: gaussian or bernoulli, see methods.units.Visible. chains: of the model, the same on every rank. k: sweeps of
-    Gibbs sampling per update. iterations: of the mean-field equations.
+    visible: gaussian or bernoulli, see parts.units.Visible. chains: number of Gibbs chains, the same on every rank. k:
+    sweeps of Gibbs sampling per update. iterations: of the mean-field equations.
     """
 
-    state: Tensor  # (chains, units of layers 1, 3, …): given them, all others are independent
+    state: Tensor  # (chains, units of layers 1, 3, …): given these, all other units are independent
 
     def __init__(self, encoder: Any, visible: str, chains: int, k: int, iterations: int):
         super().__init__()
@@ -55,7 +55,7 @@ class DBM(Method):
         v = self.visible.observe(x)
         with torch.no_grad(), torch.autocast(v.device.type, enabled=False):
             mu = self.mean_field(v)
-            error = squared_error(self.visible.mean(self.told([v, *mu], 0)), v)
+            error = squared_error(self.visible.mean(self.inputs([v, *mu], 0)), v)
             sample = self.gibbs(chain_key(batch["key"], clock, len(self.state), v.device))
             self.moved = torch.cat(sample[1::2], 1)
         data, model = (self.energy(s).mean() for s in ([v, *mu], sample))
@@ -65,31 +65,33 @@ class DBM(Method):
         layers = [(h, layer[1].weight, layer[1].bias) for h, layer in zip(units[1:], self.encoder.layers, strict=True)]
         return deep_energy(units[0], self.visible.bias, *chain(*layers), visible=self.visible.kind)
 
-    def told(self, units: list[Tensor], at: int) -> Tensor:
-        """What the layers beside layer `at` tell it; 0 is the scan."""
-        total: Tensor = (
-            self.visible.bias if at == 0 else F.linear(units[at - 1], *self.encoder.layers[at - 1][1].parameters())
-        )
-        return total if at == len(self.encoder.layers) else total + units[at + 1] @ self.encoder.layers[at][1].weight
+    def inputs(self, units: list[Tensor], at: int) -> Tensor:
+        """Return the input of layer `at` from the layers beside it; layer 0 is the scan."""
+        layers = self.encoder.layers
+        total: Tensor = F.linear(units[at - 1], *layers[at - 1][1].parameters()) if at else self.visible.bias
+        return total if at == len(layers) else total + units[at + 1] @ layers[at][1].weight
 
     def mean_field(self, v: Tensor) -> list[Tensor]:
-        """mu of every layer, from the encoder's values on; odd layers, then even ones, which never raises the energy bound."""
+        """Return mu of every layer, starting from the encoder's outputs.
+
+        Odd and even layers are updated in turn, which never raises the energy bound.
+        """
         units = [v]
         for layer in self.encoder.layers:
             units.append(layer(units[-1]))
         for _ in range(self.iterations):
             for at in chain(range(1, len(units), 2), range(2, len(units), 2)):
-                units[at] = torch.sigmoid(self.told(units, at))
+                units[at] = torch.sigmoid(self.inputs(units, at))
         return units[1:]
 
     def gibbs(self, key: Key) -> list[Tensor]:
-        """Scan and layers of the chains after k sweeps: all even layers given the odd ones, then the odd ones."""
+        """Return scan and layers of the chains after k sweeps, each of the even layers given the odd ones and vice versa."""
         depth = len(self.encoder.layers)
         units: list[Any] = [None] * (depth + 1)
         units[1::2] = self.state.split(self.odd, 1)
         for sweep in range(self.k):
             for at in chain(range(0, depth + 1, 2), range(1, depth + 1, 2)):
-                z, slot = self.told(units, at), SLOT + sweep * (depth + 1) + at
+                z, slot = self.inputs(units, at), METHOD_SLOT + sweep * (depth + 1) + at
                 units[at] = sample_bernoulli(torch.sigmoid(z), key, slot) if at else self.visible.sample(z, key, slot)
         return units
 

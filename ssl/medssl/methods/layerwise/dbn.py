@@ -1,8 +1,8 @@
-"""Deep belief net, its recognition part: restricted Boltzmann machines one after the other, each on the layer below.
+"""Deep belief net, recognition part: restricted Boltzmann machines trained one after the other, each on the layer below.
 
 Hinton, Osindero & Teh, 2006, https://doi.org/10.1162/neco.2006.18.7.1527, section 4; Bengio et al., 2007, "Greedy layer-wise
-training of deep networks", section 2.3. The machine of layer k sees the means of layer k - 1, trained before it and frozen.
-There is no up-down fine-tuning of the generative weights.
+training of deep networks", section 2.3. The machine of layer k is trained on the means of layer k - 1, which is trained
+before it and then frozen. There is no up-down fine-tuning of the generative weights.
 """
 
 from typing import Any
@@ -17,10 +17,10 @@ from medssl.methods.parts.layers import forward_frozen
 class DBN(Method):
     """Layer k of an MLP of sigmoids is the machine that trains in the k-th of equal parts of the run.
 
-    visible: of the lowest machine; see methods.rbm for all options.
+    visible: units of the lowest machine. k, persistent: as in `rbm`.
     """
 
-    machines: Any  # of methods.boltzmann.Machine, one per layer
+    machines: Any  # one RBMLayer per layer
 
     def __init__(self, encoder: Any, visible: str, k: int, persistent: int):
         super().__init__()

@@ -1,7 +1,7 @@
 """Deep autoencoder: a stack of restricted Boltzmann machines, unrolled into encoder and decoder and trained as a whole.
 
-Hinton & Salakhutdinov, 2006, https://doi.org/10.1126/science.1127647. First the machines, one after the other, each on the
-means of the layer below; the decoder then starts as their transposed weights and visible biases, and everything learns
+Hinton & Salakhutdinov, 2006, https://doi.org/10.1126/science.1127647. The machines train one after the other, each on the
+means of the layer below. The decoder then starts from their transposed weights and visible biases, and everything trains on
 
     loss = mean over scans of -log p(x | code),
 
@@ -22,14 +22,14 @@ from medssl.methods.parts.layers import forward_frozen
 
 
 class DeepAutoencoder(Method):
-    """(B, C, *spatial), flattened -> code (B, dim) -> the scan, through mirrored layers of an MLP of sigmoids.
+    """(B, C, *spatial), flattened -> code (B, dim) -> the scan, through an MLP of sigmoids and its mirror image.
 
-    visible: gaussian or bernoulli, see methods.units.Visible. k: steps of contrastive divergence. finetune: share of the
-    run, at its end, in which the whole trains; 1 starts from random weights.
+    visible: gaussian or bernoulli, see parts.units.Visible. k: steps of contrastive divergence. finetune: share of the
+    run, at its end, that trains the whole; 1 starts from random weights.
     """
 
-    machines: Any  # of methods.boltzmann.Machine, one per layer
-    decoders: Any  # of nn.Linear, alike
+    machines: Any  # one RBMLayer per layer
+    decoders: Any  # one nn.Linear per layer
 
     def __init__(self, encoder: Any, visible: str, k: int, finetune: float):
         super().__init__()
@@ -42,7 +42,7 @@ class DeepAutoencoder(Method):
         self.parts = 1 if finetune == 1 else len(stack) + 1
 
     def layer(self, clock: Clock) -> int:
-        """Whose machine it is that trains; the number of layers when all of them do."""
+        """Return the index of the layer that trains, or the number of layers while the whole trains."""
         return clock.part(len(self.machines), until=1 - self.finetune)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ class DeepAutoencoder(Method):
         return {"loss": loss, "error": squared_error(units.mean(z).detach(), v)}
 
     def decode(self, code: Tensor) -> Tensor:
-        """(B, dim) -> z (B, V), what the visible units of the scan are told; `machines[0].visible.mean(z)` is the scan."""
+        """Decode (B, dim) to the input z (B, V) of the visible units; `machines[0].visible.mean(z)` is the scan."""
         z = code
         for at in range(len(self.machines) - 1, -1, -1):
             z = self.decoders[at](z) + self.machines[at].visible.bias
@@ -69,7 +69,7 @@ class DeepAutoencoder(Method):
 
     @torch.no_grad()
     def after_step(self, clock: Clock) -> None:
-        """When a machine has had its last step its weights, transposed, become the decoder's."""
+        """After a machine's last step, copy its transposed weights to the decoder."""
         at = self.layer(clock)
         if at < len(self.machines) and self.layer(Clock(clock.step + 1, clock.steps)) > at:
             self.decoders[at].weight.copy_(self.encoder.layers[at][1].weight.T)

@@ -1,7 +1,7 @@
-"""Greedy layer-wise supervised training: each layer learns the labels under a head of its own, then is frozen.
+"""Greedy layer-wise supervised training: each layer learns the labels with its own head and is then frozen.
 
-The control arm of Bengio et al., 2007, "Greedy layer-wise training of deep networks", section 4: what layer-wise training is
-worth when it is greedy about the labels instead of the inputs.
+The control of Bengio et al., 2007, "Greedy layer-wise training of deep networks", section 4: layer-wise training on the labels
+instead of the inputs.
 """
 
 import math
@@ -18,7 +18,7 @@ from medssl.methods.parts.layers import forward_frozen, layer_shapes
 class GreedySupervised(Method):
     """Layer k of `encoder.layers` with a linear head trains alone during the k-th of equal parts of the run.
 
-    finetune: share of the run, at its end, in which all layers and the last head train together.
+    finetune: share of the run, at its end, that trains all layers and the last head together.
     """
 
     target = "label"

@@ -1,7 +1,7 @@
-"""Restricted Boltzmann machine: one layer of binary units learns to make the scans likely, by contrastive divergence.
+"""Restricted Boltzmann machine: one layer of binary units, trained by contrastive divergence to make the scans likely.
 
 Hinton, 2002, https://doi.org/10.1162/089976602760128018; Hinton, 2010, "A practical guide to training restricted Boltzmann
-machines". With F the free energy and v' what k steps of Gibbs sampling make of a scan v, or of a persistent chain,
+machines". With F the free energy, and v' the result of k steps of Gibbs sampling from a scan v or from a persistent chain,
 
     loss = mean F(v) - mean F(v')
 """
@@ -16,13 +16,13 @@ from medssl.methods.parts.boltzmann import linears, rbm_layers
 
 
 class RBM(Method):
-    """(B, C, *spatial), flattened -> h (B, dim), the one layer of the encoder.
+    """(B, C, *spatial), flattened -> h (B, dim), the single layer of the encoder.
 
-    visible: gaussian or bernoulli, see methods.units.Visible. k: steps of Gibbs sampling. persistent: number of chains,
-    0 for those that start at the scans.
+    visible: gaussian or bernoulli, see parts.units.Visible. k: steps of Gibbs sampling. persistent: number of chains, or 0
+    for chains that start at the scans.
     """
 
-    machine: Any  # methods.boltzmann.Machine
+    machine: Any  # an RBMLayer
 
     def __init__(self, encoder: Any, visible: str, k: int, persistent: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""MAE: hide most patches, rebuild their values from the few that are seen.
+"""MAE: hide most patches of a scan and reconstruct them from the visible ones.
 
 He et al., 2021, https://arxiv.org/abs/2111.06377, section 3, in two or three dimensions.
 """
@@ -12,16 +12,14 @@ from torch import Tensor, nn
 from medssl.encoders.vit import Block, sincos
 from medssl.errors import UserError
 from medssl.losses.regression import masked_patch_error
-from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.base import METHOD_SLOT, Batch, Clock, Method
 from medssl.rng import uniform
-
-MASK_SLOT = 1000  # views use the slots below
 
 
 class MAE(Method):
-    """Encoder tokens of the seen patches (B, K, dim) -> a narrow decoder over all N patches -> their values.
+    """Encoder tokens of the visible patches (B, K, dim) -> a narrow decoder over all N patches -> their values.
 
-    ratio: share of patches hidden. width, depth, heads: of the decoder, thrown away afterwards; width is a multiple of
+    ratio: share of hidden patches. width, depth, heads: of the decoder, discarded after training; width is a multiple of
     2 * spatial dimensions (sine-cosine positions) and of heads.
     """
 
@@ -48,7 +46,7 @@ class MAE(Method):
         (x,) = batch["views"]
         truth = self.encoder.patchify(x)  # (B, N, P)
         B, N, _ = truth.shape
-        order = uniform(batch["key"], 0, MASK_SLOT, N).argsort(1)
+        order = uniform(batch["key"], 0, METHOD_SLOT, N).argsort(1)
         keep, hidden = order.split([N - int(N * self.ratio), int(N * self.ratio)], dim=1)
         seen = self.narrow(self.encoder.tokens(x, keep))
         holes = self.hole.to(seen.dtype).expand(B, N, -1)

@@ -1,4 +1,4 @@
-"""ArcFace: a softmax over the angles to one learned vector per class, with a margin added to the right one.
+"""ArcFace: a softmax over the angles to one learned vector per class, with a margin added to the angle of the true class.
 
 Deng et al., 2019, https://arxiv.org/abs/1801.07698, equation 3: the mean over scans with a known class y of
 
@@ -19,7 +19,7 @@ from medssl.methods.parts.heads import mlp, target_of
 class ArcFace(Method):
     """Encoder (B, C, *spatial) -> (B, dim), projector (B, dim) -> (B, out) on the unit sphere, one vector per class.
 
-    hidden, out: widths of the projector. margin: in degrees. scale: of the cosines.
+    hidden, out: widths of the projector. margin: in degrees. scale: factor on the cosines.
     """
 
     def __init__(self, encoder: Any, hidden: int, out: int, margin: float, scale: float, target_loss: Any):

@@ -1,4 +1,4 @@
-"""Contrastive loss with margins: views of one group closer than one margin, views of two groups further than another.
+"""Contrastive loss: views of one group closer than one margin, views of different groups further apart than another.
 
 Hadsell et al., 2006, https://doi.org/10.1109/CVPR.2006.100, equation 4.
 """
@@ -18,23 +18,16 @@ from medssl.methods.parts.heads import groups_of, mlp, target_of
 class Contrastive(Method):
     """Encoder (B, C, *spatial) -> (B, dim), projector (B, dim) -> (B, out) on the unit sphere, all pairs of 2B views.
 
-    hidden, out: widths of the projector. positive_margin, negative_margin: distances, in [0, 2]. distance: euclidean,
-    manhattan or cosine. positives: what attracts: views of one scan, patient or study, or of scans with one label.
+    hidden, out: widths of the projector. positive_margin, negative_margin: distances in [0, 2]. distance: euclidean,
+    manhattan or cosine. positives: which views attract: those of one scan, patient, study or label.
     """
 
     views = 2
 
     def __init__(
-        self,
-        encoder: Any,
-        hidden: int,
-        out: int,
-        positive_margin: float,
-        negative_margin: float,
-        distance: str,
-        positives: str,
-        target_loss: Any = None,
-    ):
+        self, encoder: Any, hidden: int, out: int, positive_margin: float, negative_margin: float, distance: str,
+        positives: str, target_loss: Any = None
+    ):  # fmt: skip
         super().__init__()
         if not 0 <= positive_margin < negative_margin <= 2:
             raise UserError(
@@ -43,16 +36,11 @@ class Contrastive(Method):
             )
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
         self.margins = positive_margin, negative_margin
-        self.distance, self.positives, self.target = (
-            distance_named(distance),
-            positives,
-            target_of(positives, target_loss),
-        )
+        self.distance, self.positives = distance_named(distance), positives
+        self.target = target_of(positives, target_loss)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))
-        group = groups_of(batch, self.positives, len(batch["views"]))
-        return {
-            "loss": contrastive(z, group, *self.margins, self.distance),
-            "chance": z.new_tensor(self.margins[1] ** 2),
-        }
+        group = groups_of(batch, self.positives)
+        chance = z.new_tensor(self.margins[1] ** 2)
+        return {"loss": contrastive(z, group, *self.margins, self.distance), "chance": chance}

@@ -1,10 +1,10 @@
-"""CosFace: a softmax over the cosines to one learned vector per class, less a margin for the right one.
+"""CosFace: a softmax over the cosines to one learned vector per class, with a margin subtracted for the true class.
 
 Wang et al., 2018, https://arxiv.org/abs/1801.09414, equation 4: the mean over scans with a known class y of
 
     -log( exp(scale (cos t_y - margin)) / (exp(scale (cos t_y - margin)) + sum over k != y of exp(scale cos t_k)) )
 
-Without a margin it is the normalised softmax of Zhai & Wu, 2018, https://arxiv.org/abs/1811.12649, of temperature 1 / scale.
+With margin 0 it is the normalised softmax of Zhai & Wu, 2018, https://arxiv.org/abs/1811.12649, with temperature 1 / scale.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from medssl.methods.parts.heads import mlp, target_of
 class CosFace(Method):
     """Encoder (B, C, *spatial) -> (B, dim), projector (B, dim) -> (B, out) on the unit sphere, one vector per class.
 
-    hidden, out: widths of the projector. margin: taken from a cosine. scale: of the cosines.
+    hidden, out: widths of the projector. margin: subtracted from a cosine. scale: factor on the cosines.
     """
 
     def __init__(self, encoder: Any, hidden: int, out: int, margin: float, scale: float, target_loss: Any):

@@ -1,4 +1,4 @@
-"""Lifted structure: every positive pair is compared with all negatives of both its rows.
+"""Lifted structure: each positive pair is compared with all negatives of both its views.
 
 Oh Song et al., 2016, https://arxiv.org/abs/1511.06452, equation 4.
 """
@@ -18,8 +18,8 @@ from medssl.methods.parts.heads import groups_of, mlp, target_of
 class Lifted(Method):
     """Encoder (B, C, *spatial) -> (B, dim), projector (B, dim) -> (B, out) on the unit sphere, all pairs of 2B views.
 
-    hidden, out: widths of the projector. margin: distance that negatives are pushed beyond. distance: euclidean, manhattan
-    or cosine. positives: what attracts: views of one scan, patient or study, or of scans with one label.
+    hidden, out: widths of the projector. margin: distance beyond which negatives are pushed. distance: euclidean, manhattan
+    or cosine. positives: which views attract: those of one scan, patient, study or label.
     """
 
     views = 2
@@ -36,5 +36,5 @@ class Lifted(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))
-        group = groups_of(batch, self.positives, len(batch["views"]))
+        group = groups_of(batch, self.positives)
         return {"loss": lifted_structure(z, group, self.margin, self.distance)}

@@ -1,7 +1,7 @@
-"""A learned Mahalanobis distance on the encoder's features, by the loss of large margin nearest neighbours.
+"""A Mahalanobis distance on the encoder's features, learned with the loss of large margin nearest neighbours.
 
 Weinberger & Saul, 2009, "Distance metric learning for large margin nearest neighbor classification", equations 11 to 13,
-with d(x, y) = ||L (x - y)||. The encoder is trained as well; L takes the place of a projector and is linear.
+with d(x, y) = ||L (x - y)||. The encoder is trained too; L is a linear projector.
 """
 
 from typing import Any
@@ -19,8 +19,8 @@ from medssl.methods.parts.heads import groups_of, target_of
 class Mahalanobis(Method):
     """Encoder (B, C, *spatial) -> (B, dim), L (out, dim), all triplets of 2B views.
 
-    out: rank of the distance. push: weight of the triplets against that of the positive pairs, in [0, 1]. margin: of squared
-    distances. positives: what attracts: views of one scan, patient or study, or of scans with one label.
+    out: rank of the distance. push: weight of the triplets in (0, 1], against 1 - push for the positive pairs. margin: of
+    squared distances. positives: which views attract: those of one scan, patient, study or label.
     """
 
     views = 2
@@ -35,5 +35,5 @@ class Mahalanobis(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         h = self.encoder(torch.cat(batch["views"]))
-        group = groups_of(batch, self.positives, len(batch["views"]))
+        group = groups_of(batch, self.positives)
         return {"loss": lmnn(h, group, self.push, self.margin, self.distance)}

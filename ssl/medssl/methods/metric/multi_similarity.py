@@ -1,4 +1,4 @@
-"""Multi-similarity: pairs weigh by their own similarity and by that of the other pairs of their row.
+"""Multi-similarity: each pair is weighted by its own similarity and by those of the other pairs of its row.
 
 Wang et al., 2019, https://arxiv.org/abs/1904.06627, equations 10, 11 (mining) and 15 (loss).
 """
@@ -17,25 +17,17 @@ from medssl.methods.parts.heads import groups_of, mlp, target_of
 class MultiSimilarity(Method):
     """Encoder (B, C, *spatial) -> (B, dim), projector (B, dim) -> (B, out) on the unit sphere, mined pairs of 2B views.
 
-    hidden, out: widths of the projector. alpha, beta: sharpness for positives and negatives. base: the similarity between
-    the two. epsilon: slack of the mining. positives: what attracts: views of one scan, patient or study, or of scans with
-    one label.
+    hidden, out: widths of the projector. alpha, beta: sharpness for positives and negatives. base: the similarity that
+    separates them. epsilon: slack of the mining. positives: which views attract: those of one scan, patient, study or
+    label.
     """
 
     views = 2
 
     def __init__(
-        self,
-        encoder: Any,
-        hidden: int,
-        out: int,
-        alpha: float,
-        beta: float,
-        base: float,
-        epsilon: float,
-        positives: str,
-        target_loss: Any = None,
-    ):
+        self, encoder: Any, hidden: int, out: int, alpha: float, beta: float, base: float, epsilon: float,
+        positives: str, target_loss: Any = None
+    ):  # fmt: skip
         super().__init__()
         if alpha <= 0 or beta <= 0:
             raise UserError(f"method.alpha and method.beta must be positive, got {alpha} and {beta}")
@@ -45,4 +37,4 @@ class MultiSimilarity(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))
-        return {"loss": multi_similarity(z, groups_of(batch, self.positives, len(batch["views"])), *self.numbers)}
+        return {"loss": multi_similarity(z, groups_of(batch, self.positives), *self.numbers)}

@@ -1,4 +1,4 @@
-"""N-pairs: of the partners of all groups in the batch, the softmax of similarities has to name one's own.
+"""N-pairs: a softmax over the similarities with the partners of all groups in the batch, to identify one's own.
 
 Sohn, 2016, "Improved deep metric learning with multi-class N-pair loss objective", equation 8 and section 3.2.
 """
@@ -17,22 +17,16 @@ from medssl.methods.parts.heads import groups_of, mlp, target_of
 class NPairs(Method):
     """Encoder (B, C, *spatial) -> (B, dim), projector (B, dim) -> (B, out), one pair of each group.
 
-    hidden, out: widths of the projector. similarity: dot or cosine. norm_weight: of the mean squared length of embeddings,
-    which "dot" needs. positives: what attracts: views of one scan, patient or study, or of scans with one label.
+    hidden, out: widths of the projector. similarity: dot or cosine. norm_weight: weight of the mean squared length of
+    embeddings, needed with dot. positives: which views attract: those of one scan, patient, study or label.
     """
 
     views = 2
 
     def __init__(
-        self,
-        encoder: Any,
-        hidden: int,
-        out: int,
-        similarity: str,
-        norm_weight: float,
-        positives: str,
-        target_loss: Any = None,
-    ):
+        self, encoder: Any, hidden: int, out: int, similarity: str, norm_weight: float, positives: str,
+        target_loss: Any = None
+    ):  # fmt: skip
         super().__init__()
         if similarity not in SIMILARITIES:
             raise UserError(f"method.similarity is {similarity!r}.{nearest(similarity, SIMILARITIES)}")
@@ -43,10 +37,8 @@ class NPairs(Method):
         self.positives, self.target = positives, target_of(positives, target_loss)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        views = len(batch["views"])
         z = self.projector(self.encoder(torch.cat(batch["views"])))
-        group = groups_of(batch, self.positives, views)
-        by_scan = (
-            torch.arange(len(z), device=z.device).view(views, -1).T.flatten()
-        )  # the same order on any number of ranks
+        group = groups_of(batch, self.positives)
+        # scan after scan, the same order on any number of ranks
+        by_scan = torch.arange(len(z), device=z.device).view(self.views, -1).T.flatten()
         return {"loss": n_pairs(z[by_scan], group[by_scan], self.similarity, self.norm_weight)}

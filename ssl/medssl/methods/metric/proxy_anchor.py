@@ -1,4 +1,4 @@
-"""Proxy-Anchor: one learned vector per class attracts its scans and repels the others, the hardest of them most.
+"""Proxy-Anchor: one learned vector per class attracts its scans and repels all others, the hardest most strongly.
 
 Kim et al., 2020, https://arxiv.org/abs/2003.13911, equation 4, with s the cosine and proxies p:
 
@@ -20,7 +20,7 @@ from medssl.methods.parts.heads import mlp, target_of
 class ProxyAnchor(Method):
     """Encoder (B, C, *spatial) -> (B, dim), projector (B, dim) -> (B, out) on the unit sphere, one vector per class.
 
-    hidden, out: widths of the projector. margin: of the cosines. alpha: sharpness.
+    hidden, out: widths of the projector. margin: on the cosines. alpha: sharpness.
     """
 
     def __init__(self, encoder: Any, hidden: int, out: int, margin: float, alpha: float, target_loss: Any):

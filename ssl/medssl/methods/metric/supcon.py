@@ -1,8 +1,8 @@
-"""SupCon: InfoNCE in which all views of one class, or of one patient, are each other's positives.
+"""SupCon: InfoNCE with all views of one class, or of one patient, as positives.
 
 Khosla et al., 2020, https://arxiv.org/abs/2004.11362, equation 2 (the loss outside the log). With positives=patient it is
 the multi-instance contrastive learning of Azizi et al., 2021, https://arxiv.org/abs/2101.05224, section 3.2, with all images
-of a patient in the batch as positives instead of one drawn pair.
+of a patient in the batch as positives instead of one random pair.
 """
 
 import math
@@ -21,8 +21,8 @@ from medssl.methods.parts.heads import groups_of, mlp, target_of
 class SupCon(Method):
     """Encoder (B, C, *spatial) -> (B, dim), projector (B, dim) -> (B, out) on the unit sphere, all pairs of 2B views.
 
-    hidden, out: widths of the projector. temperature: of the similarities. positives: what attracts: views of one scan,
-    patient or study, or of scans with one label.
+    hidden, out: widths of the projector. temperature: of the similarities. positives: which views attract: those of one
+    scan, patient, study or label.
     """
 
     views = 2
@@ -38,6 +38,6 @@ class SupCon(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))
-        group = groups_of(batch, self.positives, len(batch["views"]))
-        chance = math.log(len(z) * world_size() - 1)  # what constant features cost
+        group = groups_of(batch, self.positives)
+        chance = math.log(len(z) * world_size() - 1)  # the loss of constant features
         return {"loss": sup_con(z, group, self.temperature), "chance": z.new_tensor(chance)}

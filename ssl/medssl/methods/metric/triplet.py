@@ -1,4 +1,4 @@
-"""Triplet loss: a view is closer to another view of its group than to any view of another group, by a margin.
+"""Triplet loss: a view lies closer, by a margin, to another view of its group than to views of other groups.
 
 Schroff et al., 2015, https://arxiv.org/abs/1503.03832, equation 3 and section 3.2 (mining).
 """
@@ -18,23 +18,16 @@ from medssl.methods.parts.heads import groups_of, mlp, target_of
 class Triplet(Method):
     """Encoder (B, C, *spatial) -> (B, dim), projector (B, dim) -> (B, out) on the unit sphere, triplets of 2B views.
 
-    hidden, out: widths of the projector. margin: in the distance. mining: all, easy, semihard, hard. distance: euclidean,
-    manhattan or cosine. positives: what attracts: views of one scan, patient or study, or of scans with one label.
+    hidden, out: widths of the projector. margin: of the distance. mining: all, easy, semihard, hard. distance: euclidean,
+    manhattan or cosine. positives: which views attract: those of one scan, patient, study or label.
     """
 
     views = 2
 
     def __init__(
-        self,
-        encoder: Any,
-        hidden: int,
-        out: int,
-        margin: float,
-        mining: str,
-        distance: str,
-        positives: str,
-        target_loss: Any = None,
-    ):
+        self, encoder: Any, hidden: int, out: int, margin: float, mining: str, distance: str, positives: str,
+        target_loss: Any = None
+    ):  # fmt: skip
         super().__init__()
         if mining not in MINING:
             raise UserError(f"method.mining is {mining!r}.{nearest(mining, MINING)}")
@@ -50,5 +43,5 @@ class Triplet(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))
-        group = groups_of(batch, self.positives, len(batch["views"]))
+        group = groups_of(batch, self.positives)
         return {"loss": triplet(z, group, self.margin, self.mining, self.distance), "chance": z.new_tensor(self.margin)}

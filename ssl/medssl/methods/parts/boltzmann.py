@@ -1,4 +1,4 @@
-"""One restricted Boltzmann machine between a layer and what is below it: what single ones, stacks and autoencoders share."""
+"""A restricted Boltzmann machine between two layers of units, shared by single machines, stacks and autoencoders."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from medssl.encoders.mlp import MLP
 from medssl.errors import UserError
 from medssl.losses.energy import contrastive_divergence
 from medssl.losses.regression import squared_error
-from medssl.methods.base import Clock
-from medssl.methods.parts.units import SLOT, Visible, chain_key, sample_bernoulli, sample_gaussian
+from medssl.methods.base import METHOD_SLOT, Clock
+from medssl.methods.parts.units import Visible, chain_key, sample_bernoulli, sample_gaussian
 from medssl.rng import Key
 
 
 def linears(encoder: Any, method: str, k: int) -> list[nn.Linear]:
-    """The weights and biases of every layer, which become those of the machines. UserError for what is no sigmoid MLP."""
+    """Return the linear layers of an encoder. Raises UserError if it is not an MLP of sigmoids, and for k < 1."""
     if not isinstance(encoder, MLP):
         raise UserError(f"{method} needs fully connected layers, not {type(encoder).__name__}; use encoder=mlp")
     if encoder.options["activation"] != "sigmoid":
@@ -27,12 +27,16 @@ def linears(encoder: Any, method: str, k: int) -> list[nn.Linear]:
 
 
 class RBMLayer(nn.Module):
-    """A restricted Boltzmann machine between the input of a linear layer and its output.
+    """A restricted Boltzmann machine between the input (V) and the output (H) of a linear layer.
 
-    linear: (V -> H), the encoder's; given at every call, so that its parameters have one owner. at: which layer, from 0 on;
-    those above 0 see Bernoulli units. hidden: bernoulli, or gaussian for a linear code. k: steps of Gibbs sampling.
-    persistent: chains that go on from update to update (Tieleman, 2008, https://doi.org/10.1145/1390156.1390290), all of
-    them on every rank; 0 starts one at every scan: CD-k.
+    Args:
+        linear: the encoder's layer. It is passed again at every call, so that its parameters have a single owner.
+        at: index of the layer. Above layer 0 the visible units are Bernoulli.
+        visible: gaussian or bernoulli, for layer 0.
+        hidden: bernoulli, or gaussian for a linear code.
+        k: steps of Gibbs sampling.
+        persistent: number of chains that continue from update to update (Tieleman, 2008,
+            https://doi.org/10.1145/1390156.1390290), all of them on every rank; 0 starts a chain at every scan: CD-k.
     """
 
     chains: Tensor  # (persistent, V)
@@ -44,12 +48,12 @@ class RBMLayer(nn.Module):
         self.visible = Visible(linear.in_features, visible if at == 0 else "bernoulli", at == 0)
         if self.visible.kind == hidden == "gaussian":
             raise UserError("Gaussian units above Gaussian ones have no least energy; set method.visible=bernoulli")
-        self.hidden, self.k, self.slot = hidden, k, SLOT + 2 * k * at
+        self.hidden, self.k, self.slot = hidden, k, METHOD_SLOT + 2 * k * at
         self.register_buffer("chains", torch.randn(persistent, linear.in_features))
         self.moved = self.chains
 
     def forward(self, x: Tensor, linear: nn.Linear, key: Key, clock: Clock) -> dict[str, Tensor]:
-        """x (B, *) -> the loss, and the mean squared error of rebuilding x from the mean of h."""
+        """Return the loss for x (B, *), and as "error" the mean squared error of rebuilding x from the mean of h."""
         v = self.visible.observe(x)
         W, c = linear.weight, linear.bias
         with torch.no_grad(), torch.autocast(v.device.type, enabled=False):
@@ -66,22 +70,22 @@ class RBMLayer(nn.Module):
         return {"loss": loss, "error": error}
 
     def up(self, v: Tensor, linear: nn.Linear) -> Tensor:
-        """(B, V) -> the mean of h (B, H)."""
+        """Return the mean of h (B, H) given v (B, V)."""
         a = F.linear(v, linear.weight, linear.bias)
         return a if self.hidden == "gaussian" else torch.sigmoid(a)
 
     def down(self, h: Tensor, linear: nn.Linear) -> Tensor:
-        """(B, H) -> z (B, V), what the visible units are told."""
+        """Return the input z (B, V) of the visible units given h (B, H)."""
         return F.linear(h, linear.weight.T, self.visible.bias)
 
     def keep(self) -> None:
-        """After an update: the chains go on from where this step took them."""
+        """After an update, store where this step took the chains."""
         if len(self.chains):
             self.chains.copy_(self.moved)
 
 
 def rbm_layers(encoder: Any, method: str, visible: str, k: int, persistent: int) -> nn.ModuleList:
-    """One for each layer of an MLP of sigmoids, whose last may be linear."""
+    """Return one machine for each layer of an MLP of sigmoids, whose last layer may be linear."""
     found = linears(encoder, method, k)
     kinds = ["bernoulli"] * len(found)
     if encoder.options["code"] == "linear":

@@ -1,20 +1,22 @@
-"""From what an encoder says back to the scan: the decoder that tasks of reconstruction throw away afterwards."""
+"""The decoder of reconstruction tasks, from an encoder's features back to the scan; it is discarded after training."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-THINNEST = 8  # channels of the finest maps at least
+from medssl.methods.parts.layers import dry_run
+
+MIN_CHANNELS = 8  # of the finest maps
 
 
 class ConvDecoder(nn.Module):
     """Scans (B, C, *size) -> encoder -> scans (B, C, *size).
 
-    From the encoder's maps, where it has them, by doubling their resolution with a convolution at each step; from its features
-    through a linear layer to an eighth of the resolution where it has none. Each doubling halves the channels, as encoders do
-    the other way round, so that fine maps do not cost more than the encoder does. No skip connections: all that is rebuilt has
-    gone through the features that are kept.
+    Starts from the encoder's maps if it has any, else from its features through a linear layer to an eighth of the
+    resolution, and doubles the resolution with one convolution per step. Each doubling halves the channels, mirroring
+    encoders, so that fine maps cost no more than in the encoder. There are no skip connections: the reconstruction uses
+    only the features that are kept.
     """
 
     def __init__(self, encoder: Any, width: int):
@@ -23,10 +25,8 @@ class ConvDecoder(nn.Module):
         conv = nn.Conv2d if dims == 2 else nn.Conv3d
         self.dense: nn.Module = nn.Identity()
         if hasattr(encoder, "maps"):
-            training = encoder.training
-            with torch.no_grad():
-                at = tuple(encoder.eval().maps(torch.zeros(1, encoder.channels, *size)).shape[2:])
-            encoder.train(training)
+            with dry_run(encoder):
+                at = tuple(encoder.maps(torch.zeros(1, encoder.channels, *size)).shape[2:])
             layers: list[nn.Module] = [conv(encoder.dim, width, 1)]
         else:
             at = tuple(max(1, n // 8) for n in size)
@@ -36,7 +36,7 @@ class ConvDecoder(nn.Module):
             layers = []
         while at != size:
             at = tuple(min(2 * a, n) for a, n in zip(at, size, strict=True))
-            coarse, width = width, max(width // 2, THINNEST)
+            coarse, width = width, max(width // 2, MIN_CHANNELS)
             layers += [nn.Upsample(at), conv(coarse, width, 3, padding=1), nn.GroupNorm(1, width), nn.ReLU()]
         self.layers = nn.Sequential(*layers, conv(width, encoder.channels, 3, padding=1))
 

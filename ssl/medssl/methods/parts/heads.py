@@ -1,4 +1,4 @@
-"""Small parts that methods share: a projector, a teacher, and what attracts what."""
+"""Small parts that methods share: projectors, teachers, groups of positives, and the scores of a pretext task."""
 
 import copy
 from itertools import pairwise
@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import UserError, nearest
+from medssl.losses.supervised import cross_entropy
 from medssl.methods.base import Batch
 
 POSITIVES = ("scan", "patient", "study", "label")
 
 
 def mlp(*dims: int) -> nn.Sequential:
-    """Linear, BatchNorm, ReLU between every pair of `dims`, with a bare Linear last."""
+    """Return Linear, BatchNorm and ReLU between consecutive `dims`, with a bare Linear last."""
     layers: list[nn.Module] = []
     for a, b in pairwise(dims[:-1]):
         layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU()]
@@ -22,13 +23,13 @@ def mlp(*dims: int) -> nn.Sequential:
 
 
 def make_teacher(module: nn.Module) -> nn.Module:
-    """A copy with the same weights and no gradients."""
+    """Return a copy with the same weights and without gradients."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
 @torch.no_grad()
 def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher <- momentum * teacher + (1 - momentum) * student, in place. Buffers are copied."""
+    """Set teacher <- momentum * teacher + (1 - momentum) * student in place. Buffers are copied."""
     for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
         old.lerp_(new, 1 - momentum)
     for kept, now in zip(teacher.buffers(), student.buffers(), strict=True):
@@ -36,7 +37,10 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 
 
 def target_of(positives: str, target_loss: Any) -> str:
-    """What `method.target` must be for `groups_of`. Raises UserError for classes that nobody named, and other labels."""
+    """Return the `Method.target` that `groups_of` needs for `positives`.
+
+    Raises UserError for an unknown value, and for positives=label without a label or with one that is not a class.
+    """
     if positives not in POSITIVES:
         raise UserError(f"method.positives is {positives!r}.{nearest(positives, POSITIVES)}")
     if positives == "label" and target_loss is None:
@@ -48,11 +52,16 @@ def target_of(positives: str, target_loss: Any) -> str:
     return "" if positives == "scan" else positives
 
 
-def groups_of(batch: Batch, positives: str, views: int) -> Tensor:
-    """(views * B,) int64, view after view: rows of one number attract, whatever rank they are on.
+def groups_of(batch: Batch, positives: str) -> Tensor:
+    """Return the groups (views * B,) int64, view after view: rows of one group attract, across ranks too.
 
-    The scan itself, or its patient, study or class as batch["target"] has it; without one (-1) a scan is on its own.
+    A group is a scan, or a patient, study or class from batch["target"]; a scan whose target is -1 is a group by itself.
     """
     scan = batch["key"].scan
     group = scan if positives == "scan" else torch.where(batch["target"] < 0, -1 - scan, batch["target"])
-    return group.repeat(views)
+    return group.repeat(len(batch["views"]))
+
+
+def classify(scores: Tensor, answer: Tensor) -> dict[str, Tensor]:
+    """Return the loss and the accuracy of a pretext task with scores (B, K) and answers (B,) int64."""
+    return {"loss": cross_entropy(scores, answer), "accuracy": (scores.argmax(1) == answer).float().mean()}

@@ -1,7 +1,9 @@
-"""What layer-wise methods share: the layers of an encoder, what is frozen below one, and the way back."""
+"""Layers of an encoder: their shapes, the frozen ones below a layer, and decoders back to a layer's input."""
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,8 +13,24 @@ from torch import Tensor, nn
 from medssl.errors import UserError
 
 
+@contextmanager
+def dry_run(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode without gradients, and restore the mode of each of its parts afterwards."""
+    before = [(m, m.training) for m in module.modules()]
+    try:
+        module.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for m, training in before:
+            m.training = training
+
+
 def layer_shapes(encoder: Any, method: str) -> list[tuple[int, ...]]:
-    """Shapes, without the batch, of the input and of what each of `encoder.layers` gives. UserError without layers."""
+    """Return the shapes, without the batch, of the input and of each layer's output.
+
+    Raises UserError for an encoder without `layers`.
+    """
     if not hasattr(encoder, "layers"):
         raise UserError(
             f"{method} needs an encoder made of layers, not {type(encoder).__name__}; use encoder=mlp or cnn"
@@ -21,13 +39,13 @@ def layer_shapes(encoder: Any, method: str) -> list[tuple[int, ...]]:
     shapes = [tuple(h.shape[1:])]
     with torch.no_grad():
         for layer in encoder.layers:
-            h = copy.deepcopy(layer)(h)  # a copy, so that no statistics move
+            h = copy.deepcopy(layer)(h)  # a copy, so that running statistics do not change
             shapes.append(tuple(h.shape[1:]))
     return shapes
 
 
 def forward_frozen(layers: nn.ModuleList, at: int, x: Tensor) -> Tensor:
-    """What the layers below `at` say of x (B, C, *spatial): frozen, with the statistics that they have."""
+    """Return the output of the layers below `at` for x (B, C, *spatial), with weights and statistics frozen."""
     with torch.no_grad():
         for layer in layers[:at]:
             x = layer.eval()(x)
@@ -35,7 +53,7 @@ def forward_frozen(layers: nn.ModuleList, at: int, x: Tensor) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """One linear map from a layer's output back to its input: dense, or a convolution after nearest-neighbour upsampling."""
+    """A linear map from a layer's output to its input: dense, or a convolution after nearest-neighbour upsampling."""
 
     def __init__(self, source: tuple[int, ...], target: tuple[int, ...]):
         super().__init__()
@@ -51,7 +69,7 @@ class Decoder(nn.Module):
 
 
 class TiedDecoder(nn.Module):
-    """The transposed weights of a fully connected layer, with a bias of its own."""
+    """A decoder with the transposed weights of a fully connected layer, and a bias of its own."""
 
     def __init__(self, layer: nn.Module, target: tuple[int, ...]):
         super().__init__()

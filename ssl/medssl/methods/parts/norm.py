@@ -1,4 +1,4 @@
-"""Batch normalisation over the scans of all processes, on any device."""
+"""Batch normalisation over the scans of all ranks, on any device."""
 
 import torch
 import torch.distributed as dist
@@ -12,9 +12,9 @@ from medssl.losses.distributed import world_size
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """Batch normalisation with the statistics of all ranks, on any device (torch's SyncBatchNorm needs CUDA).
+    """Batch normalisation of (B, C, *) with the statistics of all ranks; torch's SyncBatchNorm needs CUDA.
 
-    (B, C, *) -> the same shape, equal in value and gradient to one process on the whole batch.
+    Values and gradients equal those of one process on the whole batch.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -49,12 +49,15 @@ KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
 
 def convert_batch_norm(module: nn.Module) -> nn.Module:
-    """Make every batch normalisation in `module` a RankBatchNorm, in place; weights, buffers and names stay."""
+    """Turn every batch normalisation in `module` into a GlobalBatchNorm, in place; weights, buffers and names stay.
+
+    Raises UserError for an unknown class of batch normalisation.
+    """
     for m in module.modules():
         if isinstance(m, _BatchNorm) and type(m) not in KNOWN:
             raise UserError(
                 f"{type(m).__name__} cannot share its statistics over processes; use devices=1 or another encoder"
             )
         if type(m) in KNOWN:
-            m.__class__ = type(f"Rank{type(m).__name__}", (GlobalBatchNorm, type(m)), {})
+            m.__class__ = type(f"Global{type(m).__name__}", (GlobalBatchNorm, type(m)), {})
     return module

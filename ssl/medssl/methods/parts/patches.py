@@ -1,4 +1,4 @@
-"""Parts of scans, brought to the size that an encoder takes: what pretext tasks cut out, order and place."""
+"""Parts of scans, resized to the encoder's input: crops, tiles, slabs and boxes for pretext tasks."""
 
 import itertools
 
@@ -10,15 +10,15 @@ from medssl.rng import Key, generator, uniform
 
 
 def crop_resize(x: Tensor, start_BA: Tensor, extent_BA: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The box of each scan (B, C, *S) that begins at `start` and is `extent` long, in pixels per axis -> (B, C, *size)."""
+    """Crop each scan (B, C, *S) to the box from `start` of length `extent`, in pixels per axis, and resize to (B, C, *size)."""
     weights = [axis_weights(start_BA[:, a], extent_BA[:, a], x.shape[2 + a], n).to(x.dtype) for a, n in enumerate(size)]
     return apply_axes(x, weights)
 
 
 def tiles(x: Tensor, which_BT: Tensor, grid: int, keep: float, key: Key, slot: int) -> Tensor:
-    """Tiles of a grid with `grid` tiles per axis, numbered row by row: (B, C, *S) -> (B * T, C, *S), T tiles of each scan.
+    """Cut T tiles from each scan, numbered row by row in a grid of `grid` tiles per axis: (B, C, *S) -> (B * T, C, *S).
 
-    Of a tile's edge the share `keep` is shown, anywhere in it, so that neighbours do not continue each other's lines.
+    Shows a random part of each tile, the share `keep` of its edge, so that lines do not continue into neighbouring tiles.
     """
     B, T = which_BT.shape
     size = x.shape[2:]
@@ -31,7 +31,7 @@ def tiles(x: Tensor, which_BT: Tensor, grid: int, keep: float, key: Key, slot: i
 
 
 def slab(x: Tensor, start_B: Tensor, share: float) -> Tensor:
-    """The part of each scan (B, C, *S) that is `share` of its first spatial axis and begins at start in [0, 1 - share]."""
+    """Cut each scan (B, C, *S) to a `share` of its first spatial axis, from `start` in [0, 1 - share], and resize it."""
     shape = torch.tensor(x.shape[2:], dtype=torch.float32, device=x.device)
     start, extent = torch.zeros(len(x), len(shape), device=x.device), shape.expand(len(x), -1).clone()
     start[:, 0], extent[:, 0] = start_B * shape[0], share * shape[0]
@@ -39,9 +39,9 @@ def slab(x: Tensor, start_B: Tensor, share: float) -> Tensor:
 
 
 def distant_permutations(n: int, count: int) -> Tensor:
-    """(count, n) orders of n things, or all n! where those are fewer; each far from the others in Hamming distance.
+    """Return (count, n) permutations, far from each other in Hamming distance, or all n! if those are fewer.
 
-    Greedy, from random candidates, always the same: Noroozi & Favaro, 2016, algorithm 1.
+    Chosen greedily from fixed random candidates: Noroozi & Favaro, 2016, algorithm 1.
     """
     if n < 8 and len(every := list(itertools.permutations(range(n)))) <= count:
         return torch.tensor(every)
@@ -56,7 +56,7 @@ def distant_permutations(n: int, count: int) -> Tensor:
 
 
 def random_boxes(key: Key, slot: int, size: tuple[int, ...], smallest: float, largest: float) -> Tensor:
-    """(B, *size) bool, true in one box of each scan: its edges are smallest … largest of the scan's, its place is anywhere."""
+    """Return masks (B, *size), True in one random box per scan, with edges of `smallest` to `largest` times the scan's."""
     u = uniform(key, 0, slot, 2 * len(size))
     inside = torch.ones(len(u), *size, dtype=torch.bool, device=u.device)
     for a, n in enumerate(size):

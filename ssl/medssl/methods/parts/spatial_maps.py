@@ -1,4 +1,4 @@
-"""What methods that compare a scan with its places share: the maps of an encoder, and a critic's embedding of each place."""
+"""Parts of methods that contrast a scan with its places: an encoder's feature maps and an embedding of each place."""
 
 import math
 from typing import Any
@@ -9,27 +9,26 @@ from torch import Tensor, nn
 
 from medssl.errors import UserError
 from medssl.methods.parts.heads import mlp
+from medssl.methods.parts.layers import dry_run
 
-MOST = 8  # AMDIM compares 5 x 5 and 7 x 7 places
+MAX_PLACES = 8  # along each axis; AMDIM compares 5 x 5 and 7 x 7 places
 USE = "use encoder=cnn, vit or resnet18"
 
 
 def stage_shapes(encoder: Any, method: str, least: int) -> list[torch.Size]:
-    """Shapes (width, *places) of the encoder's stages, from fine to coarse.
+    """Return the shapes (width, *places) of an encoder's stages, from fine to coarse.
 
-    Raises UserError with fewer than `least` stages, and where the mean of the last is not what the encoder says of a scan:
-    what is learnt of the mean would then not be what is handed over.
+    Raises UserError with fewer than `least` stages, and if the encoder's features are not the mean of its last map: the
+    method would then train something other than the features that are kept.
     """
     if not hasattr(encoder, "stages"):
         raise UserError(f"{method} needs an encoder with feature maps, and {type(encoder).__name__} has none; {USE}")
-    was = encoder.training
     x = torch.linspace(-2, 2, 2 * encoder.channels * math.prod(encoder.size)).sin().view(2, -1, *encoder.size)
-    with torch.no_grad():
-        stages, said = encoder.eval().stages(x), encoder(x)
-    encoder.train(was)
+    with dry_run(encoder):
+        stages, features = encoder.stages(x), encoder(x)
     if len(stages) < least:
         raise UserError(f"{method} needs {least} stages of feature maps, and this encoder has {len(stages)}; {USE}")
-    if not torch.allclose(spatial_mean(stages[-1]), said, rtol=1e-3, atol=1e-4):
+    if not torch.allclose(spatial_mean(stages[-1]), features, rtol=1e-3, atol=1e-4):
         raise UserError(f"{method} needs an encoder that averages its last map, and this one does not; {USE}")
     return [m.shape[1:] for m in stages]
 
@@ -40,14 +39,14 @@ def spatial_mean(maps: Tensor) -> Tensor:
 
 
 def pool_places(maps: Tensor) -> Tensor:
-    """(B, width, *places) -> alike, at most MOST places along each axis, means of blocks: fine maps of volumes are huge."""
-    blocks = [math.ceil(n / MOST) for n in maps.shape[2:]]
+    """Average maps (B, width, *places) in blocks, to at most 8 places along each axis: fine maps of volumes are huge."""
+    blocks = [math.ceil(n / MAX_PLACES) for n in maps.shape[2:]]
     pool = F.avg_pool2d if len(blocks) == 2 else F.avg_pool3d
     return pool(maps, blocks, ceil_mode=True, count_include_pad=False) if max(blocks) > 1 else maps
 
 
 class PlaceEmbedding(nn.Module):
-    """(B, width, *places) -> (B, L, out): a residual network of one hidden layer, the same at every place."""
+    """(B, width, *places) -> (B, L, out): a residual network with one hidden layer, applied to every place."""
 
     def __init__(self, width: int, out: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Context restoration: pairs of patches of a scan are swapped, again and again; rebuild the scan.
+"""Context restoration: reconstruct a scan in which pairs of patches were swapped.
 
 Chen et al., 2019, "Self-supervised learning for medical image analysis using image context restoration",
 https://doi.org/10.1016/j.media.2019.101539, algorithm 1 and the squared error of section 3.
@@ -11,24 +11,22 @@ from torch import Tensor
 
 from medssl.errors import UserError
 from medssl.losses.regression import squared_error
-from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.base import METHOD_SLOT, Batch, Clock, Method
 from medssl.methods.parts.decoder import ConvDecoder
 from medssl.rng import Key, uniform
 
-SWAP_SLOT = 1000  # views use the slots below
-
 
 class ContextRestoration(Method):
-    """Encoder and decoder see the scan with `swaps` pairs of patches swapped, and rebuild it as it was.
+    """Encoder and decoder see the scan after `swaps` swaps of two patches, and reconstruct the original.
 
-    patch: a patch's edge as a share of the scan's. width: of the decoder. Intensities stay: only their place is wrong.
+    patch: edge of a patch, as a share of the scan's. width: of the decoder. Intensities keep their values and change place.
     """
 
     def __init__(self, encoder: Any, swaps: int, patch: float, width: int):
         super().__init__()
         self.edge = tuple(max(1, round(patch * n)) for n in encoder.size)
         if swaps < 1 or not 0 < patch <= 0.5:
-            raise UserError(f"needs one of method.swaps or more and method.patch in (0, 0.5], got {swaps} and {patch}")
+            raise UserError(f"needs method.swaps of 1 or more and method.patch in (0, 0.5], got {swaps} and {patch}")
         self.encoder, self.decoder, self.swaps = encoder, ConvDecoder(encoder, width), swaps
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
@@ -39,11 +37,11 @@ class ContextRestoration(Method):
 
 
 def swapped(key: Key, size: tuple[int, ...], edge: tuple[int, ...], swaps: int) -> Tensor:
-    """(B, pixels) int64: from which pixel each one comes after the swaps. Patches that would overlap are left where they are."""
+    """Return (B, pixels) int64, the source of each pixel after the swaps. Pairs of patches that overlap are not swapped."""
     shape, box = torch.tensor(size), torch.tensor(edge)
     strides = torch.tensor([torch.Size(size[i + 1 :]).numel() for i in range(len(size))])
     offsets = (torch.cartesian_prod(*[torch.arange(n) for n in edge]).view(-1, len(size)) * strides).sum(1)
-    u = uniform(Key(key.seed, key.epoch.cpu(), key.scan.cpu()), 0, SWAP_SLOT, swaps * 2 * len(size))
+    u = uniform(Key(key.seed, key.epoch.cpu(), key.scan.cpu()), 0, METHOD_SLOT, swaps * 2 * len(size))
     corner = (u.view(-1, swaps, 2, len(size)) * (shape - box + 1)).long()
     apart = ((corner[:, :, 0] - corner[:, :, 1]).abs() >= box).any(-1)
     at = torch.arange(torch.Size(size).numel()).repeat(len(u), 1)

@@ -1,8 +1,8 @@
-"""Jigsaw: tiles of a scan are shuffled; tell in which of many orders.
+"""Jigsaw: identify the order in which the tiles of a scan were shuffled.
 
-Noroozi & Favaro, 2016, https://arxiv.org/abs/1603.09246: section 3 (orders far from each other, gaps between tiles). Each tile
-goes through the encoder alone; a small net sees the features of all. A volume's tiles are cubes, as in Taleb et al., 2020,
-https://arxiv.org/abs/2006.03829.
+Noroozi & Favaro, 2016, https://arxiv.org/abs/1603.09246: section 3 (distant permutations, gaps between tiles). Each tile
+passes through the encoder alone; a small network combines the features of all. Tiles of a volume are cubes, as in Taleb et
+al., 2020, https://arxiv.org/abs/2006.03829.
 """
 
 from typing import Any
@@ -10,20 +10,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from medssl.errors import UserError
-from medssl.losses.supervised import cross_entropy
-from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.heads import mlp
+from medssl.methods.base import METHOD_SLOT, Batch, Clock, Method
+from medssl.methods.parts.heads import classify, mlp
 from medssl.methods.parts.patches import distant_permutations, tiles
 from medssl.rng import uniform
 
-ORDER_SLOT, TILE_SLOT = 1000, 1001  # views use the slots below
+ORDER_SLOT, TILE_SLOT = METHOD_SLOT, METHOD_SLOT + 1
 
 
 class Jigsaw(Method):
-    """T = grid^dims tiles, each brought to the encoder's size -> (B, T * out) -> scores of the orders.
+    """T = grid^dims tiles, each resized to the encoder's input -> (B, T * out) -> scores of the orders.
 
-    grid: tiles per axis; None: 3 in 2D, 2 in 3D. permutations: how many of the T! are told apart. keep: share of a tile's
-    edge that is shown. out, hidden: widths per tile and of the net over all tiles.
+    grid: tiles per axis; None: 3 in 2D, 2 in 3D. permutations: number of orders, out of T!. keep: share of a tile's edge
+    that is shown. out, hidden: widths per tile and of the network over all tiles.
     """
 
     orders: Tensor  # (permutations, T)
@@ -48,7 +47,7 @@ class Jigsaw(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]
-        asked = (uniform(batch["key"], 0, ORDER_SLOT)[:, 0] * len(self.orders)).long()
-        shown = tiles(x, self.orders[asked], self.grid, self.keep, batch["key"], TILE_SLOT)
+        answer = (uniform(batch["key"], 0, ORDER_SLOT)[:, 0] * len(self.orders)).long()
+        shown = tiles(x, self.orders[answer], self.grid, self.keep, batch["key"], TILE_SLOT)
         scores = self.head(self.each(self.encoder(shown)).view(len(x), -1))
-        return {"loss": cross_entropy(scores, asked), "accuracy": (scores.argmax(1) == asked).float().mean()}
+        return classify(scores, answer)

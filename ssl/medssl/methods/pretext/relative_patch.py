@@ -1,7 +1,7 @@
-"""Relative patches: two neighbouring tiles of a scan; tell where the second lies from the first.
+"""Relative patches: predict the position of a tile relative to its neighbour.
 
-Doersch et al., 2015, https://arxiv.org/abs/1505.05192, sections 3 and 3.1 (a gap and jitter against trivial solutions). 8 places
-in 2D, 26 in 3D. Scans are grey or few-channelled, so their colour dropping is left out.
+Doersch et al., 2015, https://arxiv.org/abs/1505.05192, sections 3 and 3.1 (a gap and jitter against trivial solutions). 8
+positions in 2D, 26 in 3D. Colour dropping is left out, since most scans are grey.
 """
 
 import itertools
@@ -11,22 +11,21 @@ import torch
 from torch import Tensor
 
 from medssl.errors import UserError
-from medssl.losses.supervised import cross_entropy
-from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.heads import mlp
+from medssl.methods.base import METHOD_SLOT, Batch, Clock, Method
+from medssl.methods.parts.heads import classify, mlp
 from medssl.methods.parts.patches import tiles
 from medssl.rng import uniform
 
-PLACE_SLOT, TILE_SLOT = 1000, 1001  # views use the slots below
+PLACE_SLOT, TILE_SLOT = METHOD_SLOT, METHOD_SLOT + 1
 
 
 class RelativePatch(Method):
-    """The middle tile of a grid of 3 per axis and one of the others, each alone through the encoder -> scores of the places.
+    """The central tile of a grid of 3 per axis and one other, each encoded alone -> scores of the positions.
 
-    keep: share of a tile's edge that is shown. hidden: width of the net over both.
+    keep: share of a tile's edge that is shown. hidden: width of the network over both.
     """
 
-    others: Tensor  # (places,) numbers of the tiles around the middle
+    others: Tensor  # (positions,) indices of the tiles around the central one
 
     def __init__(self, encoder: Any, keep: float, hidden: int):
         super().__init__()
@@ -41,8 +40,8 @@ class RelativePatch(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]
-        asked = (uniform(batch["key"], 0, PLACE_SLOT)[:, 0] * len(self.others)).long()
-        pair = torch.stack([torch.full_like(asked, self.middle), self.others[asked]], 1)
+        answer = (uniform(batch["key"], 0, PLACE_SLOT)[:, 0] * len(self.others)).long()
+        pair = torch.stack([torch.full_like(answer, self.middle), self.others[answer]], 1)
         shown = tiles(x, pair, 3, self.keep, batch["key"], TILE_SLOT)
         scores = self.head(self.encoder(shown).view(len(x), -1))
-        return {"loss": cross_entropy(scores, asked), "accuracy": (scores.argmax(1) == asked).float().mean()}
+        return classify(scores, answer)

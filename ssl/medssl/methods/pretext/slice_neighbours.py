@@ -1,7 +1,7 @@
-"""Neighbouring slices: slabs of a volume that lie side by side attract, slabs of other scans repel.
+"""Neighbouring slices: adjacent slabs of a volume attract, slabs of different scans repel.
 
-InfoNCE as in SimCLR (Chen et al., 2020, equation 1), with the neighbour as the second view, in the spirit of the partition-based
-contrast of Chaitanya et al., 2020, https://arxiv.org/abs/2006.10511. In 2D slabs are bands of rows.
+InfoNCE as in SimCLR (Chen et al., 2020, equation 1), with the neighbour as the second view, similar to the partition-based
+contrast of Chaitanya et al., 2020, https://arxiv.org/abs/2006.10511. In 2D, slabs are bands of rows.
 """
 
 import math
@@ -13,19 +13,17 @@ from torch import Tensor
 from medssl.errors import UserError
 from medssl.losses.distributed import world_size
 from medssl.losses.infonce import nt_xent
-from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.base import METHOD_SLOT, Batch, Clock, Method
 from medssl.methods.parts.heads import mlp
 from medssl.methods.parts.patches import slab
 from medssl.rng import uniform
 
-PLACE_SLOT = 1000  # views use the slots below
-
 
 class SliceNeighbours(Method):
-    """Two views of a scan; of one a slab, of the other the slab next to it, each brought to the encoder's size.
+    """A slab of one view of a scan and the adjacent slab of another view, each resized to the encoder's input.
 
-    share: thickness of a slab, as a share of the axis, at most a half. hidden, out: widths of the projector. temperature: of
-    the similarities.
+    share: thickness of a slab as a share of the axis, at most a half. hidden, out: widths of the projector. temperature:
+    of the similarities.
     """
 
     views = 2
@@ -41,8 +39,8 @@ class SliceNeighbours(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         first, second = batch["views"]
-        start = uniform(batch["key"], 0, PLACE_SLOT)[:, 0] * (1 - 2 * self.share)
+        start = uniform(batch["key"], 0, METHOD_SLOT)[:, 0] * (1 - 2 * self.share)
         both = torch.cat([slab(first, start, self.share), slab(second, start + self.share, self.share)])
         a, b = self.projector(self.encoder(both)).chunk(2)
-        chance = math.log(2 * len(a) * world_size() - 1)  # what constant features cost
+        chance = math.log(2 * len(a) * world_size() - 1)  # the loss of constant features
         return {"loss": nt_xent(a, b, self.temperature), "chance": a.new_tensor(chance)}

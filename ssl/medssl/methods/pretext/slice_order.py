@@ -1,8 +1,7 @@
-"""Slice order: slabs along the first axis of a scan are shuffled; tell in which order.
+"""Slice order: identify the order in which slabs along the first axis of a scan were shuffled.
 
-Zhang et al., 2017, "Self supervised deep representation learning for fine-grained body part recognition",
-ISBI, tell which of two slices comes first; here all orders of a few slabs of a volume. In 2D
-the slabs are bands of rows.
+Zhang et al., 2017, "Self supervised deep representation learning for fine-grained body part recognition", ISBI, predict
+which of two slices comes first; here the classes are all orders of a few slabs. In 2D, slabs are bands of rows.
 """
 
 from typing import Any
@@ -11,16 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import UserError
-from medssl.losses.supervised import cross_entropy
-from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.base import METHOD_SLOT, Batch, Clock, Method
+from medssl.methods.parts.heads import classify
 from medssl.methods.parts.patches import distant_permutations
 from medssl.rng import uniform
 
-ORDER_SLOT = 1000  # views use the slots below
-
 
 class SliceOrder(Method):
-    """Encoder (B, C, *spatial) of the shuffled scan -> scores of the orders. slabs: how many are shuffled, 2 to 5."""
+    """Encoder (B, C, *spatial) of the shuffled scan -> scores of the orders. slabs: their number, 2 to 5."""
 
     orders: Tensor  # (slabs!, slabs)
 
@@ -37,10 +34,9 @@ class SliceOrder(Method):
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]
         count = self.orders.shape[1]
-        asked = (uniform(batch["key"], 0, ORDER_SLOT)[:, 0] * len(self.orders)).long()
-        thick = x.shape[2] // count  # what is left over stays at the end
-        at = (self.orders[asked] * thick)[..., None] + torch.arange(thick, device=x.device)
+        answer = (uniform(batch["key"], 0, METHOD_SLOT)[:, 0] * len(self.orders)).long()
+        thick = x.shape[2] // count  # remaining slices stay at the end
+        at = (self.orders[answer] * thick)[..., None] + torch.arange(thick, device=x.device)
         rest = torch.arange(count * thick, x.shape[2], device=x.device).expand(len(x), -1)
         at = torch.cat([at.flatten(1), rest], 1).view(len(x), 1, -1, *[1] * (x.ndim - 3))
-        scores = self.head(self.encoder(x.gather(2, at.expand_as(x))))
-        return {"loss": cross_entropy(scores, asked), "accuracy": (scores.argmax(1) == asked).float().mean()}
+        return classify(self.head(self.encoder(x.gather(2, at.expand_as(x)))), answer)

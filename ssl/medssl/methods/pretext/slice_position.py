@@ -1,8 +1,8 @@
-"""Slice position: from a slab of a volume, say where along the first axis it lies.
+"""Slice position: predict the position of a slab of a volume along the first axis.
 
 After Yan et al., 2018, "Unsupervised body part regression via spatially self-ordering convolutional neural networks",
-https://arxiv.org/abs/1707.03891, and Zeng et al., 2021, https://arxiv.org/abs/2106.09157 (position in the volume as the signal):
-here the position itself is predicted, with Huber's loss. In 2D the slab is a band of rows.
+https://arxiv.org/abs/1707.03891, and Zeng et al., 2021, https://arxiv.org/abs/2106.09157 (position in the volume as the signal).
+Here the position itself is predicted, with Huber's loss. In 2D, the slab is a band of rows.
 """
 
 from typing import Any
@@ -11,17 +11,15 @@ from torch import Tensor, nn
 
 from medssl.errors import UserError
 from medssl.losses.supervised import huber
-from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.base import METHOD_SLOT, Batch, Clock, Method
 from medssl.methods.parts.patches import slab
 from medssl.rng import uniform
 
-PLACE_SLOT = 1000  # views use the slots below
-
 
 class SlicePosition(Method):
-    """A slab brought to the encoder's size -> its place, -1 at one end of the scan and 1 at the other.
+    """A slab, resized to the encoder's input -> its position, from -1 at one end of the scan to 1 at the other.
 
-    share: thickness of a slab, as a share of the axis. It assumes that scans show the same part of the body.
+    share: thickness of a slab as a share of the axis. Assumes that all scans show the same part of the body.
     """
 
     def __init__(self, encoder: Any, share: float):
@@ -32,7 +30,7 @@ class SlicePosition(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]
-        place = uniform(batch["key"], 0, PLACE_SLOT)[:, 0]
+        place = uniform(batch["key"], 0, METHOD_SLOT)[:, 0]
         guess = self.head(self.encoder(slab(x, place * (1 - self.share), self.share)))[:, 0]
-        wanted = 2 * place - 1
-        return {"loss": huber(guess, wanted), "off": (guess.detach() - wanted).abs().mean()}
+        answer = 2 * place - 1
+        return {"loss": huber(guess, answer), "off": (guess.detach() - answer).abs().mean()}

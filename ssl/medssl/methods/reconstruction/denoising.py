@@ -1,4 +1,4 @@
-"""Denoising: rebuild a scan from itself plus noise, with the whole net at once (greedy_ae does it layer by layer).
+"""Denoising: reconstruct a scan from a noisy copy, with the whole network at once (greedy_ae does it layer by layer).
 
 Vincent et al., 2010, "Stacked denoising autoencoders", section 2.3: loss = mean (decoder(encoder(x + sigma * noise)) - x)^2.
 """
@@ -9,15 +9,13 @@ from torch import Tensor
 
 from medssl.errors import UserError
 from medssl.losses.regression import squared_error
-from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.base import METHOD_SLOT, Batch, Clock, Method
 from medssl.methods.parts.decoder import ConvDecoder
 from medssl.rng import normal_field
 
-NOISE_SLOT = 1000  # views use the slots below
-
 
 class Denoising(Method):
-    """sigma: standard deviation of the noise, in those of the store's pixels. width: of the decoder."""
+    """sigma: standard deviation of the noise, in units of the store's pixels. width: of the decoder."""
 
     def __init__(self, encoder: Any, sigma: float, width: int):
         super().__init__()
@@ -27,5 +25,5 @@ class Denoising(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]
-        noise = normal_field(batch["key"], 0, NOISE_SLOT, tuple(x.shape[1:])).to(x.dtype)
+        noise = normal_field(batch["key"], 0, METHOD_SLOT, tuple(x.shape[1:])).to(x.dtype)
         return {"loss": squared_error(self.decoder(self.encoder, x + self.sigma * noise), x)}

@@ -1,9 +1,9 @@
-"""Models Genesis: a scan is deformed in four ways; rebuild it as it was.
+"""Models Genesis: reconstruct a scan from a copy deformed in up to four ways.
 
-Zhou et al., 2019, https://arxiv.org/abs/1908.06912, section 2: a nonlinear map of intensities, shuffling of nearby pixels, and
-hiding either boxes inside or all but a box, each with a probability of its own. Loss: the squared error. Three things are
-ours: windows of shuffling tile the scan instead of lying anywhere, hidden places hold noise between the scan's lowest and
-highest value, and the decoder has no skip connections, since what is kept is the encoder alone.
+Zhou et al., 2019, https://arxiv.org/abs/1908.06912, section 2: a nonlinear map of intensities, local shuffling of pixels, and
+painting over either boxes or all but a box, each with its own probability; the loss is the squared error. Three details
+differ from the paper: shuffling windows tile the scan instead of lying anywhere, painted pixels hold noise between the scan's
+lowest and highest value, and the decoder has no skip connections, since only the encoder is kept.
 """
 
 from typing import Any
@@ -13,19 +13,20 @@ from torch import Tensor
 
 from medssl.errors import UserError
 from medssl.losses.regression import squared_error
-from medssl.methods.base import Batch, Clock, Method
+from medssl.methods.base import METHOD_SLOT, Batch, Clock, Method
 from medssl.methods.parts.decoder import ConvDecoder
 from medssl.methods.parts.patches import random_boxes
 from medssl.rng import Key, uniform, uniform_field
 
-CHOICE_SLOT, CURVE_SLOT, SHUFFLE_SLOT, NOISE_SLOT, BOX_SLOT = 1000, 1001, 1002, 1003, 1010  # views use the slots below
+CHOICE_SLOT, CURVE_SLOT, SHUFFLE_SLOT, NOISE_SLOT, BOX_SLOT = (METHOD_SLOT + i for i in (0, 1, 2, 3, 10))
 BOXES = 5
 
 
 class ModelsGenesis(Method):
-    """nonlinear, shuffle, paint: probabilities of each deformation. inner: that painting hides boxes inside, not all around one.
+    """An encoder and a decoder on deformed scans.
 
-    window: edge of the windows of shuffling in pixels. width: of the decoder.
+    nonlinear, shuffle, paint: probabilities of the deformations. inner: probability of painting boxes rather than all
+    but a box. window: edge of the shuffling windows, in pixels. width: of the decoder.
     """
 
     def __init__(
@@ -45,10 +46,10 @@ class ModelsGenesis(Method):
         return {"loss": squared_error(self.decoder(self.encoder, self.deformed(x, batch["key"])), x)}
 
     def deformed(self, x: Tensor, key: Key) -> Tensor:
-        """(B, C, *S) -> alike; each scan by what its key says."""
+        """Deform scans (B, C, *S), each with the random numbers of its own key."""
         size = tuple(x.shape[2:])
         nonlinear, shuffle, paint, inner = (uniform(key, 0, CHOICE_SLOT, 4) < torch.tensor(self.chances).to(x.device)).T
-        low, high = (getattr(x.flatten(1), f)(1)[0].view(-1, *[1] * (x.ndim - 1)) for f in ("min", "max"))
+        low, high = (end.view(-1, *[1] * (x.ndim - 1)) for end in x.flatten(1).aminmax(dim=1))
 
         def choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
             return torch.where(mask.view(-1, *[1] * (x.ndim - 1)), yes, no)
@@ -64,7 +65,7 @@ class ModelsGenesis(Method):
 
 
 def curved(x: Tensor, key: Key, points: int = 256) -> Tensor:
-    """x in [0, 1] through a cubic Bezier curve from (0, 0) to (1, 1), or upside down for every second scan: one-to-one."""
+    """Map x in [0, 1] one-to-one along a random cubic Bezier curve from (0, 0) to (1, 1), for half of the scans upside down."""
     u = uniform(key, 0, CURVE_SLOT, 5).to(x.dtype)
     ends = torch.zeros_like(u[:, :1]), torch.ones_like(u[:, :1])
     t = torch.linspace(0, 1, points, dtype=x.dtype, device=x.device)
@@ -78,7 +79,7 @@ def curved(x: Tensor, key: Key, points: int = 256) -> Tensor:
 
 
 def shuffled(key: Key, size: tuple[int, ...], window: int) -> Tensor:
-    """(B, pixels) int64: from which pixel each one comes when all windows of edge `window` are shuffled inside."""
+    """Return (B, pixels) int64, the source of each pixel after shuffling inside each window of edge `window`."""
     here = Key(key.seed, key.epoch.cpu(), key.scan.cpu())
     cell = torch.zeros(size, dtype=torch.int64)
     for axis, n in enumerate(size):
