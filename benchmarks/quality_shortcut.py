@@ -42,7 +42,8 @@ from medssl.scoring.saliency_maps import SaliencyMaker, masks_on_grid
 from medssl.scoring.targets import Subset
 from medssl.store.resampled import resampled_for_encoder
 from medssl.store.store import Store
-from medssl.synthetic.cohort import draw, person
+from medssl.synthetic.chest import draw_scan
+from medssl.synthetic.cohort import person
 from medssl.synthetic.shortcut_mark import carries, place, plant
 from medssl.train.optim import Optim
 
@@ -56,7 +57,7 @@ def drawn(patients: int, size: int, seed: int) -> Iterator[Scan]:
     for p in range(patients):
         who = person(seed, p)
         for k in range(who.images):
-            yield p, who.lesion, (draw(seed, p, k, size, who.lesion, who.scanner) >> 4).astype(np.uint8)
+            yield p, who.lesion, (draw_scan(seed, p, k, size, who.lesion, who.scanner) >> 4).astype(np.uint8)
 
 
 def read(source: Path, labels: Path, positive: list[str]) -> Iterator[Scan]:

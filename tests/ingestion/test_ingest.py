@@ -20,7 +20,7 @@ from medssl.readers.pseudonyms import open_key
 from medssl.store.resampled import resample_scans
 from medssl.store.splits import count_overlap
 from medssl.store.store import Store
-from medssl.synthetic.cohort import planted, write_cohort
+from medssl.synthetic.cohort import identifiers, write_cohort
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_no_identifier_of_a_cohort_reaches_the_store(tmp_path, key):
     assert sum(store.info["counts"]["rejected"].values()) == 3
     assert set(store.column("label:lesion")) <= {"yes", "no"}
     data = everything(store.path)
-    assert [w for w in planted(12) if w.encode() in data or w.encode("cp949", "ignore") in data] == []
+    assert [w for w in identifiers(12) if w.encode() in data or w.encode("cp949", "ignore") in data] == []
     assert [p for p in ("0003/", "0.dcm", "broken") if p.encode() in data] == []
 
 

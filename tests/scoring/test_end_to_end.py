@@ -17,7 +17,7 @@ import tiny
 from conftest import ROOT
 from medssl.errors import UserError
 from medssl.scoring.targets import Subset, resolve_target
-from medssl.synthetic.cohort import planted, write_cohort
+from medssl.synthetic.cohort import identifiers, write_cohort
 
 PATIENTS, SEED = 60, 3
 
@@ -76,7 +76,7 @@ def test_a_second_probe_gives_the_same_table_in_its_place(scored, made):
 def test_no_planted_identifier_is_in_any_file(scored, made):
     """Names, dates, ids and institutions of the headers, in the bytes of store, run and report."""
     folder, run = made
-    secrets = [s.encode() for s in planted(PATIENTS, SEED) if len(s) > 3]
+    secrets = [s.encode() for s in identifiers(PATIENTS, SEED) if len(s) > 3]
     assert len(secrets) > PATIENTS
     files = [p for top in (folder / "store", run) for p in top.rglob("*") if p.is_file()]
     assert run / "report.html" in files

@@ -12,7 +12,8 @@ from medssl.readers import formats
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Unreadable
 from medssl.readers.walk import open_file, walk
-from medssl.synthetic.cohort import BROKEN, LUNG, NODULE, SCANNERS, draw, outlines, person, planted, write_cohort
+from medssl.synthetic.chest import LUNG, NODULE, SCANNERS, draw_mask, draw_scan
+from medssl.synthetic.cohort import BROKEN, identifiers, person, write_cohort
 
 PATIENTS, SIZE = 16, 48
 
@@ -72,7 +73,7 @@ def test_pixels_survive_every_encoding(ingested):
     for scan, name in ingested[0]:
         patient, image = int(name[:4]), int(name[5])
         who = person(0, patient)
-        drawn = draw(0, patient, image, SIZE, who.lesion, who.scanner).astype(int)
+        drawn = draw_scan(0, patient, image, SIZE, who.lesion, who.scanner).astype(int)
         signed, rescaled, inverse = patient % 2 == 1, patient % 3 == 0, who.scanner == "B"
         expected = drawn - 2048 if signed else drawn
         expected = 2 * expected - 1000 if rescaled else expected
@@ -98,14 +99,14 @@ def test_patients_scanners_and_facts(ingested):
 
 
 def test_no_planted_identifier_reaches_a_scan(cohort, ingested):
-    identifiers = planted(PATIENTS)
+    words = identifiers(PATIENTS)
     headers = b"".join(p.read_bytes() for p in (cohort / "scans").rglob("*.dcm"))
-    for word in identifiers:
+    for word in words:
         assert word.encode() in headers, "a word that was never planted proves nothing"
     with np.printoptions(threshold=10**9):
         text = "\n".join(repr(scan) for scan, _ in ingested[0])
     data = text.encode() + b"".join(scan.array.tobytes() for scan, _ in ingested[0])
-    assert [word for word in identifiers if word.encode() in data] == []
+    assert [word for word in words if word.encode() in data] == []
 
 
 def test_table_names_files_and_nothing_else(cohort):
@@ -113,7 +114,7 @@ def test_table_names_files_and_nothing_else(cohort):
     for file in rows:
         assert pydicom.dcmread(cohort / "scans" / file, stop_before_pixels=True).Modality == "DX"
     text = (cohort / "labels.csv").read_text()
-    assert [word for word in planted(PATIENTS) if word in text] == []
+    assert [word for word in identifiers(PATIENTS) if word in text] == []
     assert {file[:4]: label for file, label in rows.items()} == {
         f"{i:04d}": "yes" if person(0, i).lesion else "no" for i in range(PATIENTS)
     }
@@ -132,8 +133,8 @@ def test_prevalence_and_the_scanner_shortcut_are_as_asked():
 
 
 def test_a_nodule_is_the_only_difference_a_lesion_makes():
-    healthy = draw(0, 5, 0, 96, False, "A").astype(int)
-    sick = draw(0, 5, 0, 96, True, "A").astype(int)
+    healthy = draw_scan(0, 5, 0, 96, False, "A").astype(int)
+    sick = draw_scan(0, 5, 0, 96, True, "A").astype(int)
     gain = sick - healthy
     assert gain.max() > 200  # of 4095: well above the noise of 123
     assert (np.abs(gain) <= 40).mean() > 0.6  # most of the picture stays as it was
@@ -142,7 +143,7 @@ def test_a_nodule_is_the_only_difference_a_lesion_makes():
 
 def test_pixels_are_those_that_were_always_drawn():
     """Numbers measured on the cohort stay comparable: what is drawn is fixed to the bit."""
-    drawn = [draw(3, p, k, 48, p % 2 == 0, scanner) for p in range(4) for k in (0, 1) for scanner in SCANNERS]
+    drawn = [draw_scan(3, p, k, 48, p % 2 == 0, scanner) for p in range(4) for k in (0, 1) for scanner in SCANNERS]
     digest = hashlib.sha256(b"".join(d.astype("<u2").tobytes() for d in drawn)).hexdigest()
     assert digest == "17b40475f8f0bd256a741c52bf1e3b5fe4049bbda98e1f38fdecc4b7b6c89575"
 
@@ -158,7 +159,7 @@ def test_every_image_has_its_mask_beside_it(cohort):
             mask = np.asarray(file)
         who = person(0, patient)
         assert mask.dtype == np.uint8
-        np.testing.assert_array_equal(mask, outlines(0, patient, image, SIZE, who.lesion))
+        np.testing.assert_array_equal(mask, draw_mask(0, patient, image, SIZE, who.lesion))
         assert set(np.unique(mask)) == ({0, NODULE, LUNG} if who.lesion else {0, LUNG})
 
 
@@ -166,8 +167,8 @@ def test_a_mask_lies_where_the_nodules_are():
     """The gain of a sick picture over the same one healthy is the nodules alone: at least half of a peak inside, no more
     than the sum of three tails outside."""
     for patient in range(6):
-        mask = outlines(1, patient, 0, 96, True)
-        gain = draw(1, patient, 0, 96, True, "A").astype(float) - draw(1, patient, 0, 96, False, "A")
+        mask = draw_mask(1, patient, 0, 96, True)
+        gain = draw_scan(1, patient, 0, 96, True, "A").astype(float) - draw_scan(1, patient, 0, 96, False, "A")
         inside = mask == NODULE
         assert 0.0005 < inside.mean() < 0.08
         assert gain[inside].min() > 0.4 * 0.10 * 4095 * 0.85  # faintest nodule, half of it, the day's least contrast
@@ -178,7 +179,7 @@ def test_a_mask_lies_where_the_nodules_are():
 def test_lungs_are_the_dark_of_the_chest():
     """What is marked as lung is darker than what is not, by more than bones and noise can turn round."""
     for patient in range(4):
-        mask, picture = outlines(1, patient, 0, 96, False), draw(1, patient, 0, 96, False, "A")
+        mask, picture = draw_mask(1, patient, 0, 96, False), draw_scan(1, patient, 0, 96, False, "A")
         assert 0.1 < (mask == LUNG).mean() < 0.45
         assert np.median(picture[mask == LUNG]) < np.median(picture[mask == 0]) - 300
 

@@ -1,15 +1,15 @@
-"""A mark burned into a corner, such as scanners and hospitals leave: planted to see who reads it instead of the scan."""
+"""A mark burned into a corner, like those of scanners and hospitals, to test whether a model relies on it."""
 
 import numpy as np
 
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
-EDGE = 0.1  # of the shorter side: some 20 pixels of a radiograph of 224
+EDGE = 0.1  # of the shorter side; about 20 pixels for a radiograph of 224
 
 
 def place(height: int, width: int, corner: str = "top left", edge: float = EDGE) -> np.ndarray:
-    """(height, width) bool: an upright L with a gap of a third of its edge to the borders, three pixels or more a side.
+    """Return (height, width) bool: an upright L of at least 3 pixels per side, a third of its size from the borders.
 
-    Raises ValueError for another corner and for a picture that has no room for it.
+    Raises ValueError for an unknown corner or an image that is too small.
     """
     n = max(3, round(edge * min(height, width)))
     gap = -(-n // 3)
@@ -25,15 +25,15 @@ def place(height: int, width: int, corner: str = "top left", edge: float = EDGE)
 
 
 def plant(scan: np.ndarray, value: float, corner: str = "top left", edge: float = EDGE) -> np.ndarray:
-    """A copy of (…, H, W) with `value` where the mark is, in every channel and every slice."""
+    """Return a copy of (…, H, W) with the mark set to `value`, in every channel and slice."""
     out, (height, width) = scan.copy(), scan.shape[-2:]
     out[..., place(height, width, corner, edge)] = value
     return out
 
 
 def carries(positive: np.ndarray, agreement: float, u: np.ndarray) -> np.ndarray:
-    """Which scans get the mark: (N,) bool. In a share `agreement` of scans the mark says what `positive` (N,) says.
+    """Return which scans get the mark, (N,) bool: in a share `agreement` of scans it agrees with `positive` (N,).
 
-    u: (N,) in [0, 1), what is drawn for each scan: equal numbers make equal choices, at any agreement.
+    u: (N,) uniform random numbers in [0, 1), one per scan.
     """
     return np.where(u < agreement, positive, ~positive)

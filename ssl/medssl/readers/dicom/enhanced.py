@@ -13,26 +13,14 @@ from medssl.readers.dicom.metadata import image_plane, numbers
 from medssl.readers.scan import Slice
 
 # The functional groups that are used. Others refer to other images or other people.
-MACROS = (
-    "PixelMeasuresSequence",
-    "FrameContentSequence",
-    "PlanePositionSequence",
-    "PlaneOrientationSequence",
-    "PixelValueTransformationSequence",
-    "FrameVOILUTSequence",
-    "FrameAnatomySequence",
-    "CardiacSynchronizationSequence",
-    "MRImageFrameTypeSequence",
-    "MRTimingAndRelatedParametersSequence",
-    "MREchoSequence",
-    "MRModifierSequence",
-    "MRDiffusionSequence",
-    "CTImageFrameTypeSequence",
-    "CTAcquisitionTypeSequence",
-    "CTReconstructionSequence",
-    "CTXRayDetailsSequence",
-    "PETFrameTypeSequence",
-    "PETReconstructionSequence",
+MACROS = tuple(
+    """
+    PixelMeasuresSequence FrameContentSequence PlanePositionSequence PlaneOrientationSequence
+    PixelValueTransformationSequence FrameVOILUTSequence FrameAnatomySequence CardiacSynchronizationSequence
+    MRImageFrameTypeSequence MRTimingAndRelatedParametersSequence MREchoSequence MRModifierSequence
+    MRDiffusionSequence CTImageFrameTypeSequence CTAcquisitionTypeSequence CTReconstructionSequence
+    CTXRayDetailsSequence PETFrameTypeSequence PETReconstructionSequence
+    """.split()  # noqa: SIM905
 )
 
 # Keyword in single images -> keyword in functional groups, and its value representation.
@@ -47,18 +35,11 @@ SYNONYMS = {
 }
 
 # Frames that differ in one of these belong to different volumes. Rescale slopes may differ within a volume.
-VOLUME_KEYS = (
-    "StackID",
-    "ImageType",
-    "ComplexImageComponent",
-    "EchoTime",
-    "InversionTime",
-    "FlipAngle",
-    "DiffusionBValue",
-    "DiffusionDirectionality",
-    "TemporalPositionIdentifier",
-    "ConvolutionKernel",
-    "ReconstructionDiameter",
+VOLUME_KEYS = tuple(
+    """
+    StackID ImageType ComplexImageComponent EchoTime InversionTime FlipAngle DiffusionBValue
+    DiffusionDirectionality TemporalPositionIdentifier ConvolutionKernel ReconstructionDiameter
+    """.split()  # noqa: SIM905
 )
 
 

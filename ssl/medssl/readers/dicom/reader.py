@@ -23,6 +23,19 @@ from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable
 
 STACKED = {"CT", "MR", "PT"}  # modalities whose single images are slices of a volume
+# Elements that all slices of a volume share.
+GROUP_WORDS = tuple(
+    """
+    IssuerOfPatientID PatientID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID SOPClassUID
+    PhotometricInterpretation ConvolutionKernel StackID
+    """.split()  # noqa: SIM905
+)
+GROUP_NUMBERS = tuple(
+    """
+    Rows Columns SamplesPerPixel EchoTime EchoNumbers DiffusionBValue DiffusionGradientOrientation FlipAngle InversionTime
+    ReconstructionDiameter
+    """.split()  # noqa: SIM905
+)
 # Prefixes of SOP classes without an image: waveforms, presentation states, segmentations, reports, documents, plans.
 NOT_IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("9.", "11.", "66", "67", "68", "88.", "104.", "481."))
 
@@ -93,34 +106,11 @@ def group_key(header: Header, name: str, orientation: tuple[float, ...], spacing
     Tube current and acquisition number vary within volumes, so they are left out. UIDs may be missing or all the same,
     so the key includes the patient, and the folder of the file if there is no Series Instance UID.
     """
-    words = (
-        "IssuerOfPatientID",
-        "PatientID",
-        "StudyInstanceUID",
-        "SeriesInstanceUID",
-        "FrameOfReferenceUID",
-        "SOPClassUID",
-        "PhotometricInterpretation",
-        "ConvolutionKernel",
-    )
-    values = (
-        "Rows",
-        "Columns",
-        "SamplesPerPixel",
-        "EchoTime",
-        "EchoNumbers",
-        "DiffusionBValue",
-        "DiffusionGradientOrientation",
-        "FlipAngle",
-        "InversionTime",
-        "ReconstructionDiameter",
-    )
     return (
         modality_of(header),
         "" if header.raw("SeriesInstanceUID") else dirname(name),
-        *(header.raw(k) for k in words),
-        header.raw("StackID"),
-        *(numbers(header, k) for k in values),
+        *(header.raw(k) for k in GROUP_WORDS),
+        *(numbers(header, k) for k in GROUP_NUMBERS),
         tuple(round(v, 3) + 0.0 for v in orientation),
         tuple(round(v, 4) for v in spacing),
         image_type(header)[:4],
