@@ -237,7 +237,7 @@ def test_nothing_identifying_leaves(planted, tmp_path, capfd, monkeypatch):
     data = bytes_of(out)
     opened = Store.open(out / "store", quarantined=True)
     assert len(opened) >= 8
-    data += b"".join(x.tobytes() for x in opened.batch(range(len(opened))))
+    data += b"".join(opened[i].tobytes() for i in range(len(opened)))
     found = {w for w in words for form in forms(w) if form in data}
     assert not found
     terminal = (said.out + said.err + wrong.err).replace(str(source), "").replace(str(table), "")
