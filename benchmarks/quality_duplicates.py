@@ -21,7 +21,7 @@ import pydicom
 from PIL import Image
 from scipy.ndimage import shift
 
-from medssl.leakage.groups import is_near_duplicate, near_hash_pairs
+from medssl.leakage.similarity import is_near_duplicate, near_hash_pairs
 from medssl.readers.phash import hamming, packed, phash
 from medssl.readers.quality_flags import flags
 
@@ -62,7 +62,7 @@ def noisy(x: np.ndarray, sd: float, rng: np.random.Generator) -> np.ndarray:
     return np.clip(x + rng.normal(0, sd, x.shape).astype(np.float32), 0, 1)
 
 
-SPOIL: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+DEGRADE: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     "JPEG 75": lambda x, rng: jpeg(x, 75),
     "JPEG 40": lambda x, rng: jpeg(x, 40),
     "half size": lambda x, rng: resized(x, 0.5),
@@ -84,7 +84,7 @@ SPOIL: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 def recall(name: str, images: list[np.ndarray]) -> None:
     print(f"\n{name}: {len(images)} images\n{'':48s} bits p50 p95 p99   <= 10   searched  confirmed")
     rng, hashes = np.random.default_rng(0), packed([phash(x) for x in images])
-    for spoil, change in SPOIL.items():
+    for spoil, change in DEGRADE.items():
         copies = [change(x, rng).astype(np.float32) for x in images]
         theirs = packed([phash(x) for x in copies])
         bits = hamming(hashes, theirs)

@@ -257,10 +257,10 @@ def test_what_cannot_be_drawn_is_refused(made, asked, words):
 
 def test_patients_that_pretraining_has_seen_are_refused_or_marked(made, tmp_path):
     run, store = shutil.copytree(made[1], tmp_path / "run"), made[2]
-    with pytest.raises(UserError, match="pretraining has seen"):
+    with pytest.raises(UserError, match="pretraining includes"):
         cam(run, store, method="similarity", test_store=store.path)
     flags = cam(run, store, method="similarity", test_store=store.path, allow_overlap=True)["flags"]
-    assert any("pretraining has seen" in flag for flag in flags)
+    assert any("pretraining includes" in flag for flag in flags)
 
 
 def test_no_mask_no_number_but_the_check(made, tmp_path):

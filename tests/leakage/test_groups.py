@@ -6,15 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from medssl.leakage.groups import (
-    ENOUGH,
-    group_scans,
-    is_near_duplicate,
-    near_duplicate_pairs,
-    near_hash_pairs,
-    patient_identities,
-    shared_patient_ids,
-)
+from medssl.leakage.groups import group_scans, near_duplicate_pairs, patient_identities, shared_patient_ids
+from medssl.leakage.similarity import MAX_NEAR, is_near_duplicate, near_hash_pairs
 from medssl.readers.phash import BLANK, hamming, packed, phash
 
 RNG = np.random.default_rng(0)
@@ -70,7 +63,7 @@ def test_blank_hashes_are_near_nothing_and_equal_ones_are_a_star():
 def test_look_alikes_by_the_thousand_stay_bounded():
     hashes = flipped(np.repeat(RNG.integers(0, 256, (1, 32), dtype=np.uint8), 2000, 0), 5)
     pairs = near_hash_pairs(hashes)
-    assert len(pairs) <= 2000 * (ENOUGH + 1)
+    assert len(pairs) <= 2000 * (MAX_NEAR + 1)
     names, _ = group_scans([row(i) for i in range(2000)], map(tuple, pairs.tolist()))
     assert len(set(names)) == 1
 

@@ -11,9 +11,9 @@ from sklearn.isotonic import IsotonicRegression
 
 import medssl.leakage.image_sets as pixels_module
 from medssl.leakage import small_images
-from medssl.leakage.groups import is_near_duplicate
 from medssl.leakage.image_sets import ImageComparer, ScanSet
-from medssl.leakage.near_duplicates import _usual, find_duplicates
+from medssl.leakage.near_duplicates import _typical_excess, find_duplicates
+from medssl.leakage.similarity import is_near_duplicate
 from medssl.readers.phash import phash
 from medssl.store.schema import content_hash
 
@@ -59,8 +59,8 @@ def half(x):
 
 def test_a_canvas_of_its_own_size_is_the_image_and_its_shifts_are_by_whole_pixels():
     (x,) = texture(1)
-    np.testing.assert_allclose(small_images.resampled(x), x, atol=1e-6)
-    seen = small_images.shifted(x).reshape(5, 5, S, S)
+    np.testing.assert_allclose(small_images.to_grid(x), x, atol=1e-6)
+    seen = small_images.shifted_grids(x).reshape(5, 5, S, S)
     for down in range(-2, 3):
         for right in range(-2, 3):
             want = np.pad(x, 2, mode="edge")[2 + down :, 2 + right :][:S, :S]
@@ -70,26 +70,26 @@ def test_a_canvas_of_its_own_size_is_the_image_and_its_shifts_are_by_whole_pixel
 @pytest.mark.parametrize("shape", [(14, 14), (28, 28), (40, 31), (64, 64)])
 def test_a_canvas_keeps_a_slope_and_a_level(shape):
     x = np.add.outer(np.linspace(0, 0.5, shape[0]), np.linspace(0.1, 0.4, shape[1]))
-    inner = small_images.resampled(x)[4:-4, 4:-4]
+    inner = small_images.to_grid(x)[4:-4, 4:-4]
     np.testing.assert_allclose(np.diff(inner, axis=0), 0.5 * shape[0] / (shape[0] - 1) / S, atol=1e-3)
     np.testing.assert_allclose(np.diff(inner, axis=1), 0.3 * shape[1] / (shape[1] - 1) / S, atol=1e-3)
-    np.testing.assert_allclose(small_images.resampled(np.full(shape, 0.3)), 0.3, atol=1e-6)
+    np.testing.assert_allclose(small_images.to_grid(np.full(shape, 0.3)), 0.3, atol=1e-6)
 
 
 def test_an_outline_forgets_power_curves_and_its_shifts_find_a_shifted_image():
     x = 0.1 + 0.8 * texture(40)
-    z = small_images.outline(x)
+    z = small_images.descriptor(x)
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(small_images.outline(x**1.7), z, atol=1e-4)
+    np.testing.assert_allclose(small_images.descriptor(x**1.7), z, atol=1e-4)
     moved = [np.roll(i, (2, -1), (0, 1)) ** 1.4 for i in x[:9]]
-    shifted = np.stack([small_images.outline(small_images.shifted(i)) for i in moved])
+    shifted = np.stack([small_images.descriptor(small_images.shifted_grids(i)) for i in moved])
     cosine = np.einsum("nsd,nd->ns", shifted, z[:9])
     assert (cosine.argmax(1) == 4 * 5 + 1).all()  # two down, one to the left
-    assert cosine.max(1).min() > 0.99 > np.einsum("nd,nd->n", small_images.outline(np.stack(moved)), z[:9]).max()
-    found = small_images.nearest(z, shifted)
+    assert cosine.max(1).min() > 0.99 > np.einsum("nd,nd->n", small_images.descriptor(np.stack(moved)), z[:9]).max()
+    found = small_images.nearest_candidates(z, shifted)
     assert [row[0] for row in found] == list(range(9))
     assert all(len(set(row.tolist())) == small_images.CANDIDATES for row in found)
-    assert len(small_images.nearest(z[:3], z[:1, None])[0]) == 3
+    assert len(small_images.nearest_candidates(z[:3], z[:1, None])[0]) == 3
 
 
 def by_hand(a, b, rings):
@@ -101,12 +101,18 @@ def by_hand(a, b, rings):
         taken[place] = values[rank]
     y, n = taken.reshape(y.shape), len(x)
     w = small_images._WINDOW
-    sums = {r: [0, 0.0, 0.0] for r in range(1, small_images.FINE + 1)}  # frequencies, power of both, of the difference
+    sums = {
+        r: [0, 0.0, 0.0] for r in range(1, small_images.MAX_FREQUENCY + 1)
+    }  # frequencies, power of both, of the difference
     rows, columns = np.mgrid[:n, :n]
     for u in range(-n // 2, n // 2):
         for v in range(n // 2):
             ring = round(np.hypot(u, v) * S / n)
-            if 1 <= ring <= small_images.FINE and np.hypot(u, v) * S / n < small_images.FINE + 0.5 and (v > 0 or u > 0):
+            if (
+                1 <= ring <= small_images.MAX_FREQUENCY
+                and np.hypot(u, v) * S / n < small_images.MAX_FREQUENCY + 0.5
+                and (v > 0 or u > 0)
+            ):
                 wave = np.exp(-2j * np.pi * (u * rows + v * columns) / n)
                 p, q = ((((i - (i * w).sum() / w.sum()) * w) * wave).sum() for i in (x, y))
                 sums[ring][0] += 1
@@ -123,16 +129,16 @@ def test_evidence_is_the_sum_over_frequencies():
     b[1], b[2] = noisy(a[1], 0.03), a[2] ** 2
     rings = np.array([13, 13, 13, 6])
     want = [by_hand(*pair) for pair in zip(a, b, rings, strict=True)]
-    np.testing.assert_allclose(small_images.evidence(a, b, rings)[0], want, rtol=1e-6)
-    same, alike = small_images.evidence(a[2:3], a[2:3], rings[2:3])
+    np.testing.assert_allclose(small_images.log_likelihood_ratio(a, b, rings)[0], want, rtol=1e-6)
+    same, alike = small_images.log_likelihood_ratio(a[2:3], a[2:3], rings[2:3])
     assert alike == pytest.approx([1])
     np.testing.assert_allclose(same, want[2], rtol=1e-6)  # a grey curve changes nothing
     assert want[0] < want[1] < want[2]
 
 
 def test_a_verdict_is_by_how_much_the_best_exceeds_the_others():
-    def verdict(*found, rings=small_images.FINE, alike=0.95, usual=10.0):
-        return small_images.verdict(np.array(found, float), np.full(len(found), alike), rings, usual)
+    def verdict(*found, rings=small_images.MAX_FREQUENCY, alike=0.95, usual=10.0):
+        return small_images.classify(np.array(found, float), np.full(len(found), alike), rings, usual)
 
     for best, kind in ((700, "near"), (245, "near"), (235, "maybe"), (190, "maybe"), (180, "")):
         assert verdict(100, best, 120, 90, 80) == (1, kind)
@@ -140,18 +146,20 @@ def test_a_verdict_is_by_how_much_the_best_exceeds_the_others():
             1,
             kind and "maybe",
         )  # noise may have hidden another scan
-    assert verdict(100, 245, 120, 90, 80, alike=0.75)[1] == "look"
+    assert verdict(100, 245, 120, 90, 80, alike=0.75)[1] == "compare"
     assert verdict(100, 270, 120, 90, 80, usual=40) == (1, "maybe")  # of simple images more is asked
-    assert verdict(100, 220, 120, 90, 80, usual=40)[1] == "look"
+    assert verdict(100, 220, 120, 90, 80, usual=40)[1] == "compare"
     assert verdict(300, 290, 280, 100) == (0, "near")  # that a set has it three times hides nothing
-    assert verdict(300, 310, 290, 305, 280) == (1, "look")
+    assert verdict(300, 310, 290, 305, 280) == (1, "compare")
     assert verdict(150, -20, -30, -40) == (0, "maybe")  # clear, but little in all
     quarter = int(np.flatnonzero(np.cumsum(small_images.COUNT) <= small_images.COUNT.sum() / 4)[-1] + 1)
     assert verdict(190, 120, 110, 105, rings=quarter)[1] == "near"  # fewer frequencies, less spread
 
 
 def test_detail_ends_where_the_pixels_do_and_shapes_tell_nothing():
-    assert [small_images.detail(np.zeros(s)) for s in ((14, 14), (28, 20), (28, 28), (64, 64), (3, 50))] == [
+    assert [
+        small_images.resolved_frequencies(np.zeros(s)) for s in ((14, 14), (28, 20), (28, 28), (64, 64), (3, 50))
+    ] == [
         6,
         9,
         13,
@@ -159,8 +167,8 @@ def test_detail_ends_where_the_pixels_do_and_shapes_tell_nothing():
         1,
     ]
     (x,) = texture(1)
-    assert small_images.telling(x)
-    assert not small_images.telling(np.where(x > np.quantile(x, 0.7), x, 0))
+    assert small_images.has_texture(x)
+    assert not small_images.has_texture(np.where(x > np.quantile(x, 0.7), x, 0))
 
 
 WAYS = {
@@ -203,7 +211,7 @@ def test_shapes_on_a_background_are_compared_by_their_pixels(monkeypatch):
 
     x = shapes(30)
     a, b = of("training", x), of("test", [x[3] ** 1.5, *shapes(5)])
-    monkeypatch.setattr(ImageComparer, "weigh", lambda *_: pytest.fail("weighed"))
+    monkeypatch.setattr(ImageComparer, "log_likelihood_ratio", lambda *_: pytest.fail("compared by likelihood"))
     assert find_duplicates(a, b, ImageComparer([a, b])).near == {0: 3}
 
 
@@ -232,12 +240,12 @@ def test_two_noisy_pictures_of_one_shape_are_no_copies():
     assert not found.maybe
 
 
-def test_what_is_usual_in_a_set_knows_neither_copies_nor_other_scans_of_a_patient():
+def test_what_is_typical_excess_in_a_set_knows_neither_copies_nor_other_scans_of_a_patient():
     def usual(images, patients):
         part = dataclasses.replace(of("training", images), patient=np.array(patients))
         pixels = ImageComparer([part])
-        at, outlines = pixels.outlines(part.hash)
-        return _usual(part, at, outlines, pixels)
+        at, outlines = pixels.descriptors(part.hash)
+        return _typical_excess(part, at, outlines, pixels)
 
     x, names = list(texture(80)), [f"patient {i}" for i in range(80)]
     alone = usual(x, names)
@@ -263,5 +271,5 @@ def test_of_mid_sized_images_a_shift_is_found_that_the_hash_does_not_see():
     x = texture(40, 100, 5)
     a, b = of("training", list(x)), of("test", [np.roll(i, (2, -2), (0, 1)) ** 0.8 for i in x[:9]])
     assert find_duplicates(a, b, ImageComparer([a, b])).near == {j: j for j in range(9)}
-    large = ImageComparer([dataclasses.replace(s, edge=s.edge * 3) for s in (a, b)])
+    large = ImageComparer([dataclasses.replace(s, side=s.side * 3) for s in (a, b)])
     assert len(find_duplicates(a, b, large).near) < 5  # by hash alone

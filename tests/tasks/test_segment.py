@@ -403,7 +403,7 @@ def test_other_hospitals_and_questions_that_cannot_be_asked(made, tmp_path):
     assert result["n_test"] == 9
     assert any("3 test scans have no 'mask'" in flag for flag in result["flags"])
     assert any("labels 210 are in test masks only" in flag for flag in result["flags"])
-    with pytest.raises(UserError, match="pretraining has seen"):
+    with pytest.raises(UserError, match="pretraining includes"):
         segment(run, folder / "store", labels="all", test_store=folder / "store", **quick)
     with pytest.raises(UserError, match=r"no training scan .* has a mask"):
         segment(run, folder / "store", labels="all", where="mask == ''", **quick)

@@ -1,4 +1,4 @@
-"""Sets of scans on the way to a score as plain arrays, and their pixels: read once, sketched where small, compared once."""
+"""Sets of scans as plain arrays, and the comparison of their images: each image is read once, each pair compared once."""
 
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -13,28 +13,28 @@ from numpy.typing import NDArray
 from medssl.errors import UserError
 from medssl.files import atomic
 from medssl.leakage import small_images
-from medssl.leakage.groups import is_near_duplicate
+from medssl.leakage.similarity import is_near_duplicate
 
 Strings = NDArray[np.str_]
 Rows = NDArray[np.int64]
 
 SMALL = 224  # pixels of the longest side below which a shift by two pixels is too much for the hash
-TINY = 64  # pixels up to which noise and compression hide a copy from `similar`
-CACHED = 512  # images in memory
-VERSION = 1  # of `similar`: answers of another one are forgotten
+TINY = 64  # pixels up to which noise and compression hide a copy from `is_near_duplicate`
+IMAGES_IN_MEMORY = 512
+VERSION = 1  # of `is_near_duplicate`; cached results of other versions are ignored
 
 
 @dataclass(frozen=True)
 class ScanSet:
-    """One set of scans on the way to a score, as plain arrays.
+    """One set of scans, as plain arrays.
 
     Attributes:
-        name: what it is called in sentences: "pretraining", "training", "validation", "test".
-        key: id of the key that its pseudonyms were made with.
+        name: as used in sentences: "pretraining", "training", "validation", "test".
+        key: id of the key of its pseudonyms.
         patient, scan, hash, phash: (N,) str, as in a store's manifest.
-        named: (N,) bool, whether the source says who the patient is.
-        edge: (N,) int64, pixels of the image's longest side; 0 where the image cannot be read.
-        image: row -> (H, W) in the unit range, of a volume the middle slice; None where that fails.
+        patient_known: (N,) bool, whether the source identifies the patient.
+        side: (N,) int64, pixels of the image's longest side; 0 if the image cannot be read.
+        image: row -> (H, W) in the unit range, the middle slice of a volume; None if it cannot be read.
     """
 
     name: str
@@ -43,8 +43,8 @@ class ScanSet:
     scan: Strings
     hash: Strings
     phash: Strings
-    named: NDArray[np.bool_]
-    edge: Rows
+    patient_known: NDArray[np.bool_]
+    side: Rows
     image: Callable[[int], np.ndarray | None] | None = None
 
     def __len__(self) -> int:
@@ -52,107 +52,108 @@ class ScanSet:
 
 
 class ImageComparer:
-    """Pixels by content hash, read through whichever set can read them; remembers which pairs are alike.
+    """Compares images by content hash, reading each through any set that can.
 
-    kept: a file, which may always be deleted, of what earlier comparisons found; `keep` adds those since then.
+    Args:
+        sets: the sets, in order of preference for reading.
+        cache: file with the results of earlier comparisons, which `save` extends. It can be deleted at any time.
     """
 
-    def __init__(self, sets: Iterable[ScanSet], kept: Path | None = None):
-        self._at: dict[str, tuple[Callable[[int], np.ndarray | None], int]] = {}
+    def __init__(self, sets: Iterable[ScanSet], cache: Path | None = None):
+        self._sources: dict[str, tuple[Callable[[int], np.ndarray | None], int]] = {}
         self._small: set[str] = set()
         for part in sets:
             if part.image is not None:
-                for row, (content, edge) in enumerate(zip(part.hash.tolist(), part.edge.tolist(), strict=True)):
-                    if edge:
-                        self._at.setdefault(content, (part.image, row))
-                    if 0 < edge < SMALL:
+                for row, (content, side) in enumerate(zip(part.hash.tolist(), part.side.tolist(), strict=True)):
+                    if side:
+                        self._sources.setdefault(content, (part.image, row))
+                    if 0 < side < SMALL:
                         self._small.add(content)
-        self._read = lru_cache(maxsize=CACHED)(self._fresh)
-        self._kept, self._alike = kept, _remembered(kept)
-        self._known = len(self._alike)
-        self._sketches: dict[str, small_images.Sketch | None] = {}
+        self._read = lru_cache(maxsize=IMAGES_IN_MEMORY)(self._read_uncached)
+        self._cache, self._results = cache, _read_results(cache)
+        self._saved = len(self._results)
+        self._small_images: dict[str, small_images.SmallImage | None] = {}
         self._shifted: dict[str, NDArray[np.float32]] = {}
 
-    def _fresh(self, content: str) -> np.ndarray | None:
-        image, row = self._at.get(content, (None, 0))
+    def _read_uncached(self, content: str) -> np.ndarray | None:
+        image, row = self._sources.get(content, (None, 0))
         return None if image is None else image(row)
 
-    def unreadable(self, hashes: Strings) -> int:
-        """How many of these contents no set can read."""
-        return sum(h not in self._at for h in hashes.tolist())
+    def count_unreadable(self, hashes: Strings) -> int:
+        """Return how many of the images no set can read."""
+        return sum(h not in self._sources for h in hashes.tolist())
 
-    def alike(self, a: str, b: str) -> bool:
-        """Whether the images of two content hashes can be read and are `similar`."""
+    def are_near_duplicates(self, a: str, b: str) -> bool:
+        """Return whether the images of two content hashes can be read and are near-duplicates."""
         pair = (a, b) if a < b else (b, a)
-        if pair not in self._alike:
+        if pair not in self._results:
             x, y = map(self._read, pair)
             if x is None or y is None:
                 return False
-            self._alike[pair] = is_near_duplicate(x, y)
-        return self._alike[pair]
+            self._results[pair] = is_near_duplicate(x, y)
+        return self._results[pair]
 
-    def keep(self) -> None:
-        """Writes what was compared, where that can be written."""
-        if self._kept is not None and len(self._alike) > self._known:
-            pairs = np.array(sorted(self._alike), str).reshape(-1, 2)
-            answers = np.array([self._alike[a, b] for a, b in pairs.tolist()], bool)
-            with suppress(UserError, OSError), atomic(self._kept) as part, part.open("wb") as f:
+    def save(self) -> None:
+        """Save new results to the cache, if it can be written."""
+        if self._cache is not None and len(self._results) > self._saved:
+            pairs = np.array(sorted(self._results), str).reshape(-1, 2)
+            answers = np.array([self._results[a, b] for a, b in pairs.tolist()], bool)
+            with suppress(UserError, OSError), atomic(self._cache) as part, part.open("wb") as f:
                 np.savez_compressed(f, version=VERSION, pairs=pairs, answers=answers)
 
-    def outlines(self, hashes: Strings, shifted: bool = False) -> tuple[Rows, NDArray[np.float32]]:
-        """Positions (S,) of the small images that can be read, and their outlines, (S, D) or at all shifts (S, 25, D)."""
-        of = self._shifts if shifted else self._outline
-        found = {i: of(h) for i, h in enumerate(hashes.tolist()) if self.sketch(h)}
+    def descriptors(self, hashes: Strings, shifted: bool = False) -> tuple[Rows, NDArray[np.float32]]:
+        """Return the positions (S,) of the small images that can be read, and their descriptors, (S, D).
+
+        With `shifted` the descriptors are (S, 25, D), at all shifts.
+        """
+        found = {
+            i: self._shifted_descriptors(h) if shifted else x.descriptor
+            for i, h in enumerate(hashes.tolist())
+            if (x := self._small_image(h))
+        }
         return np.array(list(found), np.int64), np.array(list(found.values()), np.float32)
 
-    def sketch(self, content: str) -> small_images.Sketch | None:
-        """None for an image that is large or cannot be read."""
+    def _small_image(self, content: str) -> small_images.SmallImage | None:
+        """Return None for an image that is large or cannot be read."""
         if content not in self._small:
             return None
-        if content not in self._sketches:
+        if content not in self._small_images:
             image = self._read(content)
-            self._sketches[content] = None if image is None else small_images.Sketch.of(image, TINY)
-        return self._sketches[content]
+            self._small_images[content] = None if image is None else small_images.SmallImage.from_image(image, TINY)
+        return self._small_images[content]
 
-    def _outline(self, content: str) -> NDArray[np.float32]:
-        found = self.sketch(content)
-        assert found is not None
-        return found.outline
-
-    def _resampled(self, content: str) -> tuple[NDArray[np.float16], int]:
-        found = self.sketch(content)
-        assert found is not None
-        assert found.resampled is not None
-        return found.resampled, found.rings
-
-    def _shifts(self, content: str) -> NDArray[np.float32]:
+    def _shifted_descriptors(self, content: str) -> NDArray[np.float32]:
         if content not in self._shifted:
             image = self._read(content)
             assert image is not None  # it was read before
-            self._shifted[content] = small_images.outline(small_images.shifted(image))
+            self._shifted[content] = small_images.descriptor(small_images.shifted_grids(image))
         return self._shifted[content]
 
-    def is_tiny(self, content: str) -> bool:
-        """Whether `weigh` can weigh it."""
-        found = self.sketch(content)
-        return found is not None and found.resampled is not None
+    def has_likelihood(self, content: str) -> bool:
+        """Return whether `log_likelihood_ratio` applies to an image."""
+        found = self._small_image(content)
+        return found is not None and found.grid is not None
 
-    def weigh(self, a: Sequence[str], b: str) -> tuple[NDArray[np.floating], NDArray[np.floating], int]:
-        """`small_images.evidence` that tiny image b shows the scan of each tiny image of `a`; rings of the poorest of them."""
-        image, some, own = self._read(b), [self._resampled(h) for h in a], self._resampled(b)
+    def log_likelihood_ratio(self, a: Sequence[str], b: str) -> tuple[NDArray[np.floating], NDArray[np.floating], int]:
+        """Return log likelihood ratios (K,) that image b shows the scan of each image of `a`; correlations (K,); frequencies.
+
+        b is compared at the shift where its descriptor fits best, up to the lowest resolved frequency of all these images.
+        """
+        image, known = self._read(b), [x for h in (*a, b) if (x := self._small_image(h)) is not None]
+        grids = [x.grid for x in known[:-1] if x.grid is not None]
         assert image is not None
-        shift = (self._shifts(b) @ np.stack([self._outline(h) for h in a]).T).argmax(0)
-        rings = np.minimum([r for _, r in some], own[1])
-        return *small_images.evidence(np.stack([c for c, _ in some]), small_images.shifted(image)[shift], rings), int(
-            rings.min()
-        )
+        assert len(grids) == len(a)
+        shift = (self._shifted_descriptors(b) @ np.stack([x.descriptor for x in known[:-1]]).T).argmax(0)
+        frequencies = np.minimum([x.frequencies for x in known[:-1]], known[-1].frequencies)
+        b_grids = small_images.shifted_grids(image)[shift]
+        return *small_images.log_likelihood_ratio(np.stack(grids), b_grids, frequencies), int(frequencies.min())
 
 
-def _remembered(kept: Path | None) -> dict[tuple[str, str], bool]:
-    """Absent, damaged and of another version are the same: nothing is known."""
+def _read_results(cache: Path | None) -> dict[tuple[str, str], bool]:
+    """Return cached results; none if the file is absent, damaged or of another version."""
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        if kept is not None:
-            with np.load(kept, allow_pickle=False) as f:
+        if cache is not None:
+            with np.load(cache, allow_pickle=False) as f:
                 if f["version"] == VERSION:
                     return {(a, b): bool(x) for (a, b), x in zip(f["pairs"].tolist(), f["answers"], strict=True)}
     return {}

@@ -1,16 +1,14 @@
-"""The guard over a score: what its test set shares with pretraining, training and validation, counted before anything is read.
+"""The leak check of a score: what the test set shares with pretraining, training and validation, before anything is scored.
 
     pretraining ──▶ training ──▶ validation ──▶ test
 
-Patients are compared by pseudonym, images as `medssl.leakage.near_duplicates` does.
+Patients are compared by pseudonym, images as in `medssl.leakage.near_duplicates`.
 """
 
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,104 +20,90 @@ from medssl.leakage.near_duplicates import find_duplicates
 from medssl.store.intensity import to_unit_range
 from medssl.store.store import Store
 
-WORDS = ("patient", "scan", "hash", "phash")
-PRETRAINED_ON_COLUMNS = (*WORDS, "patient_known")  # columns of RUN/pretrained_on.parquet
+TEXT_COLUMNS = ("patient", "scan", "hash", "phash")
+PRETRAINED_ON_COLUMNS = (*TEXT_COLUMNS, "patient_known")  # of RUN/pretrained_on.parquet
 EXAMPLES = 3  # pairs of scans named per kind
 
 
 @dataclass(frozen=True)
 class SetOverlap:
-    """What set `b` has of set `a`; of one set and itself: scans that an earlier scan of another patient repeats.
+    """What set `b` shares with set `a`; if both are the same set, the scans that repeat an earlier scan of another patient.
 
     Attributes:
-        a, b: names of the sets; scans, people: how many `b` has.
-        patients: of b that are in a; None where the two were made with different keys, 0 inside one set.
-        exact, near, maybe: scans of b, see `copies.Copies`.
+        a, b: names of the sets.
+        scans, patients: how many `b` has.
+        shared_patients: patients of b that are in a; None if the sets were made with different keys, 0 inside one set.
+        exact, near, maybe: numbers of scans of b, see `near_duplicates.Duplicates`.
         examples: (kind, scan of a, scan of b), pseudonyms, a few of each kind.
     """
 
     a: str
     b: str
     scans: int
-    people: int
-    patients: int | None
+    patients: int
+    shared_patients: int | None
     exact: int
     near: int
     maybe: int
     examples: tuple[tuple[str, str, str], ...]
 
     def __bool__(self) -> bool:
-        return bool(self.patients or self.exact or self.near or self.maybe)
+        return self.certain or bool(self.maybe)
 
     @property
     def certain(self) -> bool:
-        """Whether something is shared for sure."""
-        return bool(self.patients or self.exact or self.near)
+        """Whether something is certainly shared."""
+        return bool(self.shared_patients or self.exact or self.near)
 
     def __str__(self) -> str:
+        images = f"{self.exact + self.near} of the {self.scans} {self.b} images ({self.near} near-duplicates)"
         if self.a == self.b:
-            return (
-                f"inside {self.a}, {self.exact + self.near} of the {self.scans} images repeat another patient's ({self.near} of "
-                f"them nearly)" + (f", and perhaps {self.maybe} more" if self.maybe else "")
-            )
-        things = [f"{self.patients} of the {self.people} {self.b} patients"] if self.patients else []
+            more = f", and possibly {self.maybe} more" if self.maybe else ""
+            return f"{images} repeat another patient's image in {self.a}{more}"
+        shared = [f"{self.shared_patients} of the {self.patients} {self.b} patients"] if self.shared_patients else []
         if self.exact or self.near:
-            things.append(f"{self.exact + self.near} of the {self.scans} {self.b} images ({self.near} of them nearly)")
+            shared.append(images)
         if self.maybe:
-            things.append(
-                f"perhaps {self.maybe} {self.b} images (alike, but their pixels cannot be read or leave it open)"
+            shared.append(
+                f"possibly {self.maybe} {self.b} images (similar, but their pixels cannot be read or do not decide)"
             )
-        found = " and ".join(things) or f"none of the {self.scans} {self.b} images"
-        return f"{self.a} has seen {found}"
+        return f"{self.a} includes {' and '.join(shared) or f'none of the {self.scans} {self.b} images'}"
 
 
 @dataclass(frozen=True)
 class LeakReport:
-    """What the sets share, pair by pair, and what could not be looked at."""
+    """What the sets share, pair by pair, and what could not be checked."""
 
     pairs: tuple[SetOverlap, ...]
-    unknown: tuple[str, ...]
+    unchecked: tuple[str, ...]
 
     def __getitem__(self, names: tuple[str, str]) -> SetOverlap:
         return next(pair for pair in self.pairs if (pair.a, pair.b) == names)
 
     @property
     def refusal(self) -> str:
-        """In one line why a score on this test would be too high; "" where nothing says so."""
+        """Why a score on this test set would be too high, in one line; "" if nothing says so."""
         return "; ".join(str(p) for p in self.pairs if p.b == "test" and p.a != "test" and p.certain)
 
     def warnings(self) -> list[str]:
-        """A line for each pair that shares something, with an example, then what could not be looked at."""
+        """Return a line for each pair of sets that share something, with an example, then what could not be checked."""
         lines = []
         for pair in filter(None, self.pairs):
-            example = next((f": {a} and {b}, for example" for _, a, b in pair.examples), "")
+            example = next((f", for example {a} and {b}" for _, a, b in pair.examples), "")
             lines.append(f"{pair}{example}")
-        return [*lines, *self.unknown]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"pairs": [asdict(pair) for pair in self.pairs], "unknown": list(self.unknown), "refusal": self.refusal}
+        return [*lines, *self.unchecked]
 
 
 def check_leaks(
-    pretrained: ScanSet,
-    train: ScanSet,
-    val: ScanSet,
-    test: ScanSet,
-    features: Mapping[str, np.ndarray] | None = None,
-    kept: Path | None = None,
+    pretrained: ScanSet, train: ScanSet, val: ScanSet, test: ScanSet, cache: Path | None = None
 ) -> LeakReport:
-    """What pretraining, training and validation share with the test, training with validation, and each of these has twice.
+    """Count what each set shares with the later ones, and what training, validation and test contain twice.
 
     Args:
-        pretrained, train, val, test: the sets, any of them may be empty. Pixels of one are read through another that has them.
-        features: name of a set -> (N, D) embeddings of its scans under the encoder that is scored. Two sets that both have
-            some are compared by them too.
-        kept: file that remembers which images were compared by their pixels, so that the next run on these sets need not.
+        pretrained, train, val, test: the sets; any may be empty. Pixels of one set are also read through another that has them.
+        cache: file with the results of pixel comparisons, reused by later checks of these sets.
     """
-    sets = (pretrained, train, val, test)
-    images = ImageComparer(sets[::-1], kept)  # pretraining last, since its store may be gone
-    features = features or {}
+    images = ImageComparer((test, val, train, pretrained), cache)  # pretraining last, since its store may be gone
     pairs = []
     for a, b in (
         (pretrained, test),
@@ -130,85 +114,87 @@ def check_leaks(
         (val, val),
         (test, test),
     ):
-        both = (features[a.name], features[b.name]) if {a.name, b.name} <= set(features) else None
-        found = find_duplicates(a, b, images, both)
-        patients = None if a.key != b.key else 0 if a is b else len(set(a.patient) & set(b.patient))
+        found = find_duplicates(a, b, images)
+        shared = None if a.key != b.key else 0 if a is b else len(set(a.patient) & set(b.patient))
         examples = tuple(
             (kind, str(a.scan[i]), str(b.scan[j]))
             for kind, rows in (("exact", found.exact), ("near", found.near), ("maybe", found.maybe))
             for j, i in islice(sorted(rows.items()), EXAMPLES)
         )
         counts = (len(found.exact), len(found.near), len(found.maybe))
-        pairs.append(SetOverlap(a.name, b.name, len(b), len(set(b.patient)), patients, *counts, examples))
-    images.keep()
-    return LeakReport(tuple(pairs), tuple(_unknown(pretrained, train, test, images)))
+        pairs.append(SetOverlap(a.name, b.name, len(b), len(set(b.patient)), shared, *counts, examples))
+    images.save()
+    return LeakReport(tuple(pairs), tuple(_unchecked(pretrained, train, test, images)))
 
 
-def _unknown(pretrained: ScanSet, train: ScanSet, test: ScanSet, images: ImageComparer) -> list[str]:
+def _unchecked(pretrained: ScanSet, train: ScanSet, test: ScanSet, images: ImageComparer) -> list[str]:
     lines = []
     others = [part.name for part in (pretrained, train) if part.key != test.key]
     if others:
         lines.append(
-            f"the test store was made with another key than {' and '.join(others)}: shared images are found, "
+            f"the test store was made with a different key than {' and '.join(others)}: shared images are found, "
             "shared patients are not"
         )
-    if unnamed := int((~test.named).sum()):
+    if unknown := int((~test.patient_known).sum()):
         lines.append(
-            f"{unnamed} of {len(test)} test scans name no patient: who is in another set too shows by images alone"
+            f"{unknown} of {len(test)} test scans have no patient id: patients shared with another set are found by images only"
         )
-    if unread := images.unreadable(pretrained.hash):
+    if unread := images.count_unreadable(pretrained.hash):
         lines.append(
-            f"the pixels of {unread} of {len(pretrained)} pretraining scans cannot be read: near-copies of theirs are found by "
-            "hash alone, and never for sure"
+            f"the pixels of {unread} of {len(pretrained)} pretraining scans cannot be read: their near-duplicates are found by "
+            "hash only and are never certain"
         )
-    if tiny := int(((test.edge > 0) & (test.edge <= TINY)).sum()):
+    if tiny := int(((test.side > 0) & (test.side <= TINY)).sum()):
         lines.append(
-            f"{tiny} test scans have at most {TINY} pixels along an edge: near-copies of such are found, but not all that are "
-            "very noisy"
+            f"{tiny} test scans are at most {TINY} pixels wide and high: their near-duplicates are found, but not all very noisy ones"
         )
     return lines
 
 
 def scan_set_from_store(name: str, store: Store, rows: np.ndarray) -> ScanSet:
-    """The scans `rows` of a store under a name: "training", "validation" or "test"."""
-    patient, scan, content, phash = (store.column(c)[rows].astype(str) for c in WORDS)
-    edge = np.array([max(shape[-2:]) for shape in store.column("shape")[rows]], np.int64)
-    named = store.column("patient_known")[rows].astype(bool)
+    """Return the scans `rows` of a store as a set named "training", "validation" or "test"."""
+    patient, scan, content, phash = (store.column(c)[rows].astype(str) for c in TEXT_COLUMNS)
+    side = np.array([max(shape[-2:]) for shape in store.column("shape")[rows]], np.int64)
+    known = store.column("patient_known")[rows].astype(bool)
     return ScanSet(
-        name, store.info["key_id"], patient, scan, content, phash, named, edge, lambda i: _middle(store, int(rows[i]))
+        name, store.info["key_id"], patient, scan, content, phash, known, side, lambda i: _middle(store, int(rows[i]))
     )
 
 
 def read_pretrained_on(path: Path, key: str, store: Store | None = None) -> ScanSet:
-    """What an encoder has seen, from its run's pretrained_on.parquet; `key` is the key_id in its encoder.json.
+    """Return the scans an encoder was pretrained on, from a run's pretrained_on.parquet.
 
-    store: the one it was pretrained on, where it is still there: near-copies are then confirmed by pixels.
+    Args:
+        path: of pretrained_on.parquet.
+        key: the key_id in encoder.json.
+        store: the store of pretraining, if it still exists: near-duplicates are then confirmed by pixels.
 
-    Raises UserError when the file is missing or damaged.
+    Raises:
+        UserError: if the file is missing or damaged.
     """
     try:
         table = pq.read_table(path, columns=list(PRETRAINED_ON_COLUMNS))
     except (OSError, pa.ArrowException) as e:
         raise UserError(f"{path} is missing or damaged; pretrain again") from e
-    patient, scan, content, phash = (np.array(table[c].to_pylist(), str) for c in WORDS)
-    named = np.array(table["patient_known"].to_pylist(), bool)
+    patient, scan, content, phash = (np.array(table[c].to_pylist(), str) for c in TEXT_COLUMNS)
+    known = np.array(table["patient_known"].to_pylist(), bool)
     if store is None:
-        return ScanSet("pretraining", key, patient, scan, content, phash, named, np.zeros(len(named), np.int64))
-    place = {both: row for row, both in enumerate(zip(store.column("scan"), store.column("hash"), strict=True))}
-    rows = [place.get(both, -1) for both in zip(scan.tolist(), content.tolist(), strict=True)]
+        return ScanSet("pretraining", key, patient, scan, content, phash, known, np.zeros(len(known), np.int64))
+    row_of = {ids: row for row, ids in enumerate(zip(store.column("scan"), store.column("hash"), strict=True))}
+    rows = [row_of.get(ids, -1) for ids in zip(scan.tolist(), content.tolist(), strict=True)]
     shape = store.column("shape")
-    edge = np.array([max(shape[r][-2:]) if r >= 0 else 0 for r in rows], np.int64)
+    side = np.array([max(shape[r][-2:]) if r >= 0 else 0 for r in rows], np.int64)
 
     def image(i: int) -> np.ndarray | None:
         with suppress(UserError):
             return _middle(store, rows[i])
         return None
 
-    return ScanSet("pretraining", key, patient, scan, content, phash, named, edge, image)
+    return ScanSet("pretraining", key, patient, scan, content, phash, known, side, image)
 
 
 def _middle(store: Store, row: int) -> np.ndarray:
-    """(H, W) in the unit range: an image, or the middle slice of a volume; the first channel, as `settle` looks at it."""
+    """Return (H, W) in the unit range: an image or the middle slice of a volume, first channel, as ingest hashes it."""
     _, *shape = store.table["shape"][row].as_py()
     low, high = (store.table[name][row].as_py() for name in ("low", "high"))
     if len(shape) == 2:

@@ -1,8 +1,8 @@
-"""Copies of scans between two sets: candidates by hash, by pixels and by embedding, confirmed by pixels where they can be read.
+"""Duplicates between two sets of scans: candidates by hash and by descriptor, confirmed by pixels where they can be read.
 
-An exact copy has the same content hash. A near-copy is the same image shifted by at most 2 pixels, under any grey curve, with
-noise and compression: `groups.similar`, or of tiny images `small_images.verdict`. Blank images are copies of nothing. How much is
-found: benchmarks/quality_leaks.py.
+An exact duplicate has the same content hash. A near-duplicate is the same image shifted by at most 2 pixels, under a grey-value
+curve, noise or compression: `is_near_duplicate`, or `small_images.classify` for tiny images. Blank images are duplicates of
+nothing. benchmarks/quality_leaks.py measures how many are found.
 """
 
 from dataclasses import dataclass, field
@@ -15,20 +15,22 @@ from medssl.leakage import small_images
 from medssl.leakage.image_sets import ImageComparer, Rows, ScanSet, Strings
 from medssl.readers.phash import BLANK, hamming, packed
 
-BITS = 48  # hashes that near make a candidate; on X-rays of 224 pixels every near-copy that `similar` confirms is one
-SURE = 32  # bits within which a pair deserves a look, whatever its pixels say: no X-rays of two patients were so near
-NEAREST = 8  # hashes looked at per scan
-SAMPLE = 100  # scans of a set that say what is usual in it
-NEIGHBOURS = 2  # looked at per scan, by outline and by embedding
-COSINE = 0.9  # of embeddings minus their mean; less is not worth a look at the pixels
+BITS = 48  # candidates have hashes at most this far apart; on X-rays of 224 pixels these include every near-duplicate
+SURE_BITS = 32  # closer pairs are reported even if pixels disagree: no X-rays of two patients were this close
+NEAREST = 8  # candidates per scan by hash
+NEIGHBOURS = 2  # candidates per scan by descriptor
+SAMPLE = 100  # scans from which the typical excess of a set is estimated
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Scans of a set b that are in a set a too: row of b -> row of a. Each scan of b is in one of the three at most.
+    """Scans of a set b that are also in a set a: row of b -> row of a. Each scan of b is in at most one of the three.
 
-    exact: same content. near: confirmed by pixels. maybe: hashes within SURE bits, and pixels that cannot be read or differ in
-    detail; or tiny images that are more alike than others, and not enough to be sure.
+    Attributes:
+        exact: the same content.
+        near: confirmed by pixels.
+        maybe: hashes within SURE_BITS, but pixels that cannot be read or differ in detail; or tiny images that are more alike
+            than others, but not enough to be certain.
     """
 
     exact: dict[int, int]
@@ -36,17 +38,10 @@ class Duplicates:
     maybe: dict[int, int]
 
 
-def find_duplicates(
-    a: ScanSet, b: ScanSet, images: ImageComparer, features: tuple[np.ndarray, np.ndarray] | None = None
-) -> Duplicates:
-    """Of each scan of `b` whether `a` has it; of a is b, whether an earlier scan of another patient is the same.
+def find_duplicates(a: ScanSet, b: ScanSet, images: ImageComparer) -> Duplicates:
+    """Find the scans of `b` that are also in `a`; if a is b, the scans that equal an earlier scan of another patient.
 
-    Args:
-        a, b: the sets.
-        images: of both, and of what else can be read.
-        features: (len(a), D) and (len(b), D) embeddings, for further candidates.
-
-    Inside one set (a is b) near-copies are looked for by hash alone.
+    Inside one set (a is b) near-duplicates are searched by hash only.
     """
     inside = a is b
     exact = _exact(a, b, inside)
@@ -56,13 +51,9 @@ def find_duplicates(
     rows_b = rows_b[~np.isin(rows_b, list(exact))]
     if not len(rows_a) or not len(rows_b):
         return Duplicates(exact, {}, {})
-    pairs = [_by_hash(a.phash[rows_a], b.phash[rows_b])]
-    found = _Small() if inside else _small(a, b, rows_a, rows_b, images)
-    near, maybe = found.near, found.maybe
-    pairs += found.pairs
-    if features is not None and not inside:
-        pairs.append(_by_cosine(features[0][rows_a], features[1][rows_b], COSINE))
-    at = np.unique(np.concatenate(pairs), axis=0)
+    small = _SmallImageMatches() if inside else _match_small_images(a, b, rows_a, rows_b, images)
+    near, maybe = small.near, small.maybe
+    at = np.unique(np.concatenate([_near_by_hash(a.phash[rows_a], b.phash[rows_b]), *small.candidates]), axis=0)
     at = np.stack([rows_a[at[:, 0]], rows_b[at[:, 1]]], 1)
     if inside:
         at = np.unique(np.sort(at, 1), axis=0)
@@ -71,70 +62,82 @@ def find_duplicates(
     order = np.lexsort((at[:, 0], bits, at[:, 1]))
     for (i, j), apart in zip(at[order].tolist(), bits[order].tolist(), strict=True):
         if j not in near:
-            if (i, j) not in found.judged and images.alike(a.hash[i], b.hash[j]):
+            if (i, j) not in small.decided and images.are_near_duplicates(a.hash[i], b.hash[j]):
                 near[j] = i
-            elif apart <= SURE:
+            elif apart <= SURE_BITS:
                 maybe.setdefault(j, i)
     return Duplicates(exact, near, {j: i for j, i in maybe.items() if j not in near})
 
 
 @dataclass
-class _Small:
-    """What small images say at once. pairs: (P, 2) positions that deserve a look; judged: (row of a, row of b) that do not."""
+class _SmallImageMatches:
+    """What small images decide: near, maybe: as in `Duplicates`.
+
+    candidates: (P, 2) positions still to be compared by pixels; decided: (row of a, row of b) not to be compared.
+    """
 
     near: dict[int, int] = field(default_factory=dict)
     maybe: dict[int, int] = field(default_factory=dict)
-    pairs: list[Rows] = field(default_factory=list)
-    judged: set[tuple[int, int]] = field(default_factory=set)
+    candidates: list[Rows] = field(default_factory=list)
+    decided: set[tuple[int, int]] = field(default_factory=set)
 
 
-def _small(a: ScanSet, b: ScanSet, rows_a: Rows, rows_b: Rows, images: ImageComparer) -> _Small:
-    out = _Small()
-    (at_a, x_a), (at_b, x_b) = images.outlines(a.hash[rows_a]), images.outlines(b.hash[rows_b], shifted=True)
+def _match_small_images(
+    a: ScanSet, b: ScanSet, rows_a: Rows, rows_b: Rows, images: ImageComparer
+) -> _SmallImageMatches:
+    out = _SmallImageMatches()
+    at_a, x_a = images.descriptors(a.hash[rows_a])
+    at_b, x_b = images.descriptors(b.hash[rows_b], shifted=True)
     if not len(at_a) or not len(at_b):
         return out
-    usual = _usual(a, rows_a[at_a], x_a, images)
-    for at, found in zip(at_b.tolist(), small_images.nearest(x_a, x_b), strict=True):
-        j, some = int(rows_b[at]), at_a[found]
-        tell = [i for i in some.tolist() if images.is_tiny(a.hash[rows_a[i]])] if images.is_tiny(b.hash[j]) else []
-        some = some[:NEIGHBOURS]
-        if tell:
-            best, kind = small_images.verdict(*images.weigh(a.hash[rows_a[tell]].tolist(), b.hash[j]), usual)
-            {"near": out.near, "maybe": out.maybe}.get(kind, {})[j] = int(rows_a[tell[best]])
-            if kind == "look":
-                some = np.append(some, tell.pop(best))
-            out.judged |= {(int(rows_a[i]), j) for i in tell}
-        out.pairs.append(np.stack([some, np.full_like(some, at)], 1))
+    typical = _typical_excess(a, rows_a[at_a], x_a, images)
+    for at, found in zip(at_b.tolist(), small_images.nearest_candidates(x_a, x_b), strict=True):
+        j, near = int(rows_b[at]), at_a[found]
+        comparable = images.has_likelihood(b.hash[j])
+        tiny = [i for i in near.tolist() if comparable and images.has_likelihood(a.hash[rows_a[i]])]
+        near = near[:NEIGHBOURS]
+        if tiny:
+            ratios = images.log_likelihood_ratio(a.hash[rows_a[tiny]].tolist(), b.hash[j])
+            best, kind = small_images.classify(*ratios, typical)
+            if kind == "near":
+                out.near[j] = int(rows_a[tiny[best]])
+            elif kind == "maybe":
+                out.maybe[j] = int(rows_a[tiny[best]])
+            elif kind == "compare":
+                near = np.append(near, tiny.pop(best))
+            out.decided |= {(int(rows_a[i]), j) for i in tiny}
+        out.candidates.append(np.stack([near, np.full_like(near, at)], 1))
     return out
 
 
-def _usual(a: ScanSet, rows: Rows, outlines: NDArray[np.float32], images: ImageComparer) -> float:
-    """The upper quartile of `small_images.excess` of some tiny scans of a set over its other patients, clear copies left out."""
-    some = [int(i) for i in np.flatnonzero([images.is_tiny(h) for h in a.hash[rows].tolist()])]
-    some = [some[i] for i in np.unique(np.linspace(0, len(some) - 1, min(SAMPLE, len(some))).astype(int))]
-    if not some:
+def _typical_excess(a: ScanSet, rows: Rows, descriptors: NDArray[np.float32], images: ImageComparer) -> float:
+    """Return the upper quartile of `small_images.excess` of tiny scans of a set over its other patients, without copies."""
+    tiny = [int(i) for i in np.flatnonzero([images.has_likelihood(h) for h in a.hash[rows].tolist()])]
+    tiny = [tiny[i] for i in np.unique(np.linspace(0, len(tiny) - 1, min(SAMPLE, len(tiny))).astype(int))]
+    if not tiny:
         return 0.0
-    shifts = images.outlines(a.hash[rows[some]], shifted=True)[1]
+    shifted = images.descriptors(a.hash[rows[tiny]], shifted=True)[1]
     found = []
-    for i, near in zip(some, small_images.nearest(outlines, shifts), strict=True):
-        others = [h for j in rows[near] if a.patient[j] != a.patient[rows[i]] and images.is_tiny(h := str(a.hash[j]))]
-        if len(others) > small_images.RIVAL:
-            evidence, alike, rings = images.weigh(others, str(a.hash[rows[i]]))
-            if small_images.verdict(evidence, alike, rings, 0.0)[1] != "near":
-                found.append(small_images.excess(evidence, rings))
+    for i, near in zip(tiny, small_images.nearest_candidates(descriptors, shifted), strict=True):
+        others = [str(a.hash[j]) for j in rows[near] if a.patient[j] != a.patient[rows[i]]]
+        others = [h for h in others if images.has_likelihood(h)]
+        if len(others) > small_images.RUNNER_UP:
+            ratios, correlation, frequencies = images.log_likelihood_ratio(others, str(a.hash[rows[i]]))
+            if small_images.classify(ratios, correlation, frequencies, 0.0)[1] != "near":
+                found.append(small_images.excess(ratios, frequencies))
     return float(np.percentile(found, 75)) if found else 0.0
 
 
 def _exact(a: ScanSet, b: ScanSet, inside: bool) -> dict[int, int]:
-    """Row of b -> the first row of a with its content; inside one set the first of another patient, if before it."""
-    seen: dict[str, list[int]] = {}
+    """Return row of b -> first row of a with equal content; inside one set, an earlier row of another patient."""
+    same: dict[str, list[int]] = {}
     for i, (content, blank) in enumerate(zip(a.hash.tolist(), (a.phash == BLANK).tolist(), strict=True)):
         if not blank:
-            seen.setdefault(content, []).append(i)
+            same.setdefault(content, []).append(i)
     if not inside:
-        return {j: seen[h][0] for j, h in enumerate(b.hash.tolist()) if h in seen}
+        return {j: same[h][0] for j, h in enumerate(b.hash.tolist()) if h in same}
     found = {}
-    for rows in seen.values():
+    for rows in same.values():
         others = [i for i in rows if a.patient[i] != a.patient[rows[0]]]
         for j in rows[1:]:
             i = rows[0] if a.patient[j] != a.patient[rows[0]] else (others or [j])[0]
@@ -143,21 +146,9 @@ def _exact(a: ScanSet, b: ScanSet, inside: bool) -> dict[int, int]:
     return found
 
 
-def _by_hash(a: Strings, b: Strings) -> Rows:
-    """(P, 2) positions in a and in b of hashes at most BITS apart, the NEAREST of each of b: exact search."""
+def _near_by_hash(a: Strings, b: Strings) -> Rows:
+    """Return positions (P, 2) in a and b of hashes at most BITS apart, among the NEAREST of each of b; exact search."""
     index = faiss.IndexBinaryFlat(256)
     index.add(packed(a.tolist()))
     bits, found = index.search(packed(b.tolist()), min(NEAREST, len(a)))
     return np.stack([found[bits <= BITS], np.nonzero(bits <= BITS)[0]], 1).astype(np.int64)
-
-
-def _by_cosine(a: NDArray[np.float32], b: NDArray[np.float32], least: float) -> Rows:
-    """(P, 2) positions in a and b, the NEIGHBOURS of each of b whose cosine, the mean of a being taken off, is `least`."""
-    centre = a.mean(0, dtype=np.float64)
-    a, b = (np.ascontiguousarray(x - centre, np.float32) for x in (a, b))
-    faiss.normalize_L2(a)
-    faiss.normalize_L2(b)
-    index = faiss.IndexFlatIP(a.shape[1])
-    index.add(a)
-    cosine, found = index.search(b, min(NEIGHBOURS, len(a)))
-    return np.stack([found[cosine >= least], np.nonzero(cosine >= least)[0]], 1).astype(np.int64)

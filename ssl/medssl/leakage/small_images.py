@@ -1,8 +1,8 @@
-"""Copies among images of few pixels, where noise and compression hide what `groups.similar` looks at.
+"""Near-duplicates among images of few pixels, where noise and compression hide what `is_near_duplicate` compares.
 
-All is done on a canvas of 28 x 28 pixels, the one image at 25 shifts of its own pixels. Candidates are the nearest by `outline`;
-`evidence` says how much better one image explains the other than two different scans would. Sizes and limits were chosen on
-chest X-rays of 28 pixels (benchmarks/quality_leaks.py).
+Images are resampled to a grid of 28 x 28 pixels, one of them at 25 shifts of its own pixels. Candidates are the nearest by a
+low-frequency descriptor; a per-frequency log likelihood ratio says how much better one image explains the other than two
+different scans would. Sizes and limits were chosen on chest X-rays of 28 pixels (benchmarks/quality_leaks.py).
 """
 
 from dataclasses import dataclass
@@ -16,29 +16,30 @@ from scipy.signal.windows import tukey
 
 Floats = NDArray[np.floating]
 
-SIDE = 28  # pixels of the canvas
-MARGIN = 2  # of these at each side that are not compared: a shift brings in something else there
-REACH = 2  # pixels of the image by which it may be shifted, each way
-SOFT = 0.35  # share of each axis that the window softens
-COARSE = 4  # cycles per image up to which an outline looks
-FINE = 13  # and up to which evidence does
-EXACT = 1e-4  # of the power of both: differences below this are the same as none
-CANDIDATES = 10  # nearest outlines that are looked at
-RIVAL = 3  # the candidate whose evidence counts as that of another scan: up to so many near-copies may be in one set
-# nats above that rival's, of images of 28 pixels, and times what is usual among scans of one set (where images are simple,
-# chance alone makes two of them alike): how many false pairs that leaves is in benchmarks/results/
-PERHAPS, SURELY = 95.0, 150.0
-TIMES_PERHAPS, TIMES_SURELY = 3.5, 5.5
-LEAST = 200.0  # nats without which nothing is sure
-# correlations without which nothing is perhaps, or surely, a copy: noise may hide another scan
-MAYBE_ALIKE, ALIKE = 0.8, 0.9
-ALONE = 600.0  # nats which need no rival
-FLAT = 0.5  # share of pixels of one value above which an image is a shape on a background, for which none of this was tried
+SIDE = 28  # pixels of the grid
+MARGIN = 2  # pixels excluded on each side, where a shift brings in other content
+REACH = 2  # pixels of the image that it may be shifted by, in each direction
+TAPER = 0.35  # share of each axis that the Tukey window tapers
+DESCRIPTOR_FREQUENCY = 4  # highest frequency of descriptors, in cycles per image
+MAX_FREQUENCY = 13  # highest frequency of the likelihood ratio
+FLOOR = 1e-4  # of the power of both images: smaller differences count as none
+CANDIDATES = 10  # nearest descriptors that are compared
+RUNNER_UP = 3  # rank of the candidate that stands for another scan: up to so many near-duplicates may be in one set
+# Excess over the runner-up, in nats for images of 28 pixels, and as a multiple of the excess typical within a set (simple images
+# resemble each other by chance). benchmarks/results/ has the number of false pairs at these limits.
+MAYBE_EXCESS, NEAR_EXCESS = 95.0, 150.0
+MAYBE_FACTOR, NEAR_FACTOR = 3.5, 5.5
+MIN_RATIO = 200.0  # nats needed for "near"
+MAYBE_CORRELATION, NEAR_CORRELATION = 0.8, 0.9  # needed as well: noise may hide another scan
+CERTAIN_RATIO = 600.0  # nats that need no excess over a runner-up
+MAX_CONSTANT = (
+    0.5  # an image with a larger share of one value is a shape on a background, on which none of this was tested
+)
 
 
 @lru_cache(maxsize=256)
 def _weights(n: int, shift: int) -> NDArray[np.float32]:
-    """(SIDE, n): cubic interpolation (Keys, 1981, a = -1/2) at `shift` pixels further on, wider where it shrinks."""
+    """Return cubic interpolation weights (SIDE, n) (Keys, 1981, a = -1/2), shifted by `shift` pixels, wider when shrinking."""
     step = n / SIDE
     centre = np.clip((np.arange(SIDE) + 0.5) * step - 0.5 + shift, 0, n - 1)
     d = np.abs(np.arange(n) - centre[:, None]) / max(step, 1.0)
@@ -46,49 +47,55 @@ def _weights(n: int, shift: int) -> NDArray[np.float32]:
     return (w / w.sum(1, keepdims=True)).astype(np.float32)
 
 
-def resampled(image: Floats) -> NDArray[np.float32]:
-    """(H, W) in the unit range -> (SIDE, SIDE)."""
+def to_grid(image: Floats) -> NDArray[np.float32]:
+    """Resample an image (H, W) in the unit range to (SIDE, SIDE)."""
     return _weights(image.shape[0], 0) @ np.asarray(image, np.float32) @ _weights(image.shape[1], 0).T
 
 
-def shifted(image: Floats) -> NDArray[np.float32]:
-    """(H, W) -> ((2 REACH + 1)^2, SIDE, SIDE): the canvas, seen from up to REACH pixels up and left to as many down and right."""
+def shifted_grids(image: Floats) -> NDArray[np.float32]:
+    """Resample an image (H, W) at every shift of up to REACH pixels: ((2 REACH + 1)^2, SIDE, SIDE)."""
     reach = range(-REACH, REACH + 1)
     columns = [np.asarray(image, np.float32) @ _weights(image.shape[1], right).T for right in reach]
     return np.stack([_weights(image.shape[0], down) @ c for down in reach for c in columns])
 
 
-def detail(image: Floats) -> int:
-    """Cycles per image up to which so few pixels show anything."""
-    return int(np.clip(min(image.shape) // 2 - 1, 1, FINE))
+def resolved_frequencies(image: Floats) -> int:
+    """Return the highest frequency, in cycles per image, that the pixels of an image can show."""
+    return int(np.clip(min(image.shape) // 2 - 1, 1, MAX_FREQUENCY))
 
 
-def telling(image: Floats) -> bool:
-    """Whether an image is more than a shape on a background."""
-    return bool(np.unique(image, return_counts=True)[1].max() <= FLAT * image.size)
+def has_texture(image: Floats) -> bool:
+    """Return whether an image is more than a shape on a background."""
+    return bool(np.unique(image, return_counts=True)[1].max() <= MAX_CONSTANT * image.size)
 
 
 @dataclass(frozen=True)
-class Sketch:
-    """What is kept of a small image: its outline (D,) and, where `evidence` can judge it, its canvas; see `detail` for rings."""
+class SmallImage:
+    """What is kept of a small image.
 
-    outline: NDArray[np.float32]
-    resampled: NDArray[np.float16] | None
-    rings: int
+    Attributes:
+        descriptor: (D,), see `descriptor`.
+        grid: (SIDE, SIDE); None if the likelihood ratio does not apply to the image.
+        frequencies: see `resolved_frequencies`.
+    """
+
+    descriptor: NDArray[np.float32]
+    grid: NDArray[np.float16] | None
+    frequencies: int
 
     @classmethod
-    def of(cls, image: Floats, largest: int) -> "Sketch":
-        """From (H, W) in the unit range; judged are images of at most `largest` pixels that are `telling`."""
-        x = resampled(image)
-        judged = max(image.shape) <= largest and telling(image)
-        return cls(outline(x), x.astype(np.float16) if judged else None, detail(image))
+    def from_image(cls, image: Floats, max_side: int) -> "SmallImage":
+        """Describe (H, W) in the unit range. The ratio applies to images of at most `max_side` pixels with texture."""
+        x = to_grid(image)
+        comparable = max(image.shape) <= max_side and has_texture(image)
+        return cls(descriptor(x), x.astype(np.float16) if comparable else None, resolved_frequencies(image))
 
 
 _INNER = SIDE - 2 * MARGIN
-_WINDOW = np.outer(tukey(_INNER, SOFT), tukey(_INNER, SOFT))
-_Y, _X = np.meshgrid(*2 * [np.fft.fftfreq(_INNER) * SIDE], indexing="ij")  # cycles per canvas
+_WINDOW = np.outer(tukey(_INNER, TAPER), tukey(_INNER, TAPER))
+_Y, _X = np.meshgrid(*2 * [np.fft.fftfreq(_INNER) * SIDE], indexing="ij")  # cycles per grid
 _RADIUS = np.hypot(_Y, _X)
-_HALF = (_X > 0) | ((_X == 0) & (_Y > 0))  # of a real image's spectrum the other half says nothing new
+_HALF = (_X > 0) | ((_X == 0) & (_Y > 0))  # the spectrum of a real image is symmetric
 
 
 def _spectrum(x: Floats) -> NDArray[np.complex128]:
@@ -100,17 +107,20 @@ def _inside(x: Floats) -> Floats:
     return x[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
 
 
-def outline(x: Floats) -> NDArray[np.float32]:
-    """(..., SIDE, SIDE) canvases -> (..., D) of length 1: low frequencies, after the power curve that makes the median 1/2."""
+def descriptor(x: Floats) -> NDArray[np.float32]:
+    """Return low-frequency descriptors (..., D) of length 1 of grids (..., SIDE, SIDE).
+
+    A power curve first maps the median to 1/2, so that gamma curves change little.
+    """
     middle = np.clip(np.median(x, (-2, -1), keepdims=True), 0.02, 0.98)
-    low = _HALF & (_RADIUS <= COARSE)
+    low = _HALF & (_RADIUS <= DESCRIPTOR_FREQUENCY)
     z = _spectrum(_inside(np.clip(x, 1e-3, 1) ** (np.log(0.5) / np.log(middle))))[..., low] * np.sqrt(_RADIUS[low])
     z = np.concatenate([z.real, z.imag], -1)
     return (z / np.maximum(np.linalg.norm(z, axis=-1, keepdims=True), 1e-9)).astype(np.float32)
 
 
-def nearest(a: NDArray[np.float32], b: NDArray[np.float32]) -> list[NDArray[np.int64]]:
-    """Of outlines a (N, D) the CANDIDATES nearest to each of b (M, S, D) at the best of S shifts, nearest first."""
+def nearest_candidates(a: NDArray[np.float32], b: NDArray[np.float32]) -> list[NDArray[np.int64]]:
+    """Return for each of b (M, S, D) the CANDIDATES nearest of a (N, D) at the best of S shifts, nearest first."""
     index = faiss.IndexFlatIP(a.shape[1])
     index.add(np.ascontiguousarray(a))
     k, out = min(CANDIDATES, len(a)), []
@@ -122,58 +132,71 @@ def nearest(a: NDArray[np.float32], b: NDArray[np.float32]) -> list[NDArray[np.i
     return out
 
 
-_RING = np.where(_HALF & (_RADIUS < FINE + 0.5), np.round(_RADIUS), 0).astype(int).ravel()
-_IN_RING = np.stack([r == _RING for r in range(1, FINE + 1)], 1).astype(np.float64)  # (_INNER^2, FINE)
+_RING = np.where(_HALF & (_RADIUS < MAX_FREQUENCY + 0.5), np.round(_RADIUS), 0).astype(int).ravel()
+_IN_RING = np.stack([r == _RING for r in range(1, MAX_FREQUENCY + 1)], 1).astype(
+    np.float64
+)  # (_INNER^2, MAX_FREQUENCY)
 COUNT = _IN_RING.sum(0)  # frequencies in each ring
 
 
 def _power(x: Floats) -> Floats:
-    """(N, _INNER, _INNER) -> (N, FINE), mean over each ring of frequencies."""
+    """Return the mean power in each ring of frequencies, (N, MAX_FREQUENCY), of x (N, _INNER, _INNER)."""
     z = _spectrum(x)
     return (z.real**2 + z.imag**2).reshape(len(x), -1) @ (_IN_RING / COUNT)
 
 
-def evidence(a: Floats, b: Floats, rings: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """Log likelihood ratio (N,), in nats, that canvases b (N, SIDE, SIDE) show the scans of a (N, SIDE, SIDE); correlation (N,).
+def log_likelihood_ratio(a: Floats, b: Floats, frequencies: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Return the log likelihood ratio (N,), in nats, that grids b show the same scans as grids a, and their correlation (N,).
 
-    b takes the histogram of a, so that no monotone grey curve matters. If it is a copy, the difference is noise, of
-    compression or of a scanner, whose power per frequency R does not fall as frequencies rise; if it is another scan, the
-    powers of both add up to P. Frequencies are taken as normal and independent, those of one ring as equally strong: the
-    log ratio is the sum over rings of count * log(P / N), N the isotonic fit to R. rings: (N,) how many rings count.
+    b takes the histogram of a, so that monotone grey-value curves do not matter. If b is a copy, the difference is noise, from
+    compression or the scanner, whose power per frequency R does not fall with frequency; if it is another scan, the powers of
+    both add up to P. Frequencies are taken as independent normal variables with one variance per ring, so the log ratio is the
+    sum over rings of count * log(P / N), where N is the isotonic fit to R.
+
+    Args:
+        a, b: (N, SIDE, SIDE).
+        frequencies: (N,), the number of rings that count.
     """
     x, y = _inside(a).astype(np.float64), _inside(b)
     flat = y.reshape(len(y), -1)
-    taken = np.empty(flat.shape)
-    np.put_along_axis(taken, np.argsort(flat, 1, kind="stable"), np.sort(x.reshape(len(x), -1), 1), 1)
-    y = taken.reshape(x.shape)
+    matched = np.empty(flat.shape)
+    np.put_along_axis(matched, np.argsort(flat, 1, kind="stable"), np.sort(x.reshape(len(x), -1), 1), 1)
+    y = matched.reshape(x.shape)
     both = _power(x) + _power(y) + 1e-12
-    noise = np.array([isotonic_regression(r, weights=COUNT).x for r in _power(y - x) + EXACT * both])
+    noise = np.array([isotonic_regression(r, weights=COUNT).x for r in _power(y - x) + FLOOR * both])
     gain = COUNT * np.log(both / np.minimum(noise, both))
     u, v = (i.reshape(len(i), -1) - i.mean((1, 2))[:, None] for i in (x, y))
-    alike = (u * v).sum(1) / np.maximum(np.sqrt((u * u).sum(1) * (v * v).sum(1)), 1e-12)
-    return (gain * (np.arange(1, FINE + 1) <= rings[:, None])).sum(1), alike
+    correlation = (u * v).sum(1) / np.maximum(np.sqrt((u * u).sum(1) * (v * v).sum(1)), 1e-12)
+    return (gain * (np.arange(1, MAX_FREQUENCY + 1) <= frequencies[:, None])).sum(1), correlation
 
 
-def scale(rings: int) -> float:
-    """How far evidence spreads, in units of its spread at 28 pixels: as the root of the number of frequencies."""
-    return float(np.sqrt(COUNT[:rings].sum() / COUNT.sum()))
+def _relative_spread(frequencies: int) -> float:
+    """Return the spread of the log ratio relative to that at 28 pixels: the root of the number of frequencies."""
+    return float(np.sqrt(COUNT[:frequencies].sum() / COUNT.sum()))
 
 
-def excess(found: Floats, rings: int) -> float:
-    """By how much, over `scale`, the best evidence of (K,) exceeds the rest (its RIVAL-th next); 0 for fewer candidates."""
-    return float(found.max() - np.sort(found)[-1 - RIVAL]) / scale(rings) if len(found) > RIVAL else 0.0
+def excess(ratios: Floats, frequencies: int) -> float:
+    """Return the best of the ratios (K,) minus the RUNNER_UP-th next, over the relative spread; 0 for fewer candidates."""
+    if len(ratios) <= RUNNER_UP:
+        return 0.0
+    return float(ratios.max() - np.sort(ratios)[-1 - RUNNER_UP]) / _relative_spread(frequencies)
 
 
-def verdict(found: Floats, alike: Floats, rings: int, usual: float) -> tuple[int, str]:
-    """Of the evidence (K,) and correlation (K,) of one image's candidates: which is its copy, and whether "near", "maybe" or "".
+def classify(ratios: Floats, correlation: Floats, frequencies: int, typical: float) -> tuple[int, str]:
+    """Return the best of an image's K candidates, and whether it is a copy: "near", "maybe", "compare" or "".
 
-    The images of one organ are all alike, so what counts is `excess`. "look": so many are so like it that they may be
-    copies as well, and only a look at their pixels can tell. usual: the upper quartile of the excess of scans that are no copies.
+    Images of one organ are all similar, so the `excess` counts. "compare" means that so many candidates are similar that they
+    may be copies too, and only comparing pixels can tell.
+
+    Args:
+        ratios, correlation: (K,), from `log_likelihood_ratio`.
+        frequencies: the number of rings that counted.
+        typical: upper quartile of the excess among scans that are no copies.
     """
-    best, above = int(found.argmax()), excess(found, rings)
-    top = float(found[best]) / scale(rings)
-    clear = above >= max(SURELY, TIMES_SURELY * usual) and top >= LEAST
-    if (clear or top >= ALONE) and alike[best] >= ALIKE:
+    best, above = int(ratios.argmax()), excess(ratios, frequencies)
+    top = float(ratios[best]) / _relative_spread(frequencies)
+    clear = above >= max(NEAR_EXCESS, NEAR_FACTOR * typical) and top >= MIN_RATIO
+    if (clear or top >= CERTAIN_RATIO) and correlation[best] >= NEAR_CORRELATION:
         return best, "near"
-    maybe = above >= max(PERHAPS, TIMES_PERHAPS * usual) and alike[best] >= MAYBE_ALIKE
-    return best, "maybe" if maybe else "look" if top >= LEAST else ""
+    maybe = above >= max(MAYBE_EXCESS, MAYBE_FACTOR * typical) and correlation[best] >= MAYBE_CORRELATION
+    return best, "maybe" if maybe else "compare" if top >= MIN_RATIO else ""

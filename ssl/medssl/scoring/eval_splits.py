@@ -97,12 +97,12 @@ def guarded(folder: Run, encoder: EncoderConfig, splits: EvalSplits, allow_overl
         scan_set_from_store(name, part.store, part.rows)
         for name, part in (("training", train), ("validation", splits.val), ("test", test))
     )
-    report = check_leaks(before, home, val, away, kept=test.store.path / "cache" / "alike.npz")
+    report = check_leaks(before, home, val, away, cache=test.store.path / "cache" / "alike.npz")
     if report.refusal and not allow_overlap:
         raise UserError(
             f"{report.refusal}: scores would be too high. Test on other patients, or mark every number: allow_overlap=true"
         )
-    if shared := report["training", "test"].patients:
+    if shared := report["training", "test"].shared_patients:
         raise UserError(f"{shared} patients are in training and in test; ingest again with one split per patient")
     flags = report.warnings()
     for part, what in ((splits.val, "validation"), (test, "test")):

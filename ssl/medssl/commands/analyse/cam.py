@@ -216,7 +216,7 @@ def _unlabelled(folder: Run, key: str, home: Store, away: Store, other: bool, al
     seen = read_pretrained_on(folder.path / "pretrained_on.parquet", key, known)
     train, val = (scan_set_from_store(what, home, rows[:0]) for what in ("training", "validation"))  # nothing is fitted
     report = check_leaks(
-        seen, train, val, scan_set_from_store("test", away, rows), kept=away.path / "cache" / "alike.npz"
+        seen, train, val, scan_set_from_store("test", away, rows), cache=away.path / "cache" / "alike.npz"
     )
     if report.refusal and not allow_overlap:
         raise UserError(f"{report.refusal}; look at other patients, or have every number marked: allow_overlap=true")
