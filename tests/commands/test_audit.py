@@ -75,15 +75,17 @@ def test_the_planted_view_is_named_unasked_and_the_others_are_not(found):
         "age": "none",
     }
     assert found["metadata"][0]["field"] == "view"  # the worst first
-    assert found["verdict"].startswith("Part of the score of lesion is the view. No shortcut was found among")
+    assert found["verdict"].startswith("Part of the score of lesion comes from the view. No shortcut was found among")
     said = of(found, "view")["sentence"]
     for words in (
-        "the encoder tells it (AUROC",
-        "it goes with lesion in training",
-        "alone it predicts lesion of test scans",
+        "the features predict it (AUROC",
+        "it is associated with lesion in training",
+        "alone it predicts lesion on test scans",
     ):
         assert words in said
-    assert re.search(r"within one view the score falls from 0\.\d+ \[.*: part of the score is the view\.$", said)
+    assert re.search(
+        r"within one view the score falls from 0\.\d+ \[.*: part of the score comes from the view\.$", said
+    )
 
 
 def test_what_the_audit_measured_is_what_was_planted(found):
@@ -127,7 +129,7 @@ def test_the_printed_tables_hold_no_bare_number(made, capsys):
     result = audit(run, store, "lesion", facts="view")
     printed = capsys.readouterr().out
     assert result["metadata"][0]["sentence"] in printed
-    assert printed.rstrip().endswith("Part of the score of lesion is the view.")
+    assert printed.rstrip().endswith("Part of the score of lesion comes from the view.")
     lines = [line for line in printed.splitlines() if re.match(r"(view|age) .*\d\.\d{3}", line)]
     assert len(lines) == 3
     for line in lines:
@@ -243,7 +245,7 @@ def test_the_view_of_real_chest_xrays_goes_with_the_label_and_that_is_said(share
     result = audit(pretrained(store, tmp_path / "run", size=32), store, "label")
     assert {f["field"] for f in result["metadata"]} == {"view", "sex", "age"}
     said = of(result, "view")["sentence"]
-    assert said.startswith("view: the encoder tells it (AUROC")
-    assert "it goes with label in training (Cramér's V 0." in said
+    assert said.startswith("view: the features predict it (AUROC")
+    assert "it is associated with label in training (Cramér's V 0." in said
     assert of(result, "view")["finding"] != "none"
     assert "the view" in result["verdict"]

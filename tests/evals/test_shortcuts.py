@@ -311,29 +311,29 @@ def test_a_score_that_is_all_fact(all_of_it):
     """The label is not in the features: within the fact the AUROC is a half, and that is said."""
     e = all_of_it
     assert e.finding == PART
-    assert e.told["run"]["AUROC"].low > 0.95
-    assert e.beyond["noise"].high < 0
+    assert e.predicted["run"]["AUROC"].low > 0.95
+    assert e.predicted_difference["noise"].high < 0
     assert e.alone.low <= 0.9 <= e.alone.high  # (1 + goes) / 2
-    assert e.trained.low <= 0.8 <= e.trained.high  # goes
-    for left in (e.within, e.balanced, e.without):
+    assert e.association_train.low <= 0.8 <= e.association_train.high  # goes
+    for left in (e.within, e.balanced, e.regressed_out):
         assert left.low <= 0.5 <= left.high
-    assert e.changes["within"].value == pytest.approx(e.within.value - e.whole.value, abs=1e-12)
-    assert e.changes["without"].value == pytest.approx(e.without.value - e.whole.value, abs=1e-12)
+    assert e.differences["within"].value == pytest.approx(e.within.value - e.score.value, abs=1e-12)
+    assert e.differences["regressed_out"].value == pytest.approx(e.regressed_out.value - e.score.value, abs=1e-12)
     said = e.sentence("lesion")
-    assert said.startswith("scanner: the encoder tells it (AUROC 0.9")
-    assert "alone it predicts lesion of test scans" in said
+    assert said.startswith("scanner: the features predict it (AUROC 0.9")
+    assert "alone it predicts lesion on test scans" in said
     assert "where it is not shown to be above chance" in said
-    assert said.endswith(": part of the score is the scanner.")
+    assert said.endswith(": part of the score comes from the scanner.")
 
 
 def test_nothing_of_the_test_scans_is_fitted():
     """The regression is of training scans: scikit-learn's, and the same probe on what is left, give the very score."""
     train, val, test = cohort(6, 0.7, 1.5, 3.0)
     found = audit_confounder("scanner", "classification", ("A", "B"), "classification", 2, train, val, test, seed=0)
-    reference = LinearRegression().fit(train.fact[:, None], train.x["run"])
-    left = [s.x["run"] - reference.predict(s.fact[:, None]) for s in (train, val, test)]
+    reference = LinearRegression().fit(train.field[:, None], train.x["run"])
+    left = [s.x["run"] - reference.predict(s.field[:, None]) for s in (train, val, test)]
     (probe,) = linear_probes((left[0], train.y), (left[1], val.y), [left[2]], classes=2, patient=train.patient)
-    assert found.without.value == pytest.approx(AUROC(test.y, probe.predictions[0]), abs=1e-9)
+    assert found.regressed_out.value == pytest.approx(AUROC(test.y, probe.predictions[0]), abs=1e-9)
 
 
 def test_a_score_that_is_part_fact():
@@ -344,10 +344,10 @@ def test_a_score_that_is_part_fact():
         (h[1] if f else 1 - h[1]) * (h[0] if g else 1 - h[0]) * norm.cdf(1.5 * (1 - h[f] + h[g]) / np.sqrt(2))
         for f in (0, 1) for g in (0, 1)
     )  # fmt: skip
-    assert e.without.low <= truth <= e.without.high  # disease that goes with the fact went out with it
+    assert e.regressed_out.low <= truth <= e.regressed_out.high  # disease that goes with the fact went out with it
     assert 0.5 < truth < norm.cdf(1.5 / np.sqrt(2))
-    assert 0.5 < e.within.low <= e.within.value < e.whole.low
-    assert e.changes["without"].high < 0
+    assert 0.5 < e.within.low <= e.within.value < e.score.low
+    assert e.differences["regressed_out"].high < 0
     assert "within one scanner the score falls from" in e.sentence("lesion")
     assert "not shown to be above chance" not in e.sentence("lesion")
 
@@ -358,7 +358,7 @@ def test_no_false_alarm_for_a_fact_that_is_told_but_does_not_go_with_the_label(k
     for seed in range(8):
         e = evidence(100 + seed, 0.0, 1.5, 3.0, kind=kind)
         found[e.finding] += 1
-        assert e.told["run"]["AUROC" if kind == "classification" else "Spearman"].low > 0.5
+        assert e.predicted["run"]["AUROC" if kind == "classification" else "Spearman"].low > 0.5
     assert found[PART] == 0
     assert found[POSSIBLE] <= 2
 
@@ -366,19 +366,21 @@ def test_no_false_alarm_for_a_fact_that_is_told_but_does_not_go_with_the_label(k
 def test_a_fact_that_goes_with_the_label_but_is_not_in_the_features_takes_nothing_away():
     e = evidence(3, 0.6, 1.5, 0.0, sizes=(300, 60, 200))
     assert e.finding != PART
-    assert e.still.low <= 0.5 <= e.still.high  # told by the label alone, and that is seen among scans of one label
-    assert e.changes["within"].high > 0
+    assert (
+        e.predicted_within_label.low <= 0.5 <= e.predicted_within_label.high
+    )  # told by the label alone, and that is seen among scans of one label
+    assert e.differences["within"].high > 0
 
 
 def test_a_number_in_bands(all_of_it):
     e = evidence(4, 1.0, 0.0, 3.0, kind="regression", fact="age")
     assert e.finding == PART
-    assert "R2" in e.told["run"]
+    assert "R2" in e.predicted["run"]
     said = e.sentence("lesion")
     assert "correlation ratio" in said
     assert "within bands of age the score falls" in said
     together = conclusion([all_of_it, e], "lesion")
-    assert together == "Part of the score of lesion is the scanner and the age."
+    assert together == "Part of the score of lesion comes from the scanner and the age."
 
 
 def test_a_fact_that_is_the_label_cannot_be_told_apart_from_it():
@@ -398,7 +400,7 @@ def stated(told, alone, trained, change, fact="view"):
     some = s((0.6, 0.9))
     return Evidence(
         fact, "classification", ("AP", "PA"), "AUROC", {"run": {"AUROC": s(told)}}, some, {}, s(alone), s(trained), some,
-        some, some, some, some, {"within": s(change), "without": s(change), "balanced": s(change)},
+        some, some, some, some, {"within": s(change), "regressed_out": s(change), "balanced": s(change)},
     )  # fmt: skip
 
 
@@ -421,13 +423,13 @@ def test_what_is_claimed_follows_from_the_intervals(told, alone, trained, change
     e = stated(told, alone, trained, change)
     assert e.finding == finding
     said = e.sentence("lesion")
-    assert ("the encoder tells it" in said) == (told == TOLD)
+    assert ("the features predict it" in said) == (told == TOLD)
     assert ("alone it predicts" in said) == (alone == GOES)
-    assert ("the wrong way round in test" in said) == (alone == (0.3, 0.4))
-    assert ("it goes with lesion in training" in said) == (trained[0] > 0)
+    assert ("is reversed on test scans" in said) == (alone == (0.3, 0.4))
+    assert ("it is associated with lesion in training" in said) == (trained[0] > 0)
     assert ("the score falls" in said) == (change == FALLS)
     assert ("the score rises" in said) == (change == (0.01, 0.1))
-    assert ("part of the score is the view." in said) == (finding == PART)
+    assert ("part of the score comes from the view." in said) == (finding == PART)
     assert ("neither shown nor excluded" in said) == (finding == POSSIBLE)
 
 
@@ -439,7 +441,8 @@ def test_the_verdict_names_every_fact_once():
         stated(SILENT, SILENT, (0.0, 0.1), NOTHING, "site"),
     ]
     assert conclusion(facts, "lesion") == (
-        "Part of the score of lesion is the view. That part of the score of lesion is the age is neither shown nor excluded. "
+        "Part of the score of lesion comes from the view. "
+        "Whether part of the score of lesion comes from the age is neither shown nor excluded. "
         "No shortcut was found among sex and site."
     )
     assert conclusion(facts[2:3], "lesion") == "No shortcut was found in sex."

@@ -97,11 +97,11 @@ def audit(
     _print(found, str(splits.target))
     p, sites = without_each_site(x[sources.name], splits, seed, sources.device)
     groups = clinical.for_whom(
-        splits, p, seed, [e.fact for e in found if e.kind == "classification" or e.fact == "age"]
+        splits, p, seed, [e.field for e in found if e.kind == "classification" or e.field == "age"]
     )
     said = [e.sentence(str(splits.target)) for e in found]
     outcome = conclusion(found, str(splits.target))
-    print("\n" + "\n".join([*said, *(f"{e.fact}: {note}." for e in found for note in e.notes)]))
+    print("\n" + "\n".join([*said, *(f"{e.field}: {note}." for e in found for note in e.notes)]))
     if left:
         print(f"Not audited: {_reasons(left)}.")
     print("\n".join([*LIMITS, "", outcome]))
@@ -174,13 +174,16 @@ def _print(found: list[Evidence], target: str) -> None:
     """Three tables with a line for each fact."""
     told: list[Line] = []
     for e in found:
-        for metric in next(iter(e.told.values())):
-            line: Line = {"fact": e.fact, "by": metric, **{name: each[metric] for name, each in e.told.items()}}
-            main = metric == next(iter(next(iter(e.told.values()))))
+        for metric in next(iter(e.predicted.values())):
+            line: Line = {"fact": e.field, "by": metric, **{name: each[metric] for name, each in e.predicted.items()}}
+            main = metric == next(iter(next(iter(e.predicted.values()))))
             if main:
-                line |= {"in one label": e.still, **{f"{name} minus run": s for name, s in e.beyond.items()}}
+                line |= {
+                    "in one label": e.predicted_within_label,
+                    **{f"{name} minus run": s for name, s in e.predicted_difference.items()},
+                }
             told.append(line)
-    own, *others = found[0].told
+    own, *others = found[0].predicted
     columns = [own, "in one label", *(c for name in others for c in (name, f"{name} minus run"))]
     print(
         f"\nhow well features tell the fact; chance is {CHANCE['classification']} for AUROC and {CHANCE['regression']} for Spearman and R2"
@@ -188,16 +191,16 @@ def _print(found: list[Evidence], target: str) -> None:
     print(text_table(told, ["fact", "by", *columns]))
     print(f"\nhow the fact goes with {target}; alone is a model of the fact and nothing else")
     goes: list[Line] = [
-        {"fact": e.fact, f"{e.metric} alone": e.alone, "association": ASSOCIATION[e.kind], "in training": e.trained,
-         "in test": e.tested}
+        {"fact": e.field, f"{e.metric} alone": e.alone, "association": ASSOCIATION[e.kind], "in training": e.association_train,
+         "in test": e.association_test}
         for e in found
     ]  # fmt: skip
     print(text_table(goes, ["fact", f"{found[0].metric} alone", "association", "in training", "in test"]))
     print(f"\nwhat is left of the {found[0].metric} without the fact; changes are paired")
     left: list[Line] = []
     for e in found:
-        line = {"fact": e.fact, "as it is": e.whole}
-        for key, name in (("without", "regressed out"), ("within", "within"), ("balanced", "balanced")):
-            line |= {name: getattr(e, key), f"change {name}": e.changes[key]}
+        line = {"fact": e.field, "as it is": e.score}
+        for key, name in (("regressed_out", "regressed out"), ("within", "within"), ("balanced", "balanced")):
+            line |= {name: getattr(e, key), f"change {name}": e.differences[key]}
         left.append(line)
     print(text_table(left, list(left[0])))

@@ -1,7 +1,10 @@
-"""What speaks for a score living off a fact of the scan: do features tell it, does it go with the label, what is left."""
+"""Evidence on whether a score depends on a possible confounder, a metadata field such as the scanner or the age.
+
+Do features predict the field, is it associated with the label, and what remains of the score when it is controlled for?
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,10 +18,8 @@ from medssl.evals.stats.bootstrap import difference, score, scores
 from medssl.evals.stats.score import Score
 from medssl.evals.task_types.task_types import task_type
 
-TOLD: dict[str, tuple[Metric, ...]] = {
-    "classification": (AUROC,),
-    "regression": (SPEARMAN, R2),
-}  # how well a fact is told
+# how well a field is predicted
+PREDICTED: dict[str, tuple[Metric, ...]] = {"classification": (AUROC,), "regression": (SPEARMAN, R2)}
 CHANCE = {"classification": 0.5, "regression": 0.0}
 ASSOCIATION = {"classification": "Cramér's V", "regression": "correlation ratio"}
 FINDINGS = PART, POSSIBLE, NONE = "part", "possible", "none"
@@ -26,119 +27,126 @@ FINDINGS = PART, POSSIBLE, NONE = "part", "possible", "none"
 
 @dataclass(frozen=True)
 class ConfounderData:
-    """ConfounderData of one split that have the fact: features by name, the run's first; truth, fact (N,) and patient (N,)."""
+    """The scans of one split where the field is known: features by name, the run's first; labels y, field and patient (N,)."""
 
     x: Mapping[str, ArrayLike]
     y: NDArray[Any]
-    fact: NDArray[Any]
+    field: NDArray[Any]
     patient: NDArray[Any]
 
     def __len__(self) -> int:
-        return len(self.fact)
+        return len(self.field)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Of one fact; every number on the test scans that have it, but for `trained`.
+    """Evidence on one metadata field; scores are on the test scans where it is known, except `association_train`.
 
     Attributes:
-        fact, kind: its name; classification or regression. values: their names. metric: of the task.
-        told: how well a linear probe tells it, by features and then by metric of TOLD; the first features are the run's.
-        still: the same of the run's features among scans of one label: encoders tell what goes with a disease from the disease.
-        beyond: the first metric of each other features, minus that of the run, paired.
-        alone: the task's AUROC of a model of the fact alone, fitted on training scans.
-        trained, tested: association of fact and label in training and in test.
-        whole: the task's AUROC of the probe. without: of a probe on features with the fact regressed out. within, balanced: see
-            `shortcuts`. changes: of the last three to the first, by name, paired.
-        notes: what else to know of the fact.
+        field: its name.
+        kind: the task of predicting it, classification or regression.
+        values: names of its classes.
+        metric: the main metric of the target.
+        predicted: how well a linear probe predicts the field, by features, then by metric of PREDICTED; the run's features first.
+        predicted_within_label: the same for the run's features among scans of one label, because features that show the label
+            also predict what is associated with it.
+        predicted_difference: the first metric of each other features minus that of the run, paired.
+        alone: the target's score of a model of the field alone, fitted on training scans.
+        association_train, association_test: association of field and label.
+        score: the target's score of the probe.
+        regressed_out: the same of a probe on features with the field regressed out.
+        within, balanced: see `shortcuts`.
+        differences: regressed_out, within and balanced minus score, paired.
+        notes: further remarks on the field.
     """
 
-    fact: str
+    field: str
     kind: str
     values: tuple[str, ...]
     metric: str
-    told: dict[str, dict[str, Score]]
-    still: Score
-    beyond: dict[str, Score]
+    predicted: dict[str, dict[str, Score]]
+    predicted_within_label: Score
+    predicted_difference: dict[str, Score]
     alone: Score
-    trained: Score
-    tested: Score
-    whole: Score
-    without: Score
+    association_train: Score
+    association_test: Score
+    score: Score
+    regressed_out: Score
     within: Score
     balanced: Score
-    changes: dict[str, Score]
-    notes: tuple[str, ...] = field(default=())
+    differences: dict[str, Score]
+    notes: tuple[str, ...] = ()
 
     @property
-    def is_told(self) -> bool:
-        """Whether the run's features tell the fact better than chance, with all of the interval."""
-        return self.best.low > CHANCE[self.kind]
+    def is_predicted(self) -> bool:
+        """Whether the run's features predict the field better than chance, with the whole interval."""
+        return self.prediction.low > CHANCE[self.kind]
 
     @property
-    def best(self) -> Score:
-        """How well the run's features tell the fact."""
-        return next(iter(next(iter(self.told.values())).values()))
+    def prediction(self) -> Score:
+        """How well the run's features predict the field, by the first metric."""
+        return next(iter(next(iter(self.predicted.values())).values()))
 
     @property
     def finding(self) -> str:
         """PART, POSSIBLE or NONE.
 
-        A part of the score is the fact where the features tell it, it alone predicts the label of test scans, and the score
-        is lower within the fact, each with all of its 95 % interval. It is possible where they tell it and it goes with the
-        label, in training or in test, and a lower score within is not excluded. Simulated, of 400 cohorts with 80 test
-        patients whose features tell a fact that does not go with the label, none is PART and 7 % are POSSIBLE.
+        Part of the score comes from the field if the features predict it, it alone predicts the label of test scans, and the
+        score is lower within equal values of the field, each with the whole 95 % interval. This is possible if the features
+        predict it, it is associated with the label in training or in test, and a lower score within equal values is not
+        excluded. In simulations of 400 cohorts with 80 test patients and features that predict a field independent of the
+        label, none is PART and 7 % are POSSIBLE.
         """
-        if not self.is_told:
+        if not self.is_predicted:
             return NONE
-        if self.alone.low > 0.5 and self.changes["within"].high < 0:
+        if self.alone.low > 0.5 and self.differences["within"].high < 0:
             return PART
-        goes = self.alone.low > 0.5 or self.trained.low > 0
-        return POSSIBLE if goes and not self.changes["within"].low >= 0 else NONE  # undefined excludes nothing
+        associated = self.alone.low > 0.5 or self.association_train.low > 0
+        # an undefined difference excludes nothing
+        return POSSIBLE if associated and not self.differences["within"].low >= 0 else NONE
 
     def sentence(self, target: str) -> str:
-        """All of it, claiming only what intervals show."""
-        parts = [self._told(), *self._goes(target), self._falls()]
+        """Return a summary that claims only what the intervals show."""
+        parts = [self._prediction(), *self._association(target), self._within()]
         end = {
-            PART: f": part of the score is the {self.fact}",
-            POSSIBLE: f": that part of the score is the {self.fact} is neither shown nor excluded",
+            PART: f": part of the score comes from the {self.field}",
+            POSSIBLE: f": whether part of the score comes from the {self.field} is neither shown nor excluded",
             NONE: "",
         }[self.finding]
-        return f"{self.fact}: {'; '.join(parts)}{end}."
+        return f"{self.field}: {'; '.join(parts)}{end}."
 
-    def _told(self) -> str:
-        said = f"{TOLD[self.kind][0].name} {self.best}, {self.still} among scans of one label"
-        said += "".join(f", {word} {_listed(names)}" for word, names in self._beside().items())
-        return f"the encoder {'tells it' if self.is_told else 'is not shown to tell it'} ({said})"
+    def _prediction(self) -> str:
+        said = (
+            f"{PREDICTED[self.kind][0].name} {self.prediction}, {self.predicted_within_label} among scans of one label"
+        )
+        compared: dict[str, list[str]] = {}
+        for name, d in self.predicted_difference.items():
+            words = "better than" if d.high < 0 else "worse than" if d.low > 0 else "not shown to differ from"
+            compared.setdefault(words, []).append(name)
+        said += "".join(f", {words} {_listed(names)}" for words, names in compared.items())
+        return f"the features {'predict it' if self.is_predicted else 'are not shown to predict it'} ({said})"
 
-    def _beside(self) -> dict[str, list[str]]:
-        """Words for how the run stands to other features -> which."""
-        out: dict[str, list[str]] = {}
-        for name, d in self.beyond.items():
-            word = "more than" if d.high < 0 else "less than" if d.low > 0 else "not shown to differ from"
-            out.setdefault(word, []).append(name)
-        return out
-
-    def _goes(self, target: str) -> list[str]:
+    def _association(self, target: str) -> list[str]:
         out = []
-        if self.trained.low > 0:
-            out.append(f"it goes with {target} in training ({ASSOCIATION[self.kind]} {self.trained})")
-        if self.alone.low > 0.5:
-            out.append(f"alone it predicts {target} of test scans ({self.metric} {self.alone})")
-        elif self.alone.high < 0.5:
+        if self.association_train.low > 0:
             out.append(
-                f"what it says of {target} in training is the wrong way round in test ({self.metric} {self.alone})"
+                f"it is associated with {target} in training ({ASSOCIATION[self.kind]} {self.association_train})"
             )
+        score = f"({self.metric} {self.alone})"
+        if self.alone.low > 0.5:
+            out.append(f"alone it predicts {target} on test scans {score}")
+        elif self.alone.high < 0.5:
+            out.append(f"its association with {target} is reversed on test scans {score}")
         else:
-            out.append(f"alone it is not shown to predict {target} of test scans ({self.metric} {self.alone})")
+            out.append(f"alone it is not shown to predict {target} on test scans {score}")
         return out
 
-    def _falls(self) -> str:
-        where = f"within one {self.fact}" if self.kind == "classification" else f"within bands of {self.fact}"
-        change = self.changes["within"]
+    def _within(self) -> str:
+        where = f"within one {self.field}" if self.kind == "classification" else f"within bands of {self.field}"
+        change = self.differences["within"]
         if np.isnan(self.within.value) or np.isnan(change.low):
-            return f"scans of equal {self.fact} do not differ in the label, so the two cannot be told apart"
-        ends = f"from {self.whole} to {self.within}, paired {change}"
+            return f"scans of equal {self.field} have one label, so the two cannot be told apart"
+        ends = f"from {self.score} to {self.within}, paired {change}"
         if change.high < 0:
             said = f"{where} the score falls {ends}"
             return said if self.within.low > 0.5 else f"{said}, where it is not shown to be above chance"
@@ -146,25 +154,22 @@ class Evidence:
 
     def as_dict(self, target: str) -> dict[str, Any]:
         """Return JSON values."""
-        scores = {
-            "predicted_within_label": self.still, "alone": self.alone, "association_train": self.trained,
-            "association_test": self.tested, "score": self.whole, "regressed_out": self.without,
-            "within": self.within, "balanced": self.balanced,
+        values: dict[str, Any] = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        return values | {
+            "association": ASSOCIATION[self.kind], "finding": self.finding, "sentence": self.sentence(target)
         }  # fmt: skip
-        differences = {"regressed_out" if k == "without" else k: s.as_dict() for k, s in self.changes.items()}
-        return {
-            "field": self.fact, "kind": self.kind, "values": list(self.values), "metric": self.metric,
-            "association": ASSOCIATION[self.kind],
-            "predicted": {name: {k: s.as_dict() for k, s in each.items()} for name, each in self.told.items()},
-            "predicted_difference": {name: s.as_dict() for name, s in self.beyond.items()},
-            **{name: s.as_dict() for name, s in scores.items()},
-            "differences": differences,
-            "notes": list(self.notes), "finding": self.finding, "sentence": self.sentence(target),
-        }  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Score):
+        return value.as_dict()
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def audit_confounder(
-    fact: str,
+    field: str,
     kind: str,
     values: Sequence[str],
     task: str,
@@ -177,49 +182,49 @@ def audit_confounder(
     seed: int = 0,
     device: str = "cpu",
 ) -> Evidence:
-    """The evidence of one fact, `values` naming its codes (none for a number), for a target with that many classes or labels.
+    """Return the evidence on one metadata field for a target with `classes` classes or findings.
 
-    Every model is fitted on `train`, its penalty chosen on `val` (on held-out patients of `train` where that is empty), and
-    judged on `test`; the three share no patient. Raises UserError as `linear_probes` does.
+    values: names of the field's codes, none for a number. Every model is fitted on `train`, its penalty selected on `val`
+    (on held-out patients of `train` if that is empty), and scored on `test`; they share no patient. Raises UserError as
+    `linear_probes` does.
     """
     main, y, patient = task_type(task).metrics[0], test.y, test.patient
     options: dict[str, Any] = {"patient": train.patient, "seed": seed, "device": device}
 
-    def probed(x: ArrayLike, x_val: ArrayLike, x_test: ArrayLike, of_fact: bool = False) -> NDArray[np.float64]:
-        truth, check = (s.fact if of_fact else s.y for s in (train, val))
-        asked = (kind, len(values) or None) if of_fact else (task, classes)
-        chooses = (x_val, check) if len(val) else None
-        return linear_probes((x, truth), chooses, [x_test], task=asked[0], classes=asked[1], **options)[0].predictions[
-            0
-        ]
+    def probed(x: ArrayLike, x_val: ArrayLike, x_test: ArrayLike, of_field: bool = False) -> NDArray[np.float64]:
+        labels, val_labels = (s.field if of_field else s.y for s in (train, val))
+        name, count = (kind, len(values) or None) if of_field else (task, classes)
+        validation = (x_val, val_labels) if len(val) else None
+        (probe,) = linear_probes((x, labels), validation, [x_test], task=name, classes=count, **options)
+        return probe.predictions[0]
 
-    found = {name: probed(train.x[name], val.x[name], test.x[name], of_fact=True) for name in train.x}
+    found = {name: probed(train.x[name], val.x[name], test.x[name], of_field=True) for name in train.x}
     own, *others = found
-    best = TOLD[kind][0]
-    columns = design(kind, train.fact)
-    lone = probed(columns(train.fact), columns(val.fact), columns(test.fact))
+    best = PREDICTED[kind][0]
+    columns = design(kind, train.field)
+    lone = probed(columns(train.field), columns(val.field), columns(test.field))
     x, x_val, x_test = train.x[own], val.x[own], test.x[own]
     p = probed(x, x_val, x_test)
-    less = ConfoundRegression.fit(x, train.fact, kind)
-    q = probed(less(x, train.fact), less(x_val, val.fact), less(x_test, test.fact))
-    same = test.fact if kind == "classification" else np.searchsorted(edges(train.fact), test.fact, side="right")
+    less = ConfoundRegression.fit(x, train.field, kind)
+    q = probed(less(x, train.field), less(x_val, val.field), less(x_test, test.field))
+    same = test.field if kind == "classification" else np.searchsorted(edges(train.field), test.field, side="right")
     inside, even = auroc_within(task, same), auroc_balanced(task, same)
     falls, tilts = auroc_within(task, same, change=True), auroc_balanced(task, same, change=True)
     judged = scores([main, inside, even, falls, tilts], y, p, patient, seed=seed)
     return Evidence(
-        fact, kind, tuple(values), main.name,
-        told={name: scores(TOLD[kind], test.fact, guess, patient, seed=seed) for name, guess in found.items()},
-        still=score(auroc_within(kind, np.nan_to_num(y, nan=-1)), test.fact, found[own], patient, seed=seed),
-        beyond={name: difference(best, test.fact, found[name], found[own], patient, seed=seed) for name in others},
+        field, kind, tuple(values), main.name,
+        predicted={name: scores(PREDICTED[kind], test.field, guess, patient, seed=seed) for name, guess in found.items()},
+        predicted_within_label=score(auroc_within(kind, np.nan_to_num(y, nan=-1)), test.field, found[own], patient, seed=seed),
+        predicted_difference={name: difference(best, test.field, found[name], found[own], patient, seed=seed) for name in others},
         alone=score(main, y, lone, patient, seed=seed),
-        trained=association(kind, train.fact, task, train.y, train.patient, seed=seed),
-        tested=association(kind, test.fact, task, y, patient, seed=seed),
-        whole=judged[main.name],
-        without=score(main, y, q, patient, seed=seed),
+        association_train=association(kind, train.field, task, train.y, train.patient, seed=seed),
+        association_test=association(kind, test.field, task, y, patient, seed=seed),
+        score=judged[main.name],
+        regressed_out=score(main, y, q, patient, seed=seed),
         within=judged[inside.name],
         balanced=judged[even.name],
-        changes={
-            "without": difference(main, y, q, p, patient, seed=seed),
+        differences={
+            "regressed_out": difference(main, y, q, p, patient, seed=seed),
             "within": judged[falls.name],
             "balanced": judged[tilts.name],
         },
@@ -228,14 +233,14 @@ def audit_confounder(
 
 
 def conclusion(found: Sequence[Evidence], target: str) -> str:
-    """What all facts together say of the score of `target`."""
-    by = {kind: [e.fact for e in found if e.finding == kind] for kind in FINDINGS}
+    """Return what all fields together show about the score of `target`."""
+    by = {finding: [e.field for e in found if e.finding == finding] for finding in FINDINGS}
     lines = []
     if by[PART]:
-        lines.append(f"Part of the score of {target} is {_listed([f'the {f}' for f in by[PART]])}.")
+        lines.append(f"Part of the score of {target} comes from {_listed([f'the {f}' for f in by[PART]])}.")
     if by[POSSIBLE]:
         which = _listed([f"the {f}" for f in by[POSSIBLE]], "or")
-        lines.append(f"That part of the score of {target} is {which} is neither shown nor excluded.")
+        lines.append(f"Whether part of the score of {target} comes from {which} is neither shown nor excluded.")
     if by[NONE]:
         lines.append(f"No shortcut was found {'in' if len(by[NONE]) == 1 else 'among'} {_listed(by[NONE])}.")
     return " ".join(lines)
