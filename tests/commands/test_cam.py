@@ -20,7 +20,7 @@ from medssl.encoders.config import InputConfig
 from medssl.encoders.export import load_encoder
 from medssl.errors import UserError
 from medssl.evals.explain.saliency import gradcam
-from medssl.evals.explain.saliency_checks import trusted, verdict
+from medssl.evals.explain.saliency_checks import depends_on_weights, randomisation_check
 from medssl.evals.probes.linear import linear_probes
 from medssl.reporting.saliency_sheet import OUTLINE, ScanWithMap, saliency_sheet, strongest_slice
 from medssl.reporting.sections import cam_section
@@ -214,7 +214,7 @@ def test_maps_that_know_nothing_are_found_out():
     head = torch.randn(8, 1, generator=torch.Generator().manual_seed(1)).numpy()
     lines, last = _check(lambda encoder, head, at: edges[at], trained, fresh, None, edges, patient, 0)
     assert last.value == last.low == pytest.approx(1)
-    assert verdict(last).startswith("Do not trust these maps")
+    assert randomisation_check(last).startswith("Do not trust these maps")
     assert [line["random"] for line in lines] == [f"the last {d} of 3 groups of layers" for d in (1, 2, 3)]
     asked = []
 
@@ -225,7 +225,7 @@ def test_maps_that_know_nothing_are_found_out():
     ours = maps(trained, head, np.arange(20))
     asked.clear()
     lines, last = _check(maps, trained, fresh, head, ours, patient, 0)
-    assert trusted(last)
+    assert depends_on_weights(last)
     assert lines[0]["random"] == "the probe"
     assert len(asked) == 3 * 4
     for draw, other in enumerate(fresh):

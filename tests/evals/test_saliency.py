@@ -23,8 +23,14 @@ from medssl.encoders.patch_bank import PatchBank
 from medssl.encoders.timm2d import TimmEncoder
 from medssl.encoders.vit import ViT
 from medssl.errors import UserError
-from medssl.evals.explain.saliency import alike, gradcam, places, rollout
-from medssl.evals.explain.saliency_checks import mask_energy, randomised, rank_correlation, trusted, verdict
+from medssl.evals.explain.saliency import gradcam, map_resolution, rollout, similarity_weight
+from medssl.evals.explain.saliency_checks import (
+    depends_on_weights,
+    mask_energy,
+    randomisation_check,
+    randomised,
+    rank_correlation,
+)
 from medssl.evals.stats.score import Score
 
 AVERAGED = {  # the features are the mean over places of `maps`
@@ -77,7 +83,7 @@ def test_gradcam_of_averaged_features_is_cam(name):
     everywhere = list(itertools.product(*map(range, a.shape[2:])))
     for b, place in itertools.product(range(3), everywhere):
         cam[b][place] = np.dot(weight[b].numpy(), a[(b, slice(None), *place)]) / len(everywhere)
-    assert places(encoder, x) == a.shape[2:]
+    assert map_resolution(encoder, x) == a.shape[2:]
     np.testing.assert_allclose(cam.reshape(3, -1).sum(1), (weight * z).sum(1), rtol=1e-3, atol=1e-4)
     assert (cam < 0).any()
     assert got.dtype == torch.float32
@@ -161,12 +167,14 @@ def test_what_makes_views_alike_adds_up_to_their_cosine():
     with torch.no_grad():
         f, g, h = encoder(x), encoder(y), encoder(others)
     nothing = torch.zeros(encoder.dim)
-    a = torch.einsum("bk,bkhw->bhw", alike(f, g, nothing), encoder.maps(x)) / math.prod(encoder.maps(x).shape[2:])
+    a = torch.einsum("bk,bkhw->bhw", similarity_weight(f, g, nothing), encoder.maps(x)) / math.prod(
+        encoder.maps(x).shape[2:]
+    )
     torch.testing.assert_close(a.sum((1, 2)), F.cosine_similarity(f, g))
     foil = F.normalize(h, dim=1).mean(0)
     less = torch.tensor([F.cosine_similarity(f[i : i + 1], h).mean() for i in range(4)])
-    torch.testing.assert_close((alike(f, g, foil) * f).sum(1), F.cosine_similarity(f, g) - less)
-    assert gradcam(encoder, x, alike(f, g, nothing)).min() >= 0
+    torch.testing.assert_close((similarity_weight(f, g, foil) * f).sum(1), F.cosine_similarity(f, g) - less)
+    assert gradcam(encoder, x, similarity_weight(f, g, nothing)).min() >= 0
 
 
 def rolled_by_loops(layers, heads, tokens):
@@ -219,7 +227,7 @@ def test_rollout_of_timm(name):
         handle.remove()
     reach = rolled_by_loops(layers, net.blocks[0].attn.num_heads, first + 6)
     row = reach[0] if name == "test_vit" else reach[first:].mean(0)
-    assert places(encoder, x) == (2, 3)
+    assert map_resolution(encoder, x) == (2, 3)
     np.testing.assert_allclose(got, enlarged(row[first:].reshape(1, 2, 3), encoder.size)[0], rtol=1e-4)
 
 
@@ -241,7 +249,7 @@ def test_no_attention_no_rollout(make):
 @pytest.mark.parametrize("make", [lambda: MLP(1, (8, 8), (4,)), lambda: PatchBank(1, (12, 12), 4, 8)])
 def test_no_place_no_map(make):
     encoder = make()
-    with pytest.raises(UserError, match="no activations with a place in the scan"):
+    with pytest.raises(UserError, match="no spatial activations"):
         gradcam(encoder, scans(encoder), torch.ones(encoder.dim))
 
 
@@ -359,14 +367,14 @@ def test_focus_refuses_what_cannot_be_scored():
     ("low", "high", "words"),
     [
         (0.61, 0.9, "Do not trust these maps"),
-        (0.2, 0.6, "It is not clear"),
-        (-0.3, 0.2, "depend on what was learnt"),
+        (0.2, 0.6, "It is not shown"),
+        (-0.3, 0.2, "depend on the learned weights"),
     ],
 )
 def test_a_map_that_does_not_change_is_not_trusted(low, high, words):
     score = Score(0.5, low, high, 20, 10, "made up")
-    assert words in verdict(score)
-    assert trusted(score) == (high == 0.2)
+    assert words in randomisation_check(score)
+    assert depends_on_weights(score) == (high == 0.2)
     few = dataclasses.replace(score, patients=9)
-    assert "too few patients. Do not trust them" in verdict(few)
-    assert not trusted(few)
+    assert "too few patients. Do not trust them" in randomisation_check(few)
+    assert not depends_on_weights(few)

@@ -12,7 +12,7 @@ from medssl.augmentations.loader import RawScans, make_views
 from medssl.encoders.config import InputConfig
 from medssl.errors import UserError, nearest
 from medssl.evals.embed import embed, standardised
-from medssl.evals.explain.saliency import alike, gradcam, rollout
+from medssl.evals.explain.saliency import gradcam, rollout, similarity_weight
 from medssl.evals.probes.linear import linear_probes
 from medssl.evals.probes.linear_fit import fit_linear
 from medssl.resample import apply_axes, axis_weights
@@ -82,7 +82,7 @@ class SaliencyMaker:
         }
         views, _ = make_views(raw, recipe, VIEWS, self.seed, self.test.mean, self.test.std)
         z = encoder.eval()(x)
-        return torch.stack([alike(z, encoder(view), foil) for view in views]).mean(0)
+        return torch.stack([similarity_weight(z, encoder(view), foil) for view in views]).mean(0)
 
 
 def head_of(source: FeatureSource, splits: EvalSplits, seed: int) -> np.ndarray:

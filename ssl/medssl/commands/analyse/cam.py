@@ -14,8 +14,15 @@ from medssl.encoders.config import InputConfig
 from medssl.encoders.export import load_encoder
 from medssl.errors import UserError, nearest
 from medssl.evals.embed import standardised
-from medssl.evals.explain.saliency import places
-from medssl.evals.explain.saliency_checks import MaskEnergy, mask_energy, randomised, rank_correlation, trusted, verdict
+from medssl.evals.explain.saliency import map_resolution
+from medssl.evals.explain.saliency_checks import (
+    MaskEnergy,
+    depends_on_weights,
+    mask_energy,
+    randomisation_check,
+    randomised,
+    rank_correlation,
+)
 from medssl.evals.stats.bootstrap import difference, score
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.text_table import text_table
@@ -118,7 +125,7 @@ def cam(
     rival = features.fresh(config, wanted).eval()
     maps, heads, subject = _maps(method, explain, home, scans, [encoder, rival], config, wanted, seed, device)
     ours = maps(encoder, heads[0], np.arange(len(scans.rows)))
-    grid = places(encoder, torch.zeros(1, wanted.channels, *wanted.size, device=device))
+    grid = map_resolution(encoder, torch.zeros(1, wanted.channels, *wanted.size, device=device))
     at, masks, insides = masks_on_grid(scans.store, scans.rows, wanted, part)
     found: dict[str, MaskEnergy] = {}
     if len(at):
@@ -148,8 +155,8 @@ def cam(
         "flags": scans.flags,
         "in_masks": [_plain(line) for line in inside],
         "check": [_plain(line) for line in check],
-        "verdict": verdict(last),
-        "trusted": trusted(last),
+        "verdict": randomisation_check(last),
+        "trusted": depends_on_weights(last),
     }
     resampled = resampled_for_encoder(scans.store, wanted)
     shown = [_picture(resampled, scans, i, ours[i], masks[at == i]) for i in _drawn(at, len(scans.rows))]

@@ -1,4 +1,4 @@
-"""How much a fact of the scan and a label go together, with an interval that holds 0 where they do not."""
+"""Association of a metadata field with a label, with an interval that contains 0 if there is none."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from medssl.evals.task_types.task_types import task_type
 
 def association(
     kind: str,
-    fact: ArrayLike,
+    field: ArrayLike,
     task: str,
     y: ArrayLike,
     patient: ArrayLike,
@@ -24,20 +24,20 @@ def association(
     seed: int = 0,
     level: float = 0.95,
 ) -> Score:
-    """How much the fact (N,) and the truth y of the task go together, 0 not at all, 1 one gives the other away.
+    """Return the association of a field (N,) with the labels y of a task, from 0 (none) to 1 (one determines the other).
 
-    Of classes Cramér's V, of a number its correlation ratio, both of which are the length of a vector: of the departures
-    (p_fc - p_f p_c) / sqrt(p_f p_c) from independence, or of the classes' standardised means times sqrt(p_c). Of several labels
+    Cramér's V for a categorical field, the correlation ratio for a number. Both are the length of a vector: the deviations
+    (p_fc - p_f p_c) / sqrt(p_f p_c) from independence, or the classes' standardised means times sqrt(p_c). For several findings,
     the root mean square.
 
-    A length is never below 0, and those of resamples are longer still, so percentiles would find an association everywhere.
-    The interval is value +- q instead, cut at 0 and 1, with q the `level` quantile of the length of resampled less seen vector:
-    no true vector within q of the seen one is longer or shorter by more than q. Simulated, of cohorts of 60 to 400 patients
-    where nothing goes together it holds 0 in 92 to 98 %.
+    A length is never negative, and resampling increases it, so percentiles would always show an association. The interval is
+    therefore value +- q, cut at 0 and 1, with q the `level` quantile of the length of the resampled minus the observed vector:
+    the length of a true vector within q of the observed one differs by at most q. In simulated cohorts of 60 to 400 patients
+    without an association it contains 0 in 92 to 98 %.
     """
-    y, at = np.asarray(y), positions(patient, len(np.asarray(fact)))
+    y, at = np.asarray(y), positions(patient, len(np.asarray(field)))
     parts = task_type(task).parts(y)
-    departures = [_departures(kind, np.asarray(fact)[k], truth) for k, truth in parts]
+    departures = [_departures(kind, np.asarray(field)[k], truth) for k, truth in parts]
 
     def vector(w: Floats) -> Floats:
         return np.hstack([d(w[:, k]) for d, (k, _) in zip(departures, parts, strict=True)]) / np.sqrt(len(parts))
@@ -50,12 +50,12 @@ def association(
     return Score(value, max(0.0, value - q), min(1.0, value + q), len(y), int(at.max()) + 1, how)
 
 
-def _departures(kind: str, fact: NDArray[Any], truth: NDArray[Any]) -> Callable[[Floats], Floats]:
-    """(R, N) weights -> (R, C) the vector whose length is the association, 0 where it is undefined."""
+def _departures(kind: str, field: NDArray[Any], truth: NDArray[Any]) -> Callable[[Floats], Floats]:
+    """Return a function from weights (R, N) to vectors (R, C) with the association as length, 0 where undefined."""
     place = codes_of(truth)
     classes = int(place.max(initial=0)) + 1
     if kind == "regression":
-        x = fact.astype(np.float64) - fact.mean()
+        x = field.astype(np.float64) - field.mean()
 
         def numbers(w: Floats) -> Floats:
             total = w.sum(1, keepdims=True)
@@ -65,7 +65,7 @@ def _departures(kind: str, fact: NDArray[Any], truth: NDArray[Any]) -> Callable[
             return _over(sums - mean * share, np.sqrt(share) * spread)
 
         return numbers
-    code = codes_of(fact)
+    code = codes_of(field)
     values = int(code.max(initial=0)) + 1
     longest = max(1, min(values, classes) - 1)
 
@@ -79,7 +79,7 @@ def _departures(kind: str, fact: NDArray[Any], truth: NDArray[Any]) -> Callable[
 
 
 def _sums(w: Floats, cell: Codes, cells: int) -> Floats:
-    """(R, N) -> (R, cells), added up by cell (N,)."""
+    """Return sums of w (R, N) by cell (N,): (R, cells)."""
     out = np.zeros((len(w), cells))
     if len(cell):
         order = np.argsort(cell, kind="stable")

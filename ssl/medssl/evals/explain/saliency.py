@@ -1,9 +1,8 @@
-"""Where in a scan a number comes from: Grad-CAM, what makes two views alike, attention rollout. `focus` says what they are worth.
+"""Saliency maps: Grad-CAM, Grad-CAM of the similarity of two views, attention rollout. `saliency_checks` evaluates them.
 
-Grad-CAM: Selvaraju et al., 2017, https://arxiv.org/abs/1610.02391. Without labels, what makes two views of a scan alike takes
-the place of a class: Stylianou et al., 2019, https://arxiv.org/abs/1901.00536, against a foil as in Lin et al., 2023,
-https://arxiv.org/abs/2210.00107. Rollout: Abnar & Zuidema, 2020,
-https://arxiv.org/abs/2005.00928.
+Grad-CAM: Selvaraju et al., 2017, https://arxiv.org/abs/1610.02391. Without labels, the similarity of two views of a scan takes
+the place of a class score: Stylianou et al., 2019, https://arxiv.org/abs/1901.00536, relative to a reference set as in Lin et
+al., 2023, https://arxiv.org/abs/2210.00107. Rollout: Abnar & Zuidema, 2020, https://arxiv.org/abs/2005.00928.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,15 +19,15 @@ from medssl.errors import UserError
 
 
 def gradcam(encoder: Any, x: Tensor, weight: Tensor) -> Tensor:
-    """Where a linear score of the features comes from: (B, C, *size) scans -> (B, *size) float32, 0 or more.
+    """Return the Grad-CAM map of a linear score of the features: scans (B, C, *size) -> (B, *size) float32, not negative.
 
-    The score of scan b is weight[b] . features[b]; weight is (dim,) or (B, dim), a row of a linear head for example. With A the
-    last activations that have a place, a_k the mean over places of d score / d A_k, the map is relu(sum_k a_k A_k) (equations 1
-    and 2), brought to the size of the scan by linear interpolation. Where the features are the mean of A, it is CAM (Zhou et al.,
-    2016), the share of every place in the score. A transformer with a class token is read in front of its last attention, behind
-    which patches go nowhere. The encoder runs in evaluation mode and is left as it was.
+    The score of scan b is weight[b] . features[b]; weight is (dim,) or (B, dim), such as a row of a linear head. With A the last
+    spatial activations and a_k the spatial mean of d score / d A_k, the map is relu(sum_k a_k A_k) (equations 1 and 2),
+    interpolated linearly to the size of the scan. If the features are the mean of A, it is CAM (Zhou et al., 2016), the
+    contribution of every location to the score. In a transformer with a class token, A is the input of the last attention,
+    after which patches no longer affect the features. The encoder runs in evaluation mode and its modes are restored.
 
-    Raises UserError for an encoder whose activations have no place in the scan.
+    Raises UserError for an encoder without spatial activations.
     """
     with _evaluating(encoder), torch.enable_grad():
         raw, features, placed = _traced(encoder, x.detach())
@@ -38,29 +37,29 @@ def gradcam(encoder: Any, x: Tensor, weight: Tensor) -> Tensor:
     return _to_size((mean * maps).sum(1).relu(), x.shape[2:])
 
 
-def alike(features: Tensor, other: Tensor, foil: Tensor) -> Tensor:
-    """The weight for `gradcam` that shows what makes a scan like another view of itself and unlike other scans: (B, dim).
+def similarity_weight(features: Tensor, other: Tensor, reference: Tensor) -> Tensor:
+    """Return the weight for `gradcam` that explains the similarity of a scan to another view of itself, (B, dim).
 
-    features, other: (B, dim) of the scan and of its other view; foil (dim,): the mean over other scans of features / |features|.
-    The score is f/|f| . (g/|g| - foil), the cosine of the views minus the mean cosine to the other scans, with |f| held still.
+    features, other: (B, dim) of the scan and of its other view. reference (dim,): mean over other scans of features / |features|.
+    The score is f/|f| . (g/|g| - reference), the cosine of the views minus the mean cosine to the other scans, with |f| constant.
     """
-    return (F.normalize(other, dim=1) - foil) / features.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return (F.normalize(other, dim=1) - reference) / features.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def places(encoder: Any, x: Tensor) -> tuple[int, ...]:
-    """How many places along each axis of scans x (1 or more, C, *size) tell apart what `gradcam` reads, or `rollout`."""
+def map_resolution(encoder: Any, x: Tensor) -> tuple[int, ...]:
+    """Return the resolution of the activations behind `gradcam` and `rollout` for scans x (1 or more, C, *size), per axis."""
     with _evaluating(encoder):
         raw, _, placed = _traced(encoder, x)
     return tuple(placed(raw).shape[2:])
 
 
 def rollout(encoder: Any, x: Tensor) -> Tensor:
-    """How much of every patch reaches the features through all attentions: (B, C, *size) -> (B, *size) float32.
+    """Return the attention rollout of every patch to the features: (B, C, *size) -> (B, *size) float32.
 
-    Heads are averaged; half of a layer is attention and half the residual path: R = prod over layers, the last first, of
-    (A + I) / 2 (section 3 of the paper). The class token's row, or the mean over the patches' rows where they are averaged.
+    Heads are averaged; attention and the residual path count half each: R = prod over layers, the last first, of (A + I) / 2
+    (section 3 of the paper). The map is the class token's row of R, or the mean over the patches' rows if they are pooled.
 
-    Raises UserError for a network that has no attention between all its patches.
+    Raises UserError for a network without attention between all its patches.
     """
     with _evaluating(encoder), torch.no_grad():
         attentions, first, pool, grid = _attention(encoder, x)
@@ -74,7 +73,7 @@ def rollout(encoder: Any, x: Tensor) -> Tensor:
 
 @contextmanager
 def _evaluating(encoder: nn.Module) -> Iterator[None]:
-    """In evaluation mode, and afterwards every module in its own."""
+    """Put the encoder in evaluation mode; restore the modes of all modules afterwards."""
     modes = [(m, m.training) for m in encoder.modules()]
     try:
         encoder.eval()
@@ -90,7 +89,7 @@ def _to_size(maps: Tensor, size: torch.Size) -> Tensor:
 
 
 def _traced(encoder: Any, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """(A as the network has it, a leaf; features (B, dim) made of it; the way from A's layout to (B, K, *places))."""
+    """Return A, a leaf; the features (B, dim) computed from it; and a function from the layout of A to (B, K, *places)."""
     if isinstance(encoder, TimmEncoder):
         net = encoder.net
         if getattr(net, "global_pool", "") == "token" and hasattr(net, "blocks"):
@@ -110,7 +109,7 @@ def _traced(encoder: Any, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor],
 
 
 def _before_last_attention(encoder: TimmEncoder, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """The tokens that the last block's attention reads, after its first norm."""
+    """`_traced` for the input of the last block's attention, after its first norm."""
     norm = getattr(encoder.net.blocks[-1], "norm1", None)
     if norm is None:
         raise _placeless(encoder)
@@ -131,7 +130,7 @@ def _before_last_attention(encoder: TimmEncoder, x: Tensor) -> tuple[Tensor, Ten
 
 
 def _placed(encoder: TimmEncoder, a: Tensor) -> Tensor:
-    """What timm's forward_features gives, or tokens, as (B, K, h, w)."""
+    """Return the output of timm's forward_features, or tokens, as (B, K, h, w)."""
     net = encoder.net
     grid = getattr(getattr(net, "patch_embed", None), "grid_size", None)
     if a.ndim == 3 and grid and a.shape[1] >= grid[0] * grid[1]:
@@ -142,9 +141,7 @@ def _placed(encoder: TimmEncoder, a: Tensor) -> Tensor:
 
 
 def _placeless(encoder: Any) -> UserError:
-    return UserError(
-        f"{_name(encoder)} has no activations with a place in the scan, so no map can be made of it; pretrain a cnn or a vit"
-    )
+    return UserError(f"{_name(encoder)} has no spatial activations, so there are no maps; pretrain a cnn or a vit")
 
 
 def _name(encoder: Any) -> str:
@@ -152,20 +149,19 @@ def _name(encoder: Any) -> str:
 
 
 def _attention(encoder: Any, x: Tensor) -> tuple[list[Tensor], int, str, tuple[int, ...]]:
-    """(attention of every block (B, heads, N, N), first patch among the N, how tokens are pooled, the patches' grid)."""
+    """Return each block's attention (B, heads, N, N), the index of the first patch, the pooling, and the patches' grid."""
     if isinstance(encoder, ViT):
         found = []
         h = encoder.embed(encoder.patchify(x)) + encoder.pos
         block: Any
-        for block in encoder.blocks:  # the block itself never holds its attention: it is fused
+        # computed here because the block's own attention is fused
+        for block in encoder.blocks:
             q, k, _ = block.qkv(block.norm1(h)).unflatten(2, (3, block.heads, -1)).permute(2, 0, 3, 1, 4)
             found.append((q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1))
             h = block(h)
         return found, 0, "avg", encoder.grid
     net, name = getattr(encoder, "net", None), _name(encoder)
-    none = UserError(
-        f"{name} has no attention between all its patches, so nothing rolls out; use method=gradcam or similarity"
-    )
+    none = UserError(f"{name} has no attention between all its patches; use method=gradcam or similarity")
     parts = [[m for m in block.modules() if hasattr(m, "attn_drop")] for block in getattr(net, "blocks", [])]
     grid = getattr(getattr(net, "patch_embed", None), "grid_size", None)
     pool, first = getattr(net, "global_pool", ""), getattr(net, "num_prefix_tokens", 0)
@@ -179,7 +175,7 @@ def _attention(encoder: Any, x: Tensor) -> tuple[list[Tensor], int, str, tuple[i
 
 
 def _unfused(encoder: TimmEncoder, parts: list[Any], x: Tensor) -> list[Tensor]:
-    """What passes the dropout between softmax and values, with attention computed step by step for this once."""
+    """Return the inputs of the dropout between softmax and values, with fused attention switched off meanwhile."""
     found: list[Tensor] = []
     fused = [getattr(part, "fused_attn", False) for part in parts]
     hooks = [part.attn_drop.register_forward_hook(lambda _, __, out: found.append(out)) for part in parts]

@@ -1,6 +1,6 @@
-"""What a map is worth: does it change when the weights do, and does it lie where the finding is.
+"""Checks of saliency maps: do they depend on the learned weights, and do they agree with masks of the finding.
 
-The check by random weights: Adebayo et al., 2018, https://arxiv.org/abs/1810.03292. Energy in a mask: Wang et al., 2020,
+Randomisation of weights: Adebayo et al., 2018, https://arxiv.org/abs/1810.03292. Energy in a mask: Wang et al., 2020,
 https://arxiv.org/abs/1910.01279, section 4.3. Pointing game: Zhang et al., 2016, https://arxiv.org/abs/1608.00507.
 """
 
@@ -18,16 +18,15 @@ from medssl.evals.stats.bootstrap import FEW
 from medssl.evals.stats.score import Score
 
 Floats = NDArray[np.float64]
-UNCHANGED = (
-    0.5  # mean rank correlation to the maps of random weights from which on a map says little of what was learnt
-)
+# mean rank correlation with maps of random weights; above this, the randomisation check fails
+UNCHANGED = 0.5
 
 
 def randomised(encoder: Any, fresh: Any) -> Iterator[Any]:
-    """Copies of `encoder` whose last 1, 2, … all groups of layers are those of `fresh`, from the output to the input.
+    """Yield copies of `encoder` with the last 1, 2, … all groups of layers replaced by those of `fresh`, output to input.
 
-    fresh: the same architecture with other initial weights, and with buffers such as running means that go with a group's
-    parameters. Neither encoder is touched.
+    fresh: the same architecture with other initial weights; buffers such as running means are replaced with their parameters.
+    Neither encoder is changed.
     """
     out = copy.deepcopy(encoder)
     for ours, theirs in reversed(list(zip(out.by_depth(), fresh.by_depth(), strict=True))):
@@ -43,7 +42,7 @@ def randomised(encoder: Any, fresh: Any) -> Iterator[Any]:
 
 
 def rank_correlation(a: NDArray[Any], b: NDArray[Any]) -> Floats:
-    """Spearman's correlation of the pixels of each pair of maps (N, *size): (N,). 0 where one map is flat, 1 where both are."""
+    """Return Spearman's correlation (N,) of the pixels of each pair of maps (N, *size); 0 if one map is constant, 1 if both are."""
     x, y = (rankdata(m.reshape(len(m), -1), axis=1) for m in (a, b))
     x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
     norm = np.sqrt((x * x).sum(1) * (y * y).sum(1))
@@ -53,11 +52,11 @@ def rank_correlation(a: NDArray[Any], b: NDArray[Any]) -> Floats:
 
 @dataclass(frozen=True)
 class MaskEnergy:
-    """How maps lie to masks, a number per scan, (N,) float64 each.
+    """Agreement of maps with masks, (N,) float64 each.
 
-    energy: share of the map that lies in the mask. area: share of the scan that does, which is the energy of a map that is the
-    same everywhere. hit: share of the mask in the voxel where the map is highest, a mean where several are; 1 inside, 0 outside.
-    A map that is zero everywhere counts as one that is the same everywhere; `empty` (N,) bool marks it.
+    energy: share of the map's sum inside the mask. area: share of the scan inside the mask, which is the energy of a constant
+    map. hit: share of the mask in the voxel with the highest value, the mean if there are several; 1 inside, 0 outside. A map
+    of zeros counts as a constant map; `empty` (N,) bool marks it.
     """
 
     energy: Floats
@@ -67,9 +66,9 @@ class MaskEnergy:
 
 
 def mask_energy(maps: NDArray[Any], masks: NDArray[Any], inside: NDArray[np.bool_] | None = None) -> MaskEnergy:
-    """Maps (N, *size), 0 or more, against masks, alike, the share of every voxel that is in the mask, 0 to 1.
+    """Compare maps (N, *size), not negative, with masks (N, *size), the share of every voxel in the mask.
 
-    inside: (N, *size), where there is a scan and no padding. Raises ValueError for other maps and masks, and for empty masks.
+    inside: (N, *size), False in padding. Raises ValueError for other values and for empty masks.
     """
     m, mask = (np.asarray(a, np.float64).reshape(len(maps), -1) for a in (maps, masks))
     here = np.ones_like(m) if inside is None else np.asarray(inside, np.float64).reshape(len(m), -1)
@@ -84,22 +83,20 @@ def mask_energy(maps: NDArray[Any], masks: NDArray[Any], inside: NDArray[np.bool
     return MaskEnergy((m * mask).sum(1) / m.sum(1), mask.sum(1) / here.sum(1), (top * mask).sum(1) / top.sum(1), empty)
 
 
-def trusted(unlearnt: Score) -> bool:
-    """Whether the mean rank correlation of maps with those of random weights lies below UNCHANGED with all its interval."""
-    return unlearnt.high < UNCHANGED and unlearnt.patients >= FEW
+def depends_on_weights(correlation: Score) -> bool:
+    """Whether the mean rank correlation with maps of random weights is below UNCHANGED with its whole interval."""
+    return correlation.high < UNCHANGED and correlation.patients >= FEW
 
 
-def verdict(unlearnt: Score) -> str:
-    """What the same number says of the maps, in words."""
-    if unlearnt.patients < FEW:
-        return "It is not known whether these maps depend on what was learnt: too few patients. Do not trust them."
-    if unlearnt.low > UNCHANGED:
+def randomisation_check(correlation: Score) -> str:
+    """Return the conclusion from the mean rank correlation with maps of random weights."""
+    if correlation.patients < FEW:
+        return "It is unknown whether these maps depend on the learned weights: too few patients. Do not trust them."
+    if correlation.low > UNCHANGED:
         return (
             "Do not trust these maps: random weights give nearly the same ones, so they show the scan and the architecture, not "
-            "what was learnt."
+            "what the encoder learned."
         )
-    if not trusted(unlearnt):
-        return (
-            "It is not clear that these maps depend on what was learnt: those of random weights may be nearly the same."
-        )
-    return "These maps depend on what was learnt: random weights give others. That does not make them right."
+    if not depends_on_weights(correlation):
+        return "It is not shown that these maps depend on the learned weights: maps of random weights may be nearly the same."
+    return "These maps depend on the learned weights: random weights give different ones. This does not prove that they are correct."
