@@ -1,10 +1,13 @@
-"""Small real objects that several tests build on: encoders, methods, batches and a canvas of drawn scans."""
+"""Small real objects for several tests: encoders, methods, batches and scans with drawn discs."""
+
+from functools import cache
 
 import numpy as np
 import torch
 from scipy import stats
 
 from medssl import catalog
+from medssl.errors import UserError
 from medssl.losses.target_losses import classification
 from medssl.rng import Key
 from medssl.runs.config import Choice, PretrainConfig
@@ -20,20 +23,17 @@ SMALL = {
     "layer": {"widths": [16]},
     "hourglass": {"widths": [32, 16]},
 }
-SHRINK = {"hidden": 32, "out": 16, "width": 24, "depth": 1, "heads": 2, "rounds": 3, "chains": 8}
-
-
-CHANNELS = {"colour": 2}  # fewest that a method works on
+SHRINK = {"hidden": 32, "out": 16, "width": 24, "depth": 1, "heads": 2, "rounds": 3, "chains": 8, "per_scan": 8}
 
 
 def method(
     name: str, dims: int = 2, channels: int | None = None, size: int = 16, encoder: str | None = None, **options
 ):
-    """The method of that yaml, at a size for tests, on its own default encoder (a small cnn where it has none).
+    """Build the method of that yaml, at a size for tests, on its default encoder (a small cnn if it has none).
 
-    What learns from labels is given two classes.
+    A method that learns from labels gets two classes. channels: None: the fewest it accepts.
     """
-    channels = channels or CHANNELS.get(name, 1)
+    channels = channels or fewest_channels(name)
     spec = catalog.load("method", name)
     run = spec.pop("_run_", {})
     spec |= {k: v for k, v in SHRINK.items() if k in spec} | options
@@ -45,8 +45,25 @@ def method(
     return catalog.build(spec, encoder=model)
 
 
+@cache
+def fewest_channels(name: str) -> int:
+    """Return 1, or 2 for a method that refuses scans with a single channel."""
+    try:
+        method(name, channels=1)
+    except UserError as e:
+        if "channel" in str(e):
+            return 2
+        raise
+    return 1
+
+
+def trains(made) -> bool:
+    """Return whether a method has anything to train by gradient."""
+    return any(p.requires_grad for p in made.parameters())
+
+
 def targets(wanted: str, n: int, start: int = 0) -> torch.Tensor | None:
-    """What a method is told of scans start … start + n: patients with two scans, two classes and every fifth unknown."""
+    """Return the targets of scans start … start + n: patients with two scans, or two classes with every fifth unknown."""
     at = torch.arange(start, start + n)
     if wanted == "label":
         return torch.where(at % 5 == 4, -1, at % 2)
@@ -54,7 +71,7 @@ def targets(wanted: str, n: int, start: int = 0) -> torch.Tensor | None:
 
 
 def secret(path, digit: str = "0"):
-    """A key file with a known key, so that pseudonyms and splits are the same every time."""
+    """Write a key file with a known key, so that pseudonyms and splits are the same every time."""
     if not path.exists():
         path.write_text(digit * 64)
         path.chmod(0o600)
@@ -66,7 +83,7 @@ def key(n: int, start: int = 0, seed: int = 0) -> Key:
 
 
 def batch(views: int, n: int = 8, dims: int = 2, channels: int = 1, size: int = 16, seed: int = 0) -> dict:
-    """`views` of each of n scans. Views of one scan share most of their content, as real views do."""
+    """Return a batch of `views` of each of n scans. Views of one scan share most of their content, as real views do."""
     g = torch.Generator().manual_seed(seed)
     shape = (n, channels, *(size,) * dims)
     scan = torch.randn(shape, generator=g)
@@ -74,11 +91,11 @@ def batch(views: int, n: int = 8, dims: int = 2, channels: int = 1, size: int = 
 
 
 def batch_for(method, n: int = 8, seed: int = 0) -> dict:
-    """All that `method` asks for."""
+    """Return a batch with the views and the target of a method."""
     size = method.encoder.size
     given = batch(method.views, n, len(size), method.encoder.channels, size[0], seed)
-    told = targets(method.target, n)
-    return given if told is None else given | {"target": told}
+    target = targets(method.target, n)
+    return given if target is None else given | {"target": target}
 
 
 def resampled(n: int = 48, dims: int = 2, channels: int = 1, size: int = 16, seed: int = 0) -> ResampledScans:

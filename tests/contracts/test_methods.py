@@ -13,22 +13,18 @@ from medssl.methods.base import Clock
 from medssl.methods.parts.heads import ema_update, make_teacher
 from medssl.schedule import cosine
 
-WITHOUT_GRADIENT = {"kmeans_bank"}
-LEARNING = [m for m in tiny.METHODS if m not in WITHOUT_GRADIENT]
+LEARNING = [m for m in tiny.METHODS if tiny.trains(tiny.method(m))]
 SHAPES = [(2, 1), (2, 3), (3, 1), (3, 3)]
 
 
 @pytest.mark.parametrize(("dims", "channels"), SHAPES)
 @pytest.mark.parametrize("name", tiny.METHODS)
 def test_loss_is_finite_and_every_parameter_gets_a_gradient_in_some_part(name, dims, channels):
-    if channels < tiny.CHANNELS.get(name, 1):
-        with pytest.raises(UserError, match="one"):
-            tiny.method(name, dims, channels)
+    if channels < tiny.fewest_channels(name):
         return
     method = tiny.method(name, dims, channels)
-    if name in WITHOUT_GRADIENT:
+    if name not in LEARNING:
         assert torch.isfinite(method(tiny.batch_for(method), Clock(0, 10))["loss"])
-        assert not any(p.requires_grad for p in method.parameters())
         return
     idle = {n for n, p in method.named_parameters() if p.requires_grad}
     for part in range(method.parts):
@@ -39,6 +35,16 @@ def test_loss_is_finite_and_every_parameter_gets_a_gradient_in_some_part(name, d
         out["loss"].backward()
         idle -= {n for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert idle == set()
+
+
+def test_kmeans_alone_trains_without_gradients_and_colour_alone_needs_two_channels():
+    """What `tiny` finds out about methods is so."""
+    assert "kmeans_bank" not in LEARNING
+    assert {"simclr", "rbm", "supervised"} <= set(LEARNING)
+    assert [m for m in ("colour", "simclr", "mae") if tiny.fewest_channels(m) > 1] == ["colour"]
+    for dims in (2, 3):
+        with pytest.raises(UserError, match="one"):
+            tiny.method("colour", dims, channels=1)
 
 
 @pytest.mark.parametrize("name", LEARNING)

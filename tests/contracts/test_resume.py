@@ -36,7 +36,7 @@ def go(
 ) -> None:
     """Train in this process as the command line would. `die_at`: SIGKILL in the middle of that step."""
     torch.set_num_threads(1)
-    resampled = tiny.resampled(channels=tiny.CHANNELS.get(name, 1))
+    resampled = tiny.resampled(channels=1 if name in LABELLED else tiny.fewest_channels(name))
     targets = None
     if name in LABELLED:
         kind, truth = LABELLED[name]
