@@ -224,7 +224,7 @@ def test_a_measure_that_orders_runs_the_wrong_way_is_said_to(made, tmp_path):
 def test_few_runs_have_no_correlation(made, tmp_path, capsys):
     got = medssl.quality(runs=str(folders(made, tmp_path, 3)))
     assert got["agreement"] == {}
-    assert "3 runs cannot say" in got["trust"]
+    assert "3 runs are too few" in got["trust"]
     assert "Spearman" not in capsys.readouterr().out
 
 

@@ -51,7 +51,7 @@ def store(tmp_path_factory):
 @pytest.mark.parametrize(
     ("found", "cause", "words"),
     [
-        ({"scan_contrast": 0.001}, "window", "all scans look alike"),
+        ({"scan_contrast": 0.001}, "window", "all scans look the same"),
         ({"view_contrast": 0.0}, "same views", "are the same image"),
         ({"finite": 0.5}, "not finite", "50.0% of the features are not finite"),
         ({"growth": 1e5}, "explosion", "100,000 times as long"),
@@ -60,7 +60,7 @@ def store(tmp_path_factory):
         ({"dead_relu": 1.0}, "dead units", "100% of the channels after layers.2 are 0"),
         ({"dead": 0.95}, "dead units", "95% of the encoder's outputs"),
         ({"spread": 1e-4}, "constant", "almost the same for every scan"),
-        ({"projected_spread": 1e-4}, "constant", "what the loss sees"),
+        ({"projected_spread": 1e-4}, "constant", "projected features"),
         ({"rankme": 1.2}, "few directions", "about 1.2 of 32 directions"),
         ({"grad_norm": 1e-8}, "no gradient", "the gradient has vanished"),
     ],

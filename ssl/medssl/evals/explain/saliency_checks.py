@@ -42,7 +42,7 @@ def randomised(encoder: Any, fresh: Any) -> Iterator[Any]:
 
 
 def rank_correlation(a: NDArray[Any], b: NDArray[Any]) -> Floats:
-    """Return Spearman's correlation (N,) of the pixels of each pair of maps (N, *size); 0 if one map is constant, 1 if both are."""
+    """Return Spearman's correlation (N,) of pixels, for pairs of maps (N, *size); 0 if one is constant, 1 if both are."""
     x, y = (rankdata(m.reshape(len(m), -1), axis=1) for m in (a, b))
     x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
     norm = np.sqrt((x * x).sum(1) * (y * y).sum(1))
@@ -99,4 +99,4 @@ def randomisation_check(correlation: Score) -> str:
         )
     if not depends_on_weights(correlation):
         return "It is not shown that these maps depend on the learned weights: maps of random weights may be nearly the same."
-    return "These maps depend on the learned weights: random weights give different ones. This does not prove that they are correct."
+    return "These maps depend on the learned weights: random weights give different ones. That does not make them correct."

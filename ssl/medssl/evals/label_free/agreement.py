@@ -1,4 +1,4 @@
-"""Which measure orders runs as their scores do? Rank correlations over runs, with intervals, and a word on which to trust."""
+"""Rank correlations over runs between label-free measures and probe scores, and which measures are reliable."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,23 +13,24 @@ from medssl.evals.stats.score import Score
 from medssl.evals.stats.significance import holm
 from medssl.rng import seed_from
 
-FEWEST, FEW = 6, 8  # runs: simulated 95 % intervals cover .74 to .94 at 5, .86 to .97 at 6 and .94 to .99 from 8 on
+# runs; simulated 95 % intervals cover .74 to .94 at 5, .86 to .97 at 6 and .94 to .99 from 8 on
+FEWEST, FEW = 6, 8
 RESAMPLES, PERMUTATIONS = 2000, 10_000
 CHUNK = 1 << 22  # pairs of runs held at once: 32 MB
 LEVEL = 0.95
 ALPHA = 0.05
-DRAWS, SHUFFLES = 0, 1  # streams of random numbers
+DRAWS, SHUFFLES = 0, 1  # random streams
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How one measure orders runs. `n` and `patients` of each Score count runs.
+    """Rank correlation of one measure with the scores of runs. `n` and `patients` of each Score count runs.
 
     Attributes:
         spearman, kendall: over all runs; Kendall's is tau-b.
-        within: Kendall's tau-b over the pairs of runs of one method alone; None where there is one method only. Between
-            methods a measure may order well because methods differ in everything.
-        p: of Spearman's correlation by permutation of the runs, adjusted by Holm over all measures asked about.
+        within: Kendall's tau-b over pairs of runs of the same method; None if there is one method. Between methods a
+            measure may correlate because methods differ in everything.
+        p: of Spearman's correlation by permutation of the runs, adjusted by Holm over all measures.
     """
 
     spearman: Score
@@ -38,7 +39,7 @@ class Agreement:
     p: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return a dict for JSON."""
         scores = {"spearman": self.spearman, "kendall": self.kendall, "within": self.within}
         return {k: None if s is None else s.as_dict() for k, s in scores.items()} | {"p": self.p}
 
@@ -46,11 +47,11 @@ class Agreement:
 def agreement(
     measured: Mapping[str, ArrayLike], score: ArrayLike, method: Sequence[str], *, seed: int = 0
 ) -> dict[str, Agreement]:
-    """By name, how each measure (R,) orders R runs of `method` (R,) compared with their `score` (R,).
+    """Return the agreement of each measure (R,) with the `score` (R,) of R runs of `method` (R,), by name.
 
-    Intervals are percentile bootstraps over runs, within each method for `within`; all measures are judged on the same
-    resamples and permutations. Measures that are the same for all runs are left out, since they order nothing. Empty with
-    fewer than 6 runs, or when all scores are equal. ValueError for what is not finite.
+    Intervals are percentile bootstraps over runs, within each method for `within`; all measures share the resamples and
+    permutations. Measures with one value for all runs are left out. Empty with fewer than 6 runs, or if all scores are
+    equal. Raises ValueError for values that are not finite.
     """
     y = np.asarray(score, np.float64)
     R = len(y)
@@ -89,14 +90,14 @@ def agreement(
 
 
 def trusted(found: Mapping[str, Agreement], better: Mapping[str, int], runs: int) -> str:
-    """One sentence: which measure may be trusted to order these runs, as far as they can tell.
+    """Return a sentence on which measure is shown to order these runs.
 
-    better: +1 or -1 for the direction that a measure's paper calls better, 0 for none.
+    better: by measure, +1 or -1 for the direction its paper calls better, 0 for none.
     """
     if not found:
         return (
-            f"{runs} runs cannot say which measure to trust: at least {FEWEST} with different scores are needed, "
-            f"and their correlation is not shown"
+            f"{runs} runs are too few to choose a measure: at least {FEWEST} with different scores are needed, "
+            f"so no correlations are shown"
         )
     sure = [name for name, a in found.items() if a.p < ALPHA]
     if not sure:
@@ -137,13 +138,13 @@ def _interval(f: Callable[[Floats, Floats], Floats], x: Floats, y: Floats, drawn
 
 
 def spearman(x: Floats, y: Floats) -> Floats:
-    """Of each row of x and y (B, R): Pearson's correlation of ranks, ties sharing theirs; nan where all are equal."""
+    """Return Spearman's correlation of each row of x and y (B, R), with midranks for ties; nan if all are equal."""
     a, b = _ranks(x), _ranks(y)
     return _divide((a * b).sum(1), np.sqrt(np.square(a).sum(1) * np.square(b).sum(1)))
 
 
 def kendall(x: Floats, y: Floats, among: NDArray[np.bool_] | None = None) -> Floats:
-    """Kendall's tau-b of each row of x and y (B, R), over the pairs in `among` (R, R) alone if given; nan where undefined."""
+    """Return Kendall's tau-b of each row of x and y (B, R), over the pairs in `among` (R, R) if given; nan if undefined."""
     a, b = (np.sign(v[:, :, None] - v[:, None, :]) for v in (x, y))
     if among is not None:
         a, b = a * among, b * among
@@ -151,7 +152,7 @@ def kendall(x: Floats, y: Floats, among: NDArray[np.bool_] | None = None) -> Flo
 
 
 def _ranks(x: Floats) -> Floats:
-    """Of each row, ranks around their mean; ties share theirs."""
+    """Return the midranks of each row minus their mean."""
     return rankdata(x, axis=1) - (x.shape[1] + 1) / 2
 
 

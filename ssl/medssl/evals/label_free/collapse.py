@@ -1,6 +1,6 @@
-"""Why is nothing being learnt? Reads what a look at held-out scans found, and names the cause of a collapse in words.
+"""Detection of collapse from measurements on held-out scans, with the cause in words.
 
-Pure: numbers in, sentences out. Causes come before what they cause, so the first alarm of a list is the one to act on.
+Causes are listed before their consequences, so the first one is the one to act on.
 """
 
 import math
@@ -13,21 +13,26 @@ from numpy.typing import ArrayLike
 from medssl.evals.label_free.geometry import common, spread
 from medssl.evals.label_free.rank import rankme
 
-PATIENCE = 40  # logged losses at chance in a row: healthy runs start slowly, and one stayed within 1.7 % for 40 steps
-SOONER = 20  # of these are enough where views of one scan are not nearer than views of two either
-RECENT = 10  # logged gradients looked at
-FEWEST_DIRECTIONS = 4  # features of fewer cannot be called few
+PATIENCE = (
+    40  # consecutive logged losses at chance; healthy runs start slowly, and one stayed within 1.7 % for 40 steps
+)
+SOONER = 20  # enough of them if views of one scan are not closer than views of two either
+RECENT = 10  # logged gradients used
+FEWEST_DIRECTIONS = 4  # feature dimensions below which the rank is not checked
 
 
 class Collapse(NamedTuple):
-    """`cause`: a name for programs. `words`: what is wrong and what to try, without a full stop."""
+    """One sign of collapse.
+
+    cause: a short name. words: what is wrong and what to try, without a full stop.
+    """
 
     cause: str
     words: str
 
 
-# Where alarms begin. Behind each, how near it came in 20 healthy runs of six methods (benchmarks/quality_collapse.py, the
-# synthetic cohort, 20 pixels, 400 steps, a look every 20); those runs raised no alarm.
+# Limits, each with the closest value in 20 healthy runs of six methods (benchmarks/quality_collapse.py, the synthetic cohort,
+# 20 pixels, 400 steps, measured every 20), which raised no alarm.
 LIMITS = {
     "scan_contrast": 0.01,  # 0.067
     "view_contrast": 1e-3,  # 0.88
@@ -39,20 +44,24 @@ LIMITS = {
     "spread": 0.01,  # 0.10
     "projected_spread": 0.1,  # 0.23
     "rankme": 3.0,  # 9.0
-    "common": 0.9,  # 0.97, over the limit, which is why it counts only where the loss is at chance
-    "chance": 0.01,  # share of chance that 40 losses in a row stay within, or 20 where `common` is over its limit too
+    "common": 0.9,  # 0.97, which is over the limit, so it counts only with a loss at chance
+    "chance": 0.01,  # relative distance to chance of 40 consecutive losses, or 20 if `common` is over its limit
 }
 
 
 def evidence(views: ArrayLike, projected: ArrayLike | None = None) -> dict[str, float]:
-    """What features of views of held-out scans, as training sees them, say about collapse.
+    """Return measurements of collapse from features of views of held-out scans.
 
-    views: (N, V, D) features of V >= 2 views of each scan. projected: (N, P), what the loss sees of views[:, 0], where there
-    is a projector.
+    Args:
+        views: (N, V, D) features of V >= 2 views of each scan.
+        projected: (N, P) output of the projector for views[:, 0], if there is one.
 
-    finite: share of finite numbers; the others are there only when that is 1. Of views[:, 0]: length, the median Euclidean
-    length; dead, the share of the D outputs that are the same for every scan; spread, rankme, rankme_of: see geometry and rank.
-    common: see geometry. projected_spread: that of `projected`.
+    Returns:
+        finite: share of finite numbers; the other keys exist only if it is 1.
+        length, dead: of views[:, 0], the median Euclidean length, and the share of the D outputs equal for all scans.
+        spread, rankme, rankme_of: of views[:, 0], see `geometry` and `rank`.
+        common: see `geometry`.
+        projected_spread: spread of `projected`.
     """
     views = np.asarray(views, np.float64)
     given = views if projected is None else np.concatenate([views.ravel(), np.ravel(projected)])
@@ -73,18 +82,20 @@ def evidence(views: ArrayLike, projected: ArrayLike | None = None) -> dict[str, 
 
 
 def diagnose(seen: Mapping[str, float], losses: Sequence[float] = (), layer: str = "") -> list[Collapse]:
-    """The alarms of one look, causes before what they cause; empty when nothing is wrong.
+    """Return the signs of collapse, causes before their consequences; empty if there are none.
 
-    seen: `evidence`, and what else there is of
-        scan_contrast: mean over pixels of the standard deviation over scans, in units of the window
-        view_contrast: mean squared difference of two views' pixels over that of two scans'
-        teacher_gap: length of teacher minus student weights over that of the student's; teacher_moved: 0 when the teacher is
-            still what it was before training
-        grad_norm: the largest of the last logged lengths of the gradient
-        growth: `length` over that of the untrained encoder; spread_untrained: its spread
-        dead_relu: the largest share, over layers of ReLUs, of channels that are 0 for every scan; `layer` is its name
-        chance: the loss of constant features
-    losses: all logged so far.
+    Args:
+        seen: `evidence`, and any of
+            scan_contrast: mean over pixels of the standard deviation over scans, in units of the intensity window
+            view_contrast: mean squared difference of the pixels of two views, relative to two scans
+            teacher_gap: norm of teacher minus student weights, relative to the student's norm
+            teacher_moved: 0 if the teacher has not changed since the start of training
+            grad_norm: the largest of the last logged gradient norms
+            growth: `length` relative to that of the untrained encoder
+            spread_untrained: spread of the untrained encoder
+            dead_relu: the largest share, over ReLU layers, of channels that are 0 for all scans; `layer` is that layer's name
+            chance: the loss of constant features
+        losses: all logged so far.
     """
     return list(_causes(seen, losses, layer))
 
@@ -99,14 +110,14 @@ def _causes(seen: Mapping[str, float], losses: Sequence[float], layer: str) -> I
     if below("scan_contrast"):
         yield Collapse(
             "window",
-            f"all scans look alike: at a typical pixel they differ by {seen['scan_contrast']:.4f} of the intensity window, "
-            "so features have collapsed or soon will. The window is wrong, or the views saturate: look with medssl inspect "
-            "sheet=sheet.png, and at the recipe",
+            f"all scans look the same: at a typical pixel they differ by {seen['scan_contrast']:.4f} of the intensity window, "
+            "so features have collapsed or soon will. The window is wrong, or the views saturate: check medssl inspect "
+            "sheet=sheet.png, and the augmentation recipe",
         )
     if below("view_contrast"):
         yield Collapse(
             "same views",
-            "the two views of a scan are the same image, so the loss is met without learning anything; choose another "
+            "the two views of a scan are the same image, so the loss is minimal without learning anything; choose another "
             "recipe with augment=, or a method with one view (mae)",
         )
     if seen.get("finite", 1) < 1:
@@ -123,7 +134,7 @@ def _causes(seen: Mapping[str, float], losses: Sequence[float], layer: str) -> I
         )
     if below("teacher_gap"):
         yield Collapse(
-            "teacher copies", "the teacher equals the student, so it is nothing slow to follow; raise its momentum"
+            "teacher copies", "the teacher equals the student, so it is no slowly moving target; raise its momentum"
         )
     if seen.get("teacher_moved", 1) == 0:
         yield Collapse(
@@ -138,38 +149,39 @@ def _causes(seen: Mapping[str, float], losses: Sequence[float], layer: str) -> I
             else f"{seen['dead']:.0%} of the encoder's outputs are the same for every scan"
         )
         yield Collapse("dead units", f"{what}: they are dead; lower lr, or normalise before the activation")
-    # as flat as it was made, like a stack of sigmoids: not begun rather than collapsed
-    unbegun = below("spread") and seen["spread"] > seen.get("spread_untrained", 1.0) / 2
-    if below("spread") and not unbegun:
+    # as flat as at initialisation, such as a stack of sigmoids: untrained, not collapsed
+    untrained = below("spread") and seen["spread"] > seen.get("spread_untrained", 1.0) / 2
+    if below("spread") and not untrained:
         yield Collapse(
             "constant",
             f"features are almost the same for every scan (spread {seen['spread']:.4f}, where 1 is even): they have "
-            "collapsed; lower lr, check the intensity window, and see that views of two scans look different",
+            "collapsed; lower lr, check the intensity window, and check that views of two scans look different",
         )
-    elif not unbegun:
+    elif not untrained:
         if below("rankme") and seen["rankme_of"] >= FEWEST_DIRECTIONS:
             yield Collapse(
                 "few directions",
                 f"features have collapsed onto about {seen['rankme']:.1f} of {seen['rankme_of']:.0f} directions; lower lr, "
-                "raise batch, or take a method that reconstructs and cannot collapse (mae)",
+                "raise batch, or use a method that reconstructs and cannot collapse (mae)",
             )
         if below("projected_spread"):
             yield Collapse(
                 "constant",
-                f"what the loss sees is almost the same for every scan (spread {seen['projected_spread']:.4f} after the "
-                "projector, where 1 is even): it has collapsed; lower lr, or take a method with negatives (simclr)",
+                f"projected features are almost the same for every scan (spread {seen['projected_spread']:.4f}, where 1 is "
+                "even): they have collapsed; lower lr, or use a method with negatives (simclr)",
             )
     if below("grad_norm"):
         yield Collapse(
             "no gradient",
-            f"the gradient has vanished (length {seen['grad_norm']:.1e}), so nothing is learnt; look at what flattens the "
-            "loss (a temperature, a margin), at frozen parts, and at lr",
+            f"the gradient has vanished (length {seen['grad_norm']:.1e}), so nothing is learned; check what flattens the "
+            "loss (a temperature, a margin), frozen parts, and lr",
         )
     chance = seen.get("chance", 0)
-    if above("common") and at_chance(losses, chance, SOONER):  # untrained encoders are above, and learn
+    # untrained encoders are above the limit as well, and learn
+    if above("common") and at_chance(losses, chance, SOONER):
         yield Collapse(
             "unrelated views",
-            f"nothing is learnt, and two views of one scan are hardly nearer than views of two scans "
+            f"nothing is learned, and two views of one scan are hardly closer than views of two scans "
             f"({seen['common']:.2f} of their squared distance): they may have nothing in common; weaken the recipe "
             "(larger crop.scale, less noise)",
         )
@@ -179,11 +191,11 @@ def _causes(seen: Mapping[str, float], losses: Sequence[float], layer: str) -> I
         yield Collapse(
             "chance",
             f"loss has stayed at {value} (chance) for the last {PATIENCE} logged steps: collapsed or not learning; try another "
-            "learning rate or a longer warm-up, and look at the views: they may have nothing in common",
+            "learning rate or a longer warm-up, and check the views: they may have nothing in common",
         )
 
 
 def at_chance(losses: Sequence[float], chance: float, patience: int) -> bool:
-    """Whether each of the last `patience` losses lies within 1 % of `chance` > 0."""
+    """Whether each of the last `patience` losses is within 1 % of `chance` > 0."""
     recent = np.asarray(losses[-patience:], np.float64)
     return bool(len(recent) == patience and chance > 0 and (np.abs(recent - chance) <= LIMITS["chance"] * chance).all())

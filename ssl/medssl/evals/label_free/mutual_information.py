@@ -1,18 +1,18 @@
-"""How much do features of two views of a scan tell about each other? Mutual information in nats, on held-out patients.
+"""Mutual information of the features of two views of a scan, in nats, on held-out patients.
 
-No label is needed: a is what an encoder says of one view of each scan, b what it (or another encoder) says of another view.
-Nothing here is more than a lower bound, or with `smile` an estimate: a critic that misses a dependence misses its information.
-More of it is not better features (Tschannen et al., 2020, https://arxiv.org/abs/1907.13625).
+a are an encoder's features of one view of each scan, b its features (or another encoder's) of another view. All values are
+lower bounds, except `smile`, which is an estimate: dependence that the critic misses is not counted. More mutual information
+does not mean better features (Tschannen et al., 2020, https://arxiv.org/abs/1907.13625).
 
-The critic. Patients are divided at random into directions, weights and a held-out half. On the first, canonical correlation
-analysis finds the pairs (u_k, v_k) of directions of a and b that correlate most, after both are reduced to their leading
-principal components. On the second, logistic regression tells pairs of one scan from pairs of two patients by
+The critic: patients are split at random into two quarters and a held-out half. On the first quarter, canonical correlation
+analysis finds the most correlated pairs of directions (u_k, v_k) of a and b, after reduction to their leading principal
+components. On the second, logistic regression separates pairs of one scan from pairs of two patients by
 
     s = c + sum_k w_k u_k v_k - x_k u_k^2 - y_k v_k^2
 
-which is convex; the log density ratio of jointly normal a and b is of this form. The held-out half gives scores to the
-bounds of `losses.mutual_information` (Poole et al., 2019, https://arxiv.org/abs/1905.06922), so that overfitting lowers
-them, in expectation, and never raises them.
+which is convex; the log density ratio of jointly normal a and b has this form. The bounds of `losses.mutual_information`
+(Poole et al., 2019, https://arxiv.org/abs/1905.06922) are computed on the held-out half, so that overfitting lowers them in
+expectation.
 """
 
 from typing import Any, NamedTuple
@@ -31,15 +31,15 @@ from medssl.evals.stats.score import Score
 from medssl.rng import generator
 
 PER_DIRECTION = 10  # scans per principal component: with fewer, canonical pairs are mostly noise
-SHIFTS = 16  # pairs of two patients for each pair of one scan, when the weights are fitted
-RIDGE = 1e-3  # of the weights, per pair: what the fit needs to be well defined
+SHIFTS = 16  # pairs of two patients per pair of one scan when fitting the weights
+RIDGE = 1e-3  # of the weights, so that the fit is well defined
 CLIP = 5.0  # of smile: Song & Ermon, 2020, https://arxiv.org/abs/1910.06222, compare 1, 5 and none
-MOST = 2000  # held-out scans scored against each other
+MOST = 2000  # maximum of held-out scans
 FEWEST = 40  # patients
 
 
 class Information(NamedTuple):
-    """Lower bounds in nats, and `smile`, an estimate. `infonce` cannot pass `ceiling`, the log of the held-out scans compared."""
+    """Lower bounds in nats, and `smile`, an estimate. `infonce` is at most `ceiling`, the log of the number of held-out scans."""
 
     infonce: Score
     nwj: Score
@@ -48,7 +48,7 @@ class Information(NamedTuple):
     ceiling: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return a dict for JSON."""
         names = {"infonce": "InfoNCE", "nwj": "NWJ", "donsker_varadhan": "Donsker-Varadhan", "smile": "SMILE"}
         return {name: getattr(self, k).as_dict() for k, name in names.items()} | {"ceiling": self.ceiling}
 
@@ -56,10 +56,10 @@ class Information(NamedTuple):
 def mutual_information(
     a: ArrayLike, b: ArrayLike, patient: ArrayLike, *, n: int = 500, seed: int = 0, level: float = 0.95
 ) -> Information:
-    """Of a (N, D) and b (N, E), frozen features of two views of N scans; patient (N,).
+    """Return the mutual information of a (N, D) and b (N, E), frozen features of two views of N scans; patient (N,).
 
-    Intervals resample the held-out patients; the critic stays as it is. n: resamples. seed: of the division of patients and
-    of the resamples. Raises UserError with fewer than 40 patients, and when a or b is the same for all scans.
+    Intervals resample the held-out patients with a fixed critic. n: number of resamples. seed: of the split of patients and
+    the resamples. Raises UserError with fewer than 40 patients, and if a or b is equal for all scans.
     """
     a, b = finite(a, 2), finite(b, 2)
     if len(a) != len(b):
@@ -77,9 +77,9 @@ def mutual_information(
 
 
 def bounds(scores: ArrayLike, patient: ArrayLike, *, n: int = 500, seed: int = 0, level: float = 0.95) -> Information:
-    """Of a critic's scores (N, N) of views i and j of N scans that it was not fitted on; patient (N,).
+    """Return the bounds from a critic's scores (N, N) of views i and j of N scans that it was not fitted on; patient (N,).
 
-    Pairs of two scans of one patient are left out: they are of neither distribution.
+    Pairs of two scans of one patient are left out, as they belong to neither distribution.
     """
     s = finite(scores, 2)
     at = np.unique(positions(patient, len(s)), return_inverse=True)[1]
@@ -102,18 +102,20 @@ def bounds(scores: ArrayLike, patient: ArrayLike, *, n: int = 500, seed: int = 0
 
 
 def _values(s: Floats, at: NDArray[np.int64], w: Floats) -> Floats:
-    """(4, R) InfoNCE, NWJ, Donsker-Varadhan and SMILE, for R weightings w (R, N) of the scans.
+    """Return InfoNCE, NWJ, Donsker-Varadhan and SMILE, (4, R), for R weightings w (R, N) of the scans.
 
-    A scan stands once among those it is compared with, however often it was drawn: it is no other patient than itself.
+    A scan is compared with itself once, however often it was drawn, and otherwise only with scans of other patients.
     """
     apart = at[:, None] != at
-    top = s.max()  # so that no exponential overflows
+    # so that no exponential overflows
+    top = s.max()
     lifted = np.exp(s - top) * apart
     clipped = np.exp(np.clip(s, -CLIP, CLIP)) * apart
     own, pairs = s.diagonal(), ((w @ apart) * w).sum(1)
     joint = w @ own / w.sum(1)
-    with np.errstate(divide="ignore", invalid="ignore"):  # nan where one patient alone was drawn
-        rest = np.log(w @ lifted.T) + top  # (R, N)
+    # nan where only one patient was drawn
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rest = np.log(w @ lifted.T) + top
         product = np.log(((w @ lifted) * w).sum(1) / pairs) + top
         smile = joint - np.log(((w @ clipped) * w).sum(1) / pairs)
     each = own + np.log(1 + w @ apart) - np.logaddexp(own, rest)
@@ -132,7 +134,7 @@ class _Critic(NamedTuple):
     def fit(
         cls, a: Floats, b: Floats, who: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64]
     ) -> "_Critic":
-        """Directions from the scans `first`, weights from `second`."""
+        """Fit the directions on the scans `first` and the weights on `second`."""
         (ma, wa), (mb, wb) = (_whitening(x[first], max(1, len(first) // PER_DIRECTION)) for x in (a, b))
         left, _, right = np.linalg.svd(((a[first] - ma) @ wa).T @ ((b[first] - mb) @ wb) / len(first))
         r = min(wa.shape[1], wb.shape[1])
@@ -147,19 +149,19 @@ class _Critic(NamedTuple):
         return start._replace(weights=_logistic(x, same))
 
     def pairs(self, a: Floats, b: Floats) -> tuple[Floats, Floats]:
-        """(N, r) canonical coordinates of each view."""
+        """Return the canonical coordinates (N, r) of each view."""
         (ma, mb), (da, db) = self.means, self.directions
         return (a - ma) @ da, (b - mb) @ db
 
     def scores(self, a: Floats, b: Floats) -> Floats:
-        """(N, N) scores of every a with every b."""
+        """Return the scores (N, N) of every a with every b."""
         (u, v), r = self.pairs(a, b), self.directions[0].shape[1]
         w, x, y = (self.weights[k * r : (k + 1) * r] for k in range(3))
         return self.weights[-1] + (u * w) @ v.T - (np.square(u) @ x)[:, None] - np.square(v) @ y
 
 
 def _whitening(x: Floats, most: int) -> tuple[Floats, Floats]:
-    """Mean (D,) and the map (D, r) to at most `most` leading principal components of variance 1."""
+    """Return the mean (D,) and the map (D, r) to at most `most` leading principal components, scaled to variance 1."""
     mean = x.mean(0)
     _, s, axes = np.linalg.svd(x - mean, full_matrices=False)
     r = min(most, int((s > 1e-6 * s[0]).sum())) if s[0] > 1e-12 else 0
@@ -173,7 +175,7 @@ def _features(u: Floats, v: Floats) -> Floats:
 
 
 def _logistic(x: Floats, same: NDArray[np.bool_]) -> Floats:
-    """Weights (F,) that tell `same` pairs from others, both kinds counting the same: x w is then a log density ratio."""
+    """Fit weights (F,) that separate `same` pairs from others, with equal total weight, so that x w is a log density ratio."""
     each = np.where(same, 0.5 / same.sum(), 0.5 / (~same).sum())
 
     def loss(w: Floats) -> tuple[float, Floats]:

@@ -1,7 +1,7 @@
-"""How many directions do features use? Measures of their spectrum that need no label: RankMe, LiDAR, alpha-ReQ.
+"""Label-free measures of the spectrum of features: RankMe, LiDAR, alpha-ReQ.
 
-All of them depend on the number of scans N: a sample of N scans has no more than N - 1 directions, and its spectrum falls
-faster than that of the population. Compare values at one N only.
+All depend on the number of scans N: a sample of N scans has at most N - 1 directions, and its spectrum decays faster than
+that of the population. Compare values at one N only.
 """
 
 import numpy as np
@@ -10,18 +10,18 @@ from scipy.linalg import cho_factor, cho_solve, eigvalsh
 
 from medssl.evals.metrics.metrics import Floats
 
-EPS = 1e-7  # added to each share: Garrido et al., 2023, for float32 features; Thilak et al., 2024, have the same
-NOISE = 1e-12  # of the largest singular value: below it is rounding
-FIRST, LAST, FEWEST = 10, 100, 10  # of the power law: eigenvalues fitted, and how few are too few
+EPS = 1e-7  # added to each share, as in Garrido et al., 2023, for float32 features, and Thilak et al., 2024
+NOISE = 1e-12  # singular values below this are rounding
+FIRST, LAST, FEWEST = 10, 100, 10  # eigenvalues in the power law fit, and their minimum number
 
 
 def rankme(x: ArrayLike) -> dict[str, float]:
-    """RankMe of features (N, D): `raw` as published, `centred` after removing the mean, both `of` at most min(N - 1, D).
+    """Return RankMe of features (N, D): `raw` as published, `centred` after removing the mean, and the maximum `of`.
 
     Garrido et al., 2023 (https://arxiv.org/abs/2210.02885), eq. 1 and 2: exp(-sum p log p) with
-    p = singular values / their sum + 1e-7. A common offset hides any number of directions from `raw`. Both grow with N
-    until N is several times D, so compare them only at one N, and only within one method. Raises ValueError unless
-    N >= 2, D >= 1 and all is finite.
+    p = singular values / their sum + 1e-7. An offset common to all features can hide any number of directions from `raw`.
+    Both grow with N until N is several times D, so compare them at one N and within one method only. `of` is
+    min(N - 1, D). Raises ValueError unless N >= 2, D >= 1 and all features are finite.
     """
     x = finite(x, 2)
     return {"raw": _rank(x), "centred": _rank(x - x.mean(0)), "of": float(min(len(x) - 1, x.shape[1]))}
@@ -29,7 +29,8 @@ def rankme(x: ArrayLike) -> dict[str, float]:
 
 def _rank(x: Floats) -> float:
     s = np.linalg.svd(x, compute_uv=False).astype(np.float64)
-    return _effective(s) if s[0] > NOISE else 0.0  # all rows are equal: no direction at all
+    # 0 if all rows are equal
+    return _effective(s) if s[0] > NOISE else 0.0
 
 
 def _effective(shares: Floats) -> float:
@@ -38,15 +39,15 @@ def _effective(shares: Floats) -> float:
 
 
 def lidar(views: ArrayLike, delta: float = 1e-4) -> float:
-    """LiDAR of the features (N, V, D) of V >= 2 views of each of N > V scans: how many directions tell scans apart.
+    """Return LiDAR of features (N, V, D) of V >= 2 views of each of N > V scans: directions that discriminate scans.
 
     Thilak et al., 2024 (https://arxiv.org/abs/2312.04000), section 4: the effective rank, as in `rankme`, of the D
-    eigenvalues of W^-1/2 B W^-1/2. B is the covariance of the scans' mean features, W that of the views around their
-    scan's mean, plus `delta` times the identity. The paper's delta is in units of the features; here features are first
-    scaled to a mean variance of 1 over dimensions, so that it means the same for every encoder. A direction in which
-    views never differ counts for nearly everything, so the value is nan unless N (V - 1) >= D. At most min(N - 1, D).
+    eigenvalues of W^-1/2 B W^-1/2. B is the covariance of the scans' mean features, W the covariance of the views around
+    their scan's mean plus `delta` times the identity. The paper's delta is in units of the features; here features are first
+    scaled to a mean variance of 1 over dimensions, so that delta is comparable across encoders. A direction without any
+    variance between views dominates, so the value is nan unless N (V - 1) >= D. At most min(N - 1, D).
 
-    Scans are the first axis and views the second. ValueError for other layouts as far as they can be told: V >= N.
+    Scans are the first axis and views the second. Raises ValueError for other layouts, where V >= N.
     """
     x = finite(views, 3)
     N, V, D = x.shape
@@ -60,22 +61,24 @@ def lidar(views: ArrayLike, delta: float = 1e-4) -> float:
     means = x.mean(1)
     around = (x - means[:, None]).reshape(-1, D)
     within = cho_factor(around.T @ around / (N * V) + delta * np.eye(D))
-    half = means.T / np.sqrt(N)  # (D, N), B is half @ half.T; the non-zero eigenvalues of either product are the same
+    # B is half @ half.T; the non-zero eigenvalues of both products are the same
+    half = means.T / np.sqrt(N)
     values = eigvalsh(half.T @ cho_solve(within, half))[::-1][:D].clip(min=0)
     return _effective(np.pad(values, (0, D - len(values))))
 
 
 def alpha_req(x: ArrayLike) -> dict[str, float]:
-    """The power law of the spectrum of features (N, D): eigenvalue i of their covariance falls like i^-`alpha`.
+    """Return the power law of the spectrum of features (N, D): eigenvalue i of their covariance decays as i^-`alpha`.
 
-    Agrawal et al., 2022 (alpha-ReQ, https://openreview.net/forum?id=ii9X4vtZGTZ), with least squares of log eigenvalue
-    on log i from eigenvalue 10 to 100, as the authors' code has it; `r2` of that fit and its range `first`, `last`. With
-    fewer than 100 eigenvalues above rounding the range ends at the last of them; alpha and r2 are nan when that leaves
-    fewer than 10. Where r2 is far from 1 there is no power law and alpha means nothing.
+    Agrawal et al., 2022 (alpha-ReQ, https://openreview.net/forum?id=ii9X4vtZGTZ), by least squares of log eigenvalue on
+    log i from eigenvalue 10 to 100, as in the authors' code; `r2` of the fit and its range `first`, `last`. With fewer than
+    100 eigenvalues above rounding, the range ends at the last of them; alpha and r2 are nan with fewer than 10. If r2 is far
+    from 1, there is no power law and alpha is meaningless.
     """
     x = finite(x, 2)
     s = np.linalg.svd(x - x.mean(0), compute_uv=False)
-    there = int((s > max(s[0], NOISE) * 1e-7).sum())  # float32 features are right to about this
+    # the accuracy of float32 features
+    there = int((s > max(s[0], NOISE) * 1e-7).sum())
     last = min(LAST, there)
     out = {"alpha": np.nan, "r2": np.nan, "first": float(FIRST), "last": float(last)}
     if last - FIRST + 1 < FEWEST:
@@ -88,7 +91,7 @@ def alpha_req(x: ArrayLike) -> dict[str, float]:
 
 
 def finite(x: ArrayLike, axes: int) -> Floats:
-    """`x` as float64. ValueError unless it is finite and has so many axes, the first at least 2 long, no other empty."""
+    """Return x as float64. Raises ValueError unless it is finite with `axes` axes, the first at least 2 long, none empty."""
     x = np.asarray(x, np.float64)
     if x.ndim != axes or len(x) < 2 or not x.size or not np.isfinite(x).all():
         raise ValueError(f"needs finite features ({'N >= 2, V, D' if axes == 3 else 'N >= 2, D'}), got {x.shape}")
