@@ -99,4 +99,6 @@ def randomisation_check(correlation: Score) -> str:
         )
     if not depends_on_weights(correlation):
         return "It is not shown that these maps depend on the learned weights: maps of random weights may be nearly the same."
-    return "These maps depend on the learned weights: random weights give different ones. That does not make them correct."
+    return (
+        "These maps depend on the learned weights: random weights give different ones. That does not make them correct."
+    )
