@@ -1,14 +1,14 @@
-"""Do the intervals cover and do the tests keep their level, where patients have several scans and splits share patients?
+"""Coverage of intervals and level of tests with several scans per patient, and with overlapping train/test splits.
 
     python benchmarks/quality_statistics.py --reps 2000 --sizes 156 400 624
 
-Cohorts: n scans of patients with 1 to 8 scans each, a share of whom have scans of both classes. Scores are binormal with
-an effect of the patient that all of a patient's scans share; two models of equal worth are correlated in both. Wanted of
-the methods that know patients: 95 % intervals of the AUROC cover 93 to 97 %, tests at 5 % find a difference of the two
-in at most 6 % of cohorts. Those that take scans for patients stand beside them, and should fail.
+Cohorts: n scans of patients with 1 to 8 scans each, some with scans of both classes. Scores are binormal with an effect of
+the patient common to all of a patient's scans; two equally good models are correlated in both. Target for methods by
+patient: 95 % intervals of the AUROC cover 93 to 97 %, and tests at 5 % find a difference of the two in at most 6 % of
+cohorts. Methods that treat scans as independent are shown for comparison and should fail.
 
-Splits: ridge regression on two sets of features of equal worth, over train/test splits of n patients with one scan
-each. Student's t stands against the corrected one. Brackets are 95 % Clopper-Pearson intervals over the repetitions.
+Splits: ridge regression on two equally good sets of features, over train/test splits of n patients with one scan each, with
+Student's t-test and the corrected one. Brackets are 95 % Clopper-Pearson intervals over the repetitions.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def generator(*keys: int) -> np.random.Generator:
 
 
 def cohort(r: np.random.Generator, n: int, given: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """y (n,), scores (2, n) of two models with the same AUROC, patient (n,)."""
+    """Return y (n,), scores (2, n) of two models with the same AUROC, and patient (n,)."""
     low, high = given.images
     size = r.integers(low, high + 1, n)
     size = size[: np.searchsorted(np.cumsum(size), n) + 1]  # as many patients as n scans take
@@ -65,7 +65,7 @@ def cohort(r: np.random.Generator, n: int, given: argparse.Namespace) -> tuple[n
 
 
 def one(rep: int, n: int, given: argparse.Namespace) -> tuple[list[bool], list[bool], int]:
-    """For each of INTERVALS whether it holds the truth, for each of TESTS whether it finds a difference; patients."""
+    """Return for each of INTERVALS whether it contains the truth, for each of TESTS whether it finds a difference; patients."""
     y, s, patient = cohort(generator(n, rep), n, given)
     scans = np.arange(n)
     p, q = (np.stack([norm.cdf(-x), norm.cdf(x)], 1) for x in s)
@@ -90,19 +90,19 @@ def one(rep: int, n: int, given: argparse.Namespace) -> tuple[list[bool], list[b
 
 
 def auroc(y: np.ndarray, s: np.ndarray) -> np.ndarray:
-    """(..., n) labels and scores -> (...), by ranks."""
+    """Return the AUROC of labels and scores (..., n), by ranks."""
     pos = y.sum(-1)
     return ((rankdata(s, axis=-1) * y).sum(-1) - pos * (pos + 1) / 2) / (pos * (y.shape[-1] - pos))
 
 
 def splits(rep: int, n: int) -> list[tuple[bool, bool]]:
-    """For each of FEATURES and SPLITS (n patients, stratified) whether Student's t and the corrected t find a difference."""
+    """Return for each of FEATURES and SPLITS (n patients, stratified) whether Student's and the corrected t find a difference."""
     r, half = generator(0, n, rep), n // 2
     y = np.arange(2 * half) % 2
     out = []
     for features, (many, share) in product(FEATURES, SPLITS):
         x = r.normal(size=(2, 1, 2 * half, features)) + np.sqrt(0.45 / features) * (2 * y - 1)[:, None]
-        order = 2 * np.argsort(r.random((many, 2, half)), axis=2) + np.arange(2)[:, None]  # of each class, its patients
+        order = 2 * np.argsort(r.random((many, 2, half)), axis=2) + np.arange(2)[:, None]
         parts = np.split(order, [round(share * half)], axis=2)
         train, test = (part.reshape(many, -1) for part in parts)
         a, b = (np.take_along_axis(x, part[None, ..., None], axis=2) for part in (train, test))
@@ -117,8 +117,8 @@ def line(name: str, hits: np.ndarray, wanted: tuple[float, float]) -> str:
     k, n = int(hits.sum()), len(hits)
     ends = binomtest(k, n).proportion_ci()
     low, high = wanted
-    said = "as wanted" if low <= k / n <= high else "NOT AS WANTED"
-    return f"  {name:49s} {k / n:.3f} [{ends.low:.3f}, {ends.high:.3f}]   {low:.2f} to {high:.2f}   {said}"
+    verdict = "within target" if low <= k / n <= high else "OUTSIDE TARGET"
+    return f"  {name:49s} {k / n:.3f} [{ends.low:.3f}, {ends.high:.3f}]   {low:.2f} to {high:.2f}   {verdict}"
 
 
 def report(n: int, given: argparse.Namespace, found: list[tuple[list[bool], list[bool], int]]) -> Iterator[str]:
@@ -128,7 +128,7 @@ def report(n: int, given: argparse.Namespace, found: list[tuple[list[bool], list
     yield "  coverage of 95 % intervals"
     for (name, patients), hits in zip(INTERVALS.items(), covers.T, strict=True):
         yield line(name, hits, (0.93, 0.97) if patients or alone else (0.0, 0.93))
-    yield "  differences found where there is none, at 5 %"
+    yield "  false differences found, at 5 %"
     for (name, patients), hits in zip(TESTS.items(), finds.T, strict=True):
         yield line(name, hits, (0.0, 0.06) if patients or alone else (0.15, 1.0))
 
@@ -156,7 +156,7 @@ def main() -> None:
             found = pool.map(partial(one, n=n, given=given), range(given.reps), chunksize=20)
             print("\n".join(report(n, given, found)), flush=True)
             tested = np.array(pool.map(partial(splits, n=n), range(given.reps), chunksize=20))
-            print(f"  differences found where there is none, at 5 %, over splits of {n // 2 * 2} patients")
+            print(f"  false differences found, at 5 %, over splits of {n // 2 * 2} patients")
             for (k, (many, share)), hits in zip(product(FEATURES, SPLITS), tested.transpose(1, 2, 0), strict=True):
                 name = f"{k} features, {many} splits, {share:.0%} to train"
                 print(line(f"Student, {name}", hits[0], (0.15, 1.0)))

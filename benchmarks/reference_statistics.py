@@ -39,7 +39,7 @@ DIGITS = 12  # differences are compared to so many: 0.8 - 0.7 and 0.9 - 0.8 are 
 
 @dataclass(frozen=True)
 class _Parts:
-    """AUROCs (R,), and each patient's share in their errors (R, patients): by its positive and by its negative scans."""
+    """AUROCs (R,), and each patient's contribution to their errors (R, patients), by positive and by negative scans."""
 
     auroc: Floats
     positive: Floats
@@ -50,11 +50,11 @@ class _Parts:
 
     @property
     def rarer(self) -> int:
-        """Patients of the rarer class."""
+        """Number of patients of the rarer class."""
         return min(self.with_positive, self.with_negative)
 
     def combined(self, c: Floats) -> "_Parts":
-        """Those of the linear combinations c (Q, R) of the AUROCs."""
+        """Return the parts of the linear combinations c (Q, R) of the AUROCs."""
         return replace(self, auroc=c @ self.auroc, positive=c @ self.positive, negative=c @ self.negative)
 
     def covariance(self) -> Floats:
@@ -78,9 +78,9 @@ def _parts(y: ArrayLike, scores: ArrayLike, patient: ArrayLike) -> _Parts:
     if s.ndim != 2 or y.shape != s.shape[1:] or not y.size:
         raise ValueError(f"needs classes (N,) and scores (R, N), got {y.shape} and {s.shape}")
     if not np.isin(y, (0, 1)).all():
-        raise ValueError("classes must be 0 or 1; of several classes take one against the rest")
+        raise ValueError("classes must be 0 or 1; for several classes use one against the rest")
     if not np.isfinite(s).all():
-        raise ValueError("scores hold nan or infinity")
+        raise ValueError("scores contain nan or infinity")
     at = positions(patient, len(y))
     is_positive = y.astype(bool)
     with_positive, with_negative = len(np.unique(at[is_positive])), len(np.unique(at[~is_positive]))
@@ -90,7 +90,7 @@ def _parts(y: ArrayLike, scores: ArrayLike, patient: ArrayLike) -> _Parts:
         return _Parts(nothing[:, 0], nothing, nothing, len(y), with_positive, with_negative)
     rank, found = rankdata(s, axis=1), []
     for own, sign in ((is_positive, 1), (~is_positive, -1)):
-        # midranks among all, less those among its own class: how many of the other class lie below, ties half
+        # midranks among all minus midranks in the own class: the scans of the other class below, ties counting half
         below = (rank[:, own] - rankdata(s[:, own], axis=1)) / (~own).sum()
         mean = below.mean(1)
         error = sign * (below - mean[:, None]) / own.sum()
@@ -100,22 +100,22 @@ def _parts(y: ArrayLike, scores: ArrayLike, patient: ArrayLike) -> _Parts:
 
 
 def auroc_covariance(y: ArrayLike, scores: ArrayLike, patient: ArrayLike) -> tuple[Floats, Floats]:
-    """AUROCs (R,) of R models' scores (R, N) on the same scans, and the covariance (R, R) of their errors.
+    """Return the AUROCs (R,) of R models' scores (R, N) on the same scans, and the covariance (R, R) of their errors.
 
     nan where undefined: the AUROCs without both classes, the covariance unless each class has two patients. Raises
-    ValueError for other classes than 0 and 1 and for scores that are not finite.
+    ValueError for classes other than 0 and 1 and for scores that are not finite.
     """
     parts = _parts(y, scores, patient)
     return parts.auroc, parts.covariance()
 
 
 def auroc_score(y: ArrayLike, s: ArrayLike, patient: ArrayLike, *, level: float = 0.95) -> Score:
-    """The AUROC with its interval, symmetric on the scale of the log odds.
+    """Return the AUROC with its interval, symmetric on the scale of the log odds.
 
-    On its own scale, as pROC and others give it, it covers too seldom where patients are few or the AUROC is high, because
-    errors are skewed: of 35 patients at 95 %, .93 at an AUROC of .8 (log odds .95) and .85 at .95 (log odds .93), simulated
-    as in `benchmarks/quality_statistics.py`. Where the classes do not overlap the variance is 0 and says nothing, so there
-    is no interval. Raises ValueError as `auroc_covariance` does.
+    An interval on the AUROC's own scale, as in pROC and others, covers too seldom with few patients or a high AUROC, because
+    errors are skewed: with 35 patients at 95 %, .93 at an AUROC of .8 (log odds .95) and .85 at .95 (log odds .93), simulated
+    as in `quality_statistics.py`. If the classes do not overlap, the variance is 0 and there is no interval. Raises ValueError
+    as `auroc_covariance` does.
     """
     parts = _parts(y, np.asarray(s)[None], patient)
     value, se = float(parts.auroc[0]), float(np.sqrt(parts.covariance()[0, 0]))
@@ -129,9 +129,9 @@ def auroc_score(y: ArrayLike, s: ArrayLike, patient: ArrayLike, *, level: float 
 def auroc_paired(
     y: ArrayLike, s_a: ArrayLike, s_b: ArrayLike, patient: ArrayLike, *, level: float = 0.95
 ) -> Difference:
-    """AUROC(s_a) - AUROC(s_b) on the same scans, its interval, and the p-value of "there is none". ValueError as above.
+    """Return AUROC(s_a) - AUROC(s_b) on the same scans, its interval, and the p-value for no difference.
 
-    Two models that order all pairs alike differ by 0 with p = 1.
+    Two models with the same order of all pairs differ by 0 with p = 1. Raises ValueError as `auroc_covariance` does.
     """
     parts = _parts(y, np.stack([np.asarray(s_a, np.float64), np.asarray(s_b, np.float64)]), patient)
     apart = parts.combined(np.array([[1.0, -1.0]]))
@@ -183,11 +183,11 @@ def bca_score(
 
 
 def bca_quantiles(value: float, found: Floats, left: Floats, level: float) -> Floats | None:
-    """(2,) the quantiles of the resamples `found` that are the ends of the BCa interval of `value`.
+    """Return the quantiles (2,) of the resamples `found` at the ends of the BCa interval of `value`.
 
     Efron & Tibshirani, 1993, eqs. 14.10, 14.14 and 14.15, with half of the ties in the bias (as SciPy) and the
-    acceleration from `left`, the values without each patient. None where these are undefined: a value beyond all
-    resamples, a metric that needs every patient or depends on none.
+    acceleration from `left`, the values without each patient. None if undefined: a value beyond all resamples, or a metric
+    that needs every patient or depends on none.
     """
     below = ((found < value).mean() + (found <= value).mean()) / 2
     u = left.mean() - left
@@ -202,16 +202,17 @@ def bca_quantiles(value: float, found: Floats, left: Floats, level: float) -> Fl
 def corrected_t(
     differences: ArrayLike, train: ArrayLike, test: ArrayLike, *, scans: int, level: float = 0.95
 ) -> Difference:
-    """The mean of differences (n,) of two models over n train/test splits of the same patients, with interval and p.
+    """Return the mean of differences (n,) of two models over n train/test splits of the same patients, with interval and p.
 
     Nadeau & Bengio, 2003 (https://doi.org/10.1023/A:1024068626366), section 5: the variance of the mean is
-    (1/n + test/train) times the sample variance, and t has n - 1 degrees of freedom. It is about the method trained on
-    `train` patients, not about one trained model. For r times k-fold cross-validation test/train is 1/(k - 1) (Bouckaert
-    & Frank, 2004). The correction takes differences of two splits as correlated by test/(train + test), as they share test
-    patients, and leaves out that they share training patients. Simulated (`benchmarks/quality_statistics.py`), it found
-    at 5 % what was not there in 5 to 6 % of cases, but in 6 to 9 % where models hung on who was in training (20 features
-    from 104 patients). train, test: patients in the parts of a split, one number or (n,); scans: of all patients together.
-    Raises UserError for fewer than two splits, for differences that are not finite, and for differences that are all equal.
+    (1/n + test/train) times the sample variance, and t has n - 1 degrees of freedom. It compares methods trained on
+    `train` patients, not two trained models. For r times k-fold cross-validation test/train is 1/(k - 1) (Bouckaert
+    & Frank, 2004). The correction assumes a correlation of test/(train + test) between splits, because they share test
+    patients, and ignores that they share training patients. In simulations (`quality_statistics.py`) its false positive rate
+    at 5 % was 5 to 6 %, but 6 to 9 % where models depend strongly on the training patients (20 features from 104 patients).
+
+    train, test: patients in the parts of a split, one number or (n,). scans: of all patients together. Raises UserError for
+    fewer than two splits, for differences that are not finite, and for differences that are all equal.
     """
     d = np.asarray(differences, np.float64)
     train, test = (np.broadcast_to(np.asarray(x, np.float64), d.shape) for x in (train, test))

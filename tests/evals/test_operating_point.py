@@ -119,7 +119,11 @@ def test_net_benefit_is_its_definition():
         assert point.treat_all.value == pytest.approx(y.mean() - (1 - y.mean()) * t / (1 - t), abs=1e-12)
         assert point.gain.value == pytest.approx(point.model.value - point.treat_all.value, abs=1e-12)
     sure = np.full((60, 2), 0.5)
-    gain = decision_curve(y, sure, np.arange(60), [0.3], n=100)[0].gain  # it treats all as well, in every resample
+    (point,) = decision_curve(y, sure, np.arange(60), [0.3], n=100)
+    assert point.as_dict() == {"threshold": 0.3} | {
+        k: getattr(point, k).as_dict() for k in ("model", "treat_all", "gain")
+    }
+    gain = point.gain  # it treats all as well, in every resample
     assert (gain.value, gain.low, gain.high) == (0, 0, 0)
 
 

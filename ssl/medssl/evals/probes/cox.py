@@ -20,7 +20,7 @@ from torch import Tensor
 from medssl.errors import UserError
 from medssl.evals.metrics.metrics import Floats
 from medssl.evals.probes.linear_designs import Design
-from medssl.evals.probes.linear_targets import finite
+from medssl.evals.probes.linear_fit import finite
 from medssl.evals.probes.model_selection import PENALTIES, PenalisedModel, Probe, Rows, fit_probes
 from medssl.evals.probes.newton import minimise
 

@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from medssl.errors import UserError
 from medssl.evals.metrics.weighted import Floats
+from medssl.evals.task_types.base import Votes
 from medssl.evals.task_types.task_types import task_type
-from medssl.evals.task_types.votes import Votes
 
 SLACK = 1e-5  # accuracy of float32 inner products of unit vectors
 BATCH = 1 << 22  # float64 numbers gathered at once: 32 MB

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from numpy.typing import ArrayLike
 
-from medssl.evals.probes.linear_fit import fit_linear
-from medssl.evals.probes.linear_targets import checked, finite
+from medssl.evals.probes.linear_fit import checked, finite, fit_linear
 from medssl.evals.probes.model_selection import PENALTIES, PenalisedModel, Probe, fit_probes
 from medssl.evals.task_types.task_types import task_type
 

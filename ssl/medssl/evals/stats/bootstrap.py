@@ -29,14 +29,7 @@ Case = tuple[Metric, Truth, Floats]  # a metric with checked y and p
 
 
 def score(
-    metric: Metric,
-    y: ArrayLike,
-    p: ArrayLike,
-    patient: ArrayLike,
-    *,
-    n: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    metric: Metric, y: ArrayLike, p: ArrayLike, patient: ArrayLike, *, n: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Score:
     """Return `metric` of y and p with an interval over patients.
 

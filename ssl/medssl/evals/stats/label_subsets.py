@@ -23,8 +23,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from medssl.errors import UserError
-from medssl.evals.task_types.base import TaskType
-from medssl.evals.task_types.strata import Strata
+from medssl.evals.task_types.base import Strata, TaskType
 from medssl.evals.task_types.task_types import task_type
 from medssl.rng import Key, words
 

@@ -7,6 +7,7 @@ s >= threshold.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,6 +42,10 @@ class NetBenefit:
     model: Score
     treat_all: Score
     gain: Score
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return a dict for JSON."""
+        return {k: v.as_dict() if isinstance(v, Score) else v for k, v in vars(self).items()}
 
 
 def operating_point(

@@ -12,11 +12,8 @@ from medssl.errors import UserError, nearest
 from medssl.evals.metrics import metrics, weighted
 from medssl.evals.metrics.metrics import Metric
 from medssl.evals.metrics.weighted import Floats
-from medssl.evals.task_types.base import TaskType
-from medssl.evals.task_types.columns import MOST_CLASSES, Raw, known, numeric_order, word
-from medssl.evals.task_types.linear_target import LinearTarget
-from medssl.evals.task_types.strata import Strata, by_rarest
-from medssl.evals.task_types.votes import Votes
+from medssl.evals.task_types.base import LinearTarget, Mask, Names, Raw, Strata, TaskType, Votes, Y, by_rarest
+from medssl.evals.task_types.columns import MOST_CLASSES, known, numeric_order, word
 from medssl.losses import target_losses
 from medssl.losses.target_losses import TargetLoss
 
@@ -38,8 +35,7 @@ class Classification(TaskType):
     scored_by_class = True
     can_balance = True
 
-    def names(self, columns: tuple[str, ...], raw: list[Any], positive: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the classes, numbers before words; with `positive`, the second class is the positive one."""
+    def names(self, columns: Names, raw: list[Any], positive: Names) -> Names:
         found = sorted(set(_classes(raw, positive)), key=numeric_order)
         if positive:
             one = " or ".join(sorted(positive))
@@ -54,31 +50,24 @@ class Classification(TaskType):
             )
         return tuple(found)
 
-    def read(
-        self, raw: Sequence[Raw], columns: tuple[str, ...], names: tuple[str, ...], positive: tuple[str, ...]
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """See `TaskType.read`; a class that is not among `names` is unknown."""
+    def read(self, raw: Sequence[Raw], columns: Names, names: Names, positive: Names) -> tuple[Y, Mask]:
         place = {name: i for i, name in enumerate(names)}
         y = np.array([place.get(v, -1) for v in _classes(raw[0], positive)], np.int64)
         return np.maximum(y, 0), known(raw[0]) & (y >= 0)
 
-    def check_splits(self, y_train: NDArray[Any], y_test: NDArray[Any], target: str, names: Sequence[str]) -> list[str]:
-        """Raise UserError for a class without test scans."""
+    def check_splits(self, y_train: Y, y_test: Y, target: str, names: Names) -> list[str]:
         if 0 in np.bincount(y_test, minlength=len(names)):
             raise UserError(f"a class of {target!r} ({', '.join(names)}) has no test scan; AUROC would be undefined")
         return []
 
-    def target_loss(self, y: NDArray[Any], width: int) -> TargetLoss:
-        """Return the cross-entropy."""
+    def target_loss(self, y: Y, width: int) -> TargetLoss:
         return target_losses.classification(width)
 
-    def strata(self, y: NDArray[Any], at: NDArray[np.int64]) -> Strata:
-        """One stratum per class."""
+    def strata(self, y: Y, at: NDArray[np.int64]) -> Strata:
         kinds = np.unique(y)
         return by_rarest(y[:, None] == kinds, at, [f"class {k:g}" for k in kinds], len(kinds))
 
-    def linear_y(self, y: NDArray[Any], which: str, classes: int | None) -> tuple[NDArray[Any], int]:
-        """y (N,) int64 and the number of classes."""
+    def linear_y(self, y: Y, which: str, classes: int | None) -> tuple[Y, int]:
         if missing := int(np.isnan(y).sum()):
             raise UserError(f"{missing} of {len(y)} {which} scans have no label; leave them out")
         if classes is None:
@@ -87,8 +76,7 @@ class Classification(TaskType):
             raise ValueError(f"{which} labels must be integers in [0, {classes}), got {y.dtype}")
         return y.astype(np.int64), classes
 
-    def encode(self, y: NDArray[Any], classes: int) -> LinearTarget:
-        """Softmax regression for three or more classes, logistic regression for two; see `probes.linear_losses`."""
+    def encode(self, y: Y, classes: int) -> LinearTarget:
         present, place, counts = self.classes_present(y)
         n, K = len(y), len(present)
         if K == 2:
@@ -101,7 +89,7 @@ class Classification(TaskType):
         )
 
     @staticmethod
-    def classes_present(y: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    def classes_present(y: Y) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Classes in y, rising, the place of each scan's among them, and their counts. Raises UserError for one class."""
         present, place, counts = np.unique(y, return_inverse=True, return_counts=True)
         if len(present) < 2:
@@ -124,20 +112,15 @@ class Classification(TaskType):
         between = torch.from_numpy(prior[1:-1]) if K > 2 else None
         return LinearTarget(predict, target, weight, start, between, np.array([n]), 1)
 
-    def validation_loss(self, y: NDArray[Any], p: Floats) -> float:
-        """Mean cross-entropy in nats."""
+    def validation_loss(self, y: Y, p: Floats) -> float:
         return float(-np.log(np.maximum(p[np.arange(len(y)), y], SMALLEST)).mean())
 
-    def vote(self, votes: Votes, y: NDArray[Any], classes: int | None) -> Floats:
-        """(M, K): each class's share of the votes."""
+    def vote(self, votes: Votes, y: Y, classes: int | None) -> Floats:
         if classes is None or y.ndim != 1 or y.min() < 0 or y.max() >= classes:
             raise ValueError(f"needs one class in [0, {classes}) per training scan, got {y.shape}")
         return votes.shares(y, classes)
 
-    def mean_over_classes(
-        self, f: Callable[..., Floats], y: NDArray[Any], p: Floats, w: Floats, *more: NDArray[np.int64]
-    ) -> Floats:
-        """`f` of class 1 for two classes, else the mean over classes against the rest."""
+    def mean_over_classes(self, f: Callable[..., Floats], y: Y, p: Floats, w: Floats, *more: Y) -> Floats:
         return weighted.one_vs_rest(f, y, p, w, *more)
 
 
@@ -148,7 +131,7 @@ def spread(p: Floats, present: NDArray[np.int64], classes: int) -> Floats:
     return out
 
 
-def _classes(raw: Iterable[Any], positive: tuple[str, ...]) -> list[str]:
+def _classes(raw: Iterable[Any], positive: Names) -> list[str]:
     """Return every value as the name of its class; an unknown one as ""."""
     if not positive:
         return ["" if v is None else word(v) for v in raw]

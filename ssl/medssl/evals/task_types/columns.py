@@ -9,13 +9,12 @@ from numpy.typing import NDArray
 
 from medssl.errors import UserError
 from medssl.evals.metrics.weighted import Floats
+from medssl.evals.task_types.base import Raw
 
 MOST_CLASSES = 50
 YES = frozenset({"yes", "y", "true", "1", "1.0", "positive", "pos", "present"})
 NO = frozenset({"no", "n", "false", "0", "0.0", "negative", "neg", "absent"})
 SEPARATOR = "|"  # between the findings of one scan, as in the ChestX-ray14 table of the NIH
-
-Raw = NDArray[np.object_]
 
 
 def word(value: Any) -> str:

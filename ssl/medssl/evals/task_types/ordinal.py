@@ -1,18 +1,16 @@
 """Ordinal regression: levels with an order, such as grades."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit
 
 from medssl.errors import UserError
 from medssl.evals.metrics import metrics
 from medssl.evals.metrics.weighted import Floats
+from medssl.evals.task_types.base import LinearTarget, Names, Y
 from medssl.evals.task_types.classification import Classification, spread
 from medssl.evals.task_types.columns import MOST_CLASSES, number, numeric_order, word
-from medssl.evals.task_types.linear_target import LinearTarget
 from medssl.losses import target_losses
 from medssl.losses.target_losses import TargetLoss
 
@@ -25,8 +23,7 @@ class Ordinal(Classification):
     linear_model = "proportional-odds regression"
     scored_by_class = False
 
-    def names(self, columns: tuple[str, ...], raw: list[Any], positive: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the levels, lowest first."""
+    def names(self, columns: Names, raw: list[Any], positive: Names) -> Names:
         levels = sorted({word(v) for v in raw}, key=numeric_order)
         if any(number(v) is None for v in levels):
             raise UserError(
@@ -36,16 +33,13 @@ class Ordinal(Classification):
             raise UserError(f"{columns[0]} has {len(levels)} levels; ordinal needs 3 to {MOST_CLASSES}")
         return tuple(levels)
 
-    def check_splits(self, y_train: NDArray[Any], y_test: NDArray[Any], target: str, names: Sequence[str]) -> list[str]:
-        """A level may lack test scans."""
+    def check_splits(self, y_train: Y, y_test: Y, target: str, names: Names) -> list[str]:
         return []
 
-    def target_loss(self, y: NDArray[Any], width: int) -> TargetLoss:
-        """Return the loss of continuation ratios."""
+    def target_loss(self, y: Y, width: int) -> TargetLoss:
         return target_losses.ordinal(width)
 
-    def encode(self, y: NDArray[Any], classes: int) -> LinearTarget:
-        """Proportional odds."""
+    def encode(self, y: Y, classes: int) -> LinearTarget:
         present, place, counts = self.classes_present(y)
 
         def predict(scores: Floats) -> Floats:

@@ -1,7 +1,6 @@
 """Regression: a number, such as an age."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,11 +9,8 @@ from numpy.typing import NDArray
 from medssl.errors import UserError
 from medssl.evals.metrics import metrics
 from medssl.evals.metrics.weighted import Floats
-from medssl.evals.task_types.base import TaskType
-from medssl.evals.task_types.columns import Raw, known, numbers
-from medssl.evals.task_types.linear_target import LinearTarget
-from medssl.evals.task_types.strata import Strata
-from medssl.evals.task_types.votes import Votes
+from medssl.evals.task_types.base import LinearTarget, Mask, Names, Raw, Strata, TaskType, Votes, Y
+from medssl.evals.task_types.columns import known, numbers
 from medssl.losses import target_losses
 from medssl.losses.target_losses import TargetLoss
 
@@ -29,31 +25,24 @@ class Regression(TaskType):
     linear_model = "ridge regression"
     least_squares = True
 
-    def read(
-        self, raw: Sequence[Raw], columns: tuple[str, ...], names: tuple[str, ...], positive: tuple[str, ...]
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """See `TaskType.read`."""
+    def read(self, raw: Sequence[Raw], columns: Names, names: Names, positive: Names) -> tuple[Y, Mask]:
         return numbers(raw[0], columns[0]), known(raw[0])
 
-    def target_loss(self, y: NDArray[Any], width: int) -> TargetLoss:
-        """Return Huber's loss of the standardised number."""
+    def target_loss(self, y: Y, width: int) -> TargetLoss:
         return target_losses.regression(float(y.mean()), float(y.std()))
 
-    def strata(self, y: NDArray[Any], at: NDArray[np.int64]) -> Strata:
-        """Fifths of the numbers; a patient's stratum is that of their mean."""
+    def strata(self, y: Y, at: NDArray[np.int64]) -> Strata:
         mean = np.bincount(at, y) / np.bincount(at)
         edges = np.quantile(y, np.arange(1, BINS) / BINS)
         return Strata(np.searchsorted(edges, mean, side="right"), np.zeros((len(mean), 0), np.bool_), [])
 
-    def linear_y(self, y: NDArray[Any], which: str, classes: int | None) -> tuple[NDArray[Any], int]:
-        """y (N,) float64 and 1."""
+    def linear_y(self, y: Y, which: str, classes: int | None) -> tuple[Y, int]:
         y = y.astype(np.float64)
         if missing := int(np.isnan(y).sum()):
             raise UserError(f"{missing} of {len(y)} {which} scans have no label; leave them out")
         return y, 1
 
-    def encode(self, y: NDArray[Any], classes: int) -> LinearTarget:
-        """Squared error, which `probes.linear_fit` solves in closed form."""
+    def encode(self, y: Y, classes: int) -> LinearTarget:
         if len(np.unique(y)) < 2:
             raise UserError(
                 f"cannot fit a linear probe: all {len(y)} training scans have one value; label scans of another"
@@ -63,12 +52,10 @@ class Regression(TaskType):
             lambda s: s[:, 0], target, torch.ones_like(target), target.mean(0), None, np.array([len(y)]), 1
         )
 
-    def validation_loss(self, y: NDArray[Any], p: Floats) -> float:
-        """Mean squared error."""
+    def validation_loss(self, y: Y, p: Floats) -> float:
         return float(((y - p) ** 2).mean())
 
-    def vote(self, votes: Votes, y: NDArray[Any], classes: int | None) -> Floats:
-        """(M,): the neighbours' weighted mean. Raises UserError for a test scan without a neighbour."""
+    def vote(self, votes: Votes, y: Y, classes: int | None) -> Floats:
         y = np.asarray(y, np.float64)
         if y.ndim != 1 or not np.isfinite(y).all():
             raise ValueError(f"needs one finite number per training scan, got {y.shape}")

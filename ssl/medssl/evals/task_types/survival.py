@@ -1,16 +1,14 @@
 """Survival: a time, and whether the event occurred then or the patient was censored."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medssl.errors import UserError
 from medssl.evals.metrics import metrics
-from medssl.evals.task_types.base import TaskType
-from medssl.evals.task_types.columns import Raw, known, numbers, presence
-from medssl.evals.task_types.strata import Strata, by_rarest
+from medssl.evals.task_types.base import Mask, Names, Raw, Strata, TaskType, Y, by_rarest
+from medssl.evals.task_types.columns import known, numbers, presence
 from medssl.losses import target_losses
 from medssl.losses.target_losses import TargetLoss
 
@@ -27,31 +25,24 @@ class Survival(TaskType):
     ndim = 2
 
     def check_columns(self, columns: Sequence[str]) -> None:
-        """Raise UserError unless there are two."""
         if len(columns) != 2:
             raise UserError(f"survival takes two columns, the time and the event, got {', '.join(columns)}")
 
-    def read(
-        self, raw: Sequence[Raw], columns: tuple[str, ...], names: tuple[str, ...], positive: tuple[str, ...]
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """See `TaskType.read`."""
+    def read(self, raw: Sequence[Raw], columns: Names, names: Names, positive: Names) -> tuple[Y, Mask]:
         time, event = numbers(raw[0], columns[0]), presence(raw[1], columns[1], positive)
         there = known(raw[0]) & known(raw[1])
         if (bad := there & ~(time > 0)).any():
             raise UserError(f"{bad.sum()} scans have {columns[0]} of 0 or less; survival needs times above 0")
         return np.stack([time, np.nan_to_num(event)], 1), there
 
-    def check_splits(self, y_train: NDArray[Any], y_test: NDArray[Any], target: str, names: Sequence[str]) -> list[str]:
-        """Raise UserError when no training patient had the event."""
+    def check_splits(self, y_train: Y, y_test: Y, target: str, names: Names) -> list[str]:
         if not y_train[:, 1].any():
             raise UserError(f"no training patient has the event of {target!r}; nothing can be fitted")
         return []
 
-    def target_loss(self, y: NDArray[Any], width: int) -> TargetLoss:
-        """Return Cox's partial likelihood."""
+    def target_loss(self, y: Y, width: int) -> TargetLoss:
         return target_losses.survival()
 
-    def strata(self, y: NDArray[Any], at: NDArray[np.int64]) -> Strata:
-        """Patients with and without the event."""
+    def strata(self, y: Y, at: NDArray[np.int64]) -> Strata:
         kinds = np.unique(y[:, 1])
         return by_rarest(y[:, 1:] == kinds, at, [f"event {k:g}" for k in kinds], len(kinds))
