@@ -47,7 +47,7 @@ from medssl.synthetic.cohort import person
 from medssl.synthetic.shortcut_mark import carries, place, plant
 from medssl.train.optim import Optim
 
-TESTS = {"agrees": 0.95, "no mark": None, "disagrees": 0.05}
+TESTS = {"mark agrees": 0.95, "no mark": None, "mark disagrees": 0.05}
 LEAST = 0.2  # the drop in AUROC that a supervised network should show here
 MEAN = task_type("per_case").metrics[0]
 Scan = tuple[int, bool, np.ndarray]  # patient, positive, (H, W) uint8
@@ -126,14 +126,14 @@ def main() -> None:
         # a fixed key, so that scans are read in the same order every time
         (work / "key").write_text("0" * 64)
         (work / "key").chmod(0o600)
-        home = write([s for s in everything if s[0] in trained], work / "home", TESTS["agrees"], given, work / "key", 2)
+        home = write([s for s in everything if s[0] in trained], work / "home", TESTS["mark agrees"], given, work / "key", 2)
         held = [s for s in everything if s[0] in tested]
         stores = {name: write(held, work / name, a, given, work / "key", 3) for name, a in TESTS.items()}
         run = medssl.pretrain(
             home, work / "run", method=given.method, encoder="cnn", encoder_options={"widths": given.widths}, augment=given.views,
             size=given.size, steps=given.steps, batch=given.batch, seed=given.seed, monitor_every=0,
         )  # fmt: skip
-        sources, splits = FeatureSources.of(run, home, "finding", "cpu", test_store=stores["agrees"], positive="yes")
+        sources, splits = FeatureSources.of(run, home, "finding", "cpu", test_store=stores["mark agrees"], positive="yes")
         tests = [_in_order(Subset.of(splits.target, store, store.rows())) for store in stores.values()]
         y, patient = tests[0].y, np.array([held[i][0] for i in range(len(held))])
         network = features.learn(
@@ -155,7 +155,7 @@ def main() -> None:
         lines = []
         for name, p in found.items():
             line = {"model": name}
-            line |= {f"AUROC, mark {t}": score(AUROC, y, each, patient) for t, each in zip(TESTS, p, strict=True)}
+            line |= {f"AUROC, {t}": score(AUROC, y, each, patient) for t, each in zip(TESTS, p, strict=True)}
             line["drop, agrees to disagrees"] = difference(AUROC, y, p[0], p[2], patient)
             line["drop, no mark to disagrees"] = difference(AUROC, y, p[1], p[2], patient)
             lines.append(line)
@@ -171,7 +171,7 @@ def main() -> None:
         maps = maker(network.encoder, agree.rows[at], np.repeat(weight[1:] - weight[:1], len(at), 0))
         f = mask_energy(maps, masks, insides)
         with redirect_stdout(StringIO()):
-            seen = cam(run, home, "finding", positive="yes", test_store=stores["agrees"])["in_masks"][0]
+            seen = cam(run, home, "finding", positive="yes", test_store=stores["mark agrees"])["in_masks"][0]
         named = zip(
             ("Grad-CAM on the mark", "area of the mark", "energy minus area"), list(seen.values())[1:4], strict=True
         )
