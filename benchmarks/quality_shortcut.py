@@ -126,14 +126,18 @@ def main() -> None:
         # a fixed key, so that scans are read in the same order every time
         (work / "key").write_text("0" * 64)
         (work / "key").chmod(0o600)
-        home = write([s for s in everything if s[0] in trained], work / "home", TESTS["mark agrees"], given, work / "key", 2)
+        home = write(
+            [s for s in everything if s[0] in trained], work / "home", TESTS["mark agrees"], given, work / "key", 2
+        )
         held = [s for s in everything if s[0] in tested]
         stores = {name: write(held, work / name, a, given, work / "key", 3) for name, a in TESTS.items()}
         run = medssl.pretrain(
             home, work / "run", method=given.method, encoder="cnn", encoder_options={"widths": given.widths}, augment=given.views,
             size=given.size, steps=given.steps, batch=given.batch, seed=given.seed, monitor_every=0,
         )  # fmt: skip
-        sources, splits = FeatureSources.of(run, home, "finding", "cpu", test_store=stores["mark agrees"], positive="yes")
+        sources, splits = FeatureSources.of(
+            run, home, "finding", "cpu", test_store=stores["mark agrees"], positive="yes"
+        )
         tests = [_in_order(Subset.of(splits.target, store, store.rows())) for store in stores.values()]
         y, patient = tests[0].y, np.array([held[i][0] for i in range(len(held))])
         network = features.learn(
