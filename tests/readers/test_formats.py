@@ -55,6 +55,7 @@ def zipped():
         ("a.nii.gz", b"text", "BAD_HEADER"),
         ("a.NII", gzip.compress(b"text"), "BAD_HEADER"),
         ("a.dcm", b"text", "NOT_A_SCAN"),
+        ("a.png", gzip.compress(b"\x89PNG\r\n\x1a\n"), "NOT_A_SCAN"),
         ("a.dcm", zipped(), "ARCHIVE"),
         ("a.dcm", b"", "NOT_A_SCAN"),
     ],
