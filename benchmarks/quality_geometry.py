@@ -1,19 +1,19 @@
-"""Where every slice of real DICOM series ends up: medssl beside dcm2niix, SimpleITK, MONAI and dicom2nifti.
+"""Positions of the slices of real DICOM series: medssl compared with dcm2niix, SimpleITK, MONAI and dicom2nifti.
 
     python benchmarks/quality_geometry.py DICOM_FOLDER
 
-Every folder below DICOM_FOLDER that holds DICOM files is one series folder; each tool gets a copy of it. Two questions:
+Every folder below DICOM_FOLDER with DICOM files is one series; each tool gets a copy of it. Two measures:
 
-1. Truth, from the headers alone: each source slice is looked for in the tool's volumes by its pixels (values after the
-   rescale, any flip or order of axes); the world coordinates of its corner pixels must be those of Image Position,
-   Image Orientation and Pixel Spacing. `wrong` counts slices found, but more than 0.1 mm from there, without an error;
-   `dropped` counts slices in no volume. Mosaics have no such truth.
+1. Ground truth from the headers: each source slice is searched in the tool's volumes by its pixels (values after the
+   rescale, with any flip or order of axes). The world coordinates of its corner pixels must agree with Image Position,
+   Image Orientation and Pixel Spacing. `wrong` counts slices that are more than 0.1 mm off, without an error; `dropped`
+   counts slices in no volume. Mosaics have no such ground truth.
 2. Agreement with dcm2niix: volumes in canonical orientation with equal voxels (to 1e-3) and corners within 0.05 mm.
 
-dcm2niix is used when it is on the PATH, the others when they can be imported. What dcm2niix resampled (`_Eq`, `_Tilt`)
-counts for neither question. Slices that were refused with a reason count as dropped; so does a single image, which is
-in the store but no volume. Times are of one run; dcm2niix's include the start of a process, medssl's the start of its
-reading processes for every folder, a store and its export.
+dcm2niix is used if it is on the PATH, the others if they can be imported. Volumes resampled by dcm2niix (`_Eq`, `_Tilt`)
+are ignored. Slices refused with a reason count as dropped, and so do single images, which are in the store but not in a
+volume. Times are from one run; those of dcm2niix include starting a process, those of medssl starting its workers for
+every folder, and writing and exporting a store.
 """
 
 import argparse
@@ -37,8 +37,8 @@ import nibabel
 import numpy as np
 import pydicom
 
-FAR, CORNER = 0.1, 0.05  # mm
-AIR = -1024  # padding of CT is compared as air
+MISPLACED, CORNER = 0.1, 0.05  # mm
+AIR = -1024  # HU; replaces padding of CT for the comparison
 RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 Volume = tuple[np.ndarray, np.ndarray]  # three axes in any order; (4, 4) from its indices to RAS+ mm
@@ -46,14 +46,14 @@ Volume = tuple[np.ndarray, np.ndarray]  # three axes in any order; (4, 4) from i
 
 @dataclass(frozen=True)
 class Truth:
-    """One slice by its own header: values (rows, columns) and three of its corners, (row, column) -> RAS+ mm."""
+    """A slice according to its header: values (rows, columns) and three corners, (row, column) -> RAS+ mm."""
 
     values: np.ndarray
     corners: dict[tuple[int, int], np.ndarray]
 
 
 def comparable(values: np.ndarray) -> np.ndarray:
-    """Numbers to compare: colour (last axis of 3 or a record) as one integer, padding of CT as air."""
+    """Return values for comparison: colour (last axis of 3, or a record) as one integer, padding of CT as air."""
     if values.dtype.names:
         values = np.stack([values[c] for c in values.dtype.names], -1)
     if values.shape[-1:] == (3,) and values.dtype == np.uint8:
@@ -62,7 +62,7 @@ def comparable(values: np.ndarray) -> np.ndarray:
 
 
 def truths(folder: Path) -> list[Truth]:
-    """The slices of a folder that have a place of their own."""
+    """Return the slices of a folder that have a position."""
     found = []
     for path in sorted(folder.iterdir()):
         ds = pydicom.dcmread(path)
@@ -85,7 +85,7 @@ def truths(folder: Path) -> list[Truth]:
 
 
 def places(truth: Truth, volumes: list[Volume]) -> Iterator[float]:
-    """Error in mm of the worst corner, for every place in the volumes that has the pixels of the slice."""
+    """Yield the error in mm of the worst corner, for every place in the volumes with the pixels of the slice."""
     for array, affine in volumes:
         for axis, flips in itertools.product(range(3), itertools.product((1, -1), repeat=2)):
             for order in ((0, 1), (1, 0)):
@@ -109,7 +109,7 @@ def places(truth: Truth, volumes: list[Volume]) -> Iterator[float]:
 
 
 def canonical(volume: Volume) -> Volume:
-    """The axes nearest to right, anterior and superior."""
+    """Reorient a volume so that its axes point to right, anterior and superior."""
     array, affine = volume
     turn = nibabel.orientations.io_orientation(affine)
     turned = affine @ nibabel.orientations.inv_ornt_aff(turn, array.shape)
@@ -117,7 +117,7 @@ def canonical(volume: Volume) -> Volume:
 
 
 def agreeing(volumes: list[Volume], reference: list[Volume]) -> int:
-    """How many volumes of the reference are among `volumes`, each used once."""
+    """Return how many volumes of the reference are among `volumes`, each used once."""
     left, count = [canonical(v) for v in volumes if abs(np.linalg.det(v[1])) > 1e-6], 0
     for array, affine in map(canonical, reference):
         ends = np.array([(*i, 1) for i in itertools.product(*((0, n - 1) for n in array.shape))]).T
@@ -131,7 +131,7 @@ def agreeing(volumes: list[Volume], reference: list[Volume]) -> int:
 
 
 def load(folder: Path) -> list[Volume]:
-    """All volumes of the NIfTI files of a folder; 4D and 5D files hold several."""
+    """Return all volumes of the NIfTI files of a folder; 4D and 5D files have several."""
     volumes = []
     for path in sorted([*folder.rglob("*.nii"), *folder.rglob("*.nii.gz")]):
         if any(mark in path.name for mark in ("_Eq", "_Tilt", "_ROI")):
@@ -145,7 +145,7 @@ def load(folder: Path) -> list[Volume]:
     return volumes
 
 
-# ---- the tools: a folder of DICOM files, and one to write to
+# ---- the tools; arguments: a folder of DICOM files, and an output folder
 
 
 def run_medssl(folder: Path, out: Path) -> list[Volume]:
@@ -203,7 +203,7 @@ def run_dicom2nifti(folder: Path, out: Path) -> list[Volume]:
 
 
 def imported(name: str) -> bool:
-    """Imports a module, so that no tool's time holds that; whether it is there."""
+    """Return whether a module can be imported, and import it, so that this is not part of the time."""
     try:
         importlib.import_module(name)
     except ImportError:
@@ -212,7 +212,7 @@ def imported(name: str) -> bool:
 
 
 TOOLS: dict[str, tuple[Callable[[Path, Path], list[Volume]], Callable[[], Any]]] = {
-    "dcm2niix": (run_dcm2niix, lambda: shutil.which("dcm2niix")),  # first: the others are compared with it
+    "dcm2niix": (run_dcm2niix, lambda: shutil.which("dcm2niix")),  # first, because the others are compared with it
     "medssl": (run_medssl, lambda: True),
     "SimpleITK": (run_simpleitk, lambda: imported("SimpleITK")),
     "MONAI": (run_monai, lambda: imported("monai.data")),
@@ -221,7 +221,7 @@ TOOLS: dict[str, tuple[Callable[[Path, Path], list[Volume]], Callable[[], Any]]]
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file has an image with a header that pydicom reads."""
+    """Return whether a file is a DICOM image according to pydicom."""
     try:
         return "Rows" in pydicom.dcmread(path, stop_before_pixels=True)
     except (pydicom.errors.InvalidDicomError, OSError, ValueError):
@@ -229,7 +229,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def score(name: str, folder: Path, total: Counter[tuple[str, str]]) -> None:
-    """Prints one line per tool for one series folder."""
+    """Print one line per tool for one series folder."""
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "in"
         source.mkdir()
@@ -249,15 +249,15 @@ def score(name: str, folder: Path, total: Counter[tuple[str, str]]) -> None:
                 with redirect_stdout(StringIO()), warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     made[tool] = run(source, out)
-            except Exception as e:  # any tool may fail in any way: that is what is counted
+            except Exception as e:  # any failure of a tool counts
                 made[tool], errors[tool] = [], type(e).__name__
             seconds = time.perf_counter() - start
             near = [min(places(truth, made[tool]), default=np.inf) for truth in slices]
             found = [e for e in near if np.isfinite(e)]
             counts = {
                 "slices": len(slices),
-                "right": sum(e <= FAR for e in found),
-                "wrong": sum(e > FAR for e in found),
+                "right": sum(e <= MISPLACED for e in found),
+                "wrong": sum(e > MISPLACED for e in found),
                 "dropped": len(near) - len(found),
                 "volumes": len(made[tool]),
                 "agree": agreeing(made[tool], made.get("dcm2niix", [])),

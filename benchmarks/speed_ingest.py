@@ -1,11 +1,11 @@
-"""One CT slice of 512 x 512 from its file to pixels: this project's reader, pydicom and MONAI in one run.
+"""Time to read one CT slice of 512 x 512: medssl, pydicom and MONAI in the same run.
 
     python benchmarks/speed_ingest.py
 
-`medssl` parses, takes facts and pseudonyms, proves the lengths and decodes to Hounsfield units; pydicom's `dcmread(...).
-pixel_array` gives stored values, and `apply_modality_lut` Hounsfield units in float64; MONAI's LoadImage gives float32. The
-header is that of pydicom's own CT_small.dcm, the pixels are drawn. The rounds take turns, so that other work on the
-machine hits all alike; the median round of each counts. On one thread, with warm files.
+`medssl` parses the header, extracts metadata and pseudonyms, validates lengths and decodes to Hounsfield units; pydicom's
+`dcmread(...).pixel_array` gives stored values, and `apply_modality_lut` Hounsfield units in float64; MONAI's LoadImage
+gives float32. The header is that of pydicom's CT_small.dcm, the pixels are random. The tools alternate, so that other load
+on the machine affects all of them; the median round counts. One thread, files in the page cache.
 """
 
 import platform
@@ -28,7 +28,7 @@ FILES, ROUNDS, SIZE = 20, 15, 512
 
 
 def make(folder: Path) -> list[Path]:
-    """CT slices of 16 bits with a real header."""
+    """Write 16-bit CT slices with a real header."""
     ds = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
     ds.Rows = ds.Columns = SIZE
     rng = np.random.default_rng(0)
@@ -40,8 +40,8 @@ def make(folder: Path) -> list[Path]:
     return paths
 
 
-def contestants(pseudonyms: Pseudonyms) -> dict[str, Callable[[Path], object]]:
-    """name -> what reads one file."""
+def tools(pseudonyms: Pseudonyms) -> dict[str, Callable[[Path], object]]:
+    """Return tool name -> function that reads one file."""
 
     def ours(path: Path) -> object:
         with path.open("rb") as stream:
@@ -49,7 +49,7 @@ def contestants(pseudonyms: Pseudonyms) -> dict[str, Callable[[Path], object]]:
             assert isinstance(found, Slice)
             return reader.decode(stream, found.frame)
 
-    def facts_only(path: Path) -> object:
+    def header_only(path: Path) -> object:
         with path.open("rb") as stream:
             return reader.read(stream, path.name, pseudonyms)
 
@@ -57,26 +57,26 @@ def contestants(pseudonyms: Pseudonyms) -> dict[str, Callable[[Path], object]]:
         ds = pydicom.dcmread(path)
         return apply_modality_lut(ds.pixel_array, ds)
 
-    rivals: dict[str, Callable[[Path], object]] = {}
+    others: dict[str, Callable[[Path], object]] = {}
     try:
         from monai.transforms import LoadImage
     except ImportError:
         print("MONAI is not installed")
     else:
-        rivals["MONAI LoadImage"] = LoadImage(reader="PydicomReader", image_only=True)
+        others["MONAI LoadImage"] = LoadImage(reader="PydicomReader", image_only=True)
     return {
         "medssl, HU": ours,
-        "medssl, header only": facts_only,
+        "medssl, header only": header_only,
         "pydicom, stored": lambda path: pydicom.dcmread(path).pixel_array,
         "pydicom, HU": hounsfield,
         "pydicom, header only": lambda path: pydicom.dcmread(path, stop_before_pixels=True),
-        **rivals,
+        **others,
     }
 
 
 def main() -> None:
     print(f"{platform.machine()}, pydicom {pydicom.__version__}, numpy {np.__version__}")
-    entries = contestants(Pseudonyms(bytes(32)))
+    entries = tools(Pseudonyms(bytes(32)))
     times: dict[str, list[float]] = {name: [] for name in entries}
     with tempfile.TemporaryDirectory() as folder:
         paths = make(Path(folder))

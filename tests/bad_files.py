@@ -1,8 +1,8 @@
-"""Files as hospitals have them and as attackers make them, each from one good scan, with what must become of it.
+"""Bad files as they occur in hospitals or are made by attackers, each with the expected result of ingest.
 
-A case is numbered after the product's list of failures. Rows that no file on a disk can show are left out: a network that
-loses a file while it is read (part of 3; its other part needs a user who is not root), a mosaic, whose place is in
-test_frames.py, an MR image with its own slope per slice (test_dicom.py), how workers fork (70), and faces (68).
+Cases are numbered after the product's list of failures. Not included: a network that loses a file during reading (part of
+3; the other part needs a non-root user), mosaics (test_frames.py), MR images with a slope per slice
+(test_dicom_reader.py), forking of workers (70), and faces (68).
 """
 
 import gzip
@@ -44,18 +44,18 @@ JPEG_BASELINE, JPEG_EXTENDED, JPEG_LOSSLESS, JPEG_LS, JPEG_2000, MPEG2, JPEG_XL 
 )
 DEFLATED = UID("1.2.840.10008.1.2.1.99")
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-PREAMBLE = b"MZ\x90\0\x03" + b"this program cannot be run"  # of a program for Windows
+PREAMBLE = b"MZ\x90\0\x03" + b"this program cannot be run"  # of a Windows program
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the list.
+    """One case of the list.
 
     Attributes:
-        number: the row, "16".
-        make: writes the files into its folder.
-        expect: name of a file -> what becomes of it: USED, a code, or several that are all right.
-        check: raises AssertionError unless the values in the store are the right ones; gets `test_bad_files.View`.
+        number: the number in the list, such as "16".
+        make: writes the files into a folder.
+        expect: file name -> USED, a reject code, or a set of acceptable results.
+        check: asserts that the values in the store are correct; called with a `test_bad_files.View`.
     """
 
     number: str
@@ -76,7 +76,7 @@ def case(
     files: str | Iterable[str] = "",
     check: Callable[[Any], None] | None = None,
 ) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
-    """Adds a function named f16_… as a case; `expect` is one code for all `files`, or one for each."""
+    """Register a function named f16_… as a case. `expect` is one result for all `files`, or one per file."""
     names = files.split() if isinstance(files, str) else list(files)
 
     def add(make: Callable[[Path], None]) -> Callable[[Path], None]:
@@ -91,18 +91,18 @@ def case(
 
 
 def uid(*words: object) -> str:
-    """The same UID for the same words."""
+    """Return a UID that depends only on the words."""
     return generate_uid(entropy_srcs=[str(w) for w in words])
 
 
 def hounsfield(*words: object) -> np.ndarray:
-    """(SIDE, SIDE) int16 noise from -1000 to 899 HU, another for other words."""
+    """Return (SIDE, SIDE) int16 noise from -1000 to 899 HU that depends only on the words."""
     seed = zlib.crc32(repr(words).encode())
     return np.random.default_rng(seed).integers(-1000, 900, (SIDE, SIDE)).astype(np.int16)
 
 
 def ct(folder: Path, name: str, hu: np.ndarray | None = None, **tags: Any) -> Dataset:
-    """A CT slice whose pixels and identifiers follow from the names of its folder and file."""
+    """Return a CT slice with pixels and identifiers derived from the names of its folder and file."""
     hu = hounsfield(folder.name, name) if hu is None else hu
     ds = Dataset()
     ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = CT, uid(folder.name, name), "CT"
@@ -119,7 +119,7 @@ def ct(folder: Path, name: str, hu: np.ndarray | None = None, **tags: Any) -> Da
 
 
 def data(ds: Dataset, syntax: str = ExplicitVRLittleEndian) -> bytes:
-    """A data set as the bytes of a file."""
+    """Return a data set as the bytes of a file."""
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = syntax
     ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
@@ -131,37 +131,37 @@ def data(ds: Dataset, syntax: str = ExplicitVRLittleEndian) -> bytes:
 
 
 def body(file: bytes) -> bytes:
-    """What follows the meta information."""
+    """Return what follows the file meta information."""
     return file[144 + int.from_bytes(file[140:144], "little") :]
 
 
 def packed(ds: Dataset, frames: list[bytes], syntax: str) -> bytes:
-    """The same header around compressed frames."""
+    """Return a file with the given header and compressed frames."""
     ds.PixelData = encapsulate(frames)
     ds["PixelData"].is_undefined_length = True
     return data(ds, syntax)
 
 
 def stored(folder: Path, name: str) -> np.ndarray:
-    """The words of the good slice of that name."""
+    """Return the stored words of the good slice of that name."""
     return (hounsfield(folder.name, name) + 1024).astype(np.uint16)
 
 
 def with_meta(dataset: bytes, syntax: str) -> bytes:
-    """The bytes of a data set behind meta information that says so."""
+    """Return the bytes of a data set after file meta information with this transfer syntax."""
     element = syntax.encode().ljust(len(syntax) + len(syntax) % 2, b"\0")
     return bytes(128) + b"DICM\x02\x00\x10\x00UI" + struct.pack("<H", len(element)) + element + dataset
 
 
 def edit(file: bytes, element: bytes, value: bytes) -> bytes:
-    """Replaces the bytes that follow `element`, which must be there once."""
+    """Replace the bytes after `element`, which must occur once."""
     assert file.count(element) == 1
     at = file.index(element) + len(element)
     return file[:at] + value + file[at + len(value) :]
 
 
 def nifti(*words: object, shape: tuple[int, ...] = (8, 9, 10), version: int = 1, **fields: Any) -> bytes:
-    """A NIfTI file with noise, its header changed field by field."""
+    """Return a NIfTI file with noise and the given header fields."""
     seed = zlib.crc32(repr(words).encode())
     voxels = np.random.default_rng(seed).integers(-500, 500, shape).astype(np.int16)
     kind = nibabel.Nifti1Image if version == 1 else nibabel.Nifti2Image
@@ -175,17 +175,17 @@ def nifti(*words: object, shape: tuple[int, ...] = (8, 9, 10), version: int = 1,
 
 
 def nifti_of(array: np.ndarray) -> bytes:
-    """An array as NIfTI."""
+    """Return an array as NIfTI."""
     return nibabel.Nifti1Image(array, np.eye(4)).to_bytes()
 
 
 def grey(*words: object) -> np.ndarray:
-    """(SIDE, SIDE) uint8 noise."""
+    """Return (SIDE, SIDE) uint8 noise."""
     return np.random.default_rng(zlib.crc32(repr(words).encode())).integers(0, 256, (SIDE, SIDE)).astype(np.uint8)
 
 
 def picture(array: np.ndarray, kind: str = "png", mode: str | None = None, **how: Any) -> bytes:
-    """An array as a PNG, JPEG, …"""
+    """Return an array as PNG, JPEG, …"""
     out = io.BytesIO()
     image = Image.fromarray(array)
     (image.convert(mode) if mode else image).save(out, kind, **how)
@@ -193,13 +193,13 @@ def picture(array: np.ndarray, kind: str = "png", mode: str | None = None, **how
 
 
 def zeros(megabytes: int) -> bytes:
-    """A raw deflate stream of that many zeros, made without compressing them all."""
+    """Return a raw deflate stream of zeros, made without compressing all of them."""
     engine = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     return (engine.compress(bytes(1 << 20)) + engine.flush(zlib.Z_FULL_FLUSH)) * megabytes + b"\x03\x00"
 
 
 def member(name: bytes, content: bytes, size: int, crc: int = 0, flags: int = 0) -> bytes:
-    """A zip archive with one deflated member that claims `size`."""
+    """Return a zip archive with one deflated member of stated `size`."""
     common = struct.pack("<HHHHIIIHH", flags, 8, 0, 0, crc, len(content), size, len(name), 0)
     local = b"PK\x03\x04\x14\0" + common + name + content
     entry = b"PK\x01\x02\x14\0\x14\0" + common + struct.pack("<HHHII", 0, 0, 0, 0, 0) + name
@@ -207,19 +207,19 @@ def member(name: bytes, content: bytes, size: int, crc: int = 0, flags: int = 0)
 
 
 def write(folder: Path, **files: bytes) -> None:
-    """Files by name, "_" before the suffix."""
+    """Write files given by name, with "_" before the suffix."""
     for name, content in files.items():
         stem, suffix = name.rsplit("_", 1)
         (folder / f"{stem}.{suffix}").write_bytes(content)
 
 
 def same_values(view: Any) -> None:
-    """Every used DICOM file has the very values of the slice it was made from."""
+    """Check that every used DICOM file has the values of the slice it was made from."""
     for name in view.used:
         np.testing.assert_array_equal(view.image(name), hounsfield(view.folder.name, name)[None])
 
 
-# ---- the walk
+# ---- listing files
 
 
 @case({"loop": "NOT_A_FILE", "link.dcm": "NOT_A_FILE", "f01.dcm": USED}, check=same_values)
@@ -616,11 +616,11 @@ def f35_big_endian(folder: Path) -> None:
     write(folder, f35_dcm=data(ct(folder, "f35.dcm", PixelData=words), ExplicitVRBigEndian))
 
 
-# ---- series: every slice carries its number in three corners, so that its place in a volume can be found
+# ---- series: three corner pixels of every slice encode its number, so that it can be found in a volume
 
 
 def marked(folder: Path, name: str, k: int, rows: int = SIDE, columns: int = SIDE) -> np.ndarray:
-    """A slice whose first, last of the first row, and first of the last row pixel say which one it is."""
+    """Return a slice whose number is encoded in three corner pixels."""
     hu = hounsfield(folder.name, name)[:rows, :columns].copy()
     hu[0, 0], hu[0, -1], hu[-1, 0] = (1000 + 3 * k + i for i in range(3))
     return hu
@@ -639,7 +639,7 @@ def series(
     shape: tuple[int, int] = (SIDE, SIDE),
     **tags: Any,
 ) -> None:
-    """Slices s00.dcm, s01.dcm, … of one series at these heights along their normal (mm), changed one by one."""
+    """Write slices s00.dcm, s01.dcm, … of one series at these heights along the normal (mm). `change` edits each."""
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     for k, height in enumerate(heights, first):
         name = f"s{k:02d}.dcm"
@@ -659,7 +659,7 @@ def names(count: int, first: int = 0) -> list[str]:
 
 
 def volumes(*depths: int, **facts: object) -> Callable[[Any], None]:
-    """A check: every slice lies where its header says, in volumes of these depths, which have these facts."""
+    """Return a check that the volumes have these depths and metadata, and that every slice is in place."""
 
     def check(view: Any) -> None:
         assert sorted(row["shape"][1:] for row in view.volumes) == sorted(view.expected_shapes(depths))
@@ -676,7 +676,7 @@ def f00_control(folder: Path) -> None:
 
 
 def _one_copy_left(depth: int) -> Callable[[Any], None]:
-    """A check: one volume of so many slices, and one file that was refused as a copy."""
+    """Return a check for one volume of this depth and one file rejected as a copy."""
 
     def check(view: Any) -> None:
         volumes(depth)(view)
@@ -685,7 +685,7 @@ def _one_copy_left(depth: int) -> Callable[[Any], None]:
     return check
 
 
-EITHER: str | set[str] = {"DUPLICATE", USED}  # which of two equal files is the copy is no matter
+EITHER: str | set[str] = {"DUPLICATE", USED}  # either of two equal files may be the copy
 
 
 @case(dict.fromkeys(names(8), USED) | {"s03.dcm": EITHER, "copy.dcm": EITHER}, check=_one_copy_left(8))
@@ -1129,7 +1129,7 @@ def f62_label_maps(folder: Path) -> None:
     write(folder, plain_nii=nifti_of(labels[::-1].copy()))
 
 
-# ---- pictures
+# ---- PNG, JPEG, TIFF
 
 
 def _deep(*words: object) -> np.ndarray:

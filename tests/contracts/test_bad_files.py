@@ -1,7 +1,7 @@
-"""Every row of the list of failures through the whole door at once: each file used rightly or refused with the right code.
+"""Ingest of all bad files at once: each file is used correctly or refused with the expected code.
 
-No file is known that kills one of the decoders in use, after tens of thousands of damaged ones; a child that dies is in
-test_worker_pool.py.
+No file is known that crashes one of the decoders, after tens of thousands of damaged ones; crashes of workers are tested
+in test_worker_pool.py.
 """
 
 import json
@@ -23,15 +23,15 @@ from medssl.readers.reject_codes import CODES
 from medssl.store.store import Store, read_array
 from tiny import secret
 
-# Making odd files on purpose, pydicom and Pillow warn about them.
+# pydicom and Pillow warn when invalid files are written on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 PSEUDONYMS = Pseudonyms(bytes(32))
 RAS = np.array([-1.0, -1.0, 1.0])
-AWAY = 0.1  # mm
+TOLERANCE = 0.1  # mm
 
 
 class World:
-    """The one store of all cases, and what was refused on the way."""
+    """The store of all cases, and the rejects."""
 
     def __init__(self, source: Path, store: Store):
         self.source, self.store = source, store
@@ -45,11 +45,11 @@ class World:
 
 
 class View:
-    """One case of it.
+    """The files of one case in the store.
 
     Attributes:
-        codes: name of a file that was refused -> code.
-        used: names of the files that were used.
+        codes: file name -> code, for refused files.
+        used: names of the files in use.
     """
 
     def __init__(self, world: World, case: Case):
@@ -60,7 +60,7 @@ class View:
         self.used = [n for n, f in names.items() if f not in refused and f in world.files]
 
     def scan(self, name: str, part: str = "") -> str:
-        """The pseudonym of a scan that is no volume of slices."""
+        """Return the pseudonym of a scan that is not a volume of slices."""
         path = f"{self.folder.name}/{name}"
         file = PSEUDONYMS.of("path", path)
         if file in self.world.slices:
@@ -75,7 +75,7 @@ class View:
 
     @cached_property
     def rows(self) -> list[dict]:
-        """Rows of this case: of its patient, or without one of its files."""
+        """Manifest rows of this case, by its patient or, without one, by its files."""
         patients = {PSEUDONYMS.patient(self.folder.name)}
         patients |= {PSEUDONYMS.of("patient", f"file|{self.folder.name}/{name}") for name in self.used}
         return [row for row in self.world.rows.values() if row["patient"] in patients]
@@ -89,7 +89,7 @@ class View:
         return [row for row in self.rows if len(row["shape"]) == 4]
 
     def expected_shapes(self, depths: tuple[int, ...]) -> list[list[int]]:
-        """Of volumes with so many slices; the axes of one that was turned are where its row says."""
+        """Check the depths of the volumes and return their shapes."""
         found = [row["shape"][1:] for row in self.volumes]
         sizes = sorted(int(np.prod(s)) // bad_files.SIDE**2 for s in found)
         assert sizes == sorted(depths)
@@ -97,7 +97,7 @@ class View:
         return found
 
     def every_slice_is_in_place(self) -> None:
-        """Looks for the corners of every slice in the volumes and compares where they lie with the slice's own header."""
+        """Check that the corners of every slice lie in a volume where the header of the slice places them."""
         truth = {}
         for name in self.used:
             for k, corners in _corners(self.folder / name):
@@ -112,14 +112,14 @@ class View:
                     assert [len(p) for p in places] == [1, 1, 1]
                     seen[k] += 1
                     for place, corner in zip(places, corners, strict=True):
-                        assert np.linalg.norm((affine @ (*place[0], 1))[:3] - corner * RAS) <= AWAY
+                        assert np.linalg.norm((affine @ (*place[0], 1))[:3] - corner * RAS) <= TOLERANCE
         alone = len(self.images)
         assert set(seen.values()) <= {1}
         assert len(truth) - len(seen) == alone
 
 
 def _corners(path: Path) -> list[tuple[int, list[np.ndarray]]]:
-    """For every frame its number and where its first pixel, last of the first row and first of the last row lie, LPS."""
+    """Return the number of every frame and the LPS positions of three of its corners."""
     ds = pydicom.dcmread(path, stop_before_pixels=True)
     if "PerFrameFunctionalGroupsSequence" not in ds:
         name = path.name if path.name.startswith("s") else COPIES[path.name]
@@ -135,7 +135,7 @@ COPIES = {"copy.dcm": "s03.dcm", "again.dcm": "s04.dcm"}
 
 
 def _three(ds: Dataset, measures: Dataset, position: Dataset, orientation: Dataset) -> list[np.ndarray]:
-    """PS3.3 equation C.7.6.2.1-1."""
+    """Return the positions of three corners (PS3.3 equation C.7.6.2.1-1)."""
     first = np.array(position.ImagePositionPatient, float)
     row, column = np.array(orientation.ImageOrientationPatient, float).reshape(2, 3)
     down, right = measures.PixelSpacing
@@ -144,7 +144,7 @@ def _three(ds: Dataset, measures: Dataset, position: Dataset, orientation: Datas
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """All cases in folders of their own beside one good scan, read once."""
+    """Ingest all cases, each in its own folder, and one good scan."""
     folder = tmp_path_factory.mktemp("bad")
     source = folder / "source"
     (source / "good").mkdir(parents=True)
@@ -159,14 +159,14 @@ def world(tmp_path_factory):
     return World(source, store)
 
 
-def test_the_good_scan_is_there(world):
+def test_the_good_scan_is_used(world):
     good = View(world, Case("", bad_files.f00_control, {"good.dcm": USED}, None))
     good.folder = world.source / "good"
     np.testing.assert_array_equal(good.image("good.dcm"), hounsfield("good", "good.dcm")[None])
     assert good.row("good.dcm")["spacing"] == [0.5, 0.75]
 
 
-def test_everything_seen_is_used_or_refused(world):
+def test_every_file_is_used_or_refused(world):
     expected = {f"{c.name}/{name}" for c in CASES for name in c.expect} | {"good/good.dcm"}
     assert world.files == {PSEUDONYMS.of("path", name) for name in expected}
     assert world.store.info["counts"]["files"] == len(expected)
@@ -175,7 +175,7 @@ def test_everything_seen_is_used_or_refused(world):
     world.store.verify()
 
 
-def test_every_code_is_one_of_the_list(world):
+def test_every_code_is_known(world):
     assert {r["code"] for r in world.rejects} <= CODES.keys()
     assert not [r for r in world.rejects if r["code"] == "READER_FAILED"]
 
@@ -190,6 +190,6 @@ def test_case(world, case):
         case.check(view)
 
 
-def test_the_list_is_whole():
+def test_the_list_is_complete():
     left_out = {70}
     assert {int(c.number) for c in CASES} - {0} == set(range(1, 70)) - left_out

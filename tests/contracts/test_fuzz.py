@@ -1,6 +1,6 @@
-"""Damage of every kind to good files of every kind: a reader gives scans or says why not. Nothing hangs, nothing is guessed.
+"""Randomly damaged files of every kind give scans or reject codes, and never hang.
 
-The files go through a real child, as decoders may crash; the draws are the same every time.
+They are read in a worker process, because decoders may crash. The random damage is the same in every run.
 """
 
 import gzip
@@ -100,7 +100,7 @@ def _zip() -> bytes:
 
 
 def good_files(folder: Path) -> dict[str, bytes]:
-    """One of every kind."""
+    """Return one good file of every kind."""
     words = stored(HERE, "words")
     tags = {"Modality": "DX", "SOPClassUID": bad_files.DX, "WindowCenter": 100, "WindowWidth": 900}
     return {
@@ -130,7 +130,7 @@ def good_files(folder: Path) -> dict[str, bytes]:
 
 @st.composite
 def damage(draw, most: int = 6) -> list[tuple[str, int, int, int]]:
-    """What is done to a file, in order: (what, where, how many bytes, value). Half of it near the beginning."""
+    """Draw changes to a file: (kind, offset, bytes, value), half of them near the start."""
     where = st.integers(0, 700) | st.integers(0, 1 << 20)
     one = st.tuples(
         st.sampled_from(["flip", "set", "number", "cut out", "repeat", "cut off", "zero", "value", "value"]),
@@ -142,7 +142,7 @@ def damage(draw, most: int = 6) -> list[tuple[str, int, int, int]]:
 
 
 def elements(file: bytes) -> list[tuple[int, int]]:
-    """Where the values of a DICOM header lie: (offset, length) of each."""
+    """Return the (offset, length) of every value in a DICOM header."""
     header = parse(io.BytesIO(file))
     if header.syntax == bad_files.DEFLATED:
         return []
@@ -150,7 +150,7 @@ def elements(file: bytes) -> list[tuple[int, int]]:
 
 
 def damaged(file: bytes, what: list[tuple[str, int, int, int]], values: Sequence[tuple[int, int]] = ()) -> bytes:
-    """The file after that. `values` lie at these places and lengths, and are overwritten first."""
+    """Return the damaged file. Values at these (offset, length) are overwritten first."""
     out = bytearray(file)
     for _, place, _, value in (w for w in what if w[0] == "value" and values):
         offset, length = values[place % len(values)]
@@ -173,21 +173,21 @@ def damaged(file: bytes, what: list[tuple[str, int, int, int]], values: Sequence
             out[at:at] = out[at : at + count]
         elif how == "zero":
             out[at : at + count] = bytes(len(out[at : at + count]))
-        elif value < 64:  # else most files would be short and nothing more
+        elif value < 64:  # otherwise most files would only be truncated
             del out[at:]
     return bytes(out)
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """A good file by its name. A function, as hypothesis prints what a failing test was given."""
+    """Return a function from the name of a good file to its content, so that hypothesis does not print the content."""
     found = good_files(tmp_path_factory.mktemp("good"))
     return lambda name: found[name]
 
 
 @pytest.fixture(scope="module")
 def read_in_worker(tmp_path_factory):
-    """Let a real worker read a file, and decode it if it is a slice: [(kind of answer, value), …]."""
+    """Return a function that has a worker process read a file, as [(kind of answer, value), …]."""
     folder = tmp_path_factory.mktemp("worker")
     (folder / "volumes").mkdir()
     init_message = {"key": "00" * 32, "intensity": "auto", "memory": 1 << 30, "out": str(folder)}
@@ -231,7 +231,7 @@ def test_damage_is_read_or_refused(good, read_in_worker, name, what):
     assert said
     for kind, value in said:
         if kind == "death":
-            assert value == "DECODER_CRASHED"  # may happen in native code, and costs one file; it must not hang
+            assert value == "DECODER_CRASHED"  # may happen in native code; must not hang
         elif kind == "reject":
             _, code, reason = value
             assert code in CODES

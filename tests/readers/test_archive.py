@@ -19,7 +19,7 @@ from medssl.readers.scan import Unreadable
 def zipped(files, method=zipfile.ZIP_DEFLATED):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", method) as z, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of equal names
+        warnings.simplefilter("ignore")  # about equal names
         for name, data in files:
             z.writestr(name, data)
     return out
@@ -39,7 +39,7 @@ def patched(stream, at, code, value):
 
 
 def korean(names, method=zipfile.ZIP_STORED):
-    """An archive as a Korean Windows writes it: names in CP949, bit 11 off."""
+    """Return an archive as written by Korean Windows: names in CP949, flag 11 not set."""
     blanks = {f"{i:0{len(name.encode('cp949'))}d}": name for i, name in enumerate(names)}
     data = zipped([(blank, name.encode()) for blank, name in blanks.items()], method).getvalue()
     for blank, name in blanks.items():
@@ -60,7 +60,7 @@ def fault(stream, name=None):
     st.binary(max_size=40),
     st.binary(max_size=40).filter(lambda comment: b"PK" not in comment),  # zipfile would take it for the end
 )
-def test_members_are_what_zipfile_reads(files, method, before, comment):
+def test_members_equal_those_read_by_zipfile(files, method, before, comment):
     stream = zipped(files.items(), method)
     with zipfile.ZipFile(stream, "a") as z:
         z.comment = comment
@@ -73,17 +73,17 @@ def test_members_are_what_zipfile_reads(files, method, before, comment):
             assert open_member(stream, name).read() == data
 
 
-def test_large_members_and_pieces(monkeypatch):
+def test_large_members_are_read_in_pieces(monkeypatch):
     data = bytes(range(256)) * 3000 + bytes(500_000)
     for step in (1, 7, 4096):
         monkeypatch.setattr(archive, "STEP", step if step > 1 else 257)
         assert open_member(zipped([("a", data)]), "a").read() == data
     monkeypatch.setattr(archive, "STEP", 257)
-    for size in range(1000, 1300):  # output that ends within the last few bits of the input
+    for size in range(1000, 1300):  # the output ends within the last bits of the input
         assert open_member(zipped([("a", bytes(size))]), "a").read() == bytes(size)
 
 
-def test_a_member_over_the_cap_goes_to_a_file_without_a_name(monkeypatch, tmp_path):
+def test_large_members_go_to_an_unnamed_file(monkeypatch, tmp_path):
     monkeypatch.setattr(archive, "IN_MEMORY", 10)
     monkeypatch.setattr(archive.tempfile, "tempdir", str(tmp_path))
     with open_member(zipped([("kim.dcm", b"x" * 100)]), "kim.dcm") as f:
@@ -94,22 +94,22 @@ def test_a_member_over_the_cap_goes_to_a_file_without_a_name(monkeypatch, tmp_pa
 
 
 def test_zip64(monkeypatch):
-    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10)  # so that small things are written the large way
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10)  # so that small archives are written as zip64
     monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 1)
     stream = zipped([("a", b"1" * 50), ("b/c", b"2" * 60)])
     assert b"PK\x06\x06" in stream.getvalue()
     assert list(members(stream)) == [Member("a", 50), Member("b/c", 60)]
     assert open_member(stream, "b/c").read() == b"2" * 60
-    cut = entry_at(stream.getvalue(), 1) + 28  # the length of the name and of the extra field
+    cut = entry_at(stream.getvalue(), 1) + 28  # lengths of the name and of the extra field
     assert fault(patched(stream, cut + 2, "<H", 0))[0] == "BAD_ARCHIVE"
 
 
 def test_korean_names():
-    names = ["원천데이터/환자1/영상.dcm", "철.json"]  # the second alone could be UTF-8 as well: ö.json
+    names = ["원천데이터/환자1/영상.dcm", "철.json"]  # alone, the second is valid UTF-8 as well
     stream = korean(names)
     assert [m.name for m in members(stream)] == names
     assert open_member(stream, names[1]).read() == names[1].encode()
-    # names of macOS: decomposed, with or without the flag
+    # macOS: decomposed names, with or without the flag
     nfd = unicodedata.normalize("NFD", names[0])
     flagged = zipped([(nfd, b"1")])
     flags = entry_at(flagged.getvalue()) + 8
@@ -118,17 +118,17 @@ def test_korean_names():
         assert open_member(stream, names[0]).read() == b"1"
 
 
-def test_a_copy_of_the_name_in_utf8_counts():
+def test_a_utf8_copy_of_the_name_is_used_unless_stale():
     info = zipfile.ZipInfo("a?.dcm")
     copy = "가.dcm".encode()
     field = b"\x01" + zlib.crc32(b"a?.dcm").to_bytes(4, "little") + copy
     info.extra = struct.pack("<2H", 0x7075, len(field)) + field
     assert [m.name for m in members(zipped([(info, b"1")]))] == ["가.dcm"]
-    info.filename = "b?.dcm"  # renamed since: the copy is stale
+    info.filename = "b?.dcm"  # renamed later, so the copy is stale
     assert [m.name for m in members(zipped([(info, b"1")]))] == ["b?.dcm"]
 
 
-def test_backslashes_are_slashes_and_folders_are_not_members():
+def test_backslashes_are_separators_and_folders_are_skipped():
     stream = zipped([("a_b.dcm", b"1"), ("c/", b"")])
     stream = io.BytesIO(stream.getvalue().replace(b"a_b.dcm", b"a\\b.dcm"))
     assert list(members(stream)) == [Member("a/b.dcm", 1)]
@@ -136,7 +136,7 @@ def test_backslashes_are_slashes_and_folders_are_not_members():
 
 
 @pytest.mark.parametrize("name", ["../up.dcm", "a/../../up.dcm", "/etc/up.dcm", "C:/up.dcm", "..\\up.dcm"])
-def test_names_that_lead_out(name):
+def test_paths_that_lead_out_are_refused(name):
     stream = zipped([(name.replace("\\", "_"), b"1"), ("fine", b"2")])
     stream = io.BytesIO(stream.getvalue().replace(name.replace("\\", "_").encode(), name.encode()))
     listed = [m.name for m in members(stream)]
@@ -145,14 +145,14 @@ def test_names_that_lead_out(name):
     assert open_member(stream, "fine").read() == b"2"
 
 
-def test_a_name_that_two_members_share_opens_neither():
+def test_members_with_the_same_name_are_refused():
     stream = zipped([("a", b"1"), ("a", b"2"), ("b", b"3")])
     assert list(members(stream)) == [Member("a", 1), Member("b", 1)]
     assert "same name" in fault(stream, "a")[1]
     assert open_member(stream, "b").read() == b"3"
 
 
-def test_encrypted_links_and_methods():
+def test_encrypted_members_links_and_other_methods_are_refused():
     plain = zipped([("kim.dcm", b"1")])
     at = entry_at(plain.getvalue())
     assert fault(patched(plain, at + 8, "<H", 1), "kim.dcm") == ("BAD_ARCHIVE", "encrypted")
@@ -174,13 +174,13 @@ def test_encrypted_links_and_methods():
     ],
     ids=["zip", "empty zip", "7z", "tar", "tar.gz"],
 )
-def test_archives_in_archives(inner):
+def test_nested_archives_are_refused(inner):
     stream = zipped([("in.dcm", inner)])
     assert [m.name for m in members(stream)] == ["in.dcm"]
     assert fault(stream, "in.dcm") == ("BAD_ARCHIVE", "an archive inside an archive")
 
 
-def test_arrays_and_gzipped_images_are_no_archives():
+def test_npz_files_and_gzipped_images_are_not_archives():
     npz = zipped([("train_images.npy", b"1" * 300)], zipfile.ZIP_STORED).getvalue()
     dicom = b"PK\x03\x04".ljust(128, b"\0") + b"DICM"
     gz = zlib.compress(b"\x5c\x01\0\0" * 200, wbits=31)
@@ -189,7 +189,7 @@ def test_arrays_and_gzipped_images_are_no_archives():
         assert open_member(zipped([("x", data)]), "x").read() == data
 
 
-def test_bombs(monkeypatch):
+def test_zip_bombs_are_refused(monkeypatch):
     monkeypatch.setattr(archive, "SMALL", 1 << 10)
     assert fault(zipped([("kim.dcm", bytes(1 << 20))])) == (
         "BAD_ARCHIVE",
@@ -204,7 +204,7 @@ def test_bombs(monkeypatch):
     assert len(open_member(stream, "kim.dcm").read()) == 1 << 20
 
 
-def test_a_size_that_lies_is_believed_no_further_than_it_goes(monkeypatch):
+def test_a_member_longer_than_stated_is_damaged(monkeypatch):
     data = zipped([("kim.dcm", bytes(5 << 20))])
     at = entry_at(data.getvalue())
     lying = patched(data, at + 24, "<I", 1000)
@@ -221,7 +221,7 @@ def test_a_member_shorter_than_stated_is_damaged(method):
     assert fault(longer, "a") == ("BAD_ARCHIVE", "a member is damaged")
 
 
-def test_overlapping_members():
+def test_overlapping_members_are_refused():
     data = zipped([("a", b"1" * 400), ("b", b"2" * 400)], zipfile.ZIP_STORED)
     size = len(data.getvalue())
     for k in (0, 1):
@@ -229,7 +229,7 @@ def test_overlapping_members():
     assert "overlap" in fault(data)[1]
 
 
-def test_counts(monkeypatch):
+def test_limits_on_count_and_size(monkeypatch):
     monkeypatch.setattr(archive, "MEMBERS", 2)
     assert len(list(members(zipped([("a", b""), ("b", b"")])))) == 2
     assert fault(zipped([("a", b""), ("b", b""), ("c", b"")]))[0] == "BAD_ARCHIVE"
@@ -241,7 +241,7 @@ def test_counts(monkeypatch):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_damage_is_always_a_typed_refusal(data):
+def test_damage_raises_only_unreadable(data):
     stream = zipped([("a/b.dcm", bytes(range(200))), ("철.json", b"{}" * 40)])
     raw = bytearray(stream.getvalue())
     if data.draw(st.booleans()):
@@ -263,12 +263,12 @@ def test_damage_is_always_a_typed_refusal(data):
     assert codes <= {"BAD_ARCHIVE", "TOO_LARGE", "NOT_A_FILE"}
 
 
-def test_a_checksum_that_fails():
+def test_a_wrong_checksum_is_damage():
     data = zipped([("a", b"1" * 400)], zipfile.ZIP_STORED).getvalue()
     assert fault(io.BytesIO(data.replace(b"1111", b"1211", 1)), "a") == ("BAD_ARCHIVE", "a member is damaged")
 
 
-def test_parts_of_archives(tmp_path):
+def test_incomplete_archives_are_refused(tmp_path):
     whole = zipped([("a", b"1" * 4000)], zipfile.ZIP_STORED)
     assert "one part of several" in fault(io.BytesIO(whole.getvalue()[:2000]))[1]
     end = whole.getvalue().rindex(b"PK\x05\x06")
@@ -276,7 +276,7 @@ def test_parts_of_archives(tmp_path):
     assert fault(str(tmp_path / "none.zip"))[0] == "CANNOT_OPEN"
 
 
-def test_a_list_with_fewer_members_than_stated():
+def test_a_list_with_fewer_members_than_stated_is_refused():
     whole = zipped([("a", b"1"), ("b", b"2")])
     end = whole.getvalue().rindex(b"PK\x05\x06")
     for field in (8, 10):  # members on this disk, members

@@ -38,7 +38,7 @@ def only(data, name="x"):
 
 
 def code(data):
-    """The code of a file that gives nothing."""
+    """Return the reject code of a file that contains no scan."""
     try:
         [(why, _)] = run(data)
     except Unreadable as e:
@@ -49,7 +49,7 @@ def code(data):
 
 
 def png(width, height, depth, colour, rows, extra=()):
-    """A PNG file written by hand (https://www.w3.org/TR/png-3/): one filter byte and the packed pixels per row."""
+    """Return a hand-made PNG file (https://www.w3.org/TR/png-3/): per row, a filter byte and the packed pixels."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -60,7 +60,7 @@ def png(width, height, depth, colour, rows, extra=()):
 
 
 def tiff(array, tags):
-    """A TIFF file written by hand: one strip, little endian; `tags` adds to or replaces the directory."""
+    """Return a hand-made little-endian TIFF file of one strip. `tags` updates the directory."""
     data = array.tobytes()
     height, width = array.shape[:2]
     entries = {256: width, 257: height, 258: array.dtype.itemsize * 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: height}
@@ -122,7 +122,7 @@ def test_a_palette_is_expanded():
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_shallow_grey_is_spread_to_8_bits(depth):
+def test_low_bit_grey_is_scaled_to_8_bits(depth):
     values = np.arange(8) % (1 << depth)
     bits = "".join(f"{v:0{depth}b}" for v in values)
     row = b"\0" + int(bits, 2).to_bytes(depth, "big")
@@ -139,7 +139,7 @@ def test_16_bits():
 
 
 def test_cmyk_is_inverted_once():
-    """R = (255 - C)(255 - K) / 255; Adobe's JPEG files hold 255 - C, and say so in a marker."""
+    """R = (255 - C)(255 - K) / 255; Adobe JPEG files store 255 - C, and have a marker."""
     cmyk = np.random.default_rng(0).integers(0, 256, (16, 16, 4), np.uint8)
     cmyk[:] = cmyk[:1, :1]  # one colour, so that JPEG keeps it
     c, k = (cmyk[0, 0, i].astype(float) for i in (slice(3), 3))
@@ -151,26 +151,26 @@ def test_cmyk_is_inverted_once():
         assert scan.steps[0] == "CMYK to RGB"
     jpeg = saved(picture, "JPEG", quality=100)
     at = jpeg.index(b"\xff\xee")
-    assert code(jpeg[:at] + jpeg[at + 16 :]) == "UNSUPPORTED_PIXELS"  # nothing says whether it is inverted
+    assert code(jpeg[:at] + jpeg[at + 16 :]) == "UNSUPPORTED_PIXELS"  # no marker
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
-def test_exif_turns_the_picture(kind):
+def test_exif_orientation_is_applied(kind):
     x = np.zeros((16, 32), np.uint8)
     x[:, :16] = 200
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn clockwise
+    exif[0x0112] = 6  # rotate clockwise
     scan = only(saved(x, kind, exif=exif, **({"quality": 100} if kind == "JPEG" else {})))
     assert scan.array.shape == (1, 32, 16)
     assert scan.array[0, :16].min() > 190
     assert scan.array[0, 16:].max() < 10
     assert scan.steps == ("EXIF orientation",)
-    if kind == "TIFF":  # compressed strips go another way through Pillow
+    if kind == "TIFF":  # Pillow decodes compressed strips differently
         packed = only(saved(x, kind, exif=exif, compression="tiff_lzw"))
         np.testing.assert_array_equal(packed.array, scan.array)
 
 
-def test_tiff_of_other_numbers():
+def test_tiff_number_types():
     signed = DEEP.astype(np.int32) - 40000
     np.testing.assert_array_equal(only(saved(Image.fromarray(signed), "TIFF")).array[0], signed)
     real = (DEEP / 7).astype(np.float32)
@@ -204,7 +204,7 @@ def test_pages_of_a_tiff():
     assert len({scan.scan for scan, _ in found}) == 3
 
 
-def test_a_bad_page_leaves_the_others():
+def test_a_bad_page_does_not_affect_the_others():
     good, bad = Image.fromarray(GREY), Image.fromarray(np.full((5, 8), np.nan, np.float32))
     first, second, third = run(saved(good, "TIFF", save_all=True, append_images=[bad, good]))
     assert second[0].code == "NON_FINITE"
@@ -212,14 +212,14 @@ def test_a_bad_page_leaves_the_others():
     np.testing.assert_array_equal(first[0].array, third[0].array)
 
 
-def test_the_preview_in_a_jpeg_is_no_second_image():
+def test_the_preview_in_a_jpeg_is_not_a_second_image():
     x = np.zeros((32, 32), np.uint8)
     x[8:, 8:] = 200
     scan = only(saved(Image.fromarray(x), "MPO", save_all=True, append_images=[Image.fromarray(255 - x)]))
     assert np.abs(scan.array[0].astype(int) - x).max() < 40
 
 
-def test_animations_and_other_formats():
+def test_animations_and_other_formats_are_refused():
     frames = [Image.fromarray(GREY + k) for k in range(3)]
     assert code(saved(frames[0], save_all=True, append_images=frames[1:])) == "UNSUPPORTED_PIXELS"
     assert code(saved(frames[0], "GIF")) == "NOT_A_SCAN"
@@ -227,7 +227,7 @@ def test_animations_and_other_formats():
     assert code(b"") == "EMPTY"
 
 
-def test_resolution_is_no_spacing():
+def test_resolution_is_not_spacing():
     for kind in ("PNG", "JPEG", "TIFF"):
         assert only(saved(np.tile(GREY, (4, 4)), kind, dpi=(25.4, 25.4))).spacing is None
 
@@ -246,7 +246,7 @@ def test_bombs():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
-def test_a_cut_file_never_gives_an_image(kind):
+def test_a_truncated_file_never_gives_an_image(kind):
     whole = saved(np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8), kind)
     codes = {code(whole[:end]) for end in [*range(9, len(whole), 29), len(whole) - 6]}
     assert codes <= {"TRUNCATED", "BAD_HEADER", "DECODE_FAILED"}
@@ -261,7 +261,7 @@ def test_a_damaged_png_never_gives_an_image():
         assert code(bytes(flipped)) in {"DECODE_FAILED", "BAD_HEADER", "TRUNCATED", "TOO_LARGE", "UNSUPPORTED_PIXELS"}
 
 
-def test_label_maps_are_held():
+def test_label_maps_are_quarantined():
     labels = saved(GREY % 3)
     assert only(labels, "masks/1.png").quarantined == "label map"
     assert only(labels, "1_mask.png").quarantined == "label map"
@@ -270,7 +270,7 @@ def test_label_maps_are_held():
     assert only(saved(np.arange(40, dtype=np.uint8).reshape(5, 8)), "1_mask.png").quarantined == ""
 
 
-def test_reasons_and_scans_quote_nothing():
+def test_reasons_and_scans_contain_no_text_of_the_file():
     exif = Image.Exif()
     exif[0x010E] = exif[0x013B] = "Qorvath^Zelimir"
     data = saved(np.tile(GREY, (4, 4)), "JPEG", exif=exif)
@@ -287,7 +287,7 @@ def test_reasons_and_scans_quote_nothing():
     kind=st.sampled_from(["PNG", "JPEG", "TIFF", "LZW"]),
 )
 @settings(max_examples=300, deadline=None)
-def test_damage_gives_a_code_or_an_honest_scan(flips, cut, kind):
+def test_damage_gives_a_code_or_a_valid_scan(flips, cut, kind):
     x = np.random.default_rng(0).integers(0, 256, (24, 30), np.uint8)
     data = bytearray(saved(x, "TIFF", compression="tiff_lzw") if kind == "LZW" else saved(x, kind))
     for at, value in flips:
@@ -303,5 +303,5 @@ def test_damage_gives_a_code_or_an_honest_scan(flips, cut, kind):
         else:
             assert scan.array.ndim == 3
             assert np.isfinite(scan.array).all()
-            if kind == "PNG":  # checksums: whatever passes is what was written
+            if kind == "PNG":  # PNG has checksums
                 assert np.array_equal(scan.array[0], x)

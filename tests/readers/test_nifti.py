@@ -47,7 +47,7 @@ VOXELS = np.random.default_rng(0).integers(-900, 900, (4, 5, 6)).astype(np.int16
 
 
 def encoded(array, affine=None, kind=nibabel.Nifti1Image, **fields):
-    """A file of voxels of 2 x 3 x 4 mm whose first axis runs to the left, with header fields set as given."""
+    """Return a file with voxels of 2 x 3 x 4 mm, the first axis pointing left, and the given header fields."""
     image = kind(array, np.diag([-2.0, 3.0, 4.0, 1.0]) if affine is None else affine)
     image.header.set_xyzt_units("mm")
     data = bytearray(image.to_bytes())
@@ -72,7 +72,7 @@ def only(data, name="x.nii"):
 
 
 def code(data):
-    """The code of a file that gives nothing."""
+    """Return the reject code of a file that contains no scan."""
     try:
         [(why, _)] = run(data)
     except Unreadable as e:
@@ -83,7 +83,7 @@ def code(data):
 
 
 def reference(image):
-    """(array (D, H, W, …), affine of (d, h, w)) in canonical orientation, by nibabel alone."""
+    """Return (array (D, H, W, …), affine of (d, h, w)) in canonical orientation, from nibabel alone."""
     image = nibabel.as_closest_canonical(image)
     return np.moveaxis(np.asarray(image.dataobj), (0, 1, 2), (2, 1, 0)), image.affine[:, [2, 1, 0, 3]]
 
@@ -143,7 +143,7 @@ def test_every_type_byte_order_and_version(dtype, order, kind):
 
 def test_axes_scaling_and_units():
     scan = only(encoded(VOXELS))
-    right = VOXELS[::-1].transpose(2, 1, 0)  # the first axis of the file runs to the left
+    right = VOXELS[::-1].transpose(2, 1, 0)  # the first axis of the file points left
     np.testing.assert_array_equal(scan.array[0], right)
     assert scan.array.dtype == np.int16
     assert scan.spacing == (4, 3, 2)
@@ -182,13 +182,13 @@ def test_qform_equals_nibabel(turn, zooms, origin, left):
     np.testing.assert_allclose(scan.affine, placed, atol=1e-4)
 
 
-def test_sform_before_qform_before_nothing():
-    turned = (0.0, 0.0, math.sqrt(0.5), 10.0, 20.0, 30.0)  # a quarter turn about the third axis
+def test_sform_is_preferred_to_qform():
+    turned = (0.0, 0.0, math.sqrt(0.5), 10.0, 20.0, 30.0)  # a rotation by 90 degrees about the third axis
     both = only(encoded(VOXELS, quaternion=turned, codes=(1, 1)))
     np.testing.assert_array_equal(both.affine[:3, 3], [-6, 0, 0])
     q = only(encoded(VOXELS, quaternion=turned, codes=(1, 0)))
     assert q.array.shape == (1, 6, 4, 5)
-    assert q.affine[2, 3] == 30 - 5 * 4  # the file's qfac is -1: its third axis runs down
+    assert q.affine[2, 3] == 30 - 5 * 4  # qfac is -1: the third axis points down
     np.testing.assert_array_equal(
         only(encoded(VOXELS, quaternion=turned, codes=(1, 1), srow=(0.0,) * 12)).affine, q.affine
     )
@@ -198,7 +198,7 @@ def test_sform_before_qform_before_nothing():
         {"srow": (math.nan,) * 12},
     ):
         scan = only(encoded(VOXELS, **({"codes": (0, 1)} | fields)))
-        assert scan.affine is None  # the file does not say how it lies, so it is left as it is
+        assert scan.affine is None  # the orientation is unknown, so the array is not reoriented
         assert scan.spacing == (4, 3, 2)
         np.testing.assert_array_equal(scan.array[0], VOXELS.transpose(2, 1, 0))
         assert scan.steps == ()
@@ -302,7 +302,7 @@ def test_non_finite_and_huge_values():
     ],
 )
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_lying_headers(fields, expected, pack):
+def test_wrong_headers_are_refused(fields, expected, pack):
     assert code(pack(encoded(VOXELS, **fields))) == expected
 
 
@@ -314,12 +314,12 @@ def test_other_magics():
     assert code(b"\0\0\1\x5d" + data[4:]) == "BAD_HEADER"
     two = encoded(VOXELS, kind=nibabel.Nifti2Image)
     assert code(two[:4] + b"ni2" + two[7:]) == "HEADER_PAIR"
-    assert code(two[:8] + b"\n\n\x1a\n" + two[12:]) == "BAD_HEADER"  # mangled by a transfer as text
+    assert code(two[:8] + b"\n\n\x1a\n" + two[12:]) == "BAD_HEADER"  # damaged by a transfer in text mode
     assert code(b"") == "EMPTY"
 
 
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
-def test_a_cut_file_never_gives_a_volume(kind):
+def test_a_truncated_file_never_gives_a_volume(kind):
     data = encoded(np.stack([VOXELS, VOXELS], -1), kind=kind)
     for whole in (data, gzip.compress(data)):
         for end in [*range(1, len(whole), 37), len(whole) - 1]:
@@ -338,17 +338,17 @@ def test_a_damaged_gzip_never_gives_a_volume():
     only(gzip.compress(encoded(VOXELS)) + bytes(100))  # zero padding is allowed
 
 
-def test_a_long_tail_is_refused():
+def test_much_data_after_the_voxels_is_refused():
     only(encoded(VOXELS) + bytes(1000))
     for pack in (bytes, gzip.compress):
         assert code(pack(encoded(VOXELS) + bytes(nifti.SLACK + 1))) == "BAD_LENGTH"
 
 
 def test_bombs_need_little_memory():
-    """32 MiB of zeros behind a small header, and a header that asks for 4 GB of a gzip that could hold it."""
+    """32 MiB of zeros after a small header, and a header for 4 GB in a gzip file that could hold them."""
     tail = gzip.compress(encoded(VOXELS) + bytes(1 << 25), 1)
     greedy = gzip.compress(encoded(VOXELS, dim=(3, 1000, 1000, 2000, 1, 1, 1, 1)) + bytes(1 << 25), 1)
-    greedy += np.random.default_rng(0).bytes(1 << 22)  # long enough to make the claim possible
+    greedy += np.random.default_rng(0).bytes(1 << 22)  # long enough to make 4 GB possible
     tracemalloc.start()
     assert code(tail) == "BAD_LENGTH"
     assert code(greedy) == "TRUNCATED"
@@ -357,7 +357,7 @@ def test_bombs_need_little_memory():
     assert peak < 80 << 20
 
 
-def test_memory_of_a_4d_file_is_that_of_one_volume():
+def test_a_4d_file_needs_the_memory_of_one_volume():
     data = gzip.compress(encoded(np.zeros((64, 64, 64, 40), np.int16)), 1)
     tracemalloc.start()
     for scan, _ in nifti.read(io.BytesIO(data), "x", PSEUDONYMS):
@@ -367,7 +367,7 @@ def test_memory_of_a_4d_file_is_that_of_one_volume():
     assert peak < 16 << 20  # a volume has 0.5 MiB, the file 20
 
 
-def test_label_maps_are_held():
+def test_label_maps_are_quarantined():
     rng = np.random.default_rng(0)
     few = rng.integers(0, 3, (6, 7, 8))
     many = rng.integers(0, 200, (6, 7, 8)).astype(np.int16)
@@ -382,7 +382,7 @@ def test_label_maps_are_held():
     assert only(encoded(VOXELS, intent=1002)).quarantined == "label map"
 
 
-def test_no_text_of_the_header_comes_out():
+def test_no_text_of_the_header_is_returned():
     secret = b"Qorvath^Zelimir"
     data = bytearray(encoded(VOXELS))
     for at in (4, 14, 148, 228, 328):  # data_type, db_name, descrip, aux_file, intent_name
@@ -414,7 +414,7 @@ def damaged(data, flips, cut):
     pick=st.integers(0, 3),
 )
 @settings(max_examples=250, deadline=None)
-def test_damage_gives_a_code_or_an_honest_scan(flips, cut, pick):
+def test_damage_gives_a_code_or_a_valid_scan(flips, cut, pick):
     kind = (nibabel.Nifti1Image, nibabel.Nifti2Image)[pick % 2]
     data = encoded(np.stack([VOXELS, VOXELS], -1), kind=kind)
     data = damaged(data, flips, cut) if pick < 2 else damaged(gzip.compress(data), flips, cut)

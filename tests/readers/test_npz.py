@@ -24,7 +24,7 @@ def saved(compressed=True, **arrays):
 
 
 def zipped(members, method=zipfile.ZIP_DEFLATED):
-    """A zip file of raw members."""
+    """Return a zip file of raw members."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, data in members.items():
@@ -109,11 +109,11 @@ def test_colour_volumes_and_labels():
     assert (scans[1].labels, scans[4].labels) == ({"label": "6"}, {"label_0": "1", "label_1": "0"})
     grey = run(saved(train_images=np.repeat(IMAGES[..., None], 3, -1)))
     np.testing.assert_array_equal(grey[0][0].array, IMAGES[:1])
-    unit = (colour / 255).astype(np.float32)  # differences below 2 mean nothing here
+    unit = (colour / 255).astype(np.float32)  # a tolerance of 2 would be meaningless
     np.testing.assert_array_equal(run(saved(train_images=unit))[0][0].array, unit[0].transpose(2, 0, 1))
 
 
-def test_one_bad_record_leaves_the_others():
+def test_a_bad_image_does_not_affect_the_others():
     images = IMAGES.astype(np.float32)
     images[1] = np.nan
     found = run(saved(train_images=images))
@@ -122,7 +122,7 @@ def test_one_bad_record_leaves_the_others():
     assert found[1][1] == "x.npz#train/1"
 
 
-def test_other_layouts_are_not_guessed():
+def test_other_arrays_are_refused():
     assert code(saved(volume=IMAGES)) == "NOT_AN_IMAGE"
     assert code(saved(train_images=IMAGES[0])) == "UNSUPPORTED_PIXELS"
     assert code(saved(train_images=IMAGES.astype(complex))) == "UNSUPPORTED_PIXELS"
@@ -145,7 +145,7 @@ def test_pickles_are_never_loaded():
     assert code(zipped({"train_images.npy": evil})) == "BAD_HEADER"
 
 
-def test_lying_members():
+def test_wrong_headers_of_members_are_refused():
     data = npy(IMAGES)
     assert code(zipped({"train_images.npy": data[:-1]})) == "BAD_LENGTH"
     assert code(zipped({"train_images.npy": data + b"x"})) == "BAD_LENGTH"
@@ -161,7 +161,7 @@ def test_lying_members():
 
 
 def test_bombs_need_little_memory():
-    """A member that inflates far beyond its header; an honest giant is read a record at a time."""
+    """A member that is much larger than its header states; a large valid archive is read one image at a time."""
     header = npy(IMAGES)
     bomb = zipped({"train_images.npy": header + bytes(1 << 24)})
     honest = saved(train_images=np.zeros((40, 512, 1024), np.uint8))
@@ -174,14 +174,14 @@ def test_bombs_need_little_memory():
     assert peak < 16 << 20
 
 
-def test_a_member_that_claims_more_than_it_has():
+def test_a_member_shorter_than_its_header_states_is_refused():
     data = bytearray(zipped({"train_images.npy": npy(IMAGES)}))
     for start, at in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
         struct.pack_into("<I", data, data.index(start) + at, 1 << 30)
     assert code(bytes(data)) == "BAD_LENGTH"
 
 
-def test_nothing_comes_out_before_all_checksums_are_seen():
+def test_nothing_is_returned_before_all_checksums_are_verified():
     many = np.tile(IMAGES, (100, 1, 1))  # more than zipfile reads ahead
     data = bytearray(saved(False, train_images=many, test_images=many + 1))
     data[data.rindex((many + 1).tobytes()) + many.size - 1] ^= 1
@@ -196,7 +196,7 @@ def test_nothing_comes_out_before_all_checksums_are_seen():
     compressed=st.booleans(),
 )
 @settings(max_examples=300, deadline=None)
-def test_damage_gives_a_code_or_what_was_written(flips, cut, compressed):
+def test_damage_gives_a_code_or_the_original_images(flips, cut, compressed):
     data = bytearray(saved(compressed, train_images=IMAGES, train_labels=np.arange(4)))
     for at, value in flips:
         data[at % len(data)] = value

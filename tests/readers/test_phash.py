@@ -1,4 +1,4 @@
-"""One image is near itself however it was saved, and far from every other."""
+"""Hashes of one image are similar however it was saved, and hashes of different images are not."""
 
 import io
 
@@ -48,18 +48,18 @@ def shifted(x):
     ],
     ids=["jpeg", "resized", "brighter", "darker", "gamma", "shifted"],
 )
-def test_the_same_xray_stays_near(xrays, change, bits):
+def test_hashes_of_the_same_xray_are_close(xrays, change, bits):
     a, b = packed([phash(x) for x in xrays]), packed([phash(change(x)) for x in xrays])
     assert hamming(a, b).max() <= bits
 
 
-def test_two_patients_are_far_apart(xrays):
+def test_hashes_of_different_patients_are_far_apart(xrays):
     hashes = packed([phash(x) for x in xrays])
     apart = [hamming(hashes[i], hashes[i + 1 :]).min() for i in range(len(hashes) - 1)]
     assert min(apart) > 50
 
 
-def test_it_is_the_dct_of_the_small_image():
+def test_the_hash_is_the_dct_of_the_thumbnail():
     x = np.random.default_rng(0).random((70, 90))
     band = dct(dct(thumbnail(x), axis=0), axis=1)[:16, :16]
     band[0] /= np.sqrt(2)
@@ -70,20 +70,20 @@ def test_it_is_the_dct_of_the_small_image():
 
 @settings(deadline=None)
 @given(st.integers(1, 300), st.floats(-2, 2))
-def test_weights_average(n, shift):
+def test_resize_weights_average(n, shift):
     w = resize_weights(n, shift)
     assert w.shape == (64, n)
     np.testing.assert_allclose(w.sum(1), 1, rtol=1e-5)
     assert w.min() >= 0
 
 
-def test_a_shift_is_a_shift():
+def test_shifted_thumbnails():
     x = np.random.default_rng(0).random((128, 128)).astype(np.float32)
     there = thumbnail(np.roll(x, (-2, 1), (0, 1)))
     np.testing.assert_allclose(thumbnail(x, 2, -1)[4:-4, 4:-4], there[4:-4, 4:-4], atol=1e-5)
 
 
-def test_a_volume_is_its_middle_slice_and_a_flat_image_is_blank():
+def test_volumes_use_the_middle_slice_and_flat_images_are_blank():
     volume = np.random.default_rng(0).random((7, 40, 50))
     assert phash(volume) == phash(volume[3]) != phash(volume[2])
     assert phash(np.full((40, 50), 0.7)) == BLANK

@@ -14,7 +14,7 @@ KEY = bytes(range(32))
 BASE32 = set(string.ascii_lowercase + "234567")
 
 
-def test_pseudonym_is_the_documented_hmac():
+def test_pseudonyms_are_the_documented_hmac():
     digest = hmac.new(KEY, b"v1|patient|hospital|4711", hashlib.sha256).digest()
     bits = int.from_bytes(digest, "big") >> (256 - 26 * 5)
     letters = string.ascii_lowercase + "234567"
@@ -40,7 +40,7 @@ def _nfc(text):
     return unicodedata.normalize("NFC", text)
 
 
-def test_composed_and_decomposed_hangul_are_one_name():
+def test_composed_and_decomposed_hangul_are_equal():
     assert Pseudonyms(KEY).of("scan", "한글") == Pseudonyms(KEY).of("scan", "한글")
 
 
@@ -48,13 +48,13 @@ def test_split_fractions_are_uniform_and_fixed():
     pseudonyms = Pseudonyms(KEY)
     u = [pseudonyms.split_fraction(pseudonyms.of("patient", str(i))) for i in range(2000)]
     assert all(0 <= v < 1 for v in u)
-    for k in range(10):  # six standard deviations of a binomial of 2000 draws
+    for k in range(10):  # six standard deviations of a binomial distribution with n = 2000
         assert abs(sum(k / 10 <= v < (k + 1) / 10 for v in u) - 200) < 6 * (2000 * 0.1 * 0.9) ** 0.5
     digest = hmac.new(KEY, b"v1|split|somebody", hashlib.sha256).digest()
     assert pseudonyms.split_fraction("somebody") == pytest.approx(int.from_bytes(digest[:8], "big") / 2**64, abs=2**-52)
 
 
-def test_key_file_is_made_once_private_and_reused(tmp_path):
+def test_the_key_file_is_private_and_reused(tmp_path):
     path = tmp_path / "sub" / "key"
     first = open_key(path)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -64,7 +64,7 @@ def test_key_file_is_made_once_private_and_reused(tmp_path):
     assert first.key_id == second.key_id != open_key(tmp_path / "other").key_id
 
 
-def test_key_never_shows(tmp_path):
+def test_the_key_is_never_shown(tmp_path):
     pseudonyms = Pseudonyms(KEY)
     assert KEY.hex() not in repr(pseudonyms) + pseudonyms.key_id
     assert pseudonyms.key_id in repr(pseudonyms)
@@ -79,14 +79,14 @@ def test_bad_key_files_are_refused(tmp_path, text, mode):
         open_key(path)
 
 
-def test_a_link_is_no_key_file(tmp_path):
+def test_a_link_is_not_a_key_file(tmp_path):
     open_key(tmp_path / "key")
     os.symlink(tmp_path / "key", tmp_path / "link")
     with pytest.raises(UserError, match="regular"):
         open_key(tmp_path / "link")
 
 
-def test_a_patient_is_the_same_from_a_header_and_from_a_table():
+def test_headers_and_tables_give_the_same_patient():
     pseudonyms = Pseudonyms(KEY)
     assert (
         pseudonyms.patient(b"P0 \0")

@@ -1,4 +1,4 @@
-"""Good scans go without a flag; each way to spoil one gets its own."""
+"""Good scans have no flags; each kind of defect has its own."""
 
 import nibabel
 import numpy as np
@@ -52,7 +52,7 @@ def share(images, flag, low=0, high=255, modality="DX"):
     return np.mean([flag in flags(x[None], low, high, modality) for x in images])
 
 
-def test_good_xrays_go_without_a_flag(xrays):
+def test_good_xrays_have_no_flags(xrays):
     assert [flags(x[None], 0, 255, "DX") for x in xrays] == [()] * len(xrays)
 
 
@@ -66,16 +66,16 @@ def test_good_xrays_go_without_a_flag(xrays):
         ("text in border", written, 0.85),
     ],
 )
-def test_a_spoilt_xray_is_flagged(xrays, flag, spoil, least):
+def test_defective_xrays_are_flagged(xrays, flag, spoil, least):
     assert share([spoil(x) for x in xrays], flag) >= least
 
 
-def test_a_lone_letter_is_no_text(xrays):
+def test_a_single_letter_is_not_text(xrays):
     assert share([written(x, "R") for x in xrays], "text in border") == 0
 
 
 def test_real_text_in_real_xrays_is_found(shared):
-    """By eye: the first five carry the time of the exposure or its kV in the border, the others carry none."""
+    """Checked by eye: the first five show the time or kV of the exposure in the border, the others do not."""
     folder = shared / "cxr_guangzhou" / "images"
     names = TEXT + NO_TEXT
     found = [flags(np.asarray(Image.open(folder / n).convert("L"))[None], 0, 255, "DX") for n in names]
@@ -88,7 +88,7 @@ def test_text_in_the_middle_is_anatomy(xrays):
     assert "text in border" not in flags(x[None], 0, 255, "DX")
 
 
-def test_a_good_ct_goes_without_a_flag_as_volume_and_as_slices(ct):
+def test_a_good_ct_has_no_flags_as_volume_or_slices(ct):
     assert flags(ct[None], -1024, 1500, "CT") == ()
     assert [flags(x[None], -1024, 1500, "CT") for x in ct[::5]] == [()] * len(ct[::5])
 
@@ -97,7 +97,7 @@ def test_a_cropped_ct_is_cut_off(ct):
     assert flags(ct[None, :, 150:350, 150:350], -1024, 1500, "CT") == ("cut off",)
 
 
-def test_a_limb_that_leaves_by_two_opposite_borders_is_whole():
+def test_a_limb_across_two_opposite_borders_is_not_cut_off():
     x = np.full((1, 200, 200), -1000, np.int16)
     x[:, :, 60:140] = 100 + np.random.default_rng(0).integers(-200, 200, (1, 200, 80))
     assert "cut off" not in flags(x, -1024, 1500, "CT")
@@ -109,7 +109,7 @@ def test_a_limb_that_leaves_by_two_opposite_borders_is_whole():
     "spoil",
     [
         lambda ct: np.clip(ct // 16 + 64, 0, 255),  # a screenshot
-        lambda ct: ct - 1024,  # the intercept twice
+        lambda ct: ct - 1024,  # intercept applied twice
         lambda ct: (ct + 1024).astype(np.uint16),  # no intercept
     ],
     ids=["screenshot", "twice", "none"],
@@ -133,11 +133,11 @@ def test_mr_and_its_labels(shared):
         assert "label map" in flags(label.astype(np.float32), 0, 2, "")
 
 
-def test_few_grey_values_alone_make_no_label_map(xrays):
+def test_few_grey_values_alone_are_not_a_label_map(xrays):
     assert "label map" not in flags((xrays[0] // 16)[None], 0, 15, "DX")
 
 
-def test_colours_and_odd_shapes_are_looked_at_too(xrays):
+def test_colour_and_unusual_shapes(xrays):
     colour = np.stack([xrays[0]] * 3)
     assert flags(colour, 0, 255, "") == flags(xrays[0][None], 0, 255, "")
     rng = np.random.default_rng(0)
@@ -145,7 +145,7 @@ def test_colours_and_odd_shapes_are_looked_at_too(xrays):
         assert set(flags(rng.random(shape).astype(np.float32), 0, 1, "MR")) <= set(FLAGS)
 
 
-def test_words_come_sorted_and_have_a_meaning(xrays):
+def test_flags_are_sorted_and_documented(xrays):
     x = gaussian_filter(100 + xrays[0] * 0.05, 2)
     found = flags(x[None], 0, 255, "DX")
     assert list(found) == sorted(found)

@@ -1,4 +1,4 @@
-"""The walk sees everything, follows nothing and believes no name."""
+"""Every file of a folder is listed; links are not followed."""
 
 import os
 import unicodedata
@@ -14,7 +14,7 @@ def names(source, **options):
     return {f.name: f.problem for f in walk(source, **options)}
 
 
-def test_regular_files_in_order_and_everything_else_accounted_for(tmp_path):
+def test_files_are_listed_in_order_and_others_with_a_problem(tmp_path):
     source = tmp_path / "source"
     (source / "b" / "deep").mkdir(parents=True)
     (source / "a").mkdir()
@@ -42,21 +42,21 @@ def test_regular_files_in_order_and_everything_else_accounted_for(tmp_path):
     assert [f.name for f in walk(source)] == [f.name for f in walk(source)]
 
 
-def test_a_folder_that_cannot_be_listed_is_said(tmp_path):
+def test_unreadable_folders_are_reported(tmp_path):
     if os.geteuid() == 0:
         pytest.skip("root may list every folder")
     (tmp_path / "closed").mkdir(mode=0)
     assert names(tmp_path) == {"closed": "CANNOT_OPEN"}
 
 
-def test_one_file_is_a_source_and_nothing_is_none(tmp_path):
+def test_a_single_file_is_a_source_and_a_missing_one_an_error(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"1")
     assert names(tmp_path / "x.npz") == {"x.npz": ""}
     with pytest.raises(UserError, match="nothing at"):
         list(walk(tmp_path / "y"))
 
 
-def test_names_are_composed_and_korean_disks_are_read(tmp_path):
+def test_names_are_composed_and_korean_names_are_decoded(tmp_path):
     decomposed = unicodedata.normalize("NFD", "환자")
     (tmp_path / decomposed).write_bytes(b"1")
     (tmp_path / os.fsdecode("영상".encode("cp949"))).write_bytes(b"1")
@@ -66,7 +66,7 @@ def test_names_are_composed_and_korean_disks_are_read(tmp_path):
             assert stream.read() == b"1"
 
 
-def test_a_stamp_changes_with_the_file(tmp_path):
+def test_the_stamp_changes_with_the_file(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"1")
     os.utime(path, ns=(1, 1))
@@ -79,7 +79,7 @@ def test_a_stamp_changes_with_the_file(tmp_path):
     assert len({first, second, next(walk(tmp_path)).stamp}) == 3
 
 
-def test_a_link_or_a_pipe_that_takes_a_files_place_is_not_opened(tmp_path):
+def test_links_and_pipes_are_not_opened(tmp_path):
     (tmp_path / "real").write_bytes(b"1")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     os.mkfifo(tmp_path / "pipe")

@@ -43,7 +43,7 @@ def table(cohort):
         return {row["file"]: row["lesion"] for row in csv.DictReader(f)}
 
 
-def test_same_arguments_same_bytes(cohort, tmp_path):
+def test_same_arguments_give_same_bytes(cohort, tmp_path):
     again = write_cohort(tmp_path / "again", patients=PATIENTS, size=SIZE)
     other = write_cohort(tmp_path / "other", patients=PATIENTS, size=SIZE, seed=1)
 
@@ -55,7 +55,7 @@ def test_same_arguments_same_bytes(cohort, tmp_path):
     assert hashes(other) != hashes(cohort)
 
 
-def test_patients_do_not_depend_on_their_number(cohort, tmp_path):
+def test_patients_do_not_depend_on_how_many_there_are(cohort, tmp_path):
     fewer = write_cohort(tmp_path / "fewer", patients=3, size=SIZE)
     for path in (fewer / "scans" / "0002").iterdir():
         assert path.read_bytes() == (cohort / "scans" / "0002" / path.name).read_bytes()
@@ -68,7 +68,7 @@ def test_every_file_is_a_scan_or_a_reject(cohort, ingested):
 
 
 def test_pixels_survive_every_encoding(ingested):
-    """Sign, inversion, implicit VR and rescale are undone: what was drawn comes back, scaled as the header says."""
+    """Sign, inversion, implicit VR and rescale are reversed, so the drawn image is read back, scaled by the header."""
     seen = Counter()
     for scan, name in ingested[0]:
         patient, image = int(name[:4]), int(name[5])
@@ -81,10 +81,10 @@ def test_pixels_survive_every_encoding(ingested):
         np.testing.assert_array_equal(scan.array[0].astype(int), expected)
         assert ("invert MONOCHROME1" in scan.steps) == inverse
         seen[signed, rescaled, inverse] += 1
-    assert len(seen) >= 6  # of the eight combinations
+    assert len(seen) >= 6  # of eight combinations
 
 
-def test_patients_scanners_and_facts(ingested):
+def test_patients_scanners_and_metadata(ingested):
     by_patient = {}
     for scan, name in ingested[0]:
         who = person(0, int(name[:4]))
@@ -102,14 +102,14 @@ def test_no_planted_identifier_reaches_a_scan(cohort, ingested):
     words = identifiers(PATIENTS)
     headers = b"".join(p.read_bytes() for p in (cohort / "scans").rglob("*.dcm"))
     for word in words:
-        assert word.encode() in headers, "a word that was never planted proves nothing"
+        assert word.encode() in headers, "the word is not in the headers"
     with np.printoptions(threshold=10**9):
         text = "\n".join(repr(scan) for scan, _ in ingested[0])
     data = text.encode() + b"".join(scan.array.tobytes() for scan, _ in ingested[0])
     assert [word for word in words if word.encode() in data] == []
 
 
-def test_table_names_files_and_nothing_else(cohort):
+def test_the_label_table_contains_no_identifiers(cohort):
     rows = table(cohort)
     for file in rows:
         assert pydicom.dcmread(cohort / "scans" / file, stop_before_pixels=True).Modality == "DX"
@@ -120,7 +120,7 @@ def test_table_names_files_and_nothing_else(cohort):
     }
 
 
-def test_prevalence_and_the_scanner_shortcut_are_as_asked():
+def test_prevalence_and_scanner_correlation_are_as_requested():
     n = 400
     sd = (0.25 / n) ** 0.5
     people = [person(3, i, 0.4) for i in range(n)]
@@ -128,28 +128,28 @@ def test_prevalence_and_the_scanner_shortcut_are_as_asked():
     b = np.array([p.scanner == "B" for p in people], float)
     assert abs(lesion.mean() - 0.4) < 4 * sd
     assert abs(np.corrcoef(lesion, b)[0, 1]) < 4 / n**0.5
-    given_away = [person(3, i, 0.4, 1.0) for i in range(50)]
-    assert all(p.lesion == (p.scanner == "B") for p in given_away)
+    fully_correlated = [person(3, i, 0.4, 1.0) for i in range(50)]
+    assert all(p.lesion == (p.scanner == "B") for p in fully_correlated)
 
 
 def test_a_nodule_is_the_only_difference_a_lesion_makes():
     healthy = draw_scan(0, 5, 0, 96, False, "A").astype(int)
     sick = draw_scan(0, 5, 0, 96, True, "A").astype(int)
     gain = sick - healthy
-    assert gain.max() > 200  # of 4095: well above the noise of 123
-    assert (np.abs(gain) <= 40).mean() > 0.6  # most of the picture stays as it was
+    assert gain.max() > 200  # of 4095, well above the noise of 123
+    assert (np.abs(gain) <= 40).mean() > 0.6  # most of the image is unchanged
     assert gain.min() >= -1
 
 
-def test_pixels_are_those_that_were_always_drawn():
-    """Numbers measured on the cohort stay comparable: what is drawn is fixed to the bit."""
+def test_drawn_pixels_never_change():
+    """The images are fixed to the bit, so that results on the cohort stay comparable."""
     drawn = [draw_scan(3, p, k, 48, p % 2 == 0, scanner) for p in range(4) for k in (0, 1) for scanner in SCANNERS]
     digest = hashlib.sha256(b"".join(d.astype("<u2").tobytes() for d in drawn)).hexdigest()
     assert digest == "17b40475f8f0bd256a741c52bf1e3b5fe4049bbda98e1f38fdecc4b7b6c89575"
 
 
-def test_every_image_has_its_mask_beside_it(cohort):
-    """Same names under masks/, which is how ingestion finds them; nothing for the broken files."""
+def test_every_image_has_a_mask(cohort):
+    """Masks have the same names under masks/, so that ingest finds them; broken files have none."""
     scans = sorted(p.relative_to(cohort / "scans").with_suffix("") for p in (cohort / "scans").rglob("[0-9].dcm"))
     masks = sorted(p.relative_to(cohort / "masks").with_suffix("") for p in (cohort / "masks").rglob("*"))
     assert [m for m in masks if len(m.parts) == 2] == scans
@@ -164,20 +164,20 @@ def test_every_image_has_its_mask_beside_it(cohort):
 
 
 def test_a_mask_lies_where_the_nodules_are():
-    """The gain of a sick picture over the same one healthy is the nodules alone: at least half of a peak inside, no more
-    than the sum of three tails outside."""
+    """The difference between the images with and without nodules is at least half a peak inside the mask, and at most
+    the sum of three tails outside."""
     for patient in range(6):
         mask = draw_mask(1, patient, 0, 96, True)
         gain = draw_scan(1, patient, 0, 96, True, "A").astype(float) - draw_scan(1, patient, 0, 96, False, "A")
         inside = mask == NODULE
         assert 0.0005 < inside.mean() < 0.08
-        assert gain[inside].min() > 0.4 * 0.10 * 4095 * 0.85  # faintest nodule, half of it, the day's least contrast
+        assert gain[inside].min() > 0.4 * 0.10 * 4095 * 0.85  # half of the faintest nodule, at the lowest contrast
         assert gain[inside].mean() > 8 * gain[~inside].mean()
         assert np.unravel_index(gain.argmax(), gain.shape) in set(zip(*np.nonzero(inside), strict=True))
 
 
-def test_lungs_are_the_dark_of_the_chest():
-    """What is marked as lung is darker than what is not, by more than bones and noise can turn round."""
+def test_lungs_are_darker_than_the_rest():
+    """The lung mask is darker than the rest by more than bones and noise account for."""
     for patient in range(4):
         mask, picture = draw_mask(1, patient, 0, 96, False), draw_scan(1, patient, 0, 96, False, "A")
         assert 0.1 < (mask == LUNG).mean() < 0.45

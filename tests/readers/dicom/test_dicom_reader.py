@@ -86,7 +86,7 @@ def make(stored, **how):
 
 
 def compressed(codestreams, ds, syntax, table=True):
-    """The same header around compressed frames."""
+    """Return a file with the given header and compressed frames."""
     ds.file_meta.TransferSyntaxUID = syntax
     ds.PixelData = encapsulate(codestreams, has_bot=table)
     ds["PixelData"].VR = "OB"
@@ -95,7 +95,7 @@ def compressed(codestreams, ds, syntax, table=True):
 
 
 def scans(data, name="a/x.dcm"):
-    """What a file gives: slices go through JSON, as they do on their way, and are decoded one by one."""
+    """Return the scans of a file. A slice is passed through JSON, as by the ledger, and decoded alone."""
     found = reader.read(io.BytesIO(data), name, PSEUDONYMS)
     if isinstance(found, Slice):
         s = Slice.from_dict(json.loads(json.dumps(found.as_dict())))
@@ -178,7 +178,7 @@ def test_monochrome1_is_inverted_exactly_once(modality, shape):
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR", "PT", "NM"])
-def test_monochrome1_is_never_inverted_where_values_mean_something(modality):
+def test_monochrome1_is_not_inverted_in_quantitative_modalities(modality):
     stored = np.array([[0, 1], [7, 4095]])
     data = make(stored, modality=modality, PhotometricInterpretation="MONOCHROME1", RescaleIntercept="0")
     np.testing.assert_array_equal(only(data).array[0], stored)
@@ -187,13 +187,13 @@ def test_monochrome1_is_never_inverted_where_values_mean_something(modality):
 @pytest.mark.parametrize(("modality", "expected"), [("CT", -1024), ("MR", -24)])
 def test_padding_becomes_air_or_the_darkest_value(modality, expected):
     stored = np.array([[-2000, -2000, 0], [100, 200, 300]])
-    unsigned = DataElement("PixelPaddingValue", "US", -2000 & 0xFFFF)  # beside signed pixels, as some scanners write it
+    unsigned = DataElement("PixelPaddingValue", "US", -2000 & 0xFFFF)  # with signed pixels, as some scanners write it
     pad = {"PixelPaddingValue": unsigned, "RescaleSlope": "1", "RescaleIntercept": "-24"}
     scan = only(make(stored, bits=16, signed=True, modality=modality, **pad))
     assert scan.array[0].tolist() == [[expected, expected, -24], [76, 176, 276]]
 
 
-def test_padding_is_a_range_where_a_limit_is_given():
+def test_padding_is_a_range_if_a_limit_is_given():
     stored = np.array([[0, 5, 9], [10, 200, 300]])
     limits = {
         "PixelPaddingValue": DataElement("PixelPaddingValue", "US", 9),
@@ -204,7 +204,7 @@ def test_padding_is_a_range_where_a_limit_is_given():
 
 
 @pytest.mark.parametrize(("signed", "outside"), [(False, 63536), (True, -32768)])
-def test_padding_beyond_the_bits_stored_is_known_before_they_are_cut(signed, outside):
+def test_padding_beyond_bits_stored_is_compared_with_whole_words(signed, outside):
     words = np.array([[outside, outside, outside & 0x7FF], [100, 200, 300]])
     ds = dataset(words, bits=16, signed=signed, modality="MR", PixelPaddingValue=outside & 0xFFFF)
     ds["PixelPaddingValue"].VR = "US"
@@ -213,13 +213,13 @@ def test_padding_beyond_the_bits_stored_is_known_before_they_are_cut(signed, out
     assert only(saved(ds)).array[0].tolist() == [[darkest, darkest, outside & 0x7FF], [100, 200, 300]]
 
 
-def test_padding_is_known_under_bits_that_are_no_part_of_the_image():
+def test_padding_is_found_under_unused_upper_bits():
     pad = DataElement("PixelPaddingValue", "US", 9)
     ds = dataset(np.array([[9, 9], [10, 200]]), modality="MR", garbage=5, PixelPaddingValue=pad)
     assert only(saved(ds)).array[0].tolist() == [[10, 10], [10, 200]]
 
 
-def test_inverted_padding_is_dark_not_bright():
+def test_inverted_padding_is_dark():
     stored = np.array([[0, 0, 4000], [100, 200, 300]])
     pad = DataElement("PixelPaddingValue", "US", 0)
     scan = only(make(stored, PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=pad))
@@ -239,7 +239,7 @@ def test_modality_lut_replaces_the_rescale():
 
 
 @pytest.mark.parametrize("slope", ["0", "nan"])
-def test_an_impossible_slope_is_one_and_is_recorded(slope):
+def test_an_invalid_slope_is_replaced_and_recorded(slope):
     raw = DataElement("RescaleSlope", "LO", slope)
     data = make(
         np.array([[0, 1], [2, 3]]), syntax=ImplicitVRLittleEndian, modality="MR", RescaleSlope=raw, RescaleIntercept="5"
@@ -249,7 +249,7 @@ def test_an_impossible_slope_is_one_and_is_recorded(slope):
     assert "missing or invalid slope or intercept replaced" in scan.steps
 
 
-def test_thirty_two_bits_are_read_where_nothing_is_lost():
+def test_32_bits_are_read_if_nothing_is_lost():
     exact = np.array([[0, 1], [70000, 1 << 24]])
     scan = only(make(exact, bits=32, modality="NM"))
     assert scan.array.dtype == np.float32
@@ -284,11 +284,11 @@ def coloured(rgb, photometric="RGB", planar=0, **how):
 
 
 @pytest.mark.parametrize("planar", [0, 1])
-def test_colour_keeps_its_channels_and_grey_written_as_colour_loses_two(planar):
+def test_colour_has_three_channels_and_grey_stored_as_colour_one(planar):
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (4, 6, 3), np.uint8)
     grey = np.repeat(rng.integers(2, 250, (4, 6, 1), np.uint8), 3, -1)
-    grey[1, 1] += np.array([0, 1, 2], np.uint8)  # lossy coding
+    grey[1, 1] += np.array([0, 1, 2], np.uint8)  # as after lossy compression
     np.testing.assert_array_equal(np.moveaxis(only(saved(coloured(rgb, planar=planar))).array, 0, -1), rgb)
     array = only(saved(coloured(grey, planar=planar))).array
     assert array.shape == (1, 4, 6)
@@ -300,11 +300,11 @@ def test_ybr_is_converted_once():
     rgb = rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)
     ybr = np.asarray(Image.fromarray(rgb).convert("YCbCr"))
     back = np.moveaxis(only(saved(coloured(ybr, "YBR_FULL"))).array, 0, -1).astype(int)
-    assert np.abs(back - rgb).max() <= 3  # 8-bit rounding on the way there and back
+    assert np.abs(back - rgb).max() <= 3  # 8-bit rounding in both directions
 
 
 def jpegs():
-    """(what it is, codestream, the header's word for it, whether that is right) of one red picture."""
+    """Return (kind, codestream, photometric interpretation, whether that is correct) of one red image."""
     red = np.tile(np.array([201, 40, 30], np.uint8), (16, 16, 1))
     out = io.BytesIO()
     Image.fromarray(red).save(out, "JPEG", quality=95)
@@ -328,20 +328,20 @@ def jpegs():
 
 
 @pytest.mark.parametrize(("what", "data", "word", "right"), list(jpegs()))
-def test_a_jpeg_knows_its_colour_space_better_than_the_header(what, data, word, right):
+def test_the_colour_space_of_a_jpeg_stream_overrides_the_header(what, data, word, right):
     ds = coloured(np.zeros((16, 16, 3), np.uint8), word)
     file = compressed([data], ds, UID("1.2.840.10008.1.2.4.50"))
     scan = only(file)
     assert np.abs(scan.array.reshape(3, -1).T.astype(int) - [201, 40, 30]).max() <= 3
     assert ("colour space from the codestream" in scan.steps) == (not right)
-    if what == "JFIF":  # of Adobe's YCbCr and RGB under another word pydicom makes something else than it is
+    if what == "JFIF":  # pydicom misreads the other two
         np.testing.assert_array_equal(np.moveaxis(scan.array, 0, -1), pydicom.dcmread(io.BytesIO(file)).pixel_array)
     if "header" not in what:
         np.testing.assert_array_equal(np.moveaxis(scan.array, 0, -1), np.asarray(Image.open(io.BytesIO(data))))
 
 
 def test_big_endian_words_of_two_samples_are_swapped():
-    rgb = np.random.default_rng(2).integers(0, 256, (3, 3, 3), np.uint8)  # 27 bytes: half a word at the end
+    rgb = np.random.default_rng(2).integers(0, 256, (3, 3, 3), np.uint8)  # 27 bytes: the last word is incomplete
     ds = coloured(rgb, syntax=ExplicitVRBigEndian)
     ds.PixelData = np.frombuffer(ds.PixelData, np.uint16).byteswap().tobytes()
     ds["PixelData"].VR = "OW"
@@ -354,7 +354,7 @@ def palette_dataset(stored, segmented):
         ds[f"{colour}PaletteColorLookupTableDescriptor"] = DataElement(
             f"{colour}PaletteColorLookupTableDescriptor", "US", [256, 0, 16]
         )
-        # 6 entries as they are, a ramp of 130, both once more by reference, and what is left as a ramp
+        # 6 discrete entries, a ramp of 130, both again by reference, and the rest as a ramp
         words = [0, 6, *(1000 * k + 777 * np.arange(6)), 1, 120, 40000 + k, 2, 2, 0, 0, 1, 4, 12]
         key, data = f"Segmented{colour}PaletteColorLookupTableData", np.array(words, "<u2").tobytes()
         if not segmented:
@@ -380,7 +380,7 @@ def test_colour_in_ct_has_no_hounsfield_units():
     assert refusal(saved(coloured(rgb, modality="CT", RescaleSlope="1", RescaleIntercept="0"))) == "NO_RESCALE"
 
 
-# ---- files that ship with pydicom, against pydicom
+# ---- files bundled with pydicom, compared with pydicom
 
 EQUAL = """
 CT_small ExplVR_BigEnd J2K_pixelrep_mismatch JPEG2000 MR_small MR_small_RLE MR_small_bigendian MR_small_expb
@@ -411,7 +411,7 @@ NOT_EQUAL = {
     "MR_small_padded": "BAD_LENGTH",
     "MR_truncated": "TRUNCATED",
     "SC_rgb_rle_16bit": "UNSUPPORTED_PIXELS",
-    "JPEG2000-embedded-sequence-delimiter": "DECODE_FAILED",  # its codestream is not one
+    "JPEG2000-embedded-sequence-delimiter": "DECODE_FAILED",  # not a valid codestream
     "liver_1frame": "NOT_AN_IMAGE",
     "rtdose": "NOT_AN_IMAGE",
     "rtplan": "NOT_AN_IMAGE",
@@ -428,12 +428,12 @@ def test_bundled_files_that_are_refused(name):
     assert refusal(bundled(name)) == NOT_EQUAL[name]
 
 
-def test_a_dicomdir_is_no_image():
+def test_a_dicomdir_is_not_an_image():
     with open(get_testdata_file("DICOMDIR", download=False), "rb") as f:
         assert refusal(f.read()) == "NOT_AN_IMAGE"
 
 
-def test_nine_real_transfer_syntaxes_give_one_picture(shared):
+def test_nine_real_transfer_syntaxes_give_the_same_image(shared):
     pictures, syntaxes = [], set()
     for path in sorted((shared / "dicom" / "dcm_qa_ts" / "In").rglob("*.dcm")):
         with path.open("rb") as f:
@@ -464,11 +464,11 @@ LOSSLESS = {
 def test_lossless_codecs_lose_nothing(syntax, signed):
     stored = np.random.default_rng(3).integers(0, 4096, (40, 52)) - 2048 * signed
     ds = dataset(stored, bits=16, signed=signed, modality="MR")
-    frame = LOSSLESS[syntax](stored.astype(np.uint16))  # a codestream without sign: the header has it
+    frame = LOSSLESS[syntax](stored.astype(np.uint16))  # unsigned codestream; the sign is in the header
     np.testing.assert_array_equal(only(compressed([frame], ds, syntax)).array[0], stored)
 
 
-def test_a_sign_in_the_codestream_that_the_header_denies_is_recorded():
+def test_a_sign_of_the_codestream_that_contradicts_the_header_is_recorded():
     stored = np.random.default_rng(3).integers(-2000, 2000, (40, 52)).astype(np.int16)
     frame = LOSSLESS[JPEG_2000](stored)
     right = only(compressed([frame], dataset(stored, bits=16, signed=True, modality="MR"), JPEG_2000))
@@ -502,7 +502,7 @@ def test_twelve_bit_jpeg():
     stored = 40 * y + 20 * x + 300
     frame = imagecodecs.jpeg8_encode(stored.astype(np.uint16), level=100, bitspersample=12)
     array = only(compressed([frame], dataset(stored, modality="DX"), JPEG_EXTENDED)).array[0]
-    assert np.abs(array.astype(int) - stored).max() <= 4  # of 4095: the codec is lossy
+    assert np.abs(array.astype(int) - stored).max() <= 4  # of 4095; the codec is lossy
     assert only(bundled("JPEG-lossy")).array.max() in range(256, 4096)
 
 
@@ -517,7 +517,7 @@ def test_a_codestream_of_another_size_is_not_decoded():
 
 @QUICK
 @given(data=st.data())
-def test_damaged_rle_is_refused_or_decoded_but_never_more(data):
+def test_damaged_rle_is_refused_or_decoded_to_the_stated_size(data):
     ds = dataset(np.arange(600).reshape(20, 30) // 7, bits=16, modality="NM")
     ds.compress(RLELossless, generate_instance_uid=False)
     whole = bytearray(saved(ds))
@@ -535,7 +535,7 @@ CORRECTED = "number of frames corrected"
 
 
 def streams(count, split=1):
-    """Codestreams of drawn frames, and the frames."""
+    """Return random frames and their codestreams."""
     images = np.random.default_rng(5).integers(0, 4000, (count, 24, 24)).astype(np.uint16)
     return images, [LOSSLESS[JPEG_LS](image) for image in images]
 
@@ -563,7 +563,7 @@ def test_frames_are_found_by_table_or_by_fragments(table, per_frame, declared):
         np.testing.assert_array_equal(codecs.words(stream, layout, place)[0], image)
 
 
-def test_compressed_pixels_without_their_end_are_truncated():
+def test_compressed_pixels_without_an_end_are_truncated():
     images, coded = streams(1)
     data = compressed(coded, dataset(images[0], bits=16), JPEG_LS)
     assert only(data).array.shape == (1, 24, 24)
@@ -574,7 +574,7 @@ def test_compressed_pixels_without_their_end_are_truncated():
     assert refusal(compressed([b"\0" * 80], dataset(images[0], bits=16), JPEG_LS)) == "DECODE_FAILED"
 
 
-# ---- lengths and headers that lie
+# ---- wrong lengths and headers
 
 
 @pytest.mark.parametrize(
@@ -592,14 +592,14 @@ def test_compressed_pixels_without_their_end_are_truncated():
         ({"RescaleSlope": DataElement("RescaleSlope", "LO", "abc"), "RescaleIntercept": "0"}, "BAD_HEADER"),
     ],
 )
-def test_headers_that_lie_about_the_pixels_are_refused(tags, code):
+def test_headers_that_contradict_the_pixels_are_refused(tags, code):
     ds = dataset(np.arange(20).reshape(4, 5), syntax=ImplicitVRLittleEndian)
     for key, value in tags.items():
         ds[key] = element(key, value)
     assert refusal(saved(ds)) == code
 
 
-def test_truncated_native_pixels_but_missing_padding_is_forgiven():
+def test_truncated_native_pixels_are_refused_but_missing_padding_is_tolerated():
     data = make(np.arange(15).reshape(3, 5), bits=8, modality="US")
     assert data.endswith(b"\x0e\0")
     assert only(data[:-1]).array.shape == (1, 3, 5)
@@ -623,7 +623,7 @@ def test_no_or_zero_frames_are_one(declared):
     assert only(make(np.arange(20).reshape(4, 5), **tags)).array.shape == (1, 4, 5)
 
 
-def test_native_frames_are_the_declared_or_the_present_whichever_are_fewer():
+def test_native_frames_are_those_both_stated_and_present():
     whole = np.arange(60).reshape(12, 5)
     for declared, expected in ((2, 2), (3, 3), (9, 3)):
         ds = dataset(whole, bits=16, NumberOfFrames=str(declared))
@@ -639,7 +639,7 @@ def test_native_frames_are_the_declared_or_the_present_whichever_are_fewer():
         assert corrected == {declared > 3}
 
 
-def test_twelve_bits_allocated_are_sixteen_where_the_length_says_so():
+def test_twelve_bits_allocated_are_read_as_sixteen_if_the_length_fits():
     ds = dataset(np.arange(20).reshape(4, 5))
     ds.BitsAllocated = 12
     np.testing.assert_array_equal(only(saved(ds)).array[0], np.arange(20).reshape(4, 5))
@@ -656,7 +656,7 @@ def test_single_bits_are_unpacked():
     np.testing.assert_array_equal(only(saved(ds)).array[0], bits)
 
 
-def test_a_broken_unimportant_element_refuses_nothing():
+def test_invalid_unimportant_elements_are_ignored():
     tags = {
         "KVP": DataElement("KVP", "LO", "a hundred"),
         "ImagePositionPatient": DataElement("ImagePositionPatient", "LO", "here\\there\\0"),
@@ -671,7 +671,7 @@ def test_a_broken_unimportant_element_refuses_nothing():
 
 
 def series(count=5, **tags):
-    """(files, stored) of a CT series; a list gives each slice its own value."""
+    """Return (files, stored values) of a CT series. A list gives each slice its own tag value."""
     rng = np.random.default_rng(0)
     stored = rng.integers(0, 4096, (count, 6, 5))
     files = []
@@ -694,7 +694,7 @@ def build(files, slices=None):
     beats = []
     slices = slices or slices_of(files)
     made = reader.volume(slices, lambda s: io.BytesIO(files[int(s.file)]), PSEUDONYMS, beats.append)
-    assert beats == list(range(len(slices) + isinstance(made, Scan)))  # the last: all are decoded
+    assert beats == list(range(len(slices) + isinstance(made, Scan)))  # the last one: all are decoded
     return made
 
 
@@ -702,7 +702,9 @@ def test_a_volume_is_its_slices_in_hounsfield_units():
     files, stored = series()
     scan = build(files)
     assert scan.array.dtype == np.int16
-    np.testing.assert_array_equal(scan.array[0], (stored - 1024)[:, ::-1, ::-1])  # rows to anterior, columns to right
+    np.testing.assert_array_equal(
+        scan.array[0], (stored - 1024)[:, ::-1, ::-1]
+    )  # rows point to anterior, columns to right
     assert scan.spacing == pytest.approx((3, 0.5, 0.7))
     corner = scan.affine @ [0, 5, 4, 1]  # the first pixel of the first file
     np.testing.assert_allclose(corner[:3], [0, 0, 0], atol=1e-9)
@@ -718,7 +720,7 @@ def test_slopes_that_vary_by_slice_are_applied_before_stacking():
     np.testing.assert_array_equal(scan.array[0], expected[:, ::-1, ::-1].astype(np.float32))
 
 
-def test_slices_that_cannot_be_decoded_are_all_named():
+def test_all_slices_that_cannot_be_decoded_are_reported():
     images = np.random.default_rng(5).integers(0, 4000, (5, 24, 24)).astype(np.uint16)
     files = []
     for k, image in enumerate(images):
@@ -729,7 +731,7 @@ def test_slices_that_cannot_be_decoded_are_all_named():
     assert [(k, why.code) for k, why in build(files)] == [(1, "DECODE_FAILED"), (3, "DECODE_FAILED")]
 
 
-def test_a_slice_says_early_what_is_wrong_with_it():
+def test_defects_of_a_slice_are_found_before_decoding():
     files, _ = series(1)
     cut = files[0][:-4]
     with pytest.raises(Unreadable, match="ends inside"):
@@ -740,7 +742,7 @@ def test_a_slice_says_early_what_is_wrong_with_it():
         reader.read(io.BytesIO(saved(ds)), "x", PSEUDONYMS)
 
 
-def test_slices_that_cannot_be_opened_are_named_and_their_paths_are_not():
+def test_slices_that_cannot_be_opened_are_reported_without_paths():
     files, _ = series()
 
     class Torn(io.BytesIO):
@@ -767,7 +769,7 @@ def test_slices_that_cannot_be_opened_are_named_and_their_paths_are_not():
         (("", ""), ("a", "a"), "", 1),
     ],
 )
-def test_slices_of_two_people_are_never_one_volume_whatever_uids_say(patients, folders, series_uid, groups):
+def test_slices_of_two_patients_are_never_one_volume(patients, folders, series_uid, groups):
     keys = set()
     for patient, folder in zip(patients, folders, strict=True):
         files, _ = series(2, PatientID=patient, SeriesInstanceUID=series_uid, StudyInstanceUID="")
@@ -833,13 +835,13 @@ def test_order_is_time_acquisition_and_instance():
         {"ImageOrientationPatient": []},
     ],
 )
-def test_an_impossible_place_leaves_a_picture(lost):
+def test_a_slice_with_an_invalid_position_is_an_image(lost):
     data = make(np.arange(20).reshape(4, 5), modality="CT", RescaleIntercept="0", **PLACED | lost)
     [(scan, name)] = reader.read(io.BytesIO(data), "x", PSEUDONYMS)
     assert (scan.array.shape, scan.affine, name) == ((1, 4, 5), None, "x")
 
 
-def test_a_digest_is_of_the_pixels_alone():
+def test_a_digest_depends_on_the_pixels_alone():
     (a, b, c), _ = series(3)
     same = saved(replaced(a, SOPInstanceUID="1.2.3.77", PatientName="x"))
     digests = [reader.digest(io.BytesIO(f), slices_of([f])[0].frame) for f in (a, b, c, same)]
@@ -854,7 +856,7 @@ def replaced(data, **tags):
     return ds
 
 
-# ---- facts, identities, what is held
+# ---- metadata, pseudonyms, quarantine
 
 
 def headed(**tags):
@@ -895,7 +897,7 @@ def test_no_planted_identifier_leaves_a_header():
         assert uid not in said
 
 
-def test_facts_come_from_lists():
+def test_metadata_are_allow_listed():
     facts = metadata_of(
         headed(
             modality="CT",
@@ -936,7 +938,7 @@ def test_facts_come_from_lists():
 
 
 @pytest.mark.parametrize(
-    ("tags", "modality", "held"),
+    ("tags", "modality", "reason"),
     [
         ({}, "CT", ""),
         ({}, "DX", ""),
@@ -956,18 +958,18 @@ def test_facts_come_from_lists():
         ({"SeriesDescription": "Scout AP"}, "CT", "localizer"),
     ],
 )
-def test_what_a_human_must_see_first(tags, modality, held):
-    assert quarantine_reason(headed(modality=modality, **tags), modality) == held
+def test_quarantine_reasons(tags, modality, reason):
+    assert quarantine_reason(headed(modality=modality, **tags), modality) == reason
 
 
-def test_identities_are_pseudonyms_and_placeholders_are_nobody():
+def test_identifiers_become_pseudonyms_and_placeholders_are_unknown_patients():
     known = identify(headed(PatientBirthDate="19570203"), PSEUDONYMS, "a")
     assert known == identify(headed(PatientBirthDate="19570203", SOPInstanceUID="7"), PSEUDONYMS, "b")
     assert known["patient"] == PSEUDONYMS.of("patient", b"P1")
     assert known["patient"] != identify(headed(IssuerOfPatientID="other"), PSEUDONYMS, "a")["patient"]
     assert known["birth_date_hash"] == PSEUDONYMS.of("born", b"P1|19570203")
-    for nobody in ("", "ANONYMOUS", "0", " unknown "):
-        ids = identify(headed(PatientID=nobody), PSEUDONYMS, "a")
+    for placeholder in ("", "ANONYMOUS", "0", " unknown "):
+        ids = identify(headed(PatientID=placeholder), PSEUDONYMS, "a")
         assert ids["patient"] == PSEUDONYMS.of("patient", b"study|1.2.3")
         assert ids["patient_known"] is False
         assert ids["birth_date_hash"] == ""
@@ -1004,7 +1006,7 @@ def test_a_window_is_recorded_after_the_inversion():
     assert "voi_low" not in none
 
 
-def test_a_voi_lut_beats_a_window_and_its_flat_ends_are_outside():
+def test_a_voi_lut_is_preferred_to_a_window_and_its_flat_ends_are_outside():
     lut = Dataset()
     lut["LUTDescriptor"] = DataElement("LUTDescriptor", "US", [8, 100, 16])
     lut["LUTData"] = DataElement("LUTData", "US", [0, 0, 0, 10, 20, 30, 30, 30])
@@ -1013,7 +1015,7 @@ def test_a_voi_lut_beats_a_window_and_its_flat_ends_are_outside():
     assert (facts["voi_low"], facts["voi_high"]) == (102, 105)
 
 
-def test_several_frames_go_to_their_own_reader():
+def test_multi_frame_files():
     whole = np.arange(60).reshape(12, 5)
     ds = dataset(whole, bits=16, modality="XA", NumberOfFrames="3")
     ds.Rows = 4

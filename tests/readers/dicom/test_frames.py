@@ -1,4 +1,4 @@
-"""Several frames in one file: every voxel must end up where its own frame's header says, with its own slope."""
+"""Multi-frame files: every voxel lies where the header of its frame places it, with the slope of its frame."""
 
 import contextlib
 import io
@@ -46,7 +46,7 @@ MACRO = {
 
 
 def item(**values) -> Dataset:
-    """A functional group item: every element in the macro where the standard puts it."""
+    """Return a functional group item, with every element in its macro."""
     ds = Dataset()
     for keyword, value in values.items():
         if MACRO[keyword] not in ds:
@@ -56,7 +56,7 @@ def item(**values) -> Dataset:
 
 
 def write(pixels: np.ndarray, own=None, shared=None, syntax=ExplicitVRLittleEndian, **top) -> io.BytesIO:
-    """A DICOM file of (N, rows, columns) or (N, rows, columns, 3) pixels."""
+    """Return a DICOM file with pixels (N, rows, columns) or (N, rows, columns, 3)."""
     ds = FileDataset(None, {}, preamble=bytes(128), file_meta=FileMetaDataset())
     ds.file_meta.TransferSyntaxUID = syntax
     ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = ENHANCED_CT, "1.2.3.4"
@@ -93,7 +93,7 @@ def noise(count: int, rows: int = 5, columns: int = 7, seed: int = 0, dtype=np.i
 
 
 def truth(own: list[dict], pixels: np.ndarray, orientation: tuple, spacing: tuple) -> dict[tuple, float]:
-    """Value by place in RAS+ mm, from each frame's own position: PS3.3 equation C.7.6.2.1-1."""
+    """Return values by position in RAS+ mm, from the header of each frame (PS3.3 equation C.7.6.2.1-1)."""
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     found = {}
     for f, frame in zip(own, pixels, strict=True):
@@ -104,7 +104,7 @@ def truth(own: list[dict], pixels: np.ndarray, orientation: tuple, spacing: tupl
 
 
 def told(scan: Scan) -> dict[tuple, float]:
-    """The same from a volume and its affine."""
+    """Return values by position, from a volume and its affine."""
     found = {}
     for index, value in np.ndenumerate(scan.array[0]):
         found[tuple(np.round((scan.affine @ (*index, 1))[:3], 2) + 0.0)] = float(value)
@@ -118,7 +118,7 @@ def axial(count: int, step: float = 2.0, **values) -> list[dict]:
 PLANE = {"ImageOrientationPatient": AXIAL, "PixelSpacing": (1.5, 0.5)}
 
 
-def test_every_voxel_of_a_shuffled_enhanced_object_lies_where_its_frame_says():
+def test_voxels_of_a_shuffled_enhanced_object_lie_where_their_frames_place_them():
     own = axial(6)
     order = [3, 0, 5, 1, 4, 2]
     own = [own[k] for k in order]
@@ -131,7 +131,7 @@ def test_every_voxel_of_a_shuffled_enhanced_object_lies_where_its_frame_says():
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-def test_a_frames_own_group_beats_the_shared_one_which_beats_the_top(syntax):
+def test_per_frame_groups_override_shared_groups_and_these_the_top_level(syntax):
     pixels = noise(4)
     own = axial(4)
     own[2] |= {"RescaleSlope": 3.0, "RescaleIntercept": 7.0}
@@ -177,7 +177,7 @@ def test_frames_that_differ_in_more_than_position_are_different_volumes(keyword,
     assert scans[0].scan != scans[1].scan
 
 
-def test_phases_of_a_beating_heart_become_one_volume_each_though_their_times_differ_by_slice():
+def test_cardiac_phases_become_one_volume_each():
     pixels = noise(12)
     order = [(k, phase) for k in range(4) for phase in ((0, 1, 2) if k % 2 else (2, 0, 1))]
     own = [axial(4)[k] | {"NominalCardiacTriggerDelayTime": 100.0 * phase + k} for k, phase in order]
@@ -197,7 +197,7 @@ def test_three_planes_in_one_object_are_three_volumes():
     assert told(scans[1]) == truth(own[4:], pixels[4:], SAGITTAL, (1.5, 0.5))
 
 
-def test_a_missing_frame_leaves_two_volumes_and_no_stretched_one():
+def test_a_missing_frame_splits_the_volume():
     own = axial(11)
     del own[5]
     pixels = noise(10)
@@ -206,7 +206,7 @@ def test_a_missing_frame_leaves_two_volumes_and_no_stretched_one():
     assert told(scans[0]) | told(scans[1]) == truth(own, pixels, AXIAL, (1.5, 0.5))
 
 
-def test_a_damaged_frame_leaves_a_gap_and_no_stretched_volume():
+def test_a_damaged_frame_splits_the_volume():
     own, pixels = axial(11), noise(11, 32, 32)
     streams = [imagecodecs.jpegls_encode(frame.view(np.uint16)) for frame in pixels]
     streams[5] = streams[5][:60]
@@ -219,7 +219,7 @@ def test_a_damaged_frame_leaves_a_gap_and_no_stretched_volume():
     assert told(scans[0]) | told(scans[1]) == truth(own, np.delete(pixels, 5, 0), AXIAL, (1.5, 0.5))
 
 
-def test_facts_are_those_of_every_frame_of_the_volume():
+def test_metadata_are_those_all_frames_share():
     own = [f | {"EffectiveEchoTime": 30.0, "SliceThickness": 1.0 + (k == 2)} for k, f in enumerate(axial(4))]
     ((scan, _),) = read(write(noise(4), own, PLANE | {"FlipAngle": 8.0}))
     assert (scan.metadata["echo_time"], scan.metadata["flip_angle"]) == (30.0, 8.0)
@@ -227,7 +227,7 @@ def test_facts_are_those_of_every_frame_of_the_volume():
     assert scan.metadata["transfer_syntax"] == ExplicitVRLittleEndian
 
 
-def test_the_window_of_an_x_ray_run_follows_its_inversion():
+def test_the_window_of_an_x_ray_sequence_is_inverted_with_it():
     stream = write(
         noise(2, dtype=np.uint8),
         Modality="XA",
@@ -239,7 +239,7 @@ def test_the_window_of_an_x_ray_run_follows_its_inversion():
         assert (scan.metadata["voi_low"], scan.metadata["voi_high"]) == (255 - 124.5, 255 - 74.5)  # C.11.2.1.2.1
 
 
-def test_too_few_frames_are_refused_one_by_one_and_frames_without_a_place_are_pictures():
+def test_too_few_frames_are_refused_and_frames_without_position_are_images():
     pixels = noise(4)
     own = [*axial(3), {}]
     found = read(write(pixels, own, PLANE))
@@ -252,7 +252,7 @@ def test_too_few_frames_are_refused_one_by_one_and_frames_without_a_place_are_pi
     assert scan.affine is None
 
 
-def test_frames_of_one_place_are_pictures():
+def test_frames_at_one_position_are_images():
     pixels = noise(5)
     shared = PLANE | {"ImagePositionPatient": (0.0, 0.0, 0.0)}
     found = read(write(pixels, [{"NominalCardiacTriggerDelayTime": 40.0 * k} for k in range(5)], shared))
@@ -277,7 +277,7 @@ def test_any_orientation(count, angles, step, seed):
     orientation = tuple(float(v) for v in (*turn[:, 0], *turn[:, 1]))
     own = [{"ImagePositionPatient": tuple(float(v) for v in 3 + turn[:, 2] * step * k)} for k in range(count)]
     pixels = noise(count, 3, 4, seed)
-    pixels += np.arange(pixels.size, dtype=np.int16).reshape(pixels.shape) * 201  # every value once
+    pixels += np.arange(pixels.size, dtype=np.int16).reshape(pixels.shape) * 201  # distinct values
     order = np.random.default_rng(seed).permutation(count)
     stream = write(
         pixels[order], [own[k] for k in order], {"ImageOrientationPatient": orientation, "PixelSpacing": (1.5, 0.5)}
@@ -289,7 +289,7 @@ def test_any_orientation(count, angles, step, seed):
         assert np.abs((scan.affine @ (*index, 1))[:3] - place * (-1, -1, 1)).max() < 1e-4
 
 
-def test_runs_of_pictures_keep_their_order_and_their_patient():
+def test_image_sequences_keep_order_and_patient():
     pixels = np.random.default_rng(0).integers(0, 255, (3, 6, 8, 3)).astype(np.uint8)
     found = read(write(pixels, Modality="XA", SOPClassUID="1.2.840.10008.5.1.4.1.1.12.1"))
     assert [part for _, part in found] == [f"a/b.dcm#frame/{k}" for k in range(3)]
@@ -299,7 +299,7 @@ def test_runs_of_pictures_keep_their_order_and_their_patient():
     assert len({(scan.patient, scan.study, scan.series) for scan, _ in found}) == 1
 
 
-def test_frames_that_are_not_there_are_not_read_and_that_is_said():
+def test_missing_frames_are_recorded():
     pixels = noise(2, dtype=np.uint8)
     found = read(write(pixels, NumberOfFrames=3, Modality="US"))
     assert len(found) == 2
@@ -307,7 +307,7 @@ def test_frames_that_are_not_there_are_not_read_and_that_is_said():
     assert (found[1][0].array[0] == pixels[1]).all()
 
 
-def test_without_a_uid_the_name_and_the_frame_make_the_pseudonym():
+def test_without_a_uid_the_pseudonym_comes_from_path_and_frame():
     found = read(write(noise(2, dtype=np.uint8), Modality="US", SOPInstanceUID=""))
     assert [scan.scan for scan, _ in found] == [PSEUDONYMS.of("scan", f"file|a/b.dcm#frame/{k}") for k in range(2)]
 
@@ -327,7 +327,7 @@ def region(x0, y0, x1, y1, kind=1, units=3, delta=(0.02, 0.04), **more) -> Datas
         ([], (None, None)),
         ([region(2, 3, 9, 7)], ((3, 8, 2, 10), (0.4, 0.2))),
         ([region(2, 3, 9, 7, delta=(-0.02, 0.04))], ((3, 8, 2, 10), (0.4, 0.2))),
-        ([region(2, 3, 12, 10)], ((3, 10, 2, 12), (0.4, 0.2))),  # one more than there is
+        ([region(2, 3, 12, 10)], ((3, 10, 2, 12), (0.4, 0.2))),  # one pixel too many
         ([region(2, 3, 5, 7), region(6, 3, 9, 8)], ((3, 9, 2, 10), (0.4, 0.2))),
         ([region(2, 3, 5, 7), region(6, 3, 9, 8, delta=(0.03, 0.03))], ((3, 9, 2, 10), None)),
         ([region(2, 3, 9, 7, units=4)], ((3, 8, 2, 10), None)),  # seconds
@@ -337,7 +337,7 @@ def region(x0, y0, x1, y1, kind=1, units=3, delta=(0.02, 0.04), **more) -> Datas
         ([region(9, 3, 2, 7)], (None, None)),
     ],
 )
-def test_ultrasound_is_cut_to_its_regions_and_gets_their_scale(regions, expected):
+def test_ultrasound_is_cropped_and_gets_the_scale_of_its_regions(regions, expected):
     pixels = noise(2, 10, 12, dtype=np.uint8)
     stream = write(pixels, Modality="US", SequenceOfUltrasoundRegions=regions)
     assert ultrasound_crop(parse(stream)) == expected
@@ -349,7 +349,7 @@ def test_ultrasound_is_cut_to_its_regions_and_gets_their_scale(regions, expected
         assert ("crop to ultrasound region" in scan.steps) == (box is not None)
 
 
-def test_a_real_ultrasound_run():
+def test_a_real_ultrasound_sequence():
     path = get_testdata_file("examples_ybr_color.dcm", download=False)
     with open(path, "rb") as stream:
         found = read(stream)
@@ -368,7 +368,7 @@ def test_a_real_ultrasound_run():
 
 
 def reference(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A NIfTI file as (T, D, H, W) and the affine of (d, h, w), both canonical."""
+    """Return a NIfTI file as (T, D, H, W) and the affine of (d, h, w), in canonical orientation."""
     image = nibabel.load(path)
     data = np.asarray(image.dataobj)
     data = data[..., None] if data.ndim == 3 else data
@@ -392,7 +392,7 @@ MOSAICS = [
 
 
 @pytest.mark.parametrize(("folder", "nifti"), MOSAICS)
-def test_real_mosaics_are_the_reference_volumes(shared, folder, nifti):
+def test_real_mosaics_equal_the_reference_volumes(shared, folder, nifti):
     expected, affine = reference(shared / "dicom" / nifti)
     files = [f for f in (shared / "dicom" / folder).iterdir() if f.suffix not in {".txt", ".nii"}]
     volumes = {}
@@ -446,28 +446,28 @@ def _seventeen(ds):
     ("change", "code"),
     [
         (_without(0x00291010), "BAD_GEOMETRY"),  # no normal
-        (_without(0x00180088), "BAD_GEOMETRY"),  # no distance: thickness without the gap would be a guess
+        (_without(0x00180088), "BAD_GEOMETRY"),  # no slice distance; the thickness does not include the gap
         (_without(0x00200032), "BAD_GEOMETRY"),
-        (_seventeen, "BAD_GEOMETRY"),  # 216 rows do not fall into five
+        (_seventeen, "BAD_GEOMETRY"),  # 216 rows are not divisible by five
         (_replace(b"SliceNormalVector", b"SliceNormalVectos"), "BAD_GEOMETRY"),
-        (_replace(b"1.00000000", b"0.50000000"), "BAD_GEOMETRY"),  # no longer a unit normal
+        (_replace(b"1.00000000", b"0.50000000"), "BAD_GEOMETRY"),  # not a unit normal
         (_replace(b"1.00000000", b"1.0000000x"), "BAD_HEADER"),
         (_cut, "BAD_HEADER"),
     ],
 )
-def test_no_geometry_is_made_up_for_a_mosaic(shared, change, code):
+def test_mosaics_without_geometry_are_refused(shared, change, code):
     with pytest.raises(Unreadable) as caught:
         read(mosaic_file(shared, change))
     assert caught.value.code == code
 
 
-def test_several_mosaics_in_one_file_are_not_taken_for_pictures():
+def test_several_mosaics_in_one_file_are_refused():
     with pytest.raises(Unreadable) as caught:
         read(write(noise(2), ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]))
     assert caught.value.code == "UNSUPPORTED_PIXELS"
 
 
-def test_the_number_of_tiles_may_stand_in_the_csa_header_or_in_another_private_block(shared):
+def test_the_number_of_tiles_is_found_in_the_csa_header_or_another_private_block(shared):
     expected = read(mosaic_file(shared, lambda ds: None))[0][0].array
 
     def moved(ds):
@@ -485,7 +485,7 @@ def test_the_number_of_tiles_may_stand_in_the_csa_header_or_in_another_private_b
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.binary(max_size=300))
-def test_a_damaged_csa_header_is_refused_or_read_but_never_crashes(data):
+def test_a_damaged_csa_header_raises_only_unreadable(data):
     ds = Dataset()
     ds.SOPClassUID = ENHANCED_CT
     ds.add_new(0x00290010, "LO", "SIEMENS CSA HEADER")

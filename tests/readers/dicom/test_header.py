@@ -26,7 +26,7 @@ def is_dicom(path):
 
 
 def same(ours, theirs):
-    """Every element of one data set in the other: tags, raw bytes, items. The count of what was compared."""
+    """Compare the tags, raw bytes and items of two data sets. Return the number of elements."""
     tags = {int(tag) for tag in theirs.keys() if tag not in PIXELS and int(tag) >> 16 < 0x7FE1}  # noqa: SIM118
     assert set(ours.elements) - set(PIXELS) == tags
     count = 0
@@ -65,7 +65,7 @@ def test_real_headers_equal_pydicoms(shared):
     assert all(check(path) > 20 for path in paths[::8])
 
 
-def test_pixels_lie_where_pydicom_finds_them():
+def test_the_position_of_the_pixels_equals_pydicoms():
     header = parse(io.BytesIO(MR))
     keyword, offset, length = header.pixels
     assert keyword == "PixelData"
@@ -80,17 +80,17 @@ def test_damaged_headers_are_refused_or_read(name, data):
     for _ in range(data.draw(st.integers(0, 6))):
         whole[data.draw(st.integers(128, len(whole) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(whole)))
-    ask(bytes(whole[:cut]))
+    read_all(bytes(whole[:cut]))
 
 
 @settings(max_examples=120, deadline=2000)
 @given(st.binary(max_size=400), st.booleans())
 def test_any_bytes_are_refused_or_read(data, preamble):
-    ask((b"\0" * 128 + b"DICM" if preamble else b"") + data)
+    read_all((b"\0" * 128 + b"DICM" if preamble else b"") + data)
 
 
-def ask(data):
-    """All that can be asked of a header, down to the third level; only Unreadable may come out."""
+def read_all(data):
+    """Decode every element of a header, down to the third level. Only Unreadable may be raised."""
     try:
         level = [parse(io.BytesIO(data))]
     except Unreadable:
@@ -122,7 +122,7 @@ FIRST = explicit(0x00080005, b"CS", b"ISO_IR 149")
 
 
 @pytest.mark.parametrize(("depth", "code"), [(5, None), (600, "BAD_HEADER"), (100_000, "BAD_HEADER")])
-def test_deep_nesting_is_walked_not_recursed_into(depth, code):
+def test_deep_nesting_is_not_recursive(depth, code):
     opening = struct.pack("<HH2sHI", 0x0040, 0xA730, b"SQ", 0, 0xFFFFFFFF) + struct.pack(
         "<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF
     )
@@ -139,13 +139,13 @@ def test_deep_nesting_is_walked_not_recursed_into(depth, code):
     assert why.value.code == code
 
 
-def test_a_length_beyond_the_file_is_not_believed():
+def test_a_length_beyond_the_file_is_refused():
     with pytest.raises(Unreadable) as why:
         parse(io.BytesIO(PREFIX + FIRST + struct.pack("<HH2sHI", 0x0009, 0x0010, b"OB", 0, 0xFFFFFFF0) + b"x" * 50))
     assert why.value.code == "TRUNCATED"
 
 
-def test_a_deflated_header_is_inflated_within_bounds(monkeypatch):
+def test_a_deflated_file_is_decompressed_within_bounds(monkeypatch):
     prefix = b"\0" * 128 + b"DICM" + explicit(0x00020010, b"UI", b"1.2.840.10008.1.2.1.99")
     body = FIRST + explicit(0x00090010, b"OB", bytes(1 << 22))
     engine = zlib.compressobj(wbits=-15)
@@ -160,7 +160,7 @@ def test_a_deflated_header_is_inflated_within_bounds(monkeypatch):
     assert why.value.code in {"TRUNCATED", "TOO_LARGE"}
 
 
-def test_numbers_are_tolerant_and_say_when_they_are_none():
+def test_numbers_are_parsed_tolerantly():
     header = parse(
         io.BytesIO(
             PREFIX
@@ -186,7 +186,7 @@ def test_numbers_are_tolerant_and_say_when_they_are_none():
 @pytest.mark.parametrize(
     "name", ["ExplVR_LitEndNoMeta", "ExplVR_BigEndNoMeta", "no_meta_group_length", "meta_missing_tsyntax"]
 )
-def test_meta_information_may_be_missing(name):
+def test_file_meta_information_may_be_missing(name):
     path = get_testdata_file(f"{name}.dcm", download=False)
     with silenced():
         theirs = pydicom.dcmread(path, force=True, stop_before_pixels=True)
@@ -194,9 +194,9 @@ def test_meta_information_may_be_missing(name):
             assert same(parse(f), theirs) > 0
 
 
-def test_an_item_ends_where_its_sequence_ends():
+def test_an_item_longer_than_its_sequence_is_refused():
     inside = explicit(0x00080100, b"SH", b"ab")
-    item = struct.pack("<HHI", 0xFFFE, 0xE000, len(inside) + 10) + inside  # reaches into what follows the sequence
+    item = struct.pack("<HHI", 0xFFFE, 0xE000, len(inside) + 10) + inside  # extends beyond the sequence
     header = parse(io.BytesIO(PREFIX + FIRST + explicit(0x00081140, b"SQ", item) + explicit(0x00081150, b"UI", b"1.")))
     with pytest.raises(Unreadable) as why:
         header.items(0x00081140)

@@ -1,4 +1,4 @@
-"""SUV factors against numbers worked out by hand."""
+"""SUV factors compared with hand-calculated values."""
 
 import io
 
@@ -11,7 +11,7 @@ from medssl.readers.dicom.pet import suv_factor
 
 
 def factor(drug: dict | None = None, **changes) -> float | None:
-    """Of a study where 400 MBq were injected one half-life (100 minutes) before the scan of a man of 80 kg."""
+    """Return the factor of a study with 400 MBq injected one half-life (100 minutes) before the scan of an 80 kg patient."""
     values = {
         "Modality": "PT",
         "SeriesDate": "20200101",
@@ -49,12 +49,12 @@ HALF = 80_000 / 2e8  # 80 kg in g / half of 400 MBq
         ({"RadiopharmaceuticalStartTime": "102000.00"}, {}, HALF),
         ({"RadiopharmaceuticalStartTime": "084000"}, {}, 2 * HALF),  # two half-lives
         ({"RadiopharmaceuticalStartDateTime": "20200101102000.000000+0900"}, {}, HALF),
-        ({"RadiopharmaceuticalStartDateTime": "20200101120000"}, {}, HALF / 2),  # it beats the time alone
+        ({"RadiopharmaceuticalStartDateTime": "20200101120000"}, {}, HALF / 2),  # preferred to the time alone
         ({"RadiopharmaceuticalStartTime": "230000"}, {"SeriesTime": "004000", "AcquisitionTime": "004000"}, HALF),
         ({}, {"PatientWeight": 40}, HALF / 2),
     ],
 )
-def test_factor_of_a_study_worked_out_by_hand(drug, changes, expected):
+def test_the_factor_equals_hand_calculated_values(drug, changes, expected):
     assert factor(drug, **changes) == pytest.approx(expected, rel=1e-9)
 
 
@@ -71,7 +71,7 @@ def test_factor_of_a_study_worked_out_by_hand(drug, changes, expected):
         ({}, {"PatientWeight": None}),
         ({}, {"SeriesTime": None}),
         ({}, {"SeriesTime": "130000"}),  # later than the acquisition: a processed series
-        ({}, {"SeriesDate": "20190101"}),  # dates that were shifted apart
+        ({}, {"SeriesDate": "20190101"}),  # dates shifted separately
         ({"RadionuclideTotalDose": None}, {}),
         ({"RadionuclideTotalDose": 400}, {}),  # MBq
         ({"RadionuclideHalfLife": None}, {}),
@@ -81,5 +81,5 @@ def test_factor_of_a_study_worked_out_by_hand(drug, changes, expected):
         ({"RadiopharmaceuticalStartDateTime": "20191201102000"}, {}),
     ],
 )
-def test_no_factor_rather_than_a_wrong_one(drug, changes):
+def test_doubtful_headers_give_no_factor(drug, changes):
     assert factor(drug, **changes) is None

@@ -1,4 +1,4 @@
-"""Grouping slices: the truth is the position in every slice's own header."""
+"""Dividing slices into volumes: every slice must lie at the position in its header."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -21,7 +21,7 @@ AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 def flat(heights, orders=None, xs=None, orientation=AXIAL):
-    """Axial slices at these heights (mm); file and UID say which one it is."""
+    """Return axial slices at these heights (mm). File and UID identify the slice."""
     n = len(heights)
     return [
         Slice(f"f{i}", f"u{i}", "k", (x, 0.0, float(z)), orientation, (1.0, 2.0), order)
@@ -32,7 +32,7 @@ def flat(heights, orders=None, xs=None, orientation=AXIAL):
 
 
 def unlike(slices):
-    """A digest that finds no two slices equal."""
+    """Return digests that all differ."""
     return {s.file: s.file for s in slices}
 
 
@@ -42,7 +42,7 @@ def never(slices):
 
 @st.composite
 def series(draw, fewest=MIN_SLICES, most=16):
-    """A regular stack of any orientation, spacing, tilt and place, as headers have it: rounded."""
+    """Draw a regular stack of any orientation, spacing, tilt and position, rounded as in headers."""
     q = np.array(draw(st.tuples(*[st.floats(-1, 1)] * 4)))
     if np.linalg.norm(q) < 0.1:
         q = np.array([1.0, 0, 0, 0])
@@ -63,7 +63,7 @@ def series(draw, fewest=MIN_SLICES, most=16):
 
 
 def check(slices, result):
-    """What must hold of every plan: nothing lost, nothing twice, everything where its header says."""
+    """Check a plan: no slice is lost or duplicated, and every slice lies at the position in its header."""
     out = [s.file for stack in result.stacks for s in stack] + [s.file for s, _ in result.rejected]
     assert Counter(out) == Counter(s.file for s in slices)
     assert len(result.notes) == len(result.stacks)
@@ -92,7 +92,7 @@ def codes(result):
 
 @QUICK
 @given(series(), st.randoms(use_true_random=False))
-def test_any_stack_in_any_order_is_one_volume_where_its_headers_say(slices, random):
+def test_a_regular_stack_in_any_order_is_one_volume(slices, random):
     shuffled = random.sample(slices, len(slices))
     result = plan(shuffled, never)
     check(slices, result)
@@ -106,8 +106,8 @@ def test_any_stack_in_any_order_is_one_volume_where_its_headers_say(slices, rand
 
 
 @pytest.mark.parametrize("orientation", [AXIAL, (-1.0, 0, 0, 0, 1.0, 0), (0, 1.0, 0, -1.0, 0, 0)], ids=repr)
-def test_instance_numbers_and_patient_position_mean_nothing(orientation):
-    """Head first, feet first, lying on the side: the directions in the header already say so."""
+def test_instance_numbers_and_patient_position_are_ignored(orientation):
+    """Head first, feet first or on the side: the direction cosines already include it."""
     normal = np.cross(orientation[:3], orientation[3:])
     for numbers in (range(5), range(5, 0, -1), [1] * 5, [3, 1, 4, 1, 5]):
         slices = flat([0, 3, 6, 9, 12], [(0.0, 0.0, float(k)) for k in numbers], orientation=orientation)
@@ -135,7 +135,7 @@ def test_positions_of_repeats_may_differ_in_their_last_digit():
     ("heights", "code"),
     [([5], None), ([5, 6], "TOO_FEW_SLICES"), ([5, 6, 9], "TOO_FEW_SLICES"), ([5, 5, 5, 5], "REPEATED_POSITIONS")],
 )
-def test_few_slices(heights, code):
+def test_too_few_slices(heights, code):
     slices = flat(heights)
     result = plan(slices, unlike)
     check(slices, result)
@@ -143,12 +143,12 @@ def test_few_slices(heights, code):
     assert set(codes(result).values()) == ({code} if code else set())
 
 
-# ---- slices that are missing, and steps that change
+# ---- missing slices and changing steps
 
 
 @QUICK
 @given(series(8, 24), st.data())
-def test_a_gap_is_never_stretched_over(slices, data):
+def test_a_volume_never_spans_a_gap(slices, data):
     gone = data.draw(st.integers(1, len(slices) - 2))
     left = [s for i, s in enumerate(slices) if i != gone]
     result = plan(left, never)
@@ -159,7 +159,7 @@ def test_a_gap_is_never_stretched_over(slices, data):
     assert codes(result) == {f: "MISSING_SLICES" for run in runs if len(run) < MIN_SLICES for f in run}
 
 
-def test_a_gap_shorter_than_the_tolerance_is_a_gap():
+def test_a_gap_shorter_than_the_tolerance_is_still_a_gap():
     slices = flat([round(0.1 * i, 1) for i in range(11) if i != 5])
     result = plan(slices, never)
     check(slices, result)
@@ -168,7 +168,7 @@ def test_a_gap_shorter_than_the_tolerance_is_a_gap():
 
 @QUICK
 @given(series(6, 24), st.data())
-def test_whatever_is_missing_each_volume_has_even_steps(slices, data):
+def test_volumes_have_even_steps_whatever_is_missing(slices, data):
     gone = data.draw(st.sets(st.integers(0, len(slices) - 1), max_size=len(slices) - 1))
     left = [s for i, s in enumerate(slices) if i not in gone]
     result = plan(left, never)
@@ -180,7 +180,7 @@ def test_whatever_is_missing_each_volume_has_even_steps(slices, data):
 @QUICK
 @given(st.integers(4, 12), st.integers(4, 12), st.floats(1, 5), st.floats(1.2, 4), st.booleans())
 def test_two_spacings_become_two_volumes(n, m, step, ratio, own_step):
-    """As in head CT. The slice where the step changes is in one of them."""
+    """As in head CT. The slice where the step changes belongs to one of them."""
     first = [step * i for i in range(n)]
     second = [first[-1] + (ratio * step if own_step else step) + ratio * step * i for i in range(m)]
     slices = flat(first + second)
@@ -192,7 +192,7 @@ def test_two_spacings_become_two_volumes(n, m, step, ratio, own_step):
     assert [len(stack) for stack in result.stacks] in ([n, m], [n + 1, m - 1], [n - 1, m + 1])
 
 
-def test_the_slice_between_two_spacings_goes_to_the_smaller_volume():
+def test_the_slice_between_two_spacings_belongs_to_the_smaller_volume():
     for heights, sizes in (([0, 1, 2, 3, 8, 13, 18, 23], [4, 4]), ([0, 5, 10, 15, 20, 25, 26, 27, 28], [5, 4])):
         result = plan(flat(heights), never)
         assert [len(stack) for stack in result.stacks] == sizes
@@ -200,7 +200,7 @@ def test_the_slice_between_two_spacings_goes_to_the_smaller_volume():
 
 
 @pytest.mark.parametrize("heights", [[0, 1.3, 2.0, 4.1, 5.0, 8.3], [0, 1, 3, 6, 10, 15]])
-def test_steps_without_a_pattern_are_refused(heights):
+def test_irregular_steps_are_refused(heights):
     slices = flat(heights)
     result = plan(slices, never)
     check(slices, result)
@@ -214,7 +214,7 @@ def test_steps_without_a_pattern_are_refused(heights):
 @QUICK
 @given(series(), st.data())
 def test_copies_are_dropped(slices, data):
-    """Under the same UID or another, and only what lies at one position is compared."""
+    """With the same UID or another; only slices at the same position are compared."""
     chosen = data.draw(st.lists(st.sampled_from(slices), min_size=1, unique_by=lambda s: s.file))
     new_uid = data.draw(st.booleans())
     copies = [replace(s, file=s.file + "copy", uid=s.uid + "copy" * new_uid) for s in chosen]
@@ -234,7 +234,7 @@ def test_copies_are_dropped(slices, data):
 @QUICK
 @given(series(), st.integers(2, 4), st.booleans(), st.randoms(use_true_random=False))
 def test_repeats_become_one_volume_each(slices, times, temporal, random):
-    """Told apart by temporal position or else by instance number; blank slices of repeats are no copies."""
+    """Separated by temporal position or by instance number; blank slices of repeats are not copies."""
     repeats = [
         replace(s, file=f"{t}{s.file}", uid=f"{t}{s.uid}", order=(t * temporal, 1.0, 100.0 * t + i))
         for t in range(times)
@@ -248,7 +248,7 @@ def test_repeats_become_one_volume_each(slices, times, temporal, random):
 
 
 def test_a_file_copied_into_a_series_of_time_points():
-    """Blank slices of the time points are equal too, but each has its own UID."""
+    """Blank slices of the time points are also equal, but have their own UIDs."""
     slices = flat([0, 1, 2, 3] * 2, [(float(t), 1.0, 1.0) for t in range(2) for _ in range(4)])
     copy = replace(slices[5], file="copy")
     same = {"f0": "blank", "f4": "blank", "f6": "blank", "f2": "blank", "copy": "f5"}
@@ -258,15 +258,15 @@ def test_a_file_copied_into_a_series_of_time_points():
     assert codes(result) == {"f5": "DUPLICATE"}
 
 
-def test_time_points_are_not_opened_when_the_header_tells_them_apart():
+def test_time_points_distinguished_by_the_header_are_not_opened():
     slices = flat([0, 1, 2, 3] * 2, [(float(t), 1.0, float(i)) for t in range(2) for i in range(4)])
     assert files(plan(slices, never).stacks) == [["f0", "f1", "f2", "f3"], ["f4", "f5", "f6", "f7"]]
 
 
 @QUICK
 @given(series(9, 14), st.sampled_from([0, 1]), st.data())
-def test_a_slice_lost_from_one_of_three_time_points(slices, component, data):
-    """Temporal position or acquisition number tells the time points apart where positions cannot."""
+def test_a_slice_missing_from_one_of_three_time_points(slices, component, data):
+    """Temporal position or acquisition number separates time points that positions do not."""
     gone = data.draw(st.integers(0, len(slices) - 1))
     repeats = [
         replace(s, file=f"{t}{s.file}", uid=f"{t}{s.uid}", order=(*(t if c == component else 0 for c in (0, 1)), 7.0))
@@ -285,7 +285,7 @@ def test_a_slice_lost_from_one_of_three_time_points(slices, component, data):
 @QUICK
 @given(series(5), st.floats(-0.5, 1.5), st.floats(0, 100), st.booleans())
 def test_a_scout_of_another_acquisition_stays_out(slices, where, shift, between):
-    """At any place, also where a slice of the volume lies or between two of them."""
+    """At any position, also on a slice of the volume or between two slices."""
     row = np.array(slices[0].orientation[:3])
     along = where * (len(slices) - 1) if between else round(where * (len(slices) - 1))
     step = np.subtract(slices[-1].position, slices[0].position) / (len(slices) - 1)
@@ -294,7 +294,9 @@ def test_a_scout_of_another_acquisition_stays_out(slices, where, shift, between)
     result = plan([*slices, scout], unlike)
     check([*slices, scout], result)
     whole = [s.file for s in slices]
-    if shift < 0.2 and codes(result) == {} and len(result.stacks) == 1:  # as good as the volume's next slice
+    if (
+        shift < 0.2 and codes(result) == {} and len(result.stacks) == 1
+    ):  # indistinguishable from the next slice of the volume
         assert files(result.stacks) in ([["scout", *whole]], [[*whole, "scout"]])
         return
     assert whole in files(result.stacks)
@@ -302,16 +304,16 @@ def test_a_scout_of_another_acquisition_stays_out(slices, where, shift, between)
     assert result.notes == [{}] * 2
 
 
-def test_a_scout_beside_a_slice_takes_no_slice_place():
-    """So near that without its acquisition number two volumes would do, with the scout at the end of one."""
+def test_a_scout_next_to_a_slice_does_not_replace_it():
+    """Without the acquisition number, two volumes would be possible, one of which ends with the scout."""
     slices = flat([*range(8), 3.94], [(0.0, 1.0, 1.0)] * 8 + [(0.0, 2.0, 1.0)])
     result = plan(slices, never)
     check(slices, result)
     assert files(result.stacks) == [[f"f{i}" for i in range(8)], ["f8"]]
 
 
-def test_two_passes_that_do_not_fit_each_other():
-    """The second pass lies between the slices of the first and overlaps half of it."""
+def test_two_overlapping_passes():
+    """The slices of the second pass lie between those of the first, along half of it."""
     orders = [(0.0, 1.0, float(i)) for i in range(6)] + [(0.0, 2.0, float(i)) for i in range(6)]
     slices = flat([0, 5, 10, 15, 20, 25, 17, 22, 27, 32, 37, 42], orders)
     result = plan(slices, never)
@@ -319,8 +321,8 @@ def test_two_passes_that_do_not_fit_each_other():
     assert files(result.stacks) == [[f"f{i}" for i in range(6)], [f"f{i}" for i in range(6, 12)]]
 
 
-def test_an_interleaved_volume_is_not_torn_apart():
-    """Even and odd slices are two acquisitions, each of which alone would lose fewer slices to the fault."""
+def test_an_interleaved_volume_stays_whole():
+    """Even and odd slices are two acquisitions; each of them alone would lose fewer slices to the defect."""
     missing = flat([z for z in range(14) if z != 3], [(0.0, float(z % 2), 1.0) for z in range(14) if z != 3])
     assert [len(stack) for stack in plan(missing, never).stacks] == [10]
     repeated = flat([*range(24), 3], [(0.0, float(z % 2), 1.0) for z in [*range(24), 3]])
@@ -328,7 +330,7 @@ def test_an_interleaved_volume_is_not_torn_apart():
 
 
 @pytest.mark.parametrize("kind", ["every slice its own acquisition", "two acquisitions of two time points"])
-def test_time_points_with_a_slice_lost_whatever_acquisitions_are(kind):
+def test_time_points_with_a_missing_slice_for_any_acquisition_numbers(kind):
     times = [(t, a) for t in range(2) for a in range(1 + kind.startswith("two"))]
     cells = [(t, a, z) for t, a in times for z in range(9) if (t, a, z) != (1, 0, 8)]
     own = kind.startswith("every")
@@ -342,8 +344,8 @@ def test_time_points_with_a_slice_lost_whatever_acquisitions_are(kind):
         assert len({s.order[0] if own else s.order[:2] for s in stack}) == 1
 
 
-def test_what_cannot_be_told_apart_is_refused_and_the_rest_kept():
-    """Slices 0 to 4, two different images at 5, slices 6 to 9, and not a word on which is which."""
+def test_indistinguishable_slices_are_refused_and_the_others_kept():
+    """Slices 0 to 4, two different images at 5 that the header does not distinguish, slices 6 to 9."""
     slices = flat([*range(10), 5], [(0.0, 1.0, 1.0)] * 11)
     result = plan(slices, unlike)
     check(slices, result)
@@ -354,7 +356,7 @@ def test_what_cannot_be_told_apart_is_refused_and_the_rest_kept():
     assert Counter(codes(plan(twice, unlike)).values()) == {"REPEATED_POSITIONS": 8}
 
 
-def test_a_short_piece_is_called_missing_slices_only_where_slices_are_missing():
+def test_a_short_fragment_is_missing_slices_only_if_slices_are_missing():
     alike = flat([0, 1, 2, 2, 3, 4, 5, 6], [(0.0, 1.0, 1.0)] * 8)
     assert codes(plan(alike, unlike)) == {
         "f0": "TOO_FEW_SLICES",
@@ -367,7 +369,7 @@ def test_a_short_piece_is_called_missing_slices_only_where_slices_are_missing():
     assert {f: found[f] for f in ("f0", "f1", "f8", "f9")} == dict.fromkeys(("f0", "f1", "f8", "f9"), "MISSING_SLICES")
 
 
-# ---- slices that do not lie on one line
+# ---- slices off the line
 
 
 def test_two_stacks_side_by_side():
@@ -390,7 +392,7 @@ def test_two_stacks_side_by_side():
 
 @QUICK
 @given(series(6), st.data())
-def test_a_slice_out_of_place_is_never_misplaced(slices, data):
+def test_a_displaced_slice_is_never_misplaced(slices, data):
     i = data.draw(st.integers(0, len(slices) - 1))
     off = np.array(data.draw(st.tuples(*[st.floats(-20, 20)] * 3)))
     moved = replace(slices[i], position=tuple((np.array(slices[i].position) + off).tolist()))
@@ -403,7 +405,7 @@ def test_a_slice_out_of_place_is_never_misplaced(slices, data):
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40), st.randoms()
 )
-def test_chaos_is_accounted_for_whatever_its_order(cells, random):
+def test_random_slices_are_accounted_for_in_any_order(cells, random):
     slices = flat(
         [0.7 * z for z, _, _ in cells], [(float(t), 1.0, 1.0) for _, t, _ in cells], [0.08 * x for _, _, x in cells]
     )
@@ -415,14 +417,14 @@ def test_chaos_is_accounted_for_whatever_its_order(cells, random):
 
 
 def test_ambiguous_neighbours_do_not_depend_on_the_order_of_the_files():
-    """Three lines, each within the tolerance of the next only."""
+    """Three lines, each within the tolerance of only the next."""
     slices = flat([0, 1, 2, 3] * 3, [(0.0, 1.0, 1.0)] * 12, [0.0] * 4 + [0.08] * 4 + [0.16] * 4)
     one, other = plan(slices, unlike), plan(slices[::-1], unlike)
     assert files(one.stacks) == files(other.stacks)
     assert codes(one) == codes(other)
 
 
-def test_slices_that_turn_are_not_one_volume():
+def test_rotating_slices_are_not_one_volume():
     turn = 5e-4  # 0.25 mm at a corner 500 mm away; the key rounds to 0.001
     turned = (np.cos(turn), np.sin(turn), 0.0, -np.sin(turn), np.cos(turn), 0.0)
     slices = flat([0, 1, 2, 3]) + [replace(s, file=s.file + "t", orientation=turned) for s in flat([4, 5, 6, 7])]
@@ -440,7 +442,7 @@ def test_slices_that_turn_are_not_one_volume():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"position": (0.0, 0.0, 2.2)},  # in the middle of the stack: its ends are in order
+        {"position": (0.0, 0.0, 2.2)},  # in the middle; the ends of the stack are correct
         {"position": (0.2, 0.0, 2.0)},
         {"position": (float("nan"), 0.0, 2.0)},
     ],
@@ -460,13 +462,13 @@ def test_every_slice_is_checked_against_its_header(wrong):
     [(1.0, 0, 0, 0.1, 1.0, 0), (2.0, 0, 0, 0, 1.0, 0), (0.0,) * 6, (0, 1.0, 0, 0, 0, 1.0)],
     ids=["skew", "long", "zero", "in plane"],
 )
-def test_directions_that_span_no_volume(orientation):
+def test_directions_that_do_not_span_a_volume(orientation):
     with pytest.raises(Unreadable) as why:
         stack_affine(flat([0, 1, 2, 3], orientation=orientation))
     assert why.value.code == "BAD_GEOMETRY"
 
 
-def test_directions_of_almost_unit_length_are_made_unit():
+def test_directions_of_almost_unit_length_are_normalised():
     affine, tilt = stack_affine(flat([0, 3, 6, 9], orientation=(1.0005, 0, 0, 0, 0.9996, 0)))
     np.testing.assert_allclose(voxel_spacing(affine), (3, 1, 2), rtol=1e-12)
     assert tilt == 0
@@ -474,7 +476,7 @@ def test_directions_of_almost_unit_length_are_made_unit():
 
 @QUICK
 @given(series(4, 5))
-def test_canonical_moves_axes_and_no_voxel(slices):
+def test_canonical_orientation_does_not_move_voxels(slices):
     affine, _ = stack_affine(slices)
     shape = (2, len(slices), 3, 6)
     array = np.arange(np.prod(shape)).reshape(shape)
@@ -485,13 +487,15 @@ def test_canonical_moves_axes_and_no_voxel(slices):
     assert np.linalg.det(where[:3, 2::-1]) > 0
     cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     nearest = set(np.abs(cosines).argmax(0))
-    if np.abs(cosines).max(0).min() > 0.8 and len(nearest) == 3:  # each axis is near a direction of the body of its own
+    if (
+        np.abs(cosines).max(0).min() > 0.8 and len(nearest) == 3
+    ):  # each axis is close to a different anatomical direction
         pointing = where[:3, :3] / np.linalg.norm(where[:3, :3], axis=0)
         assert pointing[[2, 1, 0], [0, 1, 2]].min() > 0.8, "superior, anterior, right"
 
 
-def test_a_canonical_volume_stays_as_it_is():
-    """Rows run to posterior and columns to the right: they change places, and one is turned round."""
+def test_canonical_orientation_is_idempotent():
+    """Rows point to posterior and columns to the right: they are swapped, and one is flipped."""
     affine, _ = stack_affine(flat([0, 3, 6, 9], orientation=(0.0, 1.0, 0.0, -1.0, 0.0, 0.0)))
     array = np.arange(2 * 4 * 3 * 6).reshape(2, 4, 3, 6)
     turned, where = to_canonical(array, affine)
@@ -506,7 +510,7 @@ def test_a_canonical_volume_stays_as_it_is():
 
 
 def headers(folder):
-    """Slices of a folder as plain headers give them, keyed without exposure and acquisition number; mosaics left out."""
+    """Return the slices of a folder, with a key without exposure and acquisition number; mosaics are left out."""
     slices = []
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         with path.open("rb") as stream:
@@ -547,7 +551,7 @@ def grouped(slices):
 
 
 def plans(folder):
-    """(sizes of the stacks, codes of the rejects) of a folder, every slice checked against its header."""
+    """Return (sizes of the stacks, codes of the rejects) of a folder, after checking every slice against its header."""
     slices = headers(folder)
     sizes, why = [], Counter()
     for some in grouped(slices):
@@ -574,35 +578,35 @@ REAL = [
     ("dicom2nifti/ge/dti/001", [4, 4]),
     ("dicom2nifti/ge/dti/001_implicit", [4, 4]),
     ("dicom2nifti/ge/dti/002", [4] * 4),
-    ("dicom2nifti/failing/gantrytilting/001", [4]),  # others fail on it: tilt is a shear, and no fault
+    ("dicom2nifti/failing/gantrytilting/001", [4]),  # other tools fail on it; a tilt is a shear, not a defect
 ]
 
 
 @pytest.mark.parametrize(("folder", "sizes"), REAL, ids=[r[0] for r in REAL])
-def test_every_slice_of_a_real_series_lies_where_its_header_says(shared, folder, sizes):
+def test_slices_of_real_series_lie_at_the_positions_in_their_headers(shared, folder, sizes):
     assert plans(shared / "dicom" / folder)[:2] == (sizes, {})
 
 
 @pytest.mark.parametrize(
     ("folder", "degrees"), [("ct_ge_variable_spacing_tilt", 18.5), ("dicom2nifti/failing/gantrytilting/001", 14.0)]
 )
-def test_tilt_of_the_gantry(shared, folder, degrees):
+def test_gantry_tilt(shared, folder, degrees):
     for some in grouped(headers(shared / "dicom" / folder)):
         [stack] = plan(some, never).stacks
         assert stack_affine(stack)[1] == pytest.approx(degrees, abs=0.05)
 
 
 REFUSED = [
-    ("sliceincrement/001", "MISSING_SLICES"),  # steps of 5, 5 and 10 mm: three slices are no volume
-    ("sliceincrement/002", "MISSING_SLICES"),  # the fourth of five is gone
+    ("sliceincrement/001", "MISSING_SLICES"),  # steps of 5, 5 and 10 mm; three slices are not a volume
+    ("sliceincrement/002", "MISSING_SLICES"),  # the fourth of five is missing
     ("sliceorientation/001", "TOO_FEW_SLICES"),  # two orientations, two slices of each
     ("slicecount/001", "TOO_FEW_SLICES"),  # two slices
-    ("notavolume/001", "REPEATED_POSITIONS"),  # a bolus is watched at one position
+    ("notavolume/001", "REPEATED_POSITIONS"),  # bolus tracking at one position
 ]
 
 
 @pytest.mark.parametrize(("folder", "code"), REFUSED, ids=[r[0] for r in REFUSED])
-def test_real_series_that_are_no_volume_are_refused(shared, folder, code):
+def test_real_series_that_are_not_volumes_are_refused(shared, folder, code):
     sizes, why, slices = plans(shared / "dicom" / "dicom2nifti" / "failing" / folder)
     assert sizes == []
     assert why == {code: len(slices)}
@@ -610,7 +614,7 @@ def test_real_series_that_are_no_volume_are_refused(shared, folder, code):
 
 
 def test_a_real_head_ct_in_one_group_is_cut_where_the_step_changes(shared):
-    """Its scanner gave each spacing its own key; together, and without some slices, the cut must still be found."""
+    """The scanner gave each spacing its own key. Merged, and with slices missing, the cut must still be found."""
     slices = [replace(s, key="k") for s in headers(shared / "dicom" / "ct_ge_variable_spacing_tilt")]
     result = plan(slices, pixels)
     check(slices, result)
