@@ -198,35 +198,35 @@ def audit_confounder(
         (probe,) = linear_probes((x, labels), validation, [x_test], task=name, classes=count, **options)
         return probe.predictions[0]
 
-    found = {name: probed(train.x[name], val.x[name], test.x[name], of_field=True) for name in train.x}
-    own, *others = found
+    guesses = {name: probed(train.x[name], val.x[name], test.x[name], of_field=True) for name in train.x}
+    own, *others = guesses
     best = PREDICTED[kind][0]
     columns = design(kind, train.field)
-    lone = probed(columns(train.field), columns(val.field), columns(test.field))
+    p_alone = probed(columns(train.field), columns(val.field), columns(test.field))
     x, x_val, x_test = train.x[own], val.x[own], test.x[own]
     p = probed(x, x_val, x_test)
-    less = ConfoundRegression.fit(x, train.field, kind)
-    q = probed(less(x, train.field), less(x_val, val.field), less(x_test, test.field))
-    same = test.field if kind == "classification" else np.searchsorted(edges(train.field), test.field, side="right")
-    inside, even = auroc_within(task, same), auroc_balanced(task, same)
-    falls, tilts = auroc_within(task, same, change=True), auroc_balanced(task, same, change=True)
-    judged = scores([main, inside, even, falls, tilts], y, p, patient, seed=seed)
+    correct = ConfoundRegression.fit(x, train.field, kind)
+    q = probed(correct(x, train.field), correct(x_val, val.field), correct(x_test, test.field))
+    group = test.field if kind == "classification" else np.searchsorted(edges(train.field), test.field, side="right")
+    within, balanced = auroc_within(task, group), auroc_balanced(task, group)
+    within_change, balanced_change = auroc_within(task, group, change=True), auroc_balanced(task, group, change=True)
+    found = scores([main, within, balanced, within_change, balanced_change], y, p, patient, seed=seed)
     return Evidence(
         field, kind, tuple(values), main.name,
-        predicted={name: scores(PREDICTED[kind], test.field, guess, patient, seed=seed) for name, guess in found.items()},
-        predicted_within_label=score(auroc_within(kind, np.nan_to_num(y, nan=-1)), test.field, found[own], patient, seed=seed),
-        predicted_difference={name: difference(best, test.field, found[name], found[own], patient, seed=seed) for name in others},
-        alone=score(main, y, lone, patient, seed=seed),
+        predicted={name: scores(PREDICTED[kind], test.field, guess, patient, seed=seed) for name, guess in guesses.items()},
+        predicted_within_label=score(auroc_within(kind, np.nan_to_num(y, nan=-1)), test.field, guesses[own], patient, seed=seed),
+        predicted_difference={name: difference(best, test.field, guesses[name], guesses[own], patient, seed=seed) for name in others},
+        alone=score(main, y, p_alone, patient, seed=seed),
         association_train=association(kind, train.field, task, train.y, train.patient, seed=seed),
         association_test=association(kind, test.field, task, y, patient, seed=seed),
-        score=judged[main.name],
+        score=found[main.name],
         regressed_out=score(main, y, q, patient, seed=seed),
-        within=judged[inside.name],
-        balanced=judged[even.name],
+        within=found[within.name],
+        balanced=found[balanced.name],
         differences={
             "regressed_out": difference(main, y, q, p, patient, seed=seed),
-            "within": judged[falls.name],
-            "balanced": judged[tilts.name],
+            "within": found[within_change.name],
+            "balanced": found[balanced_change.name],
         },
         notes=tuple(notes),
     )  # fmt: skip
