@@ -15,7 +15,7 @@ class Lp(LpDistance):
     """The p-norm of x - y, both scaled to a p-norm of 1. Avoids x @ y.T, which loses small distances to rounding."""
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        """(N, D), (M, D) -> (N, M)."""
+        """Return the distances (N, M)."""
         return torch.cdist(query_emb, ref_emb, p=self.p, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -23,34 +23,19 @@ class Cosine(BaseDistance):
     """1 - cos(x, y): half the squared Euclidean distance of unit vectors, hence not a metric."""
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        """(N, D), (M, D) -> (N, M)."""
+        """Return the distances (N, M)."""
         return 1 - query_emb @ ref_emb.T
 
 
 class Mahalanobis(BaseDistance):
-    """||L (x - y)||, the distance for the matrix M = L^T L. L (K, D) is learned, or constant if `fixed`.
+    """||L (x - y)||, the distance for the matrix M = L^T L. L (K, D) is learned.
 
     With K below D, or M singular, it is a pseudometric: points that differ only in the null space are at distance 0.
     """
 
-    def __init__(self, factor_KD: Tensor, fixed: bool = False):
+    def __init__(self, factor_KD: Tensor):
         super().__init__(normalize_embeddings=False)
-        self.factor = nn.Parameter(factor_KD.clone(), requires_grad=not fixed)
-
-    @classmethod
-    def from_matrix(cls, matrix_DD: Tensor) -> "Mahalanobis":
-        """Build the distance for a matrix M, such as an inverse covariance.
-
-        Raises UserError if M is not symmetric or has an eigenvalue below 0.
-        """
-        if matrix_DD.ndim != 2 or not torch.allclose(matrix_DD, matrix_DD.T):
-            raise UserError(f"the matrix of a Mahalanobis distance must be symmetric, got {tuple(matrix_DD.shape)}")
-        values, vectors = torch.linalg.eigh(matrix_DD)
-        if values.min() < -1e-6 * values.abs().max():
-            raise UserError(
-                f"the matrix of a Mahalanobis distance has the eigenvalue {values.min():.3g}; none may be < 0"
-            )
-        return cls(values.clamp(min=0).sqrt()[:, None] * vectors.T, fixed=True)
+        self.factor = nn.Parameter(factor_KD.clone())
 
     @classmethod
     def learned(cls, dim: int, rank: int) -> "Mahalanobis":
@@ -58,7 +43,7 @@ class Mahalanobis(BaseDistance):
         return cls(torch.eye(rank, dim))
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        """(N, D), (M, D) -> (N, M)."""
+        """Return the distances (N, M)."""
         x, y = query_emb @ self.factor.T, ref_emb @ self.factor.T
         return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 

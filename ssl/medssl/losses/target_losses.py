@@ -6,15 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medssl.losses import supervised
 from medssl.losses.distributed import is_under_vmap, rank_weight
-from medssl.losses.supervised import (
-    continuation,
-    continuation_probabilities,
-    cox,
-    cross_entropy,
-    huber,
-    masked_binary_cross_entropy,
-)
 
 
 @dataclass(frozen=True)
@@ -55,21 +48,21 @@ class TargetLoss:
 
 def classification(n: int) -> TargetLoss:
     """Return the cross-entropy for a target (B,) int64 in [0, n); predicts probabilities (N, n)."""
-    return TargetLoss(n, cross_entropy, lambda scores: scores.softmax(1), "classification")
+    return TargetLoss(n, supervised.cross_entropy, lambda scores: scores.softmax(1), "classification")
 
 
 def multilabel(n: int) -> TargetLoss:
     """Return the binary cross-entropy for a target (B, n) of 1, 0 and nan for unknown; predicts probabilities (N, n)."""
 
     def loss(scores: Tensor, target: Tensor) -> Tensor:
-        return masked_binary_cross_entropy(scores, target.nan_to_num(0), ~target.isnan())
+        return supervised.masked_binary_cross_entropy(scores, target.nan_to_num(0), ~target.isnan())
 
     return TargetLoss(n, loss, torch.sigmoid, "multilabel")
 
 
 def ordinal(n: int) -> TargetLoss:
     """Return the loss of continuation ratios for a target (B,) int64 of levels in [0, n); predicts probabilities (N, n)."""
-    return TargetLoss(n - 1, continuation, continuation_probabilities, "ordinal")
+    return TargetLoss(n - 1, supervised.continuation, supervised.continuation_probabilities, "ordinal")
 
 
 def regression(mean: float, std: float) -> TargetLoss:
@@ -79,13 +72,15 @@ def regression(mean: float, std: float) -> TargetLoss:
     """
 
     def loss(scores: Tensor, target: Tensor) -> Tensor:
-        return huber(scores[:, 0], (target - mean) / std)
+        return supervised.huber(scores[:, 0], (target - mean) / std)
 
     return TargetLoss(1, loss, lambda scores: scores[:, 0] * std + mean, "regression")
 
 
 def survival() -> TargetLoss:
     """Return Cox's partial likelihood over a batch for a target (B, 2), time and event; predicts log relative hazards (N,)."""
-    return TargetLoss(
-        1, lambda scores, target: cox(scores[:, 0], target[:, 0], target[:, 1]), lambda scores: scores[:, 0], "survival"
-    )
+
+    def loss(scores: Tensor, target: Tensor) -> Tensor:
+        return supervised.cox(scores[:, 0], target[:, 0], target[:, 1])
+
+    return TargetLoss(1, loss, lambda scores: scores[:, 0], "survival")

@@ -37,9 +37,7 @@ class MultiTask(Method):
         self.encoder, self.target_loss, self.weight = encoder, target_loss, weight
         self.other = catalog.build(spec, encoder=encoder)
         if self.other.target or not any(p.requires_grad for p in encoder.parameters()):
-            raise UserError(
-                f"method.method={method} cannot share an encoder with labels; choose another, such as simclr"
-            )
+            raise UserError(f"method.method={method} cannot share an encoder with labels; use another, such as simclr")
         self.views, self.parts = self.other.views, self.other.parts
         self.head = nn.Linear(encoder.dim, target_loss.outputs)
 

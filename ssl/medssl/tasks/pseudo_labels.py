@@ -28,13 +28,9 @@ class PseudoLabels(Method):
     def __init__(self, encoder: Any, threshold: float, weight: float, target_loss: TargetLoss):
         super().__init__()
         if target_loss.name != "classification":
-            raise UserError(
-                f"pseudo_labels predicts classes, and the target is of type {target_loss.name}; use task=classification"
-            )
+            raise UserError(f"pseudo_labels predicts classes, target is {target_loss.name}; use task=classification")
         if not 0 <= threshold < 1 or weight < 0:
-            raise UserError(
-                f"needs method.threshold in [0, 1) and method.weight of 0 or more, got {threshold}, {weight}"
-            )
+            raise UserError(f"needs method.threshold in [0, 1) and method.weight >= 0, got {threshold} and {weight}")
         self.encoder, self.target_loss, self.head = encoder, target_loss, nn.Linear(encoder.dim, target_loss.outputs)
         self.threshold, self.weight = threshold, weight
 

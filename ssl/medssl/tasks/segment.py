@@ -26,9 +26,7 @@ class Segment(Method):
     def __init__(self, encoder: Any, classes: int, width: int = 16, frozen: bool = False):
         super().__init__()
         if not 2 <= classes <= MAX_CLASSES:
-            raise UserError(
-                f"segmentation needs 2 to {MAX_CLASSES} classes including the background, and there are {classes}"
-            )
+            raise UserError(f"segmentation needs 2 to {MAX_CLASSES} classes with the background, got {classes}")
         self.decoder = decoder_for(encoder, classes, width)
         self.encoder, self.frozen = encoder, frozen
         if frozen:

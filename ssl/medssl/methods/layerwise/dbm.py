@@ -38,9 +38,7 @@ class DBM(Method):
         super().__init__()
         stack = linears(encoder, "dbm", k)
         if len(stack) < 2 or encoder.options["code"] == "linear":
-            raise UserError(
-                "dbm needs two layers of binary units or more; use encoder=mlp, or method=rbm for one layer"
-            )
+            raise UserError("dbm needs two layers of binary units; use encoder=mlp, or method=rbm for one layer")
         for name, value in {"chains": chains, "iterations": iterations}.items():
             if value < 1:
                 raise UserError(f"method.{name} must be at least 1, got {value}")

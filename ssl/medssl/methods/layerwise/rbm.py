@@ -27,9 +27,7 @@ class RBM(Method):
     def __init__(self, encoder: Any, visible: str, k: int, persistent: int):
         super().__init__()
         if (n := len(linears(encoder, "rbm", k))) > 1:
-            raise UserError(
-                f"rbm is one layer and encoder.widths has {n}; use encoder=layer, or method=dbn for a stack"
-            )
+            raise UserError(f"rbm is one layer, encoder.widths has {n}; use encoder=layer, or method=dbn for a stack")
         self.encoder = encoder
         (self.machine,) = rbm_layers(encoder, "rbm", visible, k, persistent)
 

@@ -33,7 +33,7 @@ class MAE(Method):
             raise UserError(f"method.ratio must lie between 0 and 1, got {ratio}")
         if encoder.channels * math.prod(encoder.patch) < 2:
             raise UserError(
-                "a patch of one value cannot be standardised; use a size that 8 divides, or set encoder.patch"
+                "a patch of one value cannot be standardised; use a multiple of 8 as size, or set encoder.patch"
             )
         self.encoder, self.ratio = encoder, ratio
         self.narrow = nn.Linear(encoder.dim, width)

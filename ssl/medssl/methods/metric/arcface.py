@@ -25,9 +25,7 @@ class ArcFace(Method):
     def __init__(self, encoder: Any, hidden: int, out: int, margin: float, scale: float, target_loss: Any):
         super().__init__()
         if not 0 <= margin < 90 or scale <= 0:
-            raise UserError(
-                f"method.margin must lie in [0, 90) degrees and method.scale be positive, got {margin} and {scale}"
-            )
+            raise UserError(f"needs method.margin in [0, 90) degrees and method.scale > 0, got {margin} and {scale}")
         self.target = target_of("label", target_loss)
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
         self.loss = losses.ArcFaceLoss(target_loss.outputs, out, margin=margin, scale=scale)

@@ -30,10 +30,8 @@ class Contrastive(Method):
     ):  # fmt: skip
         super().__init__()
         if not 0 <= positive_margin < negative_margin <= 2:
-            raise UserError(
-                "margins must satisfy 0 <= method.positive_margin < method.negative_margin <= 2, "
-                f"got {positive_margin} and {negative_margin}"
-            )
+            words = f"{positive_margin} and {negative_margin}"
+            raise UserError(f"margins need 0 <= method.positive_margin < method.negative_margin <= 2, got {words}")
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
         self.margins = positive_margin, negative_margin
         self.distance, self.positives = distance_named(distance), positives
@@ -41,6 +39,8 @@ class Contrastive(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))
-        group = groups_of(batch, self.positives)
         chance = z.new_tensor(self.margins[1] ** 2)
-        return {"loss": contrastive(z, group, *self.margins, self.distance), "chance": chance}
+        return {
+            "loss": contrastive(z, groups_of(batch, self.positives), *self.margins, self.distance),
+            "chance": chance,
+        }

@@ -36,5 +36,4 @@ class Lifted(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))
-        group = groups_of(batch, self.positives)
-        return {"loss": lifted_structure(z, group, self.margin, self.distance)}
+        return {"loss": lifted_structure(z, groups_of(batch, self.positives), self.margin, self.distance)}

@@ -35,5 +35,4 @@ class Mahalanobis(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         h = self.encoder(torch.cat(batch["views"]))
-        group = groups_of(batch, self.positives)
-        return {"loss": lmnn(h, group, self.push, self.margin, self.distance)}
+        return {"loss": lmnn(h, groups_of(batch, self.positives), self.push, self.margin, self.distance)}

@@ -43,5 +43,7 @@ class Triplet(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))
-        group = groups_of(batch, self.positives)
-        return {"loss": triplet(z, group, self.margin, self.mining, self.distance), "chance": z.new_tensor(self.margin)}
+        return {
+            "loss": triplet(z, groups_of(batch, self.positives), self.margin, self.mining, self.distance),
+            "chance": z.new_tensor(self.margin),
+        }

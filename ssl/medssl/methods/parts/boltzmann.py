@@ -29,14 +29,10 @@ def linears(encoder: Any, method: str, k: int) -> list[nn.Linear]:
 class RBMLayer(nn.Module):
     """A restricted Boltzmann machine between the input (V) and the output (H) of a linear layer.
 
-    Args:
-        linear: the encoder's layer. It is passed again at every call, so that its parameters have a single owner.
-        at: index of the layer. Above layer 0 the visible units are Bernoulli.
-        visible: gaussian or bernoulli, for layer 0.
-        hidden: bernoulli, or gaussian for a linear code.
-        k: steps of Gibbs sampling.
-        persistent: number of chains that continue from update to update (Tieleman, 2008,
-            https://doi.org/10.1145/1390156.1390290), all of them on every rank; 0 starts a chain at every scan: CD-k.
+    linear: the encoder's layer, passed again at every call, so that its parameters have one owner. at: its index; above 0
+    the visible units are Bernoulli. visible: gaussian or bernoulli. hidden: bernoulli, or gaussian for a linear code. k:
+    steps of Gibbs sampling. persistent: number of chains that continue from update to update (Tieleman, 2008,
+    https://doi.org/10.1145/1390156.1390290), all on every rank; 0 starts a chain at every scan: CD-k.
     """
 
     chains: Tensor  # (persistent, V)

@@ -46,9 +46,7 @@ def target_of(positives: str, target_loss: Any) -> str:
     if positives == "label" and target_loss is None:
         raise UserError("method.positives=label takes scans of one class; name the label column with target=…")
     if positives == "label" and target_loss.name != "classification":
-        raise UserError(
-            f"method.positives=label takes scans of one class, and target=… gives {target_loss.name}; use a class"
-        )
+        raise UserError(f"method.positives=label needs classes, and target=… gives {target_loss.name}; use a class")
     return "" if positives == "scan" else positives
 
 

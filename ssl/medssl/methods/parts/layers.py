@@ -32,9 +32,7 @@ def layer_shapes(encoder: Any, method: str) -> list[tuple[int, ...]]:
     Raises UserError for an encoder without `layers`.
     """
     if not hasattr(encoder, "layers"):
-        raise UserError(
-            f"{method} needs an encoder made of layers, not {type(encoder).__name__}; use encoder=mlp or cnn"
-        )
+        raise UserError(f"{method} needs an encoder with layers, not {type(encoder).__name__}; use encoder=mlp or cnn")
     h = torch.zeros(2, encoder.channels, *encoder.size)
     shapes = [tuple(h.shape[1:])]
     with torch.no_grad():

@@ -55,9 +55,7 @@ def convert_batch_norm(module: nn.Module) -> nn.Module:
     """
     for m in module.modules():
         if isinstance(m, _BatchNorm) and type(m) not in KNOWN:
-            raise UserError(
-                f"{type(m).__name__} cannot share its statistics over processes; use devices=1 or another encoder"
-            )
+            raise UserError(f"{type(m).__name__} cannot share statistics; use devices=1 or another encoder")
         if type(m) in KNOWN:
             m.__class__ = type(f"Global{type(m).__name__}", (GlobalBatchNorm, type(m)), {})
     return module

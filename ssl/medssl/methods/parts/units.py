@@ -35,12 +35,8 @@ class Visible(nn.Module):
     crop). Values in between are treated as means, as Hinton treats intensities in [0, 1] as probabilities. The weights
     therefore apply to standardised scans, as in the exported encoder.
 
-    The biases start where z = b gives the means of the first batch (Hinton, 2010, section 8).
-
-    Args:
-        units: V.
-        kind: gaussian or bernoulli.
-        scan: whether the units are the pixels of a scan, rather than a layer.
+    The biases start where z = b gives the means of the first batch (Hinton, 2010, section 8). units: V. scan: whether the
+    units are the pixels of a scan, rather than a layer.
     """
 
     low: Tensor

@@ -32,11 +32,11 @@ class Jigsaw(Method):
         self.grid = (3 if len(encoder.size) == 2 else 2) if grid is None else grid
         if self.grid < 2 or permutations < 2:
             raise UserError(
-                f"jigsaw needs method.grid and method.permutations of 2 or more, got {self.grid} and {permutations}"
+                f"needs method.grid and method.permutations of 2 or more, got {self.grid} and {permutations}"
             )
         if not 0 < keep <= 1 or keep * min(encoder.size) / self.grid < 2:
             raise UserError(
-                f"method.keep={keep} of a tile of {min(encoder.size) / self.grid:.1f} pixels leaves less than 2"
+                f"method.keep={keep} of tiles of {min(encoder.size) / self.grid:.1f} pixels leaves less than 2"
             )
         self.encoder, self.keep = encoder, keep
         self.register_buffer(

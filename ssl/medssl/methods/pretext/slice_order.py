@@ -24,9 +24,7 @@ class SliceOrder(Method):
     def __init__(self, encoder: Any, slabs: int):
         super().__init__()
         if not 2 <= slabs <= 5 or slabs > encoder.size[0]:
-            raise UserError(
-                f"method.slabs must lie between 2 and 5, and be at most the {encoder.size[0]} slices, got {slabs}"
-            )
+            raise UserError(f"method.slabs must lie between 2 and {min(5, encoder.size[0])}, got {slabs}")
         self.encoder = encoder
         self.register_buffer("orders", distant_permutations(slabs, 120), persistent=False)
         self.head = nn.Linear(encoder.dim, len(self.orders))

@@ -25,10 +25,8 @@ class Inpainting(Method):
     def __init__(self, encoder: Any, count: int, smallest: float, largest: float, width: int):
         super().__init__()
         if not 0 < smallest <= largest < 1 or count < 1:
-            raise UserError(
-                "inpainting needs 0 < method.smallest <= method.largest < 1 and method.count of 1 or more, "
-                f"got {smallest}, {largest} and {count}"
-            )
+            words = f"{smallest}, {largest} and {count}"
+            raise UserError(f"needs 0 < method.smallest <= method.largest < 1 and method.count >= 1, got {words}")
         self.encoder, self.decoder = encoder, ConvDecoder(encoder, width)
         self.boxes, self.edges = count, (smallest, largest)
 
