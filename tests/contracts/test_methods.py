@@ -1,4 +1,4 @@
-"""Every yaml in configs/method meets the contract, in 2D and 3D, on one channel and on three. A new one is tested by existing."""
+"""Every yaml in configs/method meets the contract, in 2D and 3D, on one channel and on three. A new yaml is found by itself."""
 
 import copy
 
@@ -38,7 +38,7 @@ def test_loss_is_finite_and_every_parameter_gets_a_gradient_in_some_part(name, d
 
 
 def test_kmeans_alone_trains_without_gradients_and_colour_alone_needs_two_channels():
-    """What `tiny` finds out about methods is so."""
+    """`tiny.trains` and `tiny.fewest_channels` are right about known methods."""
     assert "kmeans_bank" not in LEARNING
     assert {"simclr", "rbm", "supervised"} <= set(LEARNING)
     assert [m for m in ("colour", "simclr", "mae") if tiny.fewest_channels(m) > 1] == ["colour"]
@@ -65,7 +65,7 @@ def test_a_few_steps_lower_the_loss(name):
 
 @pytest.mark.parametrize("name", tiny.METHODS)
 def test_bfloat16_around_the_encoder_hardly_moves_the_loss(name):
-    """What is left is the encoder's own rounding: the loss itself stays in float32."""
+    """The rest is the encoder's rounding: the loss itself stays in float32."""
     a, b = tiny.method(name), tiny.method(name)
     batch = tiny.batch_for(a, n=32)
     plain = a(batch, Clock(0, 10))["loss"]
@@ -86,7 +86,7 @@ def test_a_nan_in_the_input_is_refused(name):
 
 @pytest.mark.parametrize("name", tiny.METHODS)
 def test_randomness_inside_a_method_is_keyed_by_the_scan(name):
-    """Other draws from torch's generator change nothing; another epoch of the same scans may."""
+    """Other draws from torch's generator change nothing."""
     a, b = tiny.method(name), tiny.method(name)
     batch = tiny.batch_for(a)
     first = a(batch, Clock(0, 10))["loss"]
@@ -94,7 +94,7 @@ def test_randomness_inside_a_method_is_keyed_by_the_scan(name):
     assert torch.equal(first, b(batch, Clock(0, 10))["loss"])
 
 
-def test_mae_hides_the_share_it_is_told_and_never_looks_at_it():
+def test_mae_hides_its_share_and_never_reads_it():
     method = tiny.method("mae", ratio=0.75)
     batch = tiny.batch(1, n=4)
     before = method(batch, Clock(0, 1))["loss"]
@@ -235,6 +235,6 @@ def _places(method, batch):
         ("kmeans_bank", {"encoder": "cnn"}, "encoder=patch_bank"),
     ],
 )
-def test_what_cannot_work_is_said_at_construction(name, options, words):
+def test_impossible_options_are_refused_at_construction(name, options, words):
     with pytest.raises(UserError, match=words):
         tiny.method(name, **options)

@@ -36,7 +36,7 @@ def inside(folder, monkeypatch):
 
 
 def command(*more):
-    """The command as shown, with `more` in the place of what it says of the same keys."""
+    """Return the command as shown, with the keys in `more` replaced."""
     keys = {m.partition("=")[0] for m in more}
     return [*[w for w in COMMAND if w.partition("=")[0] not in keys], *more]
 
@@ -56,7 +56,7 @@ def test_it_runs_as_shown_and_can_be_scored(folder):
     assert {r["features"] for r in table["rows"]} == {"upside_down.UpsideDown cnn", "random init"}
 
 
-def test_what_it_wants_of_a_run_counts_unless_the_command_says_otherwise(inside):
+def test_its_defaults_apply_unless_the_command_overrides_them(inside):
     with pytest.raises(SystemExit) as done:
         main(command("out=R2", "encoder=cnn", "encoder.widths=[8]", "size=8", "steps=2", "batch=8", "monitor_every=0"))
     assert done.value.code == 0
@@ -76,7 +76,7 @@ def test_what_it_wants_of_a_run_counts_unless_the_command_says_otherwise(inside)
         (["target=lesion"], "does not learn from labels"),
     ],
 )
-def test_what_is_wrong_with_it_is_said_in_one_line(inside, capsys, words, said):
+def test_errors_are_one_line(inside, capsys, words, said):
     with pytest.raises(SystemExit) as done:
         main(command("out=R3", "encoder=cnn", *words))
     err = capsys.readouterr().err

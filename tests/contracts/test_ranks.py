@@ -1,4 +1,4 @@
-"""Two gloo ranks equal one process on the whole batch: loss, gradients, state. One process alone cannot see this break."""
+"""Two gloo ranks equal one process on the whole batch: loss, gradients, state. A single process cannot detect such errors."""
 
 import os
 import socket
@@ -25,13 +25,13 @@ def whole_batch(method) -> dict:
 
 
 def prepared(name):
-    """float64, so that what differs is the algorithm and not the rounding."""
+    """Build a method in float64, so that differences are errors and not rounding."""
     name, options = VARIANTS.get(name, (name, {}))
     return tiny.method(name, **options).double()
 
 
 def go(method, batch) -> torch.Tensor:
-    """The loss of a step; of a second one too where there is no gradient: k-means is past its whitening then."""
+    """Return the loss of a step, or without gradients of a second one, when k-means is past its whitening."""
     for clock in [CLOCK] if tiny.trains(method) else [CLOCK, Clock(5, 10)]:
         loss = method({**batch, "views": [v.double() for v in batch["views"]]}, clock)["loss"]
         if loss.requires_grad:
@@ -71,7 +71,7 @@ def worker(rank: int, port: int, folder: str) -> None:
 
 
 def transposed(rows: torch.Tensor) -> torch.Tensor:
-    """A loss whose gradient comes back in another order of memory than its input has."""
+    """Return a loss whose gradient has another memory order than its input."""
     weights = torch.arange(rows.numel(), dtype=rows.dtype).view(rows.T.shape)
     return (rows.T.contiguous() * weights).sum()
 

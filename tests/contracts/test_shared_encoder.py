@@ -1,4 +1,4 @@
-"""Labels and self-supervision on one encoder, and what pretraining tells a method of labels and groups."""
+"""Labels and self-supervision on one encoder, and the targets of pretraining: labels and groups."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from medssl.synthetic.cohort import write_cohort
 CLOCK = Clock(0, 10)
 
 
-def test_multitask_is_the_sum_of_both_lessons():
+def test_multitask_is_the_sum_of_both_losses():
     method = tiny.method("multitask", weight=0.5)
     batch = tiny.batch_for(method, n=10)
     known = batch["target"] >= 0
@@ -50,7 +50,7 @@ def test_multitask_keeps_the_state_of_the_other_method():
     assert not torch.equal(teacher, before)
 
 
-def test_scans_without_a_label_teach_through_the_other_lesson_alone():
+def test_scans_without_a_label_train_the_other_method_alone():
     method = tiny.method("multitask")
     batch = tiny.batch_for(method) | {"target": torch.full((8,), -1)}
     out = method(batch, CLOCK)
@@ -60,7 +60,7 @@ def test_scans_without_a_label_teach_through_the_other_lesson_alone():
     assert next(method.encoder.parameters()).grad.abs().sum() > 0
 
 
-def test_sure_of_is_fixmatchs_equation():
+def test_confident_cross_entropy_is_fixmatchs_equation():
     scores, guess = (
         torch.randn(7, 3, generator=torch.Generator().manual_seed(i), dtype=torch.float64) * 2 for i in (0, 1)
     )
@@ -119,7 +119,7 @@ def test_unknown_targets_do_not_count(kind, target, unknown):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A cohort whose table lacks the label of every patient past the thirtieth."""
+    """Return the store of a cohort without labels after the thirtieth patient."""
     folder = tmp_path_factory.mktemp("labelled")
     cohort = write_cohort(folder / "cohort", patients=50, size=32, seed=3)
     lines = (cohort / "labels.csv").read_text().splitlines()
@@ -147,13 +147,13 @@ def test_labels_are_those_of_the_target_and_some_are_missing(store, tmp_path, me
     assert "lesion" in (run / "resolved.yaml").read_text()
 
 
-def test_a_run_does_not_go_on_with_other_labels(store, tmp_path):
+def test_a_run_does_not_resume_with_other_labels(store, tmp_path):
     pretrain(store, tmp_path / "run", "supervised", target="lesion", positive=["yes"])
     with pytest.raises(UserError, match="target"):
         pretrain(store, tmp_path / "run", "supervised", target="lesion", positive=["no"])
 
 
-def test_what_a_method_is_told_is_what_the_store_says(store):
+def test_targets_of_a_method_are_those_of_the_store(store):
     scans = Store.open(store)
     rows = scans.rows("train")
     spec = medssl.catalog.spec("method", "supervised")

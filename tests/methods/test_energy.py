@@ -1,4 +1,4 @@
-"""Energies against sums over all states, machines against the exact gradient of the likelihood, and what they learn on digits."""
+"""Energies against sums over all states, Boltzmann machines against the exact likelihood gradient, and learning on digits."""
 
 import gzip
 import itertools
@@ -32,7 +32,7 @@ def rows(*shape, seed=0):
 
 
 def states(n: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
-    """(2^n, n), every state of n binary units."""
+    """Return all states (2^n, n) of n binary units."""
     return torch.tensor(list(itertools.product([low, high], repeat=n)), dtype=torch.float64)
 
 
@@ -40,7 +40,7 @@ W, c, b = rows(3, 4), rows(3, seed=1), rows(4, seed=2)
 
 
 def pair_energy(v, h, visible):
-    """E(v, h), one term after the other."""
+    """Return E(v, h), term by term."""
     E = sum((v[i] - b[i]) ** 2 / 2 if visible == "gaussian" else -b[i] * v[i] for i in range(4))
     return float(E - sum(h[j] * (c[j] + sum(W[j, i] * v[i] for i in range(4))) for j in range(3)))
 
@@ -84,7 +84,7 @@ def test_gradient_is_that_of_contrastive_divergence(visible, hidden):
         torch.testing.assert_close(-p.grad, of_data - of_model, rtol=1e-10, atol=1e-10)
 
 
-def test_objectives_by_finite_differences():
+def test_gradients_equal_finite_differences():
     p = torch.rand(3, 4, dtype=torch.float64)
     for loss, *given in (
         (lambda v: energy.free_energy(v, W, c, b, "gaussian", "bernoulli"), rows(3, 4)),
@@ -123,7 +123,7 @@ def test_divergence_of_a_code_is_torchs_and_beta_scales_it():
     assert [f - found[0] for f in found] == pytest.approx([0, kl.mean().item(), 4 * kl.mean().item()])
 
 
-def test_vae_draws_its_code_from_the_normal_it_says():
+def test_vae_samples_its_code_from_the_encoded_normal():
     method = VAE(MLP(1, (4, 4), (6,)), 2, 8, 1.0)
     nn.init.zeros_(method.code.weight)
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_vae_draws_its_code_from_the_normal_it_says():
 
 
 def machine(visible: str, k: int, persistent: int = 0) -> tuple[RBMLayer, nn.Linear]:
-    """4 visible and 3 hidden units of the weights above, halved, so that chains mix."""
+    """Return a machine of 4 visible and 3 hidden units with half the weights above, so that chains mix."""
     torch.manual_seed(0)
     linear = nn.Linear(4, 3)
     made = RBMLayer(linear, 0, visible, "bernoulli", k, persistent)
@@ -148,7 +148,7 @@ def machine(visible: str, k: int, persistent: int = 0) -> tuple[RBMLayer, nn.Lin
 
 
 def likelihood_gradient(v, visible, linear, made, low, high):
-    """Of mean -log p(v) by enumeration: of all visible states, or of the normals that every hidden state gives."""
+    """Return the gradient of mean -log p(v) by enumerating the visible states, or the normals given each hidden state."""
     parameters = linear.weight, linear.bias, made.visible.bias
     if visible == "bernoulli":
         F_of = lambda x: energy.free_energy(x, *parameters, visible, "bernoulli")  # noqa: E731
@@ -178,8 +178,8 @@ def test_long_chains_give_the_gradient_of_the_likelihood(visible, persistent):
         torch.testing.assert_close(f, e, rtol=0, atol=0.06)
 
 
-def test_one_step_is_not_enough_for_that():
-    """The comparison above can tell."""
+def test_one_step_does_not_give_that_gradient():
+    """The comparison above detects a wrong gradient."""
     made, linear = machine("bernoulli", k=1)
     v = states(4, -0.5, 1.5)[torch.tensor([0, 3, 3, 9, 14, 15, 15, 15])].repeat(1024, 1)
     found = torch.autograd.grad(made(v, linear, tiny.key(len(v)), Clock(0, 1))["loss"], linear.weight)[0]
@@ -188,7 +188,7 @@ def test_one_step_is_not_enough_for_that():
 
 
 @pytest.mark.parametrize("visible", ["bernoulli", "gaussian"])
-def test_chains_draw_anew_at_every_step(visible):
+def test_chains_use_new_random_numbers_at_every_step(visible):
     made, linear = machine(visible, k=1, persistent=64)
     moved = []
     for clock in (Clock(0, 10), Clock(0, 10), Clock(1, 10)):
@@ -209,7 +209,7 @@ def go(method, steps, start=0):
 
 
 @pytest.mark.parametrize("name", ["rbm", "dbn", "dbm"])
-def test_chains_go_on_where_they_were(name):
+def test_chains_continue_where_they_stopped(name):
     options = {} if name == "dbm" else {"persistent": 8, "visible": "bernoulli"}
     whole, first, second = (tiny.method(name, **options) for _ in range(3))
     go(whole, 6)
@@ -294,7 +294,7 @@ def test_mean_field_ends_where_its_equations_hold():
 
 
 def test_every_mean_field_update_lowers_the_bound():
-    """Of -log p(v) up to the partition function: energy less entropy."""
+    """The bound on -log p(v), up to the partition function: energy minus entropy."""
     bounds = []
     for n in (1, 2, 3, 10):
         method = small_dbm(iterations=n)
@@ -348,7 +348,7 @@ def test_fine_tuning_alone_starts_at_once():
     assert method(tiny.batch_for(method), Clock(0, 10))["layer"] == len(method.encoder.layers)
 
 
-def test_a_linear_code_is_the_last_layer_alone():
+def test_only_the_last_layer_is_a_linear_code():
     encoder = MLP(1, (4, 4), (5, 3), code="linear")
     x = torch.randn(2, 1, 4, 4)
     first, last = (layer[1] for layer in encoder.layers)
@@ -362,7 +362,7 @@ def test_a_linear_code_is_the_last_layer_alone():
 
 @pytest.fixture(scope="module")
 def digits(shared):
-    """2,000 images (N, 1, 28, 28) to learn from and 1,000 others, standardised, with their labels."""
+    """Return 2,000 training and 1,000 test images (N, 1, 28, 28), standardised, with labels."""
     arrays = []
     for name, offset in (("train-images-idx3", 16), ("train-labels-idx1", 8)):
         with gzip.open(shared / "mnist" / f"{name}-ubyte.gz") as f:
@@ -418,12 +418,12 @@ def test_a_machine_learns_features_of_digits(digits):
         ("vae", {"beta": -1.0}, r"method\.beta"),
     ],
 )
-def test_what_cannot_work_is_said_at_construction(name, options, words):
+def test_impossible_options_are_refused_at_construction(name, options, words):
     with pytest.raises(UserError, match=words):
         tiny.method(name, **options)
 
 
-def test_units_that_have_no_machine_are_refused():
+def test_encoders_without_binary_units_are_refused():
     spec = catalog.spec("method", "rbm")
     del spec["_run_"]
     for encoder, words in (

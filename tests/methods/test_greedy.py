@@ -1,4 +1,4 @@
-"""Layer-wise training: what is frozen, what the options add, and each against its definition."""
+"""Layer-wise training: frozen layers, the terms of the options, and each loss against its definition."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from medssl.rng import Key
 
 
 def trained_by(method, clock, n=8):
-    """Names of the parameters that a step at `clock` gives a gradient to, and what the step said."""
+    """Return the names of the parameters that get a gradient at `clock`, and the outputs of the step."""
     method.zero_grad(set_to_none=True)
     method.train()
     out = method(tiny.batch_for(method, n=n), clock)
@@ -22,7 +22,7 @@ def trained_by(method, clock, n=8):
 
 
 def test_jacobian_norm_is_rifais_closed_form_on_average():
-    """Of a sigmoid layer: sum over units of (h (1 - h))^2 |w|^2 (Rifai et al., 2011, equation 7)."""
+    """For a sigmoid layer: sum over units of (h (1 - h))^2 |w|^2 (Rifai et al., 2011, equation 7)."""
     torch.manual_seed(0)
     layer = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Sigmoid()).double()
     x = torch.randn(1, 6, dtype=torch.float64)
@@ -36,7 +36,7 @@ def test_jacobian_norm_is_rifais_closed_form_on_average():
     torch.testing.assert_close(mine, truth, rtol=0.05, atol=0.05 * truth.abs().max().item())
 
 
-def test_contractive_option_adds_its_share_to_the_loss():
+def test_contractive_adds_its_weighted_term():
     plain, more = tiny.method("greedy_ae"), tiny.method("greedy_ae", contractive=2.0)
     batch = tiny.batch_for(plain)
     norm = jacobian_norm(plain.encoder.layers[0], batch["views"][0], batch["key"], 1100).item()
@@ -45,7 +45,7 @@ def test_contractive_option_adds_its_share_to_the_loss():
     assert norm > 1e-3
 
 
-def test_plain_autoencoder_is_the_squared_error_of_what_it_rebuilds():
+def test_plain_autoencoder_is_the_squared_error_of_its_reconstruction():
     method = tiny.method("greedy_ae", corruption=0.0)
     batch = tiny.batch_for(method)
     x = batch["views"][0]
@@ -63,7 +63,7 @@ def test_tied_decoders_are_the_layers_own_weights():
     assert names == {"encoder.layers.0.1.weight", "encoder.layers.0.1.bias", "decoders.0.bias"}
 
 
-def test_partly_supervised_layers_learn_from_those_that_have_a_label():
+def test_partly_supervised_layers_learn_from_labelled_scans():
     method = tiny.method("greedy_ae", supervised=3.0)
     batch = tiny.batch_for(method, n=10)
     plain = tiny.method("greedy_ae")
@@ -78,7 +78,7 @@ def test_partly_supervised_layers_learn_from_those_that_have_a_label():
         tiny.method("greedy_ae", supervised=1.0, target_loss=None)
 
 
-def test_at_the_end_the_whole_net_rebuilds_the_scan():
+def test_at_the_end_the_whole_network_reconstructs_the_scan():
     method = tiny.method("greedy_ae", finetune=0.5, target_loss=None)
     parts = [int(trained_by(method, Clock(step, 8))[1]["layer"]) for step in range(8)]
     assert parts == [0, 0, 1, 1, 2, 2, 2, 2]
@@ -89,7 +89,7 @@ def test_at_the_end_the_whole_net_rebuilds_the_scan():
     assert out["loss"].item() == pytest.approx((rebuilt - x).square().mean().item(), rel=1e-5)
 
 
-def test_at_the_end_the_whole_net_learns_the_labels_where_there_are_any():
+def test_at_the_end_the_whole_network_learns_the_labels_if_there_are_any():
     method = tiny.method("greedy_ae", finetune=0.5)
     names, _ = trained_by(method, Clock(7, 8))
     assert all(n.startswith(("encoder", "heads")) for n in names)
@@ -98,7 +98,7 @@ def test_at_the_end_the_whole_net_learns_the_labels_where_there_are_any():
 
 
 @pytest.mark.parametrize("encoder", ["mlp", "cnn"])
-def test_greedy_supervised_freezes_what_is_below(encoder):
+def test_greedy_supervised_freezes_lower_layers(encoder):
     method = tiny.method("greedy_supervised", encoder=encoder)
     for at in range(2):
         before = {k: v.clone() for k, v in method.encoder.layers[:at].state_dict().items()}
@@ -113,6 +113,6 @@ def test_greedy_supervised_freezes_what_is_below(encoder):
     assert {n for n, p in whole.named_parameters() if n.startswith("encoder")} <= names
 
 
-def test_a_head_for_every_kind_of_label():
+def test_heads_have_the_outputs_of_the_target():
     method = tiny.method("greedy_supervised", target_loss=classification(3))
     assert method.heads[0].weight.shape == (3, 32)

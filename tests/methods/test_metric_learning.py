@@ -1,4 +1,4 @@
-"""Metric learning: losses against loops and pytorch-metric-learning, who attracts whom, and the axioms of distances."""
+"""Metric learning: losses against loops and pytorch-metric-learning, groups of positives, and the axioms of distances."""
 
 import math
 
@@ -90,7 +90,7 @@ def test_n_pairs_equals_pytorch_metric_learning_on_pairs(batch):
 
 
 def vectors(loss):
-    """What it learns, one per class: (D, K) or, of proxies, (K, D)."""
+    """Return the learned vectors of the classes: (D, K), or (K, D) for proxies."""
     (found,) = loss.parameters()
     return found
 
@@ -120,7 +120,7 @@ def test_class_losses_equal_pytorch_metric_learning_with_unknown_classes_left_ou
         assert grad[-2:].abs().sum() == 0
 
 
-def test_class_losses_are_zero_where_no_class_is_known():
+def test_class_losses_are_zero_without_known_classes():
     loss = losses.ArcFaceLoss(4, 5).double()
     value = proxy_loss(rows(3, 5).requires_grad_(), torch.full((3,), -1), loss)
     value.backward()
@@ -129,7 +129,7 @@ def test_class_losses_are_zero_where_no_class_is_known():
 
 
 def test_arcface_has_a_gradient_on_top_of_a_class():
-    """The arc cosine has none there."""
+    """The arc cosine has no gradient there."""
     loss = losses.ArcFaceLoss(2, 2, scale=4)
     loss.W = torch.nn.Parameter(torch.eye(2))
     z = torch.tensor([[1.0, 0.0], [0.0, -1.0]], requires_grad=True)
@@ -313,7 +313,7 @@ SMOOTH = {
 
 
 @pytest.mark.parametrize("name", SMOOTH)
-def test_gradients_equal_finite_differences_and_what_is_not_finite_is_refused(name):
+def test_gradients_equal_finite_differences_and_non_finite_values_are_refused(name):
     z, g = BATCHES["random 0"]
     assert torch.autograd.gradcheck(lambda z: SMOOTH[name](z, g), z.clone().requires_grad_(), fast_mode=True)
     with pytest.raises(FloatingPointError, match="not finite"):
@@ -323,7 +323,7 @@ def test_gradients_equal_finite_differences_and_what_is_not_finite_is_refused(na
 # ---------------------------------------------------------------- who attracts whom
 
 
-def test_groups_are_scans_patients_or_classes_and_the_unlabelled_are_alone():
+def test_groups_are_scans_patients_or_classes_and_unlabelled_scans_are_alone():
     batch = {"views": [None, None], "key": tiny.key(4, start=3), "target": torch.tensor([7, -1, 7, -1])}
     assert groups_of(batch, "scan").tolist() == [3, 4, 5, 6, 3, 4, 5, 6]
     for positives in ("patient", "label"):
@@ -334,7 +334,7 @@ def test_groups_are_scans_patients_or_classes_and_the_unlabelled_are_alone():
 
 
 def angled(name, positives, angle):
-    """Three patients at right angles with two scans each, `angle` apart, and two views of a scan .02 apart."""
+    """Return the loss for three orthogonal patients, with two scans each `angle` apart and two views .02 apart."""
     method = tiny.method(name, positives=positives)
     method.encoder, method.projector = torch.nn.Flatten(), torch.nn.Identity()
     z = torch.zeros(2, 6, 16)
@@ -348,7 +348,7 @@ def angled(name, positives, angle):
 
 
 @pytest.mark.parametrize("name", GROUPED)
-def test_mates_of_a_patient_are_never_negatives(name):
+def test_scans_of_one_patient_are_never_negatives(name):
     """With positives=scan the loss falls when a patient's scans move apart, with positives=patient it does not."""
     assert angled(name, "scan", 0.19) < angled(name, "scan", 0.15) - 1e-6
     assert angled(name, "patient", 0.19) >= angled(name, "patient", 0.15) - 1e-7
@@ -366,7 +366,7 @@ def test_with_groups_of_one_scan_all_positives_are_the_same_and_one_group_has_no
 
 
 def test_n_pairs_takes_two_scans_of_a_patient_in_the_order_of_scans():
-    """The first view of the first and the last view of the last scan: so it is on any number of ranks."""
+    """The first view of the first and the last view of the last scan, on any number of ranks."""
     method = tiny.method("npairs", positives="patient", norm_weight=0.0).eval()
     batch = tiny.batch(2, n=4) | {"target": torch.tensor([1, 0, 1, 0])}
     z = method.projector(method.encoder(torch.cat(batch["views"])))
@@ -437,7 +437,7 @@ def test_similarity_learns_to_tell_classes(learn):
         ("similarity", {"positives": "label", "target_loss": target_losses.ordinal(3)}, "gives ordinal"),
     ],
 )
-def test_what_cannot_work_is_said_at_construction(name, options, words):
+def test_impossible_options_are_refused_at_construction(name, options, words):
     with pytest.raises(UserError, match=words):
         tiny.method(name, **options)
 
@@ -489,7 +489,7 @@ def test_axioms_of_known_distances():
     assert not dot.zero_to_itself.holds
 
 
-def test_axioms_count_what_loops_count():
+def test_axioms_equal_counts_by_loops():
     x = np.arange(7.0)[:, None]
     d = np.random.default_rng(0).uniform(-0.2, 1, (7, 7))
     d[2, 4] = 0

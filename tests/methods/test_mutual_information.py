@@ -1,4 +1,4 @@
-"""Bounds on mutual information: against loops, closed forms and a library; CPC, DIM and AMDIM; what is said of features."""
+"""Bounds on mutual information: against loops, closed forms and a library; CPC, DIM and AMDIM; the information of features."""
 
 import itertools
 import math
@@ -39,7 +39,7 @@ def softplus(x):
 
 
 def by_loops(name, scores, clip=5.0):
-    """The table in losses/mutual_information.py, and NWJ and SMILE, for scores (N, N, L)."""
+    """Compute the bounds in losses/mutual_information.py, and NWJ and SMILE, for scores (N, N, L)."""
     N, _, L = scores.shape
     s = scores.tolist()
     joint = [x for i in range(N) for x in s[i][i]]
@@ -63,7 +63,7 @@ def by_loops(name, scores, clip=5.0):
 
 @pytest.mark.parametrize("shape", [(5, 5), (2, 2), (4, 4, 3), (2, 2, 2)])
 @pytest.mark.parametrize("name", BOUNDS)
-def test_a_bound_is_its_definition_and_its_gradient_that_of_finite_differences(name, shape):
+def test_bounds_equal_their_definitions_and_gradients_equal_finite_differences(name, shape):
     scores = 2 * rows(*shape)
     expected = by_loops(name, scores.reshape(*shape[:2], -1))
     assert BOUNDS[name](scores).item() == pytest.approx(expected, rel=1e-12)
@@ -71,7 +71,7 @@ def test_a_bound_is_its_definition_and_its_gradient_that_of_finite_differences(n
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-def test_scores_that_tell_nothing_are_worth_nothing_and_one_scan_is_refused(name):
+def test_bounds_are_0_for_constant_scores_and_one_scan_is_refused(name):
     assert BOUNDS[name](torch.zeros(6, 6)).item() == pytest.approx(0, abs=1e-6)
     with pytest.raises(UserError, match="raise batch"):
         BOUNDS[name](torch.zeros(1, 1))
@@ -79,13 +79,13 @@ def test_scores_that_tell_nothing_are_worth_nothing_and_one_scan_is_refused(name
         BOUNDS[name](torch.full((3, 3), float("nan")))
 
 
-def test_what_a_bound_leaves_open_changes_nothing():
+def test_bounds_are_invariant_where_their_optimum_is():
     s, x = rows(6, 6), rows(6, 1, seed=1)
     torch.testing.assert_close(losses.infonce(s + x), losses.infonce(s))
     torch.testing.assert_close(losses.donsker_varadhan(s + 3), losses.donsker_varadhan(s))
 
 
-def test_no_bound_passes_what_it_can_reach():
+def test_no_bound_exceeds_its_maximum():
     perfect = 500 * torch.eye(8, dtype=torch.float64)
     assert losses.infonce(perfect).item() == pytest.approx(math.log(8))
     assert losses.jensen_shannon(perfect - 250).item() == pytest.approx(2 * math.log(2))
@@ -113,7 +113,7 @@ def test_infonce_equals_pytorch_metric_learning():
 
 
 def gaussian(n, rho, D, seed=0):
-    """Views with correlation rho in each of D dimensions, their information, and the scores of the log density ratio."""
+    """Return views with correlation rho in D dimensions, their mutual information, and the log density ratio as scores."""
     a, noise = rows(n, D, seed=seed), rows(n, D, seed=seed + 1)
     b = rho * a + math.sqrt(1 - rho**2) * noise
     u, v = a[:, None], b[None]
@@ -131,7 +131,7 @@ def test_bounds_with_the_best_critic_are_near_the_information_of_gaussians(rho, 
     assert small <= math.log(64)
 
 
-def test_information_above_log_n_is_not_seen_by_infonce():
+def test_infonce_saturates_at_log_n():
     *_, truth, scores = gaussian(64, 0.9, 12)
     assert truth > 9
     assert math.log(64) - 0.1 < losses.infonce(scores).item() <= math.log(64)
@@ -144,7 +144,7 @@ def test_the_best_scores_are_where_the_bounds_are_largest():
         assert all(best > other for other in others), name
 
 
-def test_predictive_is_its_definition():
+def test_cpc_loss_equals_its_definition():
     B, P, D = 3, 4, 5
     prediction, code, at = rows(B, 2, D), rows(B, P, D, seed=1), torch.tensor([1, 3])
     total = 0.0
@@ -156,7 +156,7 @@ def test_predictive_is_its_definition():
     assert flat.item() == pytest.approx(math.log(B * P))
 
 
-def test_matching_is_the_scaled_inner_product():
+def test_separable_scores_are_scaled_inner_products():
     a, b = rows(3, 6), rows(3, 4, 6, seed=1)
     scores = losses.separable_scores(a, b)
     for i, j, k in itertools.product(range(3), range(3), range(4)):
@@ -168,7 +168,7 @@ def test_matching_is_the_scaled_inner_product():
 
 @pytest.mark.parametrize(("dims", "encoder"), [(2, "cnn"), (3, "cnn"), (2, "vit"), (2, "mlp")])
 def test_cpc_never_sees_what_it_predicts(dims, encoder):
-    """Pixels of a target's block move its code and not the context it is predicted from."""
+    """Pixels of a target block change its code and not the context that predicts it."""
     method = tiny.method("cpc", dims, encoder=encoder).eval()
     (x,) = tiny.batch(1, n=2, dims=dims)["views"]
     codes = method.codes(x)
@@ -188,7 +188,7 @@ def test_cpc_never_sees_what_it_predicts(dims, encoder):
 
 @pytest.mark.parametrize("size", [16, 28, 29, 31, 64])
 @pytest.mark.parametrize("grid", [3, 5, 7])
-def test_blocks_cover_the_scan_and_those_two_rows_apart_share_nothing(size, grid):
+def test_blocks_cover_the_scan_and_do_not_overlap_two_rows_apart(size, grid):
     method = tiny.method("cpc", size=size, grid=grid, ahead=2)
     starts = [cut[0].start for cut in method.cuts[::grid]]
     ends = [cut[0].stop for cut in method.cuts[::grid]]
@@ -216,7 +216,7 @@ def test_cpc_predicts_the_same_column_further_down():
 
 
 @pytest.mark.parametrize(("size", "blocks"), [((8, 5), (1, 1)), ((14, 9), (2, 2)), ((6, 20, 4), (1, 3, 1))])
-def test_fine_maps_are_seen_in_blocks(size, blocks):
+def test_fine_maps_are_averaged_in_blocks(size, blocks):
     maps = rows(2, 3, *size)
     got = pool_places(maps)
     assert got.shape[2:] == tuple(-(-n // b) for n, b in zip(size, blocks, strict=True))
@@ -248,7 +248,7 @@ def test_dim_learns_with_every_estimator_and_both_terms(estimator, dims):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in method.parameters())
 
 
-def test_amdim_looks_across_views_only():
+def test_amdim_contrasts_across_views_only():
     method = tiny.method("amdim", penalty=0.0).eval()
     for embed in (method.whole, method.last, method.fine):
         embed.straight.weight.data.mul_(10)  # so that scores differ
@@ -294,7 +294,7 @@ def test_amdims_penalty_and_clip():
         ("amdim", {"clip": 0.0}, "clip=0.0 must be positive"),
     ],
 )
-def test_what_cannot_work_is_said_at_construction(name, options, words):
+def test_impossible_options_are_refused_at_construction(name, options, words):
     with pytest.raises(UserError, match=words):
         tiny.method(name, **options)
 
@@ -338,7 +338,7 @@ def test_pairs_of_one_patient_are_left_out():
 
 
 @pytest.mark.parametrize(("rho", "D"), [(0.0, 4), (0.3, 4), (0.6, 4), (0.8, 1)])
-def test_features_of_gaussians_tell_the_closed_form(rho, D):
+def test_information_of_gaussian_features_is_the_closed_form(rho, D):
     a, b, truth, _ = gaussian(1600, rho, D)
     turned = (a @ rows(D, D, seed=9)).numpy() + 3  # information does not depend on how features are written
     found = mutual_information(turned, b.numpy(), np.arange(1600), n=200)
@@ -355,13 +355,13 @@ def test_features_of_gaussians_tell_the_closed_form(rho, D):
         assert found.infonce.low > 0.01
 
 
-def test_a_critic_that_overfits_finds_nothing_where_there_is_nothing():
+def test_an_overfitted_critic_finds_no_information_in_noise():
     g = np.random.default_rng(0)
     found = mutual_information(g.normal(size=(120, 300)), g.normal(size=(120, 300)), np.arange(120), n=100)
     assert found.infonce.value < 0.05
 
 
-def test_information_is_of_the_seed_and_patients_stay_together():
+def test_information_depends_on_the_seed_and_patients_stay_together():
     a, b, *_ = gaussian(200, 0.7, 2)
     patient = np.arange(200) // 2
     one, again, other = (mutual_information(a, b, patient, n=100, seed=s) for s in (0, 0, 1))
@@ -382,7 +382,7 @@ def test_information_is_of_the_seed_and_patients_stay_together():
 
 @pytest.fixture(scope="module")
 def pneumonia(shared):
-    """(pixels standardised, as a share of the range, labels) of 200 labelled and all training scans, and of the test scans."""
+    """Return training scans with 200 labelled rows, test scans, labels, and the mean and std of the pixels."""
     with np.load(shared / "medmnist" / "pneumoniamnist_rebuilt.npz", allow_pickle=False) as f:
         part = {k: f[k] for k in ("train_images", "train_labels", "test_images", "test_labels")}
     mean, std = part["train_images"].mean() / 255, part["train_images"].std() / 255
@@ -392,7 +392,7 @@ def pneumonia(shared):
 
 
 def probe(encoder, x, labelled, y, x_test, y_test, mean, std):
-    """Test AUROC of logistic regression on frozen features of 200 labelled scans."""
+    """Return the test AUROC of logistic regression on frozen features of 200 labelled scans."""
     encoder.eval()
     with torch.no_grad():
         seen, test = (encoder((z - mean) / std).numpy() for z in (x[labelled], x_test))
@@ -402,7 +402,7 @@ def probe(encoder, x, labelled, y, x_test, y_test, mean, std):
 
 
 def learn(seed, pneumonia, steps=40, batch=64):
-    """AUROC with the encoder as it was drawn, and after `steps` of Deep InfoMax."""
+    """Return the AUROC of the untrained encoder, and after `steps` of Deep InfoMax."""
     x, *_, mean, std = pneumonia
     torch.manual_seed(seed)
     encoder = CNN(1, (28, 28), widths=(8, 16, 32, 64))

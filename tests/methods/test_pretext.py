@@ -1,4 +1,4 @@
-"""Pretext tasks: what is shown, what is asked, and what must not be seen, each against its definition."""
+"""Pretext tasks: inputs, targets and hidden pixels, each against its definition."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ CLOCK = Clock(0, 10)
 
 
 def shown_to(module, method, batch):
-    """What `module` is given during a step of `method`, argument by argument, and the loss."""
+    """Return the arguments of `module` during a step of `method`, and the loss."""
     seen = []
     hook = module.register_forward_hook(lambda m, given, out: seen.append(given))
     loss = method(batch, CLOCK)["loss"]
@@ -33,7 +33,7 @@ def shown_to(module, method, batch):
 
 
 def answers(method, batch):
-    """(scores, asked): what the head says, and the target of the cross entropy, found from the loss's own definition."""
+    """Return the scores of the head and the target of the cross-entropy, recovered from the definition of the loss."""
     scores = []
     hook = method.head.register_forward_hook(lambda m, given, out: scores.append(out))
     out = method(batch, CLOCK)
@@ -55,7 +55,7 @@ def test_rotations_are_the_proper_groups():
 
 
 @pytest.mark.parametrize(("dims", "copies"), [(2, 4), (3, 5)])
-def test_rotation_turns_each_copy_by_what_it_asks(dims, copies):
+def test_rotation_turns_each_copy_by_its_target(dims, copies):
     method = tiny.method("rotation", dims=dims, copies=copies)
     batch = tiny.batch_for(method, n=3)
     (given,), _ = shown_to(method.encoder, method, batch)
@@ -112,7 +112,7 @@ def test_tiles_are_those_of_the_grid(dims):
     assert not torch.allclose(first, second), "tiles are jittered by the scan"
 
 
-def test_jigsaw_shows_the_tiles_in_the_order_it_asks_for():
+def test_jigsaw_shows_the_tiles_in_the_target_order():
     method = tiny.method("jigsaw", grid=2, permutations=24, keep=1.0).eval()
     batch = tiny.batch_for(method, n=6)
     (given,), loss = shown_to(method.encoder, method, batch)
@@ -130,7 +130,7 @@ def test_jigsaw_shows_the_tiles_in_the_order_it_asks_for():
 
 
 @pytest.mark.parametrize(("dims", "places"), [(2, 8), (3, 26)])
-def test_relative_patch_asks_where_the_neighbour_lies(dims, places):
+def test_relative_patch_targets_are_neighbour_positions(dims, places):
     method = tiny.method("relative_patch", dims=dims, size=15, keep=0.5).eval()
     number = torch.arange(3**dims).view((3,) * dims).float()
     for axis in range(dims):
@@ -156,7 +156,7 @@ def test_a_slab_is_that_part_of_the_first_axis(share, at, dims):
     assert out.mean().item() == pytest.approx(start + share / 2, abs=0.5 / n)
 
 
-def test_slice_position_asks_for_the_place_it_shows():
+def test_slice_position_targets_are_the_slab_positions():
     method = tiny.method("slice_position", share=0.25).eval()
     ramp = ((torch.arange(16) + 0.5) / 16).view(1, 1, 16, 1).expand(8, 1, 16, 16).contiguous()
     batch = {"views": [ramp], "key": tiny.key(8)}
@@ -197,7 +197,7 @@ def test_neighbouring_slabs_lie_side_by_side():
 
 @given(st.integers(0, 1000), st.floats(0.1, 0.5), st.floats(0.5, 0.9))
 @settings(max_examples=30, deadline=None)
-def test_boxes_are_boxes_of_the_size_asked_for(seed, smallest, largest):
+def test_boxes_have_the_requested_size(seed, smallest, largest):
     found = random_boxes(tiny.key(6, seed=seed), 1000, (10, 20), smallest, largest).numpy()
     for box in found:
         rows, columns = np.flatnonzero(box.any(1)), np.flatnonzero(box.any(0))
@@ -214,7 +214,7 @@ def test_boxes_reach_every_corner():
 
 
 @pytest.mark.parametrize("name", ["inpainting", "colour"])
-def test_what_is_hidden_is_not_seen_and_alone_is_scored(name):
+def test_hidden_pixels_are_not_seen_and_only_they_are_scored(name):
     method = tiny.method(name).eval()
     batch = tiny.batch_for(method, n=4)
     seen, loss = shown_to(method.decoder, method, batch)
@@ -237,7 +237,7 @@ def test_colour_hides_one_channel_of_each_scan():
     assert gone.any(0).all()
 
 
-def test_error_where_is_its_definition():
+def test_masked_squared_error_equals_its_definition():
     p, t = (torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (0, 1))
     hidden = torch.tensor([[[True, False, False, True]], [[False] * 4], [[True] * 4]])
     total = [
@@ -264,8 +264,8 @@ def test_context_restoration_swaps_pairs_of_patches(dims):
     assert (many != torch.arange(12**dims)).sum() > (at != torch.arange(12**dims)).sum()
 
 
-def test_context_restoration_swaps_as_the_loop_does():
-    """Two swaps, one after the other, on the picture itself."""
+def test_context_restoration_equals_swaps_in_a_loop():
+    """Two successive swaps on the image itself."""
     key, size, edge = tiny.key(4), (9, 11), (2, 3)
     u = uniform(key, 0, 1000, 2 * 2 * 2).view(4, 2, 2, 2).numpy()
     for i, order in enumerate(swapped(key, size, edge, 2)):
@@ -309,7 +309,7 @@ def test_shuffling_stays_inside_its_windows(size):
     assert (at != torch.arange(math.prod(size))).float().mean() > 0.5
 
 
-def test_models_genesis_does_what_its_probabilities_say():
+def test_models_genesis_applies_deformations_by_their_probabilities():
     never = {"nonlinear": 0.0, "shuffle": 0.0, "paint": 0.0, "inner": 0.0}
     batch = tiny.batch(1, n=6)
     x = batch["views"][0]
@@ -333,7 +333,7 @@ def test_models_genesis_does_what_its_probabilities_say():
 @pytest.mark.parametrize("name", ["denoising", "inpainting"])
 @pytest.mark.parametrize("encoder", ["cnn", "vit", "mlp"])
 @pytest.mark.parametrize("size", [13, 16])
-def test_the_decoder_gives_scans_of_any_size_back(name, encoder, size):
+def test_the_decoder_returns_scans_of_any_size(name, encoder, size):
     if encoder == "vit" and size % 4:
         size = 12
     method = tiny.method(name, encoder=encoder, size=size)
@@ -359,6 +359,6 @@ def test_the_decoder_gives_scans_of_any_size_back(name, encoder, size):
         ("slice_neighbours", {"share": 0.6}, "share"),
     ],
 )
-def test_what_cannot_work_is_said_at_construction(name, options, words):
+def test_impossible_options_are_refused_at_construction(name, options, words):
     with pytest.raises(UserError, match=words):
         tiny.method(name, **options)

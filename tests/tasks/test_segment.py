@@ -92,7 +92,7 @@ def test_a_transformers_finer_stages_are_its_shallower_blocks_enlarged(encoders)
 
 
 @pytest.mark.parametrize("encoder", [MLP(1, (8, 8), widths=(4,)), PatchBank(1, (8, 8), patch=3, centroids=4)])
-def test_what_has_no_maps_says_so(encoder):
+def test_encoders_without_maps_are_refused(encoder):
     with pytest.raises(UserError, match=r"has no feature maps.*choose encoder=cnn"):
         Segment(encoder, 2)
 
@@ -113,7 +113,7 @@ def test_one_decoder_fits_every_encoder(encoders, name):
     encoder.zero_grad()
 
 
-def test_the_decoder_asks_nothing_of_the_rest_of_a_batch(encoders):
+def test_the_decoder_is_independent_of_the_rest_of_a_batch(encoders):
     method = Segment(encoders["cnn 2D"], 2, width=4).train()
     x = torch.randn(3, 1, 24, 20)
     stages = method.encoder.stages(x)
@@ -134,7 +134,7 @@ def test_the_loss_and_its_gradient_are_monais(shape):
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_the_loss_of_a_perfect_answer_is_0_and_its_sums_stay_in_float32():
+def test_the_loss_of_a_perfect_prediction_is_0_and_its_sums_stay_in_float32():
     target = torch.randint(0, 3, (2, 64, 64))
     scores = 40.0 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1).float()
     assert dice_cross_entropy(scores, target) == pytest.approx(0, abs=1e-5)
@@ -148,14 +148,14 @@ def test_the_loss_of_a_perfect_answer_is_0_and_its_sums_stay_in_float32():
 
 
 def patches(n, size, dims, seed=0):
-    """(N, *S) classes 0, 1 and 2 in smooth regions."""
+    """Return masks (N, *S) of classes 0, 1 and 2 in smooth regions."""
     x = np.random.default_rng(seed).normal(size=(n, *(size,) * dims))
     x = np.stack([gaussian_filter(a, size / 10) for a in x])
     return torch.from_numpy(np.searchsorted(np.quantile(x, [0.5, 0.8]), x))
 
 
 def still(name, size):
-    """A recipe of configs/augment with everything that changes values switched off."""
+    """Return a recipe of configs/augment without the ops that change intensities."""
     spec = catalog.load("augment", name)
     for options in spec.values():
         if "op" in options and options["op"] not in ("geometry.Rotate", "geometry.Flip") and "p" in options:
@@ -166,7 +166,7 @@ def still(name, size):
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("name", sorted(catalog.choices("augment")))
 def test_a_mask_moves_exactly_as_its_image(name, dims):
-    """The image is the mask itself, in one channel for each class: a view's brightest channel must be the mask's view."""
+    """The image is the one-hot mask: the brightest channel of its view must be the view of the mask."""
     mask = patches(6, 20, dims)
     image = torch.nn.functional.one_hot(mask, 3).movedim(-1, 1).float()
     key = tiny.key(6)
@@ -183,7 +183,7 @@ def test_a_mask_moves_exactly_as_its_image(name, dims):
 
 
 def test_the_values_of_a_mask_are_not_changed_by_a_blur_or_noise():
-    """Beyond the edges of a turned image is background."""
+    """Beyond the edges of a rotated image is background."""
     mask = patches(4, 20, 2)
     ops = enumerate((Blur(1.0, (3.0, 4.0)), Exposure(1.0, (0.7, 1.5), 0.2, 0.1), Noise(1.0, (0.1, 0.2))))
     assert torch.equal(Recipe((20, 20), tuple(ops)).transform_mask(mask, tiny.key(4), 0), mask)
@@ -206,7 +206,7 @@ def test_a_crop_of_a_mask_is_the_box_of_its_image():
 
 
 class Watch(Method):
-    """Nothing to learn: says how far what is bright in its views and the masks it is given agree."""
+    """Learns nothing; its loss measures the agreement of bright pixels in the views with the masks."""
 
     def __init__(self):
         super().__init__()
@@ -218,7 +218,7 @@ class Watch(Method):
         return {"loss": torch.zeros(())}
 
 
-def test_the_loop_hands_over_masks_that_lie_on_their_views(tmp_path):
+def test_the_loop_aligns_masks_with_their_views(tmp_path):
     resampled = dataclasses.replace(tiny.resampled(), mean=0.46, std=0.2)  # 0 is halfway between disc and background
     method = Watch()
     recipe = catalog.build(catalog.spec("augment", "crop", crop={"scale": [0.3, 0.6]}), size=(16, 16))
@@ -235,7 +235,7 @@ STEPS = 8
 
 
 def go(out, die_at=0, steps=STEPS, frozen=False, lr=3e-3, views="neutral"):
-    """A short run on drawn discs, as the command would start it. `die_at`: SIGKILL after that step."""
+    """Train briefly on drawn discs, as the command would. `die_at`: SIGKILL after that step."""
     torch.set_num_threads(1)
     resampled = tiny.resampled()
     masks = (resampled.array[:, 0] > 120).astype(np.uint8)
@@ -286,7 +286,7 @@ def test_it_learns_and_a_frozen_encoder_stays(tmp_path):
         assert same == frozen  # weights and the statistics of batch normalisation
 
 
-def test_fewer_than_two_classes_are_no_segmentation():
+def test_fewer_than_two_classes_are_refused():
     with pytest.raises(UserError, match="2 to 64 classes"):
         Segment(CNN(1, (16, 16), widths=(4,)), 1)
     method = Segment(CNN(1, (16, 16), widths=(4,)), 2, width=4)
@@ -298,7 +298,7 @@ def test_fewer_than_two_classes_are_no_segmentation():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Pictures with two bright shapes and their masks (0, 60, 200), a few without; a store and a short run."""
+    """Return a store of images with two bright shapes and masks (0, 60, 200), a few without masks, and a short run."""
     folder = tmp_path_factory.mktemp("made")
     draw(folder / "source", 60, without=3)
     medssl.ingest(folder / "source", folder / "store", key=tiny.secret(folder / "key"), workers=1)
@@ -333,7 +333,7 @@ def scored(made):
     return segment(run, folder / "store", labels=["30 %", "all"], **QUICK)
 
 
-def test_every_line_has_its_intervals_and_its_difference(made, scored):
+def test_every_row_has_intervals_and_a_difference(made, scored):
     lines = [
         ("simclr cnn", "fine-tuned"), ("random init", "end to end"), ("simclr cnn, frozen", "decoder only"),
         ("random init, frozen", "decoder only"), ("simclr cnn", "dense linear"), ("random init", "dense linear"),
@@ -360,7 +360,7 @@ def test_every_line_has_its_intervals_and_its_difference(made, scored):
     assert tables == [json.loads(json.dumps(scored))]
 
 
-def test_what_was_measured_is_kept_so_that_runs_can_be_paired(made, scored):
+def test_predictions_are_kept_so_that_runs_can_be_paired(made, scored):
     store = Store.open(made[0] / "store")
     (kept,) = (p for p in of_run(made[1]) if p.about["command"] == "segment")
     assert kept.about["task"] == "per_case"
@@ -372,7 +372,7 @@ def test_what_was_measured_is_kept_so_that_runs_can_be_paired(made, scored):
     assert [np.count_nonzero(store.mask(at[scan])) for scan in kept.scan] == kept.y.tolist()
 
 
-def test_again_it_says_the_same_and_trains_nothing(made, scored):
+def test_a_second_call_gives_the_same_and_trains_nothing(made, scored):
     folder, run = made
     fits = {p: p.stat().st_mtime_ns for p in (run / "segment").rglob("*.npy")}
     assert len(fits) == 16
@@ -385,8 +385,8 @@ def test_again_it_says_the_same_and_trains_nothing(made, scored):
     assert [r["reader"] for r in other["rows"]] == ["fine-tuned", "dense linear", "dense linear"]
 
 
-def test_the_score_is_of_the_scans_own_grid(made, scored):
-    """A ceiling: masks that were brought to 16 x 16 and back cannot be right everywhere on 20 x 26."""
+def test_scores_are_computed_on_the_scans_own_grid(made, scored):
+    """A ceiling: masks resampled to 16 x 16 and back cannot be right everywhere on 20 x 26."""
     store = Store.open(made[0] / "store")
     masks = resample_masks(store, (0, 60, 200), 16)
     assert masks.shape[1:] == (16, 16)
@@ -394,7 +394,7 @@ def test_the_score_is_of_the_scans_own_grid(made, scored):
         assert row["scores"]["Dice"]["value"] < 0.99
 
 
-def test_other_hospitals_and_questions_that_cannot_be_asked(made, tmp_path):
+def test_other_hospitals_and_impossible_targets(made, tmp_path):
     folder, run = made
     draw(tmp_path / "there", 12, start=100, without=3, labels=(60, 210))
     medssl.ingest(tmp_path / "there", tmp_path / "s", key=folder / "key", workers=1)
@@ -414,7 +414,7 @@ def test_other_hospitals_and_questions_that_cannot_be_asked(made, tmp_path):
 
 
 def test_a_volume_through_windows_on_its_own_grid(shared, tmp_path):
-    """Real volumes, a grid smaller than they are: every voxel of the scan gets an answer."""
+    """Real volumes on a grid smaller than the scan: every voxel gets a prediction."""
     for part in ("images", "labels"):
         (tmp_path / "source" / part).mkdir(parents=True)
         for path in sorted((shared / "hippocampus" / part).iterdir())[:20]:

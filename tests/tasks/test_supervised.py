@@ -1,4 +1,4 @@
-"""What trains on labels: losses against their definitions, predictions in the metrics' terms, and that all of it learns."""
+"""Training on labels: losses against their definitions, predictions as the metrics take them, and learning."""
 
 import math
 
@@ -27,7 +27,7 @@ def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
 
-def test_labels_are_averaged_over_what_is_known():
+def test_labels_are_averaged_over_known_ones():
     g = torch.Generator().manual_seed(0)
     scores = torch.randn(6, 4, generator=g).requires_grad_()
     there, known = torch.randn(6, 4, generator=g) > 0, torch.rand(6, 4, generator=g) > 0.4
@@ -98,7 +98,7 @@ def test_cox_is_its_definition_in_loops_with_ties():
     assert cox(risk * 40, time, event).isfinite()
 
 
-def test_a_batch_without_events_teaches_nothing():
+def test_a_batch_without_events_gives_no_gradient():
     risk = torch.randn(5, requires_grad=True)
     loss = cox(risk, torch.arange(5.0), torch.zeros(5))
     loss.backward()
@@ -118,8 +118,8 @@ KINDS = {
 
 
 @pytest.mark.parametrize("task", KINDS)
-def test_every_kind_learns_and_predicts_as_its_metric_wants(task, tmp_path):
-    """Also the signs: risk is high for early events, the second class is the positive one, values come in their unit."""
+def test_every_task_learns_and_predicts_as_its_metric_expects(task, tmp_path):
+    """Also the signs: high risk for early events, the second class is positive, numbers are in their own unit."""
     kind, y = KINDS[task]
     resampled = tiny.resampled()
     torch.manual_seed(0)
@@ -143,8 +143,8 @@ def test_every_kind_learns_and_predicts_as_its_metric_wants(task, tmp_path):
         np.testing.assert_allclose(at.mean(0), [0, 0.5, 0.5], atol=0.15)
 
 
-def test_a_head_alone_stands_on_standardised_features():
-    """The scale and place of frozen features are no advantage, and the head that is handed over takes them as they are."""
+def test_a_head_alone_uses_standardised_features():
+    """Scale and offset of frozen features make no difference, and the exported head takes raw features."""
     torch.manual_seed(0)
     method = supervised.Supervised(CNN(1, (16, 16), widths=(8,)), target_losses.classification(2), blocks=0)
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(2)) * torch.logspace(-1, 1, 8) + 5

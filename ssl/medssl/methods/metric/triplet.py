@@ -34,16 +34,10 @@ class Triplet(Method):
         if margin <= 0:
             raise UserError(f"method.margin must be positive, got {margin}")
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, out)
-        self.margin, self.mining = margin, mining
-        self.distance, self.positives, self.target = (
-            distance_named(distance),
-            positives,
-            target_of(positives, target_loss),
-        )
+        self.margin, self.mining, self.distance = margin, mining, distance_named(distance)
+        self.positives, self.target = positives, target_of(positives, target_loss)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))
-        return {
-            "loss": triplet(z, groups_of(batch, self.positives), self.margin, self.mining, self.distance),
-            "chance": z.new_tensor(self.margin),
-        }
+        loss = triplet(z, groups_of(batch, self.positives), self.margin, self.mining, self.distance)
+        return {"loss": loss, "chance": z.new_tensor(self.margin)}
