@@ -198,17 +198,17 @@ def read_in_worker(tmp_path_factory):
             path.write_bytes(file)
             member = "a.png" if name.endswith(".zip") else ""
             entry = asdict(File(name, str(path), member, len(file)))
-            said, slices = [], []
+            answers, slices = [], []
             for event in children.run([Task({"read": entry, "id": "f"}, size=len(file))]):
-                said += [("death", event.death)] if event.death else []
-                said += [(k, event.message[k]) for k in ("scan", "reject") if k in event.message]
+                answers += [("death", event.death)] if event.death else []
+                answers += [(k, event.message[k]) for k in ("scan", "reject") if k in event.message]
                 slices += [event.message["slice"]] if "slice" in event.message else []
             for s in slices:
                 for event in children.run([Task({"stack": [s], "files": {"f": entry}, "facts": {}})]):
-                    said += [("death", event.death)] if event.death else []
-                    said += [(k, event.message[k]) for k in ("scan", "reject") if k in event.message]
-                    said += [("reject", ["", *bad[1:]]) for bad in event.message.get("bad", [])]
-            return said
+                    answers += [("death", event.death)] if event.death else []
+                    answers += [(k, event.message[k]) for k in ("scan", "reject") if k in event.message]
+                    answers += [("reject", ["", *bad[1:]]) for bad in event.message.get("bad", [])]
+            return answers
 
         yield ask
 
@@ -227,9 +227,9 @@ NAMES = (
 @example(what=[])
 def test_damage_is_read_or_refused(good, read_in_worker, name, what):
     file = good(name)
-    said = read_in_worker(damaged(file, what, elements(file) if name.endswith(".dcm") else ()), name)
-    assert said
-    for kind, value in said:
+    answers = read_in_worker(damaged(file, what, elements(file) if name.endswith(".dcm") else ()), name)
+    assert answers
+    for kind, value in answers:
         if kind == "death":
             assert value == "DECODER_CRASHED"  # may happen in native code; must not hang
         elif kind == "reject":
@@ -241,7 +241,7 @@ def test_damage_is_read_or_refused(good, read_in_worker, name, what):
             assert np.isfinite([value["low"], value["high"], value["unit_mean"], value["unit_square"]]).all()
             assert value["low"] < value["high"]
     if not what:
-        assert {kind for kind, _ in said} == {"scan"}
+        assert {kind for kind, _ in answers} == {"scan"}
 
 
 @QUICK

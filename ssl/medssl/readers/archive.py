@@ -135,11 +135,14 @@ class _Archive:
         self.stream = stream
 
     def open(self, entry: zipfile.ZipInfo) -> zipfile.ZipExtFile:
-        """Return a stream of a member. `ZipFile.open` would refuse a member whose local header encodes its name otherwise."""
+        """Return a stream of a member.
+
+        `ZipFile.open` would refuse members if the encodings of the name in the list and in the local header differ.
+        """
         self.stream.seek(entry.header_offset)
         head = self.stream.read(LOCAL.size)
         if not head.startswith(ZIP) or len(head) < LOCAL.size:
-            raise Unreadable("BAD_ARCHIVE", "a member is not where the list says")
+            raise Unreadable("BAD_ARCHIVE", "a member is not at its listed position")
         self.stream.seek(sum(LOCAL.unpack(head)), io.SEEK_CUR)
         return zipfile.ZipExtFile(self.stream, "r", entry)
 

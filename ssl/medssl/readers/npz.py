@@ -155,7 +155,7 @@ def _exactly(opened: IO[bytes], size: int) -> bytes:
 
 
 def _scan(record: np.ndarray, label: np.ndarray | None, split: str, pseudonyms: Pseudonyms, part: str) -> Scan:
-    """record: (H, W), (H, W, 3), (D, H, W) or (D, H, W, 3)."""
+    """Return an image (H, W), (H, W, 3), (D, H, W) or (D, H, W, 3) as a scan."""
     colour = record.ndim > 2 and record.shape[-1] == 3
     array = np.moveaxis(record, -1, 0) if colour else record[None]
     array, steps = lossless(np.ascontiguousarray(array))

@@ -1,6 +1,6 @@
 """Quality flags for scans that look wrong. They exclude nothing; use them to filter scans and to decide what to review.
 
-The thresholds were set on good chest X-rays, ultrasound, CT and MR, of which they flag at most 2 % (except brain crops,
+The thresholds were set on good chest X-rays, ultrasound, CT and MR, and flag at most 2 % of them (except brain crops,
 which really are cut off); see benchmarks/quality_duplicates.py. Motion is not flagged, because no known measure separates
 it from anatomy without a reference.
 """

@@ -10,10 +10,10 @@ CODES: dict[str, tuple[str, str]] = {
     "ARCHIVE": ("a zip archive", "extract it, or add archives=true"),
     "BAD_ARCHIVE": ("an archive that is damaged, encrypted, nested or unsafe", "extract and check it by hand"),
     "LITTER": ("a hidden file or folder, or a file of the operating system", "nothing"),
-    "SIDECAR": ("a JSON file whose metadata were used", "nothing"),
+    "SIDECAR": ("a JSON file; its metadata are used", "nothing"),
     # reading
     "BAD_HEADER": ("the header is invalid", "export the file again"),
-    "HEADER_PAIR": ("a NIfTI header whose voxels are in a second file", "convert the pair to one .nii file"),
+    "HEADER_PAIR": ("a NIfTI header with the voxels in a second file", "convert the pair to one .nii file"),
     "TRUNCATED": ("the file is incomplete", "copy it again from its source"),
     "BAD_LENGTH": ("the length of the pixel data contradicts the header", "export the file again"),
     "NO_PIXELS": ("the file contains no image", "nothing"),

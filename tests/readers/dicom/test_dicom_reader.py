@@ -888,17 +888,17 @@ def test_no_planted_identifier_leaves_a_header():
     how = PLACED | {"RescaleIntercept": "0", "modality": "CT"}
     data = make(np.arange(20).reshape(4, 5), **how, **secrets)
     found = reader.read(io.BytesIO(data), "smith/secret77.dcm", PSEUDONYMS)
-    said = json.dumps(found.as_dict()) + repr(replace(only(data), array=np.zeros(1)))
+    text = json.dumps(found.as_dict()) + repr(replace(only(data), array=np.zeros(1)))
     for value in secrets.values():
         for word in re.findall(r"[A-Za-z0-9]{4,}", str(value)):
             if word not in {"ORIGINAL", "PRIMARY", "ATTN"}:
-                assert word.lower() not in said.lower(), word
+                assert word.lower() not in text.lower(), word
     for uid in ("1.2.3.4", "1.2.3.9", '"1.2.3"'):
-        assert uid not in said
+        assert uid not in text
 
 
 def test_metadata_are_allow_listed():
-    facts = metadata_of(
+    metadata = metadata_of(
         headed(
             modality="CT",
             PatientSex="F",
@@ -916,7 +916,7 @@ def test_metadata_are_allow_listed():
             BodyPartExamined="CHEST",
         )
     )
-    assert facts == {
+    assert metadata == {
         "sex": "F",
         "age": 90.0,
         "kvp": 120.0,
@@ -1011,8 +1011,8 @@ def test_a_voi_lut_is_preferred_to_a_window_and_its_flat_ends_are_outside():
     lut["LUTDescriptor"] = DataElement("LUTDescriptor", "US", [8, 100, 16])
     lut["LUTData"] = DataElement("LUTData", "US", [0, 0, 0, 10, 20, 30, 30, 30])
     how = {"VOILUTSequence": Sequence([lut]), "WindowCenter": "5", "WindowWidth": "9"}
-    facts = only(make(np.arange(20).reshape(4, 5), **how)).metadata
-    assert (facts["voi_low"], facts["voi_high"]) == (102, 105)
+    metadata = only(make(np.arange(20).reshape(4, 5), **how)).metadata
+    assert (metadata["voi_low"], metadata["voi_high"]) == (102, 105)
 
 
 def test_multi_frame_files():

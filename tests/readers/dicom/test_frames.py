@@ -155,7 +155,7 @@ def test_fractional_slopes_of_frames_make_float32():
 
 
 @pytest.mark.parametrize(
-    ("keyword", "values", "fact"),
+    ("keyword", "values", "field"),
     [
         ("EffectiveEchoTime", (4.6, 9.2), "echo_time"),
         ("DiffusionBValue", (0.0, 1000.0), "b_value"),
@@ -165,7 +165,7 @@ def test_fractional_slopes_of_frames_make_float32():
         ("FrameType", (["ORIGINAL", "PRIMARY", "M", "NONE"], ["ORIGINAL", "PRIMARY", "P", "NONE"]), None),
     ],
 )
-def test_frames_that_differ_in_more_than_position_are_different_volumes(keyword, values, fact):
+def test_frames_that_differ_in_more_than_position_are_different_volumes(keyword, values, field):
     pixels = noise(8)
     own = [f | {keyword: v} for k, f in enumerate(axial(4)) for v in (values if k % 2 == 0 else values[::-1])]
     scans = [scan for scan, _ in read(write(pixels, own, PLANE))]
@@ -173,7 +173,7 @@ def test_frames_that_differ_in_more_than_position_are_different_volumes(keyword,
     for i, scan in enumerate(scans):
         its = [k for k, f in enumerate(own) if f[keyword] == values[i]]
         assert told(scan) == truth([own[k] for k in its], pixels[its], AXIAL, (1.5, 0.5))
-        assert fact is None or scan.metadata[fact] == values[i]
+        assert field is None or scan.metadata[field] == values[i]
     assert scans[0].scan != scans[1].scan
 
 

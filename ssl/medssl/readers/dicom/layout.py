@@ -76,7 +76,7 @@ class Layout:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(rows, columns) or (rows, columns, samples)."""
+        """Shape of a frame: (rows, columns) or (rows, columns, samples)."""
         return (self.rows, self.columns) if self.samples == 1 else (self.rows, self.columns, self.samples)
 
     @property
