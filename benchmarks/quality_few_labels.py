@@ -23,7 +23,7 @@ from medssl.evals.metrics.metrics import AUROC
 from medssl.evals.stats.bootstrap import difference_seeds, score_seeds
 from medssl.evals.stats.text_table import text_table
 from medssl.evals.stats.variance_components import components
-from medssl.runs.predictions import Predictions, of_run
+from medssl.runs.predictions import Predictions, predictions_of
 
 
 def main() -> None:
@@ -51,18 +51,20 @@ def main() -> None:
 
 def curve(run: Path, store: str | Path, given: argparse.Namespace) -> Predictions:
     """The predictions at every budget and draw, of a run and of raw pixels."""
-    medssl.probe(run, store, "label", labels=given.labels, draws=given.draws, balanced=True, baselines=["raw pixels"])
-    return next(p for p in of_run(run) if p.about["command"] == "probe")
+    medssl.probe(
+        run, store, "label", label_budgets=given.labels, draws=given.draws, balanced=True, baselines=["raw pixels"]
+    )
+    return next(p for p in predictions_of(run) if p.about["command"] == "probe")
 
 
 def tell(answers: list[Predictions], given: argparse.Namespace) -> None:
     """One line per budget over all seeds."""
     y, patient = answers[0].y, answers[0].patient
     lines = []
-    for budget in dict.fromkeys(e.labels for e in answers[0].entries):
+    for budget in dict.fromkeys(e.label_budget for e in answers[0].rows):
 
         def grid(features: str, budget: str = budget) -> list[list[np.ndarray]]:
-            return [next(e.p for e in a.entries if e.name == (features, "linear", budget)) for a in answers]
+            return [next(e.p for e in a.rows if e.key == (features, "linear", budget)) for a in answers]
 
         run, raw = grid("run"), grid("raw pixels")
         flat, flat_raw = [p for s in run for p in s], [p for s in raw for p in s]

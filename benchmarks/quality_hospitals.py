@@ -26,8 +26,8 @@ from medssl.errors import UserError
 from medssl.evals.stats.bootstrap import difference_seeds, score_seeds
 from medssl.evals.stats.text_table import text_table
 from medssl.evals.task_types.task_types import task_type
-from medssl.runs.predictions import Predictions, of_run
-from medssl.scoring.baselines import BASELINES, FROZEN, SUPERVISED
+from medssl.runs.predictions import Predictions, predictions_of
+from medssl.scoring.baselines import BASELINES, FROZEN, Baseline
 
 VALUES = {"as stored": False, "ranks": True}
 METRIC = task_type("classification").metrics[0]
@@ -99,7 +99,7 @@ def transferred(
 
 def predictions(run: Path, work: Path, home: str, other: str) -> tuple[Predictions, Predictions]:
     """Return the predictions at home and at the other hospital."""
-    of = {p.about["test_store"]: p for p in of_run(run) if p.about["command"] == "transfer"}
+    of = {p.about["test_store"]: p for p in predictions_of(run) if p.about["command"] == "transfer"}
     here, there = (of[medssl.Store.open(work / name).fingerprint] for name in (home, other))
     return here, there
 
@@ -111,9 +111,9 @@ def rows(
     lines = []
     raw = {values: entry(seeds[0][1], RAW) for (method, values), seeds in found.items() if method == first}
     for (method, values), seeds in found.items():
-        for name in ("run", *FROZEN, SUPERVISED) if method == first else ("run",):
+        for name in ("run", *FROZEN, Baseline.SUPERVISED) if method == first else ("run",):
             # the other baselines do not depend on the seed
-            used = seeds if name in ("run", "random init", SUPERVISED) else seeds[:1]
+            used = seeds if name in ("run", "random init", Baseline.SUPERVISED) else seeds[:1]
             at_home, elsewhere = ([entry(s[at], name) for s in used] for at in (0, 1))
             home, away = seeds[0]
             line = {"direction": direction, "features": method if name == "run" else name, "values": values}
@@ -128,7 +128,7 @@ def rows(
 
 def entry(of: Predictions, name: str) -> np.ndarray:
     """Return the probabilities (N, classes) of one row of a table."""
-    return next(e.p[0] for e in of.entries if e.features == name)
+    return next(e.p[0] for e in of.rows if e.source == name)
 
 
 if __name__ == "__main__":

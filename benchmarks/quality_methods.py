@@ -32,7 +32,7 @@ from medssl.errors import UserError
 from medssl.evals.stats.bootstrap import paired, score_seeds
 from medssl.evals.stats.significance import holm
 from medssl.evals.task_types.task_types import task_type
-from medssl.runs.predictions import of_run
+from medssl.runs.predictions import predictions_of
 
 METRICS = {m.name: m for m in task_type("classification").metrics}
 RIVALS = ["raw pixels", "k-means patch bank"]
@@ -119,15 +119,13 @@ def table(given: argparse.Namespace, work: Path) -> None:
         if "refused" in notes[0]:
             refused.append((method, notes[0]["refused"]))
             continue
-        found = [of_run(work / f"{method}{s}")[0] for s in range(given.seeds)]
-        run, fresh = (
-            [e.p[0] for f in found for e in f.entries if e.features == name] for name in ("run", "random init")
-        )
+        found = [predictions_of(work / f"{method}{s}")[0] for s in range(given.seeds)]
+        run, fresh = ([e.p[0] for f in found for e in f.rows if e.source == name] for name in ("run", "random init"))
         score = score_seeds(metric, found[0].y, run, found[0].patient)
         gain = paired(metric, found[0].y, run, fresh, found[0].patient)
-        for entry in found[0].entries:
-            if entry.features in RIVALS:
-                print(f"{entry.features}: {score_seeds(metric, found[0].y, entry.p, found[0].patient)}")
+        for entry in found[0].rows:
+            if entry.source in RIVALS:
+                print(f"{entry.source}: {score_seeds(metric, found[0].y, entry.p, found[0].patient)}")
         seconds, memory = (float(np.mean([n[k] for n in notes])) for k in ("seconds", "peak_mb"))
         rows.append((method, notes[0], score, gain, seconds, memory))
     adjusted = holm([row[3].p for row in rows])

@@ -19,7 +19,7 @@ import torch
 
 import medssl
 from medssl.commands.score.segment import segment
-from medssl.scoring.segmentation_models import RIVALS
+from medssl.scoring.segmentation import BASELINES
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     args.add_argument("--width", type=int, default=8)
     args.add_argument("--label-budgets", nargs="+", default=["10 %", "all"])
     args.add_argument("--draws", type=int, default=1)
-    args.add_argument("--baselines", nargs="*", default=list(RIVALS))
+    args.add_argument("--baselines", nargs="*", default=list(BASELINES))
     args.add_argument("--threads", type=int, default=2)
     given = args.parse_args()
     torch.set_num_threads(given.threads)

@@ -36,10 +36,12 @@ from medssl.evals.stats.text_table import text_table
 from medssl.evals.task_types.task_types import task_type
 from medssl.losses.target_losses import classification
 from medssl.rng import seed_from
-from medssl.scoring import features, probes
+from medssl.scoring import probes
 from medssl.scoring.baselines import FeatureSources
+from medssl.scoring.eval_splits import SplitOptions
 from medssl.scoring.saliency_maps import SaliencyMaker, masks_on_grid
 from medssl.scoring.targets import Subset
+from medssl.scoring.training import TrainingSettings, predictor, train_supervised
 from medssl.store.resampled import resampled_for_encoder
 from medssl.store.store import Store
 from medssl.synthetic.chest import draw_scan
@@ -135,18 +137,18 @@ def main() -> None:
             home, work / "run", method=given.method, encoder="cnn", encoder_options={"widths": given.widths}, augment=given.views,
             size=given.size, steps=given.steps, batch=given.batch, seed=given.seed, monitor_every=0,
         )  # fmt: skip
-        sources, splits = FeatureSources.of(
-            run, home, "finding", "cpu", test_store=stores["mark agrees"], positive="yes"
+        sources, splits = FeatureSources.load(
+            run, home, "finding", SplitOptions(test_store=stores["mark agrees"], positive="yes", device="cpu")
         )
         tests = [_in_order(Subset.of(splits.target, store, store.rows())) for store in stores.values()]
         y, patient = tests[0].y, np.array([held[i][0] for i in range(len(held))])
-        network = features.learn(
-            features.fresh(sources.config, sources.encoder.input), sources.encoder.input, classification(2), home,
-            splits.train.rows, splits.train.y, work / "supervised",
-            views=sources.config.augment.spec("augment"), steps=given.steps, batch=given.batch, seed=given.seed,
-            device="cpu", optim=Optim(lr=1e-3, weight_decay=1e-2),
-        )  # fmt: skip
-        predict = features.predictor(network, sources.encoder.input, "cpu")
+        settings = TrainingSettings(
+            sources.config.augment, given.steps, given.batch, Optim(lr=1e-3, weight_decay=1e-2), given.seed, "cpu"
+        )
+        network = train_supervised(
+            work / "supervised", sources.initial(), sources.encoder.input, classification(2), splits.train, settings
+        )
+        predict = predictor(network, sources.encoder.input, "cpu")
         found = {"supervised from scratch": [predict(t.store, t.rows) for t in tests]}
         frozen = {f"{given.method} + linear probe": sources.of_run()}
         frozen |= {f"{name} + linear probe": sources.frozen(name) for name in ("k-means patch bank", "raw pixels")}
@@ -174,8 +176,7 @@ def main() -> None:
         maker = SaliencyMaker("gradcam", grid, (grid, agree.rows), sources.config, given.seed, "cpu")
         maps = maker(network.encoder, agree.rows[at], np.repeat(weight[1:] - weight[:1], len(at), 0))
         f = mask_energy(maps, masks, insides)
-        with redirect_stdout(StringIO()):
-            seen = cam(run, home, "finding", positive="yes", test_store=stores["mark agrees"])["in_masks"][0]
+        seen = cam(run, home, "finding", positive="yes", test_store=stores["mark agrees"])["in_masks"][0]
         named = zip(
             ("Grad-CAM on the mark", "area of the mark", "energy minus area"), list(seen.values())[1:4], strict=True
         )

@@ -10,9 +10,13 @@ class Result(dict[str, Any]):
         text: one or more lines; `str(result)` returns them.
     """
 
-    def __init__(self, data: dict[str, Any], text: str):
+    def __init__(self, data: dict[str, Any], text: str = ""):
         super().__init__(data)
         self.text = text
 
     def __str__(self) -> str:
         return self.text
+
+    def __add__(self, other: "Result") -> "Result":
+        """Return the data of both, with a blank line between their texts."""
+        return Result({**self, **other}, "\n\n".join(filter(None, (self.text, other.text))))

@@ -101,15 +101,15 @@ def test_what_the_audit_measured_is_what_was_planted(found):
 
 def test_every_fact_that_cannot_be_audited_is_listed_with_the_reason(found):
     assert found["not_audited"] == {
-        "scanner": "not known of any scan",
-        "modality": "not known of any scan",
+        "scanner": "not known for any scan",
+        "modality": "not known for any scan",
         "laterality": "always L",
         "pixel type": "always uint8",
         "pixels": "always 256",
     }
     site = of(found, "site")
     assert site["values"] == ["north", "south", "unknown"]  # not to know a site may be a shortcut as well
-    assert re.fullmatch(r"\d test scans of rarer values left out", site["notes"][0])
+    assert re.fullmatch(r"\d test scans with rarer values left out", site["notes"][0])
     assert site["score"]["n"] == found["n_test"] - int(site["notes"][0][0])
 
 
@@ -124,10 +124,10 @@ def test_each_site_is_tested_by_a_probe_that_has_not_seen_it(found):
     assert set(found["subgroups"]) == {"view", "sex", "age", "site"}
 
 
-def test_the_printed_tables_hold_no_bare_number(made, capsys):
+def test_the_printed_tables_hold_no_bare_number(made):
     _, store, run = made
-    result = audit(run, store, "lesion", facts="view")
-    printed = capsys.readouterr().out
+    result = audit(run, store, "lesion", metadata="view")
+    printed = str(result)
     assert result["metadata"][0]["sentence"] in printed
     assert printed.rstrip().endswith("Part of the score of lesion comes from the view.")
     lines = [line for line in printed.splitlines() if re.match(r"(view|age) .*\d\.\d{3}", line)]
@@ -175,7 +175,7 @@ def test_the_section_of_a_report(made, found):
 
 def test_findings_beside_each_other_and_another_label_as_a_fact(made):
     _, store, run = made
-    result = audit(run, store, "found", facts=["view", "tube"])
+    result = audit(run, store, "found", metadata=["view", "tube"])
     assert result["task"] == "multilabel"
     assert of(result, "view")["metric"] == "macro AUROC"
     assert of(result, "view")["finding"] == "part"
@@ -185,14 +185,16 @@ def test_findings_beside_each_other_and_another_label_as_a_fact(made):
 
 def test_what_cannot_be_asked_is_one_line(made, tmp_path):
     _, store, run = made
-    for facts, words in ((["vew"], "Did you mean 'view'"), (["lesion"], "cannot be a shortcut to itself")):
+    for metadata, words in ((["vew"], "Did you mean 'view'"), (["lesion"], "cannot be a shortcut to itself")):
         with pytest.raises(UserError, match=words):
-            audit(run, store, "lesion", facts=facts)
-    with pytest.raises(UserError, match=r"knows no fact that could be audited \(laterality \(always L\)\)"):
-        audit(run, store, "lesion", facts=["laterality"])
+            audit(run, store, "lesion", metadata=metadata)
+    with pytest.raises(UserError, match=r"has no metadata that could be audited \(laterality \(always L\)\)"):
+        audit(run, store, "lesion", metadata=["laterality"])
     with pytest.raises(UserError, match="scored as regression; use task=classification"):
         audit(run, store, "age", task="regression")
-    with pytest.raises(UserError, match="patients of a class of lesion: too few to audit, it takes 10"):
+    with pytest.raises(
+        UserError, match="patients in the smallest class of lesion: too few, an audit needs at least 10"
+    ):
         audit(run, store, "lesion", where="site == 'south'")
     with pytest.raises(UserError, match="1 classes"):
         audit(run, store, "laterality")
@@ -222,7 +224,7 @@ def test_a_scanner_that_goes_with_the_lesion_is_named_and_one_that_does_not_is_n
     result = audit(run, store, "lesion")
     scanner = of(result, "scanner")
     assert scanner["predicted"]["simclr cnn"]["AUROC"]["low"] > 0.9  # the encoder knows it either way
-    assert "says the same as scanner of every scan" in result["not_audited"].values()  # what the two write into headers
+    assert "the same as scanner in every scan" in result["not_audited"].values()  # what the two write into headers
     if correlation:
         assert scanner["finding"] in ("part", "possible")
         assert "the scanner" in result["verdict"]

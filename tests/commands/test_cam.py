@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 import medssl
 import tiny
-from medssl.commands.analyse.cam import _check, _drawn, cam
+from medssl.commands.analyse.cam import cam, choose_shown
 from medssl.encoders.cnn import CNN
 from medssl.encoders.config import InputConfig
 from medssl.encoders.export import load_encoder
@@ -27,8 +27,9 @@ from medssl.reporting.sections import cam_section
 from medssl.runs.predictions import Predictions
 from medssl.runs.run_folder import Run
 from medssl.scoring import features
-from medssl.scoring.eval_splits import EvalSplits, load_splits
-from medssl.scoring.saliency_maps import head_of, masks_on_grid, outputs
+from medssl.scoring.eval_splits import EvalSplits, SplitOptions, load_splits
+from medssl.scoring.saliency_maps import masks_on_grid, outputs, probe_weights
+from medssl.scoring.saliency_scores import check_random_weights
 from medssl.scoring.targets import Subset, Target
 from medssl.store.resampled import resample_scans
 
@@ -92,11 +93,11 @@ def test_numbers_by_the_long_way(made, drawn):
     """One scan at a time: scikit-learn's weights, the map's share in the square by summing pixels; the run, and untrained."""
     _, run, store = made
     encoder, config = load_encoder(run)
-    splits = load_splits(Run(run), config, store, "square")
-    untrained = features.fresh(Run(run).config(), config.input).eval()
+    splits = load_splits(Run(run), config, store, "square", SplitOptions())
+    untrained = features.initial_encoder(Run(run).config(), config.input).eval()
     resampled = resample_scans(store, SIZE)
     for network, line in zip((encoder, untrained), drawn["in_masks"], strict=True):
-        source = features.of_encoder(network, config.input, "cpu")
+        source = features.from_encoder(network, config.input, "cpu")
         x, y = source(store, splits.train.rows).astype(np.float64), splits.train.y
         mean, scale = x.mean(0), x.std(0)
         scale[scale == 0] = np.inf
@@ -139,7 +140,7 @@ def test_outlines_are_those_of_the_scan_above_them(made, drawn):
     blue = (np.abs(picture - np.round(255 * np.array(OUTLINE))) < 60).all(2)
     rows = store.rows("test")
     masked = np.array([i for i, row in enumerate(rows) if store.mask(int(row)).any()])
-    order = _drawn(masked, len(rows))
+    order = choose_shown(masked, len(rows))
     for k, i in enumerate(order):
         top, left = round(k // 2 * high), round((k % 2 * 3 + 2) * wide)
         cell = blue[top : top + round(wide), left : left + round(wide)]
@@ -166,8 +167,8 @@ def test_nobody_is_named(made, drawn):
     for word in ("patient0", "images/", str(folder), *store.column("scan")[:3], *store.column("patient")[:3]):
         assert word not in text
     kept = [p for p in (Predictions.read(f) for f in (run / "predictions").glob("cam-*.npz"))]
-    assert {e.reader for p in kept for e in p.entries} == {"energy in mask", "highest in mask"}
-    ours = next(e for p in kept for e in p.entries if e.name[:2] == ("run", "energy in mask"))
+    assert {e.probe for p in kept for e in p.rows} == {"energy in mask", "highest in mask"}
+    ours = next(e for p in kept for e in p.rows if e.key[:2] == ("run", "energy in mask"))
     assert ours.p[0].mean() == pytest.approx(drawn["in_masks"][0]["energy in mask"]["value"])
 
 
@@ -212,10 +213,10 @@ def test_maps_that_know_nothing_are_found_out():
     edges = (x[:, 0, 1:] - x[:, 0, :-1]).abs().numpy()
     patient = np.arange(20) // 2
     head = torch.randn(8, 1, generator=torch.Generator().manual_seed(1)).numpy()
-    lines, last = _check(lambda encoder, head, at: edges[at], trained, fresh, None, edges, patient, 0)
+    last, found = check_random_weights(lambda encoder, head, at: edges[at], trained, fresh, None, edges, patient, 0)
     assert last.value == last.low == pytest.approx(1)
     assert randomisation_check(last).startswith("Do not trust these maps")
-    assert [line["random"] for line in lines] == [f"the last {d} of 3 groups of layers" for d in (1, 2, 3)]
+    assert [line["random"] for line in found["check"]] == [f"the last {d} of 3 groups of layers" for d in (1, 2, 3)]
     asked = []
 
     def maps(encoder, weight, at):
@@ -224,9 +225,9 @@ def test_maps_that_know_nothing_are_found_out():
 
     ours = maps(trained, head, np.arange(20))
     asked.clear()
-    lines, last = _check(maps, trained, fresh, head, ours, patient, 0)
+    last, found = check_random_weights(maps, trained, fresh, head, ours, patient, 0)
     assert depends_on_weights(last)
-    assert lines[0]["random"] == "the probe"
+    assert found["check"][0]["random"] == "the probe"
     assert len(asked) == 3 * 4
     for draw, other in enumerate(fresh):
         (first, *_), *rest = asked[4 * draw : 4 * draw + 4]
@@ -277,13 +278,13 @@ def test_the_probe_of_several_classes(made):
     """Log-odds of two scans differ by their features times the weights, whatever the intercepts are."""
     _, run, store = made
     encoder, config = load_encoder(run)
-    source = features.of_encoder(encoder, config.input, "cpu")
+    source = features.from_encoder(encoder, config.input, "cpu")
     parts = [
         Subset(store, rows, np.arange(len(rows)) // 2 % 3, 0, 0)
         for rows in (store.rows("train"), store.rows("val"), store.rows("test"))
     ]
     target = Target(("square",), "classification", ("a", "b", "c"))
-    head = head_of(source, EvalSplits(target, *parts), 0)
+    head = probe_weights(source, EvalSplits(target, *parts, "held-out patients"), 0)
     x = [source(store, part.rows) for part in parts]
     p = linear_probes((x[0], parts[0].y), (x[1], parts[1].y), [x[2]], classes=3)[0].predictions[0]
     logits = x[2] @ head
@@ -307,14 +308,14 @@ def test_what_is_explained():
     assert outputs(two, "left", y)[2].tolist() == [-1, -1, -1]
     assert outputs(three, None, y + 1)[1].tolist() == [1, 2, 2]
     assert outputs(three, "c", y)[1].tolist() == [2, 2, 2]
-    many = Target(("findings",), "labels", ("mass", "nodule"))
+    many = Target(("findings",), "multilabel", ("mass", "nodule"))
     assert outputs(many, "nodule", y)[1].tolist() == [1, 1, 1]
-    with pytest.raises(UserError, match="choose one with explain=, of mass, nodule"):
+    with pytest.raises(UserError, match="choose one with explain=, from mass, nodule"):
         outputs(many, None, y)
     assert outputs(Target(("age",), "regression", ()), None, y)[0] == "a high age"
     with pytest.raises(UserError, match="leave explain out"):
         outputs(Target(("age",), "regression", ()), "old", y)
-    with pytest.raises(UserError, match="no maps of survival"):
+    with pytest.raises(UserError, match="no maps for survival"):
         outputs(Target(("time", "event"), "survival", ()), None, y)
 
 
@@ -351,12 +352,12 @@ def test_masks_are_brought_to_the_grid_of_the_encoder(tmp_path):
     assert 0 < tiny_mask.max() < 0.5  # much smaller than a voxel, it stays where it is
 
 
-def test_scans_that_are_drawn():
+def test_scans_that_arechoose_shown():
     """Most of them with a mask, some without, where there are such."""
-    assert len(_drawn(np.arange(0, 100, 2), 100)) == 8
-    assert (_drawn(np.arange(0, 100, 2), 100) % 2).sum() == 2
-    assert _drawn(np.arange(30), 30).tolist() == _drawn(np.empty(0, int), 30).tolist()
-    assert sorted(_drawn(np.array([1, 3]), 5)) == [0, 1, 2, 3, 4]
+    assert len(choose_shown(np.arange(0, 100, 2), 100)) == 8
+    assert (choose_shown(np.arange(0, 100, 2), 100) % 2).sum() == 2
+    assert choose_shown(np.arange(30), 30).tolist() == choose_shown(np.empty(0, int), 30).tolist()
+    assert sorted(choose_shown(np.array([1, 3]), 5)) == [0, 1, 2, 3, 4]
 
 
 def test_a_sheet_shows_map_and_outline():

@@ -21,10 +21,10 @@ from medssl.commands.score.finetune import finetune
 from medssl.encoders.timm2d import TimmEncoder, weights_available
 from medssl.errors import UserError
 from medssl.evals.embed import embed
-from medssl.runs.predictions import of_run
+from medssl.runs.predictions import predictions_of
 from medssl.store.resampled import ResampledScans, resample_scans
 
-QUICK = {"steps": 12, "batch": 32, "recipe": "plain", "draws": 2}
+QUICK = {"steps": 12, "batch": 32, "augment": "plain", "draws": 2}
 SIZES = {"train": 160, "val": 16, "test": 80}
 
 
@@ -53,14 +53,14 @@ def made(shared, tmp_path_factory):
 def tuned(made):
     store, run = made
     before = {p: p.read_bytes() for p in run.iterdir() if p.is_file()}
-    result = finetune(run, store, "label", labels=["20 %", "all"], **QUICK)
+    result = finetune(run, store, "label", label_budgets=["20 %", "all"], **QUICK)
     changed = [p.name for p, bytes_ in before.items() if p.read_bytes() != bytes_]
     assert changed == []  # the run itself stays as it was
     return result
 
 
 def test_every_row_stands_at_every_budget_with_intervals_and_its_difference(tuned, made):
-    rows = {(r["features"], r["reader"], r["labels"]): r for r in tuned["rows"]}
+    rows = {(r["features"], r["probe"], r["label_budget"]): r for r in tuned["rows"]}
     lines = [
         ("simclr cnn", "fine-tuned"),
         ("random init", "end to end"),
@@ -71,19 +71,19 @@ def test_every_row_stands_at_every_budget_with_intervals_and_its_difference(tune
     assert any("ImageNet" in flag for flag in tuned["flags"])  # a cnn has no such weights, and the table says so
     for (features, *_), row in rows.items():
         assert row["draws"] == 2
-        for s in [*row["scores"].values(), *([row["minus_run"]] if row["minus_run"] else [])]:
+        for s in [*row["scores"].values(), *([row["difference"]] if row["difference"] else [])]:
             assert s["low"] <= s["high"]
             assert s["n"] == SIZES["test"]
             assert "over 2 draws of labels and 80 patients" in s["how"]
-        assert (row["minus_run"] is None) == (features == "simclr cnn")
-    (kept,) = (p for p in of_run(made[1]) if p.about["command"] == "finetune")
-    p = {(e.features, e.labels): e.p for e in kept.entries}
+        assert (row["difference"] is None) == (features == "simclr cnn")
+    (kept,) = (p for p in predictions_of(made[1]) if p.about["command"] == "finetune")
+    p = {(e.source, e.label_budget): e.p for e in kept.rows}
     for rival in ("random init", "run, frozen", "random init, frozen"):
         for budget in ("20 %", "all"):
             each = zip(p[rival, budget], p["run", budget], strict=True)
             want = np.mean([roc_auc_score(kept.y, a[:, 1]) - roc_auc_score(kept.y, b[:, 1]) for a, b in each])
             row = next(r for k, r in rows.items() if k[0] == rival and k[2] == budget)
-            assert row["minus_run"]["value"] == pytest.approx(want)
+            assert row["difference"]["value"] == pytest.approx(want)
     assert json.loads((made[1] / "scores.json").read_text())["tables"][-1] == json.loads(json.dumps(tuned))
 
 
@@ -98,7 +98,7 @@ def test_all_fits_have_the_same_budget_and_their_own_seeds(tuned, made):
 
 
 def test_labels_are_learnt(tuned):
-    best = next(r for r in tuned["rows"] if r["reader"] == "fine-tuned" and r["labels"] == "all")
+    best = next(r for r in tuned["rows"] if r["probe"] == "fine-tuned" and r["label_budget"] == "all")
     assert best["scores"]["AUROC"]["value"] > 0.75
 
 
@@ -114,8 +114,8 @@ def test_the_largest_budget_is_handed_over_with_its_head(tuned, made):
     resampled = ResampledScans(grid.array, grid.low, grid.high, config.mean, config.std, grid.size)
     x = torch.from_numpy(embed(encoder, resampled, store.rows("test"), quiet=True)).double()
     p = (x @ head["weight"].double().T + head["bias"].double()).softmax(1)
-    (kept,) = (p for p in of_run(run) if p.about["command"] == "finetune")
-    want = next(e.p[0] for e in kept.entries if e.name == ("run", "fine-tuned", "all"))
+    (kept,) = (p for p in predictions_of(run) if p.about["command"] == "finetune")
+    want = next(e.p[0] for e in kept.rows if e.key == ("run", "fine-tuned", "all"))
     np.testing.assert_allclose(p.numpy(), want, atol=1e-6)
 
 
@@ -127,7 +127,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def test_frozen_blocks_are_handed_over_as_they_came(made, tmp_path, blocks):
     store, run = made
     run = shutil.copytree(run, tmp_path / "run")
-    result = finetune(run, store, "label", labels=[60], blocks=blocks, rivals=[], **QUICK)
+    result = finetune(run, store, "label", label_budgets=[60], blocks=blocks, baselines=[], **QUICK)
     before, after = weights(run), weights(run / result["encoder"])
     for name, value in before.items():
         trained = int(name.split(".")[1]) >= 3 - blocks
@@ -138,7 +138,9 @@ def test_lower_blocks_move_less(made, tmp_path):
     """AdamW moves every weight by about the rate, so three blocks are 1, 100 and 10 000 steps apart."""
     store, run = made
     run = shutil.copytree(run, tmp_path / "run")
-    result = finetune(run, store, "label", labels=["50 %", 60], layer_decay=0.01, rivals=[], **QUICK | {"draws": 1})
+    result = finetune(
+        run, store, "label", label_budgets=["50 %", 60], layer_decay=0.01, baselines=[], **QUICK | {"draws": 1}
+    )
     before, after = weights(run), weights(run / result["encoder"])
     moved = [(after[f"layers.{i}.0.weight"] - before[f"layers.{i}.0.weight"]).abs().mean() for i in range(3)]
     assert moved[0] < moved[1] / 20 < moved[2] / 400
@@ -148,7 +150,7 @@ def test_lower_blocks_move_less(made, tmp_path):
 def in_a_child(run, store):
     torch.set_num_threads(1)
     small = {"steps": 24, "batch": 16, "draws": 1}
-    finetune(run, store, "label", labels=[60], rivals=["scratch"], save_every=2, **QUICK | small)
+    finetune(run, store, "label", label_budgets=[60], baselines=["scratch"], save_every=2, **QUICK | small)
 
 
 def bits(run):
@@ -188,7 +190,7 @@ def test_a_wider_question_does_not_do_again_what_is_done(tuned, made, tmp_path):
     store, run = made
     copy = shutil.copytree(run, tmp_path / "run")
     times = {p.parent.name: p.stat().st_mtime_ns for p in (copy / "finetune").rglob("test.npy")}
-    more = finetune(copy, store, "label", labels=["20 %", 90], rivals=["scratch"], **QUICK)
+    more = finetune(copy, store, "label", label_budgets=["20 %", 90], baselines=["scratch"], **QUICK)
     now = {p.parent.name: p.stat().st_mtime_ns for p in (copy / "finetune").rglob("test.npy")}
     assert {k: now[k] for k in times} == times
     assert len(now) == len(times) + 4
@@ -201,7 +203,7 @@ def test_imagenet_is_a_row_where_its_weights_are(made, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     run = pretrain(store, tmp_path / "run", steps=2, encoder="test_resnet")
-    asked = {"labels": [60], "rivals": ["ImageNet"], "steps": 2, "batch": 32, "draws": 1, "recipe": "plain"}
+    asked = {"label_budgets": [60], "baselines": ["ImageNet"], "steps": 2, "batch": 32, "draws": 1, "augment": "plain"}
     assert not weights_available("test_resnet")
     without = finetune(run, store, "label", **asked)
     assert [r["features"] for r in without["rows"]] == ["simclr test_resnet"]
@@ -220,8 +222,8 @@ def test_imagenet_is_a_row_where_its_weights_are(made, tmp_path, monkeypatch):
         TimmEncoder(1, (28, 28), "test_resnet", pretrained=True).net.conv1[0].weight == 0.75
     ).all()  # three channels
     with_it = finetune(run, store, "label", **asked)
-    assert [(r["features"], r["reader"]) for r in with_it["rows"]][1:] == [("ImageNet", "fine-tuned")]
-    assert with_it["rows"][1]["minus_run"] is not None
+    assert [(r["features"], r["probe"]) for r in with_it["rows"]][1:] == [("ImageNet", "fine-tuned")]
+    assert with_it["rows"][1]["difference"] is not None
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +272,7 @@ def drawn(tmp_path_factory):
 def test_every_kind_of_task_is_learnt(drawn, task, target, metric):
     store, run = drawn
     result = finetune(
-        run, store, target, task=task, labels=["all"], draws=1, steps=60, batch=30, lr=1e-2, recipe="plain", rivals=[]
+        run, store, target, task=task, label_budgets=["all"], draws=1, steps=60, batch=30, lr=1e-2, augment="plain", baselines=[]
     )  # fmt: skip
     score = result["rows"][0]["scores"][metric]
     assert score["low"] <= score["value"] <= score["high"]
@@ -286,13 +288,13 @@ def test_every_kind_of_task_is_learnt(drawn, task, target, metric):
 def test_what_cannot_be_is_one_line(made, drawn, tmp_path):
     store, run = made
     for wrong, says in [
-        ({"labels": [10_000]}, "lower it"),
-        ({"labels": [1]}, "cannot contain all of"),
+        ({"label_budgets": [10_000]}, "lower it"),
+        ({"label_budgets": [1]}, "cannot contain all of"),
         ({"batch": 1}, "batch at least 2"),
-        ({"rivals": ["scatch"]}, "scratch"),
+        ({"baselines": ["scatch"]}, "scratch"),
         ({"blocks": 9}, "give 0 to 3"),
         ({"layer_decay": 2.0}, "layer_decay"),
-        ({"recipe": "xry"}, "xray"),
+        ({"augment": "xry"}, "xray"),
     ]:
         with pytest.raises(UserError, match=says) as e:
             finetune(run, store, "label", **QUICK | wrong)

@@ -20,10 +20,11 @@ from medssl.ingestion.writer import StoreWriter
 from medssl.readers.pseudonyms import open_key
 from medssl.readers.reject_codes import remedy
 from medssl.readers.scan import Scan, Unreadable
-from medssl.reporting.contact_sheet import CAPTION, CELL, GAP, contact_sheet, evenly_spaced
+from medssl.reporting.contact_sheet import CAPTION, CELL, GAP, MOST, contact_sheet
 from medssl.reporting.privacy import faces, privacy_page
 from medssl.reporting.store_tables import tilts
 from medssl.reporting.text_table import aligned
+from medssl.store.query import evenly_spaced
 from medssl.store.store import Store
 
 N, PER_PATIENT = 24, 2
@@ -225,7 +226,7 @@ def test_the_sheet_reads_only_what_it_shows(fresh):
 
 @pytest.mark.parametrize("n", [1, 2, 199, 200, 201, 100_000])
 def test_chosen_scans_are_evenly_spread(n):
-    rows = evenly_spaced(n)
+    rows = evenly_spaced(n, MOST)
     assert (len(rows), rows[0], rows[-1]) == (min(n, 200), 0, n - 1)
     assert np.ptp(np.diff(rows)) <= 1 if n > 1 else True
 

@@ -125,7 +125,7 @@ def test_the_panel_takes_patients_before_scans(made):
     assert set(held_out_subset(store, 5, seed=1).rows) != set(held_out_subset(store, 5).rows)
 
 
-def test_one_encoder_is_measured_and_written_down(made, capsys):
+def test_one_encoder_is_measured_and_written_down(made):
     _, store, run = made
     result = medssl.quality(run, store, views=3)
     assert json.loads((run / "quality.json").read_text()) == json.loads(json.dumps(result))
@@ -139,7 +139,7 @@ def test_one_encoder_is_measured_and_written_down(made, capsys):
     n = len(store.rows("val"))
     assert result["distances"]["euclidean"]["metric"] is True
     assert result["distances"]["cosine"]["triangle"]["checked"] == n * (n - 1) * (n - 2)
-    shown = capsys.readouterr().out
+    shown = str(result)
     assert "jackknife over" in shown
     assert "euclidean distance of the features: on these points it is a metric" in shown
     for name in MEASURES:
@@ -151,10 +151,10 @@ def test_one_encoder_is_measured_and_written_down(made, capsys):
 def test_the_features_are_those_of_the_encoder_handed_over(made):
     _, store, run = made
     encoder, config = medssl.load_encoder(run)
-    from medssl.scoring.features import of_encoder
+    from medssl.scoring.features import from_encoder
 
     rows = held_out_subset(store, 512).rows
-    x = of_encoder(encoder, config.input, "cpu")(store, rows).astype(float)
+    x = from_encoder(encoder, config.input, "cpu")(store, rows).astype(float)
     s = np.linalg.svd(x - x.mean(0), compute_uv=False)
     p = s / s.sum() + 1e-7
     got = medssl.quality(run, store, views=2)["measures"]["RankMe centred"]["value"]
@@ -191,11 +191,18 @@ def folders(made, tmp_path, n, order=1.0):
         (copy / "quality.json").write_text(json.dumps(mine))
         row = {
             "features": "simclr cnn",
-            "reader": "linear",
-            "labels": "all",
+            "source": "run",
+            "probe": "linear",
+            "label_budget": "all",
             "scores": {"AUROC": {"value": 0.5 + i / 50}},
         }
-        other = {"features": "PCA", "reader": "linear", "labels": "all", "scores": {"AUROC": {"value": 0.9}}}
+        other = {
+            "features": "PCA",
+            "source": "PCA",
+            "probe": "linear",
+            "label_budget": "all",
+            "scores": {"AUROC": {"value": 0.9}},
+        }
         table = {
             "command": "probe",
             "target": "lesion",
@@ -207,12 +214,12 @@ def folders(made, tmp_path, n, order=1.0):
     return tmp_path / "runs"
 
 
-def test_the_measure_that_orders_runs_is_named(made, tmp_path, capsys):
+def test_the_measure_that_orders_runs_is_named(made, tmp_path):
     got = medssl.quality(runs=str(folders(made, tmp_path, 10)))
     assert got["values"] == [0.5 + i / 50 for i in range(10)]
     assert got["agreement"]["LiDAR"]["spearman"]["value"] == 1
     assert got["trust"].startswith("trust LiDAR here: higher is better, Spearman 1.000")
-    out = capsys.readouterr().out
+    out = str(got)
     assert "linear probe of lesion, AUROC" in out
     assert "bootstrap over 10 runs" in out
 
@@ -221,11 +228,11 @@ def test_a_measure_that_orders_runs_the_wrong_way_is_said_to(made, tmp_path):
     assert "opposite of what its paper says" in medssl.quality(runs=str(folders(made, tmp_path, 10, -1.0)))["trust"]
 
 
-def test_few_runs_have_no_correlation(made, tmp_path, capsys):
+def test_few_runs_have_no_correlation(made, tmp_path):
     got = medssl.quality(runs=str(folders(made, tmp_path, 3)))
     assert got["agreement"] == {}
     assert "3 runs are too few" in got["trust"]
-    assert "Spearman" not in capsys.readouterr().out
+    assert "Spearman" not in str(got)
 
 
 def test_runs_measured_on_other_scans_are_not_compared(made, tmp_path):
@@ -234,16 +241,16 @@ def test_runs_measured_on_other_scans_are_not_compared(made, tmp_path):
     found = json.loads(path.read_text())
     found["subset"]["store"] = "another"
     path.write_text(json.dumps(found))
-    with pytest.raises(UserError, match="different panels; add store=STORE"):
+    with pytest.raises(UserError, match="different scans; add store=STORE"):
         medssl.quality(runs=str(where))
     path.write_text(json.dumps(found | {"weights": "of another encoder"}))
-    with pytest.raises(UserError, match=r"r0 has no quality\.json of its present encoder"):
+    with pytest.raises(UserError, match=r"r0 has no quality\.json for its present encoder"):
         medssl.quality(runs=str(where))
     path.write_text("{")
     with pytest.raises(UserError, match="damaged"):
         medssl.quality(runs=str(where))
     path.unlink()
-    with pytest.raises(UserError, match=r"r0 has no quality\.json of its present encoder; add store=STORE"):
+    with pytest.raises(UserError, match=r"r0 has no quality\.json for its present encoder; add store=STORE"):
         medssl.quality(runs=str(where))
 
 

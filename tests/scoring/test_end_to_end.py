@@ -51,15 +51,15 @@ def scored(made):
 
 def test_every_number_has_an_interval_and_its_rivals(scored, made):
     frozen = ("simclr cnn", "raw pixels", "PCA", "k-means patch bank", "random init")
-    linear, near = ({(r["features"], r["reader"]) for r in table["rows"]} for table in scored)
+    linear, near = ({(r["features"], r["probe"]) for r in table["rows"]} for table in scored)
     assert linear == {(f, "linear") for f in frozen} | {("supervised", "end to end")}
     assert near == {(f, "kNN") for f in frozen}
     for table, row in [(t, row) for t in scored for row in t["rows"]]:
         assert set(row["scores"]) == {"AUROC", "AUPRC", "accuracy", "balanced accuracy", "ECE"}
-        for s in [*row["scores"].values(), *([row["minus_run"]] if row["minus_run"] else [])]:
+        for s in [*row["scores"].values(), *([row["difference"]] if row["difference"] else [])]:
             assert s["low"] <= s["high"]
             assert s["patients"] == table["patients_test"] < s["n"] == table["n_test"]
-        assert (row["minus_run"] is None) == (row["features"] == "simclr cnn")
+        assert (row["difference"] is None) == (row["features"] == "simclr cnn")
     assert json.loads((made[1] / "scores.json").read_text())["tables"] == json.loads(json.dumps(scored))
 
 
@@ -260,8 +260,8 @@ def test_it_learns_on_real_scans(shared, tmp_path):
         monitor_every=0,
     )
     result = medssl.probe(run, store.path, "label", baselines=["random init", "k-means patch bank"])
-    rows = {(r["features"], r["reader"]): r for r in result["rows"]}
-    assert rows["random init", "linear"]["minus_run"]["high"] < 0
+    rows = {(r["features"], r["probe"]): r for r in result["rows"]}
+    assert rows["random init", "linear"]["difference"]["high"] < 0
     assert rows["k-means patch bank", "linear"]["scores"]["AUROC"]["value"] >= 0.965
 
 

@@ -14,9 +14,10 @@ from medssl.evals.probes.knn import knn_probe
 from medssl.evals.probes.retrieval import retrieve
 from medssl.evals.stats.bootstrap import score
 from medssl.reporting.score_table import clinical_use
-from medssl.runs.predictions import of_run
+from medssl.runs.predictions import predictions_of
 from medssl.scoring import baselines
 from medssl.scoring.baselines import FeatureSources
+from medssl.scoring.eval_splits import SplitOptions
 from medssl.synthetic.cohort import person, write_cohort
 
 SEED, COLUMNS = 3, ("lesion", "found", "grade", "brightness", "days", "died")
@@ -66,9 +67,9 @@ def made(tmp_path_factory):
     return folder, store, run
 
 
-def entry(run, command, features, reader, labels="all"):
-    (answer,) = [p for p in of_run(run) if (p.about["command"], p.about["target"]) == (command, "lesion")]
-    (found,) = [e for e in answer.entries if e.name == (features, reader, labels)]
+def entry(run, command, *key):
+    (answer,) = [p for p in predictions_of(run) if (p.about["command"], p.about["target"]) == (command, "lesion")]
+    (found,) = [e for e in answer.rows if e.key == key]
     return answer, found
 
 
@@ -105,29 +106,28 @@ def test_survival_is_scored_by_concordance_and_raw_pixels_see_the_lesion(made):
 
 def test_budgets_are_rows_of_their_own_paired_with_the_run(made):
     _, store, run = made
-    result = medssl.probe(run, store.path, "lesion", labels=["20", "all"], draws=3, baselines=["PCA"])
-    rows = {(r["features"], r["labels"]): r for r in result["rows"]}
+    result = medssl.probe(run, store.path, "lesion", label_budgets=["20", "all"], draws=3, baselines=["PCA"])
+    rows = {(r["features"], r["label_budget"]): r for r in result["rows"]}
     assert set(rows) == {(f, b) for f in ("simclr cnn", "PCA") for b in ("20 scans", "all")}
     few = rows["simclr cnn", "20 scans"]
     assert few["draws"] == 3
     assert "3 draws of labels" in few["scores"]["AUROC"]["how"]
-    assert "3 draws of labels" in rows["PCA", "20 scans"]["minus_run"]["how"]
+    assert "3 draws of labels" in rows["PCA", "20 scans"]["difference"]["how"]
     answer, found = entry(run, "probe", "run", "linear", "20 scans")
     each = [AUROC(answer.y, p) for p in found.p]
     assert len(set(each)) > 1
     assert few["scores"]["AUROC"]["value"] == pytest.approx(np.mean(each), abs=1e-12)
 
 
-def test_what_a_score_means_in_use_stands_below_it(made, capsys):
+def test_the_clinical_meaning_of_a_score_is_below_it(made):
     _, store, run = made
     result = medssl.probe(run, store.path, "lesion", baselines=[], prevalences=[0.02])
-    said = capsys.readouterr().out
     assert {"sensitivity", "specificity", "PPV", "NPV", "PPV at 2 %", "NPV at 2 %"} == set(
-        result["operating"]["scores"]
+        result["operating_point"]["scores"]
     )
-    assert "validation scans" in result["operating"]["how"]
-    assert "operating point of 'yes'" in said
-    assert set(result["calibration"]["change"]) == {"ECE", "NLL"}
+    assert "validation scans" in result["operating_point"]["how"]
+    assert "operating point for 'yes'" in str(result)
+    assert set(result["calibration"]["difference"]) == {"ECE", "NLL"}
     assert {"sex", "age", "scanner"} <= set(result["subgroups"])
     (n,) = {sum(g["n"] for g in found["groups"]) for found in result["subgroups"].values()}
     assert n == result["n_test"]
@@ -141,7 +141,7 @@ def test_what_a_score_means_in_use_stands_below_it(made, capsys):
         "fewer than",
     ):
         assert word in page
-    low = result["operating"]["scores"]["sensitivity"]["low"]
+    low = result["operating_point"]["scores"]["sensitivity"]["low"]
     assert f"[{low:.3f}, " in page
 
 
@@ -149,11 +149,11 @@ def test_neighbours_are_those_of_the_features(made):
     """The command's predictions are the function's on the run's own features: no scan is mixed up on the way."""
     _, store, run = made
     medssl.knn(run, store.path, "lesion", k=5, baselines=[])
-    sources, splits = FeatureSources.of(run, store.path, "lesion", "cpu")
+    sources, splits = FeatureSources.load(run, store.path, "lesion", SplitOptions(device="cpu"))
     source, train, test = sources.of_run(), splits.train, splits.test
     x, x_test = source(store, train.rows), source(store, test.rows)
     expected = knn_probe(x, train.y, train.patient, x_test, test.patient, 2, k=5)
-    answer, found = entry(run, "knn", "run", "kNN")
+    answer, found = entry(run, "knn", "run", "kNN", "all")
     np.testing.assert_array_equal(found.p[0], expected)
     assert answer.scan.tolist() == store.column("scan")[test.rows].tolist()
 
@@ -161,11 +161,11 @@ def test_neighbours_are_those_of_the_features(made):
 def test_retrieval_is_averaged_over_queries_with_their_patients(made):
     _, store, run = made
     result = medssl.retrieve(run, store.path, "lesion", gallery="test", baselines=["raw pixels"])
-    assert {r["reader"] for r in result["rows"]} == {"MAP@R", "R-precision", "P@1"}
-    sources, splits = FeatureSources.of(run, store.path, "lesion", "cpu")
+    assert {r["probe"] for r in result["rows"]} == {"MAP@R", "R-precision", "P@1"}
+    sources, splits = FeatureSources.load(run, store.path, "lesion", SplitOptions(device="cpu"))
     test = splits.test
     expected = retrieve(sources.of_run()(store, test.rows), test.y, test.patient)
-    row = next(r for r in result["rows"] if (r["features"], r["reader"]) == ("simclr cnn", "MAP@R"))
+    row = next(r for r in result["rows"] if (r["features"], r["probe"]) == ("simclr cnn", "MAP@R"))
     assert row["scores"]["mean"]["value"] == pytest.approx(expected.map_at_r.mean(), abs=1e-12)
     with pytest.raises(UserError, match="by a class or by findings"):
         medssl.retrieve(run, store.path, "brightness")
@@ -180,25 +180,27 @@ def test_what_is_lost_elsewhere_is_home_minus_there(made, tmp_path):
     (table,) = result["others"]
     assert table["patients_test"] == 25
     home, there = sorted(
-        (p for p in of_run(run) if p.about["command"] == "transfer"), key=lambda p: len(set(p.patient)) == 25
+        (p for p in predictions_of(run) if p.about["command"] == "transfer"), key=lambda p: len(set(p.patient)) == 25
     )
     for i, row in enumerate(table["rows"]):
-        a, b = (AUROC(p.y, p.entries[i].p[0]) for p in (home, there))
-        assert row["scores"]["lost"]["value"] == pytest.approx(a - b, abs=1e-12)
-        assert row["scores"]["AUROC"]["value"] == pytest.approx(b, abs=1e-12)
-        assert row["scores"]["lost"]["patients"] == len(set(home.patient)) + 25
-        alone = score(AUROC, there.y, there.entries[i].p[0], there.patient)
-        assert row["scores"]["lost"]["high"] - row["scores"]["lost"]["low"] > alone.high - alone.low
+        a, b = (AUROC(p.y, p.rows[i].p[0]) for p in (home, there))
+        assert row["scores"]["transfer gap"]["value"] == pytest.approx(a - b, abs=1e-12)
+        assert row["scores"]["AUROC away"]["value"] == pytest.approx(b, abs=1e-12)
+        assert row["scores"]["transfer gap"]["patients"] == len(set(home.patient)) + 25
+        alone = score(AUROC, there.y, there.rows[i].p[0], there.patient)
+        assert row["scores"]["transfer gap"]["high"] - row["scores"]["transfer gap"]["low"] > alone.high - alone.low
 
 
 def test_kept_features_are_used_and_a_damaged_copy_is_made_anew(made):
     _, store, run = made
-    sources, splits = FeatureSources.of(run, store.path, "lesion", "cpu")
+    sources, splits = FeatureSources.load(run, store.path, "lesion", SplitOptions(device="cpu"))
     rows = splits.test.rows
     first = sources.frozen("PCA")(store, rows)
     calls = []
     key = ["test", 1]
-    made_once = [baselines.kept(store.path / "cache", key, lambda: calls.append(1) or np.arange(3.0)) for _ in range(2)]
+    made_once = [
+        baselines.cached(store.path / "cache", key, lambda: calls.append(1) or np.arange(3.0)) for _ in range(2)
+    ]
     assert calls == [1]
     assert made_once[0].tolist() == made_once[1].tolist()
     for path in (store.path / "cache").glob("array-*.npy"):
@@ -211,8 +213,8 @@ def test_words_that_mean_nothing_are_named(made):
     with pytest.raises(UserError, match="there is no baseline 'raw'"):
         medssl.probe(run, store.path, "lesion", baselines=["raw"])
     with pytest.raises(UserError, match="'ten' is no label budget"):
-        medssl.probe(run, store.path, "lesion", labels=["ten"])
+        medssl.probe(run, store.path, "lesion", label_budgets=["ten"])
     with pytest.raises(UserError, match="k must be at least 1"):
         medssl.knn(run, store.path, "lesion", k=0)
-    with pytest.raises(UserError, match="reader is 'knn'; it may be linear or kNN"):
-        medssl.transfer(run, store.path, "lesion", [str(store.path)], reader="knn")
+    with pytest.raises(UserError, match="probe is 'knn'; it may be linear or kNN"):
+        medssl.transfer(run, store.path, "lesion", [str(store.path)], probe="knn")

@@ -14,7 +14,6 @@ import medssl
 import tiny
 from medssl.encoders.export import load_encoder
 from medssl.errors import UserError
-from medssl.runs.run_folder import Run
 from medssl.scoring.baselines import FROZEN, FeatureSources
 from medssl.store.equalise import MEAN, STD, equalise_histogram
 from medssl.store.resampled import resampled_for_encoder
@@ -82,7 +81,7 @@ def test_features_do_not_follow_the_contrast_curve(hospitals):
     moved = {}
     for equalise in (False, True):
         run = run_on(hospitals, f"run {equalise}", equalise)
-        entrants = FeatureSources(Run(run), Run(run).finished(), load_encoder(run)[1], a, "cpu")
+        entrants = FeatureSources(run, a, "cpu")
         for name, source in entrants.all(FROZEN):
             x, y = source(a, rows), source(b, rows)
             moved[name, equalise] = np.abs(x - y).mean() / x.std(0).mean()

@@ -33,7 +33,7 @@ from medssl.encoders.vit import ViT
 from medssl.errors import UserError
 from medssl.losses.dice import dice_cross_entropy
 from medssl.methods.base import Clock, Method
-from medssl.runs.predictions import of_run
+from medssl.runs.predictions import predictions_of
 from medssl.store.masks import resample_masks
 from medssl.store.store import Store
 from medssl.tasks.segment import Segment
@@ -324,13 +324,13 @@ def draw(source, n, start=0, without=0, labels=(60, 200)):
             Image.fromarray(mask).save(source / "masks" / f"c{k}.png")
 
 
-QUICK = {"steps": 30, "batch": 8, "width": 8, "recipe": "plain", "lr": 2e-2, "save_every": 10, "tolerance": 1.0}
+QUICK = {"steps": 30, "batch": 8, "width": 8, "augment": "plain", "lr": 2e-2, "save_every": 10, "tolerance": 1.0}
 
 
 @pytest.fixture(scope="module")
 def scored(made):
     folder, run = made
-    return segment(run, folder / "store", labels=["30 %", "all"], **QUICK)
+    return segment(run, folder / "store", label_budgets=["30 %", "all"], **QUICK)
 
 
 def test_every_row_has_intervals_and_a_difference(made, scored):
@@ -339,14 +339,14 @@ def test_every_row_has_intervals_and_a_difference(made, scored):
         ("random init, frozen", "decoder only"), ("simclr cnn", "dense linear"), ("random init", "dense linear"),
         ("simclr cnn", "dense kNN"), ("random init", "dense kNN"),
     ]  # fmt: skip
-    rows = {(r["features"], r["reader"], r["labels"]): r for r in scored["rows"]}
+    rows = {(r["features"], r["probe"], r["label_budget"]): r for r in scored["rows"]}
     assert set(rows) == {(*line, budget) for line in lines for budget in ("30 %", "all")}
     test = Store.open(made[0] / "store").rows("test")
     for (what, *_), row in rows.items():
         assert set(row["scores"]) == {"Dice", "HD95", "surface Dice", "volume error"}
         assert set(row["by_class"]) == {"60", "200"}
-        assert (row["minus_run"] is None) == (what == "simclr cnn")
-        for s in [*row["scores"].values(), *([row["minus_run"]] if row["minus_run"] else [])]:
+        assert (row["difference"] is None) == (what == "simclr cnn")
+        for s in [*row["scores"].values(), *([row["difference"]] if row["difference"] else [])]:
             assert s["low"] <= s["value"] <= s["high"]
             assert s["n"] == len(test) == scored["n_test"]
         each = [row["by_class"][label]["Dice"]["value"] for label in ("60", "200")]
@@ -362,12 +362,14 @@ def test_every_row_has_intervals_and_a_difference(made, scored):
 
 def test_predictions_are_kept_so_that_runs_can_be_paired(made, scored):
     store = Store.open(made[0] / "store")
-    (kept,) = (p for p in of_run(made[1]) if p.about["command"] == "segment")
+    (kept,) = (p for p in predictions_of(made[1]) if p.about["command"] == "segment")
     assert kept.about["task"] == "per_case"
-    rows = {(r["features"], r["reader"], r["labels"]): r for r in scored["rows"]}
-    for entry in kept.entries:
-        what = "simclr cnn" + entry.features[3:] if entry.features[:3] == "run" else entry.features
-        assert rows[what, entry.reader, entry.labels]["scores"]["Dice"]["value"] == pytest.approx(entry.p[0].mean())
+    rows = {(r["features"], r["probe"], r["label_budget"]): r for r in scored["rows"]}
+    for entry in kept.rows:
+        what = "simclr cnn" + entry.source[3:] if entry.source[:3] == "run" else entry.source
+        assert rows[what, entry.probe, entry.label_budget]["scores"]["Dice"]["value"] == pytest.approx(
+            entry.p[0].mean()
+        )
     at = {scan: row for row, scan in enumerate(store.column("scan"))}
     assert [np.count_nonzero(store.mask(at[scan])) for scan in kept.scan] == kept.y.tolist()
 
@@ -376,13 +378,13 @@ def test_a_second_call_gives_the_same_and_trains_nothing(made, scored):
     folder, run = made
     fits = {p: p.stat().st_mtime_ns for p in (run / "segment").rglob("*.npy")}
     assert len(fits) == 16
-    again = segment(run, folder / "store", labels=["30 %", "all"], **QUICK)
+    again = segment(run, folder / "store", label_budgets=["30 %", "all"], **QUICK)
     assert json.dumps(again) == json.dumps(scored)
     assert {p: p.stat().st_mtime_ns for p in (run / "segment").rglob("*.npy")} == fits
     assert not list((run / "segment").rglob("*.ckpt"))
-    other = segment(run, folder / "store", labels="all", rivals=["dense linear"], **(QUICK | {"steps": 2}))
+    other = segment(run, folder / "store", label_budgets="all", baselines=["dense linear"], **(QUICK | {"steps": 2}))
     assert len(list((run / "segment").iterdir())) == 2  # other settings are other fits
-    assert [r["reader"] for r in other["rows"]] == ["fine-tuned", "dense linear", "dense linear"]
+    assert [r["probe"] for r in other["rows"]] == ["fine-tuned", "dense linear", "dense linear"]
 
 
 def test_scores_are_computed_on_the_scans_own_grid(made, scored):
@@ -398,17 +400,17 @@ def test_other_hospitals_and_impossible_targets(made, tmp_path):
     folder, run = made
     draw(tmp_path / "there", 12, start=100, without=3, labels=(60, 210))
     medssl.ingest(tmp_path / "there", tmp_path / "s", key=folder / "key", workers=1)
-    quick = QUICK | {"steps": 2, "rivals": []}
-    result = segment(run, folder / "store", labels="all", test_store=tmp_path / "s", **quick)
+    quick = QUICK | {"steps": 2, "baselines": []}
+    result = segment(run, folder / "store", label_budgets="all", test_store=tmp_path / "s", **quick)
     assert result["n_test"] == 9
     assert any("3 test scans have no 'mask'" in flag for flag in result["flags"])
     assert any("labels 210 are in test masks only" in flag for flag in result["flags"])
     with pytest.raises(UserError, match="pretraining includes"):
-        segment(run, folder / "store", labels="all", test_store=folder / "store", **quick)
+        segment(run, folder / "store", label_budgets="all", test_store=folder / "store", **quick)
     with pytest.raises(UserError, match=r"no training scan .* has a mask"):
-        segment(run, folder / "store", labels="all", where="mask == ''", **quick)
+        segment(run, folder / "store", label_budgets="all", where="mask == ''", **quick)
     with pytest.raises(UserError, match="Did you mean 'scratch'"):
-        segment(run, folder / "store", **(quick | {"rivals": ["scratsh"]}))
+        segment(run, folder / "store", **(quick | {"baselines": ["scratsh"]}))
     with pytest.raises(UserError, match="at least 1"):
         segment(run, folder / "store", **(quick | {"steps": 0}))
 
@@ -424,8 +426,8 @@ def test_a_volume_through_windows_on_its_own_grid(shared, tmp_path):
         tmp_path / "s", tmp_path / "run", encoder="vit", encoder_options={"dim": 24, "depth": 2, "heads": 2}, method="mae",
         method_options={"width": 24, "depth": 1, "heads": 2}, size=16, spacing=2.0, steps=2, batch=4, monitor_every=0,
     )  # fmt: skip
-    result = segment(run, tmp_path / "s", labels="all", steps=2, batch=2, width=4, rivals=["dense linear"])
-    rows = {(r["features"], r["reader"]): r["scores"] for r in result["rows"]}
+    result = segment(run, tmp_path / "s", label_budgets="all", steps=2, batch=2, width=4, baselines=["dense linear"])
+    rows = {(r["features"], r["probe"]): r["scores"] for r in result["rows"]}
     assert result["unit"] == "mm"
     assert 0.1 < rows["mae vit", "dense linear"]["Dice"]["value"] < 1
     assert rows["mae vit", "dense linear"]["HD95"]["value"] < 40

@@ -11,11 +11,6 @@ MOST = 200  # scans on a sheet
 CELL, CAPTION, GAP = 192, 14, 4  # pixels
 
 
-def evenly_spaced(n: int, most: int = MOST) -> NDArray[np.int64]:
-    """Return at most `most` of n rows at even spacing, including the first and the last."""
-    return np.unique(np.linspace(0, max(n - 1, 0), min(n, most)).round().astype(np.int64))
-
-
 def contact_sheet(store: Store, rows: NDArray[np.int64]) -> Image.Image:
     """Return an RGB picture of the scans `rows`, windowed to [low, high]; for a volume the middle slice of its first axis.
 

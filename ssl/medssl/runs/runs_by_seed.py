@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone are one arm of a comparison; what else differs between them is its name."""
+"""Runs grouped by settings: runs of one group differ only in their seed."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,32 +9,30 @@ from medssl.errors import UserError
 from medssl.runs.config import MAY_CHANGE
 from medssl.runs.run_folder import Run
 
-NAMED = ("method.name", "encoder.name")  # what an arm is called by, before anything else
+NAMED = ("method.name", "encoder.name")
+"""Settings that every group is named by."""
 
 
 @dataclass
 class RunsBySeed:
-    """A name, and a run per seed."""
+    """The runs of one group by seed. The name has the method, the encoder, and settings that differ between groups."""
 
     name: str
     runs: dict[int, Run]
 
 
 def find_runs(runs: str | Path | Iterable[str | Path]) -> list[Run]:
-    """The finished runs that are meant: run folders, and folders of run folders; sorted by path, each once.
+    """Return the finished runs in run folders, and in folders of run folders; each once, in order of path.
 
-    Raises UserError for a folder that holds none.
+    Raises UserError for a folder without runs.
     """
     given = [runs] if isinstance(runs, str | Path) else list(runs)
     found: dict[Path, Run] = {}
     for folder in (Path(g).expanduser() for g in given):
-        inside = (
-            [folder]
-            if (folder / "resolved.yaml").exists()
-            else sorted(p.parent for p in folder.glob("**/resolved.yaml"))
-        )
+        alone = (folder / "resolved.yaml").exists()
+        inside = [folder] if alone else sorted(p.parent for p in folder.glob("**/resolved.yaml"))
         if not inside:
-            raise UserError(f"{folder} holds no run; give run folders, or a folder of them, made by medssl pretrain")
+            raise UserError(f"{folder} has no run; give run folders, or a folder of them, made by medssl pretrain")
         for path in inside:
             run = Run(path)
             run.finished()
@@ -43,26 +41,23 @@ def find_runs(runs: str | Path | Iterable[str | Path]) -> list[Run]:
 
 
 def group_by_seed(runs: Sequence[Run]) -> list[RunsBySeed]:
-    """Runs by what they differ in, in the order of their first run.
+    """Return the groups in the order of their first run.
 
-    Raises UserError when two runs are the same up to nothing, so that one of them would count twice.
+    Raises UserError for two runs with the same settings and seed.
     """
     settings = [_flat({k: v for k, v in run.config().as_dict().items() if k not in MAY_CHANGE}) for run in runs]
     seeds = [int(s.pop("seed")) for s in settings]
-    names = _names(settings)
-    arms: dict[str, RunsBySeed] = {}
-    for name, seed, run in zip(names, seeds, runs, strict=True):
-        arm = arms.setdefault(name, RunsBySeed(name, {}))
-        if seed in arm.runs:
-            raise UserError(
-                f"{arm.runs[seed].path} and {run.path} are runs of the same settings and seed; leave one out"
-            )
-        arm.runs[seed] = run
-    return list(arms.values())
+    groups: dict[str, RunsBySeed] = {}
+    for name, seed, run in zip(_names(settings), seeds, runs, strict=True):
+        group = groups.setdefault(name, RunsBySeed(name, {}))
+        if seed in group.runs:
+            raise UserError(f"{group.runs[seed].path} and {run.path} have the same settings and seed; leave one out")
+        group.runs[seed] = run
+    return list(groups.values())
 
 
 def _names(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """For each run its method and encoder, and what else it differs in from those of the same name."""
+    """Return method and encoder of each run, and the settings in which it differs from others with the same two."""
     short = [" ".join(str(s[k]) for k in NAMED) for s in settings]
     out = []
     for name, mine in zip(short, settings, strict=True):

@@ -1,4 +1,4 @@
-"""What a store knows of its scans beside the target: facts that a score could live off."""
+"""Possible confounders: metadata of scans, such as scanner, view and age, as categories or numbers."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ from medssl.evals.task_types.columns import MOST_CLASSES, number, word
 from medssl.scoring.targets import OWN, Subset, Target, values
 from medssl.store.store import Store
 
-PIXELS = {"pixel type": "dtype", "pixels": "shape"}  # what the file was like, before all scans came onto one grid
-FEWEST_NUMBERS = 10  # a fact of more different numbers is a number, of fewer it has classes
+PIXELS = {"pixel type": "dtype", "pixels": "shape"}  # of the file, before resampling
+FEWEST_NUMBERS = 10  # more distinct values: continuous; fewer: categorical
 OTHERS = "others"
+CATEGORICAL, CONTINUOUS = "classification", "regression"  # tasks of a probe that predicts a field
 
 
 @dataclass(frozen=True)
-class AcquisitionField:
-    """A fact that varies enough to be looked at.
+class MetadataField:
+    """A metadata field that varies enough to be audited.
 
     Attributes:
-        name: as users call it.
-        kind: classification or regression, the task of a probe that predicts it.
-        names: of the classes; empty for a number.
-        notes: what was done to it.
-        pooled: words that count as OTHERS.
+        kind: CATEGORICAL or CONTINUOUS.
+        names: of the categories; empty for a number.
+        notes: what was pooled or left out.
+        pooled: values that count as OTHERS.
     """
 
     name: str
@@ -35,10 +35,10 @@ class AcquisitionField:
     notes: tuple[str, ...] = ()
     pooled: frozenset[str] = frozenset()
 
-    def read(self, part: Subset) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) codes or numbers, and a mask (N,) of the scans that have one."""
-        raw = _raw(part.store, self.name)[part.rows]
-        if self.kind == "regression":
+    def read(self, subset: Subset) -> tuple[np.ndarray, np.ndarray]:
+        """Return codes or numbers (N,), and a mask (N,) of the scans that have a value."""
+        raw = _raw(subset.store, self.name)[subset.rows]
+        if self.kind == CONTINUOUS:
             x = np.array([np.nan if v is None else float(v) for v in raw], np.float64)
             return x, ~np.isnan(x)
         place = {name: i for i, name in enumerate(self.names)}
@@ -46,91 +46,88 @@ class AcquisitionField:
         return code, code >= 0
 
 
-def known(store: Store, target: Target) -> list[str]:
-    """Names of all facts of a store but the target: site, scanner and modality, what headers and tables say, and the pixels."""
-    facts = [c.removeprefix("fact:") for c in store.table.column_names if c.startswith("fact:")]
-    out = [*OWN, *sorted(set(facts) - set(OWN)), *PIXELS]
-    return [name for name in out if name not in target.columns and f"fact:{name}" not in target.columns]
+def field_names(store: Store, target: Target, wanted: Iterable[str] | str | None = None) -> list[str]:
+    """Return the wanted fields, or all: site, scanner, modality, acquisition metadata, and size and type of the pixels.
 
-
-def chosen(store: Store, target: Target, wanted: Iterable[str] | str | None) -> list[str]:
-    """The asked for, or all that are known. Other labels, of a treatment say, count as facts where they are asked for.
-
-    Raises UserError for a name that the store does not have, and for the target itself.
+    Other labels, such as a treatment, are fields if they are asked for. Raises UserError for a name that the store does
+    not have, and for the target itself.
     """
-    all_ = known(store, target)
-    names = [wanted] if isinstance(wanted, str) else list(wanted or all_)
+    columns = store.table.column_names
+    found = sorted({c.removeprefix("fact:") for c in columns if c.startswith("fact:")} - set(OWN))
+    own = {*target.columns, *(c.removeprefix("fact:") for c in target.columns)}
+    known = [name for name in (*OWN, *found, *PIXELS) if name not in own]
+    names = [wanted] if isinstance(wanted, str) else list(wanted or known)
     for name in names:
         if name in target.columns:
             raise UserError(f"{name} is the target; it cannot be a shortcut to itself")
-        if name not in all_ and name not in store.labels:
-            raise UserError(f"{store.path} has no fact {name!r}.{nearest(name, [*all_, *store.labels])}")
+        if name not in known and name not in store.labels:
+            raise UserError(f"{store.path} has no metadata {name!r}.{nearest(name, [*known, *store.labels])}")
     return list(dict.fromkeys(names))
 
 
-def fact_of(name: str, train: Subset, test: Subset) -> AcquisitionField:
-    """The fact as training and test scans show it: values that FEW patients have in one of the two are put together.
+def load_field(name: str, train: Subset, test: Subset) -> MetadataField:
+    """Return a field with the categories that FEW patients have in both training and test; rarer ones are pooled.
 
-    Raises UserError, with the reason, when it does not vary among the scans of FEW patients in both.
+    Raises UserError, with the reason, for a field that does not vary among FEW patients in both.
     """
     raw = [_raw(p.store, name)[p.rows] for p in (train, test)]
     seen = [v for each in raw for v in each if v is not None]
     if not seen:
-        raise UserError("not known of any scan")
+        raise UserError("not known for any scan")
     if len(set(seen)) == 1 and len(seen) == len(train) + len(test):
         raise UserError(f"always {word(seen[0])}")
     if len(set(seen)) > FEWEST_NUMBERS and all(number(v) is not None for v in seen):
         have = [p.patient[[v is not None for v in each]] for p, each in zip((train, test), raw, strict=True)]
-        if min(len(set(h)) for h in have) < FEW:
-            fewest = " and ".join(str(len(set(h))) for h in have)
-            raise UserError(f"known of {fewest} patients in training and test; it takes {FEW}")
+        patients = [len(set(h)) for h in have]
+        if min(patients) < FEW:
+            raise UserError(f"known for {patients[0]} training and {patients[1]} test patients; an audit needs {FEW}")
         lost = len(raw[1]) - len(have[1])
-        return AcquisitionField(name, "regression", (), (f"{lost} test scans without it left out",) if lost else ())
-    return _classes(name, [_words(each) for each in raw], [train.patient, test.patient])
+        return MetadataField(name, CONTINUOUS, (), (f"{lost} test scans without it left out",) if lost else ())
+    return _categorical(name, [_words(each) for each in raw], [train.patient, test.patient])
 
 
-def _classes(name: str, said: list[np.ndarray], patients: list[np.ndarray]) -> AcquisitionField:
+def _categorical(name: str, values: list[np.ndarray], patients: list[np.ndarray]) -> MetadataField:
+    """A field from the values and patients of training and of test scans."""
+
     def common(which: set[str]) -> bool:
-        return all(
-            len({i for i, w in zip(p, s, strict=True) if w in which}) >= FEW
-            for p, s in zip(patients, said, strict=True)
-        )
+        counts = [len(set(p[np.isin(v.astype(str), list(which))])) for p, v in zip(patients, values, strict=True)]
+        return min(counts) >= FEW
 
-    all_ = sorted(set(said[0]) | set(said[1]))
+    all_ = sorted(set(values[0]) | set(values[1]))
     names = [w for w in all_ if common({w})]
     rare = {w for w in all_ if w not in names and w != UNKNOWN}
     pooled = frozenset(rare) if len(rare) > 1 and common(rare) else frozenset()
     names += [OTHERS] if pooled else []
-    lost = sum(w not in (*names, *pooled) for w in said[1])
+    lost = sum(w not in (*names, *pooled) for w in values[1])
     if len(names) < 2:
-        most = max(all_, key=lambda w: sum((v == w).sum() for v in said))
+        most = max(all_, key=lambda w: sum((v == w).sum() for v in values))
         raise UserError(f"nearly always {most}: no two values have {FEW} patients each in training and in test")
     if len(names) > MOST_CLASSES:
-        raise UserError(f"{len(names)} values; it takes {MOST_CLASSES} at most")
+        raise UserError(f"{len(names)} values; an audit takes at most {MOST_CLASSES}")
     notes = [f"{len(rare)} rare values count as {OTHERS}"] if pooled else []
-    notes += [f"{lost} test scans of rarer values left out"] if lost else []
-    return AcquisitionField(name, "classification", tuple(names), tuple(notes), pooled)
+    notes += [f"{lost} test scans with rarer values left out"] if lost else []
+    return MetadataField(name, CATEGORICAL, tuple(names), tuple(notes), pooled)
 
 
-def twin(fact: AcquisitionField, others: Iterable[AcquisitionField], parts: Iterable[Subset]) -> str:
-    """The name of one of `others` that says the same as `fact` of every scan of `parts` in other words, or ""."""
-    parts = list(parts)
+def equivalent_field(field: MetadataField, others: Iterable[MetadataField], subsets: Iterable[Subset]) -> str:
+    """Return the name of one of `others` that differs from a categorical `field` only in its words; "" if there is none."""
+    subsets = list(subsets)
 
-    def codes(f: AcquisitionField) -> list[float]:
-        return [float(v) for p in parts for v in f.read(p)[0]]
+    def codes(of: MetadataField) -> list[float]:
+        return [float(v) for s in subsets for v in of.read(s)[0]]
 
-    mine = codes(fact)
+    mine = codes(field)
     for other in others:
         theirs = codes(other)
         pairs = len(set(zip(mine, theirs, strict=True)))
-        if fact.kind == other.kind == "classification" and pairs == len(set(mine)) == len(set(theirs)):
+        if field.kind == other.kind == CATEGORICAL and pairs == len(set(mine)) == len(set(theirs)):
             return other.name
     return ""
 
 
-def words(part: Subset, name: str) -> np.ndarray:
-    """(N,) object: the words of a fact for each scan, UNKNOWN where there are none."""
-    return _words(_raw(part.store, name)[part.rows])
+def words(subset: Subset, name: str) -> np.ndarray:
+    """(N,) object: a field's value for each scan in words, UNKNOWN where there is none."""
+    return _words(_raw(subset.store, name)[subset.rows])
 
 
 def _raw(store: Store, name: str) -> np.ndarray:
@@ -140,12 +137,11 @@ def _raw(store: Store, name: str) -> np.ndarray:
         out = np.empty(len(raw), object)
         out[:] = [str(v) if name == "pixel type" else float(np.prod(v)) for v in raw]
         return out
+    column = f"fact:{name}"
     try:
-        return values(
-            store, name if name in OWN else f"fact:{name}" if f"fact:{name}" in store.table.column_names else name
-        )
+        return values(store, column if name not in OWN and column in store.table.column_names else name)
     except UserError as e:
-        raise UserError(f"not known in {store.path.name}") from e
+        raise UserError(f"not in {store.path.name}") from e
 
 
 def _words(raw: np.ndarray) -> np.ndarray:

@@ -1,166 +1,157 @@
-"""The rivals that every number stands beside, and what they say, computed once and kept.
+"""Features of a run and of the baselines that it is compared with; computed once and cached.
 
-A rival does not change from run to run: its features are kept in the cache of the store they are of, which may always be deleted.
+A baseline is the same for every run, so its features are cached in the store they are computed from. A cache may always
+be deleted.
 """
 
-import hashlib
-import json
-import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from medssl import catalog
-from medssl.encoders.config import EncoderConfig
 from medssl.encoders.export import load_encoder
 from medssl.errors import Interrupted, UserError, nearest
-from medssl.files import atomic
-from medssl.runs.config import PretrainConfig
+from medssl.files import atomic, digest
+from medssl.progress import say
+from medssl.runs.predictions import RUN
 from medssl.runs.run_folder import Run
 from medssl.scoring import features
-from medssl.scoring.eval_splits import EvalSplits, load_splits
+from medssl.scoring.eval_splits import EvalSplits, SplitOptions, load_splits
 from medssl.scoring.features import FeatureSource
-from medssl.scoring.targets import Subset
+from medssl.scoring.training import TrainingSettings, patch_bank, predictor, train_supervised
 from medssl.store.store import Store
-
-FROZEN = ("raw pixels", "PCA", "k-means patch bank", "random init")  # what gives features
-SUPERVISED = "supervised"
-BASELINES = (*FROZEN, SUPERVISED)
-VERSION = 2  # of the rivals: part of their cache's key
+from medssl.train.optim import Optim
 
 
-def select_baselines(names: Iterable[str] | str | None, known: Iterable[str] = BASELINES) -> list[str]:
-    """The asked for, in the order of `known`. Raises UserError for an unknown one."""
-    asked = [names] if isinstance(names, str) else list(names or [])
-    for name in asked:
+class Baseline(StrEnum):
+    """Names of baselines, as in `baselines=` and in tables."""
+
+    RAW_PIXELS = "raw pixels"
+    PCA = "PCA"
+    PATCH_BANK = "k-means patch bank"
+    RANDOM_INIT = "random init"
+    SUPERVISED = "supervised"
+    IMAGENET = "ImageNet"
+
+
+RANDOM_INIT_FROZEN = f"{Baseline.RANDOM_INIT}, frozen"
+FROZEN = (Baseline.RAW_PIXELS, Baseline.PCA, Baseline.PATCH_BANK, Baseline.RANDOM_INIT)  # those with features
+BASELINES = (*FROZEN, Baseline.SUPERVISED)
+VERSION = 2  # of the baselines: part of their cache's key
+
+
+def select_baselines(names: Iterable[str] | str | None, known: Sequence[str] = BASELINES) -> list[str]:
+    """Return the requested names in the order of `known`. Raises UserError for an unknown one."""
+    requested = [names] if isinstance(names, str) else list(names or [])
+    for name in requested:
         if name not in known:
             raise UserError(f"there is no baseline {name!r}.{nearest(name, known)}")
-    return [name for name in known if name in asked]
+    return [str(name) for name in known if name in requested]
 
 
 class FeatureSources:
-    """Sources of features: of a run, and of the rivals that are fitted on the training patients of one store."""
+    """Features of a run, and of baselines fitted on the training patients of one store.
 
-    def __init__(self, folder: Run, config: PretrainConfig, encoder: EncoderConfig, store: Store, device: str):
-        self.folder, self.config, self.encoder, self.store, self.device = folder, config, encoder, store, device
-        self.name = config.name
+    Attributes:
+        run: the run folder. config: its settings. encoder: config of its encoder.
+        store: where baselines are fitted. device: cpu or cuda.
+    """
+
+    def __init__(self, run: str | Path, store: Store, device: str = "auto"):
+        """Raises UserError if the run is not finished."""
+        self.device, self.run, self.store = features.resolve_device(device), Run(Path(run)), store
+        self.config, self.encoder = self.run.finished(), load_encoder(self.run.path)[1]
+        self.path, self.name = self.run.path, self.config.name
 
     @classmethod
-    def of(
-        cls, run: str | Path, store: str | Path | Store, target: str | Iterable[str], device: str, **asked: Any
+    def load(
+        cls, run: str | Path, store: str | Path | Store, target: str | Iterable[str], options: SplitOptions
     ) -> tuple["FeatureSources", EvalSplits]:
-        """The entrants of a run, and what is asked of them; `asked` is as for `question.ask`.
+        """The feature sources of a run, and the splits to score them on. Raises UserError as `load_splits` does."""
+        home = Store.open(store, options.where)
+        sources = cls(run, home, options.device)
+        return sources, load_splits(sources.run, sources.encoder, home, target, options)
 
-        Raises UserError when the run is not finished, and as `ask` does.
-        """
-        device, folder = features.device_of(device), Run(Path(run))
-        config, encoder = folder.finished(), load_encoder(folder.path)[1]
-        splits = load_splits(folder, encoder, store, target, **asked)
-        return cls(folder, config, encoder, splits.train.store, device), splits
+    def pretrained(self) -> nn.Module:
+        """Return the run's encoder."""
+        return load_encoder(self.path)[0]
+
+    def initial(self) -> nn.Module:
+        """Return the run's encoder with its initial random weights."""
+        return features.initial_encoder(self.config, self.encoder.input)
+
+    def all(self, baselines: Iterable[str]) -> Iterator[tuple[str, FeatureSource]]:
+        """Yield RUN with the run's features, then each of `baselines` that has features."""
+        yield RUN, self.of_run()
+        for name in FROZEN:
+            if name in baselines:
+                yield str(name), self.frozen(name)
 
     def of_run(self) -> FeatureSource:
-        """The run's own features, kept in the run."""
-        source, encoder = features.of_run(self.folder.path, self.device)
-        key = ["run", encoder.weights, list(encoder.size), encoder.spacing, self.device]
-        return lambda store, rows: kept(
-            self.folder.path / "cache", [*key, *_which(store, rows)], lambda: source(store, rows)
-        )
+        """The run's own features, cached in the run."""
+        encoder = self.encoder
+        key = [RUN, encoder.weights, list(encoder.size), encoder.spacing, self.device]
+
+        def load() -> FeatureSource:
+            return features.from_encoder(self.pretrained(), encoder.input, self.device)
+
+        return _cached_source(lambda store: self.path / "cache", key, load)
 
     def frozen(self, name: str) -> FeatureSource:
         """The features of one of FROZEN."""
-        equalise = self.encoder.equalise  # baselines get the same values
-        depends = [VERSION, name, self.store.fingerprint, self.device, equalise]
-        edge = self.config.size[0]
-        if name == "random init":
-            settings = self.config.as_dict()
-            depends += [{k: settings[k] for k in ("encoder", "size", "spacing", "seed")}]
-            depends += [{"mean": self.encoder.mean, "std": self.encoder.std}]
-        if name == "k-means patch bank":
+        encoder, edge, settings = self.encoder, self.config.size[0], self.config.as_dict()
+        depends: list[Any] = [VERSION, name, self.store.fingerprint, self.device, encoder.equalise]
+        if name == Baseline.RANDOM_INIT:
+            depends += [{k: settings[k] for k in ("encoder", "size", "spacing", "seed")}, encoder.mean, encoder.std]
+        if name == Baseline.PATCH_BANK:
             depends += [edge, catalog.load("method", "kmeans_bank")]
 
-        def fitted() -> FeatureSource:
-            if name == "raw pixels":
-                return features.raw_pixels(equalise)
-            if name == "PCA":
-                return features.pca(self.store, equalise)
-            if name == "random init":
-                return features.untrained(self.config, self.encoder.input, self.device)
-            with scratch() as work:
-                return features.patch_bank(self.store, edge, equalise, 0, self.device, work)
+        def fit() -> FeatureSource:
+            say(f"baseline: {name}")
+            if name == Baseline.RAW_PIXELS:
+                return features.raw_pixels(encoder.equalise)
+            if name == Baseline.PCA:
+                return features.pca(self.store, encoder.equalise)
+            if name == Baseline.RANDOM_INIT:
+                return features.from_encoder(self.initial(), encoder.input, self.device)
+            with tempfile.TemporaryDirectory() as work:
+                return patch_bank(Path(work), self.store, edge, encoder.equalise, self.device)
 
-        once: list[FeatureSource] = []
+        return _cached_source(_cache_of, depends, fit)
 
-        def source(store: Store, rows: np.ndarray) -> np.ndarray:
-            def compute() -> np.ndarray:
-                if not once:
-                    print(f"baseline: {name}", file=sys.stderr)
-                    once.append(fitted())
-                return once[0](store, rows)
+    def supervised(self, splits: EvalSplits) -> FeatureSource:
+        """Predictions of the run's encoder trained from scratch on the labels, with the run's own steps and augmentation."""
+        train, target, config, encoder = splits.train, splits.target, self.config, self.encoder
+        settings = config.as_dict()
+        depends: list[Any] = [VERSION, Baseline.SUPERVISED, train.store.fingerprint, self.device, target.width]
+        depends += [{k: settings[k] for k in ("encoder", "size", "spacing", "seed", "augment", "steps", "batch")}]
+        depends += [encoder.equalise, encoder.mean, encoder.std, *_described(train.store, train.rows), train.y.tolist()]
 
-            return kept(store.path / "cache", [*depends, *_which(store, rows)], compute)
+        def fit() -> FeatureSource:
+            say(f"baseline: {Baseline.SUPERVISED}")
+            optim = Optim(lr=1e-3, weight_decay=1e-2)
+            how = TrainingSettings(config.augment, config.steps, config.batch, optim, config.seed, self.device)
+            loss = target.kind.target_loss(train.y, target.width)
+            with tempfile.TemporaryDirectory() as work:
+                method = train_supervised(Path(work), self.initial(), encoder.input, loss, train, how)
+            return predictor(method, encoder.input, self.device)
 
-        return source
-
-    def all(self, names: Iterable[str]) -> Iterator[tuple[str, FeatureSource]]:
-        """("run", its own features), then the frozen ones of `names`."""
-        yield "run", self.of_run()
-        for name in FROZEN:
-            if name in names:
-                yield name, self.frozen(name)
-
-    def supervised(self, train: Subset, classes: int, tests: list[Subset]) -> list[np.ndarray]:
-        """(N, classes) probabilities for each of `tests`: the run's own encoder, from scratch, at the run's own budget."""
-        settings = self.config.as_dict()
-        views = {k: settings[k] for k in ("encoder", "size", "spacing", "seed", "augment", "steps", "batch")}
-        depends = [VERSION, SUPERVISED, train.store.fingerprint, self.device, views, classes]
-        depends += [
-            {k: getattr(self.encoder, k) for k in ("equalise", "mean", "std")},
-            *_which(train.store, train.rows),
-            train.y.tolist(),
-        ]
-        once: list[Callable[[Store, np.ndarray], np.ndarray]] = []
-
-        def predict(test: Subset) -> np.ndarray:
-            if not once:
-                print(f"baseline: {SUPERVISED}", file=sys.stderr)
-                with scratch() as work:
-                    once.append(
-                        features.supervised(
-                            self.config,
-                            self.encoder.input,
-                            train.store,
-                            train.rows,
-                            train.y,
-                            classes,
-                            self.device,
-                            work,
-                        )
-                    )
-            return once[0](test.store, test.rows)
-
-        return [
-            kept(t.store.path / "cache", [*depends, *_which(t.store, t.rows)], lambda t=t: predict(t))  # type: ignore[misc]
-            for t in tests
-        ]
+        return _cached_source(_cache_of, depends, fit)
 
 
-def _which(store: Store, rows: np.ndarray) -> list[str]:
-    """Words for the scans and what is in them: their order counts."""
-    said = "|".join(store.column("scan")[rows].tolist())
-    return [hashlib.blake2b(said.encode(), digest_size=12).hexdigest(), store.fingerprint]
-
-
-def kept(folder: Path, key: list[Any], compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array of that key from `folder`, else `compute()`, kept there where that can be written."""
-    name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=12).hexdigest()
-    path = folder / f"array-{name}.npy"
-    with suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return np.load(path, allow_pickle=False)  # absent or damaged is the same: made anew
+def cached(folder: Path, key: Sequence[Any], compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return the array kept in `folder` under `key`, else compute it, and keep it if the folder can be written."""
+    path = folder / f"array-{digest(key, 12)}.npy"
+    with suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):  # a damaged file is computed anew
+        return np.load(path, allow_pickle=False)
     try:
         found = compute()
     except Interrupted as e:  # its half-trained state is not worth keeping
@@ -170,8 +161,22 @@ def kept(folder: Path, key: list[Any], compute: Callable[[], np.ndarray]) -> np.
     return found
 
 
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder for what training leaves behind."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+def _cached_source(
+    folder: Callable[[Store], Path], depends: Sequence[Any], fit: Callable[[], FeatureSource]
+) -> FeatureSource:
+    """A source that is fitted, at most once, when an array is not cached yet."""
+    fitted = cache(fit)
+
+    def source(store: Store, rows: np.ndarray) -> np.ndarray:
+        return cached(folder(store), [*depends, *_described(store, rows)], lambda: fitted()(store, rows))
+
+    return source
+
+
+def _cache_of(store: Store) -> Path:
+    return store.path / "cache"
+
+
+def _described(store: Store, rows: np.ndarray) -> list[str]:
+    """Return digests of the scans, in this order, and of their content."""
+    return [digest(store.column("scan")[rows].tolist(), 12), store.fingerprint]

@@ -1,4 +1,4 @@
-"""What a score would mean in use: an operating point, calibration, prevalences, and who it works less well for."""
+"""The clinical meaning of a score: operating point, calibration, net benefit, and scores of subgroups of patients."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,78 +10,83 @@ from medssl.evals.stats.calibration import calibrate, reliability
 from medssl.evals.stats.operating_point import operating_point
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.subgroups import Subgroups, bands, by_subgroup
-from medssl.evals.stats.text_table import text_table
+from medssl.evals.stats.text_table import Cell, text_table
+from medssl.results import Result
 from medssl.scoring.eval_splits import EvalSplits
 from medssl.scoring.targets import Subset, values
 
 AGES = (18, 40, 60, 75)  # years
-GROUPS = ("sex", "age", "view", "scanner", "site")  # looked at wherever a store knows them
+GROUPS = ("sex", "age", "view", "scanner", "site")
+"""Subgroups that are scored wherever a store has them."""
 
 
-def in_use(
+def clinical_use(
     splits: EvalSplits,
     p_val: np.ndarray,
     p_test: np.ndarray,
     specificity: float,
     prevalences: Sequence[float],
     seed: int,
-) -> dict[str, Any]:
-    """Of two classes: prints and returns the operating point, PPV and NPV at `prevalences`, and calibration.
+) -> Result:
+    """Return operating point, PPV and NPV at `prevalences`, and calibration, for a target with two classes.
 
-    Threshold and temperature are fitted on the validation patients. Where there are none, or no positive or no negative one, it
-    says so instead.
+    Threshold and temperature are fitted on validation patients. If that is not possible, the result has the reason.
     """
     val, test = splits.val, splits.test
     try:
         point = operating_point(
             (val.y, p_val[:, 1]), (test.y, p_test[:, 1]), test.patient, specificity, prevalences, seed=seed
         )
-        cooled = calibrate((val.y, p_val), (test.y, p_test), test.patient, seed=seed)
+        calibrated = calibrate((val.y, p_val), (test.y, p_test), test.patient, seed=seed)
     except UserError as e:
-        print(f"\nno operating point: {e}")
-        return {"operating": None, "calibration": None, "why": str(e)}
-    print(f"\noperating point of {splits.target.names[1]!r}: {point.how}")
-    print(text_table([{"of the test": name, "value": s} for name, s in point.scores.items()], ["of the test", "value"]))
-    print(f"\ncalibration: {cooled.temperature.how}, T = {cooled.temperature.value:.3g}")
-    lines: list[dict[str, str | Score | None]] = [
-        {"of the test": name, "as it is": s, "after T": cooled.after[name], "change": cooled.change.get(name)}
-        for name, s in cooled.before.items()
-    ]
-    print(text_table(lines, ["of the test", "as it is", "after T", "change"]))
+        return Result({"operating_point": None, "calibration": None, "why": str(e)}, f"no operating point: {e}")
     curve = reliability(test.y == 1, p_test[:, 1], test.patient, seed=seed)
-    return {
-        "operating": {"threshold": point.threshold, "how": point.how, "scores": _dicts(point.scores)},
-        "calibration": {
-            "temperature": cooled.temperature.value,
-            "how": cooled.temperature.how,
-            **{k: _dicts(getattr(cooled, k)) for k in ("before", "after", "change")},
-            "curve": [
-                {"low": b.low, "high": b.high, "predicted": b.predicted.as_dict(), "observed": b.observed.as_dict()}
-                for b in curve
-            ],
-        },
+    temperature = calibrated.temperature
+    columns = {
+        "uncalibrated": calibrated.before,
+        "temperature-scaled": calibrated.after,
+        "difference": calibrated.change,
     }
+    point_table = text_table([{"on the test set": name, "value": s} for name, s in point.scores.items()],
+                        ["on the test set", "value"])  # fmt: skip
+    lines: list[dict[str, Cell]] = [
+        {"on the test set": name} | {column: found.get(name) for column, found in columns.items()}
+        for name in calibrated.before
+    ]
+    return Result(
+        {
+            "operating_point": {"threshold": point.threshold, "how": point.how, "scores": _dicts(point.scores)},
+            "calibration": {
+                "temperature": temperature.value,
+                "how": temperature.how,
+                **{column.replace("-", "_"): _dicts(found) for column, found in columns.items()},
+                "curve": [
+                    {"low": b.low, "high": b.high, "predicted": b.predicted.as_dict(), "observed": b.observed.as_dict()}
+                    for b in curve
+                ],
+            },
+        },
+        f"operating point for {splits.target.names[1]!r}: {point.how}\n{point_table}\n\n"
+        f"calibration: {temperature.how}, T = {temperature.value:.3g}\n{text_table(lines, ['on the test set', *columns])}",
+    )
 
 
-def for_whom(splits: EvalSplits, p_test: np.ndarray, seed: int, wanted: Iterable[str] = GROUPS) -> dict[str, Any]:
-    """Prints and returns the first metric in every subgroup of the test that the store knows of."""
-    out: dict[str, Any] = {}
-    metric, test = splits.target.kind.metrics[0], splits.test
+def subgroup_scores(splits: EvalSplits, p_test: np.ndarray, seed: int, wanted: Iterable[str] = GROUPS) -> Result:
+    """Return the main metric in every subgroup of the test set, for the metadata that the store has."""
+    metric, test, target = splits.target.kind.metrics[0], splits.test, splits.target
+    found: dict[str, Subgroups] = {}
     for name in wanted:
         group = groups_of(test, name)
-        if group is None or name in splits.target.columns or len({g for g in group if g}) < 2:
-            continue
-        found = by_subgroup(metric, test.y, p_test, test.patient, group, seed=seed)
-        print(f"\n{metric.name} by {name}")
-        print(subgroup_table(found, name, metric.name))
-        out[name] = described(found)
-    return out
+        if group is not None and name not in target.columns and len({g for g in group if g}) >= 2:
+            found[name] = by_subgroup(metric, test.y, p_test, test.patient, group, seed=seed)
+    tables = [f"{metric.name} by {name}\n{_table(groups, name, metric.name)}" for name, groups in found.items()]
+    return Result({"subgroups": {name: _described(groups) for name, groups in found.items()}}, "\n\n".join(tables))
 
 
-def groups_of(part: Subset, name: str) -> np.ndarray | None:
-    """(N,) words of a fact for each scan, None where unknown, ages in bands; None when the store does not know the fact."""
+def groups_of(subset: Subset, name: str) -> np.ndarray | None:
+    """(N,) the group of each scan by a metadata field, None where unknown, ages in bands; None if the store lacks the field."""
     try:
-        raw = values(part.store, name)[part.rows]
+        raw = values(subset.store, name)[subset.rows]
     except UserError:
         return None
     if name == "age":
@@ -89,29 +94,21 @@ def groups_of(part: Subset, name: str) -> np.ndarray | None:
     return np.array([None if v is None else str(v) for v in raw], object)
 
 
-def subgroup_table(found: Subgroups, name: str, metric: str) -> str:
-    """A line per subgroup, and the gap."""
-    lines: list[dict[str, str | Score | None]] = [
-        {name: g.name, "has": f"{g.n} scans of {g.patients} patients", metric: g.score, "": g.why} for g in found.groups
+def _table(found: Subgroups, name: str, metric: str) -> str:
+    """A line per subgroup, then the gap."""
+    lines: list[dict[str, Cell]] = [
+        {name: g.name, "size": f"{g.n} scans of {g.patients} patients", metric: g.score, "": g.why}
+        for g in found.groups
     ]
     if found.gap is not None:
-        lines.append({name: f"{found.largest} less {found.smallest}", metric: found.gap.score})
-    columns = [name, "has", metric, *([""] if any(g.why for g in found.groups) else [])]
+        lines.append({name: f"{found.largest} minus {found.smallest}", metric: found.gap.score})
+    columns = [name, "size", metric, *([""] if any(g.why for g in found.groups) else [])]
     return text_table(lines, columns) + (f"\n{found.why}" if found.why else "")
 
 
-def described(found: Subgroups) -> dict[str, Any]:
-    """For JSON."""
-    groups = [
-        {
-            "name": g.name,
-            "n": g.n,
-            "patients": g.patients,
-            "score": g.score.as_dict() if g.score else None,
-            "why": g.why,
-        }
-        for g in found.groups
-    ]
+def _described(found: Subgroups) -> dict[str, Any]:
+    """JSON values."""
+    groups = [vars(g) | {"score": g.score.as_dict() if g.score else None} for g in found.groups]
     gap = found.gap.as_dict() if found.gap else None
     return {"groups": groups, "largest": found.largest, "smallest": found.smallest, "gap": gap, "why": found.why}
 

@@ -1,37 +1,101 @@
-"""What is asked of an encoder: on which scans, with which truth, and whether the answer could be believed."""
+"""Leak-checked training, validation and test scans for one target."""
 
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from medssl.encoders.config import EncoderConfig
 from medssl.errors import UserError
+from medssl.evals.task_types.task_types import task_type
 from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set_from_store
 from medssl.runs.run_folder import Run
+from medssl.scoring.features import resolve_device
 from medssl.scoring.targets import Subset, Target, resolve_target
 from medssl.store.store import Store
 
 
-@dataclass
-class EvalSplits:
-    """Training, validation and test scans of one target, which share no patient, and what a reader must know of them.
+@dataclass(frozen=True)
+class SplitOptions:
+    """Options that the scoring commands share. Construction raises UserError for values that cannot work.
 
     Attributes:
-        test_name: "held-out patients", or whose patients the test is made of.
-        flags: sentences that stand over every number.
+        task: auto, classification, multilabel, ordinal, regression or survival; see `medssl.evals.task_types`.
+        positive: values of the label that count as positive, all others being negative; case is ignored. None keeps all
+            classes.
+        where, test_where: filter expressions selecting scans of the store and of `test_store`; see `medssl.store.query`.
+        test_store: a store of another hospital; all its labelled scans become the test set.
+        allow_overlap: score even if pretraining has seen test patients or images; every number is then marked.
+        seed: of the bootstrap, of label draws, of inner splits and of training.
+        device: auto, cpu or cuda.
+    """
+
+    task: str = "auto"
+    positive: str | Iterable[str] | None = None
+    where: str | None = None
+    test_where: str | None = None
+    test_store: str | Path | Store | None = None
+    allow_overlap: bool = False
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"seed must be 0 or more, got {self.seed}")
+        if self.task != "auto":
+            task_type(self.task)
+        resolve_device(self.device)
+
+
+class Stores(NamedTuple):
+    """The store to train on, the store to test on, the rows of its test scans, and a name for the test set."""
+
+    home: Store
+    away: Store
+    test_rows: np.ndarray
+    test_name: str
+
+    @classmethod
+    def open(cls, store: str | Path | Store, options: SplitOptions) -> "Stores":
+        """Open both; without `test_store` the test set is the store's held-out patients."""
+        home = Store.open(store, options.where)
+        if options.test_store is None:
+            return cls(home, home, home.rows("test"), "held-out patients")
+        away = Store.open(options.test_store, options.test_where)
+        return cls(home, away, away.rows(), f"all patients of {away.path.name}")
+
+
+@dataclass
+class EvalSplits:
+    """Training, validation and test scans for one target. They share no patient.
+
+    Attributes:
+        test_name: "held-out patients", or the store that all test patients come from.
+        flags: warnings that are shown above every table.
     """
 
     target: Target
     train: Subset
     val: Subset
     test: Subset
-    test_name: str = "held-out patients"
+    test_name: str
     flags: list[str] = field(default_factory=list)
 
+    @classmethod
+    def checked(
+        cls, run: Run, encoder: EncoderConfig, target: Target, subsets: tuple[Subset, ...], name: str, overlap: bool
+    ) -> "EvalSplits":
+        """Training, validation and test `subsets` after the leak check; see `check_overlap`."""
+        train, val, test = subsets
+        splits = cls(target, train, val, test, name)
+        splits.flags = check_overlap(run, encoder, splits, overlap)
+        return splits
+
     def described(self) -> dict[str, Any]:
-        """What a table says of itself."""
+        """JSON values for a score table."""
         return {
             "target": str(self.target),
             "task": self.target.task,
@@ -48,51 +112,48 @@ class EvalSplits:
 
 
 def load_splits(
-    folder: Run,
-    encoder: EncoderConfig,
-    store: str | Path | Store,
-    target: str | Iterable[str],
-    *,
-    task: str = "auto",
-    positive: Iterable[str] | str | None = None,
-    where: str | None = None,
-    test_where: str | None = None,
-    test_store: str | Path | Store | None = None,
-    allow_overlap: bool = False,
+    run: Run, encoder: EncoderConfig, store: str | Path | Store, target: str | Iterable[str], options: SplitOptions
 ) -> EvalSplits:
-    """The question that a scoring command puts to the run in `folder`, whose encoder config is `encoder`.
+    """Return the splits on which the encoder of a run is scored.
 
-    Raises UserError when pretraining or training has seen a test patient or test image (with `allow_overlap` what pretraining has
-    seen is not refused but marked), and for truth that cannot be scored.
+    Raises UserError if pretraining, training or validation has seen a test patient or test image (with `allow_overlap`,
+    what pretraining has seen is flagged instead), and for targets that cannot be scored.
     """
-    home = Store.open(store, where)
-    away = Store.open(test_store, test_where) if test_store is not None else home
-    wanted = resolve_target(home, home.rows("train"), target, task, positive)
-    train, val = (Subset.of(wanted, home, home.rows(split)) for split in ("train", "val"))
-    test = Subset.of(wanted, away, away.rows("test" if test_store is None else None))
-    name = "held-out patients" if test_store is None else f"all patients of {away.path.name}"
-    splits = EvalSplits(wanted, train, val, test, name)
-    splits.flags = guarded(folder, encoder, splits, allow_overlap)
-    _check(splits)
+    home, away, test_rows, name = Stores.open(store, options)
+    resolved = resolve_target(home, home.rows("train"), target, options.task, options.positive)
+    train, val = (Subset.of(resolved, home, home.rows(split)) for split in ("train", "val"))
+    test = Subset.of(resolved, away, test_rows)
+    splits = EvalSplits.checked(run, encoder, resolved, (train, val, test), name, options.allow_overlap)
+    if not len(test):
+        raise UserError(f"no test scan of {away.path} has the label {str(resolved)!r}")
+    splits.flags += resolved.kind.check_splits(train.y, test.y, str(resolved), resolved.names)
     return splits
 
 
-def _check(splits: EvalSplits) -> None:
-    """A test that leaves the score undefined is refused."""
-    test, target = splits.test, splits.target
-    if not len(test):
-        raise UserError(f"no test scan of {test.store.path} has the label {str(target)!r}")
-    splits.flags += target.kind.check_splits(splits.train.y, test.y, str(target), target.names)
+def load_unlabelled_splits(
+    run: Run, encoder: EncoderConfig, store: str | Path | Store, options: SplitOptions
+) -> EvalSplits:
+    """Return the test scans of a store without a target; there are no training and validation scans.
+
+    Raises UserError as `load_splits` does.
+    """
+    home, away, test_rows, name = Stores.open(store, options)
+    if not len(test_rows):
+        raise UserError(f"{away.path} has no test patients; ingest more scans, or give test_store=STORE")
+    nothing = Subset(home, test_rows[:0], np.zeros(0), 0, 0)
+    subsets = (nothing, nothing, Subset(away, test_rows, np.zeros(len(test_rows)), 0, 0))
+    return EvalSplits.checked(run, encoder, Target((), "per_case", ()), subsets, name, options.allow_overlap)
 
 
-def guarded(folder: Run, encoder: EncoderConfig, splits: EvalSplits, allow_overlap: bool) -> list[str]:
-    """Refuses a test that pretraining, training or validation has seen; returns what else a reader must know.
+def check_overlap(run: Run, encoder: EncoderConfig, splits: EvalSplits, allow_overlap: bool) -> list[str]:
+    """Refuse a test set that pretraining, training or validation has seen, and return warnings about the data.
 
-    Patients, equal images and near copies are looked for over the whole chain (`medssl.leakage.leak_check`); the pixels of the
-    pretraining scans are read where their store is still at hand. A patient in training and test is refused in any case.
+    Patients, equal images and near copies are searched for (`medssl.leakage.leak_check`). The pixels of the pretraining
+    scans are compared only if their store still exists. A patient in both training and test is always refused.
     """
     train, test = splits.train, splits.test
-    before = read_pretrained_on(folder.path / "pretrained_on.parquet", encoder.key_id, _pretraining_store(folder))
+    pretrained_on = run.path / "pretrained_on.parquet"
+    before = read_pretrained_on(pretrained_on, encoder.key_id, _pretraining_store(run, train.store))
     home, val, away = (
         scan_set_from_store(name, part.store, part.rows)
         for name, part in (("training", train), ("validation", splits.val), ("test", test))
@@ -105,17 +166,19 @@ def guarded(folder: Run, encoder: EncoderConfig, splits: EvalSplits, allow_overl
     if shared := report["training", "test"].shared_patients:
         raise UserError(f"{shared} patients are in training and in test; ingest again with one split per patient")
     flags = report.warnings()
-    for part, what in ((splits.val, "validation"), (test, "test")):
+    for part, name in ((splits.val, "validation"), (test, "test")):
         if part.unknown:
-            flags.append(f"{part.unknown} {what} scans left out: their class is not in training")
+            flags.append(f"{part.unknown} {name} scans left out: their class is not in training")
     if test.missing:
         flags.append(f"{test.missing} test scans have no {str(splits.target)!r}")
     return flags
 
 
-def _pretraining_store(folder: Run) -> Store | None:
-    """Where the run says it is, and as it was."""
-    config = folder.config()
+def _pretraining_store(run: Run, home: Store) -> Store | None:
+    """Return the store of the pretraining scans: `home`, or the one at its old path; None if it has changed or is gone."""
+    config = run.config()
+    if home.fingerprint == config.fingerprint:
+        return home
     with suppress(UserError):
         store = Store.open(config.store, config.where)
         return store if store.fingerprint == config.fingerprint else None

@@ -1,7 +1,6 @@
-"""What a probe is worth at a site that it was not fitted on."""
+"""Scores at each site of a probe that was trained without it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -10,87 +9,78 @@ from medssl.evals.probes.linear import linear_probes
 from medssl.evals.stats.bootstrap import FEW, difference, score
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.subgroups import UNKNOWN
-from medssl.evals.stats.text_table import text_table
+from medssl.evals.stats.text_table import Cell, text_table
+from medssl.results import Result
 from medssl.scoring.acquisition_metadata import words
 from medssl.scoring.eval_splits import EvalSplits
 from medssl.scoring.targets import Subset, Target
 
-Line = dict[str, str | Score | None]
+COLUMNS = ("site", "scans", "trained on all sites", "trained without it", "difference")
 
 
-def without_each_site(
+def leave_one_site_out(
     x: Sequence[np.ndarray], splits: EvalSplits, seed: int, device: str
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Prints and returns, by site, how its test patients fare under a probe fitted without it; {} where there is one site.
+) -> tuple[np.ndarray, Result]:
+    """Return the predictions of a probe trained on all sites, and each site's scores with and without it in training.
 
-    x: features of the training, validation and test scans. Before it come the predictions, for all test scans, of a probe that
-    was fitted on all sites.
+    x: features of the training, validation and test scans. `sites` is empty if there are fewer than two.
     """
-    target, metric, parts = (
-        splits.target,
-        splits.target.kind.metrics[0],
-        (splits.train, splits.val, splits.test),
-    )
-    train, val, test = (words(part, "site").astype(str) for part in parts)
+    target, metric = splits.target, splits.target.kind.metrics[0]
+    subsets = (splits.train, splits.val, splits.test)
+    train, val, test = (words(subset, "site").astype(str) for subset in subsets)
 
-    def probed(site: str | None) -> np.ndarray:
-        """Predictions for the test scans of the site, without it in training; None: for all, with all."""
+    def predict(site: str | None) -> np.ndarray:
+        """Predictions for the test scans of a site, without it in training; None: for all scans, trained on all."""
         rows = [train != site, val != site, (test == site) | (site is None)]
-        (a, y_train), (b, y_val), (c, _) = ((f[r], p.y[r]) for f, p, r in zip(x, parts, rows, strict=True))
+        (a, y_train), (b, y_val), (c, _) = ((f[r], s.y[r]) for f, s, r in zip(x, subsets, rows, strict=True))
         return linear_probes(
             (a, y_train), (b, y_val) if len(b) else None, [c], task=target.task, classes=target.width,
             patient=splits.train.patient[rows[0]], seed=seed, device=device,
         )[0].predictions[0]  # fmt: skip
 
-    whole = probed(None)
+    whole = predict(None)
     sites = sorted({*train, *test} - {UNKNOWN})
     if len(sites) < 2:
-        print("\nSites are not recorded, or there is one: how the score travels is not known (medssl transfer).")
-        return whole, {}
-    lines: list[Line] = []
+        text = "Fewer than two sites are recorded, so transfer between sites is not known; see medssl transfer."
+        return whole, Result({"sites": {}}, text)
+    lines: dict[str, dict[str, Cell]] = {}
     for site in sites:
         here = test == site
         y, patient = splits.test.y[here], splits.test.patient[here]
-        line: Line = {"site": site, "scans": f"{here.sum()} test scans of {len(set(patient))} patients"}
-        lines.append(line)
+        line = lines[site] = {"scans": f"{here.sum()} test scans of {len(set(patient))} patients"}
         try:
             _check(site, train, splits.test.take(here), target)
-            p, q = whole[here], probed(site)
-            line |= {
-                "trained on all sites": score(metric, y, p, patient, seed=seed),
-                "trained without it": score(metric, y, q, patient, seed=seed),
-                "difference": difference(metric, y, q, p, patient, seed=seed),
-            }
+            p, q = whole[here], predict(site)
+            scores = (
+                score(metric, y, p, patient, seed=seed),
+                score(metric, y, q, patient, seed=seed),
+                difference(metric, y, q, p, patient, seed=seed),
+            )
+            line |= dict(zip(COLUMNS[2:], scores, strict=True))
         except UserError as e:
             line["why"] = str(e)
-    print(f"\n{metric.name} at each site, of a probe fitted without it")
-    columns = [
-        "site",
-        "scans",
-        "trained on all sites",
-        "trained without it",
-        "difference",
-        *(["why"] if any("why" in v for v in lines) else []),
-    ]
-    print(text_table(lines, columns))
-    found = [{k: v.as_dict() if isinstance(v, Score) else v for k, v in line.items()} for line in lines]
-    return whole, {str(line.pop("site")): line for line in found}
+    columns = [*COLUMNS, *(["why"] if any("why" in line for line in lines.values()) else [])]
+    table = text_table([{"site": site} | line for site, line in lines.items()], columns)
+    found = {
+        site: {k: v.as_dict() if isinstance(v, Score) else v for k, v in line.items()} for site, line in lines.items()
+    }
+    return whole, Result({"sites": found}, f"{metric.name} at each site, by a probe trained without it\n{table}")
 
 
-def fewest_patients(part: Subset, target: Target) -> int:
-    """How many patients the class has that has fewest; of labels, that of the label which has most of both."""
+def fewest_patients(subset: Subset, target: Target) -> int:
+    """Return the number of patients in the smallest class; for findings, the largest such number among them."""
 
     def patients(rows: np.ndarray) -> int:
-        return len(set(part.patient[rows]))
+        return len(set(subset.patient[rows]))
 
     if target.kind.ndim == 2:
-        return max(min(patients(column == there) for there in (0, 1)) for column in part.y.T)
-    return min(patients(part.y == k) for k in range(target.width))
+        return max(min(patients(column == there) for there in (0, 1)) for column in subset.y.T)
+    return min(patients(subset.y == k) for k in range(target.width))
 
 
 def _check(site: str, train: np.ndarray, test: Subset, target: Target) -> None:
-    """UserError with the reason why a site cannot be tested."""
+    """Raise UserError, with the reason, for a site that cannot be scored."""
     if site not in train:
         raise UserError("not in training")
     if (fewest := fewest_patients(test, target)) < FEW:
-        raise UserError(f"{fewest} patients of a class, fewer than {FEW}")
+        raise UserError(f"{fewest} patients in the smallest class, fewer than {FEW}")

@@ -1,4 +1,4 @@
-"""What reads frozen features, behind one signature: kNN, and the linear probe, which of survival is a Cox model."""
+"""Probes of frozen features: linear (a Cox model for survival) and kNN; and the label budgets they are fitted on."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,30 +15,38 @@ from medssl.scoring.features import FeatureSource
 from medssl.scoring.targets import Subset
 
 PROBES = ("linear", "kNN")
-Subsets = dict[str, list[np.ndarray] | None]  # budget of labels -> the positions of each draw in training; None is all
+ALL = "all"  # the budget of all labels
+Subsets = dict[str, list[np.ndarray]]
+"""Label budget -> positions of the training scans of each draw."""
 
 
-def budgets(
-    splits: EvalSplits, labels: Iterable[str | int | float] | str, n: int, seed: int, balanced: bool = False
+def draw_subsets(
+    splits: EvalSplits, budgets: Iterable[str | int | float] | str, draws: int, seed: int, balanced: bool = False
 ) -> Subsets:
-    """Budgets of labelled training scans, each drawn `n` times: nested, whole patients, every class; "all" is not drawn."""
-    if n < 1:
-        raise UserError(f"draws must be at least 1, got {n}")
+    """Draw every budget of labelled training scans `draws` times; ALL has one draw.
+
+    Draws of one seed are nested, keep patients whole and contain every class.
+    """
+    if draws < 1:
+        raise UserError(f"draws must be at least 1, got {draws}")
     train = splits.train
-    wanted = dict.fromkeys(parse_budget(b) for b in ([labels] if isinstance(labels, str) else labels))
+    wanted = dict.fromkeys(parse_budget(b) for b in ([budgets] if isinstance(budgets, str) else budgets))
     if not wanted:
-        raise UserError('labels names no budget; give "all", a share like "10 %" or a number of scans')
+        raise UserError('label_budgets is empty; give "all", a share like "10 %" or a number of scans')
+    options: dict[str, Any] = {"task": splits.target.task, "balanced": balanced}
     out: Subsets = {}
     for budget in wanted:
-        if str(budget) == "all":
-            out["all"] = None
+        if str(budget) == ALL:
+            out[ALL] = [np.arange(len(train))]
         else:
-            seeds = range(seed, seed + n)
-            drawn = draw_label_subsets(
-                train.y, train.patient, [budget], seeds, task=splits.target.task, balanced=balanced
-            )
+            drawn = draw_label_subsets(train.y, train.patient, [budget], range(seed, seed + draws), **options)
             out[str(budget)] = [draw.rows for draw in drawn]
     return out
+
+
+def count_scans(subsets: Subsets) -> dict[str, list[int]]:
+    """Return the number of labelled scans in each draw of each budget."""
+    return {budget: [len(rows) for rows in drawn] for budget, drawn in subsets.items()}
 
 
 def linear(
@@ -50,38 +58,46 @@ def linear(
     seed: int = 0,
     device: str = "cpu",
 ) -> dict[str, list[list[np.ndarray]]]:
-    """Budget -> draw -> predictions for each of `tests`; penalties by validation patients, see `evals.probes.linear`."""
+    """Budget -> draw -> predictions for each of `tests`, of linear probes whose penalty validation patients choose."""
     train, val, target = splits.train, splits.val, splits.target
-    subsets = {"all": None} if subsets is None else subsets
     x = source(train.store, train.rows)
-    chooses = (source(val.store, val.rows), val.y) if len(val) else None
+    validation = (source(val.store, val.rows), val.y) if len(val) else None
     xs = [source(t.store, t.rows) for t in tests]
-    drawn = [rows for each in subsets.values() if each is not None for rows in each]
-
     options: dict[str, Any] = {"patient": train.patient, "seed": seed, "device": device}
     options["val_patient"] = val.patient if len(val) else None
 
-    def fitted(which: list[np.ndarray] | None) -> list[list[np.ndarray]]:
-        data = (x, train.y), chooses, xs
-        if target.task == "survival":
-            probes = cox_probes(*data, subsets=which, **options)
+    def fitted(drawn: list[np.ndarray] | None) -> list[list[np.ndarray]]:
+        if target.kind.linear_model:
+            classes = len(target.names) or None
+            found = linear_probes(
+                (x, train.y), validation, xs, task=target.task, classes=classes, subsets=drawn, **options
+            )
         else:
-            probes = linear_probes(*data, task=target.task, classes=len(target.names) or None, subsets=which, **options)
-        return [p.predictions for p in probes]
+            found = cox_probes((x, train.y), validation, xs, subsets=drawn, **options)
+        return [p.predictions for p in found]
 
+    subsets = {ALL: []} if subsets is None else subsets
+    drawn = [rows for budget, each in subsets.items() if budget != ALL for rows in each]
     found = iter(fitted(drawn) if drawn else [])
-    return {budget: fitted(None) if each is None else [next(found) for _ in each] for budget, each in subsets.items()}
+    return {budget: fitted(None) if budget == ALL else [next(found) for _ in each] for budget, each in subsets.items()}
 
 
 def nearest(source: FeatureSource, splits: EvalSplits, tests: Sequence[Subset], k: int = 20) -> list[np.ndarray]:
-    """Votes of the k most similar training scans, never of the same patient; predictions for each of `tests`."""
+    """Predictions for each of `tests` by the k most similar training scans of other patients."""
     if k < 1:
         raise UserError(f"k must be at least 1, got {k}")
     train, target = splits.train, splits.target
     x = source(train.store, train.rows)
-    k = min(k, len(x))
-    out = []
-    for test in tests:
-        asked = (x, train.y, train.patient, source(test.store, test.rows), test.patient)
-        out.append(knn_probe(*asked, target.width, k, task=target.task))
-    return out
+    return [
+        knn_probe(
+            x,
+            train.y,
+            train.patient,
+            source(t.store, t.rows),
+            t.patient,
+            target.width,
+            min(k, len(x)),
+            task=target.task,
+        )
+        for t in tests
+    ]

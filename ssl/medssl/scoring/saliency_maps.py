@@ -1,5 +1,6 @@
-"""How maps of test scans are made: of a probe's score, of what makes two views alike, or of attention."""
+"""Saliency maps of test scans: of a probe's score, of the similarity of two views, or of attention."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,101 +18,131 @@ from medssl.evals.probes.linear import linear_probes
 from medssl.evals.probes.linear_fit import fit_linear
 from medssl.resample import apply_axes, axis_weights
 from medssl.runs.config import PretrainConfig
+from medssl.scoring.baselines import FeatureSources
 from medssl.scoring.eval_splits import EvalSplits
-from medssl.scoring.features import FeatureSource
+from medssl.scoring.features import FeatureSource, from_encoder
 from medssl.scoring.targets import Target
-from medssl.store.resampled import ResampledScans, field_of_view
+from medssl.store.query import evenly_spaced
+from medssl.store.resampled import ResampledScans, field_of_view, resampled_for_encoder
 from medssl.store.store import Store
 
+GRADCAM, SIMILARITY, ROLLOUT = "gradcam", "similarity", "rollout"
 METHODS = {
-    "gradcam": "Grad-CAM of a linear probe",
-    "similarity": "what makes two views of a scan alike and unlike other scans",
-    "rollout": "attention rollout",
+    GRADCAM: "Grad-CAM of a linear probe",
+    SIMILARITY: "what makes two views of a scan similar, and dissimilar to other scans",
+    ROLLOUT: "attention rollout",
 }
 BATCH = 32
-FOIL, VIEWS = 128, 4  # training scans that a scan shall be unlike, views of it
+REFERENCES, VIEWS = 128, 4  # training scans that views are compared with, and views per scan
+
+Maps = Callable[[nn.Module, np.ndarray | None, np.ndarray], np.ndarray]
+"""(encoder, weights of its probe or None, positions among the test scans) -> maps (n, *size) float32 of 0 or more."""
 
 
 @dataclass(frozen=True)
 class SaliencyMaker:
-    """Makes maps of one method for any encoder of one architecture.
+    """Makes the maps of one method for encoders of one architecture.
 
     Attributes:
-        method: one of METHODS.
-        test: the canvas whose rows are looked at. foil: the canvas of training scans, with their rows.
-        config: the run's settings, for the views of `similarity`. seed: of those views.
+        method: a key of METHODS.
+        test: the test scans.
+        reference: training scans and their rows, which the views of `similarity` are compared with.
+        config: the run's settings, for the augmentation of these views. seed: of these views.
     """
 
     method: str
     test: ResampledScans
-    foil: tuple[ResampledScans, np.ndarray]
+    reference: tuple[ResampledScans, np.ndarray]
     config: PretrainConfig
     seed: int
     device: str
 
     def __call__(self, encoder: nn.Module, rows: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
-        """(n, *size) float32 of 0 or more. weight (n, dim): of each scan the score to explain, for `gradcam` alone."""
+        """Return maps (n, *size) float32 of 0 or more. weight (n, dim): for gradcam, the score of each scan to explain."""
         encoder = encoder.to(self.device)
         out = []
-        unlike = self._foil(encoder) if self.method == "similarity" else None
+        reference = self._mean_direction(encoder) if self.method == SIMILARITY else None
         for start in range(0, len(rows), BATCH):
             some = rows[start : start + BATCH]
             x = standardised(self.test, some, self.device)
-            if self.method == "rollout":
+            if self.method == ROLLOUT:
                 maps = rollout(encoder, x)
-            elif unlike is not None:
-                maps = gradcam(encoder, x, self._alike(encoder, some, x, unlike))
+            elif reference is not None:
+                maps = gradcam(encoder, x, self._similarity(encoder, some, x, reference))
             else:
                 assert weight is not None
                 maps = gradcam(encoder, x, torch.from_numpy(weight[start : start + BATCH]).to(x))
             out.append(maps.cpu().numpy())
         return np.concatenate(out)
 
-    def _foil(self, encoder: nn.Module) -> torch.Tensor:
-        """The mean direction of training scans."""
-        z = torch.from_numpy(embed(encoder, *self.foil, device=self.device, quiet=True))
+    def _mean_direction(self, encoder: nn.Module) -> torch.Tensor:
+        """Return the mean unit feature of the reference scans."""
+        z = torch.from_numpy(embed(encoder, *self.reference, device=self.device, quiet=True))
         return torch.nn.functional.normalize(z, dim=1).mean(0).to(self.device)
 
     @torch.no_grad()
-    def _alike(self, encoder: nn.Module, rows: np.ndarray, x: torch.Tensor, foil: torch.Tensor) -> torch.Tensor:
-        """(n, dim), the mean over views as the run's own recipe makes them."""
+    def _similarity(
+        self, encoder: nn.Module, rows: np.ndarray, x: torch.Tensor, reference: torch.Tensor
+    ) -> torch.Tensor:
+        """Return weights (n, dim), averaged over views made by the run's own augmentation recipe."""
         recipe = catalog.build(self.config.augment.spec("augment"), size=self.test.size)
-        raw = {
-            k: v.to(self.device) if k == "image" else v
-            for k, v in RawScans(self.test).__getitems__([(int(row), 0) for row in rows]).items()
-        }
+        raw = RawScans(self.test).__getitems__([(int(row), 0) for row in rows])
+        raw = {k: v.to(self.device) if k == "image" else v for k, v in raw.items()}
         views, _ = make_views(raw, recipe, VIEWS, self.seed, self.test.mean, self.test.std)
         z = encoder.eval()(x)
-        return torch.stack([similarity_weight(z, encoder(view), foil) for view in views]).mean(0)
+        return torch.stack([similarity_weight(z, encoder(view), reference) for view in views]).mean(0)
 
 
-def head_of(source: FeatureSource, splits: EvalSplits, seed: int) -> np.ndarray:
-    """(dim, outputs) weights of the linear probe on raw features, its penalty chosen as `evals.probes.linear` says."""
+def make_maps(
+    method: str, explain: str | None, sources: FeatureSources, splits: EvalSplits, encoders: list[nn.Module], seed: int
+) -> tuple[Maps, list[np.ndarray | None], str]:
+    """Return the maps of a method, the weights of each encoder's probe (None without a probe), and what is explained."""
+    wanted, home, test = sources.encoder.input, sources.store, splits.test
+    training = home.rows("train")
+    reference = resampled_for_encoder(home, wanted), training[evenly_spaced(len(training), REFERENCES)]
+    grid = resampled_for_encoder(test.store, wanted)
+    maker = SaliencyMaker(method, grid, reference, sources.config, seed, sources.device)
+    if method != GRADCAM:
+        return lambda encoder, _, at: maker(encoder, test.rows[at], None), [None] * len(encoders), ""
+    subject, output, sign = outputs(splits.target, explain, test.y)
+
+    def maps(encoder: nn.Module, head: np.ndarray | None, at: np.ndarray) -> np.ndarray:
+        assert head is not None
+        return maker(encoder, test.rows[at], (head[:, output[at]] * sign[at]).T.astype(np.float32))
+
+    heads = [probe_weights(from_encoder(encoder, wanted, sources.device), splits, seed) for encoder in encoders]
+    return maps, [*heads], subject
+
+
+def probe_weights(source: FeatureSource, splits: EvalSplits, seed: int) -> np.ndarray:
+    """Return the weights (dim, outputs) of the linear probe for features that are not standardised."""
     train, val, target = splits.train, splits.val, splits.target
     x = source(train.store, train.rows)
-    chooses = (source(val.store, val.rows), val.y) if len(val) else None
+    validation = (source(val.store, val.rows), val.y) if len(val) else None
     options: dict[str, Any] = {"task": target.task, "classes": len(target.names) or None}
-    probe = linear_probes((x, train.y), chooses, [], patient=train.patient, seed=seed, **options)[0]
+    probe = linear_probes((x, train.y), validation, [], patient=train.patient, seed=seed, **options)[0]
     model = fit_linear(x, train.y, [np.arange(len(x))], [probe.C], **options)[0]
     return (model.scale[:, None] * model.weights[0]).astype(np.float32)
 
 
 def outputs(target: Target, explain: str | None, y: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
-    """What is explained: (in words, the output of the probe for each scan (n,), its sign (n,)).
+    """Return what is explained in words, the output of the probe for each scan (n,), and its sign (n,).
 
-    Of two classes the second, or the one named; of several the one named, or each scan's own; of findings the one named; of a
-    number the number. Raises UserError when `explain` names nothing that the target has.
+    This is the second of two classes, or the class `explain`; with more classes each scan's own, or `explain`; the
+    finding `explain`; or a number. Raises UserError if the target has no `explain`.
     """
-    names, n = target.names, len(y)
-    if target.task in ("ordinal", "regression", "survival"):
-        if explain is not None or target.task == "survival":
-            raise UserError(f"{target} is a number; leave explain out" if explain else "there are no maps of survival")
+    names, n, kind = target.names, len(y), target.kind
+    if not kind.scored_by_class:
+        if not kind.linear_model:
+            raise UserError(f"there are no maps for {target.task}")
+        if explain is not None:
+            raise UserError(f"{target} is a number; leave explain out")
         return f"a high {target}", np.zeros(n, np.int64), np.ones(n)
     if explain is not None and explain not in names:
         raise UserError(f"{target} has no {explain!r}.{nearest(explain, names)}")
-    if target.task == "multilabel":
+    if not target.has_classes:
         if explain is None and len(names) > 1:
-            raise UserError(f"{target} has several findings; choose one with explain=, of {', '.join(names)}")
+            raise UserError(f"{target} has several findings; choose one with explain=, from {', '.join(names)}")
         return explain or names[0], np.full(n, names.index(explain) if explain else 0), np.ones(n)
     if len(names) == 2:
         k = names.index(explain) if explain else 1
@@ -122,27 +153,28 @@ def outputs(target: Target, explain: str | None, y: np.ndarray) -> tuple[str, np
 
 
 def masks_on_grid(
-    store: Store, rows: np.ndarray, wanted: InputConfig, part: int
+    store: Store, rows: np.ndarray, wanted: InputConfig, label: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The masks with label `part` on the encoder's grid: (positions among rows (m,), masks, insides), the latter (m, *size).
+    """Return the masks with `label` on the encoder's grid: positions among `rows` (m,), masks and insides (m, *size).
 
-    A mask holds the share of every voxel of the grid that is in it, float32; inside is where the scan is, and no padding, bool.
+    masks float32: the share of every voxel of the grid that is in the mask. insides bool: the scan without its padding.
     """
     size = wanted.size
-    shapes, voxels = store.column("shape"), store.column("spacing")
+    shapes, spacings = store.column("shape"), store.column("spacing")
     found: list[tuple[int, np.ndarray, np.ndarray]] = []
     for i, row in enumerate(rows):
         mask = store.mask(int(row))
-        if mask is None or not (mask == part).any():
+        if mask is None or not (mask == label).any():
             continue
-        starts, extents = field_of_view(shapes[row][1:], voxels[row] or (1.0,) * len(size), size, wanted.spacing)
-        ways, inside = [], np.ones(size, bool)
+        starts, extents = field_of_view(shapes[row][1:], spacings[row] or (1.0,) * len(size), size, wanted.spacing)
+        weights, inside = [], np.ones(size, bool)
         for axis, (start, extent, n, m) in enumerate(zip(starts, extents, mask.shape[1:], size, strict=True)):
-            ways.append(axis_weights(torch.tensor([start]), torch.tensor([extent]), n, m))
+            weights.append(axis_weights(torch.tensor([start]), torch.tensor([extent]), n, m))
             centre = start + (np.arange(m) + 0.5) * extent / m
             there = (centre >= 0) & (centre < n)
             inside &= there.reshape([-1 if k == axis else 1 for k in range(len(size))])
-        share = apply_axes(torch.from_numpy((mask == part).astype(np.float32))[None], ways)[0, 0].numpy() * inside
+        voxels = torch.from_numpy((mask == label).astype(np.float32))[None]
+        share = apply_axes(voxels, weights)[0, 0].numpy() * inside
         if share.any():
             found.append((i, share.clip(0, 1), inside))
     if not found:

@@ -1,132 +1,207 @@
-"""The table of a scoring command: every row with its intervals, its difference to the run, and what it predicted."""
+"""Score tables: computed from predictions, rendered as text, and kept in RUN/scores.json and RUN/predictions."""
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medssl.errors import UserError
+from medssl.evals.metrics.metrics import AUPRC
 from medssl.evals.stats.bootstrap import difference_seeds, score_seeds
 from medssl.evals.stats.score import Score
-from medssl.evals.stats.text_table import text_table
+from medssl.evals.stats.text_table import Cell, text_table
 from medssl.evals.task_types.task_types import task_type
 from medssl.files import write_json
-from medssl.runs.predictions import Predictions, TableRow
+from medssl.results import Result
+from medssl.runs.predictions import RUN, RUN_FROZEN, PredictedRow, Predictions
 from medssl.scoring.eval_splits import EvalSplits
 from medssl.scoring.targets import Subset
 
-SAME = (
-    "command",
-    "target",
-    "task",
-    "classes",
-    "train_store",
-    "test_store",
-)  # what makes two tables answers to one question
+SAME = ("command", "target", "task", "classes", "train_store", "test_store")
+"""A table replaces an older one with the same values of these."""
+
+Scores = Callable[[PredictedRow], dict[str, Score]]
 
 
-class ScoreTable:
-    """Collects predictions for the test scans of one question; `finish` scores, prints, remembers and keeps them.
+@dataclass(frozen=True)
+class Row:
+    """One row of a score table.
 
-    name: what the run's own features are called in print. test: the scans that predictions are of, if not all of the question's.
-    task: of the predictions, if not the question's: `per_case` for a number per scan. about: what else the table says of itself.
+    Attributes:
+        source, probe, label_budget: see `PredictedRow`. features: the name of the source in tables.
+        draws: how often the labels were drawn.
+        scores: by name; the first is the main one.
+        difference: of the main score to the run's own row, paired; None for the run itself.
+        more: further JSON values, which are not printed.
     """
 
-    def __init__(
-        self,
-        command: str,
-        splits: EvalSplits,
-        name: str,
-        *,
-        test: Subset | None = None,
-        task: str | None = None,
-        seed: int = 0,
-        **about: Any,
-    ):
-        self.splits, self.name, self.seed = splits, name, seed
-        self.test = splits.test if test is None else test
-        self.about = {"command": command} | splits.described() | about
-        self.about["task"] = task or splits.target.task
-        self.about["n_test"], self.about["patients_test"] = len(self.test), self.test.patients
-        self.metrics = task_type(self.about["task"]).metrics
-        self.about |= {"metric": self.metrics[0].name, "sign": self.metrics[0].sign}
-        self.entries: list[TableRow] = []
+    source: str
+    features: str
+    probe: str
+    label_budget: str
+    draws: int
+    scores: dict[str, Score]
+    difference: Score | None
+    more: dict[str, Any]
 
-    def add(self, features: str, reader: str, p: np.ndarray | list[np.ndarray], labels: str = "all") -> None:
-        """What a reader made of some features: one array, or one for each draw of the labels."""
-        self.entries.append(TableRow(features, reader, p if isinstance(p, list) else [p], labels))
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values, as in scores.json."""
+        scores = {name: score.as_dict() for name, score in self.scores.items()}
+        difference = self.difference.as_dict() if self.difference else None
+        described = {k: getattr(self, k) for k in ("source", "features", "probe", "label_budget", "draws")}
+        return described | {"scores": scores, "difference": difference} | self.more
 
-    def finish(self, run: Path) -> dict[str, Any]:
-        """`score` and `keep`."""
-        result = self.score()
-        self.keep(run, result)
-        return result
 
-    def keep(self, run: Path, result: dict[str, Any]) -> None:
-        """Put the table into RUN/scores.json, and its predictions into RUN/predictions."""
-        save_table(run / "scores.json", result)
-        self.predictions().write(run)
+@dataclass(frozen=True)
+class ScoreTable:
+    """The scores of one command on one test set.
 
-    def score(self) -> dict[str, Any]:
-        """The table as a dict; printed."""
-        y, patient = self.test.y, self.test.patient
-        main = self.metrics[0]
-        budgets = list(dict.fromkeys(e.labels for e in self.entries))
-        lines: list[dict[str, str | Score | None]] = []
-        rows: list[dict[str, Any]] = []
-        for e in self.entries:
-            mine = {m.name: score_seeds(m, y, e.p, patient, draws=len(e.p), seed=self.seed) for m in self.metrics}
-            rival = self._rival(e)
-            minus = (
-                None
-                if rival is None
-                else difference_seeds(main, y, e.p, rival.p, patient, draws=len(e.p), seed=self.seed)
+    Attributes:
+        about: the target, the data and the settings, as JSON values. Where there are, `notes` are lines below the heading
+            and `label_budgets` the labelled scans of each draw.
+        rows: in the order of printing.
+        predictions: the predictions that the scores were computed from.
+    """
+
+    about: dict[str, Any]
+    rows: list[Row]
+    predictions: Predictions
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values, as in scores.json."""
+        return self.about | {"rows": [row.as_dict() for row in self.rows]}
+
+    def __str__(self) -> str:
+        names = list(self.rows[0].scores)
+        budgets = len({row.label_budget for row in self.rows}) > 1
+        columns = ["features", "probe", *(["label budget"] if budgets else []), *names, f"Δ {names[0]} vs run"]
+        lines: list[dict[str, Cell]] = []
+        for row in self.rows:
+            lines.append(
+                {"features": row.features, "probe": row.probe, "label budget": self._budget(row), **row.scores}
             )
-            shown = self.name if e.features == "run" else e.features
-            times = "" if len(e.p) == 1 and e.labels == "all" else f", {len(e.p)} draw{'s'[: len(e.p) > 1]}"
-            drawn = {"labels": e.labels + times} if len(budgets) > 1 else {}
-            lines.append({"features": shown, "reader": e.reader, **drawn, **mine, f"{main.name} minus run": minus})
-            rows.append(
-                {"features": shown, "reader": e.reader, "labels": e.labels, "draws": len(e.p)}
-                | {"scores": {k: s.as_dict() for k, s in mine.items()}, "minus_run": minus.as_dict() if minus else None}
-            )
-        result = self.about | {"rows": rows}
-        print(headline(result))
-        print(text_table(lines, ["features", "reader", *(["labels"] if len(budgets) > 1 else []), *(m.name for m in self.metrics),
-                            f"{main.name} minus run"]))  # fmt: skip
-        return result
+            lines[-1][columns[-1]] = row.difference
+        return f"{heading(self.about)}\n{text_table(lines, columns)}"
 
-    def predictions(self) -> Predictions:
-        """What was predicted, to be kept."""
-        kept = {k: self.about[k] for k in ("command", "target", "task", "classes", "test_store", "test", "train_store")}
-        return Predictions(kept, self.test.column("scan"), self.test.patient, self.test.y, self.entries)
-
-    def _rival(self, entry: TableRow) -> TableRow | None:
-        """The run's own row that a row stands against: of the same reader and budget, else of the first reader."""
-        if entry.features == "run":
-            return None
-        own = [e for e in self.entries if e.features == "run" and e.labels == entry.labels and len(e.p) == len(entry.p)]
-        return next((e for e in own if e.reader == entry.reader), own[0] if own else None)
+    def _budget(self, row: Row) -> str:
+        """Return "all", or the budget with its numbers of scans and draws."""
+        if row.draws == 1 and row.label_budget == "all":
+            return "all"
+        scans = self.about.get("label_budgets", {}).get(row.label_budget)
+        size = f" ({' to '.join(str(n) for n in sorted({min(scans), max(scans)}))} scans)" if scans else ""
+        return f"{row.label_budget}{size}, {row.draws} draw{'s'[: row.draws > 1]}"
 
 
-def headline(result: dict[str, Any]) -> str:
-    """What the table is about."""
-    classes = f" ({', '.join(result['classes'])})" if result["classes"] else ""
-    two = result["task"] == "classification" and len(result["classes"]) == 2
+def compute_scores(
+    command: str,
+    splits: EvalSplits,
+    rows: Sequence[PredictedRow],
+    name: str,
+    seed: int,
+    *,
+    test: Subset | None = None,
+    task: str | None = None,
+    scores: Scores | None = None,
+    more: Callable[[PredictedRow], dict[str, Any]] = lambda row: {},
+    **about: Any,
+) -> ScoreTable:
+    """Score predictions for the test scans, with paired differences to the run's own rows.
+
+    Args:
+        command: the command they come from.
+        splits: the target and its scans.
+        rows: predictions; those of RUN come first.
+        name: the run's name in tables.
+        seed: of the bootstrap.
+        test: the scans predicted, if not all of `splits.test`.
+        task: the type of the predictions, if not the target's: `per_case` for one number per scan.
+        scores: computes the scores of a row, if not all metrics of the task; differences are of the task's first metric.
+        more: further JSON values of a row.
+        about: further JSON values of the table.
+    """
+    test = splits.test if test is None else test
+    task = task or splits.target.task
+    metrics = task_type(task).metrics
+    described = describe_table(command, splits, test, task) | about
+
+    def all_metrics(row: PredictedRow) -> dict[str, Score]:
+        options = {"draws": len(row.p), "seed": seed}
+        return {m.name: score_seeds(m, test.y, row.p, test.patient, **options) for m in metrics}
+
+    def scored(row: PredictedRow) -> Row:
+        own = own_row(row, rows)
+        difference = None
+        if own is not None:
+            difference = difference_seeds(metrics[0], test.y, row.p, own.p, test.patient, draws=len(row.p), seed=seed)
+        shown = {RUN: name, RUN_FROZEN: f"{name}, frozen"}.get(row.source, row.source)
+        found = (scores or all_metrics)(row)
+        return Row(row.source, shown, row.probe, row.label_budget, len(row.p), found, difference, more(row))
+
+    kept = {k: described[k] for k in ("command", "target", "task", "classes", "test_store", "test", "train_store")}
+    predictions = Predictions(kept, test.column("scan"), test.patient, test.y, list(rows))
+    return ScoreTable(described, [scored(row) for row in rows], predictions)
+
+
+def describe_table(
+    command: str, splits: EvalSplits, test: Subset | None = None, task: str | None = None
+) -> dict[str, Any]:
+    """Return the JSON values that every table has; see `compute_scores`."""
+    test, task = splits.test if test is None else test, task or splits.target.task
+    metric = task_type(task).metrics[0]
+    described = {"command": command} | splits.described()
+    described |= {"task": task, "n_test": len(test), "patients_test": test.patients}
+    return described | {"metric": metric.name, "sign": metric.sign}
+
+
+def own_row(row: PredictedRow, rows: Sequence[PredictedRow]) -> PredictedRow | None:
+    """Return the run's row that `row` is compared with: the one with the same probe and budget, else the same budget."""
+    if row.source == RUN:
+        return None
+    own = [r for r in rows if r.source == RUN and r.label_budget == row.label_budget and len(r.p) == len(row.p)]
+    return next((r for r in own if r.probe == row.probe), own[0] if own else None)
+
+
+def keep(run: Path, scores: ScoreTable, *sections: Result) -> Result:
+    """Write a score table and its sections to RUN/scores.json and the predictions to RUN/predictions; return both."""
+    result = sum(sections, Result(scores.as_dict(), str(scores)))
+    save_table(run / "scores.json", result)
+    scores.predictions.write(run)
+    return result
+
+
+def heading(about: dict[str, Any]) -> str:
+    """Return the lines above a table: target, data, warnings and notes."""
+    classes = f" ({', '.join(about['classes'])})" if about["classes"] else ""
+    two = AUPRC in task_type(about["task"]).metrics and len(about["classes"]) == 2
     lines = [
-        f"{result['target']}{classes}: trained on {result['n_train']} scans of {result['patients_train']} patients, "
-        f"tested on {result['n_test']} scans of {result['patients_test']} patients ({result['test']})"
-        + (f"; AUPRC is of {result['classes'][1]!r}" if two else "")
+        f"{about['target']}{classes}: trained on {about['n_train']} scans of {about['patients_train']} patients, "
+        f"tested on {about['n_test']} scans of {about['patients_test']} patients ({about['test']})"
+        + (f"; AUPRC is for {about['classes'][1]!r}" if two else "")
     ]
-    return "\n".join([*lines, *(f"! {flag}" for flag in result["flags"])])
+    return "\n".join([*lines, *(f"! {flag}" for flag in about["flags"]), *about.get("notes", [])])
+
+
+def read_tables(path: Path) -> list[dict[str, Any]]:
+    """Return the tables in a scores.json or audit.json; none if it does not exist.
+
+    Raises UserError for a file that is damaged or was written by an earlier version.
+    """
+    try:
+        tables = json.loads(path.read_text())["tables"] if path.exists() else []
+        earlier = any("facts" in t or any("minus_run" in row for row in t.get("rows", [])) for t in tables)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path} is damaged; delete it and score again") from e
+    if earlier:
+        raise UserError(f"{path} was written by an earlier medssl; delete it and score again")
+    return tables
 
 
 def save_table(path: Path, result: dict[str, Any]) -> None:
-    """Add the table, in place of an older one of the same question."""
+    """Add a table to a file, in place of an older one with the same values of SAME."""
+    tables = read_tables(path)
     try:
-        tables = json.loads(path.read_text())["tables"] if path.exists() else []
-        tables = [t for t in tables if any(t[k] != result[k] for k in SAME)]
-    except (ValueError, KeyError, TypeError) as e:
+        others = [t for t in tables if any(t[k] != result[k] for k in SAME)]
+    except (KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged; delete it and score again") from e
-    write_json(path, {"tables": [*tables, result]})
+    write_json(path, {"tables": [*others, result]})

@@ -1,7 +1,4 @@
-"""What is true of a scan: columns of a store as the numbers that a kind of task is scored on.
-
-The kinds are those of `medssl.evals.task_types`.
-"""
+"""Targets: columns of a store as the numbers that a type of task is scored on (`medssl.evals.task_types`)."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -17,18 +14,20 @@ from medssl.evals.task_types.columns import MOST_CLASSES, SEPARATOR, number, wor
 from medssl.evals.task_types.task_types import task_type
 from medssl.store.store import Store
 
-OWN = ("site", "scanner", "modality")  # columns of every store that may be asked for like a label
+OWN = ("site", "scanner", "modality")  # columns that every store has
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked for.
+    """The columns that are predicted, and how.
 
     Attributes:
-        columns: names of labels, facts, or of OWN: several for labels given one by one, and for survival (time, event).
-        task: a name of TASK_TYPES.
-        names: of the classes, labels or levels, in the order of the columns of predictions; empty for numbers.
-        positive: values that count as there; what else is known is then not there. Empty: YES and NO, or each value a class.
+        columns: names of labels, of acquisition metadata, or of OWN: several for labels with a column each, and time and
+            event for survival.
+        task: a key of TASK_TYPES.
+        names: classes, findings or levels, in the order of the columns of predictions; empty for numbers.
+        positive: values that count as positive, all other known ones being negative. Empty: every value is a class, or for
+            findings YES and NO.
     """
 
     columns: tuple[str, ...]
@@ -41,18 +40,23 @@ class Target:
 
     @property
     def kind(self) -> TaskType:
-        """The task."""
+        """The type of the task."""
         return task_type(self.task)
 
     @property
     def width(self) -> int:
-        """Columns of a prediction: classes, labels or levels; 1 for a number."""
+        """Columns of a prediction: classes, findings or levels; 1 for a number."""
         return max(1, len(self.names))
 
-    def read(self, store: Store, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """y of the scans `rows`, laid out as metrics want it, and a mask (N,) of those whose truth is known to the target.
+    @property
+    def has_classes(self) -> bool:
+        """Whether every scan has exactly one of several classes without an order."""
+        return self.kind.scored_by_class and self.kind.ndim == 1
 
-        Of scans that are not in the mask, y holds nothing of meaning.
+    def read(self, store: Store, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return y (N, …) of the scans `rows` as metrics take it, and a mask (N,) of the scans with a known target.
+
+        y is undefined outside the mask.
         """
         raw = [values(store, name)[rows] for name in self.columns]
         try:
@@ -63,11 +67,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Subset:
-    """Scans of one store whose truth is known.
+    """Scans of one store with a known target.
 
     Attributes:
-        rows: (N,) of the store. y: (N, …) as the target's task is scored. missing: scans of the split without the target.
-        unknown: scans left out because their class does not occur in training.
+        rows: (N,) rows of the store. y: (N, …) targets as metrics take them.
+        missing: scans of the split without a target. unknown: scans left out because their class is not in training.
     """
 
     store: Store
@@ -78,7 +82,7 @@ class Subset:
 
     @classmethod
     def of(cls, target: Target, store: Store, rows: np.ndarray) -> "Subset":
-        """The scans of `rows` that have the target."""
+        """The scans among `rows` that have the target."""
         y, known = target.read(store, rows)
         raw = [values(store, name)[rows] for name in target.columns]
         missing = sum(all(v is None for v in scan) for scan in zip(*raw, strict=True))
@@ -88,7 +92,7 @@ class Subset:
         return len(self.rows)
 
     def column(self, name: str) -> np.ndarray:
-        """A column of the store for these scans, as words."""
+        """(N,) str: a column of the store for these scans."""
         return self.store.column(name)[self.rows].astype(str)
 
     @cached_property
@@ -98,18 +102,18 @@ class Subset:
 
     @property
     def patients(self) -> int:
-        """How many there are."""
+        """How many patients there are."""
         return len(set(self.patient))
 
     def take(self, at: np.ndarray) -> "Subset":
-        """Of these scans those at positions (or in a mask) `at`."""
+        """The scans at positions `at`, or where the mask `at` is true."""
         return Subset(self.store, self.rows[at], self.y[at], self.missing, self.unknown)
 
 
 def values(store: Store, name: str) -> np.ndarray:
-    """(N,) object: the column that somebody means by `name`, a label before a fact before a column of OWN; None where empty.
+    """(N,) object: the column called `name`, None where empty.
 
-    Raises UserError when the store has none of that name.
+    A label comes before acquisition metadata, and that before a column of OWN. Raises UserError if there is none.
     """
     meant = [name] if ":" in name else [f"label:{name}", f"fact:{name}", *([name] if name in OWN else [])]
     for column in meant:
@@ -128,19 +132,12 @@ def resolve_target(
     task: str = "auto",
     positive: Iterable[str] | str | None = None,
 ) -> Target:
-    """What `columns` ask for, as the training scans `rows` of a store show it.
+    """Return the target in `columns`, its classes or findings taken from the training scans `rows` of a store.
 
-    `auto` takes several columns, and findings joined by |, for multilabel, more than MOST_CLASSES different
-    numbers for regression, and else every value for a class. Raises UserError when that cannot be scored.
+    task="auto" means multilabel for several columns and for findings joined by |, regression for more than MOST_CLASSES
+    distinct numbers, else classification. Raises UserError for a target that cannot be scored.
     """
-    names = (columns,) if isinstance(columns, str) else tuple(map(str, columns))
-    yes = (
-        ()
-        if positive is None
-        else (str(positive),)
-        if isinstance(positive, str | int | float)
-        else tuple(map(str, positive))
-    )
+    names, yes = _words(columns), _words(() if positive is None else positive)
     kind = None if task == "auto" else task_type(task)
     if not names or not all(names):
         raise UserError("target names no label")
@@ -159,6 +156,10 @@ def _guess(raw: Sequence[list[Any]], positive: tuple[str, ...]) -> str:
         return "multilabel"
     numbers = all(number(v) is not None for v in raw[0])
     return "regression" if numbers and not positive and len(set(raw[0])) > MOST_CLASSES else "classification"
+
+
+def _words(given: Any) -> tuple[str, ...]:
+    return (str(given),) if isinstance(given, str | int | float) else tuple(map(str, given))
 
 
 def _empty(value: Any) -> bool:

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from medssl.errors import UserError, nearest
 from medssl.readers.quality_flags import FLAGS
@@ -273,3 +274,8 @@ def _hint(where: str) -> str:
     if odd:
         return f" {odd[0]} is a Python keyword; a column of that name is written {odd[0]}_"
     return " For example: where='modality == \"CT\" and spacing <= 2'"
+
+
+def evenly_spaced(n: int, most: int) -> NDArray[np.int64]:
+    """Return at most `most` of n rows at even spacing, including the first and the last."""
+    return np.unique(np.linspace(0, max(n - 1, 0), min(n, most)).round().astype(np.int64))

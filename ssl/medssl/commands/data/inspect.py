@@ -4,11 +4,12 @@ from pathlib import Path
 
 from medssl.errors import UserError
 from medssl.files import atomic, write_text
-from medssl.reporting.contact_sheet import contact_sheet, evenly_spaced
+from medssl.reporting.contact_sheet import MOST, contact_sheet
 from medssl.reporting.privacy import privacy_page
 from medssl.reporting.store_tables import store_tables
 from medssl.reporting.text_table import aligned
 from medssl.results import Result
+from medssl.store.query import evenly_spaced
 from medssl.store.store import Store
 
 
@@ -53,7 +54,7 @@ def inspect(
         lines += ["", title, *(aligned(list(rows[0]), [list(row.values()) for row in rows]) if rows else ["  none"])]
     if sheet:
         path = Path(sheet).expanduser()
-        picture = contact_sheet(shown, evenly_spaced(len(shown)))
+        picture = contact_sheet(shown, evenly_spaced(len(shown), MOST))
         with atomic(path) as part:
             picture.save(part, "PNG")
         lines += ["", f"sheet    {path}"]

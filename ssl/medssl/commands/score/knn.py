@@ -1,43 +1,44 @@
-"""Run + labelled store -> a table: the votes of the most similar training scans, of the encoder and of rivals."""
+"""`medssl knn`: score a frozen encoder by the labels of the most similar training scans."""
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from medssl.commands.options import accepts
+from medssl.results import Result
+from medssl.runs.predictions import PredictedRow
 from medssl.scoring import probes
 from medssl.scoring.baselines import FROZEN, FeatureSources, select_baselines
-from medssl.scoring.score_table import ScoreTable
+from medssl.scoring.eval_splits import SplitOptions
+from medssl.scoring.score_table import compute_scores, keep
 from medssl.store.store import Store
 
 
+@accepts(SplitOptions)
 def knn(
     run: str | Path,
     store: str | Path | Store,
     target: str | list[str],
     *,
-    task: str = "auto",
     k: int = 20,
-    where: str | None = None,
-    test_where: str | None = None,
-    positive: Iterable[str] | None = None,
-    test_store: str | Path | Store | None = None,
     baselines: Iterable[str] = FROZEN,
-    allow_overlap: bool = False,
-    seed: int = 0,
-    device: str = "auto",
-) -> dict[str, Any]:
-    """Score the frozen encoder of a run without fitting anything; prints a table, adds it to RUN/scores.json and returns it.
+    options: SplitOptions,
+) -> Result:
+    """Score the frozen encoder of a run by a kNN probe; adds the table to RUN/scores.json and returns it.
 
-    Each test scan asks its `k` most similar training scans of other patients (cosine, weights exp(s / .07)). Everything else is
-    as in `medssl.probe`. Raises UserError when pretraining has seen a test patient or test image, and for labels that cannot be
-    scored.
+    The `k` most similar training scans of other patients vote on each test scan (cosine similarity s, weight
+    exp(s / 0.07)). Everything else is as in `medssl.probe`.
+
+    Args:
+        run, store, target, baselines: see `medssl.probe`.
+        k: number of neighbours.
+        options: keyword arguments; see `medssl.scoring.eval_splits.SplitOptions`.
+
+    Raises UserError as `medssl.probe` does.
     """
     names = select_baselines(baselines, FROZEN)
-    sources, splits = FeatureSources.of(
-        run, store, target, device, task=task, positive=positive, where=where, test_where=test_where, test_store=test_store,
-        allow_overlap=allow_overlap,
-    )  # fmt: skip
-    board = ScoreTable("knn", splits, sources.name, seed=seed, k=k)
-    for name, source in sources.all(names):
-        board.add(name, "kNN", probes.nearest(source, splits, [splits.test], k)[0])
-    return board.finish(sources.folder.path)
+    sources, splits = FeatureSources.load(run, store, target, options)
+    rows = [
+        PredictedRow(name, "kNN", probes.nearest(source, splits, [splits.test], k))
+        for name, source in sources.all(names)
+    ]
+    return keep(sources.path, compute_scores("knn", splits, rows, sources.name, options.seed, k=k))

@@ -1,51 +1,48 @@
-"""Run + a store with times and events -> a table: how well a Cox model on frozen features orders patients by risk."""
+"""`medssl survive`: score a frozen encoder by how well a Cox model on its features orders patients by risk."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from medssl.commands.options import accepts
+from medssl.results import Result
+from medssl.runs.predictions import PredictedRow
 from medssl.scoring import probes
 from medssl.scoring.baselines import FROZEN, FeatureSources, select_baselines
-from medssl.scoring.score_table import ScoreTable
+from medssl.scoring.eval_splits import SplitOptions
+from medssl.scoring.score_table import compute_scores, keep
 from medssl.store.store import Store
 
 
+@accepts(SplitOptions, omit=("task",))
 def survive(
     run: str | Path,
     store: str | Path | Store,
     time: str,
     event: str,
     *,
-    positive: Iterable[str] | None = None,
-    where: str | None = None,
-    test_where: str | None = None,
-    test_store: str | Path | Store | None = None,
     baselines: Iterable[str] = FROZEN,
-    allow_overlap: bool = False,
-    seed: int = 0,
-    device: str = "auto",
-) -> dict[str, Any]:
-    """Score the frozen encoder of a run by Harrell's concordance; prints a table, adds it to RUN/scores.json and returns it.
+    options: SplitOptions,
+) -> Result:
+    """Score the frozen encoder of a run by Harrell's concordance; adds the table to RUN/scores.json and returns it.
 
-    A ridge Cox model (`medssl.evals.probes.cox`) is fitted on the training patients and its penalty chosen on the
-    validation patients.
+    A ridge Cox model (`medssl.evals.probes.cox`) is fitted on the training patients; validation patients choose its
+    penalty.
 
     Args:
-        run: a finished run folder.
+        run, baselines: see `medssl.probe`.
         store: a store with both labels.
-        time: the label with the time until the event, or until nothing more is known of the patient; above 0.
-        event: the label that says whether the event came; `positive` are the values that mean so.
-        where, test_where, test_store, baselines, allow_overlap, seed, device: as for `medssl.probe`.
+        time: the label with the time to the event or to censoring, above 0.
+        event: the label that tells whether the event occurred; `positive` are the values that mean it did.
+        options: keyword arguments; see `medssl.scoring.eval_splits.SplitOptions`.
 
-    Raises UserError as `medssl.probe` does, and when the event came to nobody.
+    Raises UserError as `medssl.probe` does, and if no training patient had the event.
     """
     names = select_baselines(baselines, FROZEN)
-    sources, splits = FeatureSources.of(
-        run, store, [time, event], device, task="survival", positive=positive, where=where, test_where=test_where,
-        test_store=test_store, allow_overlap=allow_overlap,
-    )  # fmt: skip
-    board = ScoreTable("survive", splits, sources.name, seed=seed)
-    for name, source in sources.all(names):
-        found = probes.linear(source, splits, [splits.test], seed=seed, device=sources.device)
-        board.add(name, "Cox", found["all"][0][0])
-    return board.finish(sources.folder.path)
+    sources, splits = FeatureSources.load(run, store, [time, event], replace(options, task="survival"))
+    found = {
+        name: probes.linear(source, splits, [splits.test], seed=options.seed, device=sources.device)
+        for name, source in sources.all(names)
+    }
+    rows = [PredictedRow(name, "Cox", each[probes.ALL][0]) for name, each in found.items()]
+    return keep(sources.path, compute_scores("survive", splits, rows, sources.name, options.seed))

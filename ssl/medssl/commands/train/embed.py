@@ -5,10 +5,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from medssl.encoders.export import load_encoder
 from medssl.files import atomic
 from medssl.progress import say
 from medssl.runs.run_folder import Run
-from medssl.scoring.features import device_of, of_run
+from medssl.scoring.features import from_encoder, resolve_device
 from medssl.store.store import Store
 
 
@@ -35,7 +36,8 @@ def embed(
     """
     folder, scans = Run(Path(run)), Store.open(store, where)
     folder.finished()
-    features, _ = of_run(folder.path, device_of(device))
+    encoder, config = load_encoder(folder.path)
+    features = from_encoder(encoder, config.input, resolve_device(device))
     x = features(scans, scans.rows())
     names = ["scan", "patient", "split", "site", "scanner", *(f"label:{name}" for name in scans.labels)]
     columns = {name: pa.array(scans.column(name).tolist(), pa.string()) for name in names}

@@ -5,8 +5,10 @@ from contextlib import suppress
 
 from medssl.evals.stats.score import Score
 
+Cell = str | Score | None
 
-def text_table(rows: Sequence[Mapping[str, str | Score | None]], columns: Sequence[str]) -> str:
+
+def text_table(rows: Sequence[Mapping[str, Cell]], columns: Sequence[str]) -> str:
     """Return aligned lines: a header, one line per row, then how the intervals were computed. Missing cells show as –.
 
     A cell is text or a Score. Raises TypeError for a number without an interval, also as text.
@@ -21,7 +23,7 @@ def text_table(rows: Sequence[Mapping[str, str | Score | None]], columns: Sequen
     return "\n".join(line.rstrip() for line in lines + _footnotes(rows, columns))
 
 
-def _cell(value: str | Score | None, column: str) -> str:
+def _cell(value: Cell, column: str) -> str:
     if isinstance(value, Score):
         return str(value)
     if value is None:
@@ -38,7 +40,7 @@ def _pad(text: str, width: int, right: bool) -> str:
     return text.rjust(width) if right else text.ljust(width)
 
 
-def _footnotes(rows: Sequence[Mapping[str, str | Score | None]], columns: Sequence[str]) -> list[str]:
+def _footnotes(rows: Sequence[Mapping[str, Cell]], columns: Sequence[str]) -> list[str]:
     made: dict[str, list[str]] = {}
     for row in rows:
         for c in columns:

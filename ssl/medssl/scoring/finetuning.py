@@ -1,0 +1,131 @@
+"""Fine-tuning: the rows of its table, and how one of them is trained and exported."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save_file
+from torch import nn
+
+from medssl import catalog
+from medssl.encoders.export import save_encoder
+from medssl.encoders.timm2d import weights_available
+from medssl.errors import UserError
+from medssl.files import atomic
+from medssl.runs.predictions import RUN, RUN_FROZEN, PredictedRow
+from medssl.scoring import probes
+from medssl.scoring.baselines import RANDOM_INIT_FROZEN, Baseline, FeatureSources
+from medssl.scoring.eval_splits import EvalSplits
+from medssl.scoring.trained_rows import LabelDraw, TrainedRow
+from medssl.scoring.training import TrainingSettings, predictor, train_supervised
+from medssl.tasks.supervised import Supervised
+from medssl.train.optim import Optim
+
+SCRATCH, PROBE, RANDOM_PROBE, IMAGENET = BASELINES = ("scratch", "linear probe", "random frozen", "ImageNet")
+
+
+@dataclass(frozen=True)
+class FinetunedRow(TrainedRow):
+    """A row with its optimizer and the number of last blocks that are trained (None: all)."""
+
+    optim: Optim
+    blocks: int | None
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """What all rows of a table have in common. `settings` hold for the run's own row."""
+
+    sources: FeatureSources
+    splits: EvalSplits
+    settings: TrainingSettings
+    blocks: int | None
+
+    def described(self) -> dict[str, Any]:
+        """JSON values that the trained weights depend on, apart from row and draw."""
+        splits = {k: v for k, v in self.splits.described().items() if k not in ("flags", "test")}
+        splits |= {"positive": list(self.splits.target.positive), "weights": self.sources.encoder.weights}
+        settings = asdict(self.settings) | {"augment": self.settings.augment.as_dict(), "blocks": self.blocks}
+        return {
+            "version": 1,
+            "splits": splits,
+            "settings": {k: v for k, v in settings.items() if k not in ("save_every", "seed")},
+        }
+
+    def rows(self, baselines: Sequence[str]) -> list[FinetunedRow]:
+        """Return the trained rows, the run's own first; flags an ImageNet baseline whose weights are not on this machine."""
+        sources, optim = self.sources, self.settings.optim
+        if not sources.pretrained().by_depth():  # type: ignore[operator]
+            raise UserError(f"{sources.encoder.name} has no trainable weights; score it with medssl probe")
+        rows = [FinetunedRow(RUN, "fine-tuned", sources.pretrained, optim, self.blocks)]
+        if SCRATCH in baselines:
+            flat = replace(optim, layer_decay=1.0)
+            rows.append(FinetunedRow(Baseline.RANDOM_INIT.value, "end to end", sources.initial, flat, None))
+        if IMAGENET in baselines:
+            encoder = sources.config.encoder
+            spec = encoder.spec("encoder") | {"pretrained": True}
+            if "pretrained" in encoder.options and len(self._size) == 2 and weights_available(spec["model"]):
+
+                def imagenet() -> nn.Module:
+                    return catalog.build(spec, channels=sources.encoder.channels, size=self._size)
+
+                rows.append(FinetunedRow(Baseline.IMAGENET.value, "fine-tuned", imagenet, optim, self.blocks))
+            else:
+                self.splits.flags.append(f"no row for ImageNet: its weights of {encoder.name} are not on this machine")
+        return rows
+
+    @property
+    def _size(self) -> tuple[int, ...]:
+        return self.sources.encoder.size
+
+    def probed(self, baselines: Sequence[str], subsets: probes.Subsets, draws: int) -> list[PredictedRow]:
+        """Return the rows of linear probes on frozen features, on the same draws of labels."""
+        sources, splits, frozen = self.sources, self.splits, {}
+        if splits.target.kind.linear_model:
+            if PROBE in baselines:
+                frozen[RUN_FROZEN] = sources.of_run()
+            if RANDOM_PROBE in baselines:
+                frozen[RANDOM_INIT_FROZEN] = sources.frozen(Baseline.RANDOM_INIT)
+        options: dict[str, Any] = {"subsets": subsets, "seed": self.settings.seed, "device": sources.device}
+        return [
+            PredictedRow(name, "linear", [tests[0] for tests in found * (draws // len(found))], budget)
+            for name, source in frozen.items()
+            for budget, found in probes.linear(source, splits, [splits.test], **options).items()
+        ]
+
+    def check(self, draws: Sequence[LabelDraw]) -> None:
+        """Raise UserError for draws that nothing can be learned from."""
+        target = self.splits.target
+        for draw in draws:
+            y = self.splits.train.y[draw.rows]
+            if len(y) < 2:
+                raise UserError(f"label_budgets={draw.budget} is {len(y)} scan; a batch needs 2 or more")
+            if target.kind.least_squares and not y.std():
+                raise UserError(
+                    f"label_budgets={draw.budget}: all {len(y)} scans have the same {target}; give more labels"
+                )
+
+    def predict(self, folder: Path, row: FinetunedRow, draw: LabelDraw, export: bool) -> np.ndarray:
+        """Train a row in `folder` and return its predictions (N, …) for the test scans; `export` keeps encoder and head."""
+        labelled, test, target = self.splits.train.take(draw.rows), self.splits.test, self.splits.target
+        wanted, settings = self.sources.encoder.input, replace(self.settings, optim=row.optim, seed=draw.seed)
+        loss = target.kind.target_loss(labelled.y, target.width)
+        method = train_supervised(folder, row.start(), wanted, loss, labelled, settings, row.blocks)
+        p = predictor(method, wanted, settings.device)(test.store, test.rows)
+        if export:
+            self._export(folder, method, labelled.y)
+        return p
+
+    def _export(self, folder: Path, method: Supervised, y: np.ndarray) -> None:
+        """Write the encoder, its config, and head.safetensors."""
+        target, (weight, bias) = self.splits.target, method.linear()
+        with atomic(folder / "head.safetensors") as part:
+            save_file({"weight": weight.cpu().contiguous(), "bias": bias.cpu().contiguous()}, part)
+        head: dict[str, Any] = {"target": str(target), "task": target.task, "classes": list(target.names)}
+        if target.kind.least_squares:  # the head predicts the standardised target
+            head |= {"mean": float(y.mean()), "std": float(y.std())}
+        encoder = self.sources.encoder
+        trained = {"store": self.splits.train.store.fingerprint, "scans": len(y), "from": encoder.weights}
+        save_encoder(folder, method.encoder, replace(encoder, head=head, fine_tuned=trained))
