@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.evals.metrics import metrics
-from medssl.evals.task_types.base import TaskType
+from medssl.evals.task_types.base import Strata, TaskType
 from medssl.evals.task_types.regression import Regression
-from medssl.evals.task_types.strata import Strata
 
 
 class PerCase(TaskType):
