@@ -123,7 +123,7 @@ def test_counts_agree_with_the_manifest(store):
         "TRUNCATED": {
             "code": "TRUNCATED",
             "files": 2,
-            "meaning": "the file ends too early",
+            "meaning": "the file is incomplete",
             "remedy": remedy("TRUNCATED"),
         },
         "NO_PIXELS": by(found["left out"], "code")["NO_PIXELS"],
@@ -339,7 +339,7 @@ def test_the_privacy_page_is_closed_and_counts(store):
     assert "The pixels were not inspected by a human." in text
     assert re.search(r"burned-in risk\|+6\|+0\|", text)
     assert re.search(r"body_part\|+6\|", text)
-    assert re.search(r"TRUNCATED\|+the file ends too early\|+2\|", text)
+    assert re.search(r"TRUNCATED\|+the file is incomplete\|+2\|", text)
     assert re.search(r"113101\|+Clean Pixel Data\|+no\|", text)
     assert re.search(r"113112\|+[^|]+\|+partly\|", text)
     assert opened.info["key_id"] in text
