@@ -1,11 +1,11 @@
-"""How well 30 numbers tell a digit: the deep autoencoder of Hinton & Salakhutdinov, 2006, on MNIST.
+"""Reconstruction of digits from codes of 30 numbers: the deep autoencoder of Hinton & Salakhutdinov, 2006, on MNIST.
 
     python benchmarks/quality_deep_autoencoder.py --mnist FOLDER --minutes 8
 
 784-1000-500-250-30 and its mirror image, sigmoids with a linear code, all 60,000 training images; squared error per test image,
-summed over pixels in [0, 1], where theirs is 3.00. Rivals: the 30 principal components (13.87 in the paper) and the same network
-from random weights. Each network has --minutes of one thread's processor time. Theirs had 50 epochs for each machine, then 200
-of conjugate gradients; here all is Adam under a cosine schedule, batches of 100, and as many steps as the time allows.
+summed over pixels in [0, 1], where theirs is 3.00. Baselines: the 30 principal components (13.87 in the paper) and the same
+network from random weights. Each network has --minutes of one thread's processor time. Theirs had 50 epochs for each machine, then 200
+of conjugate gradients; here all training is Adam with a cosine schedule, batches of 100, and as many steps as the time allows.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def pca(learn: np.ndarray, test: np.ndarray) -> float:
-    """The error that the leading components leave."""
+    """Return the error of the leading principal components."""
     x, y = (a.reshape(len(a), -1) / 255 for a in (learn, test))
     mean = x.mean(0)
     x -= mean
@@ -58,7 +58,7 @@ def pca(learn: np.ndarray, test: np.ndarray) -> float:
 
 
 def network(name: str, finetune: float, learn: np.ndarray, test: np.ndarray, given: argparse.Namespace) -> None:
-    """Trains one network and prints its line."""
+    """Train one network and print its line."""
     scans = resampled(learn)
     first, second = (clocked(n, finetune, scans, given)[1] for n in TRIAL)
     each = (second - first) / (TRIAL[1] - TRIAL[0])
@@ -80,7 +80,7 @@ def resampled(array: np.ndarray) -> ResampledScans:
 def clocked(
     steps: int, finetune: float, scans: ResampledScans, given: argparse.Namespace
 ) -> tuple[DeepAutoencoder, float]:
-    """A network after that many steps, and the seconds of processor time they took."""
+    """Return a network after that many steps, and their processor time in seconds."""
     torch.manual_seed(given.seed)
     encoder = catalog.build(catalog.spec("encoder", "hourglass"), channels=1, size=scans.size)
     spec = catalog.spec("method", "deep_autoencoder", visible="bernoulli", finetune=finetune)
@@ -104,7 +104,7 @@ def clocked(
 
 @torch.no_grad()
 def error(method: DeepAutoencoder, scans: ResampledScans, test: np.ndarray) -> float:
-    """Squared error per image, summed over pixels in [0, 1]."""
+    """Return the squared error per image, summed over pixels in [0, 1]."""
     total = 0.0
     for some in np.split(test, len(test) // 1000):
         unit = torch.from_numpy(some).flatten(1).float() / 255

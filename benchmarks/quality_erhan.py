@@ -1,11 +1,11 @@
-"""Is pretraining a regulariser: lower test errors, less spread over initial weights, and more so with depth? Erhan et al., 2010.
+"""Pretraining as a regulariser: test errors and their spread over initial weights, by depth. Erhan et al., 2010.
 
     python benchmarks/quality_erhan.py --mnist FOLDER [--seeds 8 --depths 1 2 3]
 
-Nets of 500 sigmoids a layer on 10,000 images of MNIST, with denoising autoencoders before the labels and without, each from
-`--seeds` initial weights, all of a cell at once; training is that of quality_greedy_mnist.py. Prints median and spread of the
+Networks of 500 sigmoids per layer on 10,000 images of MNIST, with and without pretraining by denoising autoencoders, each from
+`--seeds` initial weights, trained together; training is that of quality_greedy_mnist.py. Prints median and spread of the
 test errors of every cell, and per depth the paired test of the errors (Wilcoxon) and the test of the variances (Brown &
-Forsythe, 1974), each family adjusted by Holm. The paper has 400 initial weights a cell: a few show large differences only.
+Forsythe, 1974), each family adjusted by Holm. The paper has 400 initial weights per cell; a few show large differences only.
 """
 
 import argparse
@@ -26,7 +26,7 @@ PAIR = {"none": "none", "pretrained": "denoising autoencoders"}
 
 
 def median(errors: np.ndarray) -> Score:
-    """Between the order statistics that hold the median 95 % of the time or more (binomial), or the ends."""
+    """Return the median, between the order statistics that cover it in at least 95 % (binomial), or the ends."""
     n, e = len(errors), np.sort(errors)
     k = int(stats.binom.ppf(0.025, n, 0.5))  # P(fewer than k below) <= 0.025
     cover = 1 - 2 * stats.binom.cdf(max(k, 1) - 1, n, 0.5)
@@ -36,7 +36,7 @@ def median(errors: np.ndarray) -> Score:
 
 
 def spread(errors: np.ndarray) -> Score:
-    """The standard deviation, with the interval that is exact for normal errors."""
+    """Return the standard deviation, with the interval that is exact for normal errors."""
     n = len(errors)
     sd = float(errors.std(ddof=1))
     low, high = sd * np.sqrt((n - 1) / stats.chi2.ppf([0.975, 0.025], n - 1))

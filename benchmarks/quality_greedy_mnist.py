@@ -1,13 +1,13 @@
-"""Does layer-wise pretraining help a deep net of sigmoids? Bengio et al., 2007, experiment 2, on MNIST.
+"""Does layer-wise pretraining help a deep network of sigmoids? Bengio et al., 2007, experiment 2, on MNIST.
 
     python benchmarks/quality_greedy_mnist.py --mnist FOLDER [--train 10000 --widths 500 500 500 --seeds 3]
 
-FOLDER holds the four idx.gz files. Every arm pretrains the layers of a net from the same initial weights, seed by seed, on its
-own training images. Then the whole net and a new output layer train on the labels by stochastic gradient descent with momentum,
-at one constant rate for all arms, until the error on validation images has not fallen for `--patience` epochs; the best epoch is
-what the test images see. The last arm is the net of today without pretraining: rectifiers, He's initial weights, Adam. All seeds
-of an arm train at once. Prints the test error in per cent with its interval over images and seeds, the paired difference to no
-pretraining, and the order beside the paper's, whose net is given 50,000 images and whose hyperparameters are chosen per arm.
+FOLDER holds the four idx.gz files. Every arm pretrains the layers of a network from the same initial weights, seed by seed, on
+the same images. The whole network and a new output layer then train on the labels by stochastic gradient descent with momentum,
+at one constant rate for all arms, until the validation error has not fallen for `--patience` epochs; the best epoch is tested.
+The last arm is a present-day network without pretraining: rectifiers, He's initial weights, Adam. All seeds of an arm train at
+once. Prints the test error in per cent with its interval over images and seeds, the paired difference from no pretraining, and
+the order beside the paper's, which uses 50,000 images and chooses hyperparameters per arm.
 """
 
 import argparse
@@ -40,7 +40,7 @@ SIZE = (28, 28)
 
 @dataclass(frozen=True)
 class Arm:
-    """How the layers begin: a method of configs/method and its options, or none; test error % in the paper, if it has one.
+    """How the layers start: a method of configs/method and its options, or none; test error % in the paper, if it has one.
 
     lr: of pretraining. 3e-3 was the best of three on validation images for denoising autoencoders (10,000 images, two other
     seeds) and is taken for autoencoders and the control; for machines 1e-3 and 3e-3 were alike there.
@@ -65,7 +65,7 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Digits:
-    """A canvas of training and validation images, their labels, the rows of each, and the test images."""
+    """Training and validation images, their labels, the rows of each, and the test images."""
 
     resampled: ResampledScans
     y: np.ndarray
@@ -75,12 +75,12 @@ class Digits:
     y_test: np.ndarray
 
     def standardised(self, images: np.ndarray) -> Tensor:
-        """(N, 1, 28, 28) uint8 -> what methods are given."""
+        """Standardise images (N, 1, 28, 28) uint8 for a method."""
         return (torch.from_numpy(images).float() / 255 - self.resampled.mean) / self.resampled.std
 
 
 def digits(folder: Path, train: int, val: int) -> Digits:
-    """The first `train` images train and the last `val` of the 60,000 validate: both are in the files' own random order."""
+    """Split the 60,000 images, which are in random order: the first `train` and the last `val`."""
     x, y = part(folder, "train")
     x = x[:, None]
     if train + val > len(x):
@@ -93,7 +93,7 @@ def digits(folder: Path, train: int, val: int) -> Digits:
 
 
 def encoders(widths: list[int], seeds: list[int], modern: bool) -> list[MLP]:
-    """One per seed. Sigmoids begin uniform in 1 / sqrt(inputs), as in the paper, which is torch's own way."""
+    """Build one network per seed. Sigmoids start uniform in 1 / sqrt(inputs), as in the paper and by torch's default."""
     made = []
     for seed in seeds:
         torch.manual_seed(seed)
@@ -106,7 +106,7 @@ def encoders(widths: list[int], seeds: list[int], modern: bool) -> list[MLP]:
 
 
 def pretrain(nets: list[MLP], arm: Arm, data: Digits, seeds: list[int], epochs: int, batch: int) -> None:
-    """Every layer for `epochs`, in place."""
+    """Pretrain every layer for `epochs`, in place."""
     spec = {k: v for k, v in catalog.load("method", arm.method).items() if k != "_run_"} | arm.options
     kind = {"target_loss": classification(10)} if catalog.takes(spec, "target_loss") == "yes" else {}
     methods = [catalog.build(spec | kind, encoder=net) for net in nets]
@@ -120,7 +120,7 @@ def pretrain(nets: list[MLP], arm: Arm, data: Digits, seeds: list[int], epochs: 
 def finetune(
     nets: list[MLP], data: Digits, seeds: list[int], optim: Optim, epochs: int, batch: int, patience: int
 ) -> tuple[list[Supervised], list[int]]:
-    """The whole nets with a linear layer on the labels, each as it was at its best epoch on the validation images."""
+    """Fine-tune the networks with a linear layer on the labels, and return each at its best validation epoch."""
     heads = []
     for net, seed in zip(nets, seeds, strict=True):
         torch.manual_seed(seed)
@@ -152,12 +152,12 @@ def plain() -> Any:
 
 @torch.no_grad()
 def wrong(head: Supervised, x: Tensor, y: np.ndarray) -> np.ndarray:
-    """(N,) 1.0 where the most probable class is not the true one."""
+    """Return (N,) 1.0 where the most probable class is wrong."""
     return (head.head(head.encoder(x)).argmax(1).numpy() != y).astype(np.float64)
 
 
 def options(args: argparse.ArgumentParser, train: int, seeds: int) -> argparse.ArgumentParser:
-    """What both benchmarks of pretraining can be told."""
+    """Return the options of both pretraining benchmarks."""
     args.add_argument("--mnist", type=Path, required=True)
     args.add_argument("--train", type=int, default=train)
     args.add_argument("--val", type=int, default=2000)
@@ -172,7 +172,7 @@ def options(args: argparse.ArgumentParser, train: int, seeds: int) -> argparse.A
 
 
 def run(arm: Arm, data: Digits, widths: list[int], seeds: list[int], given: argparse.Namespace) -> tuple[Any, Any]:
-    """(fine-tuned nets, best epoch of each)."""
+    """Return the fine-tuned networks and the best epoch of each."""
     nets = encoders(widths, seeds, arm.modern)
     if arm.method:
         pretrain(nets, arm, data, seeds, given.pretrain_epochs, given.batch)

@@ -1,13 +1,13 @@
-"""Metric learning, reality check: digits that were never seen, retrieved by what was learnt on others (MNIST).
+"""A reality check of metric learning: retrieval of unseen digits after training on other digits (MNIST).
 
     python benchmarks/quality_metric_learning.py --mnist FOLDER --losses contrastive triplet arcface
 
-Train images of the digits 0 to 4 teach, test images of 5 to 9 (n = 4,861) are retrieved among each other, by the embedding
-of 128 that the loss compares, or --of encoder, by the features below it (as many as the last of --widths). Every loss gets the
-same small network, steps, batch and optimiser, and the same number of --trials: settings drawn around its yaml, judged by MAP@R
-on two of the five training digits when the others teach. The setting chosen is then trained --repeats times. Prints precision
-at 1, R-precision and MAP@R (%), means over repeats with a 95 % interval over repeats and test images, beside what no learning
-gives. After Musgrave et al., 2020, https://arxiv.org/abs/2003.08505.
+Training uses the train images of digits 0 to 4; test images of 5 to 9 (n = 4,861) are retrieved among each other by the
+128-dimensional embedding that the loss compares, or with --of encoder by the features below it (the last of --widths). Every
+loss gets the same small network, steps, batch and optimiser, and the same number of --trials: settings drawn around its yaml and
+judged by MAP@R on two of the five training digits after training on the other three. The best setting is trained --repeats
+times. Prints precision at 1, R-precision and MAP@R (%), means over repeats with a 95 % interval over repeats and test images,
+beside an untrained network. After Musgrave et al., 2020, https://arxiv.org/abs/2003.08505.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def chosen(loss: str, x: np.ndarray, y: np.ndarray, given: argparse.Namespace) -> dict[str, float]:
-    """Of the settings drawn, the one with the best mean MAP@R over folds of the training digits."""
+    """Return the drawn setting with the best mean MAP@R over folds of the training digits."""
     rng = np.random.default_rng(0)
     settings: list[dict[str, float]] = [{}]
     while len(settings) < given.trials:
@@ -116,7 +116,7 @@ def taught(
     given: argparse.Namespace,
     seed: int,
 ) -> Any:
-    """The method after its training on images of `digits`, one view of each, with their digit as the label."""
+    """Return the method trained on images of `digits`, one view of each, with the digit as label."""
     rows = np.flatnonzero(np.isin(y, digits))
     resampled = canvas_of(x)
     spec = catalog.load("method", loss)
@@ -157,7 +157,7 @@ def canvas_of(x: np.ndarray) -> ResampledScans:
 
 
 def embedded(method: Any, x: np.ndarray, like: np.ndarray, of: str) -> np.ndarray:
-    """(N, dim) of images standardised as in training: what the loss compares, or what the encoder below it says."""
+    """Return embeddings or encoder features (N, dim) of images standardised as in training."""
     unit = like / 255
     images = torch.from_numpy((x[:, None] / 255 - unit.mean()) / unit.std()).float()
     head = getattr(method, "projector", None) or (lambda h: h @ method.distance.factor.T)
@@ -167,13 +167,13 @@ def embedded(method: Any, x: np.ndarray, like: np.ndarray, of: str) -> np.ndarra
 
 
 def measured(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(N, 3): the three metrics of each image as a query among all others."""
+    """Return the three metrics (N, 3) of each image as a query among all others."""
     found = retrieve(x, y, np.arange(len(y)))
     return np.stack([found.p_at_1, found.r_precision, found.map_at_r], 1)
 
 
 def tell(name: str, found: list[np.ndarray], more: str = "") -> None:
-    """Means over repeats (R, N, 3); the interval resamples repeats and images."""
+    """Return the means of (R, N, 3) over repeats; the interval resamples repeats and images."""
     all_ = np.stack(found)
     rng = np.random.default_rng(0)
     R, N, _ = all_.shape
