@@ -4,8 +4,8 @@
 
 784-1000-500-250-30 and its mirror image, sigmoids with a linear code, all 60,000 training images; squared error per test image,
 summed over pixels in [0, 1], where theirs is 3.00. Baselines: the 30 principal components (13.87 in the paper) and the same
-network from random weights. Each network has --minutes of one thread's processor time. Theirs had 50 epochs for each machine, then
-200 of conjugate gradients; here all training is Adam with a cosine schedule, batches of 100, and as many steps as the time allows.
+network from random weights. Each network has --minutes of one thread's processor time. Theirs had 50 epochs for each machine
+and 200 of conjugate gradients; here it is Adam on a cosine schedule, batches of 100, as many steps as the time allows.
 """
 
 import argparse
