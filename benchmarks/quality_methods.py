@@ -5,8 +5,9 @@
 Each method sees the same number of scans (steps x batch) with its own default views and learning rate, on a small CNN or on the
 default encoder in its yaml. `medssl probe` then gives the test AUROC of frozen features with its interval over patients and
 seeds, paired with the same encoder and seed at its initial weights, with p adjusted by Holm over all methods. Seconds are of
-pretraining alone; memory is the largest resident set of its process. Methods that learn from labels get those of the training part and are
-marked. With --work, finished runs are kept and an interrupted benchmark continues. Methods not shown to learn stay in the table.
+pretraining alone; memory is the largest resident set of its process. Methods that learn from labels get those of the training
+part and are marked. With --work, finished runs are kept and an interrupted benchmark continues. Methods not shown to learn stay
+in the table.
 """
 
 import argparse
