@@ -24,7 +24,7 @@ def test_the_format_is_recognised_by_content(tmp_path):
     (tmp_path / "d").write_bytes(b"\0" * 128 + b"DICM")
     (tmp_path / "bare").write_bytes(b"\x08\0\x05\0CS\x0a\0ISO_IR 192")
     (tmp_path / "big").write_bytes(b"\0\x08\0\x05CS\0\x0aISO_IR 192")
-    (tmp_path / "t.gz").write_bytes(gzip.compress(b"text"))
+    (tmp_path / "t.gz").write_bytes(gzip.compress(b"text", mtime=0))
     (tmp_path / "cut.gz").write_bytes(gzip.compress(b"text" * 999)[:20])
     (tmp_path / "t.txt").write_bytes(b"text")
     formats = {}
@@ -53,9 +53,9 @@ def zipped():
     ("name", "data", "code"),
     [
         ("a.nii.gz", b"text", "BAD_HEADER"),
-        ("a.NII", gzip.compress(b"text"), "BAD_HEADER"),
+        ("a.NII", gzip.compress(b"text", mtime=0), "BAD_HEADER"),
         ("a.dcm", b"text", "NOT_A_SCAN"),
-        ("a.png", gzip.compress(b"\x89PNG\r\n\x1a\n"), "NOT_A_SCAN"),
+        ("a.png", gzip.compress(b"\x89PNG\r\n\x1a\n", mtime=0), "NOT_A_SCAN"),
         ("a.dcm", zipped(), "ARCHIVE"),
         ("a.dcm", b"", "NOT_A_SCAN"),
     ],
