@@ -57,7 +57,7 @@ def half(x):
     )
 
 
-def test_a_canvas_of_its_own_size_is_the_image_and_its_shifts_are_by_whole_pixels():
+def test_a_grid_of_the_same_size_is_the_image_and_its_shifts_are_by_whole_pixels():
     (x,) = texture(1)
     np.testing.assert_allclose(small_images.to_grid(x), x, atol=1e-6)
     seen = small_images.shifted_grids(x).reshape(5, 5, S, S)
@@ -68,7 +68,7 @@ def test_a_canvas_of_its_own_size_is_the_image_and_its_shifts_are_by_whole_pixel
 
 
 @pytest.mark.parametrize("shape", [(14, 14), (28, 28), (40, 31), (64, 64)])
-def test_a_canvas_keeps_a_slope_and_a_level(shape):
+def test_a_grid_keeps_a_slope_and_a_level(shape):
     x = np.add.outer(np.linspace(0, 0.5, shape[0]), np.linspace(0.1, 0.4, shape[1]))
     inner = small_images.to_grid(x)[4:-4, 4:-4]
     np.testing.assert_allclose(np.diff(inner, axis=0), 0.5 * shape[0] / (shape[0] - 1) / S, atol=1e-3)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torchvision.transforms.v2.functional import resize
 
-import medssl.store.resampled as canvas_module
+import medssl.store.resampled as resampled_module
 from medssl.errors import UserError
 from medssl.ingestion.writer import StoreWriter
 from medssl.readers.pseudonyms import Pseudonyms
@@ -151,7 +151,7 @@ def test_mixed_types_lose_nothing(tmp_path, dtypes, common):
 def test_batches_do_not_change_a_pixel(tmp_path, monkeypatch):
     arrays = [noise((1, 20 + i % 2, 20), seed=i) for i in range(9)]
     together = resample_scans(make(tmp_path / "a", arrays), 12)
-    monkeypatch.setattr(canvas_module, "BATCH", 1)
+    monkeypatch.setattr(resampled_module, "BATCH", 1)
     one_by_one = resample_scans(make(tmp_path / "b", arrays), 12)
     assert np.array_equal(together.array, one_by_one.array)
     assert together.low.dtype == together.high.dtype == np.float32

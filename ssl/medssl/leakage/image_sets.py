@@ -4,6 +4,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache as cached
 from functools import lru_cache
 from pathlib import Path
 
@@ -69,13 +70,13 @@ class ImageComparer:
                         self._sources.setdefault(content, (part.image, row))
                     if 0 < side < SMALL:
                         self._small.add(content)
-        self._read = lru_cache(maxsize=IMAGES_IN_MEMORY)(self._read_uncached)
+        self._read = lru_cache(maxsize=IMAGES_IN_MEMORY)(self._read_image)
+        self._small_image = cached(self._describe)
+        self._shifted_descriptors = cached(self._describe_shifts)
         self._cache, self._results = cache, _read_results(cache)
         self._saved = len(self._results)
-        self._small_images: dict[str, small_images.SmallImage | None] = {}
-        self._shifted: dict[str, NDArray[np.float32]] = {}
 
-    def _read_uncached(self, content: str) -> np.ndarray | None:
+    def _read_image(self, content: str) -> np.ndarray | None:
         image, row = self._sources.get(content, (None, 0))
         return None if image is None else image(row)
 
@@ -113,21 +114,15 @@ class ImageComparer:
         }
         return np.array(list(found), np.int64), np.array(list(found.values()), np.float32)
 
-    def _small_image(self, content: str) -> small_images.SmallImage | None:
+    def _describe(self, content: str) -> small_images.SmallImage | None:
         """Return None for an image that is large or cannot be read."""
-        if content not in self._small:
-            return None
-        if content not in self._small_images:
-            image = self._read(content)
-            self._small_images[content] = None if image is None else small_images.SmallImage.from_image(image, TINY)
-        return self._small_images[content]
+        image = self._read(content) if content in self._small else None
+        return None if image is None else small_images.SmallImage.from_image(image, TINY)
 
-    def _shifted_descriptors(self, content: str) -> NDArray[np.float32]:
-        if content not in self._shifted:
-            image = self._read(content)
-            assert image is not None  # it was read before
-            self._shifted[content] = small_images.descriptor(small_images.shifted_grids(image))
-        return self._shifted[content]
+    def _describe_shifts(self, content: str) -> NDArray[np.float32]:
+        image = self._read(content)
+        assert image is not None  # it was read before
+        return small_images.descriptor(small_images.shifted_grids(image))
 
     def has_likelihood(self, content: str) -> bool:
         """Return whether `log_likelihood_ratio` applies to an image."""

@@ -105,15 +105,8 @@ def check_leaks(
     """
     images = ImageComparer((test, val, train, pretrained), cache)  # pretraining last, since its store may be gone
     pairs = []
-    for a, b in (
-        (pretrained, test),
-        (train, test),
-        (val, test),
-        (train, val),
-        (train, train),
-        (val, val),
-        (test, test),
-    ):
+    compared = [(pretrained, test), (train, test), (val, test), (train, val), (train, train), (val, val), (test, test)]
+    for a, b in compared:
         found = find_duplicates(a, b, images)
         shared = None if a.key != b.key else 0 if a is b else len(set(a.patient) & set(b.patient))
         examples = tuple(
@@ -146,7 +139,7 @@ def _unchecked(pretrained: ScanSet, train: ScanSet, test: ScanSet, images: Image
         )
     if tiny := int(((test.side > 0) & (test.side <= TINY)).sum()):
         lines.append(
-            f"{tiny} test scans are at most {TINY} pixels wide and high: their near-duplicates are found, but not all very noisy ones"
+            f"{tiny} test scans are at most {TINY} pixels wide and high: their near-duplicates are found, except some very noisy ones"
         )
     return lines
 

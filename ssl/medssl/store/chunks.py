@@ -38,6 +38,8 @@ _CHUNK_HEADER = struct.Struct("<BBBBIII16s")  # of blosc2: version, -, flags, ty
 _LZ4_BITSHUFFLE = bytes([2, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0])
 
 crc32: Any = imagecodecs.deflate_crc32  # the same CRC-32 as zlib's, five times as fast
+Ints = Sequence[int]
+Dtype = str | np.dtype
 Fetch = Callable[[int, int], memoryview]  # (offset in the scan's bytes, count) -> those bytes, or fewer at the end
 
 
@@ -61,7 +63,7 @@ def pack(array: np.ndarray) -> bytes:
     return body.getvalue()
 
 
-def unpack(data: bytes | memoryview, shape: Sequence[int], dtype: str | np.dtype) -> np.ndarray:
+def unpack(data: bytes | memoryview, shape: Ints, dtype: Dtype) -> np.ndarray:
     """Return the array that was packed. Raises ValueError if the bytes are damaged or belong to another scan."""
     view = memoryview(data)
 
@@ -72,13 +74,7 @@ def unpack(data: bytes | memoryview, shape: Sequence[int], dtype: str | np.dtype
 
 
 def read_crop(
-    path: str | Path,
-    offset: int,
-    length: int,
-    shape: Sequence[int],
-    dtype: str | np.dtype,
-    start: Sequence[int],
-    size: Sequence[int],
+    path: str | Path, offset: int, length: int, shape: Ints, dtype: Dtype, start: Ints, size: Ints
 ) -> np.ndarray:
     """Return the box of `size` voxels from `start` (spatial axes), (C, *size), of the scan at [offset, offset + length).
 
@@ -92,14 +88,7 @@ def read_crop(
         return _read(_fetcher(f, offset), length, shape, dtype, start, size)
 
 
-def _read(
-    fetch: Fetch,
-    length: int,
-    shape: Sequence[int],
-    dtype: str | np.dtype,
-    start: Sequence[int],
-    size: Sequence[int],
-) -> np.ndarray:
+def _read(fetch: Fetch, length: int, shape: Ints, dtype: Dtype, start: Ints, size: Ints) -> np.ndarray:
     if not len(start) == len(size) == len(shape) - 1:
         raise ValueError(f"a crop at {tuple(start)} of {tuple(size)} does not fit a scan of {tuple(shape)}")
     if any(s < 0 or z < 1 or s + z > n for s, z, n in zip(start, size, shape[1:], strict=True)):
@@ -143,9 +132,7 @@ def _spans(start: int, size: int, chunk: int, n: int) -> list[_Span]:
     return out
 
 
-def _read_table(
-    fetch: Fetch, length: int, shape: Sequence[int], dtype: str | np.dtype
-) -> tuple[np.ndarray, np.ndarray]:
+def _read_table(fetch: Fetch, length: int, shape: Ints, dtype: Dtype) -> tuple[np.ndarray, np.ndarray]:
     """Return the offset of each chunk, followed by the end of the last, (N + 1,), and the checksums, (N,)."""
     chunks = math.prod(_grid(shape))
     head = bytes(fetch(0, _HEADER.size + 8 * (chunks + 1)))
@@ -181,17 +168,17 @@ def _decode(data: memoryview, checksum: int, out: np.ndarray) -> None:
         raise ValueError("damaged") from e
 
 
-def _description(shape: Sequence[int], dtype: str | np.dtype) -> bytes:
+def _description(shape: Ints, dtype: Dtype) -> bytes:
     kind = np.dtype(dtype).newbyteorder("<").str.encode()
     return _HEADER.pack(MAGIC, kind, *shape, *[0] * (4 - len(shape)), 0)[:-4]
 
 
-def _grid(shape: Sequence[int]) -> tuple[int, ...]:
+def _grid(shape: Ints) -> tuple[int, ...]:
     """Return the number of chunks along each axis."""
     return tuple(-(-n // c) for n, c in zip(shape, CHUNK_SHAPE[len(shape)], strict=True))
 
 
-def _boxes(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+def _boxes(shape: Ints) -> Iterator[tuple[slice, ...]]:
     chunk = CHUNK_SHAPE[len(shape)]
     for index in product(*map(range, _grid(shape))):
         yield tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, chunk, strict=True))

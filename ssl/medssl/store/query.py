@@ -20,6 +20,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NoReturn
 
 import numpy as np
@@ -113,18 +114,12 @@ class _Query:
         """Return true, false or null (unknown) for each row."""
         if isinstance(node, ast.BoolOp):
             join = pc.and_kleene if isinstance(node.op, ast.And) else pc.or_kleene
-            mask = self.condition(node.values[0])
-            for other in node.values[1:]:
-                mask = join(mask, self.condition(other))
-            return mask
+            return reduce(join, map(self.condition, node.values))
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
             return pc.invert(self.condition(node.operand))
         if isinstance(node, ast.Compare):
-            operands = [node.left, *node.comparators]
-            mask = self._compare(operands[0], node.ops[0], operands[1])
-            for left, op, right in zip(operands[1:], node.ops[1:], operands[2:], strict=False):
-                mask = pc.and_kleene(mask, self._compare(left, op, right))
-            return mask
+            left = [node.left, *node.comparators[:-1]]
+            return reduce(pc.and_kleene, map(self._compare, left, node.ops, node.comparators))
         value = self._value(node)
         if value.is_constant or value.kind != "bool":
             self._fail(node, f"{value.source} is not true or false by itself; compare it with something")

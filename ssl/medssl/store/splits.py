@@ -28,8 +28,8 @@ def assign_splits(
         pseudonyms: holds the project's key.
         fixed: "train", "val", "test" or "" per row, if given by the source; such patients keep their split.
         groups: the group of each row, as from `leakage.groups.group_scans`. If the source puts patients of one group into several
-            splits, they stay there (public archives have such duplicates; see `count_groups_across_splits`), and the group's other
-            patients join the first of train, val and test among them.
+            splits, they stay there (public archives have such duplicates; see `count_groups_across_splits`), and other patients
+            of the group join the first of train, val and test among them.
 
     Raises:
         UserError: if the source puts one patient into two splits.
