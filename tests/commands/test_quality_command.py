@@ -4,6 +4,8 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
@@ -12,6 +14,7 @@ import tiny
 from medssl.errors import UserError
 from medssl.evals.label_free.agreement import agreement, trusted
 from medssl.evals.label_free.quality import MEASURES, jackknife, measures, quality
+from medssl.leakage.leak_check import PRETRAINED_ON_COLUMNS
 from medssl.pretraining.held_out_subset import held_out_subset
 from medssl.synthetic.cohort import write_cohort
 
@@ -146,6 +149,18 @@ def test_one_encoder_is_measured_and_written_down(made):
         assert name in shown
     again = medssl.quality(run, store, views=3)
     assert again == result
+
+
+def test_scans_of_pretraining_are_flagged(made, tmp_path):
+    _, store, run = made
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "quality.json").unlink(missing_ok=True)
+    rows = store.rows("val")[:3]
+    seen = {name: store.column(name)[rows].tolist() for name in PRETRAINED_ON_COLUMNS}
+    pq.write_table(pa.table(seen), copy / "pretrained_on.parquet")
+    patients, images = (len(set(seen[name])) for name in ("patient", "hash"))
+    (flag,) = medssl.quality(copy, store, views=3)["flags"]
+    assert f"{patients} of the patients and {images} of the images" in flag
 
 
 def test_the_features_are_those_of_the_encoder_handed_over(made):

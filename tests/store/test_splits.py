@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from medssl.errors import UserError
 from medssl.readers.pseudonyms import Pseudonyms
-from medssl.store.splits import SPLITS, assign_splits, count_groups_across_splits, count_overlap, empty_split_warning
+from medssl.store.splits import SPLITS, assign_splits, count_groups_across_splits, empty_split_warning
 
 ALIAS = Pseudonyms(b"k" * 32)
 patients = st.lists(st.text("abcdef", min_size=1, max_size=3), max_size=40)
@@ -87,10 +87,3 @@ def test_an_empty_split_stays_empty_and_is_said():
     assert "val" in empty_split_warning(["train", "test"], 12)
     assert empty_split_warning(["train", "test"], 9) == ""
     assert empty_split_warning(SPLITS, 12) == ""
-
-
-def test_leaks_count_patients_and_images():
-    assert count_overlap(["a", "b", "b"], ["1", "2"], ["b", "c"], ["2", "2", "1"]) == (1, 2)
-    assert count_overlap(["a"], ["1"], ["b"], ["1"])
-    assert count_overlap(["a"], ["1"], ["a"], ["2"])
-    assert not count_overlap(["a"], ["1"], ["b"], ["2"])

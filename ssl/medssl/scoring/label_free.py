@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from medssl import catalog
 from medssl.errors import UserError
@@ -24,6 +22,7 @@ from medssl.evals.stats.score import Score
 from medssl.evals.stats.text_table import Cell, text_table
 from medssl.evals.task_types.task_types import task_type
 from medssl.files import write_json
+from medssl.leakage.leak_check import read_pretrained_on
 from medssl.losses.distances import DISTANCES
 from medssl.results import Result
 from medssl.runs.predictions import RUN
@@ -34,7 +33,6 @@ from medssl.scoring.probes import ALL
 from medssl.scoring.score_table import read_tables
 from medssl.scoring.targets import Subset
 from medssl.store.resampled import resampled_for_encoder
-from medssl.store.splits import count_overlap
 from medssl.store.store import Store
 
 FILE = "quality.json"
@@ -84,7 +82,7 @@ def measure(
     half = np.isin(patient, np.unique(patient)[::2])
     fit = alpha_req(x)
     flags = [f"there are fewer than 16 validation scans, so {split} scans are measured"] if split != "val" else []
-    flags += _overlap(sources.path, subset)
+    flags += _overlap(sources, subset)
     if not np.ptp(of_views, axis=1).any():
         flags.append("all views of a scan are the same, so measures of views are meaningless")
     result = {
@@ -233,17 +231,12 @@ def _mutual_information(of_views: np.ndarray, patient: np.ndarray, seed: int) ->
         return {"why": str(e)}
 
 
-def _overlap(run: Path, subset: Subset) -> list[str]:
+def _overlap(sources: FeatureSources, subset: Subset) -> list[str]:
     """Return a warning if pretraining has seen some of the scans."""
-    path = run / "pretrained_on.parquet"
-    try:
-        seen = pq.read_table(path)
-    except (OSError, pa.ArrowException) as e:
-        raise UserError(f"{path} is missing or damaged; pretrain again") from e
-    mine = [subset.column(k).tolist() for k in ("patient", "hash")]
-    overlap = count_overlap(seen["patient"].to_pylist(), seen["hash"].to_pylist(), *mine)
-    words = f"pretraining has seen {overlap.patients} of the patients and {overlap.scans} of the images measured"
-    return [f"{words}: the values are too good"] if overlap else []
+    seen = read_pretrained_on(sources.path / "pretrained_on.parquet", sources.encoder.key_id)
+    patients, images = (len({*getattr(seen, k)} & {*subset.column(k)}) for k in ("patient", "hash"))
+    words = f"pretraining has seen {patients} of the patients and {images} of the images measured"
+    return [f"{words}: the values are too good"] if patients or images else []
 
 
 def _agreement_table(found: Mapping[str, Agreement]) -> str:

@@ -6,7 +6,6 @@ Patients with equal or near-duplicate images form a group, and the hash of the g
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from medssl.errors import UserError
 from medssl.readers.pseudonyms import Pseudonyms
@@ -73,20 +72,3 @@ def empty_split_warning(splits: Iterable[str], patients: int) -> str:
     if not missing or patients < 10:
         return ""
     return f"no patient is in {' or '.join(missing)}; add patients, or give all three splits in a column named split"
-
-
-class Overlap(NamedTuple):
-    """Numbers of patients and scans that two sets share."""
-
-    patients: int
-    scans: int
-
-    def __bool__(self) -> bool:
-        return self.patients > 0 or self.scans > 0
-
-
-def count_overlap(
-    a_patients: Iterable[str], a_hashes: Iterable[str], b_patients: Iterable[str], b_hashes: Iterable[str]
-) -> Overlap:
-    """Count the patients (pseudonyms under one key) and images (content hashes) that are in both sets."""
-    return Overlap(len(set(a_patients) & set(b_patients)), len(set(a_hashes) & set(b_hashes)))
