@@ -1,4 +1,4 @@
-"""What the perceptual hash finds and confuses, and how many good scans the quality flags blame.
+"""Recall and false pairs of the perceptual hash, and the share of good scans that get a quality flag.
 
     python benchmarks/quality_duplicates.py --data ../shared/data --images 300
 
@@ -53,7 +53,7 @@ def resized(x: np.ndarray, scale: float) -> np.ndarray:
 
 
 def moved(x: np.ndarray, far: int, rng: np.random.Generator) -> np.ndarray:
-    """By `far` pixels along one axis, and up to as many along the other."""
+    """Shift by `far` pixels along one axis and by up to as many along the other."""
     by = rng.permutation([rng.choice([-far, far]), rng.integers(-far, far + 1)])
     return shift(x, by, order=0, mode="nearest")
 
@@ -84,16 +84,16 @@ DEGRADE: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 def recall(name: str, images: list[np.ndarray]) -> None:
     print(f"\n{name}: {len(images)} images\n{'':48s} bits p50 p95 p99   <= 10   searched  confirmed")
     rng, hashes = np.random.default_rng(0), packed([phash(x) for x in images])
-    for spoil, change in DEGRADE.items():
+    for way, change in DEGRADE.items():
         copies = [change(x, rng).astype(np.float32) for x in images]
         theirs = packed([phash(x) for x in copies])
         bits = hamming(hashes, theirs)
-        # one search per copy would be honest too, and slow; equal hashes of other rows would hide a pair in a star
+        # pairwise: a search over all would pair rows with equal hashes only with the first of them
         both = [near_hash_pairs(np.stack([a, b])).size > 0 for a, b in zip(hashes, theirs, strict=True)]
         same = [hit and is_near_duplicate(x, y) for hit, x, y in zip(both, images, copies, strict=True)]
         p50, p95, p99 = np.percentile(bits, (50, 95, 99))
         print(
-            f"{spoil:48s}      {p50:3.0f} {p95:3.0f} {p99:3.0f}  {100 * np.mean(bits <= 10):5.1f} %"
+            f"{way:48s}      {p50:3.0f} {p95:3.0f} {p99:3.0f}  {100 * np.mean(bits <= 10):5.1f} %"
             f"    {100 * np.mean(both):5.1f} %    {100 * np.mean(same):5.1f} %",
             flush=True,
         )
@@ -125,7 +125,7 @@ def neighbours(name: str, volumes: list[np.ndarray]) -> None:
     )
 
 
-def blamed(name: str, scans: list[np.ndarray], modality: str, bounds: tuple[float, float] | None) -> None:
+def flagged(name: str, scans: list[np.ndarray], modality: str, bounds: tuple[float, float] | None) -> None:
     found = Counter(f for x in scans for f in flags(x[None], *(bounds or window(x)), modality))
     shares = ", ".join(f"{f} {n} ({100 * n / len(scans):.1f} %)" for f, n in found.most_common()) or "no flag"
     print(f"{name}: {len(scans)} scans: {shares}", flush=True)
@@ -134,7 +134,7 @@ def blamed(name: str, scans: list[np.ndarray], modality: str, bounds: tuple[floa
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--data", type=Path, required=True)
-    args.add_argument("--images", type=int, default=300, help="X-rays of each hospital that are spoilt")
+    args.add_argument("--images", type=int, default=300, help="degraded X-rays of each hospital")
     given = args.parse_args()
     xrays, rng = {}, np.random.default_rng(0)
     for folder in ("cxr_guangzhou", "cxr_nih"):
@@ -172,13 +172,13 @@ def main() -> None:
     neighbours("MR", [unit(x, *window(x)) for x in mr])
     print()
     for folder, (images, _) in xrays.items():
-        blamed(folder, images, "DX", (0, 255))
-    blamed("CT slices", list(ct), "CT", HU)
-    blamed("MR volumes", mr, "MR", None)
-    blamed("MR crops (cut off indeed)", crops, "MR", None)
+        flagged(folder, images, "DX", (0, 255))
+    flagged("CT slices", list(ct), "CT", HU)
+    flagged("MR volumes", mr, "MR", None)
+    flagged("MR crops (truly cut off)", crops, "MR", None)
     for name, modality in (("pneumoniamnist_rebuilt", "DX"), ("breastmnist", "US")):
         archive = np.load(given.data / "medmnist" / f"{name}.npz", allow_pickle=False)
-        blamed(name, [x for s in ("train", "val", "test") for x in archive[f"{s}_images"]], modality, (0, 255))
+        flagged(name, [x for s in ("train", "val", "test") for x in archive[f"{s}_images"]], modality, (0, 255))
 
 
 if __name__ == "__main__":

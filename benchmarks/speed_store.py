@@ -1,11 +1,11 @@
-"""Cost of a random slice and a random crop of a CT volume: this store beside npy, .b2nd and .nii.gz, in one run.
+"""Processor time to read a random slice and a random crop of a CT volume: this store, npy, .b2nd and .nii.gz in one run.
 
     python benchmarks/speed_store.py --data ../shared/data
 
-The volume is 160 x 512 x 512 int16: real head CT slices from the folder --data (any with DICOM files of that size under
-dicom/), drawn apart along the axis with the noise of one slice put back; without it, smooth shapes with such noise. Every
-read opens its file anew, as a shuffling loader does, and finds it in the page cache; so it costs processor time alone, and
-that is what is measured. All take turns on the same box; medians of many boxes, also as multiples of the npy memory map's.
+The volume is 160 x 512 x 512 int16: real head CT slices from the folder --data (DICOM files of that size under dicom/),
+interpolated along the axis, with the noise of one slice added; without --data, smooth shapes with such noise. Every read opens
+its file again, as a shuffling loader does, and finds it in the page cache, so only processor time is measured. All formats read
+the same boxes in turn; medians over many boxes, also as multiples of the npy memory map.
 """
 
 import argparse
@@ -32,7 +32,7 @@ Read = Callable[[tuple[int, ...], tuple[int, ...]], np.ndarray]
 
 
 def real_slices(folder: Path) -> np.ndarray | None:
-    """(N, 512, 512) float32 in HU, sorted along z, of the first CT series found; None when there is none."""
+    """Return (N, 512, 512) float32 in HU, sorted along z, of the longest CT series found; None if there is none."""
     found: dict[str, list[pydicom.Dataset]] = {}
     for path in sorted(folder.glob("dicom/**/*")):
         if path.is_file() and pydicom.misc.is_dicom(path):
@@ -46,7 +46,7 @@ def real_slices(folder: Path) -> np.ndarray | None:
 
 
 def ct_like(data: Path | None) -> np.ndarray:
-    """(160, 512, 512) int16."""
+    """Return (160, 512, 512) int16."""
     rng = np.random.default_rng(0)
     slices = real_slices(data) if data else None
     if slices is None:
@@ -57,15 +57,14 @@ def ct_like(data: Path | None) -> np.ndarray:
     for k, z in enumerate(np.linspace(0, len(slices) - 1.001, len(out))):
         i, part = int(z), z % 1
         mixed = (1 - part) * slices[i] + part * slices[i + 1]
-        noise = gaussian_filter(
-            rng.normal(0, 1, SHAPE[1:]).astype(np.float32), 0.7
-        )  # mixing two slices has averaged theirs
+        # interpolating two slices has averaged their noise
+        noise = gaussian_filter(rng.normal(0, 1, SHAPE[1:]).astype(np.float32), 0.7)
         out[k] = np.clip(np.rint(mixed + (mixed > -900) * noise * (4 / noise.std())), -1024, 3071)
     return out
 
 
-def contestants(x: np.ndarray, folder: Path) -> dict[str, tuple[Path, float, Read]]:
-    """name -> (its file, processor seconds to write it, what reads a box of it)."""
+def formats(x: np.ndarray, folder: Path) -> dict[str, tuple[Path, float, Read]]:
+    """Return name -> (file, processor seconds to write it, function that reads a box of it)."""
     out: dict[str, tuple[Path, float, Read]] = {}
 
     def add(name: str, suffix: str, write: Callable[[Path], object], read: Callable[[Path], Read]) -> None:
@@ -114,7 +113,7 @@ def main() -> None:
     x = ct_like(args.data)
     rng = np.random.default_rng(args.seed)
     with tempfile.TemporaryDirectory() as folder:
-        entries = contestants(x, Path(folder))
+        entries = formats(x, Path(folder))
         spent: dict[tuple[str, str], list[float]] = {}
         for turn in range(args.boxes):
             for kind, size in BOXES.items():

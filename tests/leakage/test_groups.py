@@ -1,4 +1,4 @@
-"""Who must share a split: by name, and by pixels where names are missing."""
+"""Groups that must share a split: by identifiers, and by pixels if identifiers are missing."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 
 
 def row(i, patient="", **given):
-    """A row that shares nothing with another one."""
+    """Return a row that shares nothing with others."""
     base = {"scan": f"scan{i}", "patient": patient or f"p{i}", "study": "", "series": "", "patient_known": True}
     return base | {"hash": f"hash{i}", "phash": f"{i + 1:064x}"} | given
 
@@ -52,7 +52,7 @@ def test_most_pairs_up_to_40_bits_are_found(bits, least):
     assert np.mean([(i, i + 1000) in found for i in range(1000)]) >= least
 
 
-def test_blank_hashes_are_near_nothing_and_equal_ones_are_a_star():
+def test_blank_hashes_are_near_nothing_and_equal_ones_pair_with_the_first():
     one = RNG.integers(0, 256, (1, 32), dtype=np.uint8)
     hashes = np.concatenate([np.zeros((3000, 32), np.uint8), np.repeat(one, 3000, 0)])
     assert near_hash_pairs(hashes).tolist() == [[3000, i] for i in range(3001, 6000)]
@@ -74,22 +74,22 @@ def xrays(shared):
     return [np.asarray(Image.open(f).convert("L"), np.float32) / 255 for f in files]
 
 
-def spoilt(x):
-    """Shifted by two pixels, darker, noisy, smaller."""
+def degraded(x):
+    """Shift by two pixels, darken, add noise and shrink."""
     x = np.pad(x, ((2, 0), (0, 2)), mode="edge")[:-2, 2:] ** 1.3
     x = np.clip(x + np.random.default_rng(1).normal(0, 0.02, x.shape), 0, 1).astype(np.float32)
     return np.asarray(Image.fromarray(x).resize((200, 210), Image.Resampling.BILINEAR))
 
 
-def test_the_same_xray_is_similar_and_another_is_not(xrays):
-    assert all(is_near_duplicate(x, spoilt(x)) and is_near_duplicate(spoilt(x), x) for x in xrays)
+def test_the_same_xray_is_a_near_duplicate_and_another_is_not(xrays):
+    assert all(is_near_duplicate(x, degraded(x)) and is_near_duplicate(degraded(x), x) for x in xrays)
     assert not any(is_near_duplicate(xrays[i], xrays[i - 1]) for i in range(len(xrays)))
     assert not any(is_near_duplicate(x, x[:, ::-1]) or is_near_duplicate(x, 1 - x) for x in xrays)
     assert not any(is_near_duplicate(x, np.roll(x, 12, 0)) for x in xrays)
 
 
-def test_what_differs_in_detail_alone_is_not_similar(xrays):
-    """Two images with equal low frequencies, as two patients in one position nearly have."""
+def test_images_that_differ_only_in_detail_are_no_near_duplicates(xrays):
+    """Two images with equal low frequencies, similar to two patients in the same position."""
     from scipy.ndimage import gaussian_filter
 
     x, y = xrays[0], xrays[1]
@@ -99,9 +99,9 @@ def test_what_differs_in_detail_alone_is_not_similar(xrays):
     assert not is_near_duplicate(x, mixed)
 
 
-def test_volumes_are_similar_when_three_slices_are(xrays):
+def test_volumes_are_near_duplicates_if_three_slices_are(xrays):
     volume = np.stack(xrays[:8])
-    assert is_near_duplicate(volume, np.stack([spoilt(x) for x in volume]))
+    assert is_near_duplicate(volume, np.stack([degraded(x) for x in volume]))
     for k in (2, 4, 6):
         other = volume.copy()
         other[k] = xrays[20]
@@ -109,13 +109,13 @@ def test_volumes_are_similar_when_three_slices_are(xrays):
     assert not is_near_duplicate(volume, volume[0])
 
 
-def test_flat_images_are_similar_to_flat_ones_only(xrays):
+def test_flat_images_are_near_duplicates_of_flat_ones_only(xrays):
     assert is_near_duplicate(np.zeros((40, 40)), np.full((50, 50), 0.5))
     assert not is_near_duplicate(np.zeros((40, 40)), xrays[0])
 
 
 def test_a_near_duplicate_joins_two_patients(xrays):
-    images = [*xrays, spoilt(xrays[3])]
+    images = [*xrays, degraded(xrays[3])]
     asked = []
     rows = [row(i, phash=phash(x)) for i, x in enumerate(images)]
 
@@ -131,7 +131,7 @@ def test_a_near_duplicate_joins_two_patients(xrays):
     assert (report["groups"], report["merged"], report["largest"]) == (30, 1, 2)
 
 
-def test_confirmed_reads_nothing_that_is_tied_already(xrays):
+def test_rows_already_tied_are_not_read(xrays):
     def image(_):
         raise AssertionError
 
@@ -140,7 +140,7 @@ def test_confirmed_reads_nothing_that_is_tied_already(xrays):
     assert near_duplicate_pairs([row(0, phash=h, hash="x"), row(1, phash=h, hash="x")], image) == []
 
 
-def test_names_tie_rows_in_a_chain():
+def test_identifiers_tie_rows_in_a_chain():
     rows = [
         row(0, "d"),
         row(1, "c", study="s"),
@@ -151,7 +151,7 @@ def test_names_tie_rows_in_a_chain():
     assert patient_identities(rows) == ["d", "a", "a", "a", "d"]
 
 
-def test_equal_pixels_tie_but_not_empty_ones():
+def test_equal_pixels_tie_rows_but_blank_images_do_not():
     rows = [row(0, hash="x"), row(1, hash="x"), row(2, hash="y", phash=BLANK), row(3, hash="y", phash=BLANK)]
     names, report = group_scans(rows)
     assert names == ["p0", "p0", "p2", "p3"]
@@ -159,7 +159,7 @@ def test_equal_pixels_tie_but_not_empty_ones():
     assert patient_identities(rows) == ["p0", "p1", "p2", "p3"]
 
 
-def test_a_placeholder_is_split_into_its_studies():
+def test_a_shared_patient_id_is_split_into_its_studies():
     rows = [row(i, "anon", study=f"s{i // 2}", born=f"b{i // 2}", **{"fact:sex": "MF"[i % 4 // 2]}) for i in range(6)]
     rows += [row(6, "anon", series="t"), row(7, "anon"), row(8, "bert", study="u")]
     assert shared_patient_ids(rows) == {"anon"}
@@ -177,7 +177,7 @@ def test_one_conflict_counts_over_many_studies_only(studies, several, conflict):
     assert len(set(patient_identities(rows))) == (studies if several else 1)
 
 
-def test_missing_facts_are_no_conflict():
+def test_missing_metadata_is_no_conflict():
     rows = [row(0, "a", born="x", **{"fact:sex": "M"}), row(1, "a", born=""), row(2, "a", **{"fact:sex": None})]
     assert shared_patient_ids(rows) == set()
 

@@ -1,4 +1,4 @@
-"""What a test shares with the sets before it is counted, and nothing else is."""
+"""The leak check counts what a test set shares with pretraining, training and validation, and nothing else."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, shift
 
 import medssl
-import medssl.leakage.image_sets as pixels_module
+import medssl.leakage.image_sets as image_sets_module
 import tiny
 from medssl.errors import UserError
 from medssl.leakage.image_sets import ImageComparer, ScanSet
@@ -34,7 +34,7 @@ def _the_same_numbers_in_any_order():
 
 
 def of(name, images=(), patients=None, *, readable=True, key="key", named=True, **columns):
-    """A set of scans, each of its own patient unless said otherwise."""
+    """Return a set of scans, by default each of another patient."""
     n = len(images)
     words = {
         "patient": patients or [f"{name} patient {i}" for i in range(n)],
@@ -50,7 +50,7 @@ def of(name, images=(), patients=None, *, readable=True, key="key", named=True, 
 
 
 def bare(name, patients, hashes, key="key"):
-    """A set without pixels, whose hashes are near nothing."""
+    """Return a set without pixels; its hashes are near nothing."""
     patient, content = (np.array(list(v), str) for v in (patients, hashes))
     scan, bits = (
         np.array([f(i) for i in range(len(content))], str)
@@ -135,7 +135,7 @@ def test_pneumonia_has_18_8_0_and_3(shared, tmp_path):
     assert "624 of 624 test scans have no patient id" in "\n".join(report.warnings())
 
 
-# near-copies
+# near-duplicates
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +145,8 @@ def xrays(shared):
 
 
 @pytest.fixture(scope="module")
-def spoilt(xrays, tmp_path_factory):
-    """Four X-rays, each spoilt in four ways, and all ways at once."""
+def degraded(xrays, tmp_path_factory):
+    """Four X-rays, each degraded in four ways and in all ways at once."""
     folder, rng = tmp_path_factory.mktemp("jpeg"), np.random.default_rng(1)
 
     def noisy(x):
@@ -157,20 +157,20 @@ def spoilt(xrays, tmp_path_factory):
     return [way(x) for way in ways for x in xrays[:4]]
 
 
-def test_near_copies_of_xrays_are_found_and_other_xrays_are_not(xrays, spoilt):
-    seen, test = of("pretraining", xrays[:20]), of("test", [*spoilt, *xrays[20:]])
+def test_near_duplicates_of_xrays_are_found_and_other_xrays_are_not(xrays, degraded):
+    seen, test = of("pretraining", xrays[:20]), of("test", [*degraded, *xrays[20:]])
     report = check_leaks(seen, empty("training"), empty("validation"), test)
     pair = report["pretraining", "test"]
     assert (pair.exact, pair.near, pair.maybe, pair.shared_patients) == (0, 20, 0, 0)
     assert find_duplicates(seen, test, ImageComparer([seen, test])).near == {j: j % 4 for j in range(20)}
     assert pair.examples[0] == ("near", "pretraining scan 0", "test scan 0")
     assert "20 of the 40 test images (20 near-duplicates)" in report.refusal
-    inside = report["test", "test"]  # the copies of one X-ray, which stand under several names
+    inside = report["test", "test"]  # the copies of one X-ray under several names
     assert (inside.exact, inside.near) == (0, 16)
 
 
-def test_where_pretraining_cannot_be_read_they_are_perhaps_copies_and_refuse_nothing(xrays, spoilt):
-    seen, test = of("pretraining", xrays[:20], readable=False), of("test", [*spoilt, *xrays[20:]])
+def test_if_pretraining_cannot_be_read_duplicates_are_possible_and_refuse_nothing(xrays, degraded):
+    seen, test = of("pretraining", xrays[:20], readable=False), of("test", [*degraded, *xrays[20:]])
     report = check_leaks(seen, empty("training"), empty("validation"), test)
     pair = report["pretraining", "test"]
     assert (pair.exact, pair.near) == (0, 0)
@@ -179,18 +179,19 @@ def test_where_pretraining_cannot_be_read_they_are_perhaps_copies_and_refuse_not
     words = "\n".join(report.warnings())
     assert f"possibly {pair.maybe} test images" in words
     assert "the pixels of 20 of 20 pretraining scans cannot be read" in words
-    train = of("training", xrays[:3])  # has the first three of them
+    train = of("training", xrays[:3])  # the first three of them
     report = check_leaks(seen, train, empty("validation"), test)
     assert report["pretraining", "test"].near == report["training", "test"].near == 15
     assert "the pixels of 17 of 20" in "\n".join(report.warnings())
-    gone = dataclasses.replace(seen, image=lambda i: None, side=np.full(20, 224))  # a store that is there and damaged
+    gone = dataclasses.replace(seen, image=lambda i: None, side=np.full(20, 224))  # the store exists but is damaged
     assert check_leaks(gone, train, empty("validation"), test)["pretraining", "test"].near == 15
 
 
 @pytest.mark.parametrize(("bits", "pixels", "kind"), [
-    (SURE_BITS, False, "maybe"), (SURE_BITS + 1, False, ""), (SURE_BITS, True, "near"), (BITS, True, "near"), (BITS + 1, True, ""),
+    (SURE_BITS, False, "maybe"), (SURE_BITS + 1, False, ""), (SURE_BITS, True, "near"), (BITS, True, "near"),
+    (BITS + 1, True, ""),
 ])  # fmt: skip
-def test_candidates_end_at_so_many_bits(bits, pixels, kind):
+def test_candidates_are_limited_by_bits(bits, pixels, kind):
     x, y = texture(1, 224, 9)[0], texture(1, 224, 9)[0]
     flip = np.unpackbits(np.frombuffer(bytes.fromhex(phash(x)), np.uint8))
     flip[RNG.permutation(256)[:bits]] ^= 1
@@ -200,14 +201,14 @@ def test_candidates_end_at_so_many_bits(bits, pixels, kind):
     assert (found.near, found.maybe) == ({0: 1} if kind == "near" else {}, {0: 1} if kind == "maybe" else {})
 
 
-def test_hashes_that_are_near_and_pixels_that_are_not_are_a_perhaps():
+def test_near_hashes_with_different_pixels_are_maybe():
     x, y = texture(2, 224, 9)
     a, b = of("training", [x]), of("test", [y], phash=[phash(x)])
     found = find_duplicates(a, b, ImageComparer([a, b]))
     assert (found.exact, found.near, found.maybe) == ({}, {}, {0: 0})
 
 
-def test_of_small_images_a_shift_is_found_that_the_hash_does_not_see():
+def test_shifts_of_small_images_are_found_though_their_hashes_differ():
     images = texture(60)
     shifted = [
         moved(x, *by) ** 0.8 for x, by in zip(images[:9], [(d, r) for d in (-1, 0, 1) for r in (-1, 0, 1)], strict=True)
@@ -218,34 +219,36 @@ def test_of_small_images_a_shift_is_found_that_the_hash_does_not_see():
     assert "training includes 9 of the 29 test images (9 near-duplicates)" in words
     assert "29 test scans are at most 64 pixels" in words
     large = dataclasses.replace(a, side=np.full(60, 300)), dataclasses.replace(b, side=np.full(29, 300))
-    assert set(find_duplicates(*large, ImageComparer(large)).near) == {4}  # by hash alone: the one that is not shifted
+    assert set(find_duplicates(*large, ImageComparer(large)).near) == {4}  # by hash alone, only the one without a shift
 
 
-def test_what_was_compared_is_remembered_and_what_could_not_be_read_is_not(tmp_path, monkeypatch):
+def test_comparisons_are_cached_unless_an_image_could_not_be_read(tmp_path, monkeypatch):
     images = texture(12, 300)
     a, b = of("training", images), of("test", [moved(x, 1, 0) ** 0.8 for x in images[:5]])
-    kept, asked = tmp_path / "cache" / "alike.npz", []
-    monkeypatch.setattr(pixels_module, "is_near_duplicate", lambda x, y: asked.append(1) or is_near_duplicate(x, y))
+    kept, compared_pairs = tmp_path / "cache" / "alike.npz", []
+    monkeypatch.setattr(
+        image_sets_module, "is_near_duplicate", lambda x, y: compared_pairs.append(1) or is_near_duplicate(x, y)
+    )
 
     def found(a=a, b=b):
-        asked.clear()
+        compared_pairs.clear()
         report = check_leaks(empty("pretraining"), a, empty("validation"), b, cache=kept)
-        return report["training", "test"].near, len(asked)
+        return report["training", "test"].near, len(compared_pairs)
 
     dark = dataclasses.replace(b, image=lambda _: None)
-    assert found(b=dark) == (0, 0)  # nothing can be read, so nothing is known
+    assert found(b=dark) == (0, 0)  # nothing can be read
     near, compared = found()
     assert near == 5
     assert compared >= 5
     assert found() == (5, 0)
     kept.write_bytes(kept.read_bytes()[:50])
     assert found() == (5, compared)
-    monkeypatch.setattr(pixels_module, "VERSION", -1)
+    monkeypatch.setattr(image_sets_module, "VERSION", -1)
     assert found() == (5, compared)
     assert found() == (5, 0)
 
 
-# words
+# messages
 
 
 def test_a_test_inside_pretraining_is_refused_in_one_line_with_the_numbers():
@@ -257,7 +260,7 @@ def test_a_test_inside_pretraining_is_refused_in_one_line_with_the_numbers():
     assert report.refusal in report.warnings()[0]
 
 
-def test_another_key_hides_patients_and_that_is_said():
+def test_another_key_hides_patients_with_a_warning():
     seen = bare("pretraining", "ab", "12", key="other")
     report = check_leaks(seen, bare("training", "ab", "34"), empty("validation"), bare("test", "a", "1"))
     assert report["pretraining", "test"].shared_patients is None
@@ -269,7 +272,7 @@ def test_another_key_hides_patients_and_that_is_said():
     assert clean.refusal == ""
 
 
-def test_training_and_validation_may_share_and_it_is_said_but_not_refused():
+def test_overlap_of_training_and_validation_is_a_warning_and_no_refusal():
     report = check_leaks(
         empty("pretraining"), bare("training", "ab", "12"), bare("validation", "ac", "13"), bare("test", "d", "4")
     )
@@ -296,7 +299,7 @@ def ingested(tmp_path_factory):
     return store, run
 
 
-def test_a_run_says_what_it_has_seen(ingested):
+def test_a_run_lists_its_pretraining_scans(ingested):
     store, run = ingested
     rows = store.rows("train")
     key = json.loads((run / "encoder.json").read_text())["key_id"]
@@ -316,7 +319,7 @@ def test_a_run_says_what_it_has_seen(ingested):
     )
 
 
-def test_pretraining_is_read_from_its_store_where_that_is_there(ingested, tmp_path):
+def test_pretraining_images_are_read_from_the_store_if_it_exists(ingested, tmp_path):
     store, run = ingested
     seen = read_pretrained_on(run / "pretrained_on.parquet", "key", store)
     x = seen.image(2)
@@ -329,7 +332,7 @@ def test_pretraining_is_read_from_its_store_where_that_is_there(ingested, tmp_pa
         ).refusal
         == ""
     )
-    less = Store.open(store, f"scan != '{seen.scan[2]}'")  # its scans may have gone since
+    less = Store.open(store, f"scan != '{seen.scan[2]}'")  # scans may have been removed since
     assert read_pretrained_on(run / "pretrained_on.parquet", "key", less).side.tolist().count(0) == 1
     (tmp_path / "damaged.parquet").write_bytes(b"no")
     for name in ("damaged.parquet", "missing.parquet"):
@@ -337,7 +340,7 @@ def test_pretraining_is_read_from_its_store_where_that_is_there(ingested, tmp_pa
             read_pretrained_on(tmp_path / name, "key")
 
 
-def test_of_a_volume_the_middle_slice_is_looked_at(tmp_path):
+def test_the_middle_slice_of_a_volume_is_compared(tmp_path):
     np.savez(tmp_path / "v.npz", train_images=RNG.integers(0, 255, (2, 9, 20, 20), np.uint8))
     store = medssl.ingest(tmp_path / "v.npz", tmp_path / "store", key=tiny.secret(tmp_path / "key"))
     part = scan_set_from_store("test", store, store.rows())

@@ -1,4 +1,4 @@
-"""Copies among images of few pixels: each part against something independent, and the whole on real scans."""
+"""Near-duplicates of small images: each function against an independent computation, and all together on real scans."""
 
 import dataclasses
 import io
@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.isotonic import IsotonicRegression
 
-import medssl.leakage.image_sets as pixels_module
+import medssl.leakage.image_sets as image_sets_module
 from medssl.leakage import small_images
 from medssl.leakage.image_sets import ImageComparer, ScanSet
 from medssl.leakage.near_duplicates import _typical_excess, find_duplicates
@@ -76,7 +76,7 @@ def test_a_grid_keeps_a_slope_and_a_level(shape):
     np.testing.assert_allclose(small_images.to_grid(np.full(shape, 0.3)), 0.3, atol=1e-6)
 
 
-def test_an_outline_forgets_power_curves_and_its_shifts_find_a_shifted_image():
+def test_descriptors_are_invariant_to_power_curves_and_find_shifted_images():
     x = 0.1 + 0.8 * texture(40)
     z = small_images.descriptor(x)
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-6)
@@ -92,8 +92,8 @@ def test_an_outline_forgets_power_curves_and_its_shifts_find_a_shifted_image():
     assert len(small_images.nearest_candidates(z[:3], z[:1, None])[0]) == 3
 
 
-def by_hand(a, b, rings):
-    """Evidence of one pair, one frequency after the other."""
+def by_hand(a, b, frequencies):
+    """Return the log likelihood ratio of one pair, frequency by frequency."""
     x, y = (v[2:-2, 2:-2].astype(float) for v in (a, b))
     values, at = np.sort(x.ravel()), np.argsort(y.ravel(), kind="stable")
     taken = np.empty(y.size)
@@ -121,42 +121,42 @@ def by_hand(a, b, rings):
     count, both, apart = np.array(list(sums.values())).T
     both, apart = both / count, apart / count
     noise = IsotonicRegression().fit_transform(np.arange(len(count)), apart + 1e-4 * both, sample_weight=count)
-    return float((count * np.log(both / np.minimum(noise, both)))[:rings].sum())
+    return float((count * np.log(both / np.minimum(noise, both)))[:frequencies].sum())
 
 
-def test_evidence_is_the_sum_over_frequencies():
+def test_the_log_likelihood_ratio_is_the_sum_over_frequencies():
     a, b = texture(4), texture(4)
     b[1], b[2] = noisy(a[1], 0.03), a[2] ** 2
-    rings = np.array([13, 13, 13, 6])
-    want = [by_hand(*pair) for pair in zip(a, b, rings, strict=True)]
-    np.testing.assert_allclose(small_images.log_likelihood_ratio(a, b, rings)[0], want, rtol=1e-6)
-    same, alike = small_images.log_likelihood_ratio(a[2:3], a[2:3], rings[2:3])
+    frequencies = np.array([13, 13, 13, 6])
+    want = [by_hand(*pair) for pair in zip(a, b, frequencies, strict=True)]
+    np.testing.assert_allclose(small_images.log_likelihood_ratio(a, b, frequencies)[0], want, rtol=1e-6)
+    same, alike = small_images.log_likelihood_ratio(a[2:3], a[2:3], frequencies[2:3])
     assert alike == pytest.approx([1])
-    np.testing.assert_allclose(same, want[2], rtol=1e-6)  # a grey curve changes nothing
+    np.testing.assert_allclose(same, want[2], rtol=1e-6)  # a grey-value curve changes nothing
     assert want[0] < want[1] < want[2]
 
 
-def test_a_verdict_is_by_how_much_the_best_exceeds_the_others():
-    def verdict(*found, rings=small_images.MAX_FREQUENCY, alike=0.95, usual=10.0):
-        return small_images.classify(np.array(found, float), np.full(len(found), alike), rings, usual)
+def test_the_excess_over_the_other_candidates_decides():
+    def classified(*found, frequencies=small_images.MAX_FREQUENCY, alike=0.95, typical=10.0):
+        return small_images.classify(np.array(found, float), np.full(len(found), alike), frequencies, typical)
 
     for best, kind in ((700, "near"), (245, "near"), (235, "maybe"), (190, "maybe"), (180, "")):
-        assert verdict(100, best, 120, 90, 80) == (1, kind)
-        assert verdict(100, best, 120, 90, 80, alike=0.85) == (
+        assert classified(100, best, 120, 90, 80) == (1, kind)
+        assert classified(100, best, 120, 90, 80, alike=0.85) == (
             1,
             kind and "maybe",
-        )  # noise may have hidden another scan
-    assert verdict(100, 245, 120, 90, 80, alike=0.75)[1] == "compare"
-    assert verdict(100, 270, 120, 90, 80, usual=40) == (1, "maybe")  # of simple images more is asked
-    assert verdict(100, 220, 120, 90, 80, usual=40)[1] == "compare"
-    assert verdict(300, 290, 280, 100) == (0, "near")  # that a set has it three times hides nothing
-    assert verdict(300, 310, 290, 305, 280) == (1, "compare")
-    assert verdict(150, -20, -30, -40) == (0, "maybe")  # clear, but little in all
+        )  # noise may hide another scan
+    assert classified(100, 245, 120, 90, 80, alike=0.75)[1] == "compare"
+    assert classified(100, 270, 120, 90, 80, typical=40) == (1, "maybe")  # simple images need more
+    assert classified(100, 220, 120, 90, 80, typical=40)[1] == "compare"
+    assert classified(300, 290, 280, 100) == (0, "near")  # three copies in one set hide nothing
+    assert classified(300, 310, 290, 305, 280) == (1, "compare")
+    assert classified(150, -20, -30, -40) == (0, "maybe")  # a clear excess but a low ratio
     quarter = int(np.flatnonzero(np.cumsum(small_images.COUNT) <= small_images.COUNT.sum() / 4)[-1] + 1)
-    assert verdict(190, 120, 110, 105, rings=quarter)[1] == "near"  # fewer frequencies, less spread
+    assert classified(190, 120, 110, 105, frequencies=quarter)[1] == "near"  # fewer frequencies, less spread
 
 
-def test_detail_ends_where_the_pixels_do_and_shapes_tell_nothing():
+def test_resolved_frequencies_and_texture():
     assert [
         small_images.resolved_frequencies(np.zeros(s)) for s in ((14, 14), (28, 20), (28, 28), (64, 64), (3, 50))
     ] == [
@@ -179,23 +179,23 @@ WAYS = {
 }
 
 
-def test_spoilt_copies_of_small_xrays_are_found_and_other_patients_are_not_blamed(shared):
+def test_degraded_copies_of_small_xrays_are_found_and_other_patients_are_not(shared):
     with np.load(shared / "medmnist/pneumoniamnist_rebuilt.npz", allow_pickle=False) as f:
         train, test = (f[f"{s}_images"].astype(np.float32) / 255 for s in ("train", "test"))
     seen, others = list(train[:2000]), list(test[:200])
-    spoilt = {way: [change(x) for x in seen[:60]] for way, change in WAYS.items()}
-    a, b = of("training", seen), of("test", [*others, *(x for v in spoilt.values() for x in v)])
+    degraded = {way: [change(x) for x in seen[:60]] for way, change in WAYS.items()}
+    a, b = of("training", seen), of("test", [*others, *(x for v in degraded.values() for x in v)])
     found = find_duplicates(a, b, ImageComparer([a, b]))
     assert not {j for j in found.near | found.maybe if j < len(others)}
     right = np.array([(found.near | found.maybe).get(200 + j) == j % 60 for j in range(240)]).reshape(4, 60)
     assert dict(zip(WAYS, right.sum(1) >= [58, 58, 54, 58], strict=True)) == dict.fromkeys(WAYS, True)
     sure = np.array([found.near.get(200 + j) == j % 60 for j in range(240)]).reshape(4, 60).sum(1)
-    assert sure[1] >= 50  # of these even refused, not only said
+    assert sure[1] >= 50  # certain, so refused
     assert sure[3] >= 50
 
 
 def test_breast_ultrasound_has_the_same_pictures_in_training_and_test(shared):
-    """Nobody put them there: the archive's own splits share them. Those that the guard is surest of were looked at by eye."""
+    """The archive's own splits share images. Those found with the highest certainty were checked by eye."""
     with np.load(shared / "medmnist/breastmnist.npz", allow_pickle=False) as f:
         train, test = (list(f[f"{s}_images"].astype(np.float32) / 255) for s in ("train", "test"))
     a, b = of("training", train), of("test", test)
@@ -215,19 +215,21 @@ def test_shapes_on_a_background_are_compared_by_their_pixels(monkeypatch):
     assert find_duplicates(a, b, ImageComparer([a, b])).near == {0: 3}
 
 
-def test_what_was_judged_is_not_compared_again_and_few_scans_have_no_rival(monkeypatch):
-    x, asked = texture(30), []
-    monkeypatch.setattr(pixels_module, "is_near_duplicate", lambda i, j: asked.append(1) or is_near_duplicate(i, j))
+def test_decided_pairs_are_not_compared_by_pixels_and_few_scans_have_no_runner_up(monkeypatch):
+    x, compared_pairs = texture(30), []
+    monkeypatch.setattr(
+        image_sets_module, "is_near_duplicate", lambda i, j: compared_pairs.append(1) or is_near_duplicate(i, j)
+    )
     test = [noisy(x[1], 0.02), *texture(3)]
     a, b = of("training", list(x)), of("test", test)
     assert find_duplicates(a, b, ImageComparer([a, b])).near == {0: 1}
-    assert not asked
+    assert not compared_pairs
     few = of("training", list(x[:3]))
     assert find_duplicates(few, b, ImageComparer([few, b])).near == {0: 1}
-    assert asked
+    assert compared_pairs
 
 
-def test_two_noisy_pictures_of_one_shape_are_no_copies():
+def test_two_noisy_images_of_one_shape_are_no_copies():
     def square(y, x):
         image = RNG.normal(0.35, 0.05, (S, S))
         image[y : y + 6, x : x + 6] += 0.35
@@ -240,25 +242,25 @@ def test_two_noisy_pictures_of_one_shape_are_no_copies():
     assert not found.maybe
 
 
-def test_what_is_typical_excess_in_a_set_knows_neither_copies_nor_other_scans_of_a_patient():
-    def usual(images, patients):
+def test_the_typical_excess_ignores_copies_and_other_scans_of_a_patient():
+    def typical(images, patients):
         part = dataclasses.replace(of("training", images), patient=np.array(patients))
         pixels = ImageComparer([part])
         at, outlines = pixels.descriptors(part.hash)
         return _typical_excess(part, at, outlines, pixels)
 
     x, names = list(texture(80)), [f"patient {i}" for i in range(80)]
-    alone = usual(x, names)
+    alone = typical(x, names)
     assert 5 < alone < 40
-    copied = usual([*x, *(i**1.2 for i in x[:40])], [*names, *(f"copy {i}" for i in range(40))])
-    again = usual([*x, *(noisy(i, 0.08) for i in x)], [*names, *names])
+    copied = typical([*x, *(i**1.2 for i in x[:40])], [*names, *(f"copy {i}" for i in range(40))])
+    again = typical([*x, *(noisy(i, 0.08) for i in x)], [*names, *names])
     assert copied == pytest.approx(alone, rel=0.5)
     assert again == pytest.approx(alone, rel=0.5)
-    strangers = usual([*x, *(noisy(i, 0.08) for i in x)], [*names, *(f"other {i}" for i in range(80))])
+    strangers = typical([*x, *(noisy(i, 0.08) for i in x)], [*names, *(f"other {i}" for i in range(80))])
     assert strangers > 2 * alone
 
 
-def test_that_a_set_has_it_many_times_hides_nothing():
+def test_many_copies_in_one_set_hide_nothing():
     x = texture(30)
     many = [*x, *(noisy(x[4], 0.01) for _ in range(6))]
     a, b = of("training", many), of("test", [noisy(x[4], 0.01), *texture(3)])
@@ -267,7 +269,7 @@ def test_that_a_set_has_it_many_times_hides_nothing():
     assert found.near[0] in {4, *range(30, 36)}
 
 
-def test_of_mid_sized_images_a_shift_is_found_that_the_hash_does_not_see():
+def test_shifts_of_mid_sized_images_are_found_though_their_hashes_differ():
     x = texture(40, 100, 5)
     a, b = of("training", list(x)), of("test", [np.roll(i, (2, -2), (0, 1)) ** 0.8 for i in x[:9]])
     assert find_duplicates(a, b, ImageComparer([a, b])).near == {j: j for j in range(9)}

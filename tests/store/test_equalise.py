@@ -1,4 +1,4 @@
-"""Ranks in place of values: what contrast curves do not change, through the store, training and scoring."""
+"""Histogram equalisation, and that contrast curves do not change equalised scans in the store, training and scoring."""
 
 import json
 
@@ -26,7 +26,7 @@ SCANS = st.sampled_from(["uint8", "int16", "float32"]).flatmap(
 
 
 @given(SCANS, st.integers(-1, 100))
-def test_ranks_are_scipys(x, low):
+def test_ranks_equal_scipy(x, low):
     found = equalise_histogram(x, low)
     assert (found.dtype, found.shape) == (np.uint8, x.shape)
     inside = x > low
@@ -37,7 +37,7 @@ def test_ranks_are_scipys(x, low):
 
 
 @given(SCANS, st.integers(-1, 100))
-def test_no_rising_curve_changes_them(x, low):
+def test_increasing_curves_change_nothing(x, low):
     curve = np.sort(np.random.default_rng(0).choice(np.arange(-30000, 30000, dtype=np.int16), 102, replace=False))
     np.testing.assert_array_equal(
         equalise_histogram(curve[x.astype(int) + 1], curve[low + 1]), equalise_histogram(x, low)
@@ -53,7 +53,7 @@ def test_ranks_are_uniform():
 
 @pytest.fixture(scope="module")
 def hospitals(tmp_path_factory):
-    """The same patients twice; the second hospital's machine has another contrast curve."""
+    """The same patients in two hospitals whose scanners have different contrast curves."""
     work = tmp_path_factory.mktemp("hospitals")
     rng = np.random.default_rng(0)
     smooth = rng.normal(size=(48, 8, 8)).repeat(3, 1).repeat(3, 2) + 0.3 * rng.normal(size=(48, 24, 24))
@@ -74,8 +74,8 @@ def run_on(work, out, equalise):
     )  # fmt: skip
 
 
-def test_features_do_not_follow_the_contrast_curve(hospitals):
-    """Also those of the rivals; without ranks both do, and widely."""
+def test_features_do_not_depend_on_the_contrast_curve(hospitals):
+    """Nor do those of the baselines; without equalisation both change much."""
     a, b = (Store.open(hospitals / name) for name in "ab")
     rows = a.rows()
     moved = {}
@@ -90,7 +90,7 @@ def test_features_do_not_follow_the_contrast_curve(hospitals):
     assert moved["run", False] > 0.1, moved
 
 
-def test_the_card_says_what_ranks_are_standardised_with(hospitals):
+def test_encoder_json_has_mean_and_std_of_ranks(hospitals):
     run = run_on(hospitals, "run card", True)
     card = json.loads((run / "encoder.json").read_text())
     assert (card["equalise"], card["mean"], card["std"]) == (True, MEAN, STD)
@@ -100,7 +100,7 @@ def test_the_card_says_what_ranks_are_standardised_with(hospitals):
     assert set(resampled.high) == {255.0}
 
 
-def test_a_run_that_does_not_say_what_it_was_given_is_refused(hospitals):
+def test_a_run_without_equalise_is_refused(hospitals):
     run = run_on(hospitals, "run old", False)
     text = (run / "resolved.yaml").read_text()
     (run / "resolved.yaml").write_text(text.replace("equalise: false\n", ""))

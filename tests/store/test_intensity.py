@@ -1,3 +1,5 @@
+"""Intensity windows by modality, named CT windows, and the conversion to unit range and 8 bits."""
+
 import math
 import tracemalloc
 
@@ -31,7 +33,7 @@ def noise(shape, dtype="uint8"):
     return np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
 
 
-def test_recipe_names():
+def test_names():
     assert all(check_intensity(name) == name for name in INTENSITIES)
     with pytest.raises(UsageError, match="Did you mean 'xray'"):
         check_intensity("x-ray")
@@ -42,7 +44,7 @@ def test_recipe_names():
     assert resolve_intensity("mr", "CT") == "mr"
 
 
-def test_windows_of_the_recipes():
+def test_windows_by_modality():
     assert window(scan(RAMP.astype("int16"), "CT"), "auto") == (-1024, 1500)
     assert window(scan(RAMP, "DX"), "auto") == pytest.approx((5, 995))
     assert window(scan(RAMP, "MR"), "auto") == pytest.approx((103.6, 995.5), abs=0.1)
@@ -59,7 +61,7 @@ def test_windows_of_the_recipes():
 
 
 def test_pet_in_suv():
-    """Twenty times the dose per gram of body, in the units of the array."""
+    """20 SUV in the units of the array."""
     assert window(scan(RAMP, "PT", suv_factor=0.004), "auto") == (0, pytest.approx(5000))
     for broken in (0.0, -1.0, math.nan, math.inf, "much"):
         assert window(scan(RAMP, "PT", suv_factor=broken), "auto") == pytest.approx((5, 995))
@@ -72,7 +74,7 @@ def test_pet_in_suv():
         (-200, 900, True),
         (500, 1500, True),
         (450, 590, True),
-        (450, 500, False),  # half a tenth of what is there
+        (450, 500, False),  # 5 % of the values
         (2000, 3000, False),
         (990, 2000, False),
         (-30000, 30000, False),
@@ -81,7 +83,7 @@ def test_pet_in_suv():
         ("200", 800, False),
     ],
 )
-def test_the_window_of_an_xray_is_taken_when_it_fits(low, high, believed):
+def test_the_window_of_an_xray_is_used_if_it_fits(low, high, believed):
     found = window(scan(RAMP, "DX", voi_low=low, voi_high=high), "auto")
     assert found == ((low, high) if believed else pytest.approx((5, 995)))
     eight = window(scan(noise((1, 64, 64)), "CR", voi_low=20.0, voi_high=200.0), "auto")
@@ -95,7 +97,7 @@ def test_mr_foreground_ignores_the_background():
     air = np.abs(rng.normal(0, 3, (1, 60, 64, 64))).astype(np.float32)
     low, high = window(scan(np.concatenate([air, head], 1), "MR"), "auto")
     assert (low, high) == pytest.approx(np.percentile(head, [0.5, 99.5]), rel=0.02)
-    signed = np.concatenate([air * 0 - 3, (head - 500) / 50], 1)  # standardised, background at its darkest
+    signed = np.concatenate([air * 0 - 3, (head - 500) / 50], 1)  # standardised, with the background darkest
     low, high = window(scan(signed, "MR"), "auto")
     assert -2.6 < low < -1.8
     assert 2.3 < high < 2.7
@@ -124,7 +126,7 @@ def test_unit_range():
 
 @given(st.lists(st.integers(-3000, 3000), min_size=1, max_size=40), st.integers(-2000, 1000), st.floats(1, 4000))
 @settings(max_examples=100, deadline=None)
-def test_stats_equal_a_loop(values, low, width):
+def test_moments_equal_a_loop(values, low, width):
     array = np.array(values, np.int16).reshape(1, 1, -1)
     u = [min(max((v - low) / width, 0), 1) for v in values]
     mean, square = unit_moments(array, float(low), low + width)
@@ -132,7 +134,7 @@ def test_stats_equal_a_loop(values, low, width):
     assert square == pytest.approx(sum(v * v for v in u) / len(u), abs=1e-6)
 
 
-def test_stats_and_windows_need_little_memory():
+def test_moments_and_windows_need_little_memory():
     array = noise((1, 64, 512, 512), "int16")
     tracemalloc.start()
     mean, square = unit_moments(array, 0, 255)
@@ -145,7 +147,7 @@ def test_stats_and_windows_need_little_memory():
 
 
 def linear(x, centre, width):
-    """The pseudo-code of PS3.3 C.11.2.1.2.1 with output 0 to 255."""
+    """Pseudo-code of PS3.3 C.11.2.1.2.1 with output 0 to 255."""
     if x <= centre - 0.5 - (width - 1) / 2:
         return 0
     if x > centre - 0.5 + (width - 1) / 2:
@@ -171,13 +173,13 @@ def test_named_windows_are_voi_linear(name):
     st.just(1.0) | st.floats(1, 5000),
 )
 @settings(max_examples=200, deadline=None)
-def test_to8_equals_a_loop(values, level, width):
+def test_to_uint8_equals_a_loop(values, level, width):
     got = to_uint8(np.array(values, np.float32).reshape(1, 1, -1), level, width)
     expected = [linear(v, level, width) for v in values]
     assert np.abs(got.ravel() - np.array(expected)).max() <= 0.5 + 1e-6
 
 
-def test_to8_spans_many_chunks(monkeypatch):
+def test_to_uint8_spans_many_chunks(monkeypatch):
     monkeypatch.setattr(intensity, "CHUNK", 7)
     x = np.arange(60, dtype=np.int16).reshape(1, 6, 10)
     assert to_uint8(x, 30, 60).ravel().tolist() == [round(linear(v, 30, 60)) for v in range(60)]

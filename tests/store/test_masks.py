@@ -1,4 +1,4 @@
-"""Masks: which label map is whose, that nothing else is taken for one, and that a mask never trains."""
+"""Pairing of masks with images, and that masks are never training scans."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def volume(seed, shape=(8, 9, 10)):
 
 
 def regions(seed, shape=(8, 9, 10), most=3):
-    """Two or more labels in blocks."""
+    """A mask with two or more labels in blocks."""
     out = np.zeros(shape, np.uint8)
     at = np.random.default_rng(seed).integers(0, 4, (most - 1, len(shape)))
     for label, corner in enumerate(at, 1):
@@ -55,7 +55,7 @@ def rejects(store):
 
 
 def row_of(store, tmp_path, name):
-    """Where in the store the scan of a file is."""
+    """Return the row of the scan that was read from a file."""
     scan = open_key(tmp_path / "key").of("scan", f"file|{name}")
     return store.column("scan").tolist().index(scan)
 
@@ -66,7 +66,7 @@ def pseudonym(tmp_path, name):
 
 @pytest.fixture(scope="module")
 def hippocampus(shared, tmp_path_factory):
-    """Real volumes and their labels, in the folders they come in."""
+    """Real volumes and masks, in their original folders."""
     folder = tmp_path_factory.mktemp("hippocampus")
     for part in ("images", "labels"):
         (folder / "source" / part).mkdir(parents=True)
@@ -90,7 +90,7 @@ def test_real_pairs_are_found_and_come_back_voxel_for_voxel(hippocampus):
     assert rejects(store) == {}
 
 
-def test_a_mask_shares_who_and_where_with_its_image_and_ties_nobody(hippocampus):
+def test_a_mask_has_the_ids_and_split_of_its_image_and_ties_no_patients(hippocampus):
     _, store = hippocampus
     at = {scan: i for i, scan in enumerate(store.column("scan"))}
     for row in np.flatnonzero(store.column("mask") != ""):
@@ -103,7 +103,7 @@ def test_a_mask_shares_who_and_where_with_its_image_and_ties_nobody(hippocampus)
     assert len(set(store.column("group"))) == len(set(store.column("patient"))) == FEW
 
 
-def test_workers_and_a_second_ingest_leave_no_trace(hippocampus, tmp_path):
+def test_workers_and_a_second_ingest_change_nothing(hippocampus, tmp_path):
     folder, store = hippocampus
     again = ingest(folder / "source", tmp_path / "s", key=folder / "key", workers=3, intensity="mr")
     assert again.fingerprint == store.fingerprint
@@ -145,10 +145,10 @@ def test_whatever_fits_no_image_is_listed_with_its_reason(tmp_path):
         nifti(source / f"images/p{k}.nii.gz", volume(k))
     nifti(source / "labels/p0.nii.gz", regions(0))
     nifti(source / "labels/p1.nii.gz", regions(1)[:-1])  # another shape
-    nifti(source / "labels/p2.nii.gz", regions(2), turned)  # half a millimetre would do
+    nifti(source / "labels/p2.nii.gz", regions(2), turned)  # moved by 1 mm
     nifti(source / "labels/p3.nii.gz", beyond)
     nifti(source / "labels/p4_seg.nii.gz", regions(4))
-    nifti(source / "masks/p4.nii.gz", regions(5))  # two opinions
+    nifti(source / "masks/p4.nii.gz", regions(5))  # two masks of one image
     nifti(source / "labels/nobody.nii.gz", regions(6))
     nifti(source / "labels/p6.nii.gz", regions(8), None)
     store = make(source, tmp_path)
@@ -159,14 +159,14 @@ def test_whatever_fits_no_image_is_listed_with_its_reason(tmp_path):
     )} | {pseudonym(tmp_path, "masks/p4.nii.gz"): "MASK_SEVERAL"} == {f: code for f, (code, _) in found.items()}  # fmt: skip
     assert found[pseudonym(tmp_path, "labels/p1.nii.gz")][1] == "it has 10 x 9 x 7 voxels and its image 10 x 9 x 8"
     assert store.info["counts"]["rejected"] == {"MASK_ALONE": 1, "MASK_GRID": 3, "MASK_SEVERAL": 2, "MASK_VALUES": 1}
-    assert store.column("held").tolist().count("label map") == 7  # they are there to be looked at
+    assert store.column("held").tolist().count("label map") == 7  # kept in quarantine
     images = Store.open(store.path)
     assert [images.mask(row_of(images, tmp_path, f"images/p{k}.nii.gz")) is not None for k in range(7)] == [True] + [
         False
     ] * 6
 
 
-def test_a_tenth_of_a_voxel_is_rounding_and_more_is_another_place():
+def test_a_tenth_of_a_voxel_is_rounding_and_more_is_another_grid():
     row = {"shape": [1, 50, 60, 70], "spacing": [2, 1.5, 1], "affine": PLACE.ravel().tolist()}
     for axis, spacing in enumerate((1.0, 1.5, 2.0)):
         for miss, same in ((0.09, True), (0.11, False)):
@@ -180,8 +180,8 @@ def test_a_tenth_of_a_voxel_is_rounding_and_more_is_another_place():
     assert grid_difference(row | {"affine": None, "spacing": None}, row | {"affine": None}) == ""
 
 
-def test_pictures_with_masks_of_nothing_and_a_table(tmp_path):
-    """2D: an empty mask says that nothing is there, and a table's lines mean the images."""
+def test_2d_images_with_empty_masks_and_a_label_table(tmp_path):
+    """An empty mask is a mask, and the rows of a label table refer to the images."""
     source, rng = tmp_path / "source", np.random.default_rng(0)
     for k in range(4):
         png(source / f"images/p{k}.png", rng.integers(0, 255, (20, 24), np.uint8))
@@ -198,11 +198,11 @@ def test_pictures_with_masks_of_nothing_and_a_table(tmp_path):
         assert store.column("label:label")[row] == "ab"[k % 2]
     held = Store.open(store.path, quarantined=True)
     assert len(set(held.column("patient"))) == 2
-    assert {code for code, _ in rejects(store).values()} == {"CONSTANT"}  # the blank picture, and it alone
+    assert {code for code, _ in rejects(store).values()} == {"CONSTANT"}  # only the blank image
 
 
 def test_a_folder_given_by_name(tmp_path):
-    """Masks whose names say nothing, in a folder whose name says nothing."""
+    """Neither the names of the masks nor that of their folder mark them as masks."""
     source, rng = tmp_path / "source", np.random.default_rng(0)
     for k in range(3):
         png(source / f"left/p{k}.png", rng.integers(0, 255, (20, 24), np.uint8))
@@ -256,8 +256,8 @@ def test_sequences_of_one_case_share_a_mask_and_a_split(tmp_path):
         ("환자/1.png", "환자/마스크/1.png"),
     ],
 )
-def test_names_that_mean_each_other(image, mask):
-    """And a stranger beside them changes nothing."""
+def test_names_that_match(image, mask):
+    """Unrelated files beside them change nothing."""
     for names in ([image, mask], [image, mask, "other/9.png", "other/9_mask.png"]):
         masks = list(range(1, len(names), 2))
         found = pair_by_name(names, list(range(0, len(names), 2)), masks)
@@ -268,13 +268,13 @@ def test_names_that_mean_each_other(image, mask):
     ("names", "masks"),
     [
         (["a/1.png", "b/masks/1.png"], [1]),  # two hospitals
-        (["a/1.png", "b/1.png", "masks/1.png"], [2]),  # whose?
-        (["image.nii", "label.nii"], [1]),  # names that say nothing
+        (["a/1.png", "b/1.png", "masks/1.png"], [2]),  # ambiguous
+        (["image.nii", "label.nii"], [1]),  # uninformative names
         (["p1.png", "p10.png", "p1_0_mask.png"], [2]),
-        (["case/series_2", "case/tumour_seg.nii"], [1]),  # called as neither the series nor its folder
+        (["case/series_2", "case/tumour_seg.nii"], [1]),  # named after neither the series nor its folder
     ],
 )
-def test_names_that_leave_a_doubt(names, masks):
+def test_names_that_are_ambiguous(names, masks):
     assert pair_by_name(names, sorted(set(range(len(names))) - set(masks)), masks)[0] == {}
 
 
@@ -283,8 +283,8 @@ words = st.lists(st.sampled_from(["a", "b", "c1", "ward", "images", "t1"]), min_
 
 @settings(max_examples=200, deadline=None)
 @given(images=st.lists(words.map("/".join), max_size=5, unique=True), masks=st.lists(words.map("/".join), max_size=5))
-def test_no_image_is_meant_that_lies_under_another_name(images, masks):
-    """Each rule needs a shared word, and a rule's images are of one case."""
+def test_no_image_matches_under_another_name(images, masks):
+    """Each rule needs a common word, and all images it matches are of one case."""
     names = [*images, *(f"{m}_mask" for m in masks)]
     at = list(range(len(images)))
     found, doubtful = pair_by_name(names, at, list(range(len(images), len(names))))
@@ -296,7 +296,7 @@ def test_no_image_is_meant_that_lies_under_another_name(images, masks):
 
 
 def test_a_dicom_series_has_the_mask_that_was_drawn_on_its_nifti(shared, tmp_path):
-    """Real slices, and a mask on the grid that another converter gave them: lying as it likes, and in the case's folder."""
+    """Real slices, and a mask on the grid of another converter: in any orientation, and in the folder of the case."""
     generic = shared / "dicom/dicom2nifti/generic"
     source = tmp_path / "source"
     for case, series, at in (("case_a", "anatomical", ""), ("case_b", "compressed_rle", "case_b/")):

@@ -1,4 +1,4 @@
-"""Selecting scans: against an oracle that walks row by row, and every way to write it wrong."""
+"""Selecting scans: compared with an evaluation row by row, and errors for invalid expressions."""
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +56,7 @@ def chosen(where: str, table: pa.Table = TABLE) -> list[int]:
         ("dims == 3", [0, 1]),
         ("channels == 3", [3]),
         ("slices >= 32", [0]),
-        ("not slices >= 32", [1]),  # what has no slices is neither
+        ("not slices >= 32", [1]),  # null for 2D scans
         ("height == 64", [0, 1]),
         ("width < 60", [0, 4]),
         ("spacing <= 2.5", [0, 2]),
@@ -69,18 +69,18 @@ def chosen(where: str, table: pa.Table = TABLE) -> list[int]:
         ("blank", [2]),
         ("not blank", [0, 1, 3, 4]),
         ("low_contrast or cut_off", [1, 2]),
-        ("saturated", []),  # a flag that no scan carries
+        ("saturated", []),  # a flag of no scan
         ("made_up", [4]),
         ('"cut off" in flags', [2]),
         ('"cut off" not in flags', [0, 1, 3, 4]),
         ("patient_known", [0, 1, 2]),
         ("patient_known == False", [3, 4]),
         ("age > 50", [0, 4]),
-        ("age is None", [1, 3]),  # not a number is missing
+        ("age is None", [1, 3]),  # NaN is missing
         ("age != 44", [0, 4]),
         ("not age == 44", [0, 4]),
         ("age > 50 or dims == 3", [0, 1, 4]),
-        ("not (age > 50 and dims == 2)", [0, 1, 2]),  # what is surely false needs not know the rest
+        ("not (age > 50 and dims == 2)", [0, 1, 2]),  # false if one part is false, whatever the rest
         ("age >= -1 and not (age > +50)", [2]),
         ('finding == "tumour"', [0, 4]),
         ('finding == "폐렴"', [3]),
@@ -152,14 +152,14 @@ def test_what_is_selected(where, rows):
         ("dims == 3 or " * 2000 + "dims == 3", "longer than"),
     ],
 )
-def test_what_cannot_be_understood_says_so_in_one_line(where, words):
+def test_invalid_expressions_raise_one_line(where, words):
     with pytest.raises(UserError) as wrong:
         select(TABLE, where)
     assert words in str(wrong.value)
     assert "\n" not in str(wrong.value)
 
 
-def test_a_name_that_is_both_label_and_flag_says_how_to_write_it():
+def test_a_name_that_is_both_label_and_flag_raises_with_both_spellings():
     table = TABLE.append_column("label:blank", pa.array(["yes", None, None, None, None]))
     with pytest.raises(UserError, match=r'label\.blank, or "blank" in flags'):
         select(table, "blank")
@@ -167,7 +167,7 @@ def test_a_name_that_is_both_label_and_flag_says_how_to_write_it():
     assert chosen('"blank" in flags', table) == [2]
 
 
-def test_names_that_python_could_not_write():
+def test_names_that_are_no_python_identifiers():
     names = {"age at scan": "age_at_scan", "class": "class_", "2nd": "_2nd", "폐": "폐", "a-b": "a_b"}
     assert {name: query_name(name) for name in names} == names
     for name, word in names.items():
@@ -183,7 +183,7 @@ def test_an_empty_table_and_a_sliced_one():
     assert chosen("blank or slices > 20 or spacing_x < 0.5", halves) == [0, 2]
 
 
-# A second reading of the language: an expression is a tree of tuples, written as text for `select` and walked by hand here.
+# A second implementation: an expression is a tree of tuples, written as text for `select` and evaluated here row by row.
 
 VALUE = {
     "dims": lambda r: len(r["shape"]) - 1,
@@ -253,7 +253,7 @@ def text(node) -> str:
 
 
 def holds(node, r: dict) -> bool | None:
-    """True, False, or None where nobody can know."""
+    """Return True, False or None (unknown)."""
     if isinstance(node, str):
         return node in {query_name(f) for f in r["flags"]}
     if node[0] == "not":
@@ -272,5 +272,5 @@ def holds(node, r: dict) -> bool | None:
 
 @settings(max_examples=200, deadline=None)
 @given(tree, st.lists(row, max_size=6))
-def test_the_same_rows_as_reading_them_one_by_one(node, rows):
+def test_the_same_rows_as_evaluating_row_by_row(node, rows):
     assert chosen(text(node), make(rows)) == [i for i, r in enumerate(rows) if holds(node, r) is True]

@@ -1,4 +1,4 @@
-"""Scans on a common grid: the right pixels, the right proportions, written once."""
+"""Resampling to a common grid: pixels, proportions, padding and the cache."""
 
 import multiprocessing
 import os
@@ -171,7 +171,7 @@ def test_the_cache_is_used_and_a_damaged_one_is_not(tmp_path):
 
 
 def in_children(work, n=1):
-    """Runs `work(i)` in n forked processes at once; returns what they return."""
+    """Run `work(i)` in n forked processes at once; return their results."""
     pipes, context = [], multiprocessing.get_context("fork")
     for i in range(n):
         here, there = context.Pipe()
@@ -194,7 +194,7 @@ def test_two_processes_may_build_at_once(tmp_path):
     assert len(list((store.path / "cache").iterdir())) == 3
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
+def test_a_full_disk_raises_and_leaves_no_file(tmp_path):
     store = make(tmp_path / "s", [noise((1, 16, 16), seed=i) for i in range(30)])
 
     def build(_):

@@ -1,4 +1,4 @@
-"""Patients stay in one split, whoever else comes."""
+"""Patients stay in one split when others are added."""
 
 import pytest
 from hypothesis import given
@@ -23,9 +23,9 @@ def test_adding_patients_moves_nobody(old, new):
 def test_a_patient_is_in_one_split_and_given_splits_are_kept(rows):
     people, fixed = [p for p, _ in rows], [s for _, s in rows]
     given_splits = {p: {s for q, s in rows if q == p and s} for p in people}
-    torn = [p for p, s in given_splits.items() if len(s) > 1]
-    if torn:
-        with pytest.raises(UserError, match=f"{len(torn)} patients"):
+    conflicts = [p for p, s in given_splits.items() if len(s) > 1]
+    if conflicts:
+        with pytest.raises(UserError, match=f"{len(conflicts)} patients"):
             assign_splits(people, ALIAS, fixed)
         return
     splits = assign_splits(people, ALIAS, fixed)
@@ -43,15 +43,15 @@ def test_proportions_and_key():
     assert assign_splits(people, Pseudonyms(b"q" * 32)) != splits
 
 
-def test_a_torn_patient_is_named_by_row_and_never_by_id():
+def test_a_patient_in_two_splits_is_named_by_row_and_never_by_id():
     with pytest.raises(UserError, match=r"1 patients .* scans 2 ") as e:
         assign_splits(["anna", "bert", "anna"], ALIAS, ["train", "", "test"])
     assert "anna" not in str(e.value)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["", *SPLITS])), max_size=30))
-def test_a_group_is_in_one_split_but_where_the_source_puts_its_patients_elsewhere(rows):
-    """Two patients to a group, and the first given split of a patient counts."""
+def test_a_group_is_in_one_split_unless_the_source_says_otherwise(rows):
+    """Two patients per group; the first given split of a patient counts."""
     first = {}
     for patient, split in rows:
         first[patient] = first.get(patient) or split
@@ -68,13 +68,13 @@ def test_a_group_is_in_one_split_but_where_the_source_puts_its_patients_elsewher
     assert count_groups_across_splits(group, splits) == several
 
 
-def test_the_group_draws_and_not_the_patient():
+def test_the_group_decides_and_not_the_patient():
     people = [f"p{i}" for i in range(200)]
     group = [f"p{i // 2 * 2}" for i in range(200)]
     assert assign_splits(people, ALIAS, None, group) == assign_splits(group, ALIAS)
 
 
-def test_a_free_patient_of_a_torn_group_trains():
+def test_a_free_patient_of_a_group_in_several_splits_trains():
     assert assign_splits(["a", "b", "c"], ALIAS, ["test", "", "train"], ["a", "a", "a"]) == ["test", "train", "train"]
 
 
@@ -83,7 +83,7 @@ def test_an_unknown_split_is_refused():
         assign_splits(["a"], ALIAS, ["training"])
 
 
-def test_an_empty_split_stays_empty_and_is_said():
+def test_an_empty_split_stays_empty_with_a_warning():
     assert "val" in empty_split_warning(["train", "test"], 12)
     assert empty_split_warning(["train", "test"], 9) == ""
     assert empty_split_warning(SPLITS, 12) == ""

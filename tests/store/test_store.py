@@ -1,4 +1,4 @@
-"""What goes into a store comes out of it, bit for bit, or not at all."""
+"""Scans are stored and read bit for bit; damaged and interrupted stores are refused."""
 
 import json
 import multiprocessing
@@ -25,7 +25,7 @@ DTYPES = ["uint8", "int16", "uint16", "float32"]
 
 
 def noise(shape, dtype="uint8", seed=0):
-    """Every bit pattern an integer has; floats from tiny to huge, with both zeros."""
+    """The full range of integers; floats from tiny to huge, with both zeros."""
     rng = np.random.default_rng(seed)
     if dtype == "float32":
         x = (rng.normal(size=shape) * 10.0 ** rng.integers(-30, 30, shape)).astype(dtype)
@@ -100,7 +100,7 @@ def test_workers_read_the_same(tmp_path):
     assert len(pickle.dumps(stores[0])) < 500
 
 
-def test_the_manifest_holds_what_the_scan_said(tmp_path):
+def test_the_manifest_has_the_metadata_of_the_scan(tmp_path):
     affine = np.diag([2.0, 1, 1, 1])
     store = make(
         tmp_path / "s",
@@ -141,7 +141,7 @@ def test_mean_and_std_are_of_train_pixels_in_unit_range(tmp_path):
     assert store.std == pytest.approx(np.sqrt(np.mean([np.square(u).mean() for u in units]) - mean**2), abs=1e-6)
 
 
-def test_kinds_live_side_by_side_and_are_chosen(tmp_path):
+def test_one_of_several_kinds_is_selected(tmp_path):
     grey, colour, volume = noise((1, 8, 9)), noise((3, 8, 9)), noise((1, 4, 8, 9))
     store = make(tmp_path / "s", [scan(x, i) for i, x in enumerate([colour, grey, volume, grey + 1])])
     assert store.kinds == [
@@ -163,7 +163,7 @@ def test_kinds_live_side_by_side_and_are_chosen(tmp_path):
         Store.open(store, "channels == 2")
 
 
-def test_held_scans_are_not_in_a_store_until_they_are_asked_for(tmp_path):
+def test_quarantined_scans_are_left_out_unless_requested(tmp_path):
     scans = [scan(noise((1, 8, 9), seed=i), i, quarantined="localizer" if i == 1 else "") for i in range(3)]
     everything = make(tmp_path / "s", scans)
     assert len(everything) == 3
@@ -217,7 +217,7 @@ def test_same_scans_same_bytes(tmp_path):
         {"quarantined": "localizer"},
     ],
 )
-def test_the_fingerprint_knows_every_change(tmp_path, change):
+def test_the_fingerprint_depends_on_every_field(tmp_path, change):
     plain = {"array": noise((1, 4, 4)), "split": "train"}
     a = make(tmp_path / "a", [scan(**plain)])
     b = make(tmp_path / "b", [scan(**plain | change)])
@@ -258,7 +258,7 @@ def test_damage_is_found(tmp_path, shape):
     with pytest.raises(UserError, match="is damaged"):
         store[2]
     flipped = bytearray(whole)
-    flipped[-len(whole) // 6] ^= 1  # in the pixels: the length stays right
+    flipped[-len(whole) // 6] ^= 1  # in the pixels: the length stays correct
     path.write_bytes(flipped)
     with pytest.raises(UserError, match=r"1 of 3 scans .* \(rows 2\)"):
         store.verify()
@@ -311,7 +311,7 @@ def test_nothing_added_writes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(1, 300, 300), (1, 30, 100, 100)])
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, shape):
+def test_a_full_disk_raises_and_leaves_no_file(tmp_path, shape):
     here, there = multiprocessing.get_context("fork").Pipe()
 
     def fill():
@@ -335,7 +335,7 @@ def test_a_killed_write_leaves_no_store(tmp_path, sent, left):
     here, there = multiprocessing.get_context("fork").Pipe()
 
     def fill():
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests run in the background of a shell ignore it
         with StoreWriter(tmp_path / "s", ALIAS) as writer:
             for i in range(1000):
                 writer.add(scan(noise((1, 8, 40, 40)), i), str(i))
@@ -351,7 +351,7 @@ def test_a_killed_write_leaves_no_store(tmp_path, sent, left):
     assert not (tmp_path / "s").exists()
     assert len(list(tmp_path.iterdir())) == left
     assert len(make(tmp_path / "s", [scan(noise((1, 4, 4)))])) == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["s"]  # the staged that a SIGKILL left was taken over
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]  # the staging folder left by SIGKILL was reused
 
 
 def test_a_failed_move_brings_the_old_store_back(tmp_path):
