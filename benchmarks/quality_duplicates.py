@@ -2,9 +2,9 @@
 
     python benchmarks/quality_duplicates.py --data ../shared/data --images 300
 
-Recall: every image is injected a second time, spoilt in one way; "searched" is the share of copies that `near_pairs` returns,
-"confirmed" the share that also passes `similar`, both with their default limits. False pairs: all pairs of X-rays of different
-patients. Flags: share of scans that get one, per collection, all of them of good quality as far as we know.
+Recall: every image is added a second time, degraded in one way. "searched" is the share of copies that `near_hash_pairs` returns,
+"confirmed" the share that `is_near_duplicate` confirms, both with default limits. False pairs: among all pairs of X-rays of
+different patients. Flags: share of scans with a flag, per collection; all scans are of good quality as far as we know.
 """
 
 import argparse

@@ -139,7 +139,8 @@ def _unchecked(pretrained: ScanSet, train: ScanSet, test: ScanSet, images: Image
         )
     if tiny := int(((test.side > 0) & (test.side <= TINY)).sum()):
         lines.append(
-            f"{tiny} test scans are at most {TINY} pixels wide and high: their near-duplicates are found, except some very noisy ones"
+            f"{tiny} test scans are at most {TINY} pixels wide and high: their near-duplicates are found, except some very "
+            "noisy ones"
         )
     return lines
 
