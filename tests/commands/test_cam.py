@@ -348,7 +348,7 @@ def test_masks_are_brought_to_the_grid_of_the_encoder(tmp_path):
     assert (low[~inside] == low[0, 0]).all()
     assert low[inside].std() > 0
     assert not len(masks_on_grid(store, store.rows(), wanted, 3)[0])
-    tiny_mask = masks_on_grid(store, store.rows(), {"size": [4, 4], "spacing": None}, 1)[1]
+    tiny_mask = masks_on_grid(store, store.rows(), InputConfig(1, (4, 4), None, False, 0.0, 1.0), 1)[1]
     assert 0 < tiny_mask.max() < 0.5  # much smaller than a voxel, it stays where it is
 
 
