@@ -146,7 +146,7 @@ def compose_config(command: str, words: list[str]) -> DictConfig:
     missing = [str(k) for k in cfg if k != "hydra" and OmegaConf.is_missing(cfg, k)]
     if missing:
         raise UsageError(
-            f"medssl {command} needs {', '.join(f'{k}=…' for k in missing)}. For example: {catalog.entries('command')[command].example}"
+            f"medssl {command} needs {', '.join(f'{k}=…' for k in missing)}. For example: {_example(command)}"
         )
     return cfg
 

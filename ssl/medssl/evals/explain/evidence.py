@@ -215,7 +215,9 @@ def audit_confounder(
         field, kind, tuple(values), main.name,
         predicted={name: scores(PREDICTED[kind], test.field, guess, patient, seed=seed) for name, guess in guesses.items()},
         predicted_within_label=score(auroc_within(kind, np.nan_to_num(y, nan=-1)), test.field, guesses[own], patient, seed=seed),
-        predicted_difference={name: difference(best, test.field, guesses[name], guesses[own], patient, seed=seed) for name in others},
+        predicted_difference={
+            name: difference(best, test.field, guesses[name], guesses[own], patient, seed=seed) for name in others
+        },
         alone=score(main, y, p_alone, patient, seed=seed),
         association_train=association(kind, train.field, task, train.y, train.patient, seed=seed),
         association_test=association(kind, test.field, task, y, patient, seed=seed),
