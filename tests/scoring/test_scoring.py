@@ -137,12 +137,17 @@ def test_the_clinical_meaning_of_a_score_is_below_it(made):
         "PPV at 2 %",
         "temperature-scaled",
         "Reliability curve",
+        "Decision curve",
         "By scanner",
         "fewer than",
     ):
         assert word in page
     low = result["operating_point"]["scores"]["sensitivity"]["low"]
     assert f"[{low:.3f}, " in page
+    sick = entry(run, "probe", "run", "linear", "all")[0].y.mean()
+    for point in result["decision_curve"]["curve"]:
+        odds = point["threshold"] / (1 - point["threshold"])
+        assert point["treat_all"]["value"] == pytest.approx(sick - (1 - sick) * odds, abs=1e-9)
 
 
 def test_neighbours_are_those_of_the_features(made):

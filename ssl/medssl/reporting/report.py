@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medssl.errors import UserError
 from medssl.files import write_text
 from medssl.reporting import plots
-from medssl.reporting.conclusions import Table, conclusions
+from medssl.reporting.conclusions import conclusions
 from medssl.reporting.data_sheet import data_sheet
 from medssl.reporting.embeddings import Embeddings, neighbours, read_embeddings
 from medssl.reporting.pictures import grid, picture, view_sheet
@@ -22,6 +22,7 @@ from medssl.reporting.score_table import score_table
 from medssl.reporting.sections import audit_section, cam_section, quality_section
 from medssl.reporting.tsne import FEWEST, trustworthiness, tsne
 from medssl.rng import generator
+from medssl.scoring.score_table import read_tables
 from medssl.store.store import Store
 
 LABELS = 4  # labels that get a t-SNE of their own
@@ -55,7 +56,11 @@ def write_report(
     run = Path(run)
     if not run.is_dir():
         raise UserError(f"no run at {run}: name the folder that `medssl pretrain` wrote (run=…)")
-    encoder, env, tables = read_json(run / "encoder.json"), read_json(run / "env.json"), _score_tables(run)
+    encoder, env, tables = (
+        read_json(run / "encoder.json"),
+        read_json(run / "env.json"),
+        read_tables(run / "scores.json"),
+    )
     resolved = run / "resolved.yaml"
     embeddings = read_embeddings(run, store) if (run / "embeddings.parquet").exists() else None
     page = render(
@@ -87,19 +92,6 @@ def write_report(
     path = out or run / "report.html"
     write_text(path, page)
     return path
-
-
-def _score_tables(run: Path) -> list[Table]:
-    path = run / "scores.json"
-    found = read_json(path)
-    try:
-        tables = found["tables"] if found else []
-        old = any("minus_run" in row for table in tables for row in table["rows"])
-    except (KeyError, TypeError) as e:
-        raise damaged(path, e) from e
-    if old:
-        raise UserError(f"{path} was written by an earlier medssl; delete it and score again")
-    return tables
 
 
 def _lines(path: Path) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from medssl.errors import UserError
 from medssl.evals.stats.calibration import calibrate, reliability
-from medssl.evals.stats.operating_point import operating_point
+from medssl.evals.stats.operating_point import decision_curve, operating_point
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.subgroups import Subgroups, bands, by_subgroup
 from medssl.evals.stats.text_table import Cell, text_table
@@ -18,6 +18,7 @@ from medssl.scoring.targets import Subset, values
 AGES = (18, 40, 60, 75)  # years
 GROUPS = ("sex", "age", "view", "scanner", "site")
 """Subgroups that are scored wherever a store has them."""
+THRESHOLDS = (0.02, 0.05, *(k / 10 for k in range(1, 10)))  # of the decision curve
 
 
 def clinical_use(
@@ -28,7 +29,7 @@ def clinical_use(
     prevalences: Sequence[float],
     seed: int,
 ) -> Result:
-    """Return operating point, PPV and NPV at `prevalences`, and calibration, for a target with two classes.
+    """Return operating point, PPV and NPV at `prevalences`, calibration and decision curve, for a target with two classes.
 
     Threshold and temperature are fitted on validation patients. If that is not possible, the result has the reason.
     """
@@ -41,6 +42,7 @@ def clinical_use(
     except UserError as e:
         return Result({"operating_point": None, "calibration": None, "why": str(e)}, f"no operating point: {e}")
     curve = reliability(test.y == 1, p_test[:, 1], test.patient, seed=seed)
+    decisions = decision_curve(test.y, calibrated.p, test.patient, THRESHOLDS, seed=seed)
     temperature = calibrated.temperature
     columns = {
         "uncalibrated": calibrated.before,
@@ -63,6 +65,14 @@ def clinical_use(
                 "curve": [
                     {"low": b.low, "high": b.high, "predicted": b.predicted.as_dict(), "observed": b.observed.as_dict()}
                     for b in curve
+                ],
+            },
+            "decision_curve": {
+                "how": f"Probabilities are temperature-scaled; {decisions[0].model.how}",
+                "curve": [
+                    {"threshold": d.threshold, "model": d.model.as_dict(), "treat_all": d.treat_all.as_dict()}
+                    | {"difference": d.gain.as_dict()}
+                    for d in decisions
                 ],
             },
         },
