@@ -33,7 +33,7 @@ def score_table(table: Table) -> Markup:
     return render(
         "score_table.html.j2",
         table=table,
-        head=["features", "probe", *(["labels"] if budgets else []), *names, f"Δ {names[0]} vs run"],
+        head=["features", "probe", *(["label budget"] if budgets else []), *names, f"Δ {names[0]} vs run"],
         rows=rows,
         words=2 + budgets,
         ours=[i for i, row in enumerate(table["rows"]) if is_ours(row)],
