@@ -6,7 +6,7 @@ Every command of the command line is a function with plain arguments:
     medssl.inspect("store/", sheet="sheet.png")
     run = medssl.pretrain("store/", "run/", method="simclr", encoder="resnet18")
     medssl.embed(run, "store/")
-    print(medssl.probe(run, "store/", "label"))
+    scores = medssl.probe(run, "store/", "label")
     medssl.report(run)
 
 `medssl.load_encoder(run)` returns the encoder, `medssl.Store.open(path)` the scans. Nothing is imported before it is used.

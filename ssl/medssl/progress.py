@@ -14,7 +14,8 @@ EVERY = 10.0  # seconds between plain lines when the output is not a terminal
 
 def say(text: str) -> None:
     """Write a one-line notice to stderr at once, so that stdout holds results only."""
-    print(text, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 class Progress:

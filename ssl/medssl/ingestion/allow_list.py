@@ -59,7 +59,7 @@ def allowed_words(cell: str) -> str | None:
 
 
 def mostly_distinct(values: Sequence[Any]) -> bool:
-    """Whether nearly every value is different, as in names, numbers and texts."""
+    """Return whether nearly every value is different, as in names, numbers and texts."""
     return len(set(values)) > max(MAX_DISTINCT, len(values) / 2)
 
 

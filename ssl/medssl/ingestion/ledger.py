@@ -185,7 +185,7 @@ class Ledger:
     # scans and slices
 
     def empty(self) -> bool:
-        """Whether there is no scan."""
+        """Return whether there is no scan."""
         return not any(self.db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in ("scans", "stacks"))
 
     def add_scan(self, file: str, part: str, row: Row) -> None:

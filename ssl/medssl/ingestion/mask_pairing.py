@@ -200,5 +200,5 @@ def grid_difference(mask: Mapping[str, Any], image: Mapping[str, Any]) -> str:
 
 
 def are_labels(array: np.ndarray) -> bool:
-    """Whether an array is one channel of whole numbers from 0 to 255."""
+    """Return whether an array is one channel of whole numbers from 0 to 255."""
     return array.shape[0] == 1 and bool(array.min() >= 0 and array.max() <= 255 and np.all(array == np.rint(array)))

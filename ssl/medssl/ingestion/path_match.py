@@ -126,7 +126,7 @@ def compile_pattern(key: str, pattern: str) -> re.Pattern[str]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a path names an image in a format other than DICOM."""
+    """Return whether a path names an image in a format other than DICOM."""
     return PART.sub("", name).casefold().endswith(IMAGES)
 
 
@@ -161,7 +161,7 @@ def _canonical(name: str) -> str:
 
 
 def _contradict(ours: str, theirs: str, our_folders: set[str], their_folders: set[str]) -> bool:
-    """Whether two paths diverge at folders, one of which occurs in both trees: two hospitals, not two halves."""
+    """Return whether two paths diverge at folders, one of which occurs in both trees: two hospitals, not two halves."""
     for a, b in zip(ours.split("/")[-2::-1], theirs.split("/")[-2::-1], strict=False):
         if a != b:
             return a in their_folders or b in our_folders

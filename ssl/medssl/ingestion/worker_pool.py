@@ -53,7 +53,7 @@ class Event:
 
     @property
     def last(self) -> bool:
-        """Whether no further event of this task follows."""
+        """Return whether no further event of this task follows."""
         return bool(self.death) or "end" in self.message
 
 

@@ -27,7 +27,7 @@ EXAMPLES = 3  # pairs of scans named per kind
 
 @dataclass(frozen=True)
 class SetOverlap:
-    """What set `b` shares with set `a`; if both are the same set, the scans that repeat an earlier scan of another patient.
+    """The overlap of set `b` with set `a`; within one set, the scans that repeat an earlier scan of another patient.
 
     Attributes:
         a, b: names of the sets.
@@ -52,7 +52,7 @@ class SetOverlap:
 
     @property
     def certain(self) -> bool:
-        """Whether something is certainly shared."""
+        """Return whether something is certainly shared."""
         return bool(self.shared_patients or self.exact or self.near)
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ class SetOverlap:
 
 @dataclass(frozen=True)
 class LeakReport:
-    """What the sets share, pair by pair, and what could not be checked."""
+    """The overlap of each pair of sets, and what could not be checked."""
 
     pairs: tuple[SetOverlap, ...]
     unchecked: tuple[str, ...]

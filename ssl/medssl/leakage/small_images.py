@@ -71,7 +71,7 @@ def has_texture(image: Floats) -> bool:
 
 @dataclass(frozen=True)
 class SmallImage:
-    """What is kept of a small image.
+    """The features of a small image that are compared.
 
     Attributes:
         descriptor: (D,), see `descriptor`.

@@ -1,4 +1,4 @@
-"""What a score table shows, in sentences that claim no more than the intervals allow."""
+"""Conclusions from a score table, in sentences that claim no more than the intervals allow."""
 
 import math
 from collections.abc import Mapping

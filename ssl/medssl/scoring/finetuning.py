@@ -36,7 +36,7 @@ class FinetunedRow(TrainedRow):
 
 @dataclass(frozen=True)
 class Finetuning:
-    """What all rows of a table have in common. `settings` hold for the run's own row."""
+    """Everything that the rows of a table have in common. `settings` hold for the run's own row."""
 
     sources: FeatureSources
     splits: EvalSplits

@@ -50,7 +50,7 @@ class Target:
 
     @property
     def has_classes(self) -> bool:
-        """Whether every scan has exactly one of several classes without an order."""
+        """Return whether every scan has exactly one of several classes without an order."""
         return self.kind.scored_by_class and self.kind.ndim == 1
 
     def read(self, store: Store, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -97,12 +97,12 @@ class Subset:
 
     @cached_property
     def patient(self) -> np.ndarray:
-        """(N,) pseudonyms."""
+        """Pseudonyms (N,) of the patients."""
         return self.column("patient")
 
     @property
     def patients(self) -> int:
-        """How many patients there are."""
+        """The number of patients."""
         return len(set(self.patient))
 
     def take(self, at: np.ndarray) -> "Subset":

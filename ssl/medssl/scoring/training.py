@@ -29,7 +29,7 @@ BANK = {2: 64, 3: 32}  # largest edge of the patch bank's scans
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a network is trained.
+    """Settings of training a network.
 
     Attributes:
         augment: the augmentation recipe. steps: updates of the weights. batch: scans per update, fewer if there are fewer.

@@ -1,4 +1,4 @@
-"""What a training run is given: its scans and its settings."""
+"""The inputs of a training run: its scans and its settings."""
 
 from dataclasses import dataclass
 

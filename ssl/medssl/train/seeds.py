@@ -142,7 +142,7 @@ def _stack(methods: list[Method], device: str | torch.device) -> tuple[Tensors, 
 
 
 def _is_flag(buffer: Tensor) -> bool:
-    """Whether a buffer is a flag that methods branch on: one for all seeds, which train in step."""
+    """Return whether a buffer is a flag that methods branch on: one for all seeds, which train in step."""
     return buffer.dtype == torch.bool and buffer.ndim == 0
 
 

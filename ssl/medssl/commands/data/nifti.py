@@ -62,7 +62,7 @@ def nifti(store: str | Path | Store, out: str | Path, *, where: str | None = Non
 
 
 def _holds(path: Path, data: bytes) -> bool:
-    """Whether a gzip file has this content, by its last 8 bytes: the checksum and the size of the content."""
+    """Return whether a gzip file has this content, by its last 8 bytes: the checksum and the size of the content."""
     if not path.exists():
         return False
     with path.open("rb") as f:

@@ -79,7 +79,7 @@ class Evidence:
 
     @property
     def is_predicted(self) -> bool:
-        """Whether the run's features predict the field better than chance, with the whole interval."""
+        """Return whether the run's features predict the field better than chance, with the whole interval."""
         return self.prediction.low > CHANCE[self.kind]
 
     @property

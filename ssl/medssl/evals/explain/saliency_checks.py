@@ -84,7 +84,7 @@ def mask_energy(maps: NDArray[Any], masks: NDArray[Any], inside: NDArray[np.bool
 
 
 def depends_on_weights(correlation: Score) -> bool:
-    """Whether the mean rank correlation with maps of random weights is below UNCHANGED with its whole interval."""
+    """Return whether the mean rank correlation with maps of random weights is below UNCHANGED with its whole interval."""
     return correlation.high < UNCHANGED and correlation.patients >= FEW
 
 

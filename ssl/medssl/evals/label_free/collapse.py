@@ -196,6 +196,6 @@ def _causes(seen: Mapping[str, float], losses: Sequence[float], layer: str) -> I
 
 
 def at_chance(losses: Sequence[float], chance: float, patience: int) -> bool:
-    """Whether each of the last `patience` losses is within 1 % of `chance` > 0."""
+    """Return whether each of the last `patience` losses is within 1 % of `chance` > 0."""
     recent = np.asarray(losses[-patience:], np.float64)
     return bool(len(recent) == patience and chance > 0 and (np.abs(recent - chance) <= LIMITS["chance"] * chance).all())

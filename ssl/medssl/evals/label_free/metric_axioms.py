@@ -37,7 +37,7 @@ class Axiom:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing violates it."""
+        """Return whether nothing violates it."""
         return self.violations == 0
 
     def __str__(self) -> str:
@@ -64,12 +64,12 @@ class Axioms:
 
     @property
     def metric(self) -> bool:
-        """Whether all axioms hold."""
+        """Return whether all axioms hold."""
         return self.pseudometric and self.tells_apart.holds
 
     @property
     def pseudometric(self) -> bool:
-        """Whether all axioms hold, except that points which differ may be at distance 0."""
+        """Return whether all axioms hold, except that points which differ may be at distance 0."""
         return all(a.holds for a in (self.non_negative, self.zero_to_itself, self.symmetric, self.triangle))
 
     def __str__(self) -> str:

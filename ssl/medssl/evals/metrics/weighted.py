@@ -153,7 +153,7 @@ def concordance(y: Floats, risk: Floats, w: Floats) -> Floats:
 
 
 def _varies(x: Floats, w: Floats) -> NDArray[np.bool_]:
-    """Whether x has two different values among the scans with weight."""
+    """Return whether x has two different values among the scans with weight."""
     return np.where(w > 0, x, -np.inf).max(1) > np.where(w > 0, x, np.inf).min(1)
 
 

@@ -81,7 +81,7 @@ class Layout:
 
     @property
     def encapsulated(self) -> bool:
-        """Whether the pixel data are compressed."""
+        """Return whether the pixel data are compressed."""
         return self.syntax not in NATIVE
 
     @property
