@@ -29,7 +29,7 @@ from torch import nn
 import medssl
 from medssl import catalog
 from medssl.evals.label_free.collapse import LIMITS
-from medssl.methods.parts.heads import ema_update
+from medssl.methods.parts.teacher import ema_update
 from medssl.pretraining.collapse_monitor import CollapseMonitor
 from medssl.runs.config import Choice, PretrainConfig
 from medssl.store.resampled import ResampledScans, resample_scans

@@ -10,7 +10,7 @@ import tiny
 from medssl import catalog
 from medssl.errors import UserError
 from medssl.methods.base import Clock
-from medssl.methods.parts.heads import ema_update, make_teacher
+from medssl.methods.parts.teacher import ema_update, make_teacher
 from medssl.schedule import cosine
 
 LEARNING = [m for m in tiny.METHODS if tiny.trains(tiny.method(m))]

@@ -1,7 +1,7 @@
 """Text of `medssl --help` and `medssl COMMAND --help`, at 80 columns, from the yaml files alone."""
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from medssl import catalog
 
@@ -11,7 +11,6 @@ COMMAND_GROUPS = {"data": "Data", "train": "Train", "score": "Score", "analyse":
 FAMILIES = {
     "contrastive": "Contrastive and mutual information",
     "distillation": "Self-distillation",
-    "decorrelation": "Decorrelation",
     "clustering": "Clustering",
     "masked": "Masked modelling",
     "metric": "Metric learning",
@@ -47,7 +46,7 @@ def command_help(command: str) -> str:
         "",
         f"  {entry.example}",
         "",
-        "Keys (… must be given):",
+        "Keys (those shown as … are required):",
         *_columns(keys),
     ]
     for group in groups:
@@ -60,12 +59,18 @@ def _group_help(group: str) -> list[str]:
     entries = catalog.entries(group)
     also = {"encoder": " (or any timm model by name)", "method": " (or your own: module.Class)"}.get(group, "")
     lines = [f"{group}= one of{also}:"]
-    families = sorted({e.folder for e in entries.values()}, key=[*FAMILIES].index) if group == "method" else [""]
+    families = _families(entries) if group == "method" else [""]
     wide = max(map(len, entries))
     for family in families:
         mine = [(n, e.about) for n, e in sorted(entries.items()) if not family or e.folder == family]
-        lines += [*([f" {FAMILIES[family]}"] if family else []), *_columns(mine, wide)]
+        lines += [*([f" {FAMILIES.get(family, family)}"] if family else []), *_columns(mine, wide)]
     return [*lines, f"  options: {group}.KEY=…, listed in configs/{group}/NAME.yaml"]
+
+
+def _families(entries: Mapping[str, catalog.Entry]) -> list[str]:
+    """The families of methods in the order of FAMILIES; one that is not listed there comes last, by its folder's name."""
+    order = [*FAMILIES]
+    return sorted({e.folder for e in entries.values()}, key=lambda f: (order.index(f) if f in order else len(order), f))
 
 
 def _columns(rows: Iterable[tuple[str, str]], width: int = 0) -> list[str]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from medssl.errors import UserError
 from medssl.losses.regression import cosine_distance
 from medssl.methods.base import Batch, Clock, Method
-from medssl.methods.parts.heads import ema_update, make_teacher, mlp
+from medssl.methods.parts.heads import mlp
+from medssl.methods.parts.teacher import ema_update, make_teacher
 from medssl.schedule import cosine
 
 

@@ -1,6 +1,5 @@
-"""Small parts that methods share: projectors, teachers, groups of positives, and the scores of a pretext task."""
+"""Small parts that methods share: projectors, groups of positives, and the scores of a pretext task."""
 
-import copy
 from itertools import pairwise
 from typing import Any
 
@@ -20,20 +19,6 @@ def mlp(*dims: int) -> nn.Sequential:
     for a, b in pairwise(dims[:-1]):
         layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(dims[-2], dims[-1]))
-
-
-def make_teacher(module: nn.Module) -> nn.Module:
-    """Return a copy with the same weights and without gradients."""
-    return copy.deepcopy(module).requires_grad_(False)
-
-
-@torch.no_grad()
-def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """Set teacher <- momentum * teacher + (1 - momentum) * student in place. Buffers are copied."""
-    for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
-        old.lerp_(new, 1 - momentum)
-    for kept, now in zip(teacher.buffers(), student.buffers(), strict=True):
-        kept.copy_(now)
 
 
 def target_of(positives: str, target_loss: Any) -> str:
