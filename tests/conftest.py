@@ -20,9 +20,9 @@ def shared() -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _one_thread():
-    """Bits of a float sum depend on the number of threads; tests that compare bits need it fixed."""
+    """Bits of a float sum depend on the number of threads, and tests compare bits, also with what module fixtures made."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
