@@ -16,6 +16,7 @@ from conftest import ROOT
 from medssl import catalog
 from medssl.cli.main import main
 from medssl.cli.run import compose_config, literal
+from medssl.cli.run import run as run_command
 
 ENV = {"PYTHONPATH": "ssl", "PATH": os.environ["PATH"], "CI": "true", "OMP_NUM_THREADS": "1"}
 
@@ -287,3 +288,25 @@ def test_ctrl_c_is_one_line(store, tmp_path):
     assert "run the same command again" in err.strip().splitlines()[-1]
     assert "Traceback" not in err
     assert (out / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "key", "value"),
+    [
+        ("finetune", ["run=x", "store=y", "target=z", "augment=plain"], "augment", "plain"),
+        ("segment", ["run=x", "store=y", "augment=mr"], "augment", "mr"),
+        ("cam", ["run=x", "store=y", "method=similarity"], "method", "similarity"),
+        ("demo", ["method=byol", "encoder=vit"], "method", "byol"),
+    ],
+)
+def test_a_plain_key_may_have_the_name_of_a_group(command, words, key, value):
+    """Only pretrain chooses yamls with method=, encoder= and augment=; for the others Hydra must not look for any."""
+    assert compose_config(command, words)[key] == value
+    assert compose_config("pretrain", ["store=x", "out=y", "augment=mr"]).augment.crop is not None
+
+
+def test_a_timm_encoder_of_the_demo_is_passed_on(monkeypatch):
+    given = {}
+    monkeypatch.setattr("medssl.cli.run.call", lambda command, cfg, *_: given.update(cfg))
+    run_command("demo", ["encoder=resnet18"])
+    assert given["encoder"] == "resnet18"

@@ -28,7 +28,10 @@ from medssl.results import Result
 def run(command: str, args: list[str]) -> None:
     """Run a command once, or with -m once for each combination of comma-separated values."""
     sweep = bool({"-m", "--multirun"} & set(args))
-    words = [literal(command, w) for a in args if a not in {"-m", "--multirun"} for w in _any_timm(a)]
+    given = [a for a in args if a not in {"-m", "--multirun"}]
+    if _has_groups(command):
+        given = [word for a in given for word in _any_timm(a)]
+    words = [literal(command, word) for word in given]
     _refuse_old_keys(command, words)
     for word in words:
         if "=" not in word or word.startswith("-"):
@@ -63,7 +66,7 @@ def _sweep(command: str, cfg: DictConfig, words: list[str], parsed: list[Overrid
         f"medssl {command}",
         "--multirun",
         *words,
-        _search_path(),
+        *_search_path(command),
         f"hydra.sweep.dir={_quote(str(out))}",
         "hydra.sweep.subdir=${hydra.job.override_dirname}",
         f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(fixed))}]",
@@ -140,7 +143,7 @@ def compose_config(command: str, words: list[str]) -> DictConfig:
     """Return the config of one run. Raises UsageError, in one line, for any key or value that cannot be understood."""
     with initialize_config_dir(str(catalog.root() / "command"), version_base="1.3"):
         try:
-            cfg = compose(command, [*words, _search_path()], return_hydra_config=True)
+            cfg = compose(command, [*words, *_search_path(command)], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as e:
             raise UsageError(_explain(command, words, e)) from e
     missing = [str(k) for k in cfg if k != "hydra" and OmegaConf.is_missing(cfg, k)]
@@ -159,7 +162,8 @@ def _explain(command: str, words: list[str], error: Exception) -> str:
         bare = key.lstrip("+~")
         if bare in GROUPS and command == "pretrain" and value.strip("'") not in catalog.choices(bare):
             return f"there is no {bare} {value!r}.{nearest(value, catalog.choices(bare))}"
-    known = set(_keys(compose(command, [*(w for w in words if w.partition("=")[0] in GROUPS), _search_path()])))
+    groups = [w for w in words if w.partition("=")[0] in GROUPS]
+    known = set(_keys(compose(command, [*groups, *_search_path(command)])))
     for word in said:
         bare = word.partition("=")[0].lstrip("+~")
         if bare not in known and bare not in GROUPS:
@@ -246,9 +250,17 @@ def _refuse_old_keys(command: str, words: Iterable[str]) -> None:
             raise UsageError(f"{key}= is called {renamed[key]}= now; write {renamed[key]}={value}")
 
 
-def _search_path() -> str:
-    """Tell Hydra where the config groups are: beside the folder of commands."""
-    return f"hydra.searchpath=[{_quote(str(catalog.root()))}]"
+def _has_groups(command: str) -> bool:
+    """Return whether method=, encoder= and augment= choose a yaml with options, rather than being plain keys."""
+    return bool(_special(command, "defaults"))
+
+
+def _search_path(command: str) -> list[str]:
+    """Tell Hydra where the config groups are: beside the folder of commands.
+
+    Other commands have plain keys with the names of groups, which Hydra would take for choices of a group.
+    """
+    return [f"hydra.searchpath=[{_quote(str(catalog.root()))}]"] if _has_groups(command) else []
 
 
 def _quote(value: str) -> str:
