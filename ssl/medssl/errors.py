@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Wrong input. The message says how to fix it, on one line; `code` is the exit code of the command line."""
+    """Wrong input. The message is one line with the remedy; `code` is the exit code of the command line."""
 
     def __init__(self, message: str, code: int = 1):
         super().__init__(" ".join(message.split()))

@@ -21,7 +21,7 @@ SLOTS = 1 << 16  # slots per view: view and slot share one counter word
 class Key(NamedTuple):
     """The key of a batch's random numbers: the run's seed and, for each scan, its epoch and its row in the store."""
 
-    seed: int | Tensor  # of all scans, or (B,) int64 if runs of several seeds share a batch
+    seed: int | Tensor  # one for all scans, or (B,) int64 if runs of several seeds share a batch
     epoch: Tensor  # (B,) int64
     scan: Tensor  # (B,) int64
 

@@ -1,4 +1,4 @@
-"""From a store to augmented views: the scans of each step, read once per batch, and their views, on the batch's device.
+"""Load the scans of each training step and make their augmented views on the batch's device.
 
 Everything is a function of (seed, step): resuming needs only the step, and the batches do not depend on the number of
 workers or ranks.

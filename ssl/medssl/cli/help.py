@@ -74,7 +74,7 @@ def _families(entries: Mapping[str, catalog.Entry]) -> list[str]:
 
 
 def _columns(rows: Iterable[tuple[str, str]], width: int = 0) -> list[str]:
-    """Two columns: names as wide as the longest, and text wrapped beside them."""
+    """Return lines in two columns: names as wide as the longest, and text wrapped beside them."""
     rows = list(rows)
     width = min(max([width, *(len(name) for name, _ in rows)]), 26)
     lines = []

@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class InputConfig:
-    """How scans are brought to an encoder.
+    """The input format of an encoder.
 
     Attributes:
         channels: input channels.
@@ -26,7 +26,7 @@ class InputConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """How to build an encoder, what input it expects, and where it comes from.
+    """The architecture, the input format and the origin of an encoder.
 
     Attributes:
         name, options, channels, size, dim: the class of the encoder (see `encoders.export.CLASSES`), its constructor's
@@ -64,7 +64,7 @@ class EncoderConfig:
 
     @property
     def input(self) -> InputConfig:
-        """How scans are brought to this encoder."""
+        """The input format of this encoder."""
         return InputConfig(self.channels, self.size, self.spacing, self.equalise, self.mean, self.std)
 
     def as_dict(self) -> dict[str, Any]:

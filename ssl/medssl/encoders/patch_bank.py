@@ -112,7 +112,7 @@ class PatchBank(nn.Module):
 
     @property
     def banks(self) -> "tuple[PatchBank, ...]":
-        """The bank itself, for code that takes a PatchPyramid as well."""
+        """Return the patch bank itself, for code that takes a PatchPyramid as well."""
         return (self,)
 
     def stages(self, x: Tensor) -> list[Tensor]:

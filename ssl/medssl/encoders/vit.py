@@ -35,7 +35,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """(B, N, dim) -> (B, N, dim)."""
+        """Apply the block to (B, N, dim)."""
         q, k, v = self.qkv(self.norm1(x_BND)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         x_BND = x_BND + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x_BND + self.mlp(self.norm2(x_BND))

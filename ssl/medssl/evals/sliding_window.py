@@ -14,8 +14,8 @@ from medssl.resample import apply_axes, axis_weights
 from medssl.store.resampled import common_dtype, field_of_view, intensity_windows, resample_to_grid, scan_values
 from medssl.store.store import Store
 
-OVERLAP = 0.5  # of neighbouring windows along an axis
-SIGMA = 0.125  # of the Gaussian weights, as a share of a window's side
+OVERLAP = 0.5  # share of a window that overlaps its neighbour along an axis
+SIGMA = 0.125  # standard deviation of the Gaussian weights, as a share of a window's side
 LEAST = 1e-3  # smallest weight
 
 Net = Callable[[Tensor], Tensor]  # standardised (B, C, *size) -> probabilities (B, K, *size)

@@ -25,10 +25,10 @@ METADATA = {
     "view": ("view", "view_position"),
     "laterality": ("laterality",),
 }
-MAX_LETTERS, MAX_WORDS = 64, 5  # of a label; a longer value is free text
-# Patterns that no label has: telephone and identity numbers, dates, e-mail and web addresses, control characters.
+MAX_LETTERS, MAX_WORDS = 64, 5  # limits for a label; a longer value is free text
+# Patterns not allowed in labels: telephone and identity numbers, dates, e-mail and web addresses, control characters.
 IDENTIFIER = re.compile(r"\d{6}|\d{2,4}[-. ]\d{3,4}[-. ]\d{4}|\d{1,4}[-./]\d{1,2}[-./]\d{1,4}|@|://|[\x00-\x1f]")
-NUMBER = re.compile(r"[-+]?(0|[1-9]\d{0,4})?\.\d+(e[-+]?\d{1,2})?", re.IGNORECASE)  # its digits are no telephone number
+NUMBER = re.compile(r"[-+]?(0|[1-9]\d{0,4})?\.\d+(e[-+]?\d{1,2})?", re.IGNORECASE)  # never a telephone number
 MAX_DISTINCT = 20  # distinct values of a label column that the user did not name; beyond, it may be an identifier
 ENCODINGS = ("utf-8-sig", "cp949")  # cp949: Excel on a Korean Windows
 

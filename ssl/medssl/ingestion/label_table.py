@@ -153,7 +153,7 @@ def _table(path: Path, pseudonyms: Pseudonyms, targets: Sequence[str], pattern: 
     header, cells = _read_csv(path)
     columns = _columns(path, header, cells, targets)
     if columns.file is not None and pattern:
-        columns = columns._replace(patient=None)  # the user asked for the pattern
+        columns = columns._replace(patient=None)  # the user's pattern takes precedence
     columns, notes = _screen(header, cells, columns, named=bool(targets))
     kind = "patient" if columns.file is None else "file"
     rows: dict[str, tuple[int, dict[str, Any]]] = {}  # patient or file -> line, values

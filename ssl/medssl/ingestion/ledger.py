@@ -1,4 +1,4 @@
-"""The record of everything read so far, so that an interrupted ingest continues and a later one reads only what is new.
+"""The record of everything read so far: an interrupted ingest continues, and a later one reads only new files.
 
 One SQLite file with pseudonyms only. Paths are in a second, temporary database that never reaches a named file.
 """
@@ -154,11 +154,11 @@ class Ledger:
         return self._value("SELECT stamp FROM files WHERE file = ?", file)
 
     def mark_read(self, file: str) -> None:
-        """Record that the file has its outcome."""
+        """Record that the file has been processed."""
         self.db.execute("INSERT OR REPLACE INTO files SELECT file, stamp FROM now.paths WHERE file = ?", (file,))
 
     def reject(self, file: str, part: str, code: str, stage: str, reason: str) -> None:
-        """Record that a file, or a part of it, is left out."""
+        """Record the rejection of a file or of a part of it."""
         self.db.execute("INSERT OR REPLACE INTO rejects VALUES (?, ?, ?, ?, ?)", (file, part, code, stage, reason))
 
     def rejects(self) -> list[Row]:

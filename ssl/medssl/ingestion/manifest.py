@@ -193,7 +193,7 @@ def _pair_masks(entries: list[_Entry], found: Callable[[], Iterator[FoundScan]],
 
     pairs = pair_masks([name.removeprefix(f"{masks}/") for name in names] if masks else names, labels, geometry, valid)
     mask_of = {entries[image].index: entries[mask].index for image, mask in pairs.mask_of.items()}
-    # in a source without any mask, a scan that looks like a label map is a quarantined scan and nothing more
+    # in a source without any mask, a scan that looks like a label map is only quarantined
     unpaired = {
         entries[mask].index: why for mask, why in pairs.unpaired.items() if masks or mask_of or why[0] != "MASK_ALONE"
     }

@@ -1,4 +1,4 @@
-"""Decide which label map is the mask of which image: pair them by name, and check that their grids agree."""
+"""Pair label maps with their images by name, and check that their grids agree."""
 
 import re
 from collections import Counter
@@ -22,7 +22,7 @@ ROLES = (LABEL_WORDS | KINDS) | frozenset(
 )
 # … and several images of one case from each other
 SERIES = frozenset("adc ct cta dwi flair mr mri pd pet t1 t1c t1ce t1gd t1n t1w t2 t2f t2w".split())  # noqa: SIM905
-CHANNEL = re.compile(r"_\d{4}$")  # of nnU-Net's images
+CHANNEL = re.compile(r"_\d{4}$")  # channel suffix of nnU-Net's images
 TOLERANCE = 0.1  # voxels by which the corners of two grids may differ
 
 Key = tuple[str, ...]  # a path: folders, then the name

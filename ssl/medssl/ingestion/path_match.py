@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from medssl.errors import UserError
 
 SUFFIX = re.compile(r"(\.nii)?\.gz$|\.(dcm|dicom|ima|nii|png|jpe?g|tiff?|bmp|npz|json|csv|xml)$", re.IGNORECASE)
-NEVER_SCANS = re.compile(r"\.(json|csv|tsv|xml|txt|xlsx?)$")  # of a normalised name
+NEVER_SCANS = re.compile(r"\.(json|csv|tsv|xml|txt|xlsx?)$")  # suffixes of files that are not scans, in normalised names
 PART = re.compile(r"#([a-z]+)/(\d+)$")  # one scan of a file with several
 
 # Words that distinguish the two halves of a data set, not two patients or hospitals.
@@ -27,7 +27,7 @@ def match(paths: Sequence[str], files: Sequence[str], names: Iterable[str] = ())
     Args:
         paths: those of the scans.
         files: normalised names.
-        names: other files of the source, which are no scans or cannot be read. They make names ambiguous.
+        names: other files of the source, which are not scans or cannot be read. They make names ambiguous.
     """
     whole = [PART.sub("", path) for path in paths]
     others = {name for name in map(normalised, names) if not NEVER_SCANS.search(name)}
@@ -40,7 +40,7 @@ def match(paths: Sequence[str], files: Sequence[str], names: Iterable[str] = ())
 
 
 def _same_folder(found: dict[str, int], files: Sequence[str]) -> dict[str, int]:
-    """Drop pairs from folders with different names: those are two cases, or two hospitals."""
+    """Drop pairs from folders with different names: they are two cases, or two hospitals."""
     folders = ((path, i, _folder(normalised(path)), _folder(files[i])) for path, i in found.items())
     return {path: i for path, i, a, b in folders if a == b or not a or not b}
 
@@ -98,11 +98,11 @@ def normalised(path: str) -> str:
     NFC, case-folded, with "/" between folders and before the members of an archive.
     """
     path = unicodedata.normalize("NFC", path.strip()).casefold().replace("\\", "/").replace("!/", "/")
-    return PART.sub(r"#\1:\2", path.removeprefix("./"))  # the "/" of a part separates no folders
+    return PART.sub(r"#\1:\2", path.removeprefix("./"))  # the "/" of a part does not separate folders
 
 
 def stem(path: str) -> str:
-    """Return a file's name without the suffix of its format. The digits of a UID are no suffix."""
+    """Return a file's name without the suffix of its format. The digits of a UID are not a suffix."""
     return SUFFIX.sub("", path.rsplit("/", 1)[-1])
 
 
@@ -131,7 +131,7 @@ def is_image(name: str) -> bool:
 
 
 def pair(scans: Sequence[str], others: Sequence[str]) -> dict[str, list[int]]:
-    """Return scan -> positions of the `others` that belong to it by their paths, halves and suffixes left out."""
+    """Return scan -> positions of the `others` that belong to it by their paths, ignoring halves and suffixes."""
     ours = {scan: _canonical(scan) for scan in scans}
     files: dict[str, set[str]] = {}
     for scan, key in ours.items():
@@ -161,7 +161,7 @@ def _canonical(name: str) -> str:
 
 
 def _contradict(ours: str, theirs: str, our_folders: set[str], their_folders: set[str]) -> bool:
-    """Return whether two paths diverge at folders, one of which occurs in both trees: two hospitals, not two halves."""
+    """Return whether two paths diverge at folders and one of these occurs in both trees: two hospitals, not two halves."""
     for a, b in zip(ours.split("/")[-2::-1], theirs.split("/")[-2::-1], strict=False):
         if a != b:
             return a in their_folders or b in our_folders

@@ -20,8 +20,8 @@ from medssl.readers.walk import File, open_file, walk
 from medssl.store.schema import Row
 
 VERSION = "3"  # raise it when a change alters what is read from a file: everything is then read again
-SAVE_SECONDS = 2.0  # work done before that survives a crash
-MAX_DEATHS = 3  # of workers building volumes of one group, after which no slice of the volume is tried again
+SAVE_SECONDS = 2.0  # seconds between saves: at most this much work is lost in a crash
+MAX_DEATHS = 3  # deaths of workers on the volumes of one group, after which no slice of the volume is tried again
 TRANSIENT = ("CANNOT_OPEN", "TOO_SLOW", "TOO_BIG_TO_READ")  # reject codes that may not recur the next time
 
 
@@ -229,7 +229,7 @@ def _without_lossy_copies(slices: list[Slice]) -> tuple[list[Slice], list[tuple[
 
 
 def _add_sidecar(file: File, sidecars: Sidecars) -> Unreadable:
-    """Pass on a JSON file. Returns the reason why it is no scan."""
+    """Pass a JSON file to `sidecars`. Returns the reason why it is not a scan."""
     try:
         if file.size > MAX_BYTES:  # before unpacking a member of an archive
             raise Unreadable("TOO_LARGE", "a JSON file of more than 16 MB")

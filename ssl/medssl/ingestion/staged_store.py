@@ -92,7 +92,7 @@ class StagedStore:
         self._make_folders()
 
     def link(self, base: Path) -> None:
-        """Take over the packs and volumes of a store, as hard links where the disk has them, and its records."""
+        """Take over the records, packs and volumes of a store, as hard links where the disk supports them."""
         with disk_errors(self.out):
             for name in ("packs", "volumes"):
                 for file in (base / name).iterdir():
@@ -116,14 +116,14 @@ class StagedStore:
             return f"packs/{Path(self.pack.name).name}", offset, len(data)
 
     def sync(self) -> None:
-        """Write everything that was put to the disk."""
+        """Flush all packed images to disk."""
         if self.pack is not None:
             with disk_errors(self.out):
                 self.pack.flush()
                 os.fsync(self.pack.fileno())
 
     def end_pack(self) -> None:
-        """Write everything that was put to the disk and begin a new file with the next image."""
+        """Flush all packed images to disk; the next image starts a new file."""
         self.sync()
         if self.pack is not None:
             self.pack.close()
@@ -186,7 +186,7 @@ class StagedStore:
         return Store.open(self.out, quarantined=True)
 
     def _check(self, table: pa.Table) -> None:
-        """Every scan's bytes are there, so what is published can be read."""
+        """Check that every scan's bytes are there before the store is published."""
         ends: dict[str, int] = {}
         for file, offset, length in zip(*(table[c].to_pylist() for c in ("file", "offset", "length")), strict=True):
             ends[file] = max(ends.get(file, 1), offset + length)
@@ -219,7 +219,7 @@ def check_destination(out: Path, overwrite: bool) -> None:
 
 
 def write_synced(path: Path, data: bytes | pa.Buffer) -> None:
-    """Write to the disk, not only to its cache: a full disk must show before the store is moved to its place."""
+    """Flush to disk, so that a full disk is noticed before the store is moved to its destination."""
     with path.open("wb") as f:
         f.write(data)
         f.flush()
@@ -234,7 +234,7 @@ def _version() -> str:
 
 
 def _move(staged: Path, out: Path, keep_cache: bool = False) -> None:
-    """Rename `staged` to `out`. An old store there is set aside first, and comes back if that fails."""
+    """Rename `staged` to `out`. An old store there is set aside first, and restored if that fails."""
     if not out.exists():
         staged.rename(out)
         return

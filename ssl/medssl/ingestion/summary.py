@@ -9,7 +9,7 @@ from medssl.store.store import Store
 
 
 def summary(store: Store, report: list[str], key: Path, changed: str | None = None) -> str:
-    """Return what the store holds, what was left out or quarantined, and warnings, a line each.
+    """Return lines about the contents of the store, rejected files, quarantined scans, and warnings.
 
     Args:
         store: opened with quarantined scans.
@@ -56,7 +56,7 @@ def summary(store: Store, report: list[str], key: Path, changed: str | None = No
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str], read: int, gone: int) -> str:
-    """Return in words what an update has changed.
+    """Return the changes of an update in words.
 
     Args:
         before, now: patient -> split, in the old and the new store.

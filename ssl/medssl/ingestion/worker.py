@@ -122,7 +122,7 @@ class Worker:
             self._send({"bad": [[slices[k].file, why.code, str(why)] for k, why in found]})
 
     def _digest(self, message: Message) -> None:
-        """Send each slice's BLAKE2b of everything from the pixel data on, which tells a copy from a repeated acquisition."""
+        """Send each slice's BLAKE2b from the pixel data on, which distinguishes a copy from a repeated acquisition."""
         digests = {}
         for s in message["digest"]:
             try:

@@ -126,7 +126,7 @@ class WorkerPool:
 
 
 class _Worker:
-    """One process at a time, and the loop of the thread that feeds it."""
+    """The thread that feeds one worker process and replaces it when it dies."""
 
     def __init__(self, pool: WorkerPool):
         self.pool = pool
@@ -174,7 +174,7 @@ class _Worker:
         return "TOO_BIG_TO_READ" if exited and self.process.returncode == -signal.SIGKILL else "DECODER_CRASHED"
 
     def _converse(self, task: Task) -> None:
-        """Send a task and pass on the answers. Raises whatever a dead or confused worker causes."""
+        """Send a task and pass on the answers. Raises any exception that a dead worker or an invalid answer causes."""
         stdin, stdout = self._pipes()
         wait = self.pool.timeout + task.size / BYTES_PER_SECOND
         self.deadline = time.monotonic() + wait

@@ -1,4 +1,4 @@
-"""Write arrays of your own as a store."""
+"""Write arrays as a store."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class StoreWriter:
         self.staged.__exit__(*exception)
 
     def reject(self, name: str, why: Unreadable) -> None:
-        """Record a scan that is left out, under a pseudonym of its name."""
+        """Record a rejected scan, under a pseudonym of its name."""
         file = self.pseudonyms.of("path", name)
         self.rejects.append({"file": file, "part": "", "code": why.code, "stage": "store", "reason": str(why)})
 

@@ -22,7 +22,7 @@ Rows = NDArray[np.int64]
 SMALL = 224  # pixels of the longest side below which a shift by two pixels is too much for the hash
 TINY = 64  # pixels up to which noise and compression hide a copy from `is_near_duplicate`
 IMAGES_IN_MEMORY = 512
-VERSION = 1  # of `is_near_duplicate`; cached results of other versions are ignored
+VERSION = 1  # version of `is_near_duplicate`; cached results of other versions are ignored
 
 
 @dataclass(frozen=True)

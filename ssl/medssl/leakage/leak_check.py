@@ -1,4 +1,4 @@
-"""The leak check of a score: what the test set shares with pretraining, training and validation, before anything is scored.
+"""The leak check before scoring: patients and images that the test set shares with pretraining, training and validation.
 
     pretraining ──▶ training ──▶ validation ──▶ test
 
@@ -21,7 +21,7 @@ from medssl.store.intensity import to_unit_range
 from medssl.store.store import Store
 
 TEXT_COLUMNS = ("patient", "scan", "hash", "phash")
-PRETRAINED_ON_COLUMNS = (*TEXT_COLUMNS, "patient_known")  # of RUN/pretrained_on.parquet
+PRETRAINED_ON_COLUMNS = (*TEXT_COLUMNS, "patient_known")  # columns of RUN/pretrained_on.parquet
 EXAMPLES = 3  # pairs of scans named per kind
 
 
@@ -72,7 +72,7 @@ class SetOverlap:
 
 @dataclass(frozen=True)
 class LeakReport:
-    """The overlap of each pair of sets, and what could not be checked."""
+    """The overlap of each pair of sets, and notes on checks that were not possible."""
 
     pairs: tuple[SetOverlap, ...]
     unchecked: tuple[str, ...]
@@ -82,7 +82,7 @@ class LeakReport:
 
     @property
     def refusal(self) -> str:
-        """Why a score on this test set would be too high, in one line; "" if nothing says so."""
+        """Reasons why a score on this test set would be too high, in one line; "" if there are none."""
         return "; ".join(str(p) for p in self.pairs if p.b == "test" and p.a != "test" and p.certain)
 
     def warnings(self) -> list[str]:
@@ -159,7 +159,7 @@ def read_pretrained_on(path: Path, key: str, store: Store | None = None) -> Scan
     """Return the scans an encoder was pretrained on, from a run's pretrained_on.parquet.
 
     Args:
-        path: of pretrained_on.parquet.
+        path: the file pretrained_on.parquet.
         key: the key_id in encoder.json.
         store: the store of pretraining, if it still exists: near-duplicates are then confirmed by pixels.
 

@@ -71,7 +71,7 @@ def find_duplicates(a: ScanSet, b: ScanSet, images: ImageComparer) -> Duplicates
 
 @dataclass
 class _SmallImageMatches:
-    """What small images decide: near, maybe: as in `Duplicates`.
+    """The duplicates found by comparing small images; near, maybe: as in `Duplicates`.
 
     candidates: (P, 2) positions still to be compared by pixels; decided: (row of a, row of b) not to be compared.
     """

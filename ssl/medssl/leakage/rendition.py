@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-CORRELATION = 0.98  # of a rendition with its original
+CORRELATION = 0.98  # minimum correlation of a rendition with its original
 GRID = 256  # pixels per side at which they are compared
 
 

@@ -8,9 +8,9 @@ from medssl.readers.phash import FLAT, resize_weights, thumbnail
 NEAR = 40  # bits; the 99th percentile under shift, gamma curve, noise and JPEG together, see readers/phash.py
 CHUNKS, ROUNDS = 16, 4  # hashes that agree in one of 4 * 16 chunks of 16 bits are compared
 MAX_NEAR = 64  # near rows after which a row is not compared further, so that thousands of look-alikes stay affordable
-CORRELATION, DETAIL_CORRELATION = 0.98, 0.85  # of two thumbnails, and of the two without their low frequencies
+CORRELATION, DETAIL_CORRELATION = 0.98, 0.85  # minimum for two thumbnails, and for both without low frequencies
 REACH = 2  # pixels that one of two equal images may be shifted by, in each direction
-EDGE = 4  # of 64 pixels, excluded on each side, where a shift brings in other content
+EDGE = 4  # pixels of 64 excluded on each side, where a shift brings in other content
 
 
 def near_hash_pairs(hashes: np.ndarray, limit: int = NEAR) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Near-duplicates among images of few pixels, where noise and compression hide what `is_near_duplicate` compares.
+"""Near-duplicates among small images, where noise and compression hide the detail that `is_near_duplicate` compares.
 
 Images are resampled to a grid of 28 x 28 pixels, one of them at 25 shifts of its own pixels. Candidates are the nearest by a
 low-frequency descriptor; a per-frequency log likelihood ratio says how much better one image explains the other than two
@@ -22,7 +22,7 @@ REACH = 2  # pixels of the image that it may be shifted by, in each direction
 TAPER = 0.35  # share of each axis that the Tukey window tapers
 DESCRIPTOR_FREQUENCY = 4  # highest frequency of descriptors, in cycles per image
 MAX_FREQUENCY = 13  # highest frequency of the likelihood ratio
-FLOOR = 1e-4  # of the power of both images: smaller differences count as none
+FLOOR = 1e-4  # share of the power of both images: smaller differences count as none
 CANDIDATES = 10  # nearest descriptors that are compared
 RUNNER_UP = 3  # rank of the candidate that stands for another scan: up to so many near-duplicates may be in one set
 # Excess over the runner-up, in nats for images of 28 pixels, and as a multiple of the excess typical within a set (simple images
@@ -191,7 +191,7 @@ def classify(ratios: Floats, correlation: Floats, frequencies: int, typical: flo
     Args:
         ratios, correlation: (K,), from `log_likelihood_ratio`.
         frequencies: the number of rings that counted.
-        typical: upper quartile of the excess among scans that are no copies.
+        typical: upper quartile of the excess among scans that are not copies.
     """
     best, above = int(ratios.argmax()), excess(ratios, frequencies)
     top = float(ratios[best]) / _relative_spread(frequencies)

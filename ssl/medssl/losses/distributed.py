@@ -1,4 +1,4 @@
-"""What losses need when a batch is spread over processes, under autocast and under vmap."""
+"""Helpers for losses when a batch is spread over processes, under autocast and under vmap."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Rebuild the batch that a run was training on when a collapse was found."""
+"""Reconstruct the batch that a run was training on when a collapse was found."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the readers return: scans, slices of volumes, and the exception for files that cannot be read."""
+"""The results of the readers: scans, slices of volumes, and the exception for files that cannot be read."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -23,7 +23,7 @@ def _finite(value: object) -> bool:
 def number(score: Mapping[str, Any] | None, signed: bool = False) -> tuple[str, str]:
     """Format a score as ("0.912", "[0.887, 0.935]"), with signs for a difference.
 
-    A missing score becomes ("–", ""), an undefined one ("undefined", ""), and one without an interval says so.
+    A missing score becomes ("–", ""), an undefined one ("undefined", ""), and one without an interval is marked.
     """
     if score is None:
         return "–", ""

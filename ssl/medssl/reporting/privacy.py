@@ -1,4 +1,4 @@
-"""The page for an ethics board: the personal data in a store, the data that was dropped, and what nobody has checked."""
+"""The page for an ethics committee: personal data in a store, data that was dropped, and data that nobody has checked."""
 
 from collections import Counter
 from typing import Any

@@ -1,4 +1,4 @@
-"""RUN/alarm.json: the collapses of a run, with the batch of each, from which `medssl replay` rebuilds it."""
+"""RUN/alarm.json: the collapses of a run, with the information from which `medssl replay` reconstructs each batch."""
 
 import json
 from pathlib import Path

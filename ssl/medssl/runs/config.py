@@ -60,7 +60,7 @@ class Choice:
         return {"name": self.name, **self.options}
 
     def spec(self, group: str) -> dict[str, Any]:
-        """What `catalog.build` takes, the import path looked up in the catalog."""
+        """Return the arguments of `catalog.build`, with the import path from the catalog."""
         if group == "encoder" and self.name not in catalog.choices("encoder"):
             return catalog.spec("encoder", "timm", **({"model": self.name} | dict(self.options)))
         spec = catalog.spec(group, self.name, **self.options)
@@ -131,13 +131,13 @@ class PretrainOptions:
     on_collapse: str = "warn"
 
     def given(self) -> dict[str, Any]:
-        """All options that have a value, for config.yaml."""
+        """Return all options that have a value, for config.yaml."""
         return {k: v for k, v in asdict(self).items() if v is not None}
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Everything a run depends on, as in RUN/resolved.yaml. Construction raises UserError for values that cannot work.
+    """The settings of a run, as in RUN/resolved.yaml. Construction raises UserError for values that cannot work.
 
     Attributes:
         store, where, fingerprint: the training store, the filter, and the fingerprint of the filtered store.
@@ -237,5 +237,5 @@ class PretrainConfig:
 
 
 def default_augment(scans: Store) -> str:
-    """The augmentation recipe of the store's modality, or `neutral` if it has none of its own (ultrasound, say)."""
+    """Return the augmentation recipe for the store's modality, or `neutral` if there is none (for example ultrasound)."""
     return scans.intensity if scans.intensity in catalog.choices("augment") else "neutral"

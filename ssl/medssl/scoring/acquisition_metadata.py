@@ -12,7 +12,7 @@ from medssl.evals.task_types.columns import MOST_CLASSES, number, word
 from medssl.scoring.targets import OWN, Subset, Target, values
 from medssl.store.store import Store
 
-PIXELS = {"pixel type": "dtype", "pixels": "shape"}  # of the file, before resampling
+PIXELS = {"pixel type": "dtype", "pixels": "shape"}  # columns for the file's pixels, before resampling
 FEWEST_NUMBERS = 10  # more distinct values: continuous; fewer: categorical
 OTHERS = "others"
 CATEGORICAL, CONTINUOUS = "classification", "regression"  # tasks of a probe that predicts a field
@@ -25,7 +25,7 @@ class MetadataField:
     Attributes:
         kind: CATEGORICAL or CONTINUOUS.
         names: of the categories; empty for a number.
-        notes: what was pooled or left out.
+        notes: which values were pooled or excluded.
         pooled: values that count as OTHERS.
     """
 
@@ -49,7 +49,7 @@ class MetadataField:
 def field_names(store: Store, target: Target, wanted: Iterable[str] | str | None = None) -> list[str]:
     """Return the wanted fields, or all: site, scanner, modality, acquisition metadata, and size and type of the pixels.
 
-    Other labels, such as a treatment, are fields if they are asked for. Raises UserError for a name that the store does
+    Other labels, such as a treatment, are fields only if requested. Raises UserError for a name that the store does
     not have, and for the target itself.
     """
     columns = store.table.column_names
@@ -87,7 +87,7 @@ def load_field(name: str, train: Subset, test: Subset) -> MetadataField:
 
 
 def _categorical(name: str, values: list[np.ndarray], patients: list[np.ndarray]) -> MetadataField:
-    """A field from the values and patients of training and of test scans."""
+    """Return a field from the values and patients of training and test scans."""
 
     def common(which: set[str]) -> bool:
         counts = [len(set(p[np.isin(v.astype(str), list(which))])) for p, v in zip(patients, values, strict=True)]
@@ -126,12 +126,12 @@ def equivalent_field(field: MetadataField, others: Iterable[MetadataField], subs
 
 
 def words(subset: Subset, name: str) -> np.ndarray:
-    """(N,) object: a field's value for each scan in words, UNKNOWN where there is none."""
+    """Return a field's value for each scan in words, (N,) object; UNKNOWN where there is none."""
     return _words(_raw(subset.store, name)[subset.rows])
 
 
 def _raw(store: Store, name: str) -> np.ndarray:
-    """(N,) object, None where unknown."""
+    """Return a field's value for each scan, (N,) object; None where unknown."""
     if name in PIXELS:
         raw = store.column(PIXELS[name])
         out = np.empty(len(raw), object)

@@ -43,9 +43,9 @@ class Baseline(StrEnum):
 
 
 RANDOM_INIT_FROZEN = f"{Baseline.RANDOM_INIT}, frozen"
-FROZEN = (Baseline.RAW_PIXELS, Baseline.PCA, Baseline.PATCH_BANK, Baseline.RANDOM_INIT)  # those with features
+FROZEN = (Baseline.RAW_PIXELS, Baseline.PCA, Baseline.PATCH_BANK, Baseline.RANDOM_INIT)  # baselines with features
 BASELINES = (*FROZEN, Baseline.SUPERVISED)
-VERSION = 2  # of the baselines: part of their cache's key
+VERSION = 2  # version of the baselines, part of their cache key
 
 
 def select_baselines(names: Iterable[str] | str | None, known: Sequence[str] = BASELINES) -> list[str]:
@@ -75,7 +75,7 @@ class FeatureSources:
     def load(
         cls, run: str | Path, store: str | Path | Store, target: str | Iterable[str], options: SplitOptions
     ) -> tuple["FeatureSources", EvalSplits]:
-        """The feature sources of a run, and the splits to score them on. Raises UserError as `load_splits` does."""
+        """Return the feature sources of a run and the splits to score them on. Raises UserError as `load_splits` does."""
         home = Store.open(store, options.where)
         sources = cls(run, home, options.device)
         return sources, load_splits(sources.run, sources.encoder, home, target, options)
@@ -96,7 +96,7 @@ class FeatureSources:
                 yield str(name), self.frozen(name)
 
     def of_run(self) -> FeatureSource:
-        """The run's own features, cached in the run."""
+        """Return the run's own features, cached in the run."""
         encoder = self.encoder
         key = [RUN, encoder.weights, list(encoder.size), encoder.spacing, self.device]
 
@@ -106,7 +106,7 @@ class FeatureSources:
         return _cached_source(lambda store: self.path / "cache", key, load)
 
     def frozen(self, name: str) -> FeatureSource:
-        """The features of one of FROZEN."""
+        """Return the features of one of FROZEN."""
         encoder, edge, settings = self.encoder, self.config.size[0], self.config.as_dict()
         depends: list[Any] = [VERSION, name, self.store.fingerprint, self.device, encoder.equalise]
         if name == Baseline.RANDOM_INIT:
@@ -128,7 +128,7 @@ class FeatureSources:
         return _cached_source(_cache_of, depends, fit)
 
     def supervised(self, splits: EvalSplits) -> FeatureSource:
-        """Predictions of the run's encoder trained from scratch on the labels, with the run's own steps and augmentation."""
+        """Return predictions of the run's encoder trained from scratch on the labels, with the run's steps and augmentation."""
         train, target, config, encoder = splits.train, splits.target, self.config, self.encoder
         settings = config.as_dict()
         depends: list[Any] = [VERSION, Baseline.SUPERVISED, train.store.fingerprint, self.device, target.width]
@@ -150,7 +150,7 @@ class FeatureSources:
 def cached(folder: Path, key: Sequence[Any], compute: Callable[[], np.ndarray]) -> np.ndarray:
     """Return the array kept in `folder` under `key`, else compute it, and keep it if the folder can be written."""
     path = folder / f"array-{digest(key, 12)}.npy"
-    with suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):  # a damaged file is computed anew
+    with suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):  # a damaged file is recomputed
         return np.load(path, allow_pickle=False)
     try:
         found = compute()
@@ -164,7 +164,7 @@ def cached(folder: Path, key: Sequence[Any], compute: Callable[[], np.ndarray]) 
 def _cached_source(
     folder: Callable[[Store], Path], depends: Sequence[Any], fit: Callable[[], FeatureSource]
 ) -> FeatureSource:
-    """A source that is fitted, at most once, when an array is not cached yet."""
+    """Return a source that is fitted at most once, when an array is not cached yet."""
     fitted = cache(fit)
 
     def source(store: Store, rows: np.ndarray) -> np.ndarray:

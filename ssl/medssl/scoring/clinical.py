@@ -18,7 +18,7 @@ from medssl.scoring.targets import Subset, values
 AGES = (18, 40, 60, 75)  # years
 GROUPS = ("sex", "age", "view", "scanner", "site")
 """Subgroups that are scored wherever a store has them."""
-THRESHOLDS = (0.02, 0.05, *(k / 10 for k in range(1, 10)))  # of the decision curve
+THRESHOLDS = (0.02, 0.05, *(k / 10 for k in range(1, 10)))  # threshold probabilities of the decision curve
 
 
 def clinical_use(
@@ -94,7 +94,7 @@ def subgroup_scores(splits: EvalSplits, p_test: np.ndarray, seed: int, wanted: I
 
 
 def groups_of(subset: Subset, name: str) -> np.ndarray | None:
-    """(N,) the group of each scan by a metadata field, None where unknown, ages in bands; None if the store lacks the field."""
+    """Return each scan's group by a metadata field, (N,), None where unknown; ages in bands. None if there is no such field."""
     try:
         raw = values(subset.store, name)[subset.rows]
     except UserError:
@@ -105,7 +105,7 @@ def groups_of(subset: Subset, name: str) -> np.ndarray | None:
 
 
 def _table(found: Subgroups, name: str, metric: str) -> str:
-    """A line per subgroup, then the gap."""
+    """Return a line per subgroup, then the gap."""
     lines: list[dict[str, Cell]] = [
         {name: g.name, "size": f"{g.n} scans of {g.patients} patients", metric: g.score, "": g.why}
         for g in found.groups
@@ -117,7 +117,7 @@ def _table(found: Subgroups, name: str, metric: str) -> str:
 
 
 def _described(found: Subgroups) -> dict[str, Any]:
-    """JSON values."""
+    """Return the groups as JSON values."""
     groups = [vars(g) | {"score": g.score.as_dict() if g.score else None} for g in found.groups]
     gap = found.gap.as_dict() if found.gap else None
     return {"groups": groups, "largest": found.largest, "smallest": found.smallest, "gap": gap, "why": found.why}

@@ -26,7 +26,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which rows of score tables are compared; None means all."""
+    """The rows of score tables to compare; None means all."""
 
     target: str | None = None
     probe: str | None = None
@@ -66,7 +66,7 @@ class Comparison:
         return len(next(iter(self.p.values()))[0])
 
     def _flat(self, model: str) -> list[np.ndarray]:
-        """All draws of the first seed, then of the second."""
+        """Return all draws of the first seed, then of the second."""
         return [p for draws in self.p[model] for p in draws]
 
     def score(self, model: str, seed: int = 0) -> Score:
@@ -105,7 +105,7 @@ class Comparison:
 def find_comparisons(
     groups: Sequence[RunsBySeed], baselines: Sequence[str], wanted: Wanted
 ) -> tuple[list[Comparison], list[str]]:
-    """Return the comparisons that every run has predictions for, and warnings about seeds that are left out.
+    """Return the comparisons that every run has predictions for, and warnings about excluded seeds.
 
     Raises UserError if there are none, if no seed is common to all groups, or if the test scans differ.
     """
@@ -206,6 +206,6 @@ def _metric(predictions: Predictions, name: str | None) -> Metric:
 
 
 def _components(parts: Components) -> str:
-    """Return standard deviations by source; where one seed or draw cannot tell, the reason."""
+    """Return standard deviations by source; the reason where one seed or draw is not enough."""
     scores = {k: getattr(parts, k) for k in SOURCES if k != "residual" or not math.isnan(parts.residual.value)}
     return ", ".join(f"{k} {s.how if math.isnan(s.value) else s}" for k, s in scores.items())

@@ -1,4 +1,4 @@
-"""The confounder audit of a linear probe: which metadata fields its score could depend on, as tables and sentences."""
+"""The confounder audit of a linear probe: metadata fields that its score may depend on, as tables and sentences."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -55,7 +55,7 @@ def check_auditable(splits: EvalSplits) -> None:
 
 
 def load_fields(splits: EvalSplits, wanted: Iterable[str] | str | None) -> tuple[list[MetadataField], dict[str, str]]:
-    """Return the fields that vary enough to be audited, and why the others cannot be."""
+    """Return the fields that vary enough to be audited, and the reasons for excluding the others."""
     train, test = splits.train, splits.test
     fields: list[MetadataField] = []
     left_out: dict[str, str] = {}
@@ -81,7 +81,7 @@ def features_of_splits(source: FeatureSource, splits: EvalSplits) -> list[np.nda
 def audit_fields(
     fields: Iterable[MetadataField], splits: EvalSplits, x: Features, seed: int, device: str
 ) -> tuple[list[Evidence], dict[str, str]]:
-    """Return the evidence of each field, the strongest finding first, and why others could not be audited."""
+    """Return the evidence of each field, the strongest finding first, and the reasons for excluding others."""
     target, subsets = splits.target, (splits.train, splits.val, splits.test)
     found: list[Evidence] = []
     left_out: dict[str, str] = {}

@@ -60,7 +60,7 @@ class Stores(NamedTuple):
 
     @classmethod
     def open(cls, store: str | Path | Store, options: SplitOptions) -> "Stores":
-        """Open both; without `test_store` the test set is the store's held-out patients."""
+        """Open both stores; without `test_store` the test set is the store's held-out patients."""
         home = Store.open(store, options.where)
         if options.test_store is None:
             return cls(home, home, home.rows("test"), "held-out patients")
@@ -88,14 +88,14 @@ class EvalSplits:
     def checked(
         cls, run: Run, encoder: EncoderConfig, target: Target, subsets: tuple[Subset, ...], name: str, overlap: bool
     ) -> "EvalSplits":
-        """Training, validation and test `subsets` after the leak check; see `check_overlap`."""
+        """Return training, validation and test `subsets` after the leak check; see `check_overlap`."""
         train, val, test = subsets
         splits = cls(target, train, val, test, name)
         splits.flags = check_overlap(run, encoder, splits, overlap)
         return splits
 
     def described(self) -> dict[str, Any]:
-        """JSON values for a score table."""
+        """Return the JSON values for a score table."""
         return {
             "target": str(self.target),
             "task": self.target.task,
@@ -148,7 +148,7 @@ def load_unlabelled_splits(
 def check_overlap(run: Run, encoder: EncoderConfig, splits: EvalSplits, allow_overlap: bool) -> list[str]:
     """Refuse a test set that pretraining, training or validation has seen, and return warnings about the data.
 
-    Patients, equal images and near copies are searched for (`medssl.leakage.leak_check`). The pixels of the pretraining
+    Shared patients, equal images and near-duplicates are detected (`medssl.leakage.leak_check`). The pixels of the pretraining
     scans are compared only if their store still exists. A patient in both training and test is always refused.
     """
     train, test = splits.train, splits.test

@@ -35,7 +35,7 @@ def resolve_device(device: str) -> str:
 
 
 def from_encoder(encoder: nn.Module, wanted: InputConfig, device: str) -> FeatureSource:
-    """Features of an encoder; `wanted` is the input it was trained with, for scans of any store."""
+    """Return features of an encoder for scans of any store; `wanted` is the input format it was trained with."""
 
     def features(store: Store, rows: np.ndarray) -> np.ndarray:
         check_input(wanted, store)
@@ -64,7 +64,7 @@ def initial_encoder(config: PretrainConfig, wanted: InputConfig) -> nn.Module:
 
 
 def raw_pixels(equalise: bool) -> FeatureSource:
-    """Pixels in [0, 1] on a small grid."""
+    """Return pixels in [0, 1] on a small grid as features."""
 
     def features(store: Store, rows: np.ndarray) -> np.ndarray:
         resampled = resample_scans(store, RAW[store.dims], None, equalise)
@@ -76,7 +76,7 @@ def raw_pixels(equalise: bool) -> FeatureSource:
 
 
 def pca(store: Store, equalise: bool) -> FeatureSource:
-    """Whitened principal components of the raw pixels, fitted on the training patients of `store`."""
+    """Return whitened principal components of the raw pixels, fitted on the training patients of `store`."""
     raw = raw_pixels(equalise)
     x = raw(store, store.rows("train"))
     model = PCA(min(COMPONENTS, len(x) - 1, x.shape[1]), whiten=True, svd_solver="covariance_eigh").fit(x)

@@ -1,4 +1,4 @@
-"""Fine-tuning: the rows of its table, and how one of them is trained and exported."""
+"""Fine-tuning: the rows of its table, and training and exporting one of them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +36,7 @@ class FinetunedRow(TrainedRow):
 
 @dataclass(frozen=True)
 class Finetuning:
-    """Everything that the rows of a table have in common. `settings` hold for the run's own row."""
+    """The data and settings that all rows of a table share. `settings` are for the run's own row."""
 
     sources: FeatureSources
     splits: EvalSplits
@@ -44,7 +44,7 @@ class Finetuning:
     blocks: int | None
 
     def described(self) -> dict[str, Any]:
-        """JSON values that the trained weights depend on, apart from row and draw."""
+        """Return the JSON values that the trained weights depend on, apart from row and draw."""
         splits = {k: v for k, v in self.splits.described().items() if k not in ("flags", "test")}
         splits |= {"positive": list(self.splits.target.positive), "weights": self.sources.encoder.weights}
         settings = asdict(self.settings) | {"augment": self.settings.augment.as_dict(), "blocks": self.blocks}
@@ -96,7 +96,7 @@ class Finetuning:
         ]
 
     def check(self, draws: Sequence[LabelDraw]) -> None:
-        """Raise UserError for draws that nothing can be learned from."""
+        """Raise UserError for draws with a single scan or a single class."""
         target = self.splits.target
         for draw in draws:
             y = self.splits.train.y[draw.rows]

@@ -1,4 +1,4 @@
-"""Label-free measures of an encoder on held-out scans, and which of them rank runs as their probe scores do."""
+"""Label-free measures of an encoder on held-out scans, and their agreement with the probe scores of runs."""
 
 import json
 import math
@@ -43,7 +43,7 @@ DIRECTION = {1: "higher", -1: "lower", 0: ""}
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """At most how many scans are measured, how many views of each, and the seed of everything that is drawn."""
+    """The maximum number of scans, the number of views of each, and the seed of everything random."""
 
     scans: int
     views: int
@@ -54,7 +54,7 @@ class MeasureOptions:
             raise UserError(f"scans must be at least {LEAST} and views at least 2, got {self.scans} and {self.views}")
 
     def described(self, store: Store) -> dict[str, Any]:
-        """JSON values that must be equal for two runs to be compared."""
+        """Return the JSON values that must be equal for two runs to be compared."""
         return {"store": store.fingerprint, "asked": self.scans, "views": self.views, "seed": self.seed}
 
 
@@ -224,7 +224,7 @@ def load_probe_scores(runs: Sequence[Run], target: str | None) -> ProbeScores:
 
 
 def _mutual_information(of_views: np.ndarray, patient: np.ndarray, seed: int) -> dict[str, Any]:
-    """Return bounds on the mutual information of the features of two views, or why there are none."""
+    """Return bounds on the mutual information of the features of two views, or the reason why there are none."""
     try:
         return mutual_information(of_views[:, 0], of_views[:, 1], patient, seed=seed).as_dict()
     except UserError as e:
@@ -240,7 +240,7 @@ def _overlap(sources: FeatureSources, subset: Subset) -> list[str]:
 
 
 def _agreement_table(found: Mapping[str, Agreement]) -> str:
-    """The strongest correlation first."""
+    """Return the table of correlations, the strongest first."""
     lines: list[dict[str, Cell]] = []
     for name, a in sorted(found.items(), key=lambda pair: -abs(pair[1].spearman.value)):
         p = "p < 0.001" if a.p < 0.001 else f"p = {a.p:.3f}"

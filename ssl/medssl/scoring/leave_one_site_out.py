@@ -30,7 +30,7 @@ def leave_one_site_out(
     train, val, test = (words(subset, "site").astype(str) for subset in subsets)
 
     def predict(site: str | None) -> np.ndarray:
-        """Predictions for the test scans of a site, without it in training; None: for all scans, trained on all."""
+        """Return predictions for the test scans of a site, without it in training; None: for all scans, trained on all."""
         rows = [train != site, val != site, (test == site) | (site is None)]
         (a, y_train), (b, y_val), (c, _) = ((f[r], s.y[r]) for f, s, r in zip(x, subsets, rows, strict=True))
         return linear_probes(

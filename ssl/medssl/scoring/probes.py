@@ -58,7 +58,7 @@ def linear(
     seed: int = 0,
     device: str = "cpu",
 ) -> dict[str, list[list[np.ndarray]]]:
-    """Budget -> draw -> predictions for each of `tests`, of linear probes whose penalty validation patients choose."""
+    """Return predictions of linear probes, budget -> draw -> each of `tests`; validation patients choose the penalty."""
     train, val, target = splits.train, splits.val, splits.target
     x = source(train.store, train.rows)
     validation = (source(val.store, val.rows), val.y) if len(val) else None
@@ -83,7 +83,7 @@ def linear(
 
 
 def nearest(source: FeatureSource, splits: EvalSplits, tests: Sequence[Subset], k: int = 20) -> list[np.ndarray]:
-    """Predictions for each of `tests` by the k most similar training scans of other patients."""
+    """Return predictions for each of `tests` by the k most similar training scans of other patients."""
     if k < 1:
         raise UserError(f"k must be at least 1, got {k}")
     train, target = splits.train, splits.target

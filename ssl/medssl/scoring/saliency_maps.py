@@ -47,7 +47,7 @@ class SaliencyMaker:
         method: a key of METHODS.
         test: the test scans.
         reference: training scans and their rows, which the views of `similarity` are compared with.
-        config: the run's settings, for the augmentation of these views. seed: of these views.
+        config: the run's settings, for the augmentation of these views. seed: for drawing these views.
     """
 
     method: str

@@ -21,7 +21,7 @@ from medssl.scoring.baselines import Baseline
 from medssl.scoring.saliency_maps import Maps
 from medssl.store.query import evenly_spaced
 
-CHECKED, STAGES = 64, 5  # scans and depths of the check against random weights
+CHECKED, STAGES = 64, 5  # scans and depths in the check against random weights
 NAMES = {RUN: "this run", Baseline.RANDOM_INIT.value: "random init"}
 ENERGY, AREA, GAIN, HIT, DIFFERENCE = (
     "energy in mask",

@@ -58,8 +58,8 @@ class ScoreTable:
     """The scores of one command on one test set.
 
     Attributes:
-        about: the target, the data and the settings, as JSON values. Where there are, `notes` are lines below the heading
-            and `label_budgets` the labelled scans of each draw.
+        about: the target, the data and the settings, as JSON values; optionally `notes`, lines below the heading, and
+            `label_budgets`, the labelled scans of each draw.
         rows: in the order of printing.
         predictions: the predictions that the scores were computed from.
     """

@@ -1,4 +1,4 @@
-"""Segmentation: scans with masks, the rows of the table, and how one of them is trained and measured."""
+"""Segmentation: scans with masks, the rows of the table, and training and measuring one of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -42,11 +42,11 @@ class SegmentationRow(TrainedRow):
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What all rows of a table have in common.
+    """The data and settings that all rows of a table share.
 
     Attributes:
         labels: the values in masks, background first. width: channels of the decoder's finest level.
-        tolerance: of the surface Dice, in mm, or in pixels where no spacing is known.
+        tolerance: tolerance of the surface Dice, in mm, or in pixels where no spacing is known.
     """
 
     sources: FeatureSources
@@ -60,7 +60,7 @@ class Segmentation:
         Segment(self.sources.pretrained(), len(self.labels), self.width)  # refuses an encoder without feature maps
 
     def described(self) -> dict[str, Any]:
-        """JSON values that the models depend on, apart from row and draw."""
+        """Return the JSON values that the models depend on, apart from row and draw."""
         settings = asdict(self.settings) | {"augment": self.settings.augment.as_dict()}
         return {
             "version": 1,
@@ -161,7 +161,7 @@ def measured_scores(p: Sequence[np.ndarray], test: Subset, seed: int, k: int | N
 
 
 def per_case(measured: np.ndarray, measure: int, k: int | None = None) -> np.ndarray:
-    """(N,) one measure of every scan: the mean over classes, or that of class `k`."""
+    """Return one measure of every scan, (N,): the mean over classes, or the value of class `k`."""
     return measured[:, :, measure].mean(1) if k is None else measured[:, k, measure]
 
 
@@ -171,7 +171,7 @@ def dice_rows(rows: Sequence[PredictedRow]) -> list[PredictedRow]:
 
 
 def _with_mask(store: Store, rows: np.ndarray) -> Subset:
-    """The scans among `rows` that have a mask; y is the number of voxels that are not background."""
+    """Return the scans among `rows` that have a mask; y is the number of voxels that are not background."""
     with_mask = rows[store.column("mask")[rows] != ""]
     masks = (store.mask(row) for row in with_mask.tolist())
     y = np.array([0 if mask is None else np.count_nonzero(mask) for mask in masks], np.float64)

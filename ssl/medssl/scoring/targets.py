@@ -19,7 +19,7 @@ OWN = ("site", "scanner", "modality")  # columns that every store has
 
 @dataclass(frozen=True)
 class Target:
-    """The columns that are predicted, and how.
+    """The columns to predict, and their task.
 
     Attributes:
         columns: names of labels, of acquisition metadata, or of OWN: several for labels with a column each, and time and
@@ -71,7 +71,7 @@ class Subset:
 
     Attributes:
         rows: (N,) rows of the store. y: (N, …) targets as metrics take them.
-        missing: scans of the split without a target. unknown: scans left out because their class is not in training.
+        missing: number of scans of the split without a target. unknown: number excluded because their class is not in training.
     """
 
     store: Store
@@ -82,7 +82,7 @@ class Subset:
 
     @classmethod
     def of(cls, target: Target, store: Store, rows: np.ndarray) -> "Subset":
-        """The scans among `rows` that have the target."""
+        """Return the scans among `rows` that have the target."""
         y, known = target.read(store, rows)
         raw = [values(store, name)[rows] for name in target.columns]
         missing = sum(all(v is None for v in scan) for scan in zip(*raw, strict=True))
@@ -92,7 +92,7 @@ class Subset:
         return len(self.rows)
 
     def column(self, name: str) -> np.ndarray:
-        """(N,) str: a column of the store for these scans."""
+        """Return a column of the store for these scans, (N,) str."""
         return self.store.column(name)[self.rows].astype(str)
 
     @cached_property
@@ -106,12 +106,12 @@ class Subset:
         return len(set(self.patient))
 
     def take(self, at: np.ndarray) -> "Subset":
-        """The scans at positions `at`, or where the mask `at` is true."""
+        """Return the scans at positions `at`, or where the mask `at` is true."""
         return Subset(self.store, self.rows[at], self.y[at], self.missing, self.unknown)
 
 
 def values(store: Store, name: str) -> np.ndarray:
-    """(N,) object: the column called `name`, None where empty.
+    """Return the column called `name`, (N,) object; None where empty.
 
     A label comes before acquisition metadata, and that before a column of OWN. Raises UserError if there is none.
     """

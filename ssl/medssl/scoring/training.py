@@ -1,4 +1,4 @@
-"""Training for scoring: an encoder with a head on labels, and baselines that are trained."""
+"""Training for scoring: an encoder with a head on labels, and trained baselines."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,13 +95,13 @@ def train_supervised(
 
 
 def predictor(method: Supervised, wanted: InputConfig, device: str) -> FeatureSource:
-    """(store, rows) -> predictions (len(rows), …) float64, as metrics take them."""
+    """Return a function of (store, rows) that predicts (len(rows), …) float64, as metrics take them."""
     scores = from_encoder(nn.Sequential(method.encoder, method.norm, method.head), wanted, device)
     return lambda store, rows: method.target_loss.predict(torch.from_numpy(scores(store, rows)).double()).numpy()
 
 
 def patch_bank(folder: Path, store: Store, size: int, equalise: bool, device: str) -> FeatureSource:
-    """The k-means patch bank, fitted on the training patients of `store`."""
+    """Return the k-means patch bank, fitted on the training patients of `store`."""
     spec = catalog.spec("method", "kmeans_bank")
     run = spec.pop("_run_")
     edge = (min(size, BANK[store.dims]),) * store.dims

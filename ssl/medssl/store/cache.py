@@ -30,7 +30,7 @@ def cached_array(
         name: first part of the file name.
         key: text that identifies the content.
         shape, dtype: of the whole array.
-        images: yields (row, array of shape[1:]) pairs. Rows that it leaves out are 0.
+        images: yields (row, array of shape[1:]) pairs. Missing rows are 0.
 
     Raises:
         UserError: if the disk is full.

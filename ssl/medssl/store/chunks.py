@@ -34,7 +34,7 @@ CODEC = {
 }
 
 _HEADER = struct.Struct("<4s4s4II")
-_CHUNK_HEADER = struct.Struct("<BBBBIII16s")  # of blosc2: version, -, flags, typesize, nbytes, blocksize, cbytes, codec
+_CHUNK_HEADER = struct.Struct("<BBBBIII16s")  # blosc2: version, -, flags, typesize, nbytes, blocksize, cbytes, codec
 _LZ4_BITSHUFFLE = bytes([2, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0])
 
 crc32: Any = imagecodecs.deflate_crc32  # the same CRC-32 as zlib's, five times as fast
@@ -117,7 +117,7 @@ def _read(fetch: Fetch, length: int, shape: Ints, dtype: Dtype, start: Ints, siz
 class _Span(NamedTuple):
     """The overlap of a crop with one chunk, along one axis."""
 
-    number: int  # of the chunk along this axis
+    number: int  # index of the chunk along this axis
     length: int  # voxels of the chunk
     in_crop: slice
     in_chunk: slice

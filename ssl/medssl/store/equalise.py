@@ -3,7 +3,7 @@
 import numpy as np
 
 HIGH = 255  # highest rank; 0 is for values at or below the window
-MEAN, STD = 0.5, 12**-0.5  # of ranks in the unit range, which are uniformly distributed
+MEAN, STD = 0.5, 12**-0.5  # ranks in the unit range are uniformly distributed
 
 
 def equalise_histogram(x: np.ndarray, low: float) -> np.ndarray:

@@ -9,13 +9,13 @@ from medssl.store.cache import cached_array
 from medssl.store.resampled import field_of_view, grid_shape
 from medssl.store.store import Store
 
-VERSION = 1  # of the resampling; part of the cache key
+VERSION = 1  # version of the resampling; part of the cache key
 
 
 def mask_labels(store: Store, rows: np.ndarray) -> tuple[int, ...]:
     """Return the labels in the masks of `rows`, ascending; 0, the background, is always the first."""
     found = {0}
-    for row in track(rows.tolist(), "look at masks", unit="mask"):
+    for row in track(rows.tolist(), "read masks", unit="mask"):
         mask = store.mask(row)
         found |= set() if mask is None else set(np.flatnonzero(np.bincount(mask.ravel())).tolist())
     return tuple(sorted(found))

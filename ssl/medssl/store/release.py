@@ -1,4 +1,4 @@
-"""Release scans from quarantine after somebody has looked at them."""
+"""Release scans from quarantine after a person has looked at them."""
 
 import json
 from collections import Counter

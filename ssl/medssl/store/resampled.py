@@ -1,4 +1,4 @@
-"""All scans of a store resampled to one grid, so that a batch is a slice of one array. Computed once, then mapped from disk."""
+"""Scans of a store resampled to one grid, so that a batch is a slice of one array; computed once, then mapped from disk."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from medssl.store.cache import cached_array
 from medssl.store.equalise import HIGH, MEAN, STD, equalise_histogram
 from medssl.store.store import Store
 
-VERSION = 1  # of the resampling; part of the cache key
+VERSION = 1  # version of the resampling; part of the cache key
 BATCH = 1 << 21  # voxels resampled at once, so that they fit in the CPU cache
 
 

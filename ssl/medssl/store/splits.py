@@ -11,7 +11,7 @@ from medssl.errors import UserError
 from medssl.readers.pseudonyms import Pseudonyms
 
 SPLITS = ("train", "val", "test")
-TEST, VAL = 0.2, 0.3  # of the hash in [0, 1): below TEST is test, from TEST to VAL is val, the rest is train
+TEST, VAL = 0.2, 0.3  # limits of the hash in [0, 1): below TEST is test, from TEST to VAL is val, the rest is train
 
 
 def assign_splits(
@@ -20,7 +20,7 @@ def assign_splits(
     fixed: Sequence[str] | None = None,
     groups: Sequence[str] | None = None,
 ) -> list[str]:
-    """Return the split of every row. Rows of one patient share it, and rows of one group unless the source says otherwise.
+    """Return the split of every row, the same for all rows of a patient, and of a group unless the source splits it.
 
     Args:
         patients: who each row is, as from `leakage.groups.patient_identities`.

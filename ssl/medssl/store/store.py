@@ -1,7 +1,7 @@
 """The store: every scan as an array that is fast to read, and one table that describes the scans. Opening it runs no code.
 
 A folder with `store.json` (version, intensity, counts), `manifest.parquet` (one row per scan), `packs/` (2D images, many per
-file) and `volumes/` (3D, one per file). `rejects.jsonl` lists the files left out, with reasons; `ledger.sqlite` lets the next
+file) and `volumes/` (3D, one per file). `rejects.jsonl` lists rejected files, with reasons; `ledger.sqlite` lets the next
 ingest read new files only; `released.json` lists the scans released from quarantine; `cache/` can be deleted at any time.
 """
 
@@ -58,7 +58,7 @@ def read_array(folder: Path, row: Mapping[str, Any]) -> np.ndarray:
 class Store:
     """`store[i]` is scan i as stored, (C, H, W) or (C, D, H, W), in physical values. Safe to read from many workers.
 
-    Quarantined scans are left out unless requested; `where` selects among the others.
+    Quarantined scans are excluded unless requested; `where` selects among the others.
 
     Attributes:
         path: the folder.
@@ -67,7 +67,7 @@ class Store:
         where, quarantined: the selection.
     """
 
-    summary = ""  # what an ingest prints
+    summary = ""  # printed by an ingest
 
     def __init__(
         self, path: Path, info: dict[str, Any], table: pa.Table, where: str | None = None, quarantined: bool = False
@@ -220,7 +220,7 @@ class Store:
 
     @property
     def intensity_description(self) -> str:
-        """How intensities are windowed, as a sentence."""
+        """The intensity windowing in words."""
         return INTENSITIES[self.intensity]
 
     @property

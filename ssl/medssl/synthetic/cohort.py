@@ -167,7 +167,7 @@ def _encode(ds: FileDataset, pixels: np.ndarray, inverse: bool, signed: bool, re
     ds.PresentationLUTShape = "INVERSE" if inverse else "IDENTITY"
     ds.Rows, ds.Columns = pixels.shape
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, BITS, BITS - 1, int(signed)
-    # As some scanners do, the sign bits above Bits Stored are left out.
+    # Like some scanners, omit the sign bits above Bits Stored.
     ds.PixelData = (stored & MAX).astype("<u2").tobytes()
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
-EDGE = 0.1  # of the shorter side; about 20 pixels for a radiograph of 224
+EDGE = 0.1  # share of the shorter side; about 20 pixels for a radiograph of 224
 
 
 def place(height: int, width: int, corner: str = "top left", edge: float = EDGE) -> np.ndarray:

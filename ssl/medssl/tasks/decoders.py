@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from medssl.methods.parts.layers import dry_run
 
-MAX_CHANNELS = 256  # of a level
+MAX_CHANNELS = 256  # channels of a level
 
 
 class UNetDecoder(nn.Module):
@@ -31,7 +31,7 @@ class UNetDecoder(nn.Module):
         ins = [image, *stages] if image else stages
         widths = [min(width * 2**k, MAX_CHANNELS) for k in range(len(ins) - 1)]
         self.image, self.mode = bool(image), "bilinear" if dims == 2 else "trilinear"
-        outs = [*widths, ins[-1]]  # of each level, and of the coarsest stage
+        outs = [*widths, ins[-1]]  # channels of each level, and of the coarsest stage
         self.levels = nn.ModuleList(_level(dims, outs[k + 1] + ins[k], outs[k]) for k in range(len(widths)))
         conv = nn.Conv2d if dims == 2 else nn.Conv3d
         self.head = conv(outs[0], classes, 1)

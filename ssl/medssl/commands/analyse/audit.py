@@ -1,4 +1,4 @@
-"""`medssl audit`: does a score depend on the scanner, the view or the age instead of the disease?"""
+"""`medssl audit`: check whether a score depends on scanner, view or age instead of the disease."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def audit(
 ) -> Result:
     """Look for shortcuts in the linear probe's score of `target`; adds the result to RUN/audit.json and returns it.
 
-    For every metadata field: how well the frozen features predict it, beside raw pixels and the untrained encoder; its
+    For every metadata field: its prediction from the frozen features, raw pixels and the untrained encoder; its
     association with the target; and the score with the field regressed out, within the field, and balanced
     (`medssl.evals.explain.shortcuts`). A sentence for each field claims only what intervals over patients show. Fields
     that cannot be audited are listed with the reason. If there are several sites, each is also scored by a probe trained

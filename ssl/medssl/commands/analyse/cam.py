@@ -1,4 +1,4 @@
-"""`medssl cam`: which regions of test scans a score or the features depend on, and whether the maps can be trusted."""
+"""`medssl cam`: saliency maps of test scans, with a check of whether they can be trusted."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from medssl.store.query import evenly_spaced
 from medssl.store.resampled import ResampledScans, resampled_for_encoder
 from medssl.store.store import Store
 
-MOST, SHOWN = 500, 8  # test scans that are scored, and drawn
+MOST, SHOWN = 500, 8  # maximum of test scans scored, and drawn
 DRAWS = 3  # encoders with random weights
 
 
@@ -118,7 +118,7 @@ def cam(
 def _described(
     method: str, target: str | list[str] | None, subject: str, part: int, splits: EvalSplits
 ) -> dict[str, Any]:
-    """JSON values about the maps and the scans."""
+    """Return JSON values about the maps and the scans."""
     name = f"{METHODS[method]}, for {subject}" if subject else METHODS[method]
     test = splits.test
     return {

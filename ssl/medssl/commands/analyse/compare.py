@@ -1,4 +1,4 @@
-"""`medssl compare`: which of several runs is better on the same test patients."""
+"""`medssl compare`: compare several runs on the same test patients."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,7 +33,7 @@ def compare(
         metric: the name of a metric; None is the first of the task.
         baselines: rows of the runs' own tables to include, such as "k-means patch bank".
         out: a .json file for the result. A diagram of mean ranks is written next to it if there are enough targets.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises UserError if there are fewer than two models, if no score is common to all, or if the test patients differ.
     """

@@ -28,8 +28,8 @@ def quality(
     """Measure encoders without labels, or find the measure that ranks runs as their probe scores do.
 
     With `run`: all measures of `medssl.evals.label_free.quality` on a fixed subset of held-out scans and views of them,
-    with intervals over patients, and the same on half of the patients, to show the influence of the number of scans; bounds on
-    the mutual information of two views; and whether distances of the features satisfy the axioms of a metric. Writes
+    with intervals over patients, and on half of the patients, to show the influence of the number of scans; bounds on the
+    mutual information of two views; and a check of the axioms of a metric for distances of the features. Writes
     RUN/quality.json and returns it.
 
     With `runs`: the rank correlation over runs of each measure with the runs' probe scores in RUN/scores.json (linear
@@ -45,7 +45,7 @@ def quality(
         target: the target of the probe scores, if runs have several.
         scans: the largest number of scans, of as many patients as possible.
         views: views of each scan, by the run's own augmentation; at least 2, and fewer than scans.
-        seed: of the subset, the groups of patients and SIGReg's directions; the same for all runs to be compared.
+        seed: for the subset, the groups of patients and SIGReg's directions; the same for all runs to be compared.
         device: auto, cpu or cuda.
 
     Raises UserError for encoders that cannot be measured or compared.
@@ -54,7 +54,7 @@ def quality(
         raise UserError("give run=RUN store=STORE to measure one encoder, or runs=FOLDER to compare several")
     options = MeasureOptions(scans, views, seed)
     if run is not None and store is None:
-        raise UserError("store= is needed: the scans that the encoder is measured on")
+        raise UserError("give store=, the scans that the encoder is measured on")
     held_out = None if store is None else Store.open(store, where)
 
     def measured(folder: str | Path, source: Store) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Run -> report.html, one file that opens anywhere."""
+"""`medssl report`: write one self-contained HTML page about a run."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ SHOWN = 4  # scans whose views are shown
 
 
 def report(run: str | Path, *, store: str | Path | Store | None = None, out: str | Path | None = None) -> Path:
-    """Write RUN/report.html (or `out`) from what the run folder holds; returns its path.
+    """Write RUN/report.html (or `out`) from the contents of the run folder; returns its path.
 
-    `store` is needed only when the store is no longer where the run was trained on it. Sections whose input is missing
-    say which command makes it. Raises UserError when the store is not the one of the run.
+    `store` is needed only if the run's store has moved. Sections without their input name the command that makes it.
+    Raises UserError if the store is not the run's.
     """
     folder = Run(Path(run))
     config = folder.config()

@@ -28,8 +28,8 @@ def ingest(
 ) -> Store:
     r"""Read every scan below `source` and write a store to `out`: arrays, pseudonyms and allow-listed metadata.
 
-    Each scan keeps its physical values (HU for CT) in the smallest lossless type. Files that cannot be used are left out and
-    listed with a reason in `rejects.jsonl`; scans that a person should look at before training are quarantined
+    Each scan keeps its physical values (HU for CT) in the smallest lossless type. Files that cannot be used are rejected, with
+    the reason in `rejects.jsonl`; scans that a person should look at before training are quarantined
     (`medssl release`). A keyed hash assigns patients, together with all who share an image, to train (70 %), val (10 %) and
     test (20 %). Adding patients under the same key therefore moves no other patient, unless they share an image. The same
     source and key give the same store, however often it was interrupted and however many workers read it. If `out` is a
@@ -38,7 +38,7 @@ def ingest(
     Args:
         source: a folder with DICOM, NIfTI, PNG, JPEG, TIFF or npz files at any depth, or one such file.
         out: the store's folder, outside `source`.
-        intensity: the values shown as black and white: auto (by modality), ct, mr, xray, us, fundus, pet, natural, neutral.
+        intensity: intensity window: auto (by modality), ct, mr, xray, us, fundus, pet, natural, neutral.
         labels: a CSV file with one row per file or per patient, or "folders" if a scan's folder is its label. A table gives
             labels, and the columns patient, split (train, val, test), site, age, sex, view and laterality.
         targets: columns of the table, or keys of the JSON files, that are labels; by default those called label, target,
@@ -56,8 +56,8 @@ def ingest(
         key: the file with the project's secret key, created if missing. Default: $MEDSSL_KEY, else ~/.config/medssl/key.
             Keep it safe, secret, and apart from the store: it links pseudonyms to patients.
         workers: number of processes that read; default: one per core. The result does not depend on it.
-        memory: GB that each of them may use; a file that needs more is left out.
-        overwrite: replace a store at `out` by a new one once that is complete; nothing of the old one is used.
+        memory: GB that each of them may use; a file that needs more is rejected.
+        overwrite: replace a store at `out` once the new one is complete; nothing of the old one is used.
 
     Returns:
         The store, with quarantined scans; its `summary` is what the command line prints.

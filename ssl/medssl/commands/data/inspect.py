@@ -1,4 +1,4 @@
-"""Show what is in a store: as tables, as a contact sheet, and as a page for an ethics board."""
+"""Show the contents of a store as tables, as a contact sheet, and as a page for an ethics committee."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def inspect(
     sheet: str | Path | None = None,
     privacy: str | Path | None = None,
 ) -> Result:
-    """Show what a store holds, table by table, without any identifier.
+    """Show the contents of a store, table by table, without any identifier.
 
     Args:
         store: the store.
@@ -29,10 +29,10 @@ def inspect(
         quarantined: include scans that a person must look at before training.
         sheet: a PNG file for pictures of at most 200 evenly spaced scans. Captions are row numbers of
             Store.open(store, where=where, quarantined=quarantined). It shows patients: keep it where scans may be kept.
-        privacy: an HTML file for an ethics board, about the whole store.
+        privacy: an HTML file for an ethics committee, about the whole store.
 
     Returns:
-        Title of each table -> its rows as dicts.
+        A dict: title of each table -> its rows as dicts.
 
     Raises:
         UserError: `where` is invalid or selects nothing, or a file cannot be written.

@@ -20,7 +20,7 @@ def nifti(store: str | Path | Store, out: str | Path, *, where: str | None = Non
     """Write every selected volume to `out`/PSEUDONYM.nii.gz, and a table of them to `out`/index.csv.
 
     The voxels are as stored, with the first axis from left to right as NIfTI has it and world coordinates in RAS+ mm.
-    Headers hold numbers only. 2D scans without a position in space are left out and counted. Existing files with the same
+    Headers hold numbers only. 2D scans without a position in space are skipped and counted. Existing files with the same
     content are kept, so a stopped export continues.
 
     Args:

@@ -1,4 +1,4 @@
-"""List the files that were left out of a store, with the reason and the remedy."""
+"""List the files rejected by an ingest, with the reason and the remedy."""
 
 import json
 from collections import Counter
@@ -25,7 +25,7 @@ def rejects(
     source: str | Path | None = None,
     key: str | Path | None = None,
 ) -> Result:
-    """List the files that were left out, entirely or in part.
+    """List the files that were rejected, entirely or in part.
 
     Files are listed by pseudonym, because a path may contain a patient's name. With `source` and the store's `key` the
     pseudonyms of the files there are computed again, and the printed text shows paths instead. Nowhere else does medssl

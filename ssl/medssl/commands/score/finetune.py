@@ -48,9 +48,9 @@ def finetune(
     last step are scored: validation patients choose nothing. Intervals are over test patients and draws; "Δ vs run" is
     the paired difference of the first metric to the run's own row, over the same draws.
 
-    A stopped command continues when run again. Each training run has a folder RUN/finetune/…. That of the run's own row
-    for the first draw of the largest budget has the fine-tuned encoder (`medssl.load_encoder`) and head.safetensors,
-    whose outputs are `features @ weight.T + bias`.
+    A stopped command continues when run again. Each training run has a folder RUN/finetune/…. The folder of the run's
+    own row for the first draw of the largest budget has the fine-tuned encoder (`medssl.load_encoder`) and
+    head.safetensors, with outputs `features @ weight.T + bias`.
 
     Args:
         run: a finished run folder.
@@ -60,10 +60,10 @@ def finetune(
         draws: how often each budget is drawn; draws of "all" differ in the order of the scans and the head's initial weights.
         blocks: train only this many last blocks of the encoder; 0: only the head; None: everything.
         layer_decay: learning rate of a block relative to the next one (`medssl.train.optim`); 1 for the scratch baseline.
-        steps, batch, lr, weight_decay: of AdamW with a short warm-up and a half-cosine schedule. A budget of fewer scans
+        steps, batch, lr, weight_decay: for AdamW with a short warm-up and a half-cosine schedule. A budget of fewer scans
             than `batch` is one batch.
         augment: an augmentation recipe in configs/augment; None: the run's own.
-        baselines: which of BASELINES the table includes: the run's initial weights trained from scratch; linear probes of
+        baselines: the members of BASELINES to include: the run's initial weights trained from scratch; linear probes of
             the frozen encoder and of its frozen initial weights, on the same draws, with a penalty chosen on validation
             patients (not for survival); ImageNet weights, fine-tuned, if timm has them on this machine.
         save_every: steps between checkpoints.

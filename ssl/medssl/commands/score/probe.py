@@ -32,8 +32,8 @@ def probe(
 
     The probe is fitted on the store's training patients, validation patients choose its penalty, and it is scored on test
     patients. Intervals are 95 % bootstrap intervals over patients, and over draws where labels are drawn. "Δ vs run" is
-    the paired difference of the first metric to the run's row. Below the table are the clinical meaning of the run's own
-    score and its scores in subgroups (`medssl.scoring.clinical`).
+    the paired difference of the first metric to the run's row. Below the table are the operating point and calibration of
+    the run, and its scores in subgroups (`medssl.scoring.clinical`).
 
     Args:
         run: a finished run folder.
@@ -45,7 +45,7 @@ def probe(
         balanced: draw equal numbers of scans of each class.
         specificity: the threshold for two classes has this specificity on validation patients.
         prevalences: prevalences at which PPV and NPV are computed.
-        baselines: which of `medssl.scoring.baselines.BASELINES` the table includes.
+        baselines: the members of `medssl.scoring.baselines.BASELINES` to include.
         options: keyword arguments; see `medssl.scoring.eval_splits.SplitOptions`.
 
     Raises UserError if pretraining has seen a test patient or test image, and for labels that cannot be scored.

@@ -43,8 +43,8 @@ def segment(
     """Train a decoder on the encoder of a run to segment; adds the table to RUN/scores.json and returns it.
 
     All rows are trained on the same masks with the same decoder, steps, batch size and augmentation, and the weights
-    after the last step are scored. The masks of a budget are those of randomly drawn training patients, smaller budgets
-    within larger ones. Test scans are segmented on the run's grid, through sliding windows where that is smaller, and
+    after the last step are scored. Budgets are masks of randomly drawn training patients, smaller ones within larger
+    ones. Test scans are segmented on the run's grid, through sliding windows where that is smaller, and
     scored on their own grid: Dice, the 95th percentile of surface distances (HD95), surface Dice and volume error. Each
     scan's score is the mean over classes; intervals are over test patients and draws. "Δ Dice vs run" is the paired
     difference to the run's own row.
@@ -56,11 +56,11 @@ def segment(
         store: scans with masks; see `medssl.ingestion.mask_pairing`.
         label_budgets: training scans with masks, as "10 %", 5 or "all".
         draws: how often each budget is drawn.
-        steps, batch, lr, weight_decay: of AdamW with a short warm-up and a half-cosine schedule.
+        steps, batch, lr, weight_decay: for AdamW with a short warm-up and a half-cosine schedule.
         width: channels of the decoder's finest level.
-        augment: an augmentation recipe in configs/augment; None: that of the store's modality. Masks move with their images.
+        augment: an augmentation recipe in configs/augment; None: by the store's modality. Masks move with their images.
         tolerance: mm (pixels where no spacing is known) within which a surface counts as correct.
-        baselines: which of BASELINES the table includes: the run's initial weights trained from scratch; a decoder on
+        baselines: the members of BASELINES to include: the run's initial weights trained from scratch; a decoder on
             the frozen encoder; one on the frozen initial weights; probes of every pixel's features without a decoder,
             linear and kNN, of the run and of the initial weights.
         save_every: steps between checkpoints.

@@ -1,4 +1,4 @@
-"""`medssl survive`: score a frozen encoder by how well a Cox model on its features orders patients by risk."""
+"""`medssl survive`: score a frozen encoder by the concordance of a Cox model on its features."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -33,7 +33,7 @@ def survive(
         run, baselines: see `medssl.probe`.
         store: a store with both labels.
         time: the label with the time to the event or to censoring, above 0.
-        event: the label that tells whether the event occurred; `positive` are the values that mean it did.
+        event: the label for the event; the values in `positive` mean that it occurred.
         options: keyword arguments; see `medssl.scoring.eval_splits.SplitOptions`.
 
     Raises UserError as `medssl.probe` does, and if no training patient had the event.

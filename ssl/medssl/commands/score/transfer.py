@@ -41,11 +41,11 @@ def transfer(
     Args:
         run: a finished run folder.
         store: a labelled store, the hospital where probes are fitted.
-        target: see `medssl.probe`; all stores have this label.
+        target: see `medssl.probe`; all stores must have this label.
         to: labelled stores of other hospitals.
         probe: linear or kNN.
         k: number of neighbours of kNN.
-        baselines: which of `medssl.scoring.baselines.BASELINES` the tables include.
+        baselines: the members of `medssl.scoring.baselines.BASELINES` to include.
         options: keyword arguments; see `medssl.scoring.eval_splits.SplitOptions`. test_where selects scans of `to`.
 
     Raises UserError as `medssl.probe` does.

@@ -28,8 +28,8 @@ def demo(
 ) -> Result:
     """Write a synthetic cohort, then ingest, pretrain, embed, probe and report under `out`.
 
-    The images are drawn, so their scores show that the steps work together, and nothing about any disease. Run again, it
-    rebuilds the cohort and the store and continues a stopped pretraining.
+    The images are synthetic, so their scores show that the steps work together, and nothing about any disease. Run again,
+    it makes the cohort and the store again and continues a stopped pretraining.
 
     Args:
         out: folder for everything.

@@ -31,23 +31,22 @@ from medssl.train.options import TrainingData
 from medssl.train.stop import TrainingStopped
 
 DEFAULTS = {"encoder": "resnet18", "steps": 2000, "batch": 128, "lr": 1e-3, "lr_end": 0.0}
-"""Used where neither the call nor the method's yaml gives a value."""
+"""Defaults where neither the call nor the method's yaml gives a value."""
 
 
 @accepts(PretrainOptions)
 def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOptions) -> Path:
     """Pretrain an encoder on the training patients of a store, and return the run folder `out`.
 
-    The settings in force are written to RUN/resolved.yaml. Running the same call again continues a stopped run, and ends
-    with the same bits.
+    All settings are written to RUN/resolved.yaml. The same call again continues a stopped run, with bit-identical results.
 
     Args:
         store: a folder made by `medssl.ingest`.
         out: the run folder.
         options: keyword arguments; see `medssl.runs.config.PretrainOptions`.
 
-    Raises UserError for input that cannot work, before training where that can be known, and TrainingStopped for a run
-    that a collapse or a gradient that is not finite ended.
+    Raises UserError for input that cannot work, before training where possible, and TrainingStopped if a collapse or a
+    gradient that is not finite ended the run.
     """
     scans = Store.open(store, options.where)
     rows = scans.rows("train")
@@ -99,7 +98,7 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
 def _config(
     options: PretrainOptions, scans: Store, n: int, defaults: dict[str, Any], targets: PretrainTargets
 ) -> PretrainConfig:
-    """The settings that follow from the options, the method's defaults and the store's `n` training scans.
+    """Return the settings that follow from the options, the method's defaults and the store's `n` training scans.
 
     Raises UserError if there are too few scans.
     """
@@ -137,7 +136,7 @@ def _config(
 
 
 def default_size(scans: Store) -> int:
-    """64 pixels in 2D and 32 in 3D, or the median of the scans' longest sides where that is less."""
+    """Return 64 pixels in 2D and 32 in 3D, or the median of the scans' longest sides if that is less."""
     longest = [max(shape[1:]) for shape in scans.column("shape")]
     return int(min(64 if scans.dims == 2 else 32, math.ceil(np.median(longest))))
 

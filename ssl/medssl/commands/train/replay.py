@@ -1,4 +1,4 @@
-"""`medssl replay`: rebuild the batch on which a collapse was found."""
+"""`medssl replay`: reconstruct the batch on which a collapse was found."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from medssl.store.store import Store
 
 
 def replay(run: str | Path, store: str | Path | Store, *, out: str | Path | None = None, alarm: int = 0) -> Result:
-    """Rebuild the batch of the step at which a collapse was found, and optionally save it.
+    """Reconstruct the batch of the step at which a collapse was found, and optionally save it.
 
     Args:
         run: a run folder with an alarm.json.

@@ -18,7 +18,7 @@ from medssl.evals.stats.bootstrap import difference, score, scores
 from medssl.evals.stats.score import Score
 from medssl.evals.task_types.task_types import task_type
 
-# how well a field is predicted
+# metrics of the prediction of a field
 PREDICTED: dict[str, tuple[Metric, ...]] = {"classification": (AUROC,), "regression": (SPEARMAN, R2)}
 CHANCE = {"classification": 0.5, "regression": 0.0}
 ASSOCIATION = {"classification": "Cramér's V", "regression": "correlation ratio"}
@@ -84,7 +84,7 @@ class Evidence:
 
     @property
     def prediction(self) -> Score:
-        """How well the run's features predict the field, by the first metric."""
+        """The first metric of predicting the field from the run's features."""
         return next(iter(next(iter(self.predicted.values())).values()))
 
     @property

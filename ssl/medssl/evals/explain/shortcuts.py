@@ -21,8 +21,8 @@ from medssl.evals.metrics.metrics import SPEARMAN, Metric
 from medssl.evals.metrics.weighted import Floats
 from medssl.evals.task_types.task_types import task_type
 
-KNOTS = 5  # of a number's spline, at quantiles of the training scans; Harrell, 2015, recommends three to five
-BANDS = 5  # within which numbers count as equal, between quantiles of the training scans
+KNOTS = 5  # spline knots for a number, at quantiles of the training scans; Harrell, 2015, recommends three to five
+BANDS = 5  # bands between quantiles of the training scans; numbers within one count as equal
 Codes = NDArray[np.int64]
 Design = Callable[[ArrayLike], Floats]
 Columns = Callable[[NDArray[np.bool_], Floats, Floats, Codes], Floats]  # (positive, score, weights, field) -> (R,)
@@ -107,7 +107,7 @@ def auroc_balanced(task: str, field: ArrayLike, *, change: bool = False) -> Metr
     """Return the AUROC in a population where field, codes (N,), and label are independent.
 
     Every value keeps its weight, and its positives and negatives are weighted to be as frequent as in the others: weights
-    P(label) P(field) / P(label, field), computed anew for each resample. A value with a single class is left out. Unlike
+    P(label) P(field) / P(label, field), recomputed for each resample. A value with a single class is excluded. Unlike
     `auroc_within` this includes pairs with unequal values, so a model that uses the field is penalised. change: see there.
     """
     return _metric(task, field, "balanced", _balanced, change)

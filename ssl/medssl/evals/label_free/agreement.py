@@ -50,7 +50,7 @@ def agreement(
     """Return the agreement of each measure (R,) with the `score` (R,) of R runs of `method` (R,), by name.
 
     Intervals are percentile bootstraps over runs, within each method for `within`; all measures share the resamples and
-    permutations. Measures with one value for all runs are left out. Empty with fewer than 6 runs, or if all scores are
+    permutations. Measures with one value for all runs are omitted. Empty with fewer than 6 runs, or if all scores are
     equal. Raises ValueError for values that are not finite.
     """
     y = np.asarray(score, np.float64)

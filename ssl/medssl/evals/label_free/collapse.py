@@ -32,7 +32,7 @@ class Collapse(NamedTuple):
 
 
 # Limits, each with the closest value in 20 healthy runs of six methods (benchmarks/quality_collapse.py, the synthetic cohort,
-# 20 pixels, 400 steps, measured every 20), which raised no alarm.
+# 20 pixels, 400 steps, measured every 20), none of which was reported as collapsed.
 LIMITS = {
     "scan_contrast": 0.01,  # 0.067
     "view_contrast": 1e-3,  # 0.88

@@ -13,7 +13,7 @@ from medssl.evals.label_free.rank import finite
 from medssl.evals.metrics.metrics import Floats
 from medssl.rng import generator
 
-DIRECTIONS = 128  # of the sliced test; the default of LeJEPA is 100
+DIRECTIONS = 128  # random directions of the sliced test; the default of LeJEPA is 100
 KEPT = 0.9  # share of the distance ratios; Facco et al., 2017, leave out the largest tenth
 # range and step of t: the weight is 1e-14 at 8, and a step of 1/8 suffices for projections up to 20 deviations apart
 REACH, STEP = 8.0, 0.125

@@ -1,4 +1,4 @@
-"""Whether a distance satisfies the axioms of a metric on given points, and by how much each is violated.
+"""Check the axioms of a metric for a distance on given points, and measure how much each is violated.
 
 For all x, y, z:  d(x, y) >= 0;  d(x, y) = 0 if and only if x = y;  d(x, y) = d(y, x);  d(x, z) <= d(x, y) + d(y, z).
 """
@@ -78,7 +78,7 @@ class Axioms:
         return "; ".join([f"on these points it is {kind}", *violated])
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: each axiom, `metric` and `text`."""
+        """Return the JSON values of each axiom, with `metric` and `text`."""
         return asdict(self) | {"metric": self.metric, "text": str(self)}
 
 

@@ -32,8 +32,8 @@ from medssl.rng import generator
 
 PER_DIRECTION = 10  # scans per principal component: with fewer, canonical pairs are mostly noise
 SHIFTS = 16  # pairs of two patients per pair of one scan when fitting the weights
-RIDGE = 1e-3  # of the weights, so that the fit is well defined
-CLIP = 5.0  # of smile: Song & Ermon, 2020, https://arxiv.org/abs/1910.06222, compare 1, 5 and none
+RIDGE = 1e-3  # ridge penalty of the weights, so that the fit is well defined
+CLIP = 5.0  # clipping of SMILE: Song & Ermon, 2020, https://arxiv.org/abs/1910.06222, compare 1, 5 and none
 MOST = 2000  # maximum of held-out scans
 FEWEST = 40  # patients
 
@@ -79,7 +79,7 @@ def mutual_information(
 def bounds(scores: ArrayLike, patient: ArrayLike, *, n: int = 500, seed: int = 0, level: float = 0.95) -> Information:
     """Return the bounds from a critic's scores (N, N) of views i and j of N scans that it was not fitted on; patient (N,).
 
-    Pairs of two scans of one patient are left out, as they belong to neither distribution.
+    Pairs of two scans of one patient are excluded, as they belong to neither distribution.
     """
     s = finite(scores, 2)
     at = np.unique(positions(patient, len(s)), return_inverse=True)[1]

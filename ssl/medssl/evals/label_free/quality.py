@@ -15,7 +15,7 @@ from medssl.evals.stats.bootstrap import positions
 from medssl.evals.stats.score import Score
 from medssl.rng import generator
 
-GROUPS = 20  # of patients in the jackknife; more make the interval more precise, not narrower
+GROUPS = 20  # jackknife groups of patients; more make the interval more precise, not narrower
 FEW = 10  # patients
 
 

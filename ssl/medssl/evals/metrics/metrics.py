@@ -29,13 +29,13 @@ Truth = NDArray[Any]
 
 @dataclass(frozen=True)
 class PredictionType:
-    """What y and p look like. Calling it checks them: (y, p) in the dtypes of the metrics, ValueError when they do not fit.
+    """The format of y and p. Calling it returns (y, p) in the dtypes of the metrics, or raises ValueError if they do not fit.
 
     Attributes:
         groups: y -> masks (N,) of the scans that a metric needs, such as each class; an interval needs some patients in each.
         rare: words for a group with few patients.
         missing: words for why a metric is undefined on a resample.
-        left_out: y -> words for labels that the metric leaves out.
+        left_out: y -> words for labels that the metric excludes.
     """
 
     check: Callable[[ArrayLike, ArrayLike], tuple[Truth, Floats]]

@@ -158,7 +158,7 @@ def _varies(x: Floats, w: Floats) -> NDArray[np.bool_]:
 
 
 def _midranks(x: Floats, w: Floats) -> Floats:
-    """(R, N): the weight below each scan plus half the weight of its ties, which is its midrank minus 1/2."""
+    """Return (R, N): the weight below each scan plus half the weight of its ties, which is its midrank minus 1/2."""
     _, tie = np.unique(x, return_inverse=True)
     order = np.argsort(tie, kind="stable")
     starts = np.flatnonzero(np.diff(tie[order], prepend=-1))

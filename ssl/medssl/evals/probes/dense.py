@@ -27,11 +27,11 @@ from medssl.rng import Key, uniform_field
 from medssl.store.masks import resample_nearest
 from medssl.store.resampled import ResampledScans
 
-SLOT = 1000  # of the random numbers that choose pixels; augmentations use the slots below
-MOST = 200_000  # maximum of pixels in a sample
+SLOT = 1000  # slot of the random numbers that choose pixels; augmentations use lower slots
+MOST = 200_000  # maximum number of pixels in a sample
 PENALTY = 1.0  # C of scikit-learn; with thousands of pixels it hardly matters
 STEPS = 300  # maximum iterations of the linear model
-TEMPERATURE = 0.07  # of the votes, as in medssl.evals.probes.knn
+TEMPERATURE = 0.07  # softmax temperature of the votes, as in medssl.evals.probes.knn
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Pixels:
 
     @property
     def correction(self) -> Floats:
-        """(K,) share / share in the sample; 0 for a class missing from the sample."""
+        """Each class's share divided by its share of the sample, (K,); 0 for a class missing from the sample."""
         drawn = np.bincount(self.y, minlength=len(self.share)) / len(self.y)
         return np.divide(self.share, drawn, out=np.zeros_like(self.share), where=drawn > 0)
 

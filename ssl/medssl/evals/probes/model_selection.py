@@ -45,7 +45,7 @@ class Model(Protocol):
 
     @property
     def converged(self) -> NDArray[np.bool_]:
-        """(P,)."""
+        """Mask (P,) of the penalties whose fit has converged."""
 
     def predict(self, x: Floats, at: int) -> Floats:
         """Return predictions for x (N, D) with penalty number `at`."""

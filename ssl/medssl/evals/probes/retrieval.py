@@ -25,7 +25,7 @@ class Retrieval:
 
     Attributes:
         rows: (Q,) int64, the queries.
-        lone: (M - Q,) int64, queries left out because no other patient's scan in the gallery is relevant, R = 0.
+        lone: (M - Q,) int64, queries excluded because no other patient's scan in the gallery is relevant, R = 0.
         relevant: (Q,) int64, R.
         p_at_1, r_precision, map_at_r: (Q,) float64 in [0, 1].
     """

@@ -33,7 +33,7 @@ def score(
 ) -> Score:
     """Return `metric` of y and p with an interval over patients.
 
-    Resamples on which the metric is undefined, for example because a class is missing, are left out; `how` counts them.
+    Resamples on which the metric is undefined, for example because a class is missing, are excluded; `how` counts them.
     """
     return scores([metric], y, p, patient, n=n, seed=seed, level=level)[metric.name]
 
@@ -186,7 +186,7 @@ def share_up_to_0(x: Floats) -> float:
 
 
 def _grid(values: Floats, draws: int) -> Floats:
-    """(seeds * draws, n) -> (seeds, draws, n)."""
+    """Reshape (seeds * draws, n) to (seeds, draws, n)."""
     if draws < 1 or len(values) % draws:
         raise ValueError(f"{len(values)} predictions cannot be divided into seeds of {draws} draws each")
     return values.reshape(-1, draws, values.shape[-1])

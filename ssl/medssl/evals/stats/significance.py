@@ -72,7 +72,7 @@ class Ranking:
 
     ranks: mean rank over the tasks, 1 is best. friedman: p-value of "all models are equal". critical: Nemenyi's critical
     difference of two mean ranks. p: {(better, worse): Wilcoxon's p-value, adjusted by Holm}. cliques: maximal groups of
-    models without a significant difference between any two, each in order of rank; groups of one are left out.
+    models without a significant difference between any two, each in order of rank; groups of one are omitted.
     """
 
     names: tuple[str, ...]

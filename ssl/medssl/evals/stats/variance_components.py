@@ -90,7 +90,7 @@ def components(
     patients = int(at.max()) + 1
 
     def cells(values: Floats) -> Floats:
-        """(cells of one or two models, R) -> (R, S, D), for two models their difference."""
+        """Reshape (cells of one or two models, R) to (R, S, D), for two models their difference."""
         each = values.T.reshape(-1, len(grids), S, D)
         return each[:, 0] if against is None else each[:, 0] - each[:, 1]
 

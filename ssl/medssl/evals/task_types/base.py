@@ -85,7 +85,7 @@ class Votes:
     patient_test: NDArray[np.str_]
 
     def shares(self, y: Y, classes: int) -> Floats:
-        """(M, classes): each class's share of the votes; all classes are equally probable where there is no neighbour."""
+        """Return each class's share of the votes, (M, classes); equal shares where there is no neighbour."""
         p = np.zeros((len(self.rows), classes))
         for c in range(classes):
             p[:, c] = (self.weights * (y[self.rows] == c)).sum(1)

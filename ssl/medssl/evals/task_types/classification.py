@@ -102,7 +102,7 @@ class Classification(TaskType):
     def thresholds(
         place: NDArray[np.int64], counts: NDArray[np.int64], predict: Callable[[Floats], Floats]
     ) -> LinearTarget:
-        """One logit per threshold between neighbouring levels; for two classes that is logistic regression."""
+        """Return one logit per threshold between neighbouring levels; for two classes this is logistic regression."""
         n, K = len(place), len(counts)
         prior, threshold = counts / n, np.arange(K - 1)
         above = 1 - np.cumsum(prior)[:-1]
@@ -125,7 +125,7 @@ class Classification(TaskType):
 
 
 def spread(p: Floats, present: NDArray[np.int64], classes: int) -> Floats:
-    """(N, K) probabilities of the classes present in training -> (N, classes), with 0 for the others."""
+    """Expand probabilities (N, K) of the classes present in training to (N, classes), with 0 for the others."""
     out = np.zeros((len(p), classes))
     out[:, present] = p
     return out

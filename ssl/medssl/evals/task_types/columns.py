@@ -38,12 +38,12 @@ def numeric_order(value: str) -> tuple[float, str]:
 
 
 def known(raw: Iterable[Any]) -> NDArray[np.bool_]:
-    """(N,) mask of the values that are known."""
+    """Return a mask (N,) of the known values."""
     return np.array([v is not None for v in raw], np.bool_)
 
 
 def numbers(raw: Raw, column: str) -> Floats:
-    """(N,) float64, nan where unknown. Raises UserError for a value that is no number."""
+    """Return the values as (N,) float64, nan where unknown. Raises UserError for a value that is not a number."""
     found = [math.nan if v is None else number(v) for v in raw]
     bad = next((v for v, n in zip(raw, found, strict=True) if n is None), None)
     if bad is not None:
@@ -52,7 +52,7 @@ def numbers(raw: Raw, column: str) -> Floats:
 
 
 def presence(raw: Raw, column: str, positive: tuple[str, ...]) -> Floats:
-    """(N,) 1 present, 0 absent, nan unknown.
+    """Return (N,): 1 present, 0 absent, nan unknown.
 
     With `positive`, these values mean present and all others absent; without, YES and NO hold, and any other value raises
     UserError.

@@ -23,7 +23,7 @@ from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.layers import dry_run
 
 NEAREST = 2  # rows ahead: the next row overlaps the context, the one after it shares no pixel with it
-SCALE = 0.1  # of predictions, from the appendix
+SCALE = 0.1  # factor of predictions, from the appendix
 
 
 class CPC(Method):
@@ -54,7 +54,7 @@ class CPC(Method):
         self.predict = nn.ModuleList(nn.Linear(hidden, out) for _ in range(NEAREST, ahead + 1))
 
     def codes(self, x: Tensor) -> Tensor:
-        """(B, C, *size) -> (B, P, dim), blocks in row-major order."""
+        """Encode the blocks of (B, C, *size) as (B, P, dim), in row-major order."""
         blocks = torch.stack([x[(slice(None), slice(None), *cut)] for cut in self.cuts], 1).flatten(0, 1)
         if self.enlarge:
             mode = "bilinear" if self.axes == 2 else "trilinear"
@@ -62,7 +62,7 @@ class CPC(Method):
         return self.encoder(blocks).unflatten(0, (len(x), -1))
 
     def contexts(self, codes: Tensor) -> Tensor:
-        """(B, P, dim) -> (B, grid, …, hidden), each from its own row and those above."""
+        """Return context vectors (B, grid, …, hidden) of codes (B, P, dim), each from its row and the rows above."""
         c = self.narrow(codes).transpose(1, 2).unflatten(2, (self.grid,) * self.axes)
         for conv in self.context:
             c = c + F.relu(conv(F.pad(c, (*[1, 1] * (self.axes - 1), 1, 0))))  # causal: no rows below

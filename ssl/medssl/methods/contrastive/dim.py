@@ -5,7 +5,7 @@ I a bound on mutual information (`losses.mutual_information`) with a learned cri
 
     -(local * mean_l I(y; h_l) + global_ * I(y; h))
 
-Their third term, an adversary that matches y to a prior, is left out, since it needs a second optimiser.
+Their third term, an adversary that matches y to a prior, is omitted, since it needs a second optimiser.
 """
 
 import math

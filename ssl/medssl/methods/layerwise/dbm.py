@@ -5,7 +5,7 @@ mean-field equations mu_l = sigmoid(c_l + W_l mu_(l-1) + W_(l+1)' mu_(l+1)) for 
 
     loss = mean E(v, mu) - mean E(v', h')
 
-which has the gradient of the variational bound. Their greedy initialisation is left out. The features are those of the
+which has the gradient of the variational bound. Their greedy initialisation is omitted. The features are those of the
 encoder's single bottom-up pass, without feedback from the layers above.
 """
 
@@ -26,7 +26,7 @@ from medssl.rng import Key
 
 
 class DBM(Method):
-    """(B, C, *spatial), flattened -> layers of an MLP of sigmoids, two or more.
+    """Deep Boltzmann machine on flattened scans (B, C, *spatial): the two or more layers of an MLP of sigmoids.
 
     visible: gaussian or bernoulli, see parts.units.Visible. chains: number of Gibbs chains, the same on every rank. k:
     sweeps of Gibbs sampling per update. iterations: of the mean-field equations.

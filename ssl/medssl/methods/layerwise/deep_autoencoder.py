@@ -22,7 +22,7 @@ from medssl.methods.parts.layers import forward_frozen
 
 
 class DeepAutoencoder(Method):
-    """(B, C, *spatial), flattened -> code (B, dim) -> the scan, through an MLP of sigmoids and its mirror image.
+    """Autoencoder of flattened scans (B, C, *spatial) with codes (B, dim): an MLP of sigmoids and its mirror image.
 
     visible: gaussian or bernoulli, see parts.units.Visible. k: steps of contrastive divergence. finetune: share of the
     run, at its end, that trains the whole; 1 starts from random weights.

@@ -16,7 +16,7 @@ from medssl.methods.parts.boltzmann import linears, rbm_layers
 
 
 class RBM(Method):
-    """(B, C, *spatial), flattened -> h (B, dim), the single layer of the encoder.
+    """Restricted Boltzmann machine on flattened scans (B, C, *spatial): the encoder's single layer, h (B, dim).
 
     visible: gaussian or bernoulli, see parts.units.Visible. k: steps of Gibbs sampling. persistent: number of chains, or 0
     for chains that start at the scans.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from medssl.methods.parts.layers import dry_run
 
-MIN_CHANNELS = 8  # of the finest maps
+MIN_CHANNELS = 8  # channels of the finest maps
 
 
 class ConvDecoder(nn.Module):

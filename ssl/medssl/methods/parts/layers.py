@@ -62,7 +62,7 @@ class Decoder(nn.Module):
             self.map = nn.Sequential(nn.Upsample(target[1:]), convolution(source[0], target[0], 3, padding=1))
 
     def forward(self, code: Tensor) -> Tensor:
-        """(B, *source) -> (B, *target)."""
+        """Decode (B, *source) to (B, *target)."""
         return self.map(code)
 
 
@@ -78,5 +78,5 @@ class TiedDecoder(nn.Module):
         self.bias = nn.Parameter(torch.zeros(math.prod(target)))
 
     def forward(self, code: Tensor) -> Tensor:
-        """(B, outputs) -> (B, *target)."""
+        """Decode (B, outputs) to (B, *target)."""
         return F.linear(code, self.of[0].weight.T, self.bias).unflatten(1, self.target)

@@ -34,7 +34,7 @@ def stage_shapes(encoder: Any, method: str, least: int) -> list[torch.Size]:
 
 
 def spatial_mean(maps: Tensor) -> Tensor:
-    """(B, width, *places) -> (B, width)."""
+    """Average maps (B, width, *places) over places; returns (B, width)."""
     return maps.flatten(2).mean(2)
 
 
@@ -46,7 +46,7 @@ def pool_places(maps: Tensor) -> Tensor:
 
 
 class PlaceEmbedding(nn.Module):
-    """(B, width, *places) -> (B, L, out): a residual network with one hidden layer, applied to every place."""
+    """Residual network with one hidden layer, applied to every place: maps (B, width, *places) to (B, L, out)."""
 
     def __init__(self, width: int, out: int):
         super().__init__()

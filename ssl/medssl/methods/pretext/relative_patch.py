@@ -1,7 +1,7 @@
 """Relative patches: predict the position of a tile relative to its neighbour.
 
 Doersch et al., 2015, https://arxiv.org/abs/1505.05192, sections 3 and 3.1 (a gap and jitter against trivial solutions). 8
-positions in 2D, 26 in 3D. Colour dropping is left out, since most scans are grey.
+positions in 2D, 26 in 3D. Colour dropping is omitted, since most scans are grey.
 """
 
 import itertools

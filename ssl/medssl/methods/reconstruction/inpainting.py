@@ -1,7 +1,7 @@
 """Inpainting: reconstruct hidden boxes of a scan from their surroundings.
 
 Context encoders: Pathak et al., 2016, https://arxiv.org/abs/1604.07379, equation 1, the squared error inside the boxes. The
-adversarial loss, which sharpens the fillings, is left out: their features come from the squared error alone too (section 4.2).
+adversarial loss, which sharpens the fillings, is omitted: their features come from the squared error alone too (section 4.2).
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Frames of an enhanced multi-frame object, as if each were a file of its own (PS3.3 C.7.6.16).
+"""Frames of an enhanced multi-frame object, as if each were a separate file (PS3.3 C.7.6.16).
 
 A frame is described by its own functional groups, then the shared ones, then the top level of the header. Merged in that
 order they form a header like that of a single image, so the same code reads both.

@@ -144,7 +144,7 @@ def _segments(words: list[int], bits: int) -> list[int]:
             found += [round(start + (stop - start) * k / length) for k in range(1, length + 1)]
             jobs.append((at + 3, left - 1))
         elif kind == 2:
-            parts = 4 if bits == 8 else 2  # of the 32 bits of a byte offset
+            parts = 4 if bits == 8 else 2  # words that hold the 32 bits of a byte offset
             offset = sum(words[at + 2 + i] << (32 // parts) * i for i in range(parts))
             jobs += [(at + 2 + parts, left - 1), (offset // (1 if bits == 8 else 2), length)]
         else:

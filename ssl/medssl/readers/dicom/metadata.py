@@ -1,4 +1,4 @@
-"""What leaves a DICOM header: numbers, words from fixed lists, and pseudonyms; nothing else."""
+"""Read the metadata kept from a DICOM header: only numbers, words from fixed lists, and pseudonyms."""
 
 import re
 from typing import Any

@@ -13,7 +13,7 @@ from medssl.readers.dicom.header import Header
 from medssl.readers.scan import Slice, Unreadable
 
 MR_CREATOR, CSA_CREATOR = b"SIEMENS MR HEADER", b"SIEMENS CSA HEADER"
-MAX_ENTRIES = 1000  # of a CSA header; there are about a hundred
+MAX_ENTRIES = 1000  # limit for a CSA header, which has about a hundred entries
 ENTRY, ITEM = struct.Struct("<64si4siii"), struct.Struct("<4i")
 
 

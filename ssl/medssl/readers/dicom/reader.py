@@ -103,7 +103,7 @@ def _slice(header: Header, name: str, pseudonyms: Pseudonyms, uid: str, about: d
 def group_key(header: Header, name: str, orientation: tuple[float, ...], spacing: tuple[float, ...]) -> tuple[Any, ...]:
     """Return what all slices of one volume have in common.
 
-    Tube current and acquisition number vary within volumes, so they are left out. UIDs may be missing or all the same,
+    Tube current and acquisition number vary within volumes, so they are excluded. UIDs may be missing or all the same,
     so the key includes the patient, and the folder of the file if there is no Series Instance UID.
     """
     return (

@@ -21,7 +21,7 @@ MIN_SLICES = 4  # in a volume; fewer are a localizer or a fragment
 
 @dataclass(frozen=True)
 class Plan:
-    """How a group of slices is divided: each slice is in exactly one stack or rejected.
+    """The division of a group of slices: each slice is in exactly one stack or rejected.
 
     Attributes:
         stacks: volumes of at least `MIN_SLICES` slices, sorted by position along the normal. A stack of one slice is a

@@ -1,4 +1,4 @@
-"""Where DICOM slices lie, whether they are evenly spaced, and the affine of a stack (PS3.3 C.7.6.2)."""
+"""The positions and spacing of DICOM slices, and the affine of a stack (PS3.3 C.7.6.2)."""
 
 from collections.abc import Sequence
 
