@@ -1,4 +1,4 @@
-"""`medssl demo`: the main job on a synthetic cohort, from DICOM files to a report, in minutes on two cores."""
+"""`medssl demo`: the whole workflow on a synthetic cohort, from DICOM files to a report, in minutes on two cores."""
 
 import shutil
 from pathlib import Path
