@@ -3,8 +3,8 @@
     python benchmarks/quality_collapse.py                     # on the synthetic cohort
     python benchmarks/quality_collapse.py --source pneumoniamnist.npz
 
-Planted collapses are in the settings, the data or the weights from step 0 on. One counts as caught if its own cause is reported
-in the first tenth of the run; "first" tells whether that cause is reported before all others. Healthy runs are of six methods
+Planted collapses are in the settings, the data or the weights from step 0 on. One counts as detected if its cause is reported
+in the first tenth of the run; "first": whether that cause is reported before all others. Healthy runs are of six methods
 with their own defaults and three or four seeds; any report is a false alarm. The last table shows, for each monitored number,
 its limit and the nearest value in a healthy run.
 """
@@ -51,7 +51,7 @@ LOWEST = {"scan_contrast", "view_contrast", "teacher_gap", "grad_norm", "spread"
 
 @dataclasses.dataclass
 class Plant:
-    """How to spoil a run, and the cause that the monitor must report."""
+    """A planted collapse, and the cause that the monitor must report."""
 
     cause: str
     what: str
@@ -61,7 +61,7 @@ class Plant:
     method_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     views_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     optim: dict[str, Any] = dataclasses.field(default_factory=dict)
-    spoil: Callable[[Any], None] | None = None
+    corrupt: Callable[[Any], None] | None = None
     data: Callable[[ResampledScans], ResampledScans] | None = None
 
 
@@ -99,18 +99,18 @@ def wrong_window(resampled: ResampledScans) -> ResampledScans:
 
 NOISE = {"crop": {"scale": [0.01, 0.02]}, "noise": {"p": 1.0, "std": [5.0, 9.0]}}
 PLANTS = [
-    Plant("constant", "BYOL without predictor and momentum", "byol", method_options={"momentum": 0.0}, spoil=no_predictor),
+    Plant("constant", "BYOL without predictor and momentum", "byol", method_options={"momentum": 0.0}, corrupt=no_predictor),
     Plant("constant", "weight decay 100", encoder="mlp", optim={"lr": 0.01, "weight_decay": 100.0}),
     Plant("constant", "a transformer at learning rate 0.1", encoder="vit", optim={"lr": 0.1}),
     Plant("explosion", "a CNN at learning rate 100", optim={"lr": 100.0}),
-    Plant("few directions", "all but one direction of the last layer fade", spoil=narrowing),
+    Plant("few directions", "all but one direction of the last layer fade", corrupt=narrowing),
     Plant("chance", "temperature 100: the loss stays at ln K", method_options={"temperature": 100.0}),
-    Plant("dead units", "biases of -20 before the last ReLU", spoil=dead),
+    Plant("dead units", "biases of -20 before the last ReLU", corrupt=dead),
     Plant("not finite", "learning rate 1e30", optim={"lr": 1e30}),
     Plant("window", "an intensity window far above all values", data=wrong_window),
     Plant("unrelated views", "crops of 1 % under noise", views_options=NOISE),
     Plant("same views", "a recipe without augmentation", views="plain"),
-    Plant("teacher copies", "the teacher is set to the student at every step", "byol", spoil=copying),
+    Plant("teacher copies", "the teacher is set to the student at every step", "byol", corrupt=copying),
     Plant("teacher stuck", "momentum 1", "byol", method_options={"momentum": 1.0}),
     Plant("no gradient", "temperature 1e6", method_options={"temperature": 1e6}),
 ]  # fmt: skip
@@ -143,8 +143,8 @@ def go(store: Store, folder: Path, plant: Plant, seed: int, given: argparse.Name
     torch.manual_seed(seed)
     encoder = catalog.build(catalog.spec("encoder", plant.encoder, **SMALL[plant.encoder]), channels=1, size=size)
     method = catalog.build(spec, encoder=encoder)
-    if plant.spoil:
-        plant.spoil(method)
+    if plant.corrupt:
+        plant.corrupt(method)
     recipe = catalog.build(catalog.spec("augment", plant.views, **plant.views_options), size=size)
     config = PretrainConfig(
         store="", where=None, target=None, fingerprint="", method=Choice(plant.method, {}), encoder=Choice(plant.encoder, {}),

@@ -4,7 +4,7 @@
 
 Recall: every image is added a second time, degraded in one way. "searched" is the share of copies that `near_hash_pairs` returns,
 "confirmed" the share that `is_near_duplicate` confirms, both with default limits. False pairs: among all pairs of X-rays of
-different patients. Flags: share of scans with a flag, per collection; all scans are of good quality as far as we know.
+different patients. Flags: share of scans with a flag, per collection; all scans are believed to be of good quality.
 """
 
 import argparse

@@ -198,12 +198,12 @@ def main() -> None:
         print(f"{name}: {each} % at epochs {epochs}, {time.perf_counter() - start:.0f} s", flush=True)
         lines.append({"pretraining": name, "test error %": score_seeds(MEAN, data.y_test, errors[name], who)})
     if "none" in errors:
-        rivals = [n for n in errors if n != "none"]
-        found = [paired(MEAN, data.y_test, errors[n], errors["none"], who) for n in rivals]
-        p = dict(zip(rivals, holm([f.p for f in found]), strict=True))
+        compared = [n for n in errors if n != "none"]
+        found = [paired(MEAN, data.y_test, errors[n], errors["none"], who) for n in compared]
+        p = dict(zip(compared, holm([f.p for f in found]), strict=True))
         for line in lines:
             if (n := line["pretraining"]) != "none":
-                line |= {"minus none": found[rivals.index(n)].score, "p (Holm)": f"p = {p[n]:.4f}"}
+                line |= {"minus none": found[compared.index(n)].score, "p (Holm)": f"p = {p[n]:.4f}"}
     print(
         f"\nMNIST, {given.train} images, widths {given.widths}, {given.seeds} seeds, {time.perf_counter() - began:.0f} s"
     )

@@ -16,7 +16,7 @@ from medssl.store.resampled import ResampledScans
 
 
 def standardised(resampled: ResampledScans, rows: NDArray[np.int64], device: torch.device | str = "cpu") -> Tensor:
-    """Return scans as in training but not augmented, (B, C, *size) float32 on `device`: unit range, minus mean, over std."""
+    """Return scans standardised as in training but not augmented, (B, C, *size) float32 on `device`."""
     raw = {"image": resampled.array[rows], "low": resampled.low[rows], "high": resampled.high[rows]}
     return (
         to_unit_range({k: torch.from_numpy(np.ascontiguousarray(v)).to(device) for k, v in raw.items()})

@@ -63,7 +63,7 @@ class Grid:
     Args:
         store: the scans.
         wanted: the input that the network expects.
-        device: of the network.
+        device: the device of the network.
 
     With a fixed spacing, a scan larger than `size` is covered by windows, whereas training used its centre only.
     """

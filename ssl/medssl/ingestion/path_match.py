@@ -7,9 +7,7 @@ from collections.abc import Iterable, Sequence
 from medssl.errors import UserError
 
 SUFFIX = re.compile(r"(\.nii)?\.gz$|\.(dcm|dicom|ima|nii|png|jpe?g|tiff?|bmp|npz|json|csv|xml)$", re.IGNORECASE)
-NEVER_SCANS = re.compile(
-    r"\.(json|csv|tsv|xml|txt|xlsx?)$"
-)  # suffixes of files that are not scans, in normalised names
+NEVER_SCANS = re.compile(r"\.(json|csv|tsv|xml|txt|xlsx?)$")  # in normalised names
 PART = re.compile(r"#([a-z]+)/(\d+)$")  # one scan of a file with several
 
 # Words that distinguish the two halves of a data set, not two patients or hospitals.

@@ -15,9 +15,7 @@ class Batch(TypedDict, total=False):
 
     views: list[Tensor]  # `Method.views` tensors (B, C, *spatial), float32, standardised
     key: Key  # for randomness inside the method: rng.uniform(batch["key"], view, slot, n), slot >= METHOD_SLOT
-    target: (
-        Tensor  # the values named by `Method.target`: (B,) int64 classes or groups, or float32 numbers (B,) or (B, L)
-    )
+    target: Tensor  # named by `Method.target`: (B,) int64 classes or groups, or float32 numbers (B,) or (B, L)
 
 
 class Clock(NamedTuple):

@@ -14,9 +14,7 @@ from medssl.rng import MASK, generator, seed_from
 Floats = NDArray[np.floating]
 
 FEWEST = 10  # with fewer points, neighbourhoods mean nothing
-COMPONENTS = (
-    50  # of the initial PCA: 30 in van der Maaten & Hinton, 2008, section 4.2; usually 50 in openTSNE and scanpy
-)
+COMPONENTS = 50  # initial PCA: 30 in van der Maaten & Hinton, 2008, section 4.2; usually 50 in openTSNE and scanpy
 PARALLEL = 1000  # with fewer points, threads cost more time than they save
 EXAGGERATED, PLAIN = 250, 500  # iterations with and without early exaggeration, openTSNE's defaults
 

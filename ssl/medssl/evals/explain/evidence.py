@@ -47,10 +47,10 @@ class Evidence:
         kind: the task of predicting it, classification or regression.
         values: names of its classes.
         metric: the main metric of the target.
-        predicted: how well a linear probe predicts the field, by features, then by metric of PREDICTED; the run's features first.
+        predicted: scores of a linear probe of the field, by features, then by metric of PREDICTED; the run's features first.
         predicted_within_label: the same for the run's features among scans of one label, because features that show the label
             also predict what is associated with it.
-        predicted_difference: the first metric of each other features minus that of the run, paired.
+        predicted_difference: the first metric for each of the other features minus the run's, paired.
         alone: the target's score of a model of the field alone, fitted on training scans.
         association_train, association_test: association of field and label.
         score: the target's score of the probe.
@@ -102,7 +102,7 @@ class Evidence:
         if self.alone.low > 0.5 and self.differences["within"].high < 0:
             return PART
         associated = self.alone.low > 0.5 or self.association_train.low > 0
-        # an undefined difference excludes nothing
+        # an undefined difference does not exclude a lower score
         return POSSIBLE if associated and not self.differences["within"].low >= 0 else NONE
 
     def sentence(self, target: str) -> str:

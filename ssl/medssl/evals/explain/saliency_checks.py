@@ -1,4 +1,4 @@
-"""Checks of saliency maps: do they depend on the learned weights, and do they agree with masks of the finding.
+"""Checks of saliency maps: dependence on the learned weights, and agreement with masks of the finding.
 
 Randomisation of weights: Adebayo et al., 2018, https://arxiv.org/abs/1810.03292. Energy in a mask: Wang et al., 2020,
 https://arxiv.org/abs/1910.01279, section 4.3. Pointing game: Zhang et al., 2016, https://arxiv.org/abs/1608.00507.

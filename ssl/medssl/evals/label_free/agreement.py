@@ -1,4 +1,4 @@
-"""Rank correlations over runs between label-free measures and probe scores, and which measures are reliable."""
+"""Rank correlations over runs between label-free measures and probe scores, and the choice of a reliable measure."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Agreement:
         spearman, kendall: over all runs; Kendall's is tau-b.
         within: Kendall's tau-b over pairs of runs of the same method; None if there is one method. Between methods a
             measure may correlate because methods differ in everything.
-        p: of Spearman's correlation by permutation of the runs, adjusted by Holm over all measures.
+        p: p value of Spearman's correlation by permutation of the runs, adjusted by Holm over all measures.
     """
 
     spearman: Score
@@ -90,7 +90,7 @@ def agreement(
 
 
 def trusted(found: Mapping[str, Agreement], better: Mapping[str, int], runs: int) -> str:
-    """Return a sentence on which measure is shown to order these runs.
+    """Return a sentence about the measures that are shown to order these runs.
 
     better: by measure, +1 or -1 for the direction its paper calls better, 0 for none.
     """

@@ -16,7 +16,7 @@ from medssl.evals.label_free.rank import rankme
 PATIENCE = (
     40  # consecutive logged losses at chance; healthy runs start slowly, and one stayed within 1.7 % for 40 steps
 )
-SOONER = 20  # enough of them if views of one scan are not closer than views of two either
+SOONER = 20  # losses that suffice if views of one scan are not closer than views of two either
 RECENT = 10  # logged gradients used
 FEWEST_DIRECTIONS = 4  # feature dimensions below which the rank is not checked
 
@@ -57,7 +57,7 @@ def evidence(views: ArrayLike, projected: ArrayLike | None = None) -> dict[str, 
         projected: (N, P) output of the projector for views[:, 0], if there is one.
 
     Returns:
-        finite: share of finite numbers; the other keys exist only if it is 1.
+        A dict. finite: share of finite numbers; the other keys exist only if it is 1.
         length, dead: of views[:, 0], the median Euclidean length, and the share of the D outputs equal for all scans.
         spread, rankme, rankme_of: of views[:, 0], see `geometry` and `rank`.
         common: see `geometry`.

@@ -14,7 +14,7 @@ from medssl.evals.metrics.metrics import Floats
 from medssl.rng import generator
 
 DIRECTIONS = 128  # random directions of the sliced test; the default of LeJEPA is 100
-KEPT = 0.9  # share of the distance ratios; Facco et al., 2017, leave out the largest tenth
+KEPT = 0.9  # share of the distance ratios; Facco et al., 2017, exclude the largest tenth
 # range and step of t: the weight is 1e-14 at 8, and a step of 1/8 suffices for projections up to 20 deviations apart
 REACH, STEP = 8.0, 0.125
 
@@ -89,7 +89,7 @@ def two_nn(x: ArrayLike) -> float:
 
     Facco et al., 2017 (https://doi.org/10.1038/s41598-017-11873-y), "Methods": the slope through the origin of
     -log(1 - F) on log(r2 / r1), with F the empirical distribution of r2 / r1 without its largest tenth. Scans equal to
-    another (r1 = 0) are left out; nan if these are more than half. High dimensions are underestimated: at N = 500, about
+    another (r1 = 0) are excluded; nan if these are more than half. High dimensions are underestimated: at N = 500, about
     20 is the maximum.
     """
     distance = squareform(pdist(finite(x, 2)))

@@ -20,9 +20,9 @@ class Axiom:
     """One axiom on the given points.
 
     Attributes:
-        name: of the axiom.
+        name: name of the axiom.
         unit: points, ordered pairs or ordered triples.
-        checked, violations: how many units there are, and how many violate the axiom by more than rounding.
+        checked, violations: number of units, and number of these that violate the axiom by more than rounding.
         worst: the largest violation, in units of the distance (of the Euclidean distance for different points at distance
             0); 0 when the axiom holds.
         at: the rows of the points of the worst violation; () when the axiom holds.
@@ -37,7 +37,7 @@ class Axiom:
 
     @property
     def holds(self) -> bool:
-        """Return whether nothing violates it."""
+        """Return whether there is no violation."""
         return self.violations == 0
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Axioms:
 
     @property
     def identity(self) -> bool:
-        """Identity of indiscernibles, both halves."""
+        """Return whether the identity of indiscernibles holds, both halves."""
         return self.zero_to_itself.holds and self.tells_apart.holds
 
     @property
@@ -88,7 +88,7 @@ def metric_axioms(distance: Callable[[Tensor, Tensor], Any], x: Any, tolerance: 
     Args:
         distance: (N, D), (N, D) -> (N, N), as the modules of `losses.distances` and pytorch-metric-learning.
         x: (N, D), converted to a tensor of float64 unless it is a tensor already.
-        tolerance: what counts as rounding, as a share of the largest distance. Points that are closer than this have
+        tolerance: limit of rounding errors, as a share of the largest distance. Points that are closer than this have
             distance 0; points with any different coordinate differ.
 
     Raises:
@@ -115,7 +115,7 @@ def metric_axioms(distance: Callable[[Tensor, Tensor], Any], x: Any, tolerance: 
 
 
 def _axiom(name: str, unit: str, excess: Floats, checked: np.ndarray, slack: float) -> Axiom:
-    """excess: how much each point or pair violates the axiom, where `checked`."""
+    """Return an axiom from `excess`, the violation by each point or pair, where `checked`."""
     broken = checked & (excess > slack)
     at = np.unravel_index(int(np.where(broken, excess, -np.inf).argmax()), excess.shape)
     found = bool(broken.any())
@@ -124,7 +124,7 @@ def _axiom(name: str, unit: str, excess: Floats, checked: np.ndarray, slack: flo
 
 
 def _triangle(d: Floats, apart: np.ndarray, slack: float) -> Axiom:
-    """Ordered triples (x, y, z) of three different rows, one y at a time, so that memory stays n^2."""
+    """Check ordered triples (x, y, z) of three different rows, one y at a time, so that memory stays n^2."""
     n = len(d)
     violations, worst = 0, 0.0
     at: tuple[int, ...] = ()

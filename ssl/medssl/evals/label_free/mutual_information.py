@@ -34,7 +34,7 @@ PER_DIRECTION = 10  # scans per principal component: with fewer, canonical pairs
 SHIFTS = 16  # pairs of two patients per pair of one scan when fitting the weights
 RIDGE = 1e-3  # ridge penalty of the weights, so that the fit is well defined
 CLIP = 5.0  # clipping of SMILE: Song & Ermon, 2020, https://arxiv.org/abs/1910.06222, compare 1, 5 and none
-MOST = 2000  # maximum of held-out scans
+MOST = 2000  # maximum number of held-out scans
 FEWEST = 40  # patients
 
 
@@ -58,8 +58,8 @@ def mutual_information(
 ) -> Information:
     """Return the mutual information of a (N, D) and b (N, E), frozen features of two views of N scans; patient (N,).
 
-    Intervals resample the held-out patients with a fixed critic. n: number of resamples. seed: of the split of patients and
-    the resamples. Raises UserError with fewer than 40 patients, and if a or b is equal for all scans.
+    Intervals resample the held-out patients with a fixed critic. n: number of resamples. seed: for splitting patients and
+    resampling. Raises UserError with fewer than 40 patients, and if a or b is equal for all scans.
     """
     a, b = finite(a, 2), finite(b, 2)
     if len(a) != len(b):

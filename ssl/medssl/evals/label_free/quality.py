@@ -54,7 +54,7 @@ def measures(x: ArrayLike, views: ArrayLike, seed: int = 0) -> dict[str, float]:
     """Return the values of `MEASURES`, nan where undefined.
 
     x: (N, D) features of unaugmented scans. views: (N, V, D) features of V >= 2 augmented views of the same scans, N > V. If
-    all views of every scan are equal, measures of views are undefined. seed: of SIGReg's directions. Raises ValueError for
+    all views of every scan are equal, measures of views are undefined. seed: for SIGReg's directions. Raises ValueError for
     shapes that do not fit each other and for values that are not finite.
     """
     x, views = finite(x, 2), finite(views, 3)

@@ -34,7 +34,7 @@ class PredictionType:
     Attributes:
         groups: y -> masks (N,) of the scans that a metric needs, such as each class; an interval needs some patients in each.
         rare: words for a group with few patients.
-        missing: words for why a metric is undefined on a resample.
+        missing: the reason in words why a metric is undefined on a resample.
         left_out: y -> words for labels that the metric excludes.
     """
 

@@ -9,7 +9,7 @@
 The surface consists of the voxels with a face on another class or on the border of the scan. Definitions and values are
 those of MONAI's compute_dice, compute_hausdorff_distance and compute_surface_dice.
 
-No case is left out because of its prediction. If neither has the class, the prediction is correct (Dice and surface Dice 1,
+No case is excluded because of its prediction. If neither has the class, the prediction is correct (Dice and surface Dice 1,
 HD95 0); if only one has it, it is wrong (0, and for HD95 the diagonal of the scan, the largest possible distance).
 """
 

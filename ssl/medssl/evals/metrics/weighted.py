@@ -29,7 +29,7 @@ def one_vs_rest(
 ) -> Floats:
     """Return f of class 1 for two classes, else the unweighted mean over classes of f of each against the rest.
 
-    f takes which scans are positive, their p, their w, and each of `more` (N,).
+    f takes a mask of the positive scans, their p, their w, and each of `more` (N,).
     """
     K = p.shape[1]
     return np.mean([f(y == k, p[:, k], w, *more) for k in (range(K) if K > 2 else [1])], axis=0)
@@ -38,7 +38,7 @@ def one_vs_rest(
 def over_labels(f: Callable[..., Floats], y: Floats, p: Floats, w: Floats, *more: NDArray[np.int64]) -> Floats:
     """Return the unweighted mean of f over the labels for which it is defined, each on the scans where it is known.
 
-    f takes which scans are positive, their p, their w, and each of `more` (N,) for them.
+    f takes a mask of the positive scans, their p, their w, and each of `more` (N,) for them.
     """
     known = ~np.isnan(y)
     each = [f(y[k, i] == 1, p[k, i], w[:, k], *(m[k] for m in more)) for i, k in enumerate(known.T)]
@@ -47,7 +47,7 @@ def over_labels(f: Callable[..., Floats], y: Floats, p: Floats, w: Floats, *more
 
 
 def auroc(positive: NDArray[np.bool_], s: Floats, w: Floats) -> Floats:
-    """Weight of the (positive, negative) pairs in correct order, ties counting half, over the weight of all pairs."""
+    """Return the weight of (positive, negative) pairs in correct order, ties counting half, over the weight of all pairs."""
     up = np.argsort(s, kind="stable")
     pos, neg = up[positive[up]], up[~positive[up]]
     # [:, i]: the weight of the i lowest negatives
@@ -60,7 +60,7 @@ def auroc(positive: NDArray[np.bool_], s: Floats, w: Floats) -> Floats:
 
 
 def auprc(positive: NDArray[np.bool_], s: Floats, w: Floats) -> Floats:
-    """Average precision: sum over thresholds of (increase in recall) x precision; also undefined without negatives."""
+    """Return average precision: sum over thresholds of (increase in recall) x precision; undefined without negatives too."""
     if not len(s):
         return np.full(len(w), np.nan)
     down = np.argsort(-s, kind="stable")
@@ -75,18 +75,18 @@ def auprc(positive: NDArray[np.bool_], s: Floats, w: Floats) -> Floats:
 
 
 def accuracy(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
-    """Share of scans whose most probable class is correct."""
+    """Return the share of scans with a correct most probable class."""
     return mean((p.argmax(1) == y).astype(np.float64), w)
 
 
 def balanced_accuracy(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
-    """Mean recall over classes."""
+    """Return the mean recall over classes."""
     is_class = (y[:, None] == np.arange(p.shape[1])).astype(np.float64)
     return divide(w @ (is_class * (p.argmax(1) == y)[:, None]), w @ is_class).mean(1)
 
 
 def ece(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
-    """Weighted mean gap between accuracy and confidence, in bins of the most probable class's probability."""
+    """Return the weighted mean gap between accuracy and confidence, in bins of the most probable class's probability."""
     confidence = p.max(1)
     hit = (p.argmax(1) == y).astype(np.float64)
     # bins are ((m-1)/M, m/M]: an edge belongs to the bin below it
@@ -96,7 +96,7 @@ def ece(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
 
 
 def quadratic_kappa(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
-    """1 - observed / expected squared distance between the true and the most probable level."""
+    """Return 1 - observed / expected squared distance between the true and the most probable level."""
     levels = np.arange(p.shape[1])
     top = p.argmax(1)
     true, predicted = (w @ (v[:, None] == levels).astype(np.float64) for v in (y, top))
@@ -107,26 +107,26 @@ def quadratic_kappa(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
 
 
 def level_error(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
-    """Mean absolute distance between the true and the most probable level."""
+    """Return the mean absolute distance between the true and the most probable level."""
     return mean(np.abs(y - p.argmax(1)).astype(np.float64), w)
 
 
 def r2(y: Floats, p: Floats, w: Floats) -> Floats:
-    """1 - squared error / squared distance from the mean."""
+    """Return 1 - squared error / squared distance from the mean."""
     apart = y - divide(w @ y, w.sum(1))[:, None]
     total = np.einsum("rn,rn->r", w, apart**2)
     return 1 - divide(w @ (y - p) ** 2, np.where(_varies(y, w), total, 0))
 
 
 def spearman(y: Floats, p: Floats, w: Floats) -> Floats:
-    """Correlation of midranks: ties share the mean of their ranks."""
+    """Return the correlation of midranks: ties share the mean of their ranks."""
     a, b = (_centred(_midranks(x, w), w) for x in (y, p))
     ab, aa, bb = (np.einsum("rn,rn->r", u, w * v) for u, v in ((a, b), (a, a), (b, b)))
     return divide(ab, np.where(_varies(y, w) & _varies(p, w), np.sqrt(aa * bb), 0))
 
 
 def concordance(y: Floats, risk: Floats, w: Floats) -> Floats:
-    """Weight of the comparable pairs in correct order, ties of risk counting half, over the weight of all comparable pairs.
+    """Return the weight of comparable pairs in correct order, ties of risk counting half, over that of all comparable pairs.
 
     y (N, 2): time and event. A pair is comparable when the scan with the shorter time has the event; at equal times, when
     one has the event and the other is censored and so lived longer.

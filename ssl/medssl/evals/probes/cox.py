@@ -3,9 +3,8 @@
 Cox, 1972 (https://doi.org/10.1111/j.2517-6161.1972.tb00899.x): C * (minus log partial likelihood) + |w|^2 / 2, on features
 standardised on the training patients. Ties by Efron, 1977 (https://doi.org/10.1080/01621459.1977.10480613), or Breslow.
 
-An observation is a patient with an outcome. Scans of one patient with the same time and event are averaged, because three
-scans of a patient are not three deaths. Scans of a patient with different times, such as the time since each scan, remain
-separate observations.
+An observation is a patient with an outcome. Scans of one patient with the same time and event are averaged, because they
+are one outcome. Scans of a patient with different times, such as the time since each scan, remain separate observations.
 """
 
 from collections.abc import Callable, Sequence
@@ -107,7 +106,7 @@ class Partial:
         return torch.where((total > 0).all(0), value, torch.inf)
 
     def expand(self, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """See `newton.Convex`; the diagonal leaves out the subtracted term."""
+        """See `newton.Convex`; the diagonal omits the subtracted term."""
         _, e, total = self._risks(x)
         E = len(self.event)
         p = e * self._shares(1 / total) / E
@@ -209,7 +208,7 @@ def cox_probes(
         ]
 
     def loss(y_some: NDArray[Any], risk: Floats, patients: NDArray[np.str_] | None) -> float:
-        # the mean of risks is the risk of mean features, as it is linear in them
+        # the mean of risks is the risk of mean features, since risk is linear in them
         means, outcomes = _observations(risk[:, None], y_some, patients)
         return partial_likelihood(outcomes, means[:, 0], ties)
 

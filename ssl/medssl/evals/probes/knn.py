@@ -28,7 +28,7 @@ def knn_probe(
     *,
     task: str = "classification",
 ) -> Floats:
-    """(N, D) training features with labels and patients -> predictions for the M test features, float64.
+    """Return predictions for M test features from labelled training features (N, D), float64.
 
     Each test scan gets the votes of its k most similar training scans of other patients, or of all where there are fewer.
     Equal similarities go to the lower row. Predictions are as the metrics of the task take them:

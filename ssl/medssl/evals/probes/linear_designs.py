@@ -17,7 +17,7 @@ from medssl.evals.metrics.metrics import Floats
 from medssl.evals.probes.linear_losses import Loss
 
 SLACK = 1.25  # sets are stacked, with padding, if their sizes differ by less than this factor
-STACKED = 1 << 26  # maximum of numbers in one stack: 512 MB
+STACKED = 1 << 26  # maximum count of numbers in one stack: 512 MB
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Number of coordinates of one problem."""
+        """The number of coordinates of one problem."""
         return self.a.shape[2] * self.outputs + self.intercepts
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:

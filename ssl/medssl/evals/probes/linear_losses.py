@@ -40,7 +40,7 @@ class Logistic:
     With J > 1 this is the proportional-odds model of McCullagh, 1980 (https://doi.org/10.1111/j.2517-6161.1980.tb01109.x):
     P(level > k) = sigmoid(z + c_k), c decreasing. log P(level) is the sum of two logistic regressions, above the level's
     lower threshold and not above its upper one (the only two with weight in that row), and of log(1 - exp(c_k - c_{k-1})),
-    which depends on no scan: `between` (S, J - 1) is the share of scans at each level with two thresholds.
+    which does not depend on scans: `between` (S, J - 1) is the share of scans at each level with two thresholds.
     """
 
     target: Tensor

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 GAP = 1e-6  # relative gap in f below which a problem is solved
-STEPS = 200  # maximum of Newton steps; the hardest problem of benchmarks/speed_probe.py takes about 20
-PRODUCTS = 2000  # maximum of Hessian products in one step
+STEPS = 200  # maximum number of Newton steps; the hardest problem of benchmarks/speed_probe.py takes about 20
+PRODUCTS = 2000  # maximum number of Hessian products in one step
 DENSE = 5000  # maximum size of a dense Hessian
 WORTH = 25  # with more products than size / WORTH, the dense Hessian is cheaper (measured at sizes 512 and 1024)
 TOGETHER = 1 << 26  # numbers in Hessians held at once: 512 MB

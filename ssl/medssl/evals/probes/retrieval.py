@@ -41,7 +41,7 @@ class Retrieval:
 def retrieve(
     x: ArrayLike, y: ArrayLike, patient: ArrayLike, gallery: tuple[ArrayLike, ArrayLike, ArrayLike] | None = None
 ) -> Retrieval:
-    """Search the gallery for each of M queries by cosine similarity, leaving out the query's own patient.
+    """Search the gallery for each of M queries by cosine similarity, excluding the query's own patient.
 
     Exact, in float64: faiss with float32 does not help where R is a large part of the gallery. Equal similarities go to the
     lower row of the gallery, and equal scans have equal similarities. Memory: a block of queries times the gallery.
@@ -89,7 +89,7 @@ def _nearest(similarity: Floats, r: int) -> NDArray[np.int64]:
 
 
 def _found(hit: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Return P@1, R-precision and MAP@R; hit (R,): which of the R nearest scans are relevant."""
+    """Return P@1, R-precision and MAP@R; hit (R,): mask of the relevant scans among the R nearest."""
     precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
     return hit[0], precision[-1], (precision * hit).sum() / len(hit)
 

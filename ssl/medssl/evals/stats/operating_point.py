@@ -26,7 +26,7 @@ class OperatingPoint:
     """A threshold and its performance on the test scans.
 
     scores: sensitivity, specificity, PPV and NPV at the test's own prevalence, then "PPV at 5 %" and so on.
-    how: how the threshold was chosen.
+    how: the choice of the threshold in words.
     """
 
     threshold: float
@@ -187,10 +187,10 @@ def _predictive(y: Truth, p: Floats, w: Floats) -> tuple[Floats, Floats]:
 
 
 SENSITIVITY = Metric("sensitivity", lambda y, p, w: _rates(y, p, w)[0], DECISIONS)
-"""Share of positives that are called positive."""
+"""Share of positives classified as positive."""
 SPECIFICITY = Metric("specificity", lambda y, p, w: _rates(y, p, w)[1], DECISIONS)
-"""Share of negatives that are called negative."""
+"""Share of negatives classified as negative."""
 PPV = Metric("PPV", lambda y, p, w: _predictive(y, p, w)[0], DECISIONS)
-"""Share of positives among those called positive, at the test's prevalence."""
+"""Share of positives among scans classified as positive, at the test set's prevalence."""
 NPV = Metric("NPV", lambda y, p, w: _predictive(y, p, w)[1], DECISIONS)
-"""Share of negatives among those called negative, at the test's prevalence."""
+"""Share of negatives among scans classified as negative, at the test set's prevalence."""

@@ -7,11 +7,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Score:
-    """A statistic with an interval, and how the interval was made.
+    """A statistic with an interval, and the method of the interval.
 
     `value`, `low` and `high` have the unit of the statistic and are nan where it is undefined. The interval need not
     contain the value: a plug-in estimate such as the ECE is biased, and so are its resamples. `n` is the number of scans,
-    `patients` the number of units resampled. `how` is a sentence without a full stop.
+    `patients` the number of units resampled. `how` is the method, a sentence without a full stop.
     """
 
     value: float
@@ -37,7 +37,7 @@ class Score:
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> "Score":
-        """The inverse of `as_dict`. Raises TypeError for missing or unknown keys."""
+        """Return the score from `as_dict`. Raises TypeError for missing or unknown keys."""
         return cls(**{k: math.nan if v is None else v for k, v in d.items()})  # type: ignore[arg-type]
 
 
@@ -63,6 +63,6 @@ class Difference:
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> "Difference":
-        """The inverse of `as_dict`."""
+        """Return the comparison from `as_dict`."""
         rest = {k: v for k, v in d.items() if k not in ("p", "se")}
         return cls(Score.from_dict(rest), *(math.nan if d[k] is None else d[k] for k in ("p", "se")))

@@ -36,7 +36,7 @@ def holm(p: ArrayLike) -> Floats:
 
 
 def wilcoxon(a: ArrayLike, b: ArrayLike, *, alpha: float = 0.05) -> float:
-    """Two-sided p-value of the signed-rank test on two models' scores (T,) over T tasks, as recommended by Demšar, 2006.
+    """Return the two-sided p-value of the signed-rank test on two models' scores (T,) over T tasks (Demšar, 2006).
 
     Exact up to 50 tasks, or up to 13 if differences tie or are 0; otherwise the normal approximation (scipy). Zeros are
     split between the signs. Raises UserError for too few tasks to reach p < `alpha`, for models without any difference, and
