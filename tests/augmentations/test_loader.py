@@ -16,17 +16,17 @@ from medssl.errors import UserError
 
 
 @dataclass
-class Canvas:
+class Resampled:
     array: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
 
-def _resampled(path: Path, shape: tuple[int, ...] = (1, 8, 8), dtype: str = "uint16", n: int = 20) -> Canvas:
+def _resampled(path: Path, shape: tuple[int, ...] = (1, 8, 8), dtype: str = "uint16", n: int = 20) -> Resampled:
     values = np.random.default_rng(0).integers(0, 200, size=(n, *shape)).astype(dtype)
-    np.save(path / "canvas.npy", values)
-    array = np.load(path / "canvas.npy", mmap_mode="r")
-    return Canvas(array, np.linspace(0, 50, n, dtype=np.float32), np.linspace(100, 199, n, dtype=np.float32))
+    np.save(path / "resampled.npy", values)
+    array = np.load(path / "resampled.npy", mmap_mode="r")
+    return Resampled(array, np.linspace(0, 50, n, dtype=np.float32), np.linspace(100, 199, n, dtype=np.float32))
 
 
 sizes = st.integers(1, 4).flatmap(
@@ -120,7 +120,7 @@ def test_unit_range_is_the_window_of_each_scan():
     assert torch.equal(to_unit_range(raw).view(3, 4), expected)
 
 
-def _raw(resampled: Canvas, pairs: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+def _raw(resampled: Resampled, pairs: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
     return RawScans(resampled).__getitems__(pairs)
 
 

@@ -176,7 +176,7 @@ def test_equal_models_differ_by_nothing():
     assert (d.score.value, d.score.low, d.score.high, d.p) == (0, 0, 0, 1)
 
 
-def test_what_has_no_interval_says_why():
+def test_a_missing_interval_has_a_reason():
     y = np.arange(20) % 2
     perfect = auroc_score(y, y * 1.0, np.arange(20))
     assert perfect.value == 1
@@ -247,7 +247,7 @@ def test_bca_leaves_out_patients_not_scans():
     assert (s.low, s.high) != (plain.low, plain.high)
 
 
-def test_bca_that_cannot_be_made_says_so():
+def test_an_impossible_bca_interval_is_reported():
     y = np.arange(60) % 2
     s = bca_score(AUROC, y, probabilities(y * 9.0), np.arange(60), n=100)
     assert (s.low, s.high) == (1, 1)
@@ -292,7 +292,7 @@ def test_p_is_below_5_percent_just_when_the_interval_leaves_out_0():
         assert (found.p < 0.05) == (found.score.low > 0 or found.score.high < 0)
 
 
-def test_corrected_t_says_what_it_cannot_do():
+def test_corrected_t_refuses_input_it_cannot_test():
     with pytest.raises(UserError, match="at least 2 splits and got 1"):
         corrected_t([0.1], 80, 20, scans=100)
     with pytest.raises(UserError, match=r"all 3 splits are equal \(0.1\)"):

@@ -67,7 +67,7 @@ def of(result, name):
     return next(f for f in result["metadata"] if f["field"] == name)
 
 
-def test_the_planted_view_is_named_unasked_and_the_others_are_not(found):
+def test_only_the_planted_view_is_found_by_default(found):
     assert {f["field"]: f["finding"] for f in found["metadata"]} == {
         "view": "part",
         "site": "none",
@@ -183,7 +183,7 @@ def test_findings_beside_each_other_and_another_label_as_a_fact(made):
     assert [t["target"] for t in json.loads((run / "audit.json").read_text())["tables"]] == ["lesion", "found"]
 
 
-def test_what_cannot_be_asked_is_one_line(made, tmp_path):
+def test_an_impossible_audit_is_a_one_line_error(made, tmp_path):
     _, store, run = made
     for metadata, words in ((["vew"], "Did you mean 'view'"), (["lesion"], "cannot be a shortcut to itself")):
         with pytest.raises(UserError, match=words):

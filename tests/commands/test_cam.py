@@ -74,8 +74,8 @@ def drawn(made):
 
 def test_maps_lie_on_the_squares_and_that_is_measured(made, drawn):
     """A square is what the label is of, so the energy in it is far above its share; whatever the weights."""
-    ours, rival = drawn["in_masks"]
-    assert [ours["maps of"], rival["maps of"]] == ["this run", "random init"]
+    ours, baseline = drawn["in_masks"]
+    assert [ours["maps of"], baseline["maps of"]] == ["this run", "random init"]
     assert ours["area of mask"]["value"] == pytest.approx(36 / SIZE**2)
     assert ours["energy minus area"]["low"] > 0.05
     assert ours["highest in mask"]["value"] > 0.5
@@ -84,7 +84,7 @@ def test_maps_lie_on_the_squares_and_that_is_measured(made, drawn):
             assert value is None or isinstance(value, str) or value["low"] <= value["value"] <= value["high"]
     positive = (made[2].column("label:square")[made[2].rows("test")] == "yes").sum()
     assert ours["energy in mask"]["n"] == positive < drawn["check"][0]["rank correlation"]["n"]
-    gain = ours["energy in mask"]["value"] - rival["energy in mask"]["value"]
+    gain = ours["energy in mask"]["value"] - baseline["energy in mask"]["value"]
     assert ours["energy minus random init"]["value"] == pytest.approx(gain)
     assert "square = yes" in drawn["about"]
 
@@ -265,7 +265,7 @@ def test_patients_that_pretraining_has_seen_are_refused_or_marked(made, tmp_path
 
 
 def test_no_mask_no_number_but_the_check(made, tmp_path):
-    """Where nobody has drawn what is asked for, the sheet and the check remain."""
+    """Without masks of the label, the sheet and the check remain."""
     run = shutil.copytree(made[1], tmp_path / "run")
     result = cam(run, made[2], "square", part=7)
     assert result["in_masks"] == []

@@ -1,4 +1,4 @@
-"""Arms, contests and what may be said: on real predictions of small runs, and on planted ones whose answer is known."""
+"""Models, comparisons and conclusions: on real predictions of small runs, and on planted ones with a known answer."""
 
 import json
 
@@ -19,7 +19,7 @@ from medssl.synthetic.cohort import write_cohort
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Two arms of two seeds, probed on one store."""
+    """Two models of two seeds, probed on one store."""
     folder = tmp_path_factory.mktemp("compare")
     cohort = write_cohort(folder / "cohort", patients=120, size=32, seed=3)
     medssl.ingest(cohort / "scans", folder / "store", labels=cohort / "labels.csv", key=tiny.secret(folder / "key"))
@@ -47,16 +47,16 @@ def plant(run, quality, seed):
     answer.write(run)
 
 
-def test_runs_that_differ_in_the_seed_are_one_arm(made):
-    arms = group_by_seed(find_runs(made / "runs"))
-    assert {arm.name: sorted(arm.runs) for arm in arms} == {"byol mlp": [0, 1], "simclr mlp": [0, 1]}
+def test_runs_that_differ_in_the_seed_are_one_model(made):
+    groups = group_by_seed(find_runs(made / "runs"))
+    assert {group.name: sorted(group.runs) for group in groups} == {"byol mlp": [0, 1], "simclr mlp": [0, 1]}
 
 
-def test_what_differs_names_the_arm(made, tmp_path):
+def test_models_are_named_by_their_differing_options(made, tmp_path):
     small = {"encoder": "mlp", "encoder_options": {"widths": [16]}, "size": 16, "batch": 16, "monitor_every": 0}
     for name, more in (("a", {}), ("b", {"lr": 1e-4}), ("c", {"method_options": {"temperature": 0.5}})):
         medssl.pretrain(made / "store", tmp_path / name, steps=1, **small, **more)
-    names = [arm.name for arm in group_by_seed(find_runs([tmp_path / "a", tmp_path / "b", tmp_path / "c"]))]
+    names = [group.name for group in group_by_seed(find_runs([tmp_path / "a", tmp_path / "b", tmp_path / "c"]))]
     assert names == [f"simclr mlp temperature={t} lr={lr}" for t, lr in ((0.1, 0.001), (0.1, 0.0001), (0.5, 0.001))]
     medssl.pretrain(made / "store", tmp_path / "d", steps=1, **small)
     with pytest.raises(UserError, match="have the same settings and seed"):
@@ -79,7 +79,7 @@ def test_a_planted_difference_is_found_and_said(made, tmp_path):
     assert "simclr mlp is better than byol mlp" in str(result)
 
 
-def test_equal_arms_cannot_be_told_apart_and_what_it_would_take_is_said(made):
+def test_equal_models_cannot_be_told_apart_and_the_required_sample_is_printed(made):
     for seed in (0, 1):
         plant(made / f"runs/simclr{seed}", 1.0, 30 + seed)
         plant(made / f"runs/byol{seed}", 1.0, 40 + seed)
@@ -134,9 +134,9 @@ def test_better_is_said_only_when_it_is():
 
 def test_several_questions_are_ranked_and_few_are_not(made, tmp_path):
     """Seven targets on which byol is best, then raw pixels: the order is found; of two nothing is said."""
-    for arm, quality in (("byol", 6.0), ("simclr", -3.0)):
+    for method, quality in (("byol", 6.0), ("simclr", -3.0)):
         for seed in (0, 1):
-            run = made / f"runs/{arm}{seed}"
+            run = made / f"runs/{method}{seed}"
             (answer,) = [p for p in predictions_of(run) if p.about["target"] == "lesion"]
             rng = np.random.default_rng(seed)
             for i in range(8):

@@ -142,7 +142,7 @@ def test_nifti_files_hold_nothing_else(volumes):
         assert len(inside) == 352 + np.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
 
 
-def test_nifti_table_and_what_is_left_out(store, volumes, tmp_path):
+def test_nifti_table_and_skipped_scans(store, volumes, tmp_path):
     lines = {line["scan"]: line for line in table(volumes)}
     assert sorted(lines) == [f"scan{i}" for i in range(6)]
     first = lines["scan0"]
@@ -319,7 +319,7 @@ def test_shards_are_plain_tar_files(store, tmp_path):
         assert path.read_bytes() == (again.path / "shards" / path.name).read_bytes()
 
 
-def test_a_shard_can_be_sharded_anew(store, tmp_path):
+def test_a_shard_can_be_sharded_again(store, tmp_path):
     made = Store.open(shard(lay_out(store, tmp_path / "a", 20_000), tmp_path / "b")["out"], quarantined=True)
     assert len(list((made.path / "shards").iterdir())) == 1
     made.verify()

@@ -78,12 +78,12 @@ def test_every_row_stands_at_every_budget_with_intervals_and_its_difference(tune
         assert (row["difference"] is None) == (features == "simclr cnn")
     (kept,) = (p for p in predictions_of(made[1]) if p.about["command"] == "finetune")
     p = {(e.source, e.label_budget): e.p for e in kept.rows}
-    for rival in ("random init", "simclr cnn, frozen", "random init, frozen"):
+    for baseline in ("random init", "simclr cnn, frozen", "random init, frozen"):
         for budget in ("20 %", "all"):
-            source = rival.replace("simclr cnn", "run")
+            source = baseline.replace("simclr cnn", "run")
             each = zip(p[source, budget], p["run", budget], strict=True)
             want = np.mean([roc_auc_score(kept.y, a[:, 1]) - roc_auc_score(kept.y, b[:, 1]) for a, b in each])
-            row = next(r for k, r in rows.items() if k[0] == rival and k[2] == budget)
+            row = next(r for k, r in rows.items() if k[0] == baseline and k[2] == budget)
             assert row["difference"]["value"] == pytest.approx(want)
     assert json.loads((made[1] / "scores.json").read_text())["tables"][-1] == json.loads(json.dumps(tuned))
 
@@ -103,7 +103,7 @@ def test_labels_are_learnt(tuned):
     assert best["scores"]["AUROC"]["value"] > 0.75
 
 
-def test_the_largest_budget_is_handed_over_with_its_head(tuned, made):
+def test_the_largest_budget_is_exported_with_its_head(tuned, made):
     """Encoder and head, put together by hand from the files, give the predictions of the first draw."""
     store, run = made
     folder = run / tuned["encoder"]
@@ -125,7 +125,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("blocks", [0, 1])
-def test_frozen_blocks_are_handed_over_as_they_came(made, tmp_path, blocks):
+def test_frozen_blocks_are_exported_unchanged(made, tmp_path, blocks):
     store, run = made
     run = shutil.copytree(run, tmp_path / "run")
     result = finetune(run, store, "label", label_budgets=[60], blocks=blocks, baselines=[], **QUICK)

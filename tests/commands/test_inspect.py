@@ -169,7 +169,7 @@ def test_geometry_counts_known_positions_and_tilted_volumes(store):
     assert tilts(np.stack([SHEARED, np.eye(4), np.diag([-3.0, 1, 1, 1])])) == pytest.approx([11.3099, 0, 0], abs=1e-3)
 
 
-def test_quarantined_scans_are_left_out_unless_requested(store):
+def test_quarantined_scans_are_excluded_unless_requested(store):
     found = inspect(store)
     assert [(r["reason"], r["scans"]) for r in found["quarantined"]] == [("burned-in risk", 6)]
     assert "medssl release" in found["quarantined"][0]["look at them, then release them"]

@@ -1,4 +1,4 @@
-"""Label-free quality: intervals over patients, the panel, the command, and which measure to trust over runs."""
+"""Label-free quality: intervals over patients, the held-out subset, the command, and the most reliable measure over runs."""
 
 import json
 import shutil
@@ -89,7 +89,7 @@ def test_two_draws_of_one_domain_do_not_read_as_a_shift():
 
 
 def test_intervals_cover_the_value_of_other_patients():
-    """What 40 panels of the same size have on average, covered by nearly all of their 95 % intervals."""
+    """The mean over 40 subsets of the same size is covered by nearly all of their 95 % intervals."""
     every = [quality(*features(seed=s)) for s in range(40)]
     for name in ("RankMe centred", "LiDAR", "alignment", "uniformity", "SIGReg"):
         truth = np.mean([q[name].value for q in every])
@@ -114,7 +114,7 @@ def made(tmp_path_factory):
     return folder, store, run
 
 
-def test_the_panel_takes_patients_before_scans(made):
+def test_the_subset_takes_patients_before_scans(made):
     store = made[1]
     patient = store.column("patient")
     val = store.rows("val")
@@ -163,7 +163,7 @@ def test_scans_of_pretraining_are_flagged(made, tmp_path):
     assert f"{patients} of the patients and {images} of the images" in flag
 
 
-def test_the_features_are_those_of_the_encoder_handed_over(made):
+def test_features_come_from_the_exported_encoder(made):
     _, store, run = made
     encoder, config = medssl.load_encoder(run)
     from medssl.scoring.features import from_encoder
@@ -185,7 +185,7 @@ def test_the_features_are_those_of_the_encoder_handed_over(made):
         ({"run": "x", "store": "s", "views": 1}, "views at least 2"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(given, words):
+def test_impossible_arguments_are_refused(given, words):
     with pytest.raises(UserError, match=words):
         medssl.quality(**given)
 

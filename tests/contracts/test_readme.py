@@ -1,4 +1,4 @@
-"""What the README says is so: its tree, its commands, its Python. And the wheel runs where there is no checkout."""
+"""The README is correct: its tree, its commands, its Python. The wheel runs without a checkout."""
 
 import ast
 import inspect

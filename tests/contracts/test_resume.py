@@ -129,7 +129,7 @@ def test_a_run_killed_twice_and_before_its_first_checkpoint(tmp_path):
     same(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_sigterm_saves_the_step_and_asks_to_try_again(tmp_path):
+def test_sigterm_saves_the_step_and_advises_to_run_again(tmp_path):
     with pytest.raises(UserError, match="run the same command again") as stopped:
         go("simclr", str(tmp_path / "stopped"), signal_at=5)
     assert stopped.value.code == 75

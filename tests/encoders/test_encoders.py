@@ -88,7 +88,7 @@ def test_contract(name, channels, size):
 
 @pytest.mark.parametrize("name", ["resnet18", "vit", "cnn", "mlp", "patch_bank", "patch_pyramid"])
 @pytest.mark.parametrize("size", SIZES, ids=["2D", "3D"])
-def test_options_rebuild_the_same_encoder(name, size):
+def test_options_reconstruct_the_same_encoder(name, size):
     a = build(name, 1, size)
     b = type(a)(a.channels, a.size, **a.options)
     b.load_state_dict(a.state_dict())

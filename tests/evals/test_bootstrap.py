@@ -44,7 +44,7 @@ def covered(shared, by_patient, repetitions=200):
 
 
 @pytest.mark.parametrize("shared", [0.5, 1.0])
-def test_intervals_over_patients_cover_the_truth(shared):
+def test_intervals_over_patients_cover_the_true_value(shared):
     low, high = binom.interval(0.998, 200, 0.95)
     assert low <= covered(shared, by_patient=True) <= high
 
@@ -104,7 +104,7 @@ def test_a_wider_level_is_wider():
     assert a.how.startswith("80 %")
 
 
-def test_undefined_resamples_are_left_out_and_counted():
+def test_undefined_resamples_are_excluded_and_counted():
     y, p, patient = np.array([1, 0, 0, 0, 0]), two(np.array([2.0, 0, 0.5, 3, -1])), np.arange(5)
     s = score(AUROC, y, p, patient, n=1000)
     missing = int(s.how.split("resamples, ")[1].split()[0])
@@ -308,7 +308,7 @@ def test_seeds_and_draws_are_crossed(sd_seed, sd_draw):
     assert np.mean(ratios) == pytest.approx(1 / n + sd_seed**2 / S + sd_draw**2 / D, rel=0.25)
 
 
-def test_one_seed_of_many_draws_says_draws():
+def test_one_seed_of_many_draws_names_draws():
     p = list(grid(1, 4, 30, 0, 1, np.random.default_rng(1)))
     how = score_seeds(MEAN, np.zeros(30), p, np.arange(30), draws=4).how
     assert "over 4 draws of labels and 30 patients" in how

@@ -44,7 +44,7 @@ def test_the_likelihood_is_the_definition_with_many_ties(ties):
     assert partial_likelihood(y[order], eta[order] + 500, ties) == pytest.approx(likelihood(y, eta, ties), rel=1e-10)
 
 
-def test_ties_are_treated_as_asked_and_do_not_matter_where_there_are_none():
+def test_ties_are_treated_as_requested_and_do_not_matter_without_ties():
     _, y = cohort(0, 40, 2, tick=3.0)
     eta = np.random.default_rng(1).normal(size=40)
     assert partial_likelihood(y, eta, "efron") < partial_likelihood(y, eta, "breslow")
@@ -137,7 +137,7 @@ def test_the_penalty_has_the_best_likelihood_of_validation_patients():
     np.testing.assert_allclose(probe.predictions[0], model.predict(x[200:], PENALTIES.index(probe.C)), atol=1e-6)
 
 
-def test_an_event_with_nobody_else_at_risk_says_nothing():
+def test_an_event_with_nobody_else_at_risk_has_no_effect():
     x, _ = cohort(12, 10, 3)
     model = fit_cox(x, np.c_[np.arange(1, 11), np.arange(1, 11) == 10].astype(float), np.array([1.0]))
     assert model.converged.all()

@@ -61,7 +61,7 @@ def test_a_hypercolumn_is_every_stage_at_one_place(cnn):
     torch.testing.assert_close(f[:, 8:, 5, 8], by_hand)
 
 
-def test_the_sample_has_as_many_of_each_class_and_knows_how_many_there_are(cnn):
+def test_the_sample_is_balanced_and_keeps_the_class_shares(cnn):
     resampled, masks = discs()
     rows = np.array([3, 7, 8, 20])
     pixels = sample(cnn, resampled, masks, rows, PEOPLE, 2, each=5)
@@ -110,7 +110,7 @@ def test_a_linear_probe_of_three_classes_and_one_that_was_never_drawn():
     torch.testing.assert_close(p.sum(1), torch.ones(2, 24, 24))
 
 
-def test_neighbours_vote_as_a_loop_over_pixels_says(cnn):
+def test_neighbours_vote_as_in_a_loop_over_pixels(cnn):
     resampled, masks = discs(6)
     pixels = sample(cnn, resampled, masks, np.array([0, 1, 2, 3]), PEOPLE, 2, each=6)
     x = standardised(resampled, np.array([0]))
@@ -133,7 +133,7 @@ def test_neighbours_vote_as_a_loop_over_pixels_says(cnn):
         np.testing.assert_allclose(p[i, j], votes / votes.sum(), rtol=1e-4)
 
 
-def test_a_pixel_never_asks_its_own_patient():
+def test_a_pixel_never_uses_its_own_patient():
     """A bank that holds the very pixels of the scan with the wrong class, as its own patient's, and weaker right ones."""
     x = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])  # two pixels, (1, 0) and (0, 1)
     bank = np.array([[1, 0], [0, 1], [0.9, 0.4], [0.4, 0.9]], np.float32)

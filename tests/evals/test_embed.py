@@ -32,7 +32,7 @@ def resampled(dtype, size, channels=1, N=7):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32])
 @pytest.mark.parametrize("size", [(8, 6), (6, 5, 4)])
-def test_scans_arrive_windowed_and_standardised_in_the_order_asked(dtype, size):
+def test_scans_are_windowed_and_standardised_in_the_requested_order(dtype, size):
     c, rows = resampled(dtype, size, channels=2), np.array([4, 0, 6, 4])
     net = Net(2, len(size))
     features = embed(net, c, rows, batch=3, quiet=True)

@@ -95,7 +95,7 @@ def test_votes_are_weighted_by_similarity():
 
 
 def slow_mean(x, y, patient, x_test, patient_test, k, T=0.07):
-    """Of each label (N, L): the neighbours that know it, else all others that know it, else nan."""
+    """For each label (N, L): the neighbours where it is known, else all others where it is known, else nan."""
     p = np.full((len(x_test), y.shape[1]), np.nan)
     _, rows = brute_force(x, np.zeros(len(x), int), patient, x_test, patient_test, 1, k, T)
     a, b = (unit(v).astype(np.float64) for v in (x, x_test))

@@ -365,7 +365,7 @@ def test_a_subset_is_chosen_for_on_no_more_validation_scans_than_it_has():
     np.testing.assert_array_equal(inner.predictions[0], same.predictions[0])
 
 
-def test_a_probe_that_did_not_converge_says_so(monkeypatch):
+def test_a_probe_that_did_not_converge_is_reported(monkeypatch):
     x, y = problem(9, 100, 10, 2)
     monkeypatch.setattr(newton, "STEPS", 1)
     [probe] = linear_probes((x, y), (x, y), [], classes=2)

@@ -195,7 +195,7 @@ def test_a_constant_has_no_correlation_and_nobody_to_compare_is_undefined():
         assert all(np.isnan(m(y, p, np.zeros(20))) for m in task_type(task).metrics)
 
 
-def test_higher_is_better_or_it_says_so():
+def test_metrics_have_the_right_sign():
     assert {m.name for t in TASK_TYPES.values() for m in t.metrics if m.sign < 0} == {"ECE", "MAE", "MAE in levels"}
 
 
@@ -272,7 +272,7 @@ def test_a_difference_survives_json_and_prints_its_p():
     assert str(Difference.from_dict(nothing.as_dict())) == str(nothing)
 
 
-def test_a_table_is_aligned_and_says_how():
+def test_a_table_is_aligned_and_describes_its_intervals():
     how = "95 % percentile bootstrap over 312 patients, 2000 resamples"
     rows = [
         {"features": "raw pixels", "AUROC": Score(0.927, 0.901, 0.949, 624, 312, how)},
@@ -285,7 +285,7 @@ def test_a_table_is_aligned_and_says_how():
     assert lines[4] == f"Brackets: {how}, 624 scans."
 
 
-def test_brackets_made_in_two_ways_are_told_apart():
+def test_intervals_made_in_two_ways_are_distinguished():
     rows = [{"a": Score(0.5, 0.4, 0.6, 9, 9, "one way"), "b": Score(0.5, 0.4, 0.6, 9, 9, "another way")}]
     assert text_table(rows, ["a", "b"]).splitlines()[3:] == [
         "Brackets of a: one way, 9 scans.",

@@ -95,7 +95,7 @@ def test_predictive_values_at_a_prevalence_are_those_of_a_cohort_of_that_prevale
     assert npv(y, p) == pytest.approx(NPV(y, p, cohort), abs=1e-12)
 
 
-def test_a_threshold_above_all_negatives_says_that_nothing_is_known_beyond():
+def test_a_threshold_above_all_negatives_is_reported():
     y = np.r_[np.zeros(10, int), 1, 1]
     test = draw(0)
     found = operating_point((y, np.arange(12.0)), test, np.arange(60), 0.95, n=100)

@@ -59,7 +59,7 @@ def test_rank_of_equal_rows_is_none():
 
 
 def test_a_rank_grows_with_the_number_of_scans():
-    """The same population: what one value says of another N is nothing, and the documentation says so."""
+    """The same population: values at different N cannot be compared, as documented."""
     ranks = [rankme(gaussian(N=n, D=128, k=128))["centred"] for n in (32, 128, 512)]
     assert ranks[0] < 32
     assert ranks[0] < 0.5 * ranks[1] < ranks[2]
@@ -106,7 +106,7 @@ def test_lidar_cannot_be_fed_view_by_view():
         lidar(views.reshape(-1, 128))
 
 
-def test_lidar_says_nothing_where_views_cannot_tell_the_noise():
+def test_lidar_is_undefined_where_views_cannot_estimate_the_noise():
     """In 128 dimensions 40 scans with 2 views leave 88 in which views never differ, and these would be all that counts."""
     assert math.isnan(lidar(ladder(4, N=40, V=2)))
     assert math.isnan(lidar(np.ones((40, 3, 8))))
@@ -134,7 +134,7 @@ def test_alpha_is_the_slope_of_a_power_law(alpha):
     assert (got["first"], got["last"]) == (10, 100)
 
 
-def test_alpha_is_a_regression_and_says_how_well_it_fits():
+def test_alpha_is_a_regression_and_reports_its_fit():
     x = gaussian(N=300, D=40, k=40)
     got = alpha_req(x)
     lam = np.sort(np.linalg.eigvalsh(np.cov(x.T)))[::-1]

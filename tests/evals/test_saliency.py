@@ -171,9 +171,9 @@ def test_what_makes_views_alike_adds_up_to_their_cosine():
         encoder.maps(x).shape[2:]
     )
     torch.testing.assert_close(a.sum((1, 2)), F.cosine_similarity(f, g))
-    foil = F.normalize(h, dim=1).mean(0)
+    reference = F.normalize(h, dim=1).mean(0)
     less = torch.tensor([F.cosine_similarity(f[i : i + 1], h).mean() for i in range(4)])
-    torch.testing.assert_close((similarity_weight(f, g, foil) * f).sum(1), F.cosine_similarity(f, g) - less)
+    torch.testing.assert_close((similarity_weight(f, g, reference) * f).sum(1), F.cosine_similarity(f, g) - less)
     assert gradcam(encoder, x, similarity_weight(f, g, nothing)).min() >= 0
 
 

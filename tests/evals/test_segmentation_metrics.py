@@ -213,7 +213,7 @@ def test_labels_become_classes(drawn):
 
 
 @pytest.mark.parametrize(("size", "spacing"), [(16, None), (24, None), ((24, 30, 24), 1.0), (12, 1.0)])
-def test_masks_lie_on_the_canvas_where_their_images_do(drawn, size, spacing):
+def test_masks_are_resampled_to_the_same_place_as_their_images(drawn, size, spacing):
     masks, resampled = resample_masks(drawn, (0, 2, 7), size, spacing), resample_scans(drawn, size, spacing)
     assert masks.shape == (6, *resampled.size)
     seen = resampled.array[:, 0] > 70  # halfway between the background and the darker tissue

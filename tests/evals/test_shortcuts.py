@@ -239,14 +239,14 @@ def test_the_correlation_ratio_is_the_share_of_the_spread_between_classes():
     assert found.value == pytest.approx(np.sqrt(np.mean(np.square(each))), abs=1e-12)
 
 
-def test_a_fact_that_says_all_has_an_association_of_one():
+def test_a_field_that_determines_the_label_has_an_association_of_one():
     y = np.repeat([0, 1, 2], 20)
     assert association("classification", y[::-1], "classification", y, np.arange(60), n=100).value == pytest.approx(1)
     assert association("regression", y * 2.0, "classification", y, np.arange(60), n=100).value == pytest.approx(1)
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
-def test_where_nothing_goes_together_the_interval_holds_0_and_else_the_truth(kind):
+def test_the_interval_of_an_association_contains_0_or_the_true_value(kind):
     """Of 100 cohorts of 60 patients; percentiles of the resampled lengths would never hold 0."""
     none, some, missed = 0, 0, 0
     for seed in range(100):
@@ -353,7 +353,7 @@ def test_a_score_that_is_part_fact():
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
-def test_no_false_alarm_for_a_fact_that_is_told_but_does_not_go_with_the_label(kind):
+def test_no_finding_for_a_predicted_field_without_association_with_the_label(kind):
     found = Counter()
     for seed in range(8):
         e = evidence(100 + seed, 0.0, 1.5, 3.0, kind=kind)
@@ -383,7 +383,7 @@ def test_a_number_in_bands(all_of_it):
     assert together == "Part of the score of lesion comes from the scanner and the age."
 
 
-def test_a_fact_that_is_the_label_cannot_be_told_apart_from_it():
+def test_a_field_that_is_the_label_cannot_be_separated_from_it():
     e = evidence(5, 1.0, 0.0, 3.0)
     assert np.isnan(e.within.value)
     assert e.finding == POSSIBLE

@@ -91,7 +91,7 @@ def test_ties_of_two_models_count_for_both():
     assert by_signs(d) != by_signs(d[d != 0])
 
 
-def test_wilcoxon_says_what_it_cannot_do():
+def test_wilcoxon_refuses_input_it_cannot_test():
     with pytest.raises(UserError, match=r"5 tasks are too few.*p = 0.0625; score the models on at least 6 tasks"):
         wilcoxon(np.arange(5), np.zeros(5))
     assert wilcoxon(np.arange(6) + 1, np.zeros(6)) == pytest.approx(2 / 2**6, abs=1e-12)
@@ -154,7 +154,7 @@ def test_the_verdict_on_two_models_does_not_depend_on_a_third():
     assert found.p[("a", "b")] == changed.p[("a", "b")]
 
 
-def test_lower_is_better_where_the_sign_says_so():
+def test_lower_is_better_for_a_negative_sign():
     r = np.random.default_rng(4)
     table = {name: r.normal(shift, 1, 12) for name, shift in (("x", 0), ("y", 1), ("z", 3))}
     up, down = ranking(table), ranking({k: -v for k, v in table.items()}, sign=-1)
@@ -173,7 +173,7 @@ def test_models_that_always_tie_cannot_be_told_apart_and_unanimity_has_a_p():
     assert unanimous.cliques == ()
 
 
-def test_ranking_says_what_it_cannot_do():
+def test_ranking_refuses_input_it_cannot_rank():
     base = np.arange(20.0)
     with pytest.raises(UserError, match="at least 3 models and got 2"):
         ranking({"a": base, "b": base})

@@ -169,7 +169,7 @@ def test_a_difference_is_that_of_each_cell():
     assert components(AUROC, y, p, np.arange(60), n=100).se > 0.02
 
 
-def test_many_patients_are_left_out_in_groups():
+def test_many_patients_are_excluded_in_groups():
     p = predictions(np.random.default_rng(5), patients=1000)
     c = of(p, n=2000)
     width = np.log(c.patients.high / c.patients.low)

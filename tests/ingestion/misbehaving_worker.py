@@ -1,4 +1,4 @@
-"""A worker for tests of the pool: it does what each message says, including crashing, hanging and invalid answers."""
+"""A worker for tests of the pool: it follows each message, including crashing, hanging and invalid answers."""
 
 import os
 import signal

@@ -333,7 +333,7 @@ def test_two_at_once_are_refused(hospital, tmp_path):
         process.wait()
 
 
-def test_a_file_that_needs_too_much_memory_is_left_out(tmp_path):
+def test_a_file_that_needs_too_much_memory_is_rejected(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)

@@ -52,7 +52,7 @@ def test_nt_xent_equals_lightly_in_value_and_gradient():
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-9)
 
 
-def test_nt_xent_of_constant_features_is_what_chance_says():
+def test_nt_xent_of_constant_features_is_chance():
     assert nt_xent(torch.ones(8, 4), torch.ones(8, 4), 0.1).item() == pytest.approx(math.log(15), rel=1e-6)
 
 

@@ -104,7 +104,7 @@ OF_CLASSES = {  # a method's loss for two classes in 16 dimensions, as in its ya
 
 
 @pytest.mark.parametrize("name", OF_CLASSES)
-def test_class_losses_equal_pytorch_metric_learning_with_unknown_classes_left_out(name):
+def test_class_losses_equal_pytorch_metric_learning_without_unknown_classes(name):
     options, make = OF_CLASSES[name]
     ours, theirs = tiny.method(name.split()[0], **options).loss.double(), make().double()
     for batch, (_, g) in BATCHES.items():

@@ -323,7 +323,7 @@ def test_bounds_of_scores_equal_their_definitions():
     assert found.infonce.low < found.infonce.value < found.infonce.high
 
 
-def test_pairs_of_one_patient_are_left_out():
+def test_pairs_of_one_patient_are_excluded():
     scores = rows(6, 6).numpy()
     patient = np.array(["a", "a", "b", "b", "c", "d"])
     found = bounds(scores, patient, n=100)

@@ -223,7 +223,7 @@ def test_a_teacher_that_never_moves_is_named_and_its_batch_can_be_made_again(sto
         replay_batch(run, medssl.Store.open(store.path, "split != 'test'"))
 
 
-def test_stop_ends_the_run_and_says_so_again_when_asked_again(store, tmp_path):
+def test_stop_ends_the_run_with_the_same_message_when_run_again(store, tmp_path):
     options = {"augment": "plain", "steps": 20, "monitor_every": 5, "save_every": 2} | SETTINGS
     for _ in range(2):
         with pytest.raises(TrainingStopped, match="step 5: the two views of a scan are the same image"):
@@ -261,7 +261,7 @@ def test_rollback_without_a_healthy_evaluation_explains_itself(store, tmp_path):
         )
 
 
-def test_a_loss_that_breaks_inside_a_step_is_an_alarm_too(store, tmp_path):
+def test_a_loss_that_is_not_finite_inside_a_step_is_recorded_too(store, tmp_path):
     with pytest.raises(TrainingStopped, match="is not finite; nothing was updated"):
         medssl.pretrain(store, tmp_path / "run", steps=6, lr=1e30, warmup=0.0, monitor_every=100, **SETTINGS)
     (alarm,) = alarms_of(tmp_path / "run")
@@ -280,7 +280,7 @@ def test_what_a_killed_run_said_of_later_steps_goes(tmp_path):
 
 
 def test_the_same_state_is_looked_at_in_the_same_way(store, tmp_path):
-    """Resuming builds a new monitor: it has to say the same of the same weights and rows."""
+    """Resuming builds a new monitor: it must report the same for the same weights and rows."""
     resampled = resample_scans(store, 16)
     recipe = catalog.build(catalog.spec("augment", "neutral"), size=resampled.size)
     config = tiny.config(batch=32, monitor_every=5)

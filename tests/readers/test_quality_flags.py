@@ -57,7 +57,7 @@ def test_good_xrays_have_no_flags(xrays):
 
 
 @pytest.mark.parametrize(
-    ("flag", "spoil", "least"),
+    ("flag", "corrupt", "least"),
     [
         ("blurred", lambda x: eight_bits(gaussian_filter(x.astype(float), 1.5)), 1),
         ("saturated", lambda x: eight_bits(x * 1.8), 1),
@@ -66,8 +66,8 @@ def test_good_xrays_have_no_flags(xrays):
         ("text in border", written, 0.85),
     ],
 )
-def test_defective_xrays_are_flagged(xrays, flag, spoil, least):
-    assert share([spoil(x) for x in xrays], flag) >= least
+def test_defective_xrays_are_flagged(xrays, flag, corrupt, least):
+    assert share([corrupt(x) for x in xrays], flag) >= least
 
 
 def test_a_single_letter_is_not_text(xrays):
@@ -106,7 +106,7 @@ def test_a_limb_across_two_opposite_borders_is_not_cut_off():
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "corrupt",
     [
         lambda ct: np.clip(ct // 16 + 64, 0, 255),  # a screenshot
         lambda ct: ct - 1024,  # intercept applied twice
@@ -114,8 +114,8 @@ def test_a_limb_across_two_opposite_borders_is_not_cut_off():
     ],
     ids=["screenshot", "twice", "none"],
 )
-def test_a_ct_that_is_not_in_hu_is_flagged(ct, spoil):
-    assert "wrong modality" in flags(spoil(np.maximum(ct, -1024))[None], -1024, 1500, "CT")
+def test_a_ct_that_is_not_in_hu_is_flagged(ct, corrupt):
+    assert "wrong modality" in flags(corrupt(np.maximum(ct, -1024))[None], -1024, 1500, "CT")
 
 
 def test_negative_mr_is_flagged(ct):

@@ -52,7 +52,7 @@ def test_the_same_scans_in_another_order_are_the_same():
     assert describe_mismatch([made(), made([5, 3, 1, 0, 2, 4])]) == ""
 
 
-def test_other_scans_and_other_labels_are_told():
+def test_other_scans_and_other_labels_are_detected():
     other = made()
     other.scan = np.array(["s0", "s1", "s2", "s3", "s4", "x"])
     assert "1 test scans are only in the first run's table and 1" in describe_mismatch([made(), other])

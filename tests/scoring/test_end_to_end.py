@@ -49,7 +49,7 @@ def scored(made):
     return results
 
 
-def test_every_number_has_an_interval_and_its_rivals(scored, made):
+def test_every_number_has_an_interval_and_baselines(scored, made):
     frozen = ("simclr cnn", "raw pixels", "PCA", "k-means patch bank", "random init")
     linear, near = ({(r["features"], r["probe"]) for r in table["rows"]} for table in scored)
     assert linear == {(f, "linear") for f in frozen} | {("supervised", "end to end")}
@@ -150,7 +150,7 @@ def test_another_hospital_is_tested_on_all_its_patients(made, tmp_path):
 
 
 def test_the_positive_class_is_the_one_named(made):
-    """The second class is the one AUPRC is of, whatever the alphabet says."""
+    """AUPRC is for the second class, whatever the alphabetical order."""
     folder, run = made
     store = medssl.Store.open(folder / "store")
     rows, truth = store.rows("test"), store.column("label:lesion")[store.rows("test")]
@@ -177,13 +177,13 @@ def test_baselines_do_not_depend_on_which_run_was_probed_first(made, tmp_path):
 
 
 def test_a_run_folder_names_no_code(made):
-    """What is rebuilt from a run folder is found in the catalog by name: a folder from elsewhere cannot choose what runs."""
+    """Code for a run folder is found in the catalog by name: a foreign folder cannot choose the code that runs."""
     assert "_target_" not in (made[1] / "resolved.yaml").read_text()
     assert "medssl." not in (made[1] / "encoder.json").read_text()
 
 
 def test_collapse_is_said_in_words(tmp_path, capsys):
-    """Scans that all look the same, as under a wrong intensity window: nothing can be learnt, and somebody says so."""
+    """Scans that all look the same, as under a wrong intensity window: nothing can be learnt, and this is reported."""
     (tmp_path / "scans").mkdir()
     picture = np.random.default_rng(0).integers(0, 255, (16, 16)).astype(np.uint8)
     for i in range(60):
@@ -225,7 +225,7 @@ def test_volumes_by_changing_the_store_alone(shared, tmp_path, name):
     assert encoder(torch.zeros(2, 1, 16, 16, 16)).shape == (2, encoder.dim)
 
 
-def test_timm_loads_the_hand_over(made, tmp_path):
+def test_timm_loads_the_exported_encoder(made, tmp_path):
     folder, _ = made
     run = medssl.pretrain(
         medssl.Store.open(folder / "store"),
@@ -265,7 +265,7 @@ def test_it_learns_on_real_scans(shared, tmp_path):
     assert rows["k-means patch bank", "linear"]["scores"]["AUROC"]["value"] >= 0.965
 
 
-def test_two_processes_train_as_the_command_says(made, tmp_path):
+def test_two_processes_train_by_the_documented_command(made, tmp_path):
     """devices=2 on the CPU: the loop, the sampler and the hand-over, through the real launcher."""
     folder, _ = made
     args = [

@@ -81,7 +81,7 @@ def entry(run, command, *key):
         ("brightness", "regression", ["MAE", "R2", "Spearman"]),
     ],
 )
-def test_every_kind_of_task_is_probed_and_asked_of_neighbours(made, target, task, metrics):
+def test_every_task_type_is_scored_by_linear_and_knn_probes(made, target, task, metrics):
     _, store, run = made
     for command in (medssl.probe, medssl.knn):
         result = command(run, store.path, target, task=task, baselines=["raw pixels"])
@@ -196,7 +196,7 @@ def test_what_is_lost_elsewhere_is_home_minus_there(made, tmp_path):
         assert row["scores"]["transfer gap"]["high"] - row["scores"]["transfer gap"]["low"] > alone.high - alone.low
 
 
-def test_kept_features_are_used_and_a_damaged_copy_is_made_anew(made):
+def test_cached_features_are_used_and_a_damaged_cache_is_recomputed(made):
     _, store, run = made
     sources, splits = FeatureSources.load(run, store.path, "lesion", SplitOptions(device="cpu"))
     rows = splits.test.rows

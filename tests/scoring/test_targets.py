@@ -1,4 +1,4 @@
-"""Columns of a store become what a task is scored on, or an error that says which column and why."""
+"""Columns of a store become the targets of a task, or an error that names the column and the reason."""
 
 import csv
 
@@ -18,7 +18,7 @@ COLUMNS = ("lesion", "found", "grade", "volume", "days", "died", "odd", "same")
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """Forty pictures of twenty patients, two each, with a table of every kind of target."""
-    folder = tmp_path_factory.mktemp("truth")
+    folder = tmp_path_factory.mktemp("targets")
     rng = np.random.default_rng(0)
     (folder / "scans").mkdir()
     with (folder / "table.csv").open("w", newline="") as f:
@@ -89,7 +89,7 @@ def test_several_columns_are_labels_with_unknown_ones(store):
     assert (p.y[:, 1] == (died == "1")).all()
 
 
-def test_levels_have_the_order_of_their_numbers_and_a_new_one_is_left_out(store):
+def test_levels_have_the_order_of_their_numbers_and_a_new_one_is_excluded(store):
     target, test = part(store, "grade", "test", task="ordinal")
     assert target.names == ("0", "1", "2")
     assert (len(test), test.missing, test.unknown) == (9, 0, 1)
@@ -105,7 +105,7 @@ def test_numbers_and_survival(store):
     assert p.y[:, 1].tolist() == truth_of(store, "label:died", p).astype(float).tolist()
 
 
-def test_a_fact_can_be_asked_for_like_a_label(store):
+def test_a_metadata_field_can_be_a_target(store):
     assert set(values(store, "sex")) == {"F", "M"}
     target, p = part(store, "fact:sex")
     assert target.names == ("F", "M")

@@ -50,7 +50,7 @@ def test_a_patient_in_two_splits_is_named_by_row_and_never_by_id():
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["", *SPLITS])), max_size=30))
-def test_a_group_is_in_one_split_unless_the_source_says_otherwise(rows):
+def test_a_group_is_in_one_split_unless_the_source_splits_it(rows):
     """Two patients per group; the first given split of a patient counts."""
     first = {}
     for patient, split in rows:

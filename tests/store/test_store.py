@@ -163,7 +163,7 @@ def test_one_of_several_kinds_is_selected(tmp_path):
         Store.open(store, "channels == 2")
 
 
-def test_quarantined_scans_are_left_out_unless_requested(tmp_path):
+def test_quarantined_scans_are_excluded_unless_requested(tmp_path):
     scans = [scan(noise((1, 8, 9), seed=i), i, quarantined="localizer" if i == 1 else "") for i in range(3)]
     everything = make(tmp_path / "s", scans)
     assert len(everything) == 3
