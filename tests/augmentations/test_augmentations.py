@@ -467,5 +467,5 @@ def test_errors_of_recipes():
         build("xray", (8, 8), noise={"p": "often"})
     with pytest.raises(UserError, match=r"noise takes options, as in augment.noise.p=0.5, got 3"):
         build("xray", (8, 8), noise=3)
-    with pytest.raises(UserError, match=r"noise.op=os.system is no op"):
+    with pytest.raises(UserError, match=r"noise.op=os.system is not an op"):
         build("xray", (8, 8), noise={"op": "os.system"})

@@ -217,7 +217,7 @@ def test_words_that_mean_nothing_are_named(made):
     _, store, run = made
     with pytest.raises(UserError, match="there is no baseline 'raw'"):
         medssl.probe(run, store.path, "lesion", baselines=["raw"])
-    with pytest.raises(UserError, match="'ten' is no label budget"):
+    with pytest.raises(UserError, match="'ten' is not a label budget"):
         medssl.probe(run, store.path, "lesion", label_budgets=["ten"])
     with pytest.raises(UserError, match="k must be at least 1"):
         medssl.knn(run, store.path, "lesion", k=0)

@@ -50,7 +50,7 @@ class Recipe:
                 if slot in used:
                     raise UserError(
                         f"augmentation recipe: {used[slot]} and {type(op).__name__} both draw from slot {slot}; "
-                        "give every op slots of its own"
+                        "give every op its own slots"
                     )
                 used[slot] = type(op).__name__
 
@@ -111,7 +111,7 @@ def _op(name: str, size: tuple[int, ...], options: Mapping[str, Any]) -> Op:
     try:
         op = getattr(import_module(f"medssl.augmentations.{module}"), made)
     except (ImportError, AttributeError) as e:
-        raise UserError(f"augmentation recipe: {name}.op={module}.{made} is no op of medssl.augmentations") from e
+        raise UserError(f"augmentation recipe: {name}.op={module}.{made} is not an op of medssl.augmentations") from e
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if k not in ("op", "slot")}
     hints = get_type_hints(op)
     for key, value in given.items():

@@ -14,7 +14,7 @@ def accepts(*options: type, omit: Sequence[str] = ()) -> Callable[[Callable[...,
 
     The decorated function's signature and type hints list all of them, so that `help`, the command line and a test of
     the yaml files see one flat list. An unknown keyword raises UsageError with the nearest known one. Fields named in
-    `omit` keep their defaults and are no arguments.
+    `omit` keep their defaults and are not arguments.
     """
     taken = {option: [f for f in fields(option) if f.name not in omit] for option in options}
 

@@ -38,7 +38,7 @@ class EncoderConfig:
         method, encoder: names of the pretraining method and of the encoder, as given on the command line.
         store: fingerprint of the training store.
         step: updates of the weights.
-        head, fine_tuned: of a fine-tuned encoder, the target its head was trained for, and on what.
+        head, fine_tuned: for a fine-tuned encoder, the target of its head and its training data.
     """
 
     name: str = ""

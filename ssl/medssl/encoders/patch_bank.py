@@ -27,8 +27,8 @@ class PatchBank(nn.Module):
         centroids: (K, P), in whitened space.
 
     Args:
-        channels: of the scans.
-        size: of the scans.
+        channels: channels of the scans.
+        size: size of the scans.
         patch: edge in pixels; by default 6 in 2D, as in the paper, and 4 in 3D.
         centroids: number of centroids.
         pool: cells per axis.

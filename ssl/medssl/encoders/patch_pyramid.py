@@ -15,8 +15,8 @@ class PatchPyramid(nn.Module):
     A bank represents texture at the size of its patches: edges for small ones, ribs and vessels for large ones.
 
     Args:
-        channels: of the scans.
-        size: of the scans.
+        channels: channels of the scans.
+        size: size of the scans.
         patches: edges in pixels, one per bank. By default 1/7 and 2/7 of the shortest axis in 2D, half of that in 3D, at
             least 3: 4 and 8 for 28 pixels, 9 and 18 for 64.
         centroids: number of centroids of each bank.

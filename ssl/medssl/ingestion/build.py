@@ -126,7 +126,7 @@ def _begin(staged: StagedStore, old: Store | None, settings: dict[str, str], ove
                 ledger.retry(TRANSIENT)
                 return ledger
             ledger.close()
-        except sqlite3.OperationalError:  # for example a full disk, which is no reason to begin again
+        except sqlite3.OperationalError:  # for example a full disk: keep the ledger
             raise
         except sqlite3.DatabaseError:
             pass

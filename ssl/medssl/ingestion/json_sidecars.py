@@ -52,7 +52,7 @@ class Sidecars:
         targets: further labels, each a key or several with dots. If `targets` or `keys` name a label, no other is taken.
 
     Raises:
-        UserError: the pattern is no regular expression or has no group `stem`.
+        UserError: the pattern is not a regular expression or has no group `stem`.
     """
 
     def __init__(

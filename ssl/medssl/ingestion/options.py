@@ -76,7 +76,7 @@ class IngestOptions:
             if folder.is_dir() and folder != source and folder.is_relative_to(source):
                 return unicodedata.normalize("NFC", folder.relative_to(source).as_posix())
         raise UserError(
-            f"masks={self.masks} is no folder below source={self.source}; the source must hold both images and masks"
+            f"masks={self.masks} is not a folder below source={self.source}; the source must hold both images and masks"
         )
 
 

@@ -1,4 +1,4 @@
-"""How a head learns and predicts each type of label of a whole scan: its number of outputs, its loss, its prediction."""
+"""The outputs, loss and prediction of a head for each type of label of a whole scan."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class TargetLoss:
         outputs: number of outputs of the head.
         loss: scores (B, outputs) and a target (B, …) without unknown rows -> scalar, a mean over scans.
         predict: scores (N, outputs) -> what the metrics of the task take, in the dtype of the scores.
-        name: of the task: classification, multilabel, ordinal, regression or survival.
+        name: name of the task: classification, multilabel, ordinal, regression or survival.
     """
 
     outputs: int

@@ -41,7 +41,7 @@ class Layout:
     """The voxels of a file, according to its header.
 
     Attributes:
-        dtype: of a voxel, in the byte order of the file; 3 or 4 uint8 for colour.
+        dtype: dtype of a voxel, in the byte order of the file; 3 or 4 uint8 for colour.
         shape: (i, j, k); i varies fastest.
         volumes: number of consecutive volumes.
         offset: bytes before the first voxel.

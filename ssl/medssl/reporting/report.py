@@ -49,7 +49,7 @@ def write_report(
         store: the store that the run was trained on.
         out: the file to write; None is RUN/report.html.
         views: (name, array (H, W) or (D, H, W)), training views to show on a common grey scale.
-        seed: of the t-SNE and of the scans that are drawn.
+        seed: for t-SNE and the choice of scans.
 
     Raises UserError if `run` is not a folder or a file in it is damaged.
     """

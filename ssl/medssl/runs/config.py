@@ -52,11 +52,11 @@ class Choice:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Choice":
-        """The inverse of `as_dict`."""
+        """Return the choice from `as_dict`."""
         return cls(values["name"], {k: v for k, v in values.items() if k != "name"})
 
     def as_dict(self) -> dict[str, Any]:
-        """The name and the options side by side, for YAML."""
+        """Return the name and the options in one dict, for YAML."""
         return {"name": self.name, **self.options}
 
     def spec(self, group: str) -> dict[str, Any]:
@@ -220,7 +220,7 @@ class PretrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PretrainConfig":
-        """The inverse of `as_dict`. Raises KeyError or TypeError for missing or unknown keys."""
+        """Return the config from `as_dict`. Raises KeyError or TypeError for missing or unknown keys."""
         names = {f.name for f in fields(cls)}
         if unknown := set(values) - names:
             raise KeyError(f"unknown keys {sorted(unknown)}")

@@ -24,7 +24,7 @@ class MetadataField:
 
     Attributes:
         kind: CATEGORICAL or CONTINUOUS.
-        names: of the categories; empty for a number.
+        names: names of the categories; empty for a number.
         notes: which values were pooled or excluded.
         pooled: values that count as OTHERS.
     """

@@ -29,7 +29,7 @@ class SplitOptions:
         where, test_where: filter expressions selecting scans of the store and of `test_store`; see `medssl.store.query`.
         test_store: a store of another hospital; all its labelled scans become the test set.
         allow_overlap: score even if pretraining has seen test patients or images; every number is then marked.
-        seed: of the bootstrap, of label draws, of inner splits and of training.
+        seed: for the bootstrap, label draws, inner splits and training.
         device: auto, cpu or cuda.
     """
 

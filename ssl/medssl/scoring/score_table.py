@@ -32,7 +32,7 @@ class Row:
         source, probe, label_budget: see `PredictedRow`. features: the name of the source in tables.
         draws: how often the labels were drawn.
         scores: by name; the first is the main one.
-        difference: of the main score to the run's own row, paired; None for the run itself.
+        difference: the main score minus that of the run's own row, paired; None for the run itself.
         more: further JSON values, which are not printed.
     """
 
@@ -113,7 +113,7 @@ def compute_scores(
         splits: the target and its scans.
         rows: predictions; those of RUN come first.
         name: the run's name in tables.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
         test: the scans predicted, if not all of `splits.test`.
         task: the type of the predictions, if not the target's: `per_case` for one number per scan.
         scores: computes the scores of a row, if not all metrics of the task; differences are of the task's first metric.

@@ -29,7 +29,7 @@ def cached_array(
         store: the store whose cache is used.
         name: first part of the file name.
         key: text that identifies the content.
-        shape, dtype: of the whole array.
+        shape, dtype: those of the whole array.
         images: yields (row, array of shape[1:]) pairs. Missing rows are 0.
 
     Raises:

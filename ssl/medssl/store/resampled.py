@@ -26,7 +26,7 @@ class ResampledScans:
     Attributes:
         array: (N, C, *size), uint8, int16, uint16 or float32, mapped read-only from disk.
         low, high: (N,) float32, the values that map to 0 and 1; padding is `low`.
-        mean, std: of the store's training pixels in the unit range, at native resolution without padding; of a uniform
+        mean, std: moments of the store's training pixels in the unit range, at native resolution without padding; of a uniform
             distribution if histogram-equalised.
         size: voxels along each spatial axis.
     """

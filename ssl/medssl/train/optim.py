@@ -22,7 +22,7 @@ class Optim:
     warmup: fraction of the run with a linearly rising rate.
     lr_end: fraction of lr at the end of the cosine decay; 1 keeps it constant.
     weight_decay: not applied to biases and norms.
-    momentum: of lars and sgd.
+    momentum: for lars and sgd.
     clip: maximum gradient norm.
     layer_decay: ratio of a block's rate to that of the block above it; the heads above the last block have `lr` (Clark et
     al., 2020, https://arxiv.org/abs/2003.10555, appendix B; blocks as in Bao et al., 2021, https://arxiv.org/abs/2106.08254,

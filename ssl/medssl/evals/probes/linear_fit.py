@@ -73,7 +73,7 @@ def fit_linear(
         subsets: rows of each set; equal sets are fitted once.
         penalties: C, (P,) for all sets, or (sets, P).
         classes: number of classes or levels; needed for these tasks.
-        device: of the computation, in float64.
+        device: device of the computation, in float64.
 
     Cost: an eigendecomposition of min(n, D)^2 numbers per set, then two products with the set's features for each step of
     conjugate gradients, shared by all penalties and findings. Sets of similar size take their steps together.

@@ -59,7 +59,7 @@ class Draw:
 def parse_budget(given: str | int | float) -> Budget:
     """Parse a budget: 50 and "50" are scans; 0.1, "0.1" and "10 %" shares; "all" is everything. Raises UserError for others."""
     text = str(given).strip().lower().removesuffix("scans").strip()
-    what = f'{given!r} is no label budget; give a number of scans (50), a share (0.1 or "10 %") or all'
+    what = f'{given!r} is not a label budget; give a number of scans (50), a share (0.1 or "10 %") or all'
     if text == "all":
         return Budget(share=1.0)
     try:

@@ -121,7 +121,7 @@ class TaskType:
         name: value of task=.
         metrics: computed for it; the first is the main one.
         columns: the numbers of target columns it takes, lowest and highest.
-        ndim: of y.
+        ndim: number of dimensions of y.
         linear_model: the linear probe in words; empty if there is none.
         least_squares: the linear model is fitted, and its penalty selected, by squared error in place of cross-entropy.
         scored_by_class: AUROC is computed class by class, and scans with a class or finding in common are relevant to each other

@@ -67,7 +67,7 @@ class Decoder(nn.Module):
 
 
 class TiedDecoder(nn.Module):
-    """A decoder with the transposed weights of a fully connected layer, and a bias of its own."""
+    """A decoder with the transposed weights of a fully connected layer, and its own bias."""
 
     def __init__(self, layer: nn.Module, target: tuple[int, ...]):
         super().__init__()

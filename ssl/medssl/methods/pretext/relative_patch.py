@@ -20,7 +20,7 @@ PLACE_SLOT, TILE_SLOT = METHOD_SLOT, METHOD_SLOT + 1
 
 
 class RelativePatch(Method):
-    """The central tile of a grid of 3 per axis and one other, each encoded alone -> scores of the positions.
+    """Predict the position of a tile relative to the central one of a grid of 3 per axis; each is encoded alone.
 
     keep: share of a tile's edge that is shown. hidden: width of the network over both.
     """

@@ -17,7 +17,7 @@ from medssl.rng import uniform
 
 
 class SlicePosition(Method):
-    """A slab, resized to the encoder's input -> its position, from -1 at one end of the scan to 1 at the other.
+    """Predict the position of a slab, resized to the encoder's input, from -1 at one end of the scan to 1 at the other.
 
     share: thickness of a slab as a share of the axis. Assumes that all scans show the same part of the body.
     """
