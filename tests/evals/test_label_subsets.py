@@ -194,7 +194,7 @@ def test_budgets_are_read_as_meant(given, budget, words):
     "given", [0, -3, "0", 0.0, 1.5, "0 %", "101 %", "ten", "", True, float("nan"), "inf", "1/2", "1/0 %"]
 )
 def test_budgets_that_are_none_are_refused(given):
-    with pytest.raises(UserError, match="no label budget"):
+    with pytest.raises(UserError, match="not a label budget"):
         parse_budget(given)
 
 

@@ -214,7 +214,7 @@ def test_a_folder_given_by_name(tmp_path):
         assert np.array_equal(store.mask(row_of(store, tmp_path, f"left/p{k}.png"))[0], regions(k, (20, 24)))
     assert rejects(store) == {pseudonym(tmp_path, "right/p7.png"): ("MASK_ALONE", "no image has its name")}
     for wrong in (tmp_path, source, source / "none"):
-        with pytest.raises(UserError, match="no folder below"):
+        with pytest.raises(UserError, match="not a folder below"):
             make(source, tmp_path, "wrong", masks=wrong)
     (source / "empty").mkdir()
     with pytest.raises(UserError, match="no file in masks="):
