@@ -181,7 +181,7 @@ def test_features_come_from_the_exported_encoder(made):
     [
         ({}, "give run=RUN store=STORE"),
         ({"run": "x", "runs": "y"}, "give run=RUN store=STORE"),
-        ({"run": "x"}, "store= is needed"),
+        ({"run": "x"}, "give store=, the scans"),
         ({"run": "x", "store": "s", "views": 1}, "views at least 2"),
     ],
 )
