@@ -62,9 +62,10 @@ def score(value: float, low: float, high: float) -> dict:
     return {"value": value, "low": low, "high": high, "n": 14, "patients": 7, "how": HOW}
 
 
-def row(features: str, probe: str, auroc: float, difference: dict | None) -> dict:
+def row(features: str, probe: str, auroc: float, difference: dict | None, source: str = "") -> dict:
     scores = {"AUROC": score(auroc, auroc - 0.03, auroc + 0.02), "ECE": score(0.1, 0.05, 0.2)}
-    row = {"features": features, "probe": probe, "label_budget": "all", "draws": 1}
+    source = source or ("run" if features == "simclr cnn" else features)
+    row = {"source": source, "features": features, "probe": probe, "label_budget": "all", "draws": 1}
     return row | {"scores": scores, "difference": difference}
 
 
@@ -384,6 +385,21 @@ def test_a_difference_is_claimed_only_when_its_interval_excludes_zero(difference
     assert claim in said
     assert sum(phrase in said for phrase in ("better than", "worse than", "told apart")) == 1
     assert 'For "finding" on held-out patients, simclr cnn (linear) has AUROC 0.912 [0.882, 0.932]' in said
+
+
+def test_a_row_is_what_its_source_says_and_not_its_name(store):
+    """A run of somebody's RandomCrops method is no random baseline, and a run without a difference is not the only run."""
+    table = make_table(store)
+    worse = score(-0.112, -0.15, -0.07)
+    table["rows"] = [
+        row("RandomCrops cnn", "linear", 0.912, None, source="run"),
+        row("RandomCrops cnn, frozen", "linear", 0.8, worse, source="run, frozen"),
+        row("PCA", "linear", 0.95, None),
+    ]
+    said = " ".join(conclusions(table))
+    assert "neither random weights nor a k-means patch bank" in said
+    assert "RandomCrops cnn (linear) has AUROC 0.912" in said
+    assert "The best AUROC is not this run's: PCA" in said
 
 
 def test_a_lower_error_is_better(store):

@@ -4,11 +4,14 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from medssl.runs.predictions import RUN
+from medssl.scoring.baselines import RANDOM_INIT_FROZEN, Baseline
+
 Table = Mapping[str, Any]
 Row = Mapping[str, Any]
 
 # A run is compared with random weights and with the k-means patch bank; without them its score means little.
-BASELINES = ("random", "means")
+BASELINES = (Baseline.RANDOM_INIT, RANDOM_INIT_FROZEN, Baseline.PATCH_BANK)
 
 
 def has_interval(score: Mapping[str, Any] | None) -> TypeGuard[Mapping[str, Any]]:
@@ -40,8 +43,8 @@ def metrics(table: Table) -> list[str]:
 
 
 def is_ours(row: Row) -> bool:
-    """Return whether a row belongs to the run itself: only those have no difference to the run."""
-    return row["difference"] is None
+    """Return whether a row scores the run itself."""
+    return row["source"] == RUN
 
 
 def conclusions(table: Table) -> list[str]:
@@ -78,7 +81,7 @@ def _against_baselines(ours: Row, table: Table, sign: int) -> list[str]:
         for row in table["rows"]
         if all(row[k] == ours[k] for k in ("probe", "label_budget"))
         and has_interval(row["difference"])
-        and any(word in row["features"].lower() for word in BASELINES)
+        and row["source"] in BASELINES
     ]
     if not rows:
         return ["The table has neither random weights nor a k-means patch bank, so what training added is unknown."]
