@@ -23,7 +23,7 @@ from medssl.leakage.image_sets import ImageComparer, ScanSet
 from medssl.leakage.leak_check import check_leaks
 from medssl.leakage.near_duplicates import Duplicates, find_duplicates
 from medssl.readers.phash import phash
-from medssl.store.schema import content_hash
+from medssl.store.manifest_columns import content_hash
 
 SIDES = (224, 112, 64, 28)
 FOLDS = 4

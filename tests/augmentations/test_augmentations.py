@@ -29,9 +29,10 @@ from medssl.augmentations.intensity import (
 from medssl.augmentations.recipes import Recipe
 from medssl.errors import UsageError, UserError
 from medssl.rng import Key
+from medssl.store.intensity_windows import CT_WINDOWS
 
 LEVEL = 1 / 255
-WINDOWS = {"lung": (-600.0, 1500.0, 1.0), "soft": (40.0, 400.0, 1.0), "bone": (400.0, 1800.0, 2.0)}
+WINDOWS = {"lung": 1.0, "mediastinum": 1.0, "bone": 2.0}
 SHAPES = [(13, 16), (7, 9, 8)]
 OPS: dict[str, Callable[[float, tuple[int, ...]], Any]] = {
     "flip": lambda p, _: Flip((p, p)),
@@ -40,7 +41,7 @@ OPS: dict[str, Callable[[float, tuple[int, ...]], Any]] = {
     "gamma": lambda p, _: Gamma(p, (0.5, 2.0)),
     "brightness and contrast": lambda p, _: BrightnessContrast(p, 0.4, 0.4),
     "noise": lambda p, _: Noise(p, (0.01, 0.1)),
-    "window": lambda p, _: Window(p, (-1024.0, 3071.0), WINDOWS, 20.0, 0.2),
+    "window": lambda p, _: Window(p, WINDOWS, 20.0, 0.2, (-1024.0, 3071.0)),
     "bias field": lambda p, _: BiasField(p, 0.4),
     "exposure": lambda p, _: Exposure(p, (0.5, 2.0), 0.3, 0.1),
     "solarize": lambda p, _: Solarize(p),
@@ -190,19 +191,19 @@ def test_window_is_the_linear_ramp_in_hounsfield_units():
     low, high = -1024.0, 3071.0
     hu = torch.tensor([-1000.0, -160.0, 40.0, 240.0, 1000.0])
     x = ((hu - low) / (high - low)).view(1, 1, 1, 5)
-    op = Window(1.0, (low, high), {"soft": (40.0, 400.0, 1.0)}, level=0.0, width=0.0)
+    op = Window(1.0, {"mediastinum": 1.0}, level=0.0, width=0.0, hu=(low, high))
     out = op.apply(x, op.params(torch.tensor([[0.0, 0.3, 0.9, 0.9]])))
     assert torch.allclose(out.flatten(), torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0]), atol=1e-5)
 
 
 def test_windows_are_chosen_by_weight_with_bounded_jitter():
-    op = Window(0.75, (0.0, 1.0), WINDOWS, level=20.0, width=0.2)
+    op = Window(0.75, WINDOWS, level=20.0, width=0.2, hu=(0.0, 1.0))
     params = op.params(uniforms(op, 4000))
     hit = (params != torch.tensor([0.0, 1.0])).any(1)
     assert abs(hit.float().mean() - 0.75) < 0.03
     level, width = params[hit].mean(1), params[hit].diff(dim=1)[:, 0]
     shares = []
-    for c, w, _ in WINDOWS.values():
+    for c, w in (CT_WINDOWS[name] for name in WINDOWS):
         mine = ((level - c).abs() <= 20.01) & ((width / w - 1).abs() <= 0.2001)
         shares.append(mine.float().mean().item())
     assert sum(shares) == pytest.approx(1)
@@ -455,8 +456,13 @@ def test_changing_one_op_leaves_the_others_unchanged():
 def test_errors_of_recipes():
     with pytest.raises(UserError, match="2 spatial axes"):
         build("plain", (8, 8))(torch.rand(1, 1, 8, 8, 8), key(1), 0)
-    with pytest.raises(UserError, match="'soft'"):
-        build("ct", (8, 8), window={"windows": {"soft": [40, -400, 1]}})
+    with pytest.raises(UserError, match=r"no CT window 'bones'\. Did you mean 'bone'"):
+        build("ct", (8, 8), window={"windows": {"bones": 1.0}})
+    for weight in (-1.0, [40, 400, 1]):
+        with pytest.raises(UserError, match="weight of the CT window 'bone'"):
+            build("ct", (8, 8), window={"windows": {"bone": weight}})
+    with pytest.raises(UserError, match="no CT window has a weight above 0"):
+        build("ct", (8, 8), window={"windows": {"lung": 0, "mediastinum": 0, "bone": 0}})
     with pytest.raises(UsageError, match=r"crop of augment 'xray' has no option 'scal'. Did you mean 'scale'"):
         build("xray", (8, 8), crop={"scal": [0.5, 1]})
     with pytest.raises(UsageError, match=r"augment 'xray' has no option 'nois'. Did you mean 'noise'"):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl import catalog
-from medssl.augmentations.loader import RawScans, StepSampler, loader, make_views, to_unit_range
+from medssl.augmentations.loader import RawScans, StepSampler, apply_windows, loader, make_views
 from medssl.errors import UserError
 
 
@@ -117,7 +117,7 @@ def test_unit_range_is_the_window_of_each_scan():
         "high": torch.tensor([20.0, 10.0, 7.0]),
     }
     expected = torch.tensor([[0, 0.25, 0.5, 1], [0, 0, 1, 1], [0, 0, 0, 0]])
-    assert torch.equal(to_unit_range(raw).view(3, 4), expected)
+    assert torch.equal(apply_windows(raw).view(3, 4), expected)
 
 
 def _raw(resampled: Resampled, pairs: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
@@ -128,7 +128,7 @@ def test_views_are_standardised(tmp_path):
     raw = _raw(_resampled(tmp_path), [(0, 0), (1, 0)])
     views, key = make_views(raw, catalog.build(catalog.load("augment", "plain"), size=(8, 8)), 2, 11, mean=0.4, std=0.2)
     assert len(views) == 2
-    assert torch.allclose(views[0], (to_unit_range(raw) - 0.4) / 0.2, atol=1e-6)
+    assert torch.allclose(views[0], (apply_windows(raw) - 0.4) / 0.2, atol=1e-6)
     assert key.seed == 11
     assert torch.equal(key.scan, raw["scan"])
     assert torch.equal(key.epoch, raw["epoch"])

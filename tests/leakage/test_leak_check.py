@@ -19,7 +19,7 @@ from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set_
 from medssl.leakage.near_duplicates import BITS, SURE_BITS, find_duplicates
 from medssl.leakage.similarity import is_near_duplicate
 from medssl.readers.phash import BLANK, phash
-from medssl.store.schema import content_hash
+from medssl.store.manifest_columns import content_hash
 from medssl.store.store import Store
 
 RNG = np.random.default_rng(1)

@@ -15,7 +15,7 @@ from medssl.leakage.image_sets import ImageComparer, ScanSet
 from medssl.leakage.near_duplicates import _typical_excess, find_duplicates
 from medssl.leakage.similarity import is_near_duplicate
 from medssl.readers.phash import phash
-from medssl.store.schema import content_hash
+from medssl.store.manifest_columns import content_hash
 
 RNG = np.random.default_rng(0)
 START = RNG.bit_generator.state

@@ -1,7 +1,7 @@
 """Intensity ops: they change values in [0, 1], which stay in [0, 1], and leave every pixel in place."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from medssl.augmentations.op import Op, apply_to_rows, between
-from medssl.errors import UserError
+from medssl.errors import UserError, nearest
 from medssl.rng import Key, normal_field
+from medssl.store.intensity_windows import CT_RANGE, CT_WINDOWS
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as in torchvision
 
@@ -126,27 +127,32 @@ class Noise(IntensityOp):
 class Window(IntensityOp):
     """CT: apply one of `windows`; clamped.
 
-    windows: name -> (level, width, weight), in HU; chosen in proportion to the weights. The level is shifted by up to
-    `level` HU, the width scaled within 1 ± `width`. hu: the HU of 0 and 1 in the input.
+    windows: name in `CT_WINDOWS` -> weight; chosen in proportion to the weights. The level is shifted by up to `level` HU,
+    the width scaled within 1 ± `width`. hu: the HU of 0 and 1 in the input, by default the store's window for CT.
 
-    Raises UserError for a window that is not (level, width > 0, weight >= 0).
+    Raises UserError for a name without a window, a negative weight, or weights that are all 0.
     """
 
-    hu: tuple[float, float]
-    windows: Mapping[str, Sequence[float]]
+    windows: Mapping[str, float]
     level: float
     width: float
+    hu: tuple[float, float] = CT_RANGE
     neutral: ClassVar[tuple[float, ...]] = (0, 1)
     whole_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name, row in self.windows.items():
-            if len(row) != 3 or row[1] <= 0 or row[2] < 0:
-                raise UserError(f"CT window {name!r} is {list(row)}; give [level HU, width HU > 0, weight >= 0]")
+        for name, weight in self.windows.items():
+            if name not in CT_WINDOWS:
+                raise UserError(f"there is no CT window {name!r}.{nearest(name, CT_WINDOWS)}")
+            if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
+                raise UserError(f"the weight of the CT window {name!r} is {weight!r}; give a number of at least 0")
+        if not sum(self.windows.values()):
+            raise UserError("no CT window has a weight above 0; give at least one")
 
     def draw(self, u: Tensor) -> Tensor:
         """Return (B, 2): the input values that become 0 and 1."""
-        table = torch.tensor([list(row) for row in self.windows.values()], dtype=torch.float32, device=u.device)
+        rows = [(*CT_WINDOWS[name], weight) for name, weight in self.windows.items()]
+        table = torch.tensor(rows, dtype=torch.float32, device=u.device)
         edges = table[:, 2].cumsum(0) / table[:, 2].sum()
         chosen = table[torch.searchsorted(edges[:-1].contiguous(), u[:, 1].contiguous(), right=True)]
         level = chosen[:, 0] + between(u[:, 2], -self.level, self.level)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from medssl import rng
 from medssl.augmentations.recipes import Recipe
 from medssl.errors import UserError
+from medssl.store.intensity_windows import to_unit_range
 from medssl.store.resampled import ResampledScans
 
 RawBatch = dict[str, Tensor]
@@ -123,11 +124,10 @@ def loader(
     )
 
 
-def to_unit_range(raw: RawBatch) -> Tensor:
-    """Return (B, C, *S) float32 in [0, 1]: each scan's window [low, high], and 0 for a window without width."""
-    x = raw["image"].float()
-    low, high = (raw[k].view(-1, *[1] * (x.ndim - 1)) for k in ("low", "high"))
-    return (x - low).div_(torch.where(high > low, high - low, 1.0)).clamp_(0, 1)
+def apply_windows(raw: RawBatch) -> Tensor:
+    """Return the images of a raw batch in the unit range, each by its own window: (B, C, *S) float32."""
+    low, high = (raw[k].view(-1, *[1] * (raw["image"].ndim - 1)) for k in ("low", "high"))
+    return to_unit_range(raw["image"], low, high)
 
 
 def batch_target(raw: RawBatch, recipe: Recipe, key: rng.Key) -> Tensor:
@@ -149,5 +149,5 @@ def make_views(
     """
     key = rng.Key(seed, raw["epoch"], raw["scan"])
     with torch.no_grad(), torch.autocast(raw["image"].device.type, enabled=False):
-        x = to_unit_range(raw)
+        x = apply_windows(raw)
         return [recipe(x, key, view).sub(mean).div_(std) for view in range(n_views)], key

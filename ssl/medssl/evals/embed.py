@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from medssl.augmentations.loader import RawScans, make_views, to_unit_range
+from medssl.augmentations.loader import RawScans, apply_windows, make_views
 from medssl.augmentations.recipes import Recipe
 from medssl.progress import Progress
 from medssl.store.resampled import ResampledScans
@@ -19,7 +19,7 @@ def standardised(resampled: ResampledScans, rows: NDArray[np.int64], device: tor
     """Return scans standardised as in training but not augmented, (B, C, *size) float32 on `device`."""
     raw = {"image": resampled.array[rows], "low": resampled.low[rows], "high": resampled.high[rows]}
     return (
-        to_unit_range({k: torch.from_numpy(np.ascontiguousarray(v)).to(device) for k, v in raw.items()})
+        apply_windows({k: torch.from_numpy(np.ascontiguousarray(v)).to(device) for k, v in raw.items()})
         - resampled.mean
     ) / resampled.std
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medssl.augmentations.loader import to_unit_range
+from medssl.augmentations.loader import apply_windows
 from medssl.encoders.config import InputConfig
 from medssl.resample import apply_axes, axis_weights
 from medssl.store.resampled import common_dtype, field_of_view, intensity_windows, resample_to_grid, scan_values
@@ -87,7 +87,7 @@ class Grid:
         placed = resample_to_grid(
             scan_values(self.store, row, self.equalise)[None], low, whole, starts, extents, self.dtype
         )
-        x = to_unit_range(
+        x = apply_windows(
             {
                 "image": torch.from_numpy(placed.astype(np.float32)),
                 "low": torch.from_numpy(low),

@@ -22,8 +22,8 @@ from medssl.leakage import rendition
 from medssl.leakage.groups import group_scans, near_duplicate_pairs, patient_identities
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.reject_codes import CODES
-from medssl.store.intensity import to_unit_range
-from medssl.store.schema import Row
+from medssl.store.intensity_windows import to_unit_range
+from medssl.store.manifest_columns import Row
 from medssl.store.splits import assign_splits, count_groups_across_splits
 from medssl.store.store import read_array
 

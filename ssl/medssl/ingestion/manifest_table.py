@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from medssl.store.schema import COLUMNS, MASK, SCHEMA_VERSION, Row, fingerprint
+from medssl.store.manifest_columns import COLUMNS, MASK, SCHEMA_VERSION, Row, fingerprint
 from medssl.store.splits import SPLITS
 
 BATCH = 4096  # rows converted to a table at once

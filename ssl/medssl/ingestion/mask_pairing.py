@@ -12,7 +12,7 @@ import numpy as np
 from medssl.errors import UserError
 from medssl.ingestion.path_match import KINDS, PART, normalised, without_suffix
 from medssl.readers.values import LABEL_WORDS
-from medssl.store.schema import MASK, Row
+from medssl.store.manifest_columns import MASK, Row
 
 LABEL_MAP = "label map"  # the reason for the quarantine of a label map without an image
 FROM_IMAGE = ("patient", "patient_known", "study", "series", "group", "site", "split")  # columns a mask takes over

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medssl.errors import UserError
 from medssl.ingestion.staged_store import check_destination
-from medssl.store.intensity import check_intensity
+from medssl.store.intensity_windows import check_intensity
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,13 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from medssl.errors import UserError
+from medssl.readers.formats import FORMATS, IMAGE
 
-SUFFIX = re.compile(r"(\.nii)?\.gz$|\.(dcm|dicom|ima|nii|png|jpe?g|tiff?|bmp|npz|json|csv|xml)$", re.IGNORECASE)
+OTHERS = (".bmp", ".json", ".csv", ".xml")  # copies of images, and files beside scans
+SUFFIXES = sorted(
+    {re.escape(s) for f in FORMATS for s in f.suffixes} | set(map(re.escape, OTHERS)), key=len, reverse=True
+)
+SUFFIX = re.compile(rf"({'|'.join(SUFFIXES)})?\.gz$|({'|'.join(SUFFIXES)})$", re.IGNORECASE)
 NEVER_SCANS = re.compile(r"\.(json|csv|tsv|xml|txt|xlsx?)$")  # in normalised names
 PART = re.compile(r"#([a-z]+)/(\d+)$")  # one scan of a file with several
 
@@ -14,7 +19,6 @@ PART = re.compile(r"#([a-z]+)/(\d+)$")  # one scan of a file with several
 HALVES = re.compile(r"(\d+\s*[.)_-]\s*)?(원천|라벨링|라벨)(데이터)?|\.zip$")  # with or without a number before them
 TRAINING = re.compile(r"(?<![a-z])([tv])[sl](?![a-z])")  # TS, TL, VS, VL: training or validation, source or label
 KINDS = set("dicom dcm png jpg jpeg json image images label labels annotation annotations".split())  # noqa: SIM905
-IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
 def match(paths: Sequence[str], files: Sequence[str], names: Iterable[str] = ()) -> dict[str, int]:
@@ -126,8 +130,8 @@ def compile_pattern(key: str, pattern: str) -> re.Pattern[str]:
 
 
 def is_image(name: str) -> bool:
-    """Return whether a path names an image in a format other than DICOM."""
-    return PART.sub("", name).casefold().endswith(IMAGES)
+    """Return whether a path names a PNG, JPEG or TIFF file."""
+    return PART.sub("", name).casefold().endswith(IMAGE.suffixes)
 
 
 def pair(scans: Sequence[str], others: Sequence[str]) -> dict[str, list[int]]:

@@ -17,7 +17,7 @@ from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.reject_codes import CODES
 from medssl.readers.scan import Slice, Unreadable
 from medssl.readers.walk import File, open_file, walk
-from medssl.store.schema import Row
+from medssl.store.manifest_columns import Row
 
 VERSION = "4"  # raise it when a change alters what is read from a file: everything is then read again
 SAVE_SECONDS = 2.0  # seconds between saves; a crash loses the work since the last one
@@ -125,7 +125,7 @@ class IngestPipeline:
         """Record all parts of a file at once."""
         self.staged.keep = True
         self.ledger.forget(file_id)
-        for part, value in outcome or [("", Unreadable("NO_PIXELS", "the file has no image in it"))]:
+        for part, value in outcome or [("", Unreadable("NO_PIXELS", CODES["NO_PIXELS"][0]))]:
             if isinstance(value, Unreadable):
                 self.ledger.reject(file_id, part, value.code, "read", str(value))
                 self.left_out += 1

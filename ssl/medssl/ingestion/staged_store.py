@@ -16,7 +16,7 @@ from medssl.files import disk_errors
 from medssl.ingestion.ledger import Address, Ledger
 from medssl.ingestion.manifest_table import Manifest
 from medssl.progress import say
-from medssl.store.schema import Row
+from medssl.store.manifest_columns import Row
 from medssl.store.store import Store
 
 PACK = 64 << 20  # bytes of compressed images in one file

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from medssl.store.schema import MASK
+from medssl.store.manifest_columns import MASK
 from medssl.store.splits import SPLITS, empty_split_warning
 from medssl.store.store import Store
 

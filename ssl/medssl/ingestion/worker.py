@@ -24,7 +24,7 @@ from medssl.readers.scan import Scan, Slice, Unreadable
 from medssl.readers.values import is_label_name
 from medssl.readers.walk import File, open_file
 from medssl.store.chunks import pack
-from medssl.store.schema import manifest_row, prepare_array
+from medssl.store.manifest_columns import manifest_row, prepare_array
 
 
 class Worker:

@@ -10,8 +10,8 @@ from medssl.ingestion.staged_store import StagedStore, check_destination, write_
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
 from medssl.store.chunks import pack
-from medssl.store.intensity import check_intensity
-from medssl.store.schema import Row, manifest_row, prepare_array
+from medssl.store.intensity_windows import check_intensity
+from medssl.store.manifest_columns import Row, manifest_row, prepare_array
 from medssl.store.store import Store
 
 
@@ -24,7 +24,7 @@ class StoreWriter:
     Args:
         out: the store's folder.
         pseudonyms: those of the project; their key also decides the splits.
-        intensity: the intensity window, a name in `intensity.INTENSITIES`.
+        intensity: the intensity window, a name in `intensity_windows.INTENSITIES`.
         overwrite: replace a store at `out`.
     """
 

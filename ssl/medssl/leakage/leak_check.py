@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from medssl.errors import UserError
 from medssl.leakage.image_sets import TINY, ImageComparer, ScanSet
 from medssl.leakage.near_duplicates import find_duplicates
-from medssl.store.intensity import to_unit_range
+from medssl.store.intensity_windows import to_unit_range
 from medssl.store.store import Store
 
 TEXT_COLUMNS = ("patient", "scan", "hash", "phash")

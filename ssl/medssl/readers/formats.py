@@ -26,22 +26,25 @@ class Format:
         matches: returns whether the first HEAD bytes of a file are in this format.
         read: returns the scans of a stream, each with the path of the file plus "#part" if there are several.
             Arguments: the stream, the path of the file relative to the source, the pseudonyms.
-        suffixes: file names reserved for this format; such a file with other content is damaged.
+        suffixes: usual ends of its file names, lower case. Files are recognised by their content.
+        reserved: whether a file with such a name and other content is damaged.
         gzipped: whether the files may be gzipped.
     """
 
     name: str
     matches: Callable[[bytes], bool]
     read: Callable[[BinaryIO, str, Pseudonyms], Found]
-    suffixes: tuple[str, ...] = ()
+    suffixes: tuple[str, ...]
+    reserved: bool = False
     gzipped: bool = False
 
 
+IMAGE = Format("PNG, JPEG, TIFF", image.is_image, image.read, (".png", ".jpg", ".jpeg", ".tif", ".tiff"))
 FORMATS = (
-    Format("DICOM", is_dicom, reader.read),
-    Format("NIfTI", nifti.is_nifti, nifti.read, suffixes=(".nii", ".nii.gz", ".hdr"), gzipped=True),
-    Format("PNG, JPEG, TIFF", image.is_image, image.read),
-    Format("MedMNIST npz", archive.is_npz, npz.read),
+    Format("DICOM", is_dicom, reader.read, (".dcm", ".dicom", ".ima")),
+    Format("NIfTI", nifti.is_nifti, nifti.read, (".nii", ".nii.gz", ".hdr"), reserved=True, gzipped=True),
+    IMAGE,
+    Format("MedMNIST npz", archive.is_npz, npz.read, (".npz",)),
 )
 
 
@@ -72,6 +75,6 @@ def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Found:
     if archive.is_zip(head):
         raise Unreadable("ARCHIVE", "a zip archive; use archives=true to read its members")
     for known in FORMATS:
-        if name.lower().endswith(known.suffixes):
+        if known.reserved and name.lower().endswith(known.suffixes):
             raise Unreadable("BAD_HEADER", f"the name is that of a {known.name} file, but the content is not")
     raise Unreadable("NOT_A_SCAN", f"the format is none of {', '.join(f.name for f in FORMATS)}")

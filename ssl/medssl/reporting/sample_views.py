@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.augmentations.loader import RawScans, ResampledScans, make_views, to_unit_range
+from medssl.augmentations.loader import RawScans, ResampledScans, apply_windows, make_views
 from medssl.augmentations.recipes import Recipe
 
 
@@ -16,7 +16,7 @@ def sample_views(
     """
     raw = RawScans(resampled).__getitems__([(int(row), 0) for row in rows])
     drawn, _ = make_views(raw, recipe, views, seed, mean=0.0, std=1.0)
-    whole = to_unit_range(raw)
+    whole = apply_windows(raw)
     out = []
     for b in range(len(rows)):
         out.append((f"scan {b + 1}", whole[b, 0].numpy()))

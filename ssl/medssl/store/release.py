@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from medssl.errors import UserError
 from medssl.files import atomic, write_json
-from medssl.store.schema import MASK, fingerprint
+from medssl.store.manifest_columns import MASK, fingerprint
 from medssl.store.store import Store
 
 

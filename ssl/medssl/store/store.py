@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from medssl.errors import UserError, nearest
 from medssl.progress import track
 from medssl.store.chunks import read_crop, unpack
-from medssl.store.intensity import INTENSITIES, resolve_intensity
+from medssl.store.intensity_windows import INTENSITIES, resolve_intensity
+from medssl.store.manifest_columns import MASK, SCHEMA_VERSION, content_hash, fingerprint
 from medssl.store.query import select
-from medssl.store.schema import MASK, SCHEMA_VERSION, content_hash, fingerprint
 from medssl.store.splits import SPLITS
 
 ADDRESS = ("file", "offset", "length", "shape", "dtype")  # columns that locate and decode a scan's bytes
@@ -225,7 +225,7 @@ class Store:
 
     @property
     def intensity(self) -> str:
-        """The intensity window of the most frequent modality, a name in `intensity.INTENSITIES`."""
+        """The intensity window of the most frequent modality, a name in `intensity_windows.INTENSITIES`."""
         return resolve_intensity(self.info["recipe"], self.modality)
 
     @cached_property

@@ -11,7 +11,7 @@ from medssl.files import atomic, write_csv
 from medssl.progress import track
 from medssl.results import Result
 from medssl.store.export import index_rows, window_loss
-from medssl.store.intensity import CT_WINDOWS, to_uint8
+from medssl.store.intensity_windows import CT_WINDOWS, to_uint8
 from medssl.store.store import Store
 
 
@@ -26,7 +26,7 @@ def png(
     Args:
         store: a folder made by ingest, or a Store.
         out: the folder.
-        window: a name in `intensity.CT_WINDOWS`, for CT, or "auto": each scan's own window.
+        window: a name in `intensity_windows.CT_WINDOWS`, for CT, or "auto": each scan's own window.
         slices: slices of a volume along its first axis: "all", "middle", or a number of evenly spaced ones.
         where: filter expression selecting scans; see `medssl.store.query`.
 

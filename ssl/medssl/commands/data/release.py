@@ -6,8 +6,8 @@ import numpy as np
 
 from medssl.errors import UserError
 from medssl.results import Result
+from medssl.store.manifest_columns import MASK
 from medssl.store.release import release as release_rows
-from medssl.store.schema import MASK
 from medssl.store.store import Store
 
 

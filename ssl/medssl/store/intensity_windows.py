@@ -1,17 +1,26 @@
-"""Intensity windows: the physical values that map to 0 and 1, one pair per scan. The store keeps the values themselves."""
+"""Intensity windows: the values that map to 0 and 1, one pair per scan, and the mapping. The store keeps the values themselves.
+
+An ingest chooses the window of each scan (`window`) and writes it to the manifest as `low` and `high`; wherever scans are
+shown to a network or a person, `to_unit_range` applies it. `CT_WINDOWS` are the named windows in HU, of the augmentation
+`intensity.Window` and of `medssl png`.
+"""
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from medssl.errors import UsageError, UserError, nearest
 from medssl.readers.scan import Scan
 
+if TYPE_CHECKING:  # the workers of an ingest do without torch, which takes a second to import
+    from torch import Tensor
+
 DISPLAY = "smallest to largest value; 8-bit images 0 to 255"
 INTENSITIES = {
     "auto": "by modality: CT, MR, PET, X-ray, ultrasound, fundus and photographs as below; others as neutral",
-    "ct": "-1024 to 1500 HU",  # air to cortical bone; only metal is denser
+    "ct": "-1024 to 1500 HU",
     "mr": "percentiles 0.5 to 99.5 of the foreground (above 10 % of the 99th percentile)",
     "pet": "0 to 20 SUV where body weight and dose are known, else percentiles 0.5 to 99.5",
     "xray": "the window of the file where it fits the values; else 8-bit images 0 to 255, others percentiles 0.5 to 99.5",
@@ -29,6 +38,7 @@ BY_MODALITY = {
     "OP": "fundus",
     **dict.fromkeys(("XC", "ES", "GM", "SM"), "natural"),
 }
+CT_RANGE = (-1024.0, 1500.0)  # HU; air to cortical bone, only metal is denser
 # Level and width in HU as commonly used in clinics; hospitals differ slightly.
 CT_WINDOWS: dict[str, tuple[float, float]] = {
     "lung": (-600.0, 1500.0),
@@ -68,7 +78,7 @@ def window(scan: Scan, intensity: str) -> tuple[float, float]:
     """
     intensity = resolve_intensity(intensity, scan.modality)
     if intensity == "ct":
-        return -1024.0, 1500.0
+        return CT_RANGE
     if intensity == "mr":
         low, high = _percentiles(_foreground(_sample(scan.array)))
     elif intensity == "pet":
@@ -126,9 +136,20 @@ def _own_window(scan: Scan) -> tuple[float, float] | None:
     return (low, high) if seen > 0 and seen >= FIT * max(high - low, bright - dark) else None
 
 
-def to_unit_range(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Map x to [0, 1], float32; values outside the window are clipped."""
-    return np.clip((x.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
+@overload
+def to_unit_range(x: np.ndarray, low: float, high: float) -> np.ndarray: ...
+@overload
+def to_unit_range(x: "Tensor", low: "Tensor", high: "Tensor") -> "Tensor": ...
+def to_unit_range(x: Any, low: Any, high: Any) -> Any:
+    """Map [low, high] to [0, 1], float32; values outside are clipped, and a window without width gives 0 up to its value.
+
+    x: an array, or a tensor with tensors `low` and `high` of a shape that broadcasts to it.
+    """
+    if isinstance(x, np.ndarray):
+        x, low, high = x.astype(np.float32), float(low), float(high)  # a float64 scalar would widen the result
+    y, width = x - low, high - low
+    y /= width + (width == 0)
+    return y.clip(0, 1)
 
 
 def unit_moments(array: np.ndarray, low: float, high: float) -> tuple[float, float]:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from medssl.errors import UsageError, UserError
 from medssl.readers.scan import Scan
-from medssl.store import intensity
-from medssl.store.intensity import (
+from medssl.store import intensity_windows
+from medssl.store.intensity_windows import (
     CT_WINDOWS,
     INTENSITIES,
     check_intensity,
@@ -37,7 +37,7 @@ def test_names():
     assert all(check_intensity(name) == name for name in INTENSITIES)
     with pytest.raises(UsageError, match="Did you mean 'xray'"):
         check_intensity("x-ray")
-    assert {resolve_intensity("auto", m) for m in intensity.BY_MODALITY} <= set(INTENSITIES)
+    assert {resolve_intensity("auto", m) for m in intensity_windows.BY_MODALITY} <= set(INTENSITIES)
     assert [resolve_intensity("auto", m) for m in ("CT", "PT", "DX", "US", "OP", "ES", "", "SC")] == (
         ["ct", "pet", "xray", "us", "fundus", "natural", "neutral", "neutral"]
     )
@@ -115,7 +115,7 @@ def test_thinned_percentiles_see_every_column(columns):
     big = np.ascontiguousarray(big)
     expected = np.percentile(np.arange(columns), [0.5, 99.5])
     assert window(scan(big), "xray") == pytest.approx(tuple(expected), abs=2)
-    assert intensity._sample(big).size <= intensity.SAMPLE
+    assert intensity_windows._sample(big).size <= intensity_windows.SAMPLE
 
 
 def test_unit_range():
@@ -180,7 +180,7 @@ def test_to_uint8_equals_a_loop(values, level, width):
 
 
 def test_to_uint8_spans_many_chunks(monkeypatch):
-    monkeypatch.setattr(intensity, "CHUNK", 7)
+    monkeypatch.setattr(intensity_windows, "CHUNK", 7)
     x = np.arange(60, dtype=np.int16).reshape(1, 6, 10)
     assert to_uint8(x, 30, 60).ravel().tolist() == [round(linear(v, 30, 60)) for v in range(60)]
     assert unit_moments(x, 0, 59)[0] == pytest.approx(0.5)

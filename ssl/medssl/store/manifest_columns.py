@@ -10,7 +10,7 @@ import pyarrow as pa
 from medssl.readers.phash import phash
 from medssl.readers.quality_flags import flags
 from medssl.readers.scan import Scan, Unreadable
-from medssl.store.intensity import to_unit_range, unit_moments, window
+from medssl.store.intensity_windows import to_unit_range, unit_moments, window
 
 SCHEMA_VERSION = 3
 Row = dict[str, Any]
@@ -72,7 +72,7 @@ def manifest_row(scan: Scan, array: np.ndarray, intensity: str) -> Row:
     Args:
         scan: as read.
         array: `prepare_array(scan)`.
-        intensity: how the intensity window is chosen, a name in `intensity.INTENSITIES`.
+        intensity: how the intensity window is chosen, a name in `intensity_windows.INTENSITIES`.
     """
     low, high = window(scan, intensity)
     mean, square = unit_moments(array, low, high)
