@@ -114,8 +114,7 @@ def test_only_allowed_values_are_kept():
     out, report = beside.join(rows(["kim_88123456.dcm"]), ["kim_88123456.dcm"])
     row = {k: v for k, v in out[0].items() if k != "scan"}
     assert row == {
-        "patient": ALIAS.patient("88123456"),
-        "patient_known": True,
+        **ALIAS.person("88123456"),
         "fact:age": 90.0,
         "fact:sex": "F",
         "label:labels": "기흉|폐렴",

@@ -14,7 +14,7 @@ from medssl.errors import UserError
 from medssl.ingestion.label_table import read_labels
 from medssl.ingestion.path_match import match, normalised, stem
 from medssl.readers.dicom.header import parse
-from medssl.readers.dicom.metadata import identify
+from medssl.readers.dicom.identity import identify
 from medssl.readers.pseudonyms import Pseudonyms
 
 ALIAS = Pseudonyms(b"k" * 32)

@@ -86,7 +86,7 @@ class Sidecars:
         """
         values, unclear = allowed_values(read_json(data), self.columns)
         if patient := values.pop("patient", None):
-            values |= {"patient": self.pseudonyms.patient(str(patient)), "patient_known": True}
+            values |= self.pseudonyms.person(str(patient))
         self._names.append(name)
         self._values.append(values)
         self._unclear.update(unclear)
@@ -139,7 +139,7 @@ class Sidecars:
         values = {k: v for k, v in found.groupdict().items() if v} if found else {}
         row: dict[str, Any] = {"label:label": values["label"]} if "label" in values else {}
         if "patient" in values:
-            row |= {"patient": self.pseudonyms.patient(values["patient"]), "patient_known": True}
+            row |= self.pseudonyms.person(values["patient"])
         return row
 
     def _pair(self, scans: Sequence[str], others: Sequence[str]) -> dict[str, list[int]]:

@@ -70,7 +70,7 @@ class Labels:
         if self.folders and (folder := re.sub(r"(\.zip)?!$", "", Path(PART.sub("", path)).parent.name)):
             scan = scan | {"label:label": folder}
         if self.pattern and (patient := _patient(self.pattern, path)):
-            scan = updated(scan, {"patient": self.pseudonyms.patient(patient), "patient_known": True})
+            scan = updated(scan, self.pseudonyms.person(patient))
         return scan
 
     def _report(self, found: Sequence[int | None]) -> list[str]:
@@ -258,7 +258,7 @@ def _row(cell: list[str], columns: _Columns, pseudonyms: Pseudonyms) -> dict[str
     if columns.site is not None and cell[columns.site]:
         row["site"] = cell[columns.site]
     if columns.patient is not None and (raw := cell[columns.patient]):
-        row |= {"patient": pseudonyms.patient(raw), "patient_known": True}
+        row |= pseudonyms.person(raw)
     return row
 
 

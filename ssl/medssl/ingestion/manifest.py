@@ -29,8 +29,8 @@ from medssl.store.store import read_array
 
 # The columns that label tables, groups and splits read or change. The rest of a row is not kept in memory.
 KEPT = (
-    *("scan", "patient", "patient_known", "study", "series", "born", "site", "split", "held", "modality"),
-    *("hash", "phash", "shape"),
+    *("scan", "patient", "patient_known", "study", "series", "born", "similar_id", "site", "split"),
+    *("held", "modality", "hash", "phash", "shape"),
 )
 SHARED = ("patient", "study", "series", "site", "split", "held", "modality")  # many rows have the same value
 

@@ -3,6 +3,7 @@
 import base64
 import hmac
 import os
+import re
 import secrets
 import stat
 import unicodedata
@@ -37,6 +38,15 @@ class Pseudonyms:
         person, of = (_bytes(x.strip() if isinstance(x, str) else x).strip(PADDING) for x in (number, issuer))
         return self.of("patient", of + b"|" + person if of else person)
 
+    def person(self, number: str | bytes, issuer: str | bytes = b"") -> dict[str, str | bool]:
+        """Return what is kept of a Patient ID: patient, its pseudonym; similar_id, that of its `simplified` spelling."""
+        similar = "|".join(simplified(part) for part in (issuer, number) if part)
+        return {
+            "patient": self.patient(number, issuer),
+            "patient_known": True,
+            "similar_id": self.of("similar", similar),
+        }
+
     def split_fraction(self, patient: str) -> float:
         """Return a number in [0, 1) for a patient pseudonym. It does not depend on which other patients there are."""
         return (int.from_bytes(self._digest(f"v1|split|{patient}".encode())[:8], "big") >> 11) * 2.0**-53
@@ -51,6 +61,18 @@ class Pseudonyms:
 
     def _digest(self, message: bytes) -> bytes:
         return hmac.digest(self._key, message, "sha256")
+
+
+def simplified(number: str | bytes) -> str:
+    """Return an id without what spellings of one number differ in, to count patients who may be the same.
+
+    That is case, width (NFKC), white space, dashes, underscores, zeros before a number and ".0" after it.
+    """
+    text = number if isinstance(number, str) else number.decode("utf-8", "backslashreplace")
+    text = unicodedata.normalize("NFKC", text).casefold()
+    dropped = {"Pd", "Pc", "Cc", "Cf"}  # dashes, underscores, control and invisible characters
+    text = "".join(c for c in text if not c.isspace() and unicodedata.category(c) not in dropped)
+    return re.sub(r"(?<![\d.])0+(?=\d)", "", re.sub(r"(?<=\d)\.0+$", "", text))
 
 
 def open_key(path: Path) -> Pseudonyms:

@@ -30,6 +30,8 @@ class Scan:
             "label map"), or "".
         birth_date_hash: pseudonym of the birth date, which tells apart people who share a patient ID. It is never
             written to a manifest.
+        similar_id: pseudonym of the simplified patient ID, equal for spellings of one number; "" if there is no ID. It is
+            never written to a manifest.
     """
 
     array: np.ndarray
@@ -49,6 +51,7 @@ class Scan:
     steps: tuple[str, ...] = ()
     quarantined: str = ""
     birth_date_hash: str = ""
+    similar_id: str = ""
 
 
 @dataclass(frozen=True)

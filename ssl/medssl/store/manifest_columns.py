@@ -83,6 +83,7 @@ def manifest_row(scan: Scan, array: np.ndarray, intensity: str) -> Row:
         | {
             "held": scan.quarantined,
             "born": scan.birth_date_hash,
+            "similar_id": scan.similar_id,
             "flags": list(flags(array, low, high, scan.modality)),
             "shape": list(array.shape),
             "spacing": None if scan.spacing is None else [float(v) for v in scan.spacing],

@@ -29,9 +29,11 @@ from pydicom.uid import (
 
 from medssl.readers.dicom import codecs, reader
 from medssl.readers.dicom.header import parse
+from medssl.readers.dicom.identity import identify
 from medssl.readers.dicom.layout import Layout
-from medssl.readers.dicom.metadata import identify, metadata_of, modality_of, quarantine_reason, scanner_of
+from medssl.readers.dicom.metadata import metadata_of, modality_of, scanner_of
 from medssl.readers.dicom.pixels import arguments, to_values
+from medssl.readers.dicom.quarantine import quarantine_reason
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable
 

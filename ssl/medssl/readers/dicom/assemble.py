@@ -1,4 +1,4 @@
-"""Decoded DICOM frames to scans: one image, or a stack of slices as a volume."""
+"""DICOM headers and decoded frames to scans: one image, or a stack of slices as a volume."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 
 from medssl.readers.dicom.header import Header
+from medssl.readers.dicom.identity import identify
 from medssl.readers.dicom.luts import window
-from medssl.readers.dicom.metadata import numbers
+from medssl.readers.dicom.metadata import common, metadata_of, modality_of, numbers, scanner_of
 from medssl.readers.dicom.pixels import Pixels, smallest
+from medssl.readers.dicom.quarantine import quarantine_reason
 from medssl.readers.dicom.stack_geometry import stack_affine
 from medssl.readers.dicom.ultrasound import ultrasound_crop
 from medssl.readers.geometry import to_canonical, voxel_spacing
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable
 from medssl.readers.values import one_channel
 
@@ -98,3 +101,18 @@ def assemble(frames: list[Pixels], modality: str) -> tuple[np.ndarray, tuple[str
         array = array[:1].copy()
         steps.append("grey from colour")
     return array, tuple(steps)
+
+
+def scan_fields(header: Header, frames: list[Header], name: str, pseudonyms: Pseudonyms) -> dict[str, Any]:
+    """Return the fields of `Scan` that come from the header, except `scan`, with the metadata all frames share.
+
+    frames: the header of each frame; [header] for a single image.
+    """
+    modality = modality_of(header)
+    return {
+        "modality": modality,
+        "scanner": scanner_of(header),
+        "metadata": common([metadata_of(frame) for frame in frames]),
+        "quarantined": quarantine_reason(frames[0], modality),
+        **identify(header, pseudonyms, name),
+    }

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 from medssl.readers.dicom import codecs, enhanced, mosaic, series
-from medssl.readers.dicom.assemble import compact, image_scan, stack_scan
+from medssl.readers.dicom.assemble import compact, image_scan, scan_fields, stack_scan
 from medssl.readers.dicom.codecs import Place
 from medssl.readers.dicom.header import Header
 from medssl.readers.dicom.layout import Layout
-from medssl.readers.dicom.metadata import image_type, modality_of, scan_fields
+from medssl.readers.dicom.metadata import image_type, modality_of
 from medssl.readers.dicom.pixels import Pixels, arguments, to_values
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable

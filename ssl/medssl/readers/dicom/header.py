@@ -74,7 +74,7 @@ class Header:
         return b"" if found is None else self.data[found[1] : found[1] + found[2]]
 
     def raw(self, keyword: str | int) -> bytes:
-        """Return the raw bytes without padding. Pseudonyms use these, so that they do not depend on the character set."""
+        """Return the raw bytes without padding, in the character set of the file; see `identity.identifier`."""
         return self.value(keyword).strip(b" \0")
 
     def words(self, keyword: str | int) -> tuple[str, ...]:

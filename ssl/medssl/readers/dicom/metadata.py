@@ -1,12 +1,10 @@
-"""Read the metadata kept from a DICOM header: only numbers, words from fixed lists, and pseudonyms."""
+"""Read the metadata kept from a DICOM header: only numbers and words from fixed lists."""
 
 import re
-from typing import Any
 
 from medssl.readers.dicom.header import Header
 from medssl.readers.dicom.layout import JPEG, JPEG_2000, JPEG_LS, NATIVE, RLE
 from medssl.readers.dicom.pet import suv_factor
-from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Unreadable
 
 MAX_AGE = 90  # years; older patients are so rare that their age could identify them
@@ -66,14 +64,6 @@ LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 203)
 KERNELS = frozenset("STANDARD STND STD STD+ SOFT DETAIL EDGE BONE BONEPLUS LUNG CHST ULTRA".split())  # noqa: SIM905
 KERNEL = re.compile(r"[A-Z][a-z]?[0-9]{2}[a-z]?|FC[0-9]{2}|[A-Z]{1,2}")
 SYNTAXES = NATIVE | JPEG | JPEG_LS | JPEG_2000 | {RLE}
-PLACEHOLDERS = frozenset({"", "ANON", "ANONYMOUS", "ANONYMIZED", "0", "UNKNOWN", "NONE"})
-
-# Modalities that usually have text in the image, and modalities in which colour means a screenshot or an overlay.
-BURNED_IN = frozenset("US IVUS SC OT XA RF".split())  # noqa: SIM905
-GREY = frozenset("CT MR PT NM CR DX MG RG IO PX".split())  # noqa: SIM905
-SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-# Conversion types: video, digitized film, document scanners, workstations, drawings (PS3.3 C.8.6.1).
-CAPTURED = frozenset("DV DF SD SI WSD DRW".split())  # noqa: SIM905
 
 
 def numbers(header: Header, keyword: str) -> tuple[float, ...]:
@@ -159,59 +149,3 @@ def _method_codes(header: Header) -> list[str]:
 def common(every: list[dict[str, str | float]]) -> dict[str, str | float]:
     """Return the entries that all dictionaries share."""
     return {k: v for k, v in every[0].items() if all(d.get(k) == v for d in every)}
-
-
-def scan_fields(header: Header, frames: list[Header], name: str, pseudonyms: Pseudonyms) -> dict[str, Any]:
-    """Return the fields of `Scan` that come from the header, except `scan`, with the metadata all frames share.
-
-    frames: the header of each frame; [header] for a single image.
-    """
-    modality = modality_of(header)
-    return {
-        "modality": modality,
-        "scanner": scanner_of(header),
-        "metadata": common([metadata_of(frame) for frame in frames]),
-        "quarantined": quarantine_reason(frames[0], modality),
-        **identify(header, pseudonyms, name),
-    }
-
-
-def identify(header: Header, pseudonyms: Pseudonyms, name: str) -> dict[str, str | bool]:
-    """Return the pseudonyms: patient, patient_known, study, series, birth_date_hash.
-
-    Without a Patient ID the study, or else the file, stands for the patient. The hash of the birth date includes the
-    Patient ID: it separates people who share one, but does not link people born on the same day.
-    """
-    issuer, patient = header.raw("IssuerOfPatientID"), header.raw("PatientID")
-    study, series, birth_date = (header.raw(k) for k in ("StudyInstanceUID", "SeriesInstanceUID", "PatientBirthDate"))
-    known = patient.decode("latin-1").strip().upper() not in PLACEHOLDERS
-    stand_in = b"study|" + study if study else b"file|" + name.encode()
-    return {
-        "patient": pseudonyms.patient(patient, issuer) if known else pseudonyms.of("patient", stand_in),
-        "patient_known": known,
-        "study": pseudonyms.of("study", study) if study else "",
-        "series": pseudonyms.of("series", series) if series else "",
-        "birth_date_hash": pseudonyms.of("born", patient + b"|" + birth_date) if birth_date and known else "",
-    }
-
-
-def quarantine_reason(header: Header, modality: str) -> str:
-    """Return why a person must review the image before training: "burned-in risk", "localizer", or "".
-
-    A header cannot prove that the pixels contain no text, so kinds of images that usually do are always quarantined.
-    """
-    kind = image_type(header)
-    risky = (
-        modality in BURNED_IN
-        or header.word("SOPClassUID").startswith(SECONDARY_CAPTURE)
-        or header.word("BurnedInAnnotation") == "YES"
-        or header.word("ConversionType") in CAPTURED
-        or any("SAVE" in w or "SCREEN" in w or "CAPTURE" in w for w in kind)
-        or (modality in GREY and header.word("PhotometricInterpretation") not in {"MONOCHROME1", "MONOCHROME2", ""})
-    )
-    if risky:
-        return "burned-in risk"
-    description = " ".join(header.words("SeriesDescription"))
-    if "LOCALIZER" in kind or re.search(r"SCOUT|LOCALI[ZS]ER|TOPOGRAM|SURVIEW", description):
-        return "localizer"
-    return ""

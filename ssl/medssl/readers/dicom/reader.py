@@ -11,12 +11,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from medssl.readers.dicom import codecs, frames
-from medssl.readers.dicom.assemble import compact, image_scan, stack_scan
+from medssl.readers.dicom.assemble import compact, image_scan, scan_fields, stack_scan
 from medssl.readers.dicom.codecs import Place
 from medssl.readers.dicom.enhanced import is_enhanced
 from medssl.readers.dicom.header import DEFLATED, Header, parse
+from medssl.readers.dicom.identity import identifier
 from medssl.readers.dicom.layout import Layout
-from medssl.readers.dicom.metadata import common, image_plane, image_type, modality_of, numbers, scan_fields
+from medssl.readers.dicom.metadata import common, image_plane, image_type, modality_of, numbers
 from medssl.readers.dicom.pixels import Pixels, arguments, to_values
 from medssl.readers.dicom.stack_geometry import stack_affine
 from medssl.readers.pseudonyms import Pseudonyms
@@ -109,7 +110,7 @@ def group_key(header: Header, name: str, orientation: tuple[float, ...], spacing
     return (
         modality_of(header),
         "" if header.raw("SeriesInstanceUID") else dirname(name),
-        *(header.raw(k) for k in GROUP_WORDS),
+        *(identifier(header, k) for k in GROUP_WORDS),
         *(numbers(header, k) for k in GROUP_NUMBERS),
         tuple(round(v, 3) + 0.0 for v in orientation),
         tuple(round(v, 4) for v in spacing),
