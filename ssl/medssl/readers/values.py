@@ -4,9 +4,9 @@ import re
 
 import numpy as np
 
+from medssl.readers.non_finite import check_non_finite
 from medssl.readers.scan import Unreadable
 
-MAX_NON_FINITE = 0.01  # share of values; more means a damaged or masked file
 LARGEST = 1e30  # far above any physical value; the square of an intensity window must be finite in float32
 FEW, NAMED_FEW = 32, 256  # distinct integers of a label map: with any name, and with a name that means labels
 LABEL_WORDS = frozenset(
@@ -20,10 +20,13 @@ LABEL_WORDS = frozenset(
 def lossless(array: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Return the array as uint8, int16, uint16 or float32, and the processing steps.
 
-    Non-finite values become the smallest finite one. 64-bit floating point is rounded to 32 bits.
+    Values that are not finite become the smallest finite one. 64-bit floating point is rounded to 32 bits.
+
+    array: (C, *S).
 
     Raises:
-        Unreadable: NON_FINITE above 1 %; UNSUPPORTED_PIXELS if no type can hold the values.
+        Unreadable: NON_FINITE unless these values are a background or few, see `check_non_finite`; UNSUPPORTED_PIXELS if
+            no type can hold the values.
     """
     if array.dtype.kind == "f":
         return _floating(array)
@@ -39,14 +42,10 @@ def lossless(array: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 
 def _floating(array: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    steps = []
     good = np.isfinite(array)
-    bad = array.size - int(np.count_nonzero(good))
-    if bad > MAX_NON_FINITE * array.size:
-        raise Unreadable("NON_FINITE", f"{100 * bad / array.size:.0f} % of the values are not finite")
-    if bad:
+    steps = [*check_non_finite(~good)]
+    if steps:
         array = np.where(good, array, array.min(where=good, initial=np.inf))
-        steps.append("non-finite replaced")
     if max(-float(array.min()), float(array.max())) > LARGEST:
         raise Unreadable("UNSUPPORTED_PIXELS", f"values beyond {LARGEST:g}")
     if array.dtype.itemsize > 4:

@@ -274,6 +274,41 @@ def test_floating_point_pixels(keyword, dtype):
     assert refusal(saved(ds)) == "NON_FINITE"
 
 
+def parametric_map(values, **tags):
+    """Return a file with 32-bit floating point pixels."""
+    ds = dataset(np.zeros(values.shape, int), modality="MR", **PLACED | tags)
+    for name in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+        del ds[name]
+    ds["FloatPixelData"] = DataElement("FloatPixelData", "OF", values.astype("<f4").tobytes())
+    return saved(ds)
+
+
+def test_a_map_is_not_finite_outside_the_organ():
+    """The background of a volume gets its smallest finite value, also where a whole slice is background."""
+    z = np.indices((9, 12, 12)) - np.array([4, 5.5, 5.5]).reshape(3, 1, 1, 1)
+    outside = (z**2).sum(0) > 14
+    assert outside[0].all()
+    assert not outside[1].all()
+    values = np.random.default_rng(0).normal(1, 0.2, outside.shape).astype(np.float32)
+    values[outside] = np.nan
+    files = [
+        parametric_map(v, ImagePositionPatient=[0, 0, 3.0 * i], SOPInstanceUID=f"1.2.3.{i}")
+        for i, v in enumerate(values)
+    ]
+    scan = build(files)
+    expected = np.where(outside, np.nanmin(values), values)
+    np.testing.assert_array_equal(scan.array[0], expected[:, ::-1, ::-1])
+    assert "non-finite background filled" in scan.steps
+    single = only(files[4])
+    np.testing.assert_array_equal(single.array[0], np.where(outside[4], np.nanmin(values[4]), values[4]))
+    hole = np.ones((12, 12))
+    hole[3:9, 3:9] = np.nan
+    assert refusal(parametric_map(hole)) == "NON_FINITE"
+    lost = [*files[:4], parametric_map(np.full((12, 12), np.nan), ImagePositionPatient=[0, 0, 12.0]), *files[5:]]
+    with pytest.raises(Unreadable, match="no value of a frame is finite"):
+        build(lost)
+
+
 # ---- colour
 
 

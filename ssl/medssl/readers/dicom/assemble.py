@@ -14,6 +14,7 @@ from medssl.readers.dicom.quarantine import quarantine_reason
 from medssl.readers.dicom.stack_geometry import stack_affine
 from medssl.readers.dicom.ultrasound import ultrasound_crop
 from medssl.readers.geometry import to_canonical, voxel_spacing
+from medssl.readers.non_finite import FILLED
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable
 from medssl.readers.values import one_channel
@@ -80,7 +81,7 @@ def assemble(frames: list[Pixels], modality: str) -> tuple[np.ndarray, tuple[str
     Padding is replaced by air in CT, otherwise by the darkest value. Grey stored as colour becomes one channel.
 
     Raises:
-        Unreadable: BAD_GEOMETRY if frames differ in size, NO_PIXELS if everything is padding.
+        Unreadable: BAD_GEOMETRY if frames differ in size, NO_PIXELS if everything is padding, NON_FINITE if frames inside a volume have no finite value.
     """
     if len({f.values.shape for f in frames}) > 1:
         raise Unreadable("BAD_GEOMETRY", "the slices of the stack differ in size")
@@ -93,8 +94,11 @@ def assemble(frames: list[Pixels], modality: str) -> tuple[np.ndarray, tuple[str
     steps = list(dict.fromkeys(step for f in frames for step in f.steps))
     if padded:
         mask = np.stack([np.zeros(f.values.shape[1:], bool) if f.padding is None else f.padding for f in frames])
-        if mask.all():
+        there = np.flatnonzero(~mask.all((1, 2)))
+        if not len(there) and FILLED not in steps:
             raise Unreadable("NO_PIXELS", "every pixel is padding")
+        if FILLED in steps and (not len(there) or np.diff(there).max(initial=1) > 1):
+            raise Unreadable("NON_FINITE", "no value of a frame is finite, and it does not lie beyond the organ")
         array[:, mask] = AIR if modality == "CT" else array[:, ~mask].min()
         steps.append("padding filled")
     if one_channel(array):

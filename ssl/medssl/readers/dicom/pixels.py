@@ -11,11 +11,11 @@ import numpy as np
 from medssl.readers.dicom.header import Header
 from medssl.readers.dicom.layout import FLOATS, JPEG_2000, RLE, YBR_DECODED, Layout
 from medssl.readers.dicom.luts import Palette, Table, modality_table, palette
+from medssl.readers.non_finite import FILLED, check_non_finite
 from medssl.readers.scan import Unreadable
 
 QUANTITATIVE = {"CT", "MR", "PT", "NM"}  # modalities never inverted for display
 EXACT = 1 << 24  # integers up to here are exact in float32
-MAX_NON_FINITE = 0.01  # share of the pixels of a frame
 
 
 @dataclass(frozen=True)
@@ -190,19 +190,19 @@ def _padding(
 def _floats(
     words: np.ndarray, slope: float | None, intercept: float | None, padding: tuple[float, ...] | None
 ) -> Pixels:
-    """Convert a parametric map (PS3.3 C.7.6.24), whose words are floats."""
+    """Convert a parametric map (PS3.3 C.7.6.24), whose words are floats. What is not finite becomes padding."""
     finite = np.isfinite(words)
-    if finite.mean() < 1 - MAX_NON_FINITE:
-        raise Unreadable("NON_FINITE", "more than one in a hundred pixels is not finite")
     mask = ~finite
+    filled = (FILLED,) if mask.all() else check_non_finite(mask[None])  # `assemble` refuses empty frames inside a volume
     if padding is not None:
         mask |= (words >= min(padding)) & (words <= max(padding))
-    values = np.where(finite, words, words[finite].min()).astype(np.float64) * (slope or 1.0) + (intercept or 0.0)
+    values = np.where(finite, words, words.min(where=finite, initial=np.inf) if finite.any() else 0).astype(np.float64)
+    values = values * (slope or 1.0) + (intercept or 0.0)
     return Pixels(
         values.astype(np.float32)[None],
         np.dtype(np.float32),
         mask if mask.any() else None,
-        () if slope is None and intercept is None else ("rescale",),
+        (*filled, *(() if slope is None and intercept is None else ("rescale",))),
     )
 
 
