@@ -276,6 +276,22 @@ def test_non_finite_and_huge_values():
     assert code(encoded(voxels, scaling=(1e38, 0.0))) in {"NON_FINITE", "UNSUPPORTED_PIXELS"}
 
 
+def test_a_background_that_is_not_finite_is_filled():
+    """As maps computed inside a mask have it: volumes of a time series as well, and single slices."""
+    outside = ((np.indices((8, 8, 8)) - 3.5) ** 2).sum(0) > 12
+    voxels = np.random.default_rng(0).normal(100, 20, (8, 8, 8)).astype(np.float32)
+    expected = np.where(outside, voxels[~outside].min(), voxels)
+    with_nan = np.where(outside, np.nan, voxels).astype(np.float32)
+    scan = only(encoded(with_nan, np.diag([1.0, 1.0, 1.0, 1.0])))
+    np.testing.assert_array_equal(scan.array[0], expected.transpose(2, 1, 0))
+    assert "non-finite background filled" in scan.steps
+    series = run(encoded(np.stack([with_nan, with_nan + 1], -1), np.diag([1.0, 1.0, 1.0, 1.0])))
+    assert [scan.array.min() for scan, _ in series] == [expected.min(), expected.min() + 1]
+    flat = only(encoded(with_nan[:, :, 3:4], np.diag([1.0, 1.0, 1.0, 1.0])))
+    lowest = np.nanmin(with_nan[:, :, 3])
+    np.testing.assert_array_equal(flat.array[0], np.nan_to_num(with_nan[:, :, 3], nan=lowest).T)
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [

@@ -49,8 +49,9 @@ def test_windows_by_modality():
     assert window(scan(RAMP, "DX"), "auto") == pytest.approx((5, 995))
     assert window(scan(RAMP, "MR"), "auto") == pytest.approx((103.6, 995.5), abs=0.1)
     assert window(scan(RAMP, "PT"), "auto") == pytest.approx((5, 995))
-    for recipe in ("us", "fundus", "natural", "neutral"):
+    for recipe in ("us", "fundus", "natural"):
         assert window(scan(RAMP), recipe) == (0, 1000)
+    for recipe in ("us", "fundus", "natural", "neutral"):
         assert window(scan(noise((3, 9, 9))), recipe) == (0, 255)
     assert window(scan(noise((1, 9, 9)), "DX"), "auto") == (0, 255)
     for recipe in ("mr", "xray", "pet", "neutral"):
@@ -58,6 +59,27 @@ def test_windows_by_modality():
         assert (low, high) == (7, 8)
         low, high = window(scan(np.full((1, 4, 4), 1e25, "float32")), recipe)
         assert np.float32(high - low) > 0
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "float32"])
+def test_one_bright_voxel_does_not_darken_a_scan_of_unknown_modality(dtype):
+    x = np.random.default_rng(0).normal(500, 50, (1, 30, 40, 50)).astype(dtype)
+    expected = tuple(np.percentile(x, [0.5, 99.5]))
+    x[0, 3, 4, 5] = 30_000
+    assert window(scan(x), "auto") == pytest.approx(expected, rel=1e-3)
+    assert window(scan(x, "NM"), "auto") == window(scan(x), "neutral") == window(scan(x), "auto")
+    middle = to_unit_range(x, *window(scan(x), "auto")).mean()
+    assert middle == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_scan_of_unknown_modality_with_little_content_keeps_its_range():
+    x = np.zeros((1, 100, 100), np.float32)
+    x[0, 0, :3] = 0.25, 0.5, 0.75
+    assert window(scan(x), "auto") == (0, 0.75)
+    assert window(scan(x.astype(np.uint8)), "auto") == (0, 255)
+    labels = np.zeros((1, 100, 100), np.int16)
+    labels[0, :50], labels[0, 0, 0] = 1, 300
+    assert window(Scan(array=labels, scan="s", patient="p", quarantined="label map"), "auto") == (0, 300)
 
 
 def test_pet_in_suv():

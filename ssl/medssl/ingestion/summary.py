@@ -3,9 +3,20 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medssl.ingestion.mask_pairing import LABEL_MAP
+from medssl.store.intensity_windows import resolve_intensity
 from medssl.store.manifest_columns import MASK
 from medssl.store.splits import SPLITS, empty_split_warning
 from medssl.store.store import Store
+
+SUGGESTED = {
+    "volume": "intensity=ct, mr or pet (volumes)",
+    "grey": "intensity=xray or us (grey images)",
+    "colour": "intensity=fundus, natural or us (colour images)",
+}
 
 
 def summary(store: Store, report: list[str], key: Path, changed: str | None = None) -> str:
@@ -32,6 +43,7 @@ def summary(store: Store, report: list[str], key: Path, changed: str | None = No
         ("patients", f"{counts['patients']}{alone}"),
         ("splits", ", ".join(splits)),
         ("intensity", f"{info['recipe']}: {store.intensity_description}"),
+        *(("intensity", line) for line in without_window(store)),
         ("left out", f"{sum(counts['rejected'].values())}{rejected}"),
     ]
     if info["masks"]:
@@ -53,6 +65,28 @@ def summary(store: Store, report: list[str], key: Path, changed: str | None = No
             lines.append(("warning", warning))
     lines += [("key", f"{key} (id {info['key_id']})"), ("fingerprint", info["fingerprint"])]
     return "\n".join(f"{name:<13}{text}" for name, text in lines)
+
+
+def without_window(store: Store) -> list[str]:
+    """Return a line about the scans whose modality has no intensity window, with the intensity= to give instead."""
+    if store.info["recipe"] != "auto":
+        return []
+    scans = store.table.filter(pc.invert(pc.is_in(store.table["held"], pa.array([MASK, LABEL_MAP]))))
+    found = [
+        (modality, SUGGESTED["volume" if len(shape) == 4 else "colour" if shape[0] > 1 else "grey"])
+        for modality, shape in zip(scans["modality"].to_pylist(), scans["shape"].to_pylist(), strict=True)
+        if resolve_intensity("auto", modality) == "neutral"
+    ]
+    if not found:
+        return []
+    names = [f"modality {m}" if m else "unknown modality" for m in sorted({m for m, _ in found})]
+    choices = ", ".join(sorted({choice for _, choice in found}))
+    alone = len(found) == scans.num_rows and len(set(found)) == 1
+    how = "ingest again with overwrite=true and" if alone else "ingest each kind into a store of its own, with"
+    return [
+        f"{len(found)} scans of {' or '.join(names)} are shown from percentile 0.5 to 99.5 of their values, 8-bit images from "
+        f"0 to 255; if you know what they are, {how} {choices}"
+    ]
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str], read: int, gone: int) -> str:

@@ -16,8 +16,9 @@ MAX_SCATTER = 0.5  # contacts between finite and other values, as a share of tho
 def check_non_finite(bad: np.ndarray) -> tuple[str, ...]:
     """Return the processing steps for the values to be replaced, () if there are none.
 
-    The background is every region (connected through faces) that holds a corner of the image, unless its values alternate
-    with finite ones. Elsewhere at most 1 % of the values may be missing: missing lines, slices and holes are damage.
+    The background is made of the regions (connected through faces) that hold a corner of the image. Together they reach every
+    side of it, and do not alternate with finite values. Elsewhere at most 1 % of the values may be missing: holes, missing
+    lines and slices, and half an image are damage.
 
     Args:
         bad: (C, *S) bool, where values are not finite.
@@ -34,7 +35,9 @@ def check_non_finite(bad: np.ndarray) -> tuple[str, ...]:
         raise Unreadable("NON_FINITE", "no value is finite")
     inside = count - sum(_background(np.squeeze(channel)) for channel in bad)
     if inside > MAX_INSIDE * bad.size:
-        raise Unreadable("NON_FINITE", f"{100 * inside / bad.size:.0f} % of the values are not finite, outside a background")
+        raise Unreadable(
+            "NON_FINITE", f"{100 * inside / bad.size:.0f} % of the values are not finite, outside a background"
+        )
     return (FILLED, *(["non-finite replaced"] if inside else []))
 
 
@@ -44,8 +47,10 @@ def _background(bad: np.ndarray) -> int:
         return 0
     regions, _ = ndimage.label(bad)
     sizes = np.bincount(regions.ravel())
-    at_corners = np.unique(regions[np.ix_(*[[0, -1]] * bad.ndim)])
-    return int(sizes[at_corners[at_corners > 0]].sum())
+    outer = np.unique(regions[np.ix_(*[[0, -1]] * bad.ndim)])
+    outer = outer[outer > 0]
+    sides = (regions.take(end, axis) for axis in range(bad.ndim) for end in (0, -1))
+    return int(sizes[outer].sum()) if all(np.isin(side, outer).any() for side in sides) else 0
 
 
 def _is_scattered(bad: np.ndarray) -> bool:

@@ -28,7 +28,10 @@ CODES: dict[str, tuple[str, str]] = {
     "DECODE_FAILED": ("the compressed image is damaged or contradicts the header", "export the file again"),
     "READER_FAILED": ("an unexpected error in the reader", "please report it, with the type of scanner"),
     "NO_RESCALE": ("a CT image that is not in Hounsfield units", "export the original series, not a screenshot"),
-    "NON_FINITE": ("values are missing (NaN, infinite) inside the image", "check how the file was made, or set them to a number"),
+    "NON_FINITE": (
+        "values are missing (NaN, infinite) inside the image",
+        "check how the file was made, or set them to a number",
+    ),
     "CONSTANT": ("every pixel has the same value", "nothing"),
     # volumes
     "BAD_GEOMETRY": ("positions and orientations do not span a volume", "export the series again"),

@@ -27,7 +27,7 @@ INTENSITIES = {
     "us": DISPLAY,
     "fundus": DISPLAY,
     "natural": DISPLAY,
-    "neutral": DISPLAY,
+    "neutral": "percentiles 0.5 to 99.5; 8-bit images 0 to 255",
 }
 BY_MODALITY = {
     "CT": "ct",
@@ -86,6 +86,10 @@ def window(scan: Scan, intensity: str) -> tuple[float, float]:
         low, high = (0.0, SUV / factor) if factor > 0 else _percentiles(_sample(scan.array))
     elif intensity == "xray":
         low, high = _own_window(scan) or _projection(scan.array)
+    elif intensity == "neutral" and scan.quarantined != "label map":
+        low, high = _projection(scan.array)
+        if not high > low:  # hardly any pixel differs from the background
+            low, high = _range(scan.array)
     else:
         low, high = _range(scan.array)
     return (low, high) if high > low else (low, low + max(1.0, abs(low) * 1e-6))

@@ -38,7 +38,8 @@ def ingest(
     Args:
         source: a folder with DICOM, NIfTI, PNG, JPEG, TIFF or npz files at any depth, or one such file.
         out: the store's folder, outside `source`.
-        intensity: intensity window: auto (by modality), ct, mr, xray, us, fundus, pet, natural, neutral.
+        intensity: intensity window: auto (by modality), ct, mr, xray, us, fundus, pet, natural, neutral. NIfTI, image and npz
+            files name no modality; auto then takes percentiles 0.5 to 99.5, and 0 to 255 for 8-bit images.
         labels: a CSV file with one row per file or per patient, or "folders" if a scan's folder is its label. A table gives
             labels, and the columns patient, split (train, val, test), site, age, sex, view and laterality.
         targets: columns of the table, or keys of the JSON files, that are labels; by default those called label, target,

@@ -81,7 +81,8 @@ def assemble(frames: list[Pixels], modality: str) -> tuple[np.ndarray, tuple[str
     Padding is replaced by air in CT, otherwise by the darkest value. Grey stored as colour becomes one channel.
 
     Raises:
-        Unreadable: BAD_GEOMETRY if frames differ in size, NO_PIXELS if everything is padding, NON_FINITE if frames inside a volume have no finite value.
+        Unreadable: BAD_GEOMETRY if frames differ in size, NO_PIXELS if everything is padding, NON_FINITE if no value of a
+            frame between others, or of all frames, is finite.
     """
     if len({f.values.shape for f in frames}) > 1:
         raise Unreadable("BAD_GEOMETRY", "the slices of the stack differ in size")

@@ -193,7 +193,9 @@ def _floats(
     """Convert a parametric map (PS3.3 C.7.6.24), whose words are floats. What is not finite becomes padding."""
     finite = np.isfinite(words)
     mask = ~finite
-    filled = (FILLED,) if mask.all() else check_non_finite(mask[None])  # `assemble` refuses empty frames inside a volume
+    filled = (
+        (FILLED,) if mask.all() else check_non_finite(mask[None])
+    )  # `assemble` refuses empty frames inside a volume
     if padding is not None:
         mask |= (words >= min(padding)) & (words <= max(padding))
     values = np.where(finite, words, words.min(where=finite, initial=np.inf) if finite.any() else 0).astype(np.float64)

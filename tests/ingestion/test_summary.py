@@ -1,0 +1,78 @@
+"""The summary of an ingest says which scans have no intensity window of their own, and what to do about it."""
+
+import nibabel
+import numpy as np
+import pytest
+
+from medssl import ingest
+from medssl.ingestion.summary import without_window
+from medssl.ingestion.writer import StoreWriter
+from medssl.readers.pseudonyms import Pseudonyms
+from medssl.readers.scan import Scan
+from medssl.store.store import Store
+
+SHAPES = {"volume": (1, 6, 7, 8), "grey": (1, 9, 8), "colour": (3, 9, 8)}
+
+
+def lines(tmp_path, scans, intensity="auto"):
+    """Return the lines about a store of (modality, kind) scans."""
+    rng = np.random.default_rng(0)
+    with StoreWriter(tmp_path / "s", Pseudonyms(bytes(32)), intensity) as writer:
+        for i, (modality, kind) in enumerate(scans):
+            array = rng.integers(0, 4000, SHAPES[kind]).astype(np.int16)
+            held = "label map" if modality == "labels" else ""
+            modality = "" if held else modality
+            writer.add(Scan(array, f"s{i}", f"p{i}", modality=modality, quarantined=held), f"{i}")
+        store = writer.finish()
+    return without_window(Store.open(store.path, quarantined=True))
+
+
+@pytest.mark.parametrize(
+    ("scans", "count", "advice"),
+    [
+        (
+            [("", "volume")] * 2,
+            "2 scans of unknown modality",
+            "ingest again with overwrite=true and intensity=ct, mr or pet",
+        ),
+        ([("", "grey")], "1 scans of unknown modality", "again with overwrite=true and intensity=xray or us (grey"),
+        ([("NM", "volume")], "1 scans of modality NM", "overwrite=true and intensity=ct, mr or pet"),
+        (
+            [("", "grey"), ("", "colour")],
+            "2 scans of unknown modality",
+            "each kind into a store of its own, with intensity=fundus, natural or us (colour images), intensity=xray",
+        ),
+        (
+            [("CT", "volume"), ("", "volume")],
+            "1 scans of unknown",
+            "each kind into a store of its own, with intensity=ct",
+        ),
+        ([("", "volume"), ("labels", "volume")], "1 scans of unknown", "ingest again with overwrite=true"),
+    ],
+)
+def test_scans_without_a_window_are_named_with_a_remedy(tmp_path, scans, count, advice):
+    [line] = lines(tmp_path, scans)
+    assert line.startswith(count)
+    assert "percentile 0.5 to 99.5" in line
+    assert advice in line
+
+
+@pytest.mark.parametrize(
+    ("scans", "intensity"), [([("CT", "volume"), ("MR", "volume")], "auto"), ([("", "volume")], "mr")]
+)
+def test_nothing_is_said_when_every_window_is_known(tmp_path, scans, intensity):
+    assert lines(tmp_path, scans, intensity) == []
+
+
+def test_the_remedy_works(tmp_path):
+    source, key = tmp_path / "in", tmp_path / "key"
+    source.mkdir()
+    image = np.random.default_rng(0).normal(1000, 100, (9, 10, 11)).astype(np.float32)
+    image[:3] = 0
+    nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), source / "a.nii")
+    first = ingest(source, tmp_path / "s", key=key, workers=1)
+    assert "overwrite=true and intensity=ct, mr or pet (volumes)" in first.summary
+    assert first.column("low").tolist() == [0]
+    second = ingest(source, tmp_path / "s", key=key, workers=1, intensity="mr", overwrite=True)
+    assert "of unknown modality are shown" not in second.summary
+    assert second.column("low")[0] == pytest.approx(np.percentile(image[3:], 0.5), rel=0.01)
