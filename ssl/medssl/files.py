@@ -13,12 +13,26 @@ from typing import Any
 from medssl.errors import UserError
 
 
+def follow_links(path: Path) -> Path:
+    """Return the absolute path that `path` stands for, without links: what is renamed to a link replaces the link alone.
+
+    Raises UserError if a link on the way leads to nothing, except that the last one may lead to a new name in a folder.
+    """
+    path = path.absolute()
+    for link in (p for p in (path, *path.parents) if p.is_symlink()):
+        target = Path(os.path.realpath(link))
+        if not (target.parent if link == path and not target.is_symlink() else target).is_dir():
+            raise UserError(f"{link} is a link that leads to nothing; mount the disk it leads to, or remove the link")
+    return Path(os.path.realpath(path))
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. On success, flush it to disk and rename it to `path`; otherwise remove it.
 
-    Raises UserError if the disk is full or cannot be written.
+    If `path` is a link, the file it leads to is replaced. Raises UserError if the disk is full or cannot be written.
     """
+    path = follow_links(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

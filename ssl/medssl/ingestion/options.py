@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medssl.errors import UserError
+from medssl.files import follow_links
 from medssl.ingestion.staged_store import check_destination
 from medssl.store.intensity_windows import check_intensity
 
@@ -48,7 +49,7 @@ class IngestOptions:
             raise UserError(f"keys={dict(self.keys)} are looked up in JSON files: add aihub=auto")
         if not self.source.exists():
             raise UserError(f"source={self.source} does not exist")
-        source, out, key = self.source.resolve(), self.out.resolve(), self.key.resolve()
+        source, out, key = self.source.resolve(), follow_links(self.out), self.key.resolve()
         if out.is_relative_to(source):
             raise UserError(
                 f"out={self.out} lies in the source, where the next ingest would read it; choose another out="

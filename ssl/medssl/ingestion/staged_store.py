@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medssl.errors import UserError
-from medssl.files import disk_errors
+from medssl.files import disk_errors, follow_links
 from medssl.ingestion.ledger import Address, Ledger
 from medssl.ingestion.manifest_table import Manifest
 from medssl.progress import say
@@ -31,7 +31,7 @@ class StagedStore:
     """The folder `.NAME.part` beside the store NAME, used by one process at a time: `with StagedStore(out) as staged: …`.
 
     Args:
-        out: the store's folder.
+        out: the store's folder. If it is a link, the folder that it leads to is replaced, and the link stays.
         fresh: discard what an earlier, interrupted process has left.
 
     Attributes:
@@ -43,7 +43,7 @@ class StagedStore:
     """
 
     def __init__(self, out: Path, fresh: bool = False):
-        self.out, self.fresh, self.keep = Path(out).absolute(), fresh, False
+        self.out, self.fresh, self.keep = follow_links(Path(out)), fresh, False
         self.folder = self.out.with_name(f".{self.out.name}.part")
         self.pack: BinaryIO | None = None
         self.lock: BinaryIO | None = None
@@ -214,8 +214,21 @@ def check_destination(out: Path, overwrite: bool) -> None:
         return
     if not (out / "store.json").is_file():
         raise UserError(f"{out} exists and is not a store, so it is not overwritten; choose another out=")
+    _refuse_links(out)
     if not overwrite:
         raise UserError(f"{out} exists already; choose another out=, or replace it with overwrite=true")
+
+
+def _refuse_links(folder: Path, depth: int = 1) -> None:
+    """Raise UserError if a store has a link inside: whoever removes the store removes the link alone."""
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        if entry.is_symlink():
+            raise UserError(
+                f"{entry.path} is a link, and what it leads to would outlive this store, with scans that are withdrawn later; "
+                "move that here in place of the link, and link the whole store instead"
+            )
+        if depth and entry.is_dir():
+            _refuse_links(Path(entry.path), depth - 1)
 
 
 def write_synced(path: Path, data: bytes | pa.Buffer) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medssl.errors import UserError
-from medssl.files import disk_errors
+from medssl.files import disk_errors, follow_links
 from medssl.progress import track
 from medssl.store.chunks import unpack
 from medssl.store.store import ADDRESS, Store, file_errors, read_bytes
@@ -31,7 +31,7 @@ def shard(store: Store, out: Path, size: int) -> Store:
     Raises:
         UserError: if `out` exists, bytes of the store are missing or damaged, or the disk is full.
     """
-    store, out = Store.open(store.path, quarantined=True), out.expanduser().absolute()
+    store, out = Store.open(store.path, quarantined=True), follow_links(out.expanduser())
     if out.exists():
         raise UserError(f"{out} exists already; choose another out=")
     part = out.with_name(f".{out.name}.{os.getpid()}.part")

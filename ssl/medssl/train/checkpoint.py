@@ -7,13 +7,14 @@ import torch
 from lightning_fabric import Fabric
 
 from medssl.errors import UserError
-from medssl.files import disk_errors
+from medssl.files import disk_errors, follow_links
 from medssl.methods.base import Method
 from medssl.train.stop import TrainingStopped
 
 
 def save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
     """Save `state` atomically: a kill leaves the old checkpoint or the new one. Call on every rank."""
+    path = follow_links(path)
     part = path.with_suffix(".part")
     try:
         with disk_errors(path):
