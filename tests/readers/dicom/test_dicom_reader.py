@@ -33,7 +33,6 @@ from medssl.readers.dicom.identity import identify
 from medssl.readers.dicom.layout import Layout
 from medssl.readers.dicom.metadata import metadata_of, modality_of, scanner_of
 from medssl.readers.dicom.pixels import arguments, to_values
-from medssl.readers.dicom.quarantine import quarantine_reason
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable
 
@@ -972,31 +971,6 @@ def test_metadata_are_allow_listed():
         "transfer_syntax": "1.2.840.10008.1.2.1",
         "sop_class": "1.2.840.10008.5.1.4.1.1.1.1",
     }
-
-
-@pytest.mark.parametrize(
-    ("tags", "modality", "reason"),
-    [
-        ({}, "CT", ""),
-        ({}, "DX", ""),
-        ({}, "US", "burned-in risk"),
-        ({}, "XA", "burned-in risk"),
-        ({}, "RF", "burned-in risk"),
-        ({}, "SC", "burned-in risk"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.2"}, "DX", "burned-in risk"),
-        ({"BurnedInAnnotation": "YES"}, "MG", "burned-in risk"),
-        ({"BurnedInAnnotation": "NO"}, "US", "burned-in risk"),
-        ({"ConversionType": "WSD"}, "CR", "burned-in risk"),
-        ({"ConversionType": "DI"}, "CR", ""),
-        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "CT", "burned-in risk"),
-        ({"ImageType": ["DERIVED", "SECONDARY", "MPR"]}, "CT", ""),
-        ({"PhotometricInterpretation": "RGB"}, "MR", "burned-in risk"),
-        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "CT", "localizer"),
-        ({"SeriesDescription": "Scout AP"}, "CT", "localizer"),
-    ],
-)
-def test_quarantine_reasons(tags, modality, reason):
-    assert quarantine_reason(headed(modality=modality, **tags), modality) == reason
 
 
 def test_identifiers_become_pseudonyms_and_placeholders_are_unknown_patients():

@@ -9,7 +9,9 @@ from medssl.readers.scan import Unreadable
 
 MAX_AGE = 90  # years; older patients are so rare that their age could identify them
 MODALITIES = frozenset(
-    "CT MR PT NM CR DX MG RF XA US IO PX RG XC OP OPT ES GM SM BI BMD IVUS IVOCT DG OT TG HD SC".split()  # noqa: SIM905
+    """
+    CT MR PT NM CR DX MG RF XA US IO PX RG XC OP OPT OPTENF OPTBSV OCT ES GM SM DMS CFM BI BMD IVUS IVOCT DG OT TG HD SC
+    """.split()  # noqa: SIM905
 )
 BODY_PARTS = frozenset(
     """
