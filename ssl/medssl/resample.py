@@ -31,7 +31,15 @@ def axis_weights(start: Tensor, extent: Tensor, n_in: int, n_out: int, longest: 
 
 
 def apply_axes(x: Tensor, weights: list[Tensor]) -> Tensor:
-    """Multiply x (B, C, *in) by one (B, out, in) or (out, in) matrix per spatial axis: (B, C, *out), contiguous."""
+    """Multiply x (B, C, *in) by one (B, out, in) or (out, in) matrix per spatial axis: (B, C, *out), contiguous.
+
+    Computes in the dtype of x even under autocast, since x holds pixels and not features.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return _apply_axes(x, weights)
+
+
+def _apply_axes(x: Tensor, weights: list[Tensor]) -> Tensor:
     for axis, w in enumerate(weights):
         before, n_in, after = x.shape[1 : 2 + axis], x.shape[2 + axis], x.shape[3 + axis :]
         B, rest = x.shape[0], math.prod(after)

@@ -65,18 +65,28 @@ def is_under_vmap() -> bool:
 def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Run a loss in float32 or better under any autocast: similarities and logs lose too much in bfloat16.
 
-    Raises FloatingPointError for non-finite inputs, before they reach a weight; inside `under_vmap` the caller checks.
+    Raises FloatingPointError for non-finite inputs, before they reach a weight, and on all ranks if one of them has any: the
+    others would wait for it. Inside `under_vmap` the caller checks.
     """
 
     @wraps(loss)
     def wrapped(first: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         tensors = [a for a in (first, *args) if isinstance(a, Tensor) and a.is_floating_point()]
-        if not is_under_vmap() and not all(bool(torch.isfinite(t).all()) for t in tensors):
+        if not is_under_vmap() and not _finite_on_all_ranks(tensors):
             raise FloatingPointError(f"{loss.__name__} was given values that are not finite")
         with torch.autocast(first.device.type, enabled=False):
             return loss(*(_at_least_float32(a) for a in (first, *args)), **kwargs)
 
     return wrapped
+
+
+def _finite_on_all_ranks(tensors: list[Tensor]) -> bool:
+    """Return whether all elements are finite, on every rank."""
+    finite = torch.stack([torch.isfinite(t).all() for t in tensors]).all()
+    if world_size() > 1:
+        finite = finite.to(torch.int32)
+        dist.all_reduce(finite, dist.ReduceOp.MIN)
+    return bool(finite)
 
 
 def _at_least_float32(a: Any) -> Any:

@@ -1,7 +1,6 @@
-"""Losses of pairs and triplets with margins; the mining is pytorch-metric-learning's."""
+"""Losses of pairs and triplets with margins."""
 
 import torch
-from pytorch_metric_learning import losses, miners, reducers
 from pytorch_metric_learning.distances.base_distance import BaseDistance
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
 from torch import Tensor
@@ -48,12 +47,19 @@ def triplet(
 
     mining: "all" triplets that violate the margin; among them only the "semihard" (d_ap < d_an) or the "hard" ones
     (d_an <= d_ap); or the "easy" ones that do not violate it, whose loss is 0, as a control. Triplets span all ranks.
-    Without any, the loss is 0.
+    Without any, the loss is 0. Memory grows with the square of the number of rows, and not with the number of triplets.
     """
     z, group = gather_rows(z_ND), gather_rows(group_N)
-    kept = miners.TripletMarginMiner(margin, mining, distance=distance)(z, group)
-    loss = losses.TripletMarginLoss(margin, distance=distance, reducer=reducers.MeanReducer())
-    return loss(z, group, kept) + z.sum() * 0  # still a function of z when no triplet is kept
+    if mining == "easy":
+        return z.sum() * 0
+    d, same = distance(z, z), group[:, None] == group
+    count, total = _nearer_negatives(d, same, d if mining == "hard" else d + margin)
+    if mining == "semihard":
+        nearest, nearest_total = _nearer_negatives(d, same, d)
+        count, total = count - nearest, total - nearest_total
+    positive = same & ~torch.eye(len(d), dtype=torch.bool, device=d.device)
+    excess = (count * (d.double() + margin) - total) * positive
+    return excess.sum().to(z.dtype) / (count * positive).sum().clamp(min=1)
 
 
 @full_precision
@@ -88,11 +94,24 @@ def lmnn(z_ND: Tensor, group_N: Tensor, push: float, margin: float, distance: Ba
         (1 - push) d_ij^2 + push * sum over l of max(0, margin + d_ij^2 - d_il^2)
 
     Their target neighbours are the nearest in input space; here they are all rows of the group. Pairs span all ranks.
-    Without positives the loss is 0.
+    Without positives the loss is 0. Memory grows with the square of the number of rows.
     """
     z, group = gather_rows(z_ND), gather_rows(group_N)
-    i, j, _, _ = get_all_pairs_indices(group)
-    d = distance(z, z).square()
-    near = d[i, j]
-    closer = (margin + near[:, None] - d[i]).clamp(min=0) * (group[i, None] != group)
-    return ((1 - push) * near + push * closer.sum(1)).sum() / max(1, len(i))
+    d, same = distance(z, z).square(), group[:, None] == group
+    count, total = _nearer_negatives(d, same, d + margin)
+    positive = same & ~torch.eye(len(d), dtype=torch.bool, device=d.device)
+    excess = count * (d.double() + margin) - total
+    each = ((1 - push) * d + push * excess) * positive
+    return each.sum().to(z.dtype) / positive.sum().clamp(min=1)
+
+
+def _nearer_negatives(d: Tensor, same: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """Return, for each row i and each limit (i, j), how many rows l of other groups have d_il <= limit_ij, and their sum of d_il.
+
+    d, limit: (N, N). same: (N, N) bool, True within a group. Returns (N, N) int64 and (N, N) float64. Negatives are sorted
+    once per row, so that sums over triplets are differences of cumulative sums.
+    """
+    negatives = d.masked_fill(same, torch.inf).sort(1).values
+    count = torch.searchsorted(negatives.detach(), limit.detach().contiguous(), right=True)
+    finite = negatives.masked_fill(negatives.isinf(), 0).double()
+    return count, torch.nn.functional.pad(finite.cumsum(1), (1, 0)).gather(1, count)

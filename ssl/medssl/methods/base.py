@@ -44,6 +44,7 @@ class Method(nn.Module):
         views: number of views of each scan.
         target: content of batch["target"]: "" for nothing, "patient" or "study" for groups (B,) int64, or "label" for the
             label in target=…, with unknown values marked as in `TargetLoss.known`.
+        compares_scans: whether the loss compares scans with each other, so that a pass over a single scan teaches nothing.
         parts: number of trainings that follow each other in equal parts of the run, each with its own parameters.
         encoder: a module with channels, size, dim and whatever else the method needs: tokens, layers, …
         projector: (B, dim) -> (B, out), or None. The collapse monitor watches its outputs.
@@ -53,6 +54,7 @@ class Method(nn.Module):
 
     views: int = 1
     target: str = ""
+    compares_scans: bool = False
     parts: int = 1
     encoder: Any
     projector: Any
@@ -62,6 +64,11 @@ class Method(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.projector = None  # not on the class, where it would hide the module of an instance
+
+    @property
+    def fewest_scans(self) -> int:
+        """The fewest scans in a pass: two for losses that compare scans and for statistics over the rows of a batch."""
+        return 2 if self.compares_scans or any(isinstance(m, nn.BatchNorm1d) for m in self.modules()) else 1
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         """Return {"loss": scalar, …}; the other scalars are logged, and two of them have a meaning:

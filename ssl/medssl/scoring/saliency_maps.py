@@ -87,7 +87,7 @@ class SaliencyMaker:
         """Return weights (n, dim), averaged over views made by the run's own augmentation recipe."""
         recipe = catalog.build(self.config.augment.spec("augment"), size=self.test.size)
         raw = RawScans(self.test).__getitems__([(int(row), 0) for row in rows])
-        raw = {k: v.to(self.device) if k == "image" else v for k, v in raw.items()}
+        raw = {k: v.to(self.device) for k, v in raw.items()}
         views, _ = make_views(raw, recipe, VIEWS, self.seed, self.test.mean, self.test.std)
         z = encoder.eval()(x)
         return torch.stack([similarity_weight(z, encoder(view), reference) for view in views]).mean(0)

@@ -49,6 +49,11 @@ def train(
     accumulate, optim = options.accumulate, options.optim
     if batch % (fabric.world_size * accumulate):
         raise UserError(f"batch={batch} does not divide over {fabric.world_size} processes x accumulate={accumulate}")
+    if batch // (fabric.world_size * accumulate) < method.fewest_scans:
+        raise UserError(
+            f"batch={batch} over {fabric.world_size} processes x accumulate={accumulate} is one scan at a time, and "
+            f"{type(method).__name__} needs {method.fewest_scans}; raise batch or lower accumulate"
+        )
     out.mkdir(parents=True, exist_ok=True)
     last = out / "last.ckpt"
     optimizer = optim.build(method)

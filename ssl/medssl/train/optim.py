@@ -17,7 +17,8 @@ OPTIMISERS = ("adamw", "lars", "sgd")
 class Optim:
     """Optimiser settings.
 
-    name: adamw, lars (You et al., 2017, https://arxiv.org/abs/1708.03888) or sgd.
+    name: adamw, lars (You et al., 2017, https://arxiv.org/abs/1708.03888) or sgd. lars scales the rate of every matrix, with
+    or without weight decay, and not that of biases and norms.
     lr: peak learning rate, not scaled by the batch.
     warmup: fraction of the run with a linearly rising rate.
     lr_end: fraction of lr at the end of the cosine decay; 1 keeps it constant.
@@ -61,7 +62,10 @@ class Optim:
         for p in sorted(trained, key=lambda p: (scale.get(p, 1.0), p.ndim <= 1)):
             s, flat = scale.get(p, 1.0), p.ndim <= 1
             decay = 0.0 if flat else self.weight_decay
-            groups.setdefault((s, flat), {"params": [], "weight_decay": decay, "lr_scale": s})["params"].append(p)
+            group = {"params": [], "weight_decay": decay, "lr_scale": s}
+            if self.name == "lars":  # timm's default adapts the rate only where there is weight decay
+                group["always_adapt"] = not flat
+            groups.setdefault((s, flat), group)["params"].append(p)
         if self.name == "adamw":
             return torch.optim.AdamW(groups.values(), lr=self.lr)
         if self.name == "sgd":

@@ -46,7 +46,7 @@ def train_seeds(
     a loss or gradient that is not finite, naming the seeds.
     """
     _check(methods, seeds, optim, data)
-    first = methods[0].to(device).train()
+    first = [method.to(device) for method in methods][0].train()
     params, buffers = _stack(methods, device)
     optimizer = _optimizer(optim, first, params)
 

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
 
 from medssl import catalog
 from medssl.commands.options import accepts
@@ -28,10 +26,13 @@ from medssl.store.store import Store
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.options import TrainingData
+from medssl.train.precision import make_fabric
 from medssl.train.stop import TrainingStopped
 
 DEFAULTS = {"encoder": "resnet18", "steps": 2000, "batch": 128, "lr": 1e-3, "lr_end": 0.0}
 """Defaults where neither the call nor the method's yaml gives a value."""
+LARS_RATE = 0.3
+"""The default lr of lars for 256 scans, proportional to the batch: Chen et al., 2020, https://arxiv.org/abs/2002.05709, section 2.2."""
 
 
 @accepts(PretrainOptions)
@@ -55,9 +56,7 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
     labels = (options.target, options.task, options.positive)
     targets = PretrainTargets.of(scans, rows, options.method, spec, *labels)
     config = _config(options, scans, len(rows), defaults, targets)
-    strategy = DDPStrategy(find_unused_parameters=True) if config.devices > 1 else "auto"
-    precision: Any = config.precision
-    fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=precision, strategy=strategy)
+    fabric = make_fabric(config.accelerator, config.devices, config.precision)
     fabric.launch()
     zero = fabric.is_global_zero
     recipe = catalog.build(config.augment.spec("augment"), size=config.size)
@@ -107,6 +106,8 @@ def _config(
     chosen = defaults | {k: v for k in (*DEFAULTS, "augment") if (v := getattr(options, k)) is not None}
     if options.batch is None:
         chosen["batch"] = min(chosen["batch"], n - n % max(1, options.devices * options.accumulate))
+    if options.optimizer == "lars" and options.lr is None:
+        chosen["lr"] = LARS_RATE * chosen["batch"] / 256
     steps, batch = chosen["steps"], chosen["batch"]
     size = default_size(scans) if options.size is None else options.size
     every = max(1, steps // 10) if options.monitor_every is None else options.monitor_every

@@ -71,7 +71,8 @@ def alpha_req(x: ArrayLike) -> dict[str, float]:
     """Return the power law of the spectrum of features (N, D): eigenvalue i of their covariance decays as i^-`alpha`.
 
     Agrawal et al., 2022 (alpha-ReQ, https://openreview.net/forum?id=ii9X4vtZGTZ), by least squares of log eigenvalue on
-    log i from eigenvalue 10 to 100, as in the authors' code; `r2` of the fit and its range `first`, `last`. With fewer than
+    log i from eigenvalue 10 to 100, with equal weights, whereas the authors' code weights eigenvalue i by 1/i; `r2` of the
+    fit and its range `first`, `last`. With fewer than
     100 eigenvalues above rounding, the range ends at the last of them; alpha and r2 are nan with fewer than 10. If r2 is far
     from 1, there is no power law and alpha is meaningless.
     """

@@ -30,6 +30,7 @@ class AMDIM(Method):
     """
 
     views = 2
+    compares_scans = True
 
     def __init__(self, encoder: Any, out: int, clip: float, penalty: float):
         super().__init__()

@@ -24,6 +24,7 @@ class SimCLR(Method):
     """
 
     views = 2
+    compares_scans = True
 
     def __init__(self, encoder: Any, hidden: int, out: int, temperature: float):
         super().__init__()

@@ -35,6 +35,11 @@ class MAE(Method):
             raise UserError(
                 "a patch of one value cannot be standardised; use a multiple of 8 as size, or set encoder.patch"
             )
+        patches = math.prod(encoder.grid)
+        if int(patches * ratio) == 0:
+            raise UserError(
+                f"method.ratio={ratio} of {patches} patches hides none; raise method.ratio, or take smaller patches"
+            )
         self.encoder, self.ratio = encoder, ratio
         self.narrow = nn.Linear(encoder.dim, width)
         self.hole = nn.Parameter(torch.zeros(width))

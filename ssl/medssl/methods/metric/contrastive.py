@@ -23,6 +23,7 @@ class Contrastive(Method):
     """
 
     views = 2
+    compares_scans = True
 
     def __init__(
         self, encoder: Any, hidden: int, out: int, positive_margin: float, negative_margin: float, distance: str,

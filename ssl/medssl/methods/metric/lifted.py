@@ -23,6 +23,7 @@ class Lifted(Method):
     """
 
     views = 2
+    compares_scans = True
 
     def __init__(
         self, encoder: Any, hidden: int, out: int, margin: float, distance: str, positives: str, target_loss: Any = None

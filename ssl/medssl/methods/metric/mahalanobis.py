@@ -24,6 +24,7 @@ class Mahalanobis(Method):
     """
 
     views = 2
+    compares_scans = True
 
     def __init__(self, encoder: Any, out: int, push: float, margin: float, positives: str, target_loss: Any = None):
         super().__init__()

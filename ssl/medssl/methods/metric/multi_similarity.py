@@ -23,6 +23,7 @@ class MultiSimilarity(Method):
     """
 
     views = 2
+    compares_scans = True
 
     def __init__(
         self, encoder: Any, hidden: int, out: int, alpha: float, beta: float, base: float, epsilon: float,

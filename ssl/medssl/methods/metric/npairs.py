@@ -22,6 +22,7 @@ class NPairs(Method):
     """
 
     views = 2
+    compares_scans = True
 
     def __init__(
         self, encoder: Any, hidden: int, out: int, similarity: str, norm_weight: float, positives: str,

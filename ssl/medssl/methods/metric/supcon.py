@@ -26,6 +26,7 @@ class SupCon(Method):
     """
 
     views = 2
+    compares_scans = True
 
     def __init__(
         self, encoder: Any, hidden: int, out: int, temperature: float, positives: str, target_loss: Any = None

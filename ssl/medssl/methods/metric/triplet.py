@@ -23,6 +23,7 @@ class Triplet(Method):
     """
 
     views = 2
+    compares_scans = True
 
     def __init__(
         self, encoder: Any, hidden: int, out: int, margin: float, mining: str, distance: str, positives: str,

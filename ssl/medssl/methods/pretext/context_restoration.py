@@ -31,24 +31,25 @@ class ContextRestoration(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]
-        at = swapped(batch["key"], tuple(x.shape[2:]), self.edge, self.swaps).to(x.device)
-        wrong = x.flatten(2).gather(2, at[:, None].expand(-1, x.shape[1], -1)).view_as(x)
+        wrong = swapped(x, batch["key"], self.edge, self.swaps)
         return {"loss": squared_error(self.decoder(self.encoder, wrong), x)}
 
 
-def swapped(key: Key, size: tuple[int, ...], edge: tuple[int, ...], swaps: int) -> Tensor:
-    """Return (B, pixels) int64, the source of each pixel after the swaps. Pairs of patches that overlap are not swapped."""
-    shape, box = torch.tensor(size), torch.tensor(edge)
-    strides = torch.tensor([torch.Size(size[i + 1 :]).numel() for i in range(len(size))])
-    offsets = (torch.cartesian_prod(*[torch.arange(n) for n in edge]).view(-1, len(size)) * strides).sum(1)
-    u = uniform(Key(key.seed, key.epoch.cpu(), key.scan.cpu()), 0, METHOD_SLOT, swaps * 2 * len(size))
+def swapped(x: Tensor, key: Key, edge: tuple[int, ...], swaps: int) -> Tensor:
+    """Return scans (B, C, *S) after the swaps of two patches of `edge` pixels. Pairs of patches that overlap are not swapped."""
+    size, device = tuple(x.shape[2:]), x.device
+    shape, box = torch.tensor(size, device=device), torch.tensor(edge, device=device)
+    strides = torch.tensor([torch.Size(size[i + 1 :]).numel() for i in range(len(size))], device=device)
+    steps = torch.cartesian_prod(*[torch.arange(n, device=device) for n in edge]).view(-1, len(size))
+    offsets = (steps * strides).sum(1)
+    u = uniform(key, 0, METHOD_SLOT, swaps * 2 * len(size)).to(device)
     corner = (u.view(-1, swaps, 2, len(size)) * (shape - box + 1)).long()
     apart = ((corner[:, :, 0] - corner[:, :, 1]).abs() >= box).any(-1)
-    at = torch.arange(torch.Size(size).numel()).repeat(len(u), 1)
     base = (corner * strides).sum(-1)
     base = torch.where(apart[..., None], base, base[..., :1])
+    out = x.flatten(2).clone()
     for i in range(swaps):
-        one, two = (base[:, i, j, None] + offsets for j in (0, 1))
-        held = at.gather(1, one)
-        at.scatter_(1, one, at.gather(1, two)).scatter_(1, two, held)
-    return at
+        one, two = ((base[:, i, j, None] + offsets)[:, None].expand(-1, x.shape[1], -1) for j in (0, 1))
+        held = out.gather(2, one)
+        out.scatter_(2, one, out.gather(2, two)).scatter_(2, two, held)
+    return out.view_as(x)

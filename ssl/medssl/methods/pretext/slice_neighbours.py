@@ -27,6 +27,7 @@ class SliceNeighbours(Method):
     """
 
     views = 2
+    compares_scans = True
 
     def __init__(self, encoder: Any, share: float, hidden: int, out: int, temperature: float):
         super().__init__()

@@ -55,8 +55,7 @@ class ModelsGenesis(Method):
             return torch.where(mask.view(-1, *[1] * (x.ndim - 1)), yes, no)
 
         out = choose(nonlinear, curved((x - low) / (high - low).clamp(min=1e-6), key) * (high - low) + low, x)
-        at = shuffled(key, size, self.window).to(x.device)
-        out = choose(shuffle, out.flatten(2).gather(2, at[:, None].expand(-1, x.shape[1], -1)).view_as(x), out)
+        out = choose(shuffle, shuffled(out, key, self.window), out)
         holes = torch.stack([random_boxes(key, BOX_SLOT + i, size, 1 / 6, 1 / 3) for i in range(BOXES)]).any(0)
         around = ~random_boxes(key, BOX_SLOT + BOXES, size, 1 / 2, 3 / 4)
         hidden = choose(inner, holes[:, None], around[:, None]) & paint.view(-1, *[1] * (x.ndim - 1))
@@ -70,7 +69,8 @@ def curved(x: Tensor, key: Key, points: int = 256) -> Tensor:
     ends = torch.zeros_like(u[:, :1]), torch.ones_like(u[:, :1])
     t = torch.linspace(0, 1, points, dtype=x.dtype, device=x.device)
     basis = torch.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])
-    across, up = (torch.cat([ends[0], u[:, i : i + 2], ends[1]], 1) @ basis for i in (0, 2))
+    with torch.autocast(x.device.type, enabled=False):  # a curve of rounded points is no longer monotone
+        across, up = (torch.cat([ends[0], u[:, i : i + 2], ends[1]], 1) @ basis for i in (0, 2))
     flat = x.flatten(1).contiguous()
     right = torch.searchsorted(across.contiguous(), flat).clamp(1, points - 1)
     x0, x1, y0, y1 = (c.gather(1, at) for c in (across, up) for at in (right - 1, right))
@@ -78,13 +78,30 @@ def curved(x: Tensor, key: Key, points: int = 256) -> Tensor:
     return torch.where(u[:, 4:] < 0.5, y, 1 - y).view_as(x)
 
 
-def shuffled(key: Key, size: tuple[int, ...], window: int) -> Tensor:
-    """Return (B, pixels) int64, the source of each pixel after shuffling inside each window of edge `window`."""
-    here = Key(key.seed, key.epoch.cpu(), key.scan.cpu())
-    cell = torch.zeros(size, dtype=torch.int64)
-    for axis, n in enumerate(size):
-        along = (torch.arange(n) // window).view(-1, *[1] * (len(size) - axis - 1))
-        cell = cell * (-(-n // window)) + along
-    home = cell.flatten().argsort(stable=True)  # pixels, window by window
-    mixed = (cell.flatten() + uniform_field(here, 0, SHUFFLE_SLOT, (cell.numel(),)).double()).argsort(1)
-    return torch.empty_like(mixed).scatter_(1, home.expand_as(mixed), mixed)
+def shuffled(x: Tensor, key: Key, window: int) -> Tensor:
+    """Shuffle the pixels of scans (B, C, *S) inside each window of edge `window`; windows tile the scan from its corner."""
+    size = tuple(x.shape[2:])
+    draws = uniform_field(key, 0, SHUFFLE_SLOT, (1, *size)).to(x.device)
+    source = _windows(draws, window, 2.0).argsort(dim=-1, stable=True)  # padding, above all draws, comes last
+    if any(n % window for n in size):  # the r-th pixel inside the scan takes the r-th source
+        home = _windows(torch.zeros(1, 1, *size, device=x.device), window, 2.0).argsort(dim=-1, stable=True)
+        source = torch.empty_like(source).scatter_(-1, home.expand_as(source), source)
+    moved = _windows(x, window, 0.0).gather(-1, source.expand(-1, x.shape[1], -1, -1))
+    # windows back in place: (B, C, *cells, *window) -> (B, C, cells x window per axis), without the padding
+    cells, n = [-(-edge // window) for edge in size], len(size)
+    moved = moved.view(*x.shape[:2], *cells, *[window] * n)
+    order = [0, 1] + [axis for a in range(n) for axis in (2 + a, 2 + n + a)]
+    whole = moved.permute(order).reshape(*x.shape[:2], *[c * window for c in cells])
+    return whole[(..., *[slice(edge) for edge in size])]
+
+
+def _windows(x: Tensor, window: int, fill: float) -> Tensor:
+    """Cut x (B, C, *S), padded at the far ends, into windows: (B, C, windows, pixels of a window)."""
+    size = x.shape[2:]
+    far = [end for edge in reversed(size) for end in (0, -edge % window)]
+    x = torch.nn.functional.pad(x, far, value=fill)
+    n = len(size)
+    for axis in range(n):
+        x = x.unflatten(2 + 2 * axis, (-1, window))
+    order = [0, 1] + [2 + 2 * a for a in range(n)] + [3 + 2 * a for a in range(n)]
+    return x.permute(order).flatten(2 + n).flatten(2, 1 + n)

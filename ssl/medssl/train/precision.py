@@ -1,0 +1,35 @@
+"""Mixed precision in which only the networks compute in bfloat16."""
+
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.strategies import DDPStrategy
+
+
+class NetworkPrecision(MixedPrecision):
+    """bfloat16 autocast around the forward pass, with inputs left in float32.
+
+    Fabric's own plugin casts every floating-point input, which rounds regression targets (the year 2001 becomes 2000) and the
+    pixels that a method reconstructs. Under autocast the layers that compute in bfloat16 cast for themselves.
+    """
+
+    def __init__(self, device: str):
+        super().__init__("bf16-mixed", device)
+
+    def convert_input(self, data: Any) -> Any:
+        """Return `data` unchanged."""
+        return data
+
+
+def make_fabric(accelerator: str, devices: int, precision: str) -> Fabric:
+    """Return a Fabric for `precision`: "32-true" or "bf16-mixed". accelerator: auto, cpu or cuda. devices: processes."""
+    strategy = DDPStrategy(find_unused_parameters=True) if devices > 1 else "auto"
+    if precision != "bf16-mixed":
+        return Fabric(accelerator=accelerator, devices=devices, precision="32-true", strategy=strategy)
+    kind = accelerator
+    if kind == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        kind = "cpu" if found is None else found.type
+    return Fabric(accelerator=accelerator, devices=devices, plugins=[NetworkPrecision(kind)], strategy=strategy)
