@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 import tiny
 from medssl import catalog
 from medssl.errors import UserError
+from medssl.methods.base import Clock, Method
 from medssl.schedule import cosine, warmup_cosine
 from medssl.train.log import Log
 from medssl.train.loop import train
@@ -53,8 +54,6 @@ def test_rows_do_not_depend_on_the_clock(tmp_path):
 def test_accumulated_gradients_are_the_mean_of_the_parts():
     """For a loss that is a mean over scans (no batch statistics), two halves equal the whole."""
     whole, halves = tiny.method("mae"), tiny.method("mae")
-    from medssl.methods.base import Clock
-
     batch = tiny.batch(1, n=8)
     whole(batch, Clock(0, 1))["loss"].backward()
     for part in (slice(0, 4), slice(4, 8)):
@@ -102,18 +101,28 @@ def test_every_optimiser_moves_every_weight_and_decays_matrices_only(name):
     )
 
 
-def test_lars_matches_its_equation():
+@pytest.mark.parametrize("decay", [0.01, 0.0])
+def test_lars_matches_its_equation(decay):
     """You et al., 2017, equation 6: the step of a matrix is lr * trust * |w| / (|g| + decay |w|) * (g + decay w)."""
     w = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
     module = torch.nn.Module()
     module.w = w
-    g, lr, decay, trust = torch.tensor([[0.6, 0.8]]), 0.1, 0.01, 0.001
+    g, lr, trust = torch.tensor([[0.6, 0.8]]), 0.1, 0.001
     optimizer = Optim("lars", lr=lr, weight_decay=decay, momentum=0.0).build(module)
     w.grad = g.clone()
     old = w.detach().clone()
     optimizer.step()
     expected = old - lr * trust * old.norm() / (g.norm() + decay * old.norm()) * (g + decay * old)
     torch.testing.assert_close(w.detach(), expected)
+
+
+def test_lars_does_not_scale_the_rate_of_biases():
+    module = torch.nn.Module()
+    module.bias = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = Optim("lars", lr=0.1, momentum=0.0).build(module)
+    module.bias.grad = torch.tensor([0.6, 0.8])
+    optimizer.step()
+    torch.testing.assert_close(module.bias.detach(), torch.tensor([2.94, 3.92]))
 
 
 @pytest.mark.parametrize("options", [{"name": "adam"}, {"lr": 0.0}, {"clip": -1.0}])
@@ -133,3 +142,44 @@ def test_wandb_offline(tmp_path, monkeypatch):
     log.write({"step": 1, "loss": 2.0}, {"step": 1, "seconds": 0.1})
     log.close()
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+class Line(Method):
+    """loss = w, so that every step of SGD at a constant rate lowers w by the rate. Keeps w as `after_step` finds it."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = torch.nn.Identity()
+        self.w, self.found = torch.nn.Parameter(torch.tensor(1.0)), []
+
+    def forward(self, batch, clock):
+        return {"loss": self.w * 1.0}
+
+    def after_step(self, clock):
+        self.found.append(self.w.item())
+
+
+def test_a_method_sees_the_updated_weights_after_a_step(tmp_path):
+    method = Line()
+    optim = Optim("sgd", lr=0.1, warmup=0.0, lr_end=1.0, momentum=0.0, weight_decay=0.0)
+    go(tmp_path, method, optim=optim, steps=3)
+    assert method.found == pytest.approx([0.9, 0.8, 0.7])
+
+
+@pytest.mark.parametrize("name", tiny.METHODS)
+def test_a_pass_of_one_scan_teaches_something_or_is_refused(tmp_path, name):
+    method = tiny.method(name)
+    if method.fewest_scans > 1:
+        with pytest.raises(UserError, match="one scan at a time"):
+            go(tmp_path, method, batch=4, accumulate=4, resampled=tiny.resampled(channels=method.encoder.channels))
+        return
+    out = method.train()(tiny.batch_for(method, n=1), Clock(0, 10))
+    assert torch.isfinite(out["loss"])
+    if tiny.trains(method):
+        out["loss"].backward()
+        assert sum(p.grad.abs().sum() for p in method.parameters() if p.grad is not None) > 0
+
+
+def test_methods_that_compare_scans_need_two_and_others_one():
+    need = {name: tiny.method(name).fewest_scans for name in ("simclr", "mahalanobis", "jigsaw", "mae", "denoising")}
+    assert need == {"simclr": 2, "mahalanobis": 2, "jigsaw": 2, "mae": 1, "denoising": 1}

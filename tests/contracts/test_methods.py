@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import tiny
-from medssl import catalog
+from medssl import catalog, rng
 from medssl.errors import UserError
-from medssl.methods.base import Clock
+from medssl.methods.base import METHOD_SLOT, Clock
 from medssl.methods.parts.teacher import ema_update, make_teacher
 from medssl.schedule import cosine
 
@@ -92,6 +92,89 @@ def test_randomness_inside_a_method_is_keyed_by_the_scan(name):
     first = a(batch, Clock(0, 10))["loss"]
     torch.rand(7)
     assert torch.equal(first, b(batch, Clock(0, 10))["loss"])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", tiny.METHODS)
+def test_no_two_draws_of_a_step_share_a_slot(monkeypatch, name, dims):
+    """Equal slots give equal numbers: the order of the tiles would decide their jitter."""
+    method, drawn = tiny.method(name, dims), []
+    words = rng.words
+
+    def recorded(key, view, slot, n):
+        drawn.append((view, slot))
+        return words(key, view, slot, n)
+
+    monkeypatch.setattr(rng, "words", recorded)
+    method(tiny.batch_for(method), Clock(0, 10))
+    assert len(set(drawn)) == len(drawn)
+    assert all(slot >= METHOD_SLOT for _, slot in drawn), "slots below are those of the augmentations"
+
+
+@pytest.mark.parametrize("name", [m for m in tiny.METHODS if tiny.method(m).teacher_student() is not None])
+def test_a_teacher_moves_after_the_step_and_not_before(name):
+    """It averages the weights that the optimiser made, so it stands still during the forward pass."""
+    method = tiny.method(name).train()
+    with torch.no_grad():
+        for p in method.parameters():
+            if p.requires_grad:
+                p.mul_(1.5)
+    teacher = method.teacher_student()[0]
+    before = copy.deepcopy(list(teacher.parameters()))
+    method(tiny.batch_for(method), Clock(3, 10))
+    assert all(map(torch.equal, teacher.parameters(), before))
+    method.after_step(Clock(3, 10))
+    assert not all(map(torch.equal, teacher.parameters(), before))
+
+
+def test_byol_compares_each_view_with_the_teacher_of_the_other():
+    """Equation 2 in a loop over scans, for both orders of the views."""
+    method = tiny.method("byol").double()
+    batch = {**tiny.batch(2, n=5), "views": [torch.randn(5, 1, 16, 16).double() for _ in range(2)]}
+    for _ in range(50):  # statistics of norms that do not depend on the batch, and do depend on the scan
+        method.train()(batch, Clock(0, 10))
+    method.eval()
+    terms, own = [], []
+    for mine, other in (batch["views"], batch["views"][::-1]):
+        for i in range(5):
+            p = method.predictor(method.projector(method.encoder(mine[i : i + 1])))[0]
+            for total, view in ((terms, other), (own, mine)):
+                t = method.teacher(view[i : i + 1])[0]
+                total.append((p / p.norm() - t / t.norm()).square().sum().item())
+    loss = method(batch, Clock(0, 10))["loss"].item()
+    assert loss == pytest.approx(sum(terms) / 10, rel=1e-6)
+    assert loss != pytest.approx(sum(own) / 10, rel=1e-3), "the views differ enough for the test to see it"
+
+
+def test_mae_scores_the_patches_that_it_hides():
+    method = tiny.method("mae")
+    seen, rebuilt = [], []
+    tokens = method.encoder.tokens
+    method.encoder.tokens = lambda x, keep: seen.append(keep) or tokens(x, keep)
+    method.rebuild.register_forward_hook(lambda m, given, out: out.retain_grad() or rebuilt.append(out))
+    method(tiny.batch(1, n=4), Clock(0, 1))["loss"].backward()
+    for keep, grad in zip(seen[0], rebuilt[0].grad, strict=True):
+        scored = grad.abs().sum(1) > 0
+        assert set(scored.nonzero()[:, 0].tolist()) == set(range(16)) - set(keep.tolist())
+
+
+@pytest.mark.parametrize("name", ["inpainting", "colour"])
+def test_what_stays_visible_is_not_scored(name):
+    """The decoder's output counts exactly where the network was shown zeros."""
+    method = tiny.method(name)
+    shown, rebuilt = [], []
+    method.encoder.register_forward_pre_hook(lambda m, given: shown.append(given[0]))
+    if hasattr(method.encoder, "stages"):
+        stages = method.encoder.stages
+        method.encoder.stages = lambda x: shown.append(x) or stages(x)
+    method.decoder.register_forward_hook(lambda m, given, out: out.retain_grad() or rebuilt.append(out))
+    method(tiny.batch_for(method), Clock(0, 1))["loss"].backward()
+    assert torch.equal(rebuilt[0].grad != 0, shown[0] == 0)
+
+
+def test_mae_refuses_to_hide_nothing():
+    with pytest.raises(UserError, match=r"method\.ratio=0\.05 of 16 patches hides none"):
+        tiny.method("mae", ratio=0.05)
 
 
 def test_mae_hides_its_share_and_never_reads_it():

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from datetime import timedelta
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def go(method, batch) -> torch.Tensor:
 def worker(rank: int, port: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
     results = {}
     for name in NAMES:
         method = convert_batch_norm(prepared(name))
@@ -65,9 +66,23 @@ def worker(rank: int, port: int, folder: str) -> None:
     mine = pictures()[rank * 4 : rank * 4 + 4, :, 0].flatten(1).requires_grad_()
     (transposed(gather_rows(mine)) / 2).backward()  # DDP averages over ranks, so each of both has the whole loss
     results["gathered"] = mine.grad
+    results["refused"] = {name: refusal(name, rank) for name in NAMES if tiny.trains(prepared(name))}
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def refusal(name: str, rank: int) -> str:
+    """Return the error of a step in which only rank 1 has a scan that is not finite."""
+    method = convert_batch_norm(prepared(name).float())
+    batch = tiny.batch_for(method, n=4)
+    if rank == 1:
+        batch["views"][0][0] = float("nan")
+    try:
+        method(batch, CLOCK)
+    except FloatingPointError as e:
+        return str(e)
+    return ""
 
 
 def transposed(rows: torch.Tensor) -> torch.Tensor:
@@ -116,3 +131,10 @@ def test_two_ranks_equal_one(ranks, name):
                 torch.testing.assert_close(
                     result["buffers"][n], b, rtol=1e-6, atol=1e-7, msg=lambda m, n=n: f"{n}: {m}"
                 )
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if tiny.trains(prepared(n))])
+def test_a_damaged_scan_on_one_rank_stops_both_with_the_cause(ranks, name):
+    """Otherwise the other rank waits for gradients until it times out, and that is the error the user sees."""
+    assert "not finite" in ranks[0]["refused"][name]
+    assert ranks[0]["refused"][name] == ranks[1]["refused"][name]

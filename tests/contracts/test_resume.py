@@ -20,7 +20,7 @@ from medssl.train.loop import train
 from medssl.train.optim import Optim
 from medssl.train.options import TrainingData, TrainOptions
 
-STEPS = 12
+STEPS, SAVE_EVERY = 12, 3
 LABELLED = {  # methods trained on labels: the target loss, and a target per scan
     "classification": (target_losses.classification(2), lambda n: torch.arange(n) % 2),
     "multilabel": (
@@ -58,7 +58,7 @@ def go(
 
     run = Path(out)
     run.mkdir(exist_ok=True)
-    settings = {"batch": 16, "save_every": 3, "log_every": 2, "seed": 7} | options
+    settings = {"batch": 16, "save_every": SAVE_EVERY, "log_every": 2, "seed": 7} | options
     optim = Optim(name=settings.pop("optimizer", "adamw"), lr=3e-3)
     train(
         Fabric(accelerator="cpu", devices=1),
@@ -106,9 +106,10 @@ def same(a: Path, b: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, name, workers):
-    step = random.Random(f"{name} {workers}").randrange(2, STEPS)
+    step = random.Random(f"{name} {workers}").randrange(SAVE_EVERY + 1, STEPS)
     go(name, str(tmp_path / "whole"))
     assert start(name, str(tmp_path / "killed"), workers, die_at=step) == -signal.SIGKILL
+    assert (tmp_path / "killed/checkpoints/last.ckpt").exists(), "there is something to resume"
     assert start(name, str(tmp_path / "killed"), workers) == 0
     same(tmp_path / "whole", tmp_path / "killed")
 

@@ -113,6 +113,20 @@ def test_triplet_equals_pytorch_metric_learning(mining):
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("mining", ["all", "semihard", "hard"])
+def test_triplets_of_two_classes_in_a_batch_of_a_thousand(mining):
+    """A quarter of a billion triplets, summed anchor by anchor in float64, from embeddings in float32."""
+    z, g, margin = rows(1000, 4).float(), torch.arange(1000) % 2, 0.2
+    d = torch.cdist(F.normalize(z.double()), F.normalize(z.double()), compute_mode="donot_use_mm_for_euclid_dist")
+    total, count = 0.0, 0
+    for i in range(1000):
+        near, far = d[i, (g == g[i]) & (torch.arange(1000) != i)], d[i, g != g[i]]
+        gap = far[None] - near[:, None]
+        kept = {"all": gap <= margin, "semihard": (gap > 0) & (gap <= margin), "hard": gap <= 0}[mining]
+        total, count = total + (margin - gap)[kept].sum().item(), count + int(kept.sum())
+    assert triplet(z, g, margin, mining).item() == pytest.approx(total / count, rel=1e-5)
+
+
 def test_contrastive_of_two_points_is_hadsells_equation():
     """One pair alone: (d - m+)^2 if alike, (m- - d)^2 if not."""
     z = torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=torch.float64)

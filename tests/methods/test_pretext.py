@@ -250,7 +250,8 @@ def test_masked_squared_error_equals_its_definition():
 @pytest.mark.parametrize("dims", [2, 3])
 def test_context_restoration_swaps_pairs_of_patches(dims):
     size, edge = (12,) * dims, (3,) * dims
-    at = swapped(tiny.key(5), size, edge, 1)
+    positions = torch.arange(12**dims).view(1, 1, *size).expand(5, -1, *size)
+    at = swapped(positions, tiny.key(5), edge, 1).flatten(1)
     for order in at:
         order = order.view(size)
         assert sorted(order.flatten().tolist()) == list(range(12**dims)), "pixels are moved, none is lost"
@@ -259,7 +260,7 @@ def test_context_restoration_swaps_pairs_of_patches(dims):
         twice = order.flatten()[order.flatten()]
         assert torch.equal(twice, torch.arange(12**dims)), "a swap done twice is none"
     assert (at != torch.arange(12**dims)).any(1).float().mean() > 0.5
-    many = swapped(tiny.key(5), size, edge, 8)
+    many = swapped(positions, tiny.key(5), edge, 8).flatten(1)
     assert all(sorted(o.tolist()) == list(range(12**dims)) for o in many)
     assert (many != torch.arange(12**dims)).sum() > (at != torch.arange(12**dims)).sum()
 
@@ -268,7 +269,8 @@ def test_context_restoration_equals_swaps_in_a_loop():
     """Two successive swaps on the image itself."""
     key, size, edge = tiny.key(4), (9, 11), (2, 3)
     u = uniform(key, 0, 1000, 2 * 2 * 2).view(4, 2, 2, 2).numpy()
-    for i, order in enumerate(swapped(key, size, edge, 2)):
+    positions = torch.arange(99).view(1, 1, *size).expand(4, -1, *size)
+    for i, order in enumerate(swapped(positions, key, edge, 2)):
         picture = np.arange(99).reshape(size)
         for swap in u[i]:
             (r0, c0), (r1, c1) = np.floor(swap * (np.array(size) - edge + 1)).astype(int)
@@ -301,7 +303,8 @@ def test_a_curve_is_beziers():
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 10), (5, 6, 7)])
 def test_shuffling_stays_inside_its_windows(size):
-    at = shuffled(tiny.key(3), size, 3)
+    positions = torch.arange(math.prod(size)).view(1, 1, *size).expand(3, -1, *size)
+    at = shuffled(positions, tiny.key(3), 3).flatten(1)
     places = np.stack(np.unravel_index(np.arange(math.prod(size)), size)) // 3
     for order in at.numpy():
         assert sorted(order) == list(range(math.prod(size)))

@@ -235,3 +235,11 @@ def test_views_of_a_batch_of_several_seeds_are_those_of_each():
         part = {k: v[i : i + 1] for k, v in raw.items()}
         (view,), _ = make_views(part, recipe(resampled), 1, seed, 0.4, 0.2)
         assert torch.allclose(all_views[i : i + 1], view, atol=1e-5)
+
+
+def test_every_seed_moves_to_the_device():
+    """The meta device stands for one that is not here: it has shapes and no values."""
+    name, options = METHODS["denoising"]
+    many = [method(name, s, **options) for s in range(3)]
+    together(many, steps=0, device="meta")
+    assert {p.device.type for m in many for p in m.parameters()} == {"meta"}

@@ -46,7 +46,9 @@ def train_seeds(
     a loss or gradient that is not finite, naming the seeds.
     """
     _check(methods, seeds, optim, data)
-    first = [method.to(device) for method in methods][0].train()
+    for method in methods:
+        method.to(device)
+    first = methods[0].train()
     params, buffers = _stack(methods, device)
     optimizer = _optimizer(optim, first, params)
 

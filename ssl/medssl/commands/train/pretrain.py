@@ -32,7 +32,7 @@ from medssl.train.stop import TrainingStopped
 DEFAULTS = {"encoder": "resnet18", "steps": 2000, "batch": 128, "lr": 1e-3, "lr_end": 0.0}
 """Defaults where neither the call nor the method's yaml gives a value."""
 LARS_RATE = 0.3
-"""The default lr of lars for 256 scans, proportional to the batch: Chen et al., 2020, https://arxiv.org/abs/2002.05709, section 2.2."""
+"""The default lr of lars per 256 scans of a batch: Chen et al., 2020, https://arxiv.org/abs/2002.05709, section 2.2."""
 
 
 @accepts(PretrainOptions)
