@@ -92,7 +92,9 @@ def shuffled(x: Tensor, key: Key, window: int) -> Tensor:
     moved = moved.view(*x.shape[:2], *cells, *[window] * n)
     order = [0, 1] + [axis for a in range(n) for axis in (2 + a, 2 + n + a)]
     whole = moved.permute(order).reshape(*x.shape[:2], *[c * window for c in cells])
-    return whole[(..., *[slice(edge) for edge in size])]
+    for axis, edge in enumerate(size):
+        whole = whole.narrow(2 + axis, 0, edge)
+    return whole
 
 
 def _windows(x: Tensor, window: int, fill: float) -> Tensor:
