@@ -13,6 +13,7 @@ from medssl.ingestion.ledger import Ledger
 from medssl.ingestion.manifest import build_manifest
 from medssl.ingestion.manifest_table import FoundScan, Manifest
 from medssl.ingestion.options import IngestOptions
+from medssl.ingestion.patients import require_patients
 from medssl.ingestion.pipeline import TRANSIENT, VERSION, IngestPipeline
 from medssl.ingestion.staged_store import StagedStore
 from medssl.ingestion.summary import changes, summary
@@ -93,6 +94,8 @@ def _read(options: IngestOptions, pipeline: IngestPipeline, sidecars: Sidecars |
     manifest = build_manifest(
         found, pseudonyms, staged.folder, released, table, sidecars, options.site, options.mask_folder
     )
+    if options.strict_patients:
+        require_patients(manifest.info["uncertain_patients"])
     manifest.info["counts"]["files"] = ledger.count("seen")
     return manifest
 

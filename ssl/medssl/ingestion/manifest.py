@@ -18,6 +18,7 @@ from medssl.ingestion.label_table import Labels
 from medssl.ingestion.manifest_table import FoundScan, Manifest, describe, manifest_table, note_types
 from medssl.ingestion.mask_pairing import LABEL_MAP, Pairs, are_labels, label_maps, pair_masks
 from medssl.ingestion.path_match import match
+from medssl.ingestion.patients import uncertain_patients
 from medssl.leakage import rendition
 from medssl.leakage.groups import group_scans, near_duplicate_pairs, patient_identities
 from medssl.readers.pseudonyms import Pseudonyms
@@ -134,13 +135,19 @@ def build_manifest(
     for row, g, s in zip(rows, group, split, strict=True):
         row |= {"group": g, "split": s, "mask": ""}
         note_types(numeric, row)
+    about = uncertain_patients(rows, [e.names[0] for e in images])
     updates = {e.index: e.row for e in images}
     pairs.assign(updates, {mask: e.row for mask, e in paired.items()})
     rejects += [
         by_index[i].reject(*why) for i, why in sorted(pairs.unpaired.items()) if i not in updates or updates[i]["held"]
     ]
     manifest = manifest_table(found(), updates, numeric)
-    return Manifest(manifest, describe(manifest, grouping, len(near)) | {"masks": len(paired)}, rejects, report)
+    return Manifest(
+        manifest,
+        describe(manifest, grouping, len(near)) | {"masks": len(paired), "uncertain_patients": about},
+        rejects,
+        report,
+    )
 
 
 def _collect(found: Callable[[], Iterator[FoundScan]]) -> tuple[list[_Entry], dict[str, bool]]:

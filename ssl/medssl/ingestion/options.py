@@ -32,6 +32,7 @@ class IngestOptions:
     folder_labels: bool = False
     targets: Sequence[str] = ()
     patient: str | None = None
+    strict_patients: bool = False
     aihub: str | None = None
     keys: Mapping[str, str] | None = None
     archives: bool = False

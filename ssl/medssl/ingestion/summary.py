@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medssl.ingestion.mask_pairing import LABEL_MAP
+from medssl.ingestion.patients import warnings
 from medssl.store.intensity_windows import resolve_intensity
 from medssl.store.manifest_columns import MASK
 from medssl.store.splits import SPLITS, empty_split_warning
@@ -60,7 +61,8 @@ def summary(store: Store, report: list[str], key: Path, changed: str | None = No
             f"{within} within a split, {between} images in more than one split, {near} pairs of nearly identical images"
         )
         lines.append(("duplicates", text))
-    for warning in (empty_split_warning(store.column("split"), counts["patients"]), info["grouping"]["warning"]):
+    empty = empty_split_warning(store.column("split"), counts["patients"])
+    for warning in (empty, info["grouping"]["warning"], *warnings(info["uncertain_patients"])):
         if warning:
             lines.append(("warning", warning))
     lines += [("key", f"{key} (id {info['key_id']})"), ("fingerprint", info["fingerprint"])]

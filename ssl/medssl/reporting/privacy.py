@@ -32,6 +32,7 @@ def privacy_page(store: Store) -> str:
         store=store,
         patients=len(set(store.column("patient"))),
         unknown=int((~np.asarray(store.column("patient_known"), bool)).sum()),
+        who=store.info["uncertain_patients"],
         properties=[c for c in columns if ":" not in c and c not in PSEUDONYMS | ADDRESS],
         fields=[[c.removeprefix("fact:"), known[c]] for c in fields],
         labels=[[c.removeprefix("label:"), known[c], distinct[c]] for c in labels],

@@ -16,6 +16,7 @@ def ingest(
     labels: str | Path | None = None,
     targets: Sequence[str] = (),
     patient: str | None = None,
+    strict_patients: bool = False,
     aihub: str | None = None,
     keys: dict[str, str] | None = None,
     archives: bool = False,
@@ -45,7 +46,9 @@ def ingest(
         targets: columns of the table, or keys of the JSON files, that are labels; by default those called label, target,
             class, diagnosis, finding or lesion.
         patient: a regular expression with one group that finds the patient in a file's path below `source`, like
-            "person(\d+)". Without it the patient comes from the table or the scan; otherwise each file is a patient.
+            "person(\d+)". Without it the patient comes from the table or the scan; otherwise each file is a patient, and a
+            pattern is proposed if parts of the names repeat.
+        strict_patients: refuse scans that name no patient, instead of taking each file as one.
         aihub: for folders in which a DICOM, its PNG and a JSON file share a name, as in AI-Hub's: "auto" to match files by
             their names without suffix, or a regular expression with a group named stem that finds the shared part.
         keys: keys to use in the JSON files: {"patient": "info.id", "sex": …, "age": …, "label": …}; others are found by name.
@@ -64,7 +67,8 @@ def ingest(
         The store, with quarantined scans; its `summary` is what the command line prints.
 
     Raises:
-        UserError: an argument or the table is wrong, the disk is full, or no file can be used.
+        UserError: an argument or the table is wrong, the disk is full, no file can be used, or with `strict_patients` a scan
+            names no patient.
     """
     options = IngestOptions(
         source=Path(source).expanduser(),
@@ -75,6 +79,7 @@ def ingest(
         folder_labels=labels == "folders",
         targets=[targets] if isinstance(targets, str) else targets,
         patient=patient,
+        strict_patients=strict_patients,
         aihub=aihub,
         keys=keys,
         archives=archives,
