@@ -844,7 +844,7 @@ def f47_thickness_lies(folder: Path) -> None:
     series(folder, [2.5 * k for k in range(8)], SliceThickness=99, SpacingBetweenSlices=-4)
 
 
-@case("TOO_FEW_SLICES", names(3))
+@case(USED, names(3), check=volumes())
 def f47_three_slices(folder: Path) -> None:
     series(folder, [2.5 * k for k in range(3)])
 

@@ -12,7 +12,7 @@ from medssl.ingestion.ledger import Ledger
 from medssl.ingestion.staged_store import StagedStore
 from medssl.ingestion.worker_pool import Event, Task, WorkerPool
 from medssl.progress import Progress
-from medssl.readers.dicom import series
+from medssl.readers.dicom import grouping
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.reject_codes import CODES
 from medssl.readers.scan import Slice, Unreadable
@@ -159,7 +159,7 @@ class IngestPipeline:
         if not slices:
             return
         slices, copies = _without_lossy_copies(slices)
-        plan = series.plan(slices, lambda some: self._digests(some, pool))
+        plan = grouping.divide(slices, lambda some: self._digests(some, pool))
         for s, why in [*plan.rejected, *copies]:
             self.ledger.reject(s.file, "", why.code, "volume", str(why))
             self.left_out += 1

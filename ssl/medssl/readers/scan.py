@@ -61,11 +61,14 @@ class Slice:
     Attributes:
         file: pseudonym of the file.
         uid: pseudonym of the SOP Instance UID.
-        key: pseudonym of what all slices of one volume have in common.
+        key: pseudonym of what all slices of one volume have in common; slices with different keys are never compared.
         position: Image Position (Patient), mm, LPS.
         orientation: unit direction cosines of rows and columns, LPS.
         spacing: mm between rows, mm between columns.
         order: (temporal position, acquisition number, instance number), to sort repeats at one position.
+        series, series_number, frame_of_reference, stack: pseudonyms of the identifiers, "" if absent. Slices of one volume
+            usually share them.
+        contrast: echo time, b-value, …, each as a tuple, () if absent; see `slices.CONTRAST`.
         frame: where and how the pixels are stored, so that the header need not be parsed again.
         about: fields of `Scan` shared by all slices of the series (patient, study, modality, metadata, …).
     """
@@ -77,6 +80,11 @@ class Slice:
     orientation: tuple[float, ...]
     spacing: tuple[float, ...]
     order: tuple[float, ...] = (0.0, 0.0, 0.0)
+    series: str = ""
+    series_number: str = ""
+    frame_of_reference: str = ""
+    stack: str = ""
+    contrast: tuple[tuple[float, ...], ...] = ()
     frame: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -88,6 +96,7 @@ class Slice:
     def from_dict(cls, values: dict[str, Any]) -> "Slice":
         """Return the slice described by the result of `as_dict`, also after a round trip through JSON."""
         tuples = {k: tuple(values[k]) for k in ("position", "orientation", "spacing", "order")}
+        tuples["contrast"] = tuple(map(tuple, values["contrast"]))
         in_memory = {old: new for new, old in ON_DISK.items()}
         return cls(**values | tuples | {"about": {in_memory.get(k, k): v for k, v in values["about"].items()}})
 

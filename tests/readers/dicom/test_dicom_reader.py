@@ -28,6 +28,7 @@ from pydicom.uid import (
 )
 
 from medssl.readers.dicom import codecs, reader
+from medssl.readers.dicom.grouping import exact_groups
 from medssl.readers.dicom.header import parse
 from medssl.readers.dicom.identity import identify
 from medssl.readers.dicom.layout import Layout
@@ -813,27 +814,31 @@ def test_slices_of_two_patients_are_never_one_volume(patients, folders, series_u
     assert len(keys) == groups
 
 
-SPLITTING = {
+# Slices that differ in one of these are never compared.
+OTHER_KEY = {
     "PatientID": "P2",
     "IssuerOfPatientID": "another hospital",
-    "FrameOfReferenceUID": "9.7",
-    "SeriesInstanceUID": "9.9",
     "StudyInstanceUID": "9.8",
     "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7",
+    "ConvolutionKernel": "B70f",
+    "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"],
+}
+# Slices that differ in one of these are different volumes, unless they share no position and together are one stack.
+OTHER_VOLUME = {
+    "FrameOfReferenceUID": "9.7",
+    "SeriesInstanceUID": "9.9",
     "EchoTime": "12.5",
     "EchoNumbers": "2",
     "DiffusionBValue": 700.0,
     "DiffusionGradientOrientation": [0.0, 1.0, 0.0],
     "FlipAngle": "20",
     "InversionTime": "300",
-    "ConvolutionKernel": "B70f",
     "ReconstructionDiameter": "400",
     "StackID": "2",
-    "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"],
     "PixelSpacing": [0.5, 0.71],
     "ImageOrientationPatient": [0, 1, 0, 0, 0, -1],
 }
-TOGETHER = {
+ONE_VOLUME = {
     "AcquisitionNumber": "7",
     "InstanceNumber": "33",
     "XRayTubeCurrent": "211",
@@ -845,12 +850,18 @@ TOGETHER = {
 }
 
 
-@pytest.mark.parametrize(("key", "value", "apart"), [(k, v, True) for k, v in SPLITTING.items()] + [
-    (k, v, False) for k, v in TOGETHER.items()
-])  # fmt: skip
-def test_what_slices_of_one_volume_share(key, value, apart):
-    [usual], [other] = (slices_of(series(1, **tags)[0]) for tags in ({}, {key: value}))
-    assert (usual.key != other.key) == apart
+@pytest.mark.parametrize(("key", "value", "keys", "groups"), [(k, v, 2, 2) for k, v in OTHER_KEY.items()] + [
+    (k, v, 1, 2) for k, v in OTHER_VOLUME.items()
+] + [(k, v, 1, 1) for k, v in ONE_VOLUME.items()])  # fmt: skip
+def test_what_slices_of_one_volume_share(key, value, keys, groups):
+    found = [slices_of(series(1, **tags)[0])[0] for tags in ({}, {key: value})]
+    assert len({s.key for s in found}) == keys
+    assert len(exact_groups(found)) == groups
+
+
+def test_a_series_stands_for_a_missing_study():
+    found = [slices_of(series(1, StudyInstanceUID="", SeriesInstanceUID=uid)[0])[0] for uid in ("1.2", "1.3")]
+    assert found[0].key != found[1].key
 
 
 def test_order_is_time_acquisition_and_instance():
@@ -999,7 +1010,35 @@ def test_modality_and_scanner():
     header = headed(modality="ct", Manufacturer="ACME (R) \\ Co.", ManufacturerModelName="X-Ray/9 " + "z" * 60)
     assert modality_of(header) == "CT"
     assert scanner_of(header) == ("ACME R Co. X-Ray 9 " + "z" * 60)[:48]
-    assert modality_of(headed(modality="SMITH")) == ""
+    assert modality_of(headed(modality="SMITH", SOPClassUID="1.2.840.10008.5.1.4.1.1.7")) == ""
+
+
+@pytest.mark.parametrize("word", ["", "OT", "SMITH"])
+@pytest.mark.parametrize(
+    ("sop", "modality"),
+    [
+        ("2", "CT"),
+        ("2.1", "CT"),
+        ("4", "MR"),
+        ("4.1", "MR"),
+        ("128", "PT"),
+        ("20", "NM"),
+        ("1", "CR"),
+        ("1.1", "DX"),
+        ("1.2.1", "MG"),
+        ("6.1", "US"),
+        ("12.1", "XA"),
+        ("77.1.5.1", "OP"),
+        ("7", None),
+        ("66.4", None),
+        ("77.1.5.9", None),
+    ],
+)
+def test_the_sop_class_gives_the_modality_if_the_header_does_not(word, sop, modality):
+    header = headed(modality=word, SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{sop}")
+    assert modality_of(header) == (modality or ("OT" if word == "OT" else ""))
+    said = headed(modality="MR", SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{sop}")
+    assert modality_of(said) == "MR"
 
 
 # ---- the window of a projection

@@ -69,6 +69,19 @@ def stack_scan(stack: list[Slice], pixels: list[Pixels], about: dict[str, Any], 
     return Scan(array=array, affine=affine, spacing=voxel_spacing(affine), steps=steps, **about)
 
 
+def unplaced_scan(
+    stack: list[Slice], pixels: list[Pixels], about: dict[str, Any], repaired: tuple[str, ...] = ()
+) -> Scan:
+    """Return a sorted stack of unknown position and orientation as a scan (C, D, H, W), as it was stored.
+
+    Raises:
+        Unreadable: BAD_GEOMETRY, NO_PIXELS.
+    """
+    array, steps = assemble(pixels, about["modality"])
+    step = float(np.linalg.norm(np.subtract(stack[1].position, stack[0].position)))
+    return Scan(array=array, spacing=(step, *stack[0].spacing), steps=(*repaired, *steps), **about)
+
+
 def compact(pixels: Pixels) -> Pixels:
     """Return the frame in its smallest type, because all frames of a volume are in memory at once."""
     dtype = smallest(pixels.values.min(), pixels.values.max(), pixels.preferred)

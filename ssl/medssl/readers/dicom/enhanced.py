@@ -4,12 +4,15 @@ A frame is described by its own functional groups, then the shared ones, then th
 order they form a header like that of a single image, so the same code reads both.
 """
 
-from collections import defaultdict
+from dataclasses import replace
 
-import numpy as np
-
+from medssl.readers.dicom.grouping import exact_groups
 from medssl.readers.dicom.header import Header, tag_of
-from medssl.readers.dicom.metadata import image_plane, numbers
+from medssl.readers.dicom.metadata import numbers
+from medssl.readers.dicom.positions import coincident, told_apart_in_time
+from medssl.readers.dicom.slices import slice_of
+from medssl.readers.dicom.stack_geometry import height
+from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Slice
 
 # The functional groups that are used. Others refer to other images or other people.
@@ -18,7 +21,8 @@ MACROS = tuple(
     PixelMeasuresSequence FrameContentSequence PlanePositionSequence PlaneOrientationSequence
     PixelValueTransformationSequence FrameVOILUTSequence FrameAnatomySequence CardiacSynchronizationSequence
     MRImageFrameTypeSequence MRTimingAndRelatedParametersSequence MREchoSequence MRModifierSequence
-    MRDiffusionSequence CTImageFrameTypeSequence CTAcquisitionTypeSequence CTReconstructionSequence
+    MRDiffusionSequence MRVelocityEncodingSequence MRArterialSpinLabelingSequence ContrastBolusUsageSequence
+    CTImageFrameTypeSequence CTAcquisitionTypeSequence CTReconstructionSequence
     CTXRayDetailsSequence PETFrameTypeSequence PETReconstructionSequence
     """.split()  # noqa: SIM905
 )
@@ -33,14 +37,6 @@ SYNONYMS = {
     "AcquisitionNumber": ("FrameAcquisitionNumber", "US"),
     "ImageLaterality": ("FrameLaterality", "CS"),
 }
-
-# Frames that differ in one of these belong to different volumes. Rescale slopes may differ within a volume.
-VOLUME_KEYS = tuple(
-    """
-    StackID ImageType ComplexImageComponent EchoTime InversionTime FlipAngle DiffusionBValue
-    DiffusionDirectionality TemporalPositionIdentifier ConvolutionKernel ReconstructionDiameter
-    """.split()  # noqa: SIM905
-)
 
 
 def is_enhanced(header: Header) -> bool:
@@ -67,7 +63,8 @@ def _over(header: Header, groups: list[Header]) -> Header:
             tag: (vr or "UN" if item.implicit and not header.implicit else vr, at, length)
             for macro in MACROS
             for item in group.items(macro)[:1]
-            for tag, (vr, at, length) in item.elements.items()
+            for part in (item, *item.items("DiffusionGradientDirectionSequence")[:1])
+            for tag, (vr, at, length) in part.elements.items()
         }
         for classic, (keyword, vr) in SYNONYMS.items():
             if tag_of(keyword) in found:
@@ -79,41 +76,38 @@ def _over(header: Header, groups: list[Header]) -> Header:
     return over
 
 
-def slice_of(header: Header, k: int) -> Slice | None:
-    """Return frame k as a slice, None if its position in the patient is unknown."""
-    plane = image_plane(header)
-    if plane is None:
-        return None
-    position, orientation, spacing = plane
-    row, column = np.array(orientation[:3]), np.array(orientation[3:])
-    lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
-    if max(abs(v - 1) for v in lengths) > 1e-3 or abs(row @ column) > 1e-3:
-        return None
-    return Slice(
-        file=f"#{k}",
-        uid=f"#{k}",
-        key=key_of(header, orientation, spacing),
-        position=position,
-        orientation=(*(row / lengths[0]).tolist(), *(column / lengths[1]).tolist()),
-        spacing=spacing,
-        order=(*((numbers(header, name) or (0.0,))[0] for name in ("TriggerTime", "AcquisitionNumber")), float(k)),
-        frame={"k": k},
-    )
+def slices(frames: list[Header], name: str, pseudonyms: Pseudonyms) -> list[Slice]:
+    """Return the frames whose position in the patient is known, as slices with `frame` = {"k": index}."""
+    found = []
+    for k, header in enumerate(frames):
+        time, acquisition = ((numbers(header, key) or (0.0,))[0] for key in ("TriggerTime", "AcquisitionNumber"))
+        more = (numbers(header, "TemporalPositionIdentifier"),)
+        order = (time, acquisition, float(k + 1))
+        s = slice_of(header, name, pseudonyms, order=order, more=more, file=f"#{k}", uid=f"#{k}", frame={"k": k})
+        found += [] if s is None else [s]
+    indices = {f"#{k}": numbers(header, "DimensionIndexValues") for k, header in enumerate(frames)}
+    return [s for some in exact_groups(found) for s in _told_apart(some, indices)]
 
 
-def stacks(slices: list[Slice]) -> list[list[Slice]]:
-    """Group frames of one volume, or of one volume at several times."""
-    found: defaultdict[str, list[Slice]] = defaultdict(list)
-    for s in slices:
-        found[s.key].append(s)
-    return list(found.values())
+def _told_apart(slices: list[Slice], indices: dict[str, tuple[float, ...]]) -> list[Slice]:
+    """Return the frames of one group; if only the order in the file tells apart those at one position, it is replaced.
 
+    Frames at one position may stand in any order (PS3.3 C.7.6.17). What tells them apart is then an index among their
+    Dimension Index Values, which becomes the first number of `Slice.order`.
 
-def key_of(header: Header, orientation: tuple[float, ...], spacing: tuple[float, ...]) -> str:
-    """Return what all frames of one volume have in common. It may identify the patient and never leaves the reader."""
-    directions = [
-        tuple(round(v, 3) + 0.0 for v in numbers(item, "DiffusionGradientOrientation"))
-        for item in header.items("DiffusionGradientDirectionSequence")[:1]
-    ]
-    rounded = tuple(round(v, 3) + 0.0 for v in orientation), tuple(round(v, 4) for v in spacing)
-    return repr((*rounded, *(header.value(name) for name in VOLUME_KEYS), directions))
+    indices: Dimension Index Values of each frame, by `Slice.file`.
+    """
+    there = coincident(sorted(slices, key=height))
+    lengths = {len(indices[s.file]) for s in slices}
+    if all(map(told_apart_in_time, there)) or len(lengths) > 1:
+        return slices
+    varying = [d for d in range(lengths.pop()) if any(len({indices[s.file][d] for s in t}) > 1 for t in there)]
+    content = {s.file: tuple(indices[s.file][d] for d in varying) for s in slices}
+    if any(len({content[s.file] for s in t}) < len(t) for t in there):
+        return slices
+    every = sorted(set(content.values()))
+    if len(every) > max(map(len, there)):  # numbered through all positions, as times may be: only their order counts
+        ranks = {s.file: i for t in there for i, s in enumerate(sorted(t, key=lambda s: content[s.file]))}
+    else:
+        ranks = {f: every.index(value) for f, value in content.items()}
+    return [replace(s, order=(float(ranks[s.file]), *s.order[1:])) for s in slices]

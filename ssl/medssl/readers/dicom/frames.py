@@ -1,17 +1,19 @@
-"""DICOM files with several frames: enhanced volumes, Siemens mosaics, and sequences of separate images."""
+"""DICOM files with several frames: enhanced volumes, nuclear medicine, mosaics, and sequences of separate images."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, BinaryIO
 
-from medssl.readers.dicom import codecs, enhanced, mosaic, series
-from medssl.readers.dicom.assemble import compact, image_scan, scan_fields, stack_scan
+from medssl.readers.dicom import codecs, enhanced, grouping, mosaic, nuclear
+from medssl.readers.dicom.assemble import compact, image_scan, scan_fields, stack_scan, unplaced_scan
 from medssl.readers.dicom.codecs import Place
 from medssl.readers.dicom.header import Header
 from medssl.readers.dicom.layout import Layout
-from medssl.readers.dicom.metadata import image_type, modality_of
+from medssl.readers.dicom.metadata import modality_of
 from medssl.readers.dicom.pixels import Pixels, arguments, to_values
+from medssl.readers.dicom.separations import MIN_SLICES
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable
 
@@ -19,25 +21,26 @@ from medssl.readers.scan import Scan, Slice, Unreadable
 def read(header: Header, name: str, pseudonyms: Pseudonyms) -> Iterator[tuple[Scan | Unreadable, str]]:
     """Yield the scans of one file: a volume per stack of an enhanced object or per mosaic, otherwise an image per frame.
 
-    Volumes of an enhanced object are named name#stack/0, images name#frame/0; a single image or a mosaic is plain name.
-    An unusable frame or stack is yielded as Unreadable.
+    Volumes are named name#stack/0, images name#frame/0; a single image or a mosaic is plain name. The tiles of a mosaic too
+    small for a volume are images name#tile/0. An unusable frame or stack is yielded as Unreadable.
 
     Raises:
         Unreadable: the codes of `Layout.of` and `codecs.frames`, BAD_HEADER; for a mosaic also BAD_GEOMETRY,
-            TOO_FEW_SLICES, UNSUPPORTED_PIXELS, DECODE_FAILED.
+            UNSUPPORTED_PIXELS, DECODE_FAILED.
     """
     frames = _Frames(header, name, pseudonyms)
-    if "MOSAIC" in image_type(header):
+    if mosaic.is_tiled(header):
         if len(frames.places) > 1:
             raise Unreadable("UNSUPPORTED_PIXELS", "several mosaics in one file are not supported")
-        yield frames.mosaic(), name
+        yield from frames.mosaic()
         return
-    alone = set(range(len(frames.places)))
     if enhanced.is_enhanced(header):
-        slices = [s for k in sorted(alone) if (s := enhanced.slice_of(frames.headers[k], k)) is not None]
-        stacks = [s for s in enhanced.stacks(slices) if len({v.position for v in s}) > 1]
-        alone -= {s.frame["k"] for stack in stacks for s in stack}
-        yield from frames.volumes(stacks)
+        slices, placed = enhanced.slices(frames.headers, name, pseudonyms), True
+    else:
+        found = nuclear.slices_of(header, len(frames.places))
+        slices, placed = found.slices, found.placed
+    alone = set(range(len(frames.places))) - {s.frame["k"] for s in slices}
+    yield from frames.volumes(slices, placed, alone)
     for k in sorted(alone):
         part = f"#frame/{k}" if len(frames.places) > 1 else ""
         try:
@@ -76,15 +79,24 @@ class _Frames:
             found[s.file] = hashed.hexdigest()
         return found
 
-    def volumes(self, groups: list[list[Slice]]) -> Iterator[tuple[Scan | Unreadable, str]]:
-        """Yield the volumes of every group. A frame that cannot be decoded leaves a gap, like a missing file."""
+    def volumes(self, slices: list[Slice], placed: bool, alone: set[int]) -> Iterator[tuple[Scan | Unreadable, str]]:
+        """Yield the volumes of frames. A frame that cannot be decoded leaves a gap, like a missing file.
+
+        placed: whether position and orientation are known. alone: receives the frames that are single images.
+        """
         count = 0
-        groups = list(groups)
+        by_key: defaultdict[str, list[Slice]] = defaultdict(list)
+        for s in slices:
+            by_key[s.key].append(s)
+        groups = list(by_key.values())
         while groups:
-            plan = series.plan(groups.pop(0), self.digest)
+            plan = grouping.divide(groups.pop(0), self.digest)
             for s, why in plan.rejected:
                 yield why, f"{self.name}#frame/{s.frame['k']}"
             for stack, notes in zip(plan.stacks, plan.notes, strict=True):
+                if len(stack) == 1:
+                    alone.add(stack[0].frame["k"])
+                    continue
                 good, pixels = [], []
                 for s in stack:
                     try:
@@ -100,15 +112,16 @@ class _Frames:
                 about = self.about([s.frame["k"] for s in stack], part)
                 about["metadata"] |= notes
                 try:
-                    yield stack_scan(stack, pixels, about, self.repaired), self.name + part
+                    yield (
+                        (stack_scan if placed else unplaced_scan)(stack, pixels, about, self.repaired),
+                        self.name + part,
+                    )
                 except Unreadable as e:
                     yield e, self.name + part
 
-    def mosaic(self) -> Scan:
-        """Return the only frame as the volume whose slices are tiled in it."""
+    def mosaic(self) -> Iterator[tuple[Scan | Unreadable, str]]:
+        """Yield the only frame as the volume whose slices are tiled in it, or its tiles if they are too few."""
         corners, stack, (rows, columns) = mosaic.tiles_of(self.header)
-        if len(stack) < series.MIN_SLICES:
-            raise Unreadable("TOO_FEW_SLICES", f"{len(stack)} slices; a volume needs at least {series.MIN_SLICES}")
         whole = self.pixels(0)
         boxes = [(slice(y, y + rows), slice(x, x + columns)) for y, x in corners]
         tiles = [
@@ -120,7 +133,15 @@ class _Frames:
             )
             for box in boxes
         ]
-        return stack_scan(stack, tiles, self.about([0], ""), self.repaired)
+        if len(stack) >= MIN_SLICES:
+            yield stack_scan(stack, tiles, self.about([0], ""), self.repaired), self.name
+            return
+        for k, tile in enumerate(tiles):
+            part = f"#tile/{k}" if len(tiles) > 1 else ""
+            try:
+                yield image_scan(self.header, tile, self.about([0], part), self.repaired), self.name + part
+            except Unreadable as e:
+                yield e, self.name + part
 
     def about(self, frames: list[int], part: str) -> dict[str, Any]:
         """Return the fields of a scan of these frames other than its array, with the metadata all of them share."""

@@ -8,6 +8,37 @@ from medssl.readers.dicom.pet import suv_factor
 from medssl.readers.scan import Unreadable
 
 MAX_AGE = 90  # years; older patients are so rare that their age could identify them
+IMAGE_CLASSES = "1.2.840.10008.5.1.4.1.1."
+# SOP classes of one modality (after IMAGE_CLASSES), each with the classes below it
+CLASSES = {
+    "1.2": "MG",
+    "1.3": "IO",
+    "1.1": "DX",
+    "1": "CR",
+    "2": "CT",
+    "3": "US",
+    "4": "MR",
+    "5": "NM",
+    "6": "US",
+    "12.1": "XA",
+    "12.2": "RF",
+    "13.1.1": "XA",
+    "13.1.3": "MG",
+    "13.1.4": "MG",
+    "13.1.5": "MG",
+    "14": "IVOCT",
+    "20": "NM",
+    "77.1.1": "ES",
+    "77.1.2": "GM",
+    "77.1.3": "SM",
+    "77.1.4": "XC",
+    "77.1.5.1": "OP",
+    "77.1.5.2": "OP",
+    "77.1.5.4": "OPT",
+    "77.1.6": "SM",
+    "128": "PT",
+    "130": "PT",
+}
 MODALITIES = frozenset(
     """
     CT MR PT NM CR DX MG RF XA US IO PX RG XC OP OPT OPTENF OPTBSV OCT ES GM SM DMS CFM BI BMD IVUS IVOCT DG OT TG HD SC
@@ -87,9 +118,15 @@ def image_plane(header: Header) -> tuple[tuple[float, ...], tuple[float, ...], t
 
 
 def modality_of(header: Header) -> str:
-    """Return the DICOM code of the modality, "" if it is not in the list."""
+    """Return the DICOM code of the modality, "" if it is not in the list.
+
+    If the header says nothing, nothing known, or "other", the SOP class decides (PS3.4 B.5).
+    """
     word = header.word("Modality")
-    return word if word in MODALITIES else ""
+    if word in MODALITIES and word != "OT":
+        return word
+    kind = header.word("SOPClassUID").removeprefix(IMAGE_CLASSES)
+    return next((m for start, m in CLASSES.items() if f"{kind}.".startswith(f"{start}.")), word if word == "OT" else "")
 
 
 def image_type(header: Header) -> tuple[str, ...]:

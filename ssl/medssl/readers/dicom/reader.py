@@ -1,11 +1,8 @@
 """DICOM files to scans. Only allow-listed metadata and pseudonyms leave the header."""
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from operator import mul
-from posixpath import dirname
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -13,30 +10,17 @@ import numpy as np
 from medssl.readers.dicom import codecs, frames
 from medssl.readers.dicom.assemble import compact, image_scan, scan_fields, stack_scan
 from medssl.readers.dicom.codecs import Place
-from medssl.readers.dicom.enhanced import is_enhanced
+from medssl.readers.dicom.enhanced import headers, is_enhanced
 from medssl.readers.dicom.header import DEFLATED, Header, parse
-from medssl.readers.dicom.identity import identifier
 from medssl.readers.dicom.layout import Layout
-from medssl.readers.dicom.metadata import common, image_plane, image_type, modality_of, numbers
+from medssl.readers.dicom.metadata import common, modality_of
+from medssl.readers.dicom.mosaic import is_tiled
 from medssl.readers.dicom.pixels import Pixels, arguments, to_values
+from medssl.readers.dicom.slices import STACKED, order_of, slice_of
 from medssl.readers.dicom.stack_geometry import stack_affine
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable
 
-STACKED = {"CT", "MR", "PT"}  # modalities whose single images are slices of a volume
-# Elements that all slices of a volume share.
-GROUP_WORDS = tuple(
-    """
-    IssuerOfPatientID PatientID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID SOPClassUID
-    PhotometricInterpretation ConvolutionKernel StackID
-    """.split()  # noqa: SIM905
-)
-GROUP_NUMBERS = tuple(
-    """
-    Rows Columns SamplesPerPixel EchoTime EchoNumbers DiffusionBValue DiffusionGradientOrientation FlipAngle InversionTime
-    ReconstructionDiameter
-    """.split()  # noqa: SIM905
-)
 # Prefixes of SOP classes without an image: waveforms, presentation states, segmentations, reports, documents, plans.
 NOT_IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("9.", "11.", "66", "67", "68", "88.", "104.", "481."))
 
@@ -57,65 +41,25 @@ def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Slice | Iterato
     if "Rows" not in header:
         raise Unreadable("NO_PIXELS" if sop else "NOT_DICOM", "the header describes no image")
     layout = Layout.of(header)
-    if is_enhanced(header) or layout.frames > 1 or "MOSAIC" in image_type(header):
+    if layout.frames > 1 or is_tiled(header):
         return frames.read(header, name, pseudonyms)
+    places = codecs.frames(header.stream, header, layout)
+    if is_enhanced(header) and (len(places) > 1 or modality_of(header) not in STACKED):
+        return frames.read(header, name, pseudonyms)
+    place, frame = places[0], _frame(header)
     modality = modality_of(header)
-    place = codecs.frames(header.stream, header, layout)[0]
-    how = arguments(header, layout, modality)
+    how = arguments(frame, layout, modality)
     uid = pseudonyms.of("scan", header.raw("SOPInstanceUID") or b"file|" + name.encode())
-    about = scan_fields(header, [header], name, pseudonyms)
+    about = scan_fields(header, [frame], name, pseudonyms)
     if modality in STACKED:
-        found = _slice(header, name, pseudonyms, uid, about)
+        again = how["lut"] is not None or layout.syntax == DEFLATED
+        where = {"parse": True} if again else {"layout": dict(vars(layout)), "place": place, **how}
+        file = pseudonyms.of("path", name)
+        found = slice_of(frame, name, pseudonyms, order=order_of(frame), file=file, uid=uid, about=about, frame=where)
         if found is not None:
-            again = how["lut"] is not None or layout.syntax == DEFLATED
-            found.frame.update({"parse": True} if again else {"layout": dict(vars(layout)), "place": place, **how})
             return found
     pixels = to_values(*codecs.words(header.stream, layout, place), layout, **how)
-    return iter([(image_scan(header, pixels, about | {"scan": uid}), name)])
-
-
-def _slice(header: Header, name: str, pseudonyms: Pseudonyms, uid: str, about: dict[str, Any]) -> Slice | None:
-    """Return what is needed to group the slice, None if its position in the patient is unknown."""
-    plane = image_plane(header)
-    if plane is None:
-        return None
-    position, orientation, spacing = plane
-    row, column = orientation[:3], orientation[3:]
-    lengths = math.hypot(*row), math.hypot(*column)
-    if max(abs(v - 1) for v in lengths) > 1e-3 or abs(sum(map(mul, row, column))) > 1e-3:
-        return None
-    # Trigger Time is a cardiac phase only if there are several; otherwise it is the acquisition time of the slice.
-    cardiac = (numbers(header, "CardiacNumberOfImages") or (0.0,))[0] > 1
-    time = numbers(header, "TemporalPositionIdentifier") or (numbers(header, "TriggerTime") if cardiac else ())
-    return Slice(
-        file=pseudonyms.of("path", name),
-        uid=uid,
-        key=pseudonyms.of("group", repr(group_key(header, name, orientation, spacing))),
-        position=position,
-        orientation=(*(v / lengths[0] for v in row), *(v / lengths[1] for v in column)),
-        spacing=spacing,
-        order=tuple(
-            next(iter(v), 0.0) for v in (time, *(numbers(header, k) for k in ("AcquisitionNumber", "InstanceNumber")))
-        ),
-        about=about,
-    )
-
-
-def group_key(header: Header, name: str, orientation: tuple[float, ...], spacing: tuple[float, ...]) -> tuple[Any, ...]:
-    """Return what all slices of one volume have in common.
-
-    Tube current and acquisition number vary within volumes, so they are excluded. UIDs may be missing or all the same,
-    so the key includes the patient, and the folder of the file if there is no Series Instance UID.
-    """
-    return (
-        modality_of(header),
-        "" if header.raw("SeriesInstanceUID") else dirname(name),
-        *(identifier(header, k) for k in GROUP_WORDS),
-        *(numbers(header, k) for k in GROUP_NUMBERS),
-        tuple(round(v, 3) + 0.0 for v in orientation),
-        tuple(round(v, 4) for v in spacing),
-        image_type(header)[:4],
-    )
+    return iter([(image_scan(frame, pixels, about | {"scan": uid}), name)])
 
 
 def decode(stream: BinaryIO, frame: dict[str, Any]) -> Pixels:
@@ -139,10 +83,15 @@ def digest(stream: BinaryIO, frame: dict[str, Any]) -> str:
     return hashlib.blake2b(np.ascontiguousarray(words).data, digest_size=16).hexdigest()
 
 
+def _frame(header: Header) -> Header:
+    """Return the header of the only frame, with the functional groups of an enhanced object merged in."""
+    return headers(header, 1)[0] if is_enhanced(header) else header
+
+
 def _opened(stream: BinaryIO, frame: dict[str, Any]) -> tuple[BinaryIO, Layout, Place, dict[str, Any]]:
     """Return (stream, layout, place of the frame, arguments of `to_values`)."""
     if "parse" in frame:
-        header = parse(stream)
+        header = _frame(parse(stream))
         layout = Layout.of(header)
         place = codecs.frames(header.stream, header, layout)[0]
         return header.stream, layout, place, arguments(header, layout, modality_of(header))

@@ -5,18 +5,16 @@ file names or slice thickness. Irregular series are cut into regular stacks or r
 further than `TOLERANCE` from the position in its header.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
 
+from medssl.readers.dicom.positions import SAME, clusters, coincident, positions, told_apart, told_apart_in_time
+from medssl.readers.dicom.separations import MIN_SLICES, separations
 from medssl.readers.dicom.stack_geometry import EXTENT, TOLERANCE, directions, height, is_regular, placements
 from medssl.readers.scan import Slice, Unreadable
-
-SAME = 0.01  # mm; closer positions are the same
-MIN_SLICES = 4  # in a volume; fewer are a localizer or a fragment
 
 
 @dataclass(frozen=True)
@@ -25,9 +23,10 @@ class Plan:
 
     Attributes:
         stacks: volumes of at least `MIN_SLICES` slices, sorted by position along the normal. A stack of one slice is a
-            single image.
+            single image: series of fewer positions consist of these.
         rejected: the other slices, each with its reason (DUPLICATE, REPEATED_POSITIONS, MISSING_SLICES,
             VARYING_SPACING, BAD_GEOMETRY, TOO_FEW_SLICES).
+        left: slices at too few positions for a volume, which become single images unless another division places them.
         notes: metadata of each stack: gap = "yes" if slices next to it are missing or rejected; repeat = index of the
             repeat if every position was acquired several times.
     """
@@ -35,41 +34,59 @@ class Plan:
     stacks: list[list[Slice]] = field(default_factory=list)
     rejected: list[tuple[Slice, Unreadable]] = field(default_factory=list)
     notes: list[dict[str, str | float]] = field(default_factory=list)
+    left: list[Slice] = field(default_factory=list)
 
     def reject(self, slices: Sequence[Slice], code: str, reason: str) -> None:
         """Reject slices."""
         self.rejected.extend((s, Unreadable(code, reason)) for s in slices)
+
+    def keep_as_images(self, slices: Sequence[Slice]) -> None:
+        """Add slices as single images."""
+        self.stacks.extend([s] for s in slices)
+        self.notes.extend({} for _ in slices)
+
+    def finish(self) -> None:
+        """Make what is left single images."""
+        self.keep_as_images(self.left)
+        self.left.clear()
 
     def add(self, other: "Plan") -> None:
         """Append a plan for other slices."""
         self.stacks.extend(other.stacks)
         self.rejected.extend(other.rejected)
         self.notes.extend(other.notes)
+        self.left.extend(other.left)
 
     def merit(self) -> tuple[int, int]:
         """Return a sort key: prefer more slices in stacks, then fewer volumes."""
-        return sum(map(len, self.stacks)), -sum(len(stack) >= MIN_SLICES for stack in self.stacks)
+        return sum(map(len, self.stacks)), -len(self.volumes)
+
+    @property
+    def volumes(self) -> list[list[Slice]]:
+        """The stacks that are volumes."""
+        return [stack for stack in self.stacks if len(stack) >= MIN_SLICES]
 
 
 def plan(slices: list[Slice], digest: Callable[[list[Slice]], dict[str, str]]) -> Plan:
     """Divide the slices of one group into volumes. The order of `slices` does not matter.
 
     If every position has the same number of slices, these are repeats (time points, directions): `Slice.order`
-    separates them into one volume each. Otherwise temporal position and acquisition number (`order` without the
-    instance number) may separate a scout or a repeated scan; they are used only if this places more slices.
+    separates them into one volume each. Otherwise temporal position, acquisition number or, after a scan that was
+    stopped, the instance number may separate them (`separations`); they are used only if this places more slices or
+    makes fewer volumes. Slices at fewer than `MIN_SLICES` positions are single images.
 
     digest: returns hashes of the pixel data by `Slice.file`; it is called only for slices at the same position.
     """
     ordered = sorted(slices, key=lambda s: (height(s), s.order, s.uid, s.file))
-    there = [t for t in _coincident(ordered) if len(t) > 1]
-    clear = len({len(t) for t in _positions(ordered)}) == 1 and all(map(_distinct, there))
+    there = [t for t in coincident(ordered) if len(t) > 1]
+    clear = len({len(t) for t in positions(ordered)}) == 1 and all(map(told_apart_in_time, there))
     hashes = {} if clear else digest([s for t in there for s in t])
     copies = _copies(there, lambda s: (s.uid, hashes.get(s.file, s.file)))
     kept = [s for s in ordered if s.file not in copies]
 
     best = _by_position(kept)
-    if best.rejected or len(best.stacks) > 1:
-        for parts in _separations(kept):
+    if best.rejected or best.left or len(best.stacks) > 1:
+        for parts in separations(kept):
             other = Plan()
             for part in parts:
                 other.add(_by_position(part))
@@ -79,45 +96,11 @@ def plan(slices: list[Slice], digest: Callable[[list[Slice]], dict[str, str]]) -
     single = [s for s in kept if s.file not in same]
     if len(single) < len(kept):
         other = _by_position(single)
-        if other.merit() > best.merit() or max(map(len, _coincident(single))) == 1:
+        if other.merit() > best.merit() or max(map(len, coincident(single))) == 1:
             best, copies = other, same
+    best.finish()
     best.reject([s for s in ordered if s.file in copies], "DUPLICATE", "the same image at the same position")
     return best
-
-
-def _positions(ordered: list[Slice]) -> list[list[Slice]]:
-    """Group sorted slices by position along the normal."""
-    at: list[list[Slice]] = []
-    for s in ordered:
-        if at and height(s) - height(at[-1][0]) < SAME:
-            at[-1].append(s)
-        else:
-            at.append([s])
-    return [sorted(there, key=lambda s: (s.order, s.uid, s.file)) for there in at]
-
-
-def _clusters(slices: list[Slice], values: np.ndarray) -> list[list[Slice]]:
-    """Group slices whose `values` lie within TOLERANCE of the first slice of their cluster."""
-    clusters: list[tuple[np.ndarray, list[Slice]]] = []
-    for s, value in zip(slices, values, strict=True):
-        for first, members in clusters:
-            if np.abs(value - first).max() <= TOLERANCE:
-                members.append(s)
-                break
-        else:
-            clusters.append((value, [s]))
-    return [members for _, members in clusters]
-
-
-def _coincident(ordered: list[Slice]) -> list[list[Slice]]:
-    """Group sorted slices by position in all three dimensions."""
-    at = _positions(ordered)
-    return [c for t in at for c in (_clusters(t, np.array([s.position for s in t])) if len(t) > 1 else [t])]
-
-
-def _distinct(there: list[Slice]) -> bool:
-    """Return whether the slices at one position differ in more than the instance number."""
-    return len({s.order[:-1] for s in there}) == len(there)
 
 
 def _copies(at: list[list[Slice]], key: Callable[[Slice], object]) -> set[str]:
@@ -131,26 +114,6 @@ def _copies(at: list[list[Slice]], key: Callable[[Slice], object]) -> set[str]:
     return copies
 
 
-def _separations(slices: list[Slice]) -> Iterator[list[list[Slice]]]:
-    """Yield ways to separate volumes by acquisition or time; slices of parts too small for a volume form the last part.
-
-    If positions are repeated, the separation must resolve the repeats; otherwise each part must be regular, so that one
-    missing slice does not split an interleaved volume into its acquisitions.
-    """
-    repeated = any(len(t) > 1 for t in _positions(slices))
-    last = len(slices[0].order) - 1
-    for span in (*(slice(i, i + 1) for i in range(last)), slice(last)):
-        parts: defaultdict[tuple[float, ...], list[Slice]] = defaultdict(list)
-        for s in slices:
-            parts[s.order[span]].append(s)
-        at = {v: _positions(parts[v]) for v in sorted(parts)}
-        big = [v for v in at if len(at[v]) >= MIN_SLICES]
-        equal = all(len(set(map(len, at[v]))) == 1 for v in big)
-        if big and equal and (repeated or all(is_regular(placements([t[0] for t in at[v]])) for v in big)):
-            rest = [s for s in slices if s.order[span] not in big]
-            yield [parts[v] for v in big] + [rest] * bool(rest)
-
-
 def _lines(slices: list[Slice]) -> tuple[list[list[Slice]], list[Slice], bool]:
     """Return (stacks of sorted slices along one line each, slices off these lines, whether lines were found)."""
     table, heights = placements(slices), np.array([height(s) for s in slices])
@@ -160,12 +123,12 @@ def _lines(slices: list[Slice]) -> tuple[list[list[Slice]], list[Slice], bool]:
     if np.linalg.norm(line - places, axis=1).max() <= TOLERANCE and np.abs(turns - turns[0]).max() <= TOLERANCE:
         return [slices], [], True
     row, column, _ = directions(slices[0].orientation)
-    clusters = _clusters(slices, np.column_stack([turns, places @ row, places @ column]))
-    large = [len(_positions(c)) >= MIN_SLICES for c in clusters]
+    found = clusters(slices, np.column_stack([turns, places @ row, places @ column]))
+    large = [len(positions(c)) >= MIN_SLICES for c in found]
     if not any(large):
         return [slices], [], False
-    strays = [s for c, is_large in zip(clusters, large, strict=True) if not is_large for s in c]
-    return [c for c, is_large in zip(clusters, large, strict=True) if is_large], strays, True
+    strays = [s for c, is_large in zip(found, large, strict=True) if not is_large for s in c]
+    return [c for c, is_large in zip(found, large, strict=True) if is_large], strays, True
 
 
 def _by_position(slices: list[Slice]) -> Plan:
@@ -180,11 +143,9 @@ def _by_position(slices: list[Slice]) -> Plan:
         return result
     result.reject(strays, "BAD_GEOMETRY", "the slice does not lie on a line with the others")
     for line in lines:
-        at = _positions(line)
-        if len(at) == 1:
-            result.reject(line, "REPEATED_POSITIONS", "several images at one position are not a volume")
-        elif len(at) < MIN_SLICES:
-            result.reject(line, "TOO_FEW_SLICES", f"{len(at)} slices; a volume needs at least {MIN_SLICES}")
+        at = positions(line)
+        if len(at) < MIN_SLICES:  # a localizer, a cine at one position: nothing is missing from a volume
+            result.left.extend(line)
         else:
             _cut(at, straight, result)
     return result
@@ -208,11 +169,16 @@ def _cut(at: list[list[Slice]], straight: bool, result: Plan) -> None:
     for i, (a, b) in enumerate(runs):
         if not volumes[i]:
             there = at[a : b + 1]
-            if any(len(t) != 1 for t in there):
-                why = "REPEATED_POSITIONS", "images at one position cannot be told apart"
-            else:
+            some = [s for t in there for s in t]
+            if all(len(t) == 1 for t in there):
                 why = _why(at, a, b) if straight else ("BAD_GEOMETRY", "the slices do not lie on one line")
-            result.reject([s for t in there for s in t], *why)
+                result.reject(some, *why)
+            elif not all(map(told_apart, there)):
+                result.reject(some, "REPEATED_POSITIONS", "images at one position cannot be told apart")
+            elif len(there) < MIN_SLICES:  # more images at a few positions, as in a cine
+                result.left.extend(some)
+            else:
+                result.reject(some, "BAD_GEOMETRY", "the repeats of these positions are not evenly spaced")
         beside = [volumes[j] for j in (i - 1, i + 1) if 0 <= j < len(runs)]
         for repeat, stack in enumerate(volumes[i]):
             result.stacks.append(stack)
@@ -238,7 +204,7 @@ def _runs(stack: list[Slice]) -> list[tuple[int, int]]:
 
 def _volumes(at: list[list[Slice]]) -> list[list[Slice]]:
     """Return one volume per repeat, [] if there are too few positions or repeats are indistinguishable or irregular."""
-    if len(at) < MIN_SLICES or any(len({s.order for s in there}) < len(there) for there in at):
+    if len(at) < MIN_SLICES or not all(map(told_apart, at)):
         return []
     stacks = [[there[i] for there in at] for i in range(len(at[0]))]
     return stacks if all(is_regular(placements(stack)) for stack in stacks) else []
