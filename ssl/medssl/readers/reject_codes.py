@@ -34,11 +34,23 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "CONSTANT": ("every pixel has the same value", "nothing"),
     # volumes
-    "BAD_GEOMETRY": ("positions and orientations do not span a volume", "export the series again"),
-    "TOO_FEW_SLICES": ("a fragment of fewer than four slices", "export the whole series"),
+    "BAD_GEOMETRY": (
+        "positions and orientations do not span a volume",
+        "export the series again; if its positions are right, convert its images to PNG to use them one by one",
+    ),
+    "TOO_FEW_SLICES": (
+        "fewer than four slices beside a position with several images",
+        "export the images at that position as a series of their own",
+    ),
     "MISSING_SLICES": ("gaps leave fragments of fewer than four slices", "export the whole series"),
-    "VARYING_SPACING": ("the distance between slices varies irregularly", "export the series again"),
-    "REPEATED_POSITIONS": ("several indistinguishable images at one position", "export the series again"),
+    "VARYING_SPACING": (
+        "the distance between slices varies irregularly",
+        "export the whole series; if nothing is missing, convert its images to PNG to use them one by one",
+    ),
+    "REPEATED_POSITIONS": (
+        "several images at some positions of a series",
+        "export these images as a series of their own, with their instance numbers",
+    ),
     "DUPLICATE": ("a copy of another image", "nothing"),
     # label maps; they stay in the store, quarantined
     "MASK_ALONE": ("a label map without an image", "name it like its image, or give the folder with masks=DIR"),

@@ -417,16 +417,18 @@ def test_instance_numbers_that_do_not_follow_the_positions_separate_nothing():
     assert sorted(map(len, result.stacks)) == [5, 5, 5, 7, 7]
 
 
-@pytest.mark.parametrize(("acquisition", "sizes"), [(2.0, [10]), (1.0, [5, 4])])
-def test_more_images_at_one_position_of_a_series_are_images(acquisition, sizes):
-    """A cine at the sixth slice of a stack: its 25 phases are told apart, but are no volume."""
+@pytest.mark.parametrize(("acquisition", "sizes", "code"), [(2.0, [10], None), (1.0, [5, 4], "REPEATED_POSITIONS")])
+def test_a_cine_at_one_position_of_a_longer_series(acquisition, sizes, code):
+    """25 phases at the sixth slice: images if the acquisition number sets them apart, otherwise it is said why not."""
     cine = [(40.0 * t, acquisition, 100.0 + t) for t in range(25)]
     slices = flat([*range(10), *[5] * 25], [(0.0, 1.0, float(z)) for z in range(10)] + cine)
     result = plan(slices, unlike)
     check(slices, result)
-    assert result.rejected == []
     assert [len(stack) for stack in result.volumes] == sizes
-    assert {f"f{10 + t}" for t in range(25)} <= {stack[0].file for stack in result.stacks if len(stack) == 1}
+    images = {stack[0].file for stack in result.stacks if len(stack) == 1}
+    refused = {f for f, why in codes(result).items() if why == code}
+    assert images | refused >= {f"f{10 + t}" for t in range(25)}
+    assert len(refused) == (0 if code is None else 26)
 
 
 # ---- slices off the line

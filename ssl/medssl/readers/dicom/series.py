@@ -175,8 +175,8 @@ def _cut(at: list[list[Slice]], straight: bool, result: Plan) -> None:
                 result.reject(some, *why)
             elif not all(map(told_apart, there)):
                 result.reject(some, "REPEATED_POSITIONS", "images at one position cannot be told apart")
-            elif len(there) < MIN_SLICES:  # more images at a few positions, as in a cine
-                result.left.extend(some)
+            elif len(there) < MIN_SLICES:
+                result.reject(some, "REPEATED_POSITIONS", "only a few positions of the series have several images")
             else:
                 result.reject(some, "BAD_GEOMETRY", "the repeats of these positions are not evenly spaced")
         beside = [volumes[j] for j in (i - 1, i + 1) if 0 <= j < len(runs)]
