@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from medssl.readers.dicom.character_sets import decode
 from medssl.readers.dicom.header import parse
 from medssl.readers.dicom.identity import identifier, identify
-from medssl.readers.dicom.reader import group_key
+from medssl.readers.dicom.slices import group_key
 from medssl.readers.pseudonyms import Pseudonyms
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # about the invalid values it writes
@@ -107,7 +107,7 @@ def test_one_id_has_one_pseudonym_in_every_character_set(text, character_set, ra
 def test_issuer_birth_date_and_group_follow_the_same_rule(text):
     def about(character_set, raw):
         h = header(character_set, PatientID=raw, IssuerOfPatientID=raw, PatientBirthDate=b"19570203")
-        return identify(h, PSEUDONYMS, "a"), group_key(h, "a/x.dcm", (1, 0, 0, 0, 1, 0), (1, 1))
+        return identify(h, PSEUDONYMS, "a"), group_key(h, "a/x.dcm")
 
     found = [about(*case) for case in SPELLINGS[text]]
     assert all(a == b for a, b in pairwise(found))

@@ -53,34 +53,39 @@ def slice_of(
     lengths = math.hypot(*row), math.hypot(*column)
     if max(abs(v - 1) for v in lengths) > UNIT or abs(sum(map(mul, row, column))) > UNIT:
         return None
+
+    def pseudonym(kind: str, value: bytes) -> str:
+        return pseudonyms.of(kind, value) if value else ""
+
+    return Slice(
+        key=pseudonyms.of("group", repr((*group_key(header, name), *more))),
+        position=position,
+        orientation=(*(v / lengths[0] for v in row), *(v / lengths[1] for v in column)),
+        spacing=spacing,
+        order=order,
+        series=pseudonym("series", header.raw("SeriesInstanceUID")),
+        series_number=pseudonym("series number", header.raw("SeriesNumber")),
+        frame_of_reference=pseudonym("frame of reference", header.raw("FrameOfReferenceUID")),
+        stack=pseudonym("stack", header.raw("StackID")),
+        contrast=tuple(numbers(header, k) for k in CONTRAST),
+        **about,
+    )
+
+
+def group_key(header: Header, name: str) -> tuple[Any, ...]:
+    """Return what all slices of one volume have in common. It may identify the patient and never leaves the reader.
+
+    UIDs may be missing or all the same, so the key includes the patient, and the folder of a file without a series. The
+    series is not part of it, because some software gives each file its own; without a study, nothing else ties files.
+    """
     series, study = header.raw("SeriesInstanceUID"), header.raw("StudyInstanceUID")
-    # UIDs may be missing or all the same, so the key includes the patient, and the folder of a file without a series. The
-    # series is not part of it, because some software gives each file its own; without a study nothing else ties files.
-    key = (
+    return (
         modality_of(header),
         "" if series else dirname(name),
         b"" if study else series,
         *(identifier(header, k) for k in SHARED_WORDS),
         *(numbers(header, k) for k in SHARED_NUMBERS),
         image_type(header)[:4],
-        *more,
-    )
-
-    def pseudonym(kind: str, value: bytes) -> str:
-        return pseudonyms.of(kind, value) if value else ""
-
-    return Slice(
-        key=pseudonyms.of("group", repr(key)),
-        position=position,
-        orientation=(*(v / lengths[0] for v in row), *(v / lengths[1] for v in column)),
-        spacing=spacing,
-        order=order,
-        series=pseudonym("series", series),
-        series_number=pseudonym("series number", header.raw("SeriesNumber")),
-        frame_of_reference=pseudonym("frame of reference", header.raw("FrameOfReferenceUID")),
-        stack=pseudonym("stack", header.raw("StackID")),
-        contrast=tuple(numbers(header, k) for k in CONTRAST),
-        **about,
     )
 
 
