@@ -1037,6 +1037,7 @@ def test_modality_and_scanner():
 def test_the_sop_class_gives_the_modality_if_the_header_does_not(word, sop, modality):
     header = headed(modality=word, SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{sop}")
     assert modality_of(header) == (modality or ("OT" if word == "OT" else ""))
+    assert modality_of(headed(modality=word, SOPClassUID=sop)) == ("OT" if word == "OT" else "")  # of another root
     said = headed(modality="MR", SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{sop}")
     assert modality_of(said) == "MR"
 

@@ -125,8 +125,9 @@ def modality_of(header: Header) -> str:
     word = header.word("Modality")
     if word in MODALITIES and word != "OT":
         return word
-    kind = header.word("SOPClassUID").removeprefix(IMAGE_CLASSES)
-    return next((m for start, m in CLASSES.items() if f"{kind}.".startswith(f"{start}.")), word if word == "OT" else "")
+    sop = f"{header.word('SOPClassUID')}."
+    found = next((m for kind, m in CLASSES.items() if sop.startswith(f"{IMAGE_CLASSES}{kind}.")), "")
+    return found or (word if word == "OT" else "")
 
 
 def image_type(header: Header) -> tuple[str, ...]:

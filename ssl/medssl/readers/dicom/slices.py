@@ -37,12 +37,12 @@ def slice_of(
     *,
     order: tuple[float, ...],
     more: tuple[Any, ...] = (),
-    **about: Any,
+    **fields: Any,
 ) -> Slice | None:
     """Return what is needed to group the image, None if its position in the patient is unknown.
 
     header: of a single image, or of one frame as if it were a single image (`enhanced.headers`).
-    name: path of the file. order: as in `Slice`. more: what else all slices of a volume share. about: the other fields
+    name: path of the file. order: as in `Slice`. more: what else all slices of a volume share. fields: the others
     of `Slice`.
     """
     plane = image_plane(header)
@@ -68,7 +68,7 @@ def slice_of(
         frame_of_reference=pseudonym("frame of reference", header.raw("FrameOfReferenceUID")),
         stack=pseudonym("stack", header.raw("StackID")),
         contrast=tuple(numbers(header, k) for k in CONTRAST),
-        **about,
+        **fields,
     )
 
 
