@@ -305,3 +305,13 @@ def test_damage_gives_a_code_or_a_valid_scan(flips, cut, kind):
             assert np.isfinite(scan.array).all()
             if kind == "PNG":  # PNG has checksums
                 assert np.array_equal(scan.array[0], x)
+
+
+def test_greys_in_a_folder_that_is_named_after_labels():
+    """Images of few greys in the folder of a data set are images; regions of one value are label maps."""
+    y, x = np.indices((40, 50))
+    greys = ((y + x + np.random.default_rng(0).integers(0, 4, (40, 50))) % 30).astype(np.uint8) * 8
+    mask = (np.hypot(y - 20, x - 25) < 12).astype(np.uint8) * 255
+    assert only(saved(Image.fromarray(greys)), "tumor_seg/1.png").quarantined == ""
+    assert only(saved(Image.fromarray(mask)), "tumor_seg/1.png").quarantined == "label map"
+    assert only(saved(Image.fromarray(greys)), "tumor_seg/masks/1.png").quarantined == "label map"

@@ -315,11 +315,51 @@ def test_a_background_that_is_not_finite_is_filled():
         ({"offset": 400.0}, "TRUNCATED"),
         ({"scaling": (1.0, math.nan)}, "BAD_HEADER"),
         ({"intent": 1007}, "NOT_AN_IMAGE"),
+        ({"intent": 1010}, "NOT_AN_IMAGE"),
+        ({"intent": 2005}, "NOT_AN_IMAGE"),
+        ({"intent": 3002}, "NOT_AN_IMAGE"),
     ],
 )
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_wrong_headers_are_refused(fields, expected, pack):
     assert code(pack(encoded(VOXELS, **fields))) == expected
+
+
+@pytest.mark.parametrize(
+    ("dim", "kind"),
+    [
+        ((5, 1, 1, 1, 2000, 2000, 1, 1), nibabel.Nifti1Image),  # CIFTI without its intent
+        ((6, 1, 1, 1, 1, 91282, 1200, 1), nibabel.Nifti2Image),
+        ((4, 163842, 1, 1, 300, 1, 1, 1), nibabel.Nifti2Image),
+        ((4, 1, 1, 40, 300, 1, 1, 1), nibabel.Nifti1Image),
+        ((3, 27307, 1, 6, 1, 1, 1, 1), nibabel.Nifti1Image),  # surfaces as FreeSurfer writes them
+        ((4, 6827, 1, 6, 200, 1, 1, 1), nibabel.Nifti1Image),
+        ((3, 107, 1, 6, 1, 1, 1, 1), nibabel.Nifti1Image),
+        ((3, 6087, 1, 23, 1, 1, 1, 1), nibabel.Nifti1Image),
+        ((3, -1, 1, 1, 1, 1, 1, 1), nibabel.Nifti1Image),
+    ],
+)
+def test_surfaces_and_tables_are_refused_as_one_file(dim, kind):
+    """However many volumes the header states, there is one line about them, and nothing is unpacked."""
+    data = bytearray(encoded(np.zeros((2, 2, 2), np.uint8), kind=kind, dim=dim))
+    if kind is nibabel.Nifti1Image:
+        struct.pack_into("<i", data, 144, 163842)  # glmin, the number of points if the first dimension is -1
+    for packed in (bytes(data), gzip.compress(bytes(data))):
+        with pytest.raises(Unreadable, match="not an image") as why:
+            run(packed)
+        assert why.value.code == "NOT_AN_IMAGE"
+
+
+def test_narrow_images_are_kept():
+    for shape in ((512, 16, 1), (80, 1, 8), (7, 40, 1), (200, 2, 3)):
+        [(scan, _)] = run(encoded(np.random.default_rng(0).integers(0, 2000, shape).astype(np.int16)))
+        assert scan.array.size == math.prod(shape)
+
+
+def test_an_absurd_number_of_volumes_is_refused_at_once():
+    data = encoded(np.zeros((2, 2, 2), np.uint8), dim=(5, 2, 2, 1, 1000, 1000, 1, 1))[:352] + bytes(4_000_000)
+    with pytest.raises(Unreadable, match="1,000,000 volumes according to the header; at most 65,536"):
+        run(gzip.compress(data))
 
 
 def test_other_magics():
@@ -396,6 +436,47 @@ def test_label_maps_are_quarantined():
     assert only(encoded(many), "labelsTr/case.nii.gz").quarantined == "label map"
     assert only(encoded(many), "unmasked/segmental.nii.gz").quarantined == ""
     assert only(encoded(VOXELS, intent=1002)).quarantined == "label map"
+
+
+def eight_bit(shape=(10, 11, 12)):
+    """Return a smooth image of 256 greys with noise, in one byte."""
+    i, j, k = np.indices(shape)
+    noise = np.random.default_rng(0).normal(0, 6, shape)
+    return np.clip(20 * np.sin(i / 2) + 15 * j + 4 * k + noise + 20, 0, 255).astype(np.uint8)
+
+
+def regions(shape=(20, 22, 24), n=60):
+    """Return the numbers of the nearest of n points, 0 beyond the head."""
+    rng = np.random.default_rng(0)
+    grid = np.indices(shape).reshape(3, -1)
+    nearest = ((grid[:, None] - rng.uniform(0, 20, (3, n, 1))) ** 2).sum(0).argmin(0).reshape(shape) + 1
+    radius = np.sqrt(((np.indices(shape) - 10.5) ** 2).sum(0))
+    return np.where(radius < 10, nearest, 0).astype(np.int16)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tumor_seg/case.nii",
+        "roi-study/a/case.nii.gz",
+        "segmentation/images/case.nii",
+        "gt images/case.nii",
+        "a.zip!/seg_2/x.nii",
+    ],
+)
+def test_the_name_of_a_data_set_does_not_make_its_images_label_maps(name):
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 8)).astype(np.uint8)
+    for image in (eight_bit(), noise, eight_bit()[:, :, :1]):
+        assert len(np.unique(image)) > 32
+        assert only(encoded(image), name).quarantined == ""
+    assert only(encoded(regions()), name).quarantined == "label map"
+    assert only(encoded(regions() % 3), name).quarantined == "label map"
+
+
+def test_the_name_of_a_file_or_a_folder_of_label_maps_is_believed():
+    for name in ("tumor_seg/case_mask.nii", "tumor_seg/labels/case.nii", "a/seg_masks/case.nii", "case.label.nii"):
+        assert only(encoded(eight_bit()), name).quarantined == "label map"
+    assert only(encoded(regions()), "case.nii").quarantined == ""
 
 
 def test_no_text_of_the_header_is_returned():

@@ -9,6 +9,7 @@ with the packed image, {"reject"}, {"bad"}, {"heartbeat"}, {"digests"}, {"disk"}
 
 import hashlib
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,11 +21,14 @@ from medssl.readers import formats
 from medssl.readers.dicom import reader
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.quiet import silenced
+from medssl.readers.reject_codes import CODES
 from medssl.readers.scan import Scan, Slice, Unreadable
 from medssl.readers.values import is_label_name
 from medssl.readers.walk import File, open_file
 from medssl.store.chunks import pack
 from medssl.store.manifest_columns import manifest_row, prepare_array
+
+MOST_REJECTS = 1000  # parts of one file that are listed one by one with the same code; a small file may state millions
 
 
 class Worker:
@@ -39,15 +43,21 @@ class Worker:
         self.answers = answers
         self.pseudonyms = Pseudonyms(bytes.fromhex(init_message["key"]))
         self.intensity, self.out = init_message["intensity"], Path(init_message["out"])
+        self.rejected: Counter[str] = Counter()  # rejects of the task by code
 
     def execute(self, message: Message) -> None:
         """Execute one task and report its end."""
+        self.rejected.clear()
         if "read" in message:
             self._read(File(**message["read"]), message["id"])
         elif "stack" in message:
             self._stack(message)
         else:
             self._digest(message)
+        for code, n in self.rejected.items():
+            if n > MOST_REJECTS:
+                reason = f"so are {n - MOST_REJECTS:,} more parts of this file: {CODES[code][0]}"
+                self._send({"reject": [f"#more/{code}", code, reason]})
         self._send({"end": True})
 
     def _send(self, message: Message, payload: bytes = b"") -> None:
@@ -98,7 +108,11 @@ class Worker:
 
     def _reject(self, part: str, e: BaseException) -> None:
         why = unreadable(e)
-        self._send({"reject": [part, why.code, str(why)]})
+        self.rejected[why.code] += 1
+        if (n := self.rejected[why.code]) <= MOST_REJECTS:
+            self._send({"reject": [part, why.code, str(why)]})
+        elif n % MOST_REJECTS == 0:
+            self._send({"heartbeat": n})
 
     def _stack(self, message: Message) -> None:
         slices = [Slice.from_dict(s) for s in message["stack"]]

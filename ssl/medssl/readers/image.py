@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.quiet import silenced
 from medssl.readers.scan import Scan, Unreadable
-from medssl.readers.values import FEW, few_integers, is_label_name, lossless, one_channel
+from medssl.readers.values import FEW, is_named_label_map, lossless, one_channel
 
 MAGIC = {"PNG": (b"\x89PNG\r\n\x1a\n",), "JPEG": (b"\xff\xd8\xff",), "TIFF": (b"II*\0", b"MM\0*")}
 MAX_PIXELS = 1 << 27  # three times the largest radiograph, and below Pillow's own limit
@@ -67,7 +67,7 @@ def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Iterator[tuple[
         except Unreadable as why:
             yield why, part
             continue
-        label = array.shape[0] == 1 and is_label_name(name) and few_integers(array, FEW)
+        label = array.shape[0] == 1 and is_named_label_map(array, name, FEW)
         scan = Scan(
             array=array,
             scan=pseudonyms.of("scan", f"file|{part}"),

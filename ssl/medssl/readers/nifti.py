@@ -18,9 +18,10 @@ import numpy as np
 from medssl.readers.geometry import REVERSE, to_canonical, voxel_spacing
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
-from medssl.readers.values import FEW, NAMED_FEW, few_integers, is_label_name, lossless, one_channel
+from medssl.readers.values import FEW, MANY, few_integers, is_named_label_map, lossless, one_channel
 
 MAX_BYTES = 1 << 33  # voxels of one file
+MAX_VOLUMES = 1 << 16  # of one file; the longest time series have some ten thousand
 MAX_INFLATION = 1032  # upper bound of deflate (https://zlib.net/zlib_tech.html)
 CHUNK = 1 << 22  # bytes decompressed at once, so that memory grows with the data, not with what the header states
 SLACK = 1 << 20  # bytes after the voxels that are tolerated
@@ -33,7 +34,11 @@ TYPES = {
 }
 UNSUPPORTED_TYPES = {1, 32, 1536, 1792, 2048}  # bits, complex numbers, 128-bit floating point
 LABELS = {1002, 1003}  # intents: labels, names of brain regions
-NOT_SCALAR = range(1004, 1010)  # intents: matrices, displacements, vectors, points, triangles
+NOT_SCALAR = range(1004, 1011)  # intents: matrices, displacements, vectors, points, triangles, quaternions
+SURFACE = {2002, 2005}  # intents: indices of the nodes of a surface, values at these
+CIFTI = range(3000, 3100)  # intents: CIFTI-2, tables of values at points of the brain's surfaces and deep nuclei
+LONGEST = 100  # length over width of an image; tables of the points of a surface are longer …
+NARROW, LONG = 8, 16  # … or narrow: FreeSurfer writes the 163,842 points of a surface as 27307 x 1 x 6
 
 
 @dataclass(frozen=True)
@@ -173,8 +178,12 @@ def parse(head: bytes) -> Layout:
     rank, *dim = header["dim"].tolist()
     datatype, offset, intent = (header[k].item() for k in ("datatype", "vox_offset", "intent_code"))
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if version == 1 and dim[0] == -1 and header["glmin"] > 0:  # FreeSurfer's way to state more than 32,767 points
+        raise Unreadable("NOT_AN_IMAGE", "values at the points of a surface, not an image")
     if not 1 <= rank <= 7 or min(dim[:rank]) < 1:
         raise Unreadable("BAD_HEADER", "the number of dimensions is not 1 to 7, or a dimension is not positive")
+    if intent in CIFTI:
+        raise Unreadable("NOT_AN_IMAGE", "a CIFTI file: values at points of the brain's surface, not an image")
     if datatype in UNSUPPORTED_TYPES:
         raise Unreadable("UNSUPPORTED_PIXELS", f"NIfTI data type {datatype} is not supported")
     if datatype not in TYPES or header["bitpix"] != 8 * np.dtype(TYPES[datatype]).itemsize:
@@ -188,6 +197,7 @@ def parse(head: bytes) -> Layout:
     if not math.isfinite(inter):
         raise Unreadable("BAD_HEADER", "the intercept is not finite")
     i, j, k = (*dim[:rank], 1, 1)[:3]
+    _check_shape((i, j, k), math.prod(dim[3:rank]), intent)
     unit = UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)
     return Layout(
         dtype=np.dtype(TYPES[datatype]).newbyteorder(order),
@@ -200,6 +210,22 @@ def parse(head: bytes) -> Layout:
         affine=_affine(header, unit),
         intent=intent,
     )
+
+
+def _check_shape(shape: tuple[int, int, int], volumes: int, intent: int) -> None:
+    """Refuse what is no image, and files that state an absurd number of them.
+
+    Raises:
+        Unreadable: NOT_AN_IMAGE, TOO_LARGE.
+    """
+    width, length = sorted(shape)[-2:]
+    if width == 1:
+        raise Unreadable("NOT_AN_IMAGE", "lines or points, not an image")
+    flat = 1 in shape
+    if intent in SURFACE or (flat and (length > LONGEST * width or (width < NARROW and length > LONG * width))):
+        raise Unreadable("NOT_AN_IMAGE", "values at the points of a surface, not an image")
+    if volumes > MAX_VOLUMES:
+        raise Unreadable("TOO_LARGE", f"{volumes:,} volumes according to the header; at most {MAX_VOLUMES:,} are read")
 
 
 def _affine(header: np.void, unit: float) -> np.ndarray | None:
@@ -258,15 +284,12 @@ def _scan(data: bytearray, layout: Layout, name: str, k: int, pseudonyms: Pseudo
             array, affine = to_canonical(array, layout.affine @ REVERSE)
             spacing = voxel_spacing(affine)
             steps.append("reorient to RAS")
-        flat = [axis for axis in (1, 2, 3) if array.shape[axis] == 1]
-        if len(flat) > 1:
-            raise Unreadable("NOT_AN_IMAGE", "a line or a point, not an image")
-        if flat:
+        if flat := [axis for axis in (1, 2, 3) if array.shape[axis] == 1]:
             array, affine = array.squeeze(flat[0]), None
             spacing = spacing and tuple(v for axis, v in enumerate(spacing, 1) if axis != flat[0])
     except Unreadable as why:
         return why, part
-    label = array.shape[0] == 1 and few_integers(array, NAMED_FEW if is_label_name(name) else FEW)
+    label = array.shape[0] == 1 and (few_integers(array, FEW) or is_named_label_map(array, name, MANY))
     scan = Scan(
         array=array,
         scan=pseudonyms.of("scan", f"file|{part}"),

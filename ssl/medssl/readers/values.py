@@ -8,7 +8,10 @@ from medssl.readers.non_finite import check_non_finite
 from medssl.readers.scan import Unreadable
 
 LARGEST = 1e30  # far above any physical value; the square of an intensity window must be finite in float32
-FEW, NAMED_FEW = 32, 256  # distinct integers of a label map: with any name, and with a name that means labels
+FEW, MANY = 32, 256  # distinct integers of a label map, and of one with a name that means labels
+# Share of neighbouring voxels (without background) that are equal. In 900 8-bit images at most .37, enlarged five times .70;
+# in 100 regions of a brain of 50 voxels across .84.
+PIECEWISE = 0.7
 LABEL_WORDS = frozenset(
     """
     annotation annotations aparc aseg gt groundtruth label labels labelmap labelstr labelsts mask masks masktr parcellation
@@ -67,7 +70,11 @@ def one_channel(array: np.ndarray) -> bool:
 
 def is_label_name(name: str) -> bool:
     """Return whether a word in the file or folder names means labels."""
-    return not LABEL_WORDS.isdisjoint(re.split(r"[^a-z0-9가-힣]+", name.lower()))
+    return not LABEL_WORDS.isdisjoint(_words(name))
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[^a-z0-9가-힣]+", name.lower())
 
 
 def few_integers(array: np.ndarray, most: int) -> bool:
@@ -85,3 +92,36 @@ def few_integers(array: np.ndarray, most: int) -> bool:
         if np.count_nonzero(seen) > most:
             return False
     return True
+
+
+def is_named_label_map(array: np.ndarray, name: str, most: int) -> bool:
+    """Return whether the name of a file means labels and its values (1, *S) are at most `most` distinct integers.
+
+    The folder of a data set may be called tumor_seg and hold its images too. If only such a folder means labels, and neither the
+    file nor a folder of label words that directly holds it, then the values must also be constant in regions.
+    """
+    if not (is_label_name(name) and few_integers(array, most)):
+        return False
+    *folders, file = name.split("/")
+    own_folder = [w for w in _words(folders[-1]) if w] if folders else []
+    certain = is_label_name(file) or (bool(own_folder) and LABEL_WORDS.issuperset(own_folder))
+    return certain or _is_piecewise_constant(array)
+
+
+def _is_piecewise_constant(array: np.ndarray) -> bool:
+    """Return whether neighbours in (1, *S), an array of few integers, are mostly equal where both are not background.
+
+    The background is the most frequent value.
+    """
+    low, high = int(array.min()), int(array.max())
+    counts = np.zeros(high - low + 1, np.int64)
+    for plane in array[0]:
+        counts += np.bincount(plane.astype(np.int64).ravel() - low, minlength=len(counts))
+    background = counts.argmax() + low
+    equal = pairs = 0
+    for axis in range(1, array.ndim):
+        first, second = (np.moveaxis(array, axis, 0)[part] for part in (slice(1, None), slice(None, -1)))
+        inside = (first != background) & (second != background)
+        pairs += int(np.count_nonzero(inside))
+        equal += int(np.count_nonzero(inside & (first == second)))
+    return equal >= PIECEWISE * pairs
