@@ -4,11 +4,13 @@
 
 Messages (see `worker_pool.send`): first {"key", "intensity", "memory", "out"}; then {"read": file, "id"},
 {"stack": [slice, …], "files": {id: file, …}, "facts"} or {"digest": [slice, …], "files": …}. Answers: {"slice"}, {"scan"}
-with the packed image, {"reject"}, {"bad"}, {"heartbeat"}, {"digests"}, {"disk"}, and {"end"} after the last.
+with the packed image, {"reject"}, {"bad"}, {"digests"}, {"disk"}, and {"end"} after the last; in between, signs of life:
+{"heartbeat": number of the slice} and {"alive": bytes of work until the next sign}.
 """
 
 import hashlib
 import os
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +27,11 @@ from medssl.readers.reject_codes import CODES
 from medssl.readers.scan import Scan, Slice, Unreadable
 from medssl.readers.values import is_label_name
 from medssl.readers.walk import File, open_file
+from medssl.readers.watched import Watched
 from medssl.store.chunks import pack
 from medssl.store.manifest_columns import manifest_row, prepare_array
 
+ALIVE_SECONDS = 1.0  # between two signs of life
 MOST_REJECTS = 1000  # parts of one file that are listed one by one with the same code; a small file may state millions
 
 
@@ -44,6 +48,7 @@ class Worker:
         self.pseudonyms = Pseudonyms(bytes.fromhex(init_message["key"]))
         self.intensity, self.out = init_message["intensity"], Path(init_message["out"])
         self.rejected: Counter[str] = Counter()  # rejects of the task by code
+        self.sent = 0.0
 
     def execute(self, message: Message) -> None:
         """Execute one task and report its end."""
@@ -62,11 +67,18 @@ class Worker:
 
     def _send(self, message: Message, payload: bytes = b"") -> None:
         send(self.answers, message, payload)
+        self.sent = time.monotonic()
+
+    def _alive(self, work: int = 0) -> None:
+        """Say, not more often than needed, that the task makes progress. work: bytes to be processed until the next time."""
+        if work > 1 << 24 or time.monotonic() - self.sent >= ALIVE_SECONDS:
+            self._send({"alive": work})
 
     def _read(self, file: File, file_id: str) -> None:
         try:
             with open_file(file) as stream:
-                found = formats.read(stream, file.name, self.pseudonyms)
+                watched: BinaryIO = Watched(stream, file.size, self._alive)  # type: ignore[assignment]
+                found = formats.read(watched, file.name, self.pseudonyms)
                 if isinstance(found, Slice):
                     self._send({"slice": replace(found, file=file_id).as_dict()})
                     return
@@ -87,7 +99,9 @@ class Worker:
             array = prepare_array(scan)
             if array.min() == array.max() and not (may_be_empty and scan.quarantined == "label map"):
                 raise Unreadable("CONSTANT", "every pixel has the same value")
+            self._alive(array.nbytes)
             row = manifest_row(scan, array, self.intensity)
+            self._alive(array.nbytes)
             data = pack(array)
         except BaseException as e:
             self._reject(part, e)
@@ -139,6 +153,7 @@ class Worker:
         """Send each slice's BLAKE2b from the pixel data on, which distinguishes a copy from a repeated acquisition."""
         digests = {}
         for s in message["digest"]:
+            self._alive()
             try:
                 with open_file(File(**message["files"][s["file"]])) as stream:
                     digests[s["file"]] = reader.digest(stream, s["frame"])

@@ -23,7 +23,9 @@ from typing import IO, Any
 import medssl
 from medssl.errors import UserError
 
-TIMEOUT = 30.0  # seconds between two messages of a worker, plus the time to read the file at BYTES_PER_SECOND
+# Seconds between two messages of a worker, plus the time to read the file, and to process the bytes that its last message
+# announced, at BYTES_PER_SECOND. Whoever makes progress sends messages, so no limit depends on the speed of the machine.
+TIMEOUT = 30.0
 BYTES_PER_SECOND = 50e6
 MAX_WRITTEN = 1 << 36  # bytes of one file that a worker may write
 MAX_MESSAGE = 1 << 31  # bytes; a longer message is not a message
@@ -64,7 +66,7 @@ class WorkerPool:
         workers: number of processes.
         init_message: the first message to each worker, with the settings that all tasks share.
         module: the module that a worker runs. It reads messages from standard input and answers with `send`.
-        timeout: seconds without a message after which a worker is killed.
+        timeout: seconds without a message after which a worker is killed, see `TIMEOUT`.
     """
 
     def __init__(
@@ -181,7 +183,8 @@ class _Worker:
         send(stdin, task.message)
         message: Message = {}
         while "end" not in message:
-            self.deadline = time.monotonic() + wait
+            work = min(int(message.get("alive", 0)), MAX_WRITTEN) / BYTES_PER_SECOND
+            self.deadline = time.monotonic() + wait + work
             message, payload = receive(stdout)
             self.deadline = float("inf")
             self.pool.events.put(Event(task, message, payload))

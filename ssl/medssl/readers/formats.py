@@ -41,7 +41,7 @@ class Format:
 
 IMAGE = Format("PNG, JPEG, TIFF", image.is_image, image.read, (".png", ".jpg", ".jpeg", ".tif", ".tiff"))
 FORMATS = (
-    Format("DICOM", is_dicom, reader.read, (".dcm", ".dicom", ".ima")),
+    Format("DICOM", is_dicom, reader.read, (".dcm", ".dicom", ".ima"), gzipped=True),
     Format("NIfTI", nifti.is_nifti, nifti.read, (".nii", ".nii.gz", ".hdr"), reserved=True, gzipped=True),
     IMAGE,
     Format("MedMNIST npz", archive.is_npz, npz.read, (".npz",)),

@@ -9,7 +9,7 @@ from medssl.readers.dicom.header import Header
 from medssl.readers.dicom.identity import identify
 from medssl.readers.dicom.luts import window
 from medssl.readers.dicom.metadata import common, metadata_of, modality_of, numbers, scanner_of
-from medssl.readers.dicom.pixels import Pixels, smallest
+from medssl.readers.dicom.pixels import AIR, Pixels, smallest
 from medssl.readers.dicom.quarantine import quarantine_reason
 from medssl.readers.dicom.stack_geometry import stack_affine
 from medssl.readers.dicom.ultrasound import ultrasound_crop
@@ -19,7 +19,6 @@ from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable
 from medssl.readers.values import one_channel
 
-AIR = -1024  # HU; replaces padding in CT
 PROJECTIONS = {"CR", "DX", "MG", "RG", "IO", "PX", "XA", "RF"}  # modalities whose window is chosen for each image
 MIN_TILT = 0.1  # degrees
 
@@ -33,7 +32,7 @@ def image_scan(header: Header, pixels: Pixels, about: dict[str, Any], repaired: 
         Unreadable: NO_PIXELS, BAD_HEADER, TRUNCATED.
     """
     modality = about["modality"]
-    array, steps = assemble([pixels], modality)
+    array, steps = assemble([pixels], _hounsfield(about))
     array = array[:, 0]
     spacing = numbers(header, "PixelSpacing") or numbers(header, "ImagerPixelSpacing")
     if modality == "US":
@@ -57,7 +56,7 @@ def stack_scan(stack: list[Slice], pixels: list[Pixels], about: dict[str, Any], 
     Raises:
         Unreadable: BAD_GEOMETRY, NO_PIXELS.
     """
-    array, steps = assemble(pixels, about["modality"])
+    array, steps = assemble(pixels, _hounsfield(about))
     steps = (*repaired, *steps)
     if len(stack) == 1:
         return Scan(array=array[:, 0], spacing=stack[0].spacing, steps=steps, **about)
@@ -88,10 +87,15 @@ def compact(pixels: Pixels) -> Pixels:
     return replace(pixels, values=pixels.values.astype(dtype, copy=False))
 
 
-def assemble(frames: list[Pixels], modality: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def _hounsfield(about: dict[str, Any]) -> bool:
+    """Return whether the values are Hounsfield units."""
+    return about["modality"] == "CT" and "rescale_type" not in about["metadata"]
+
+
+def assemble(frames: list[Pixels], hounsfield: bool) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return frames as one array (C, D, H, W) and the processing steps.
 
-    Padding is replaced by air in CT, otherwise by the darkest value. Grey stored as colour becomes one channel.
+    Padding is replaced by air in Hounsfield units, otherwise by the darkest value. Grey stored as colour becomes one channel.
 
     Raises:
         Unreadable: BAD_GEOMETRY if frames differ in size, NO_PIXELS if everything is padding, NON_FINITE if no value of a
@@ -102,7 +106,7 @@ def assemble(frames: list[Pixels], modality: str) -> tuple[np.ndarray, tuple[str
     low, high = min(f.values.min() for f in frames), max(f.values.max() for f in frames)
     preferred = next((f.preferred for f in frames if f.preferred.kind == "f"), frames[0].preferred)
     padded = any(f.padding is not None for f in frames)
-    if padded and modality == "CT":
+    if padded and hounsfield:
         low = min(low, AIR)
     array = np.stack([f.values for f in frames], axis=1, dtype=smallest(low, high, preferred), casting="unsafe")
     steps = list(dict.fromkeys(step for f in frames for step in f.steps))
@@ -113,7 +117,7 @@ def assemble(frames: list[Pixels], modality: str) -> tuple[np.ndarray, tuple[str
             raise Unreadable("NO_PIXELS", "every pixel is padding")
         if FILLED in steps and (not len(there) or np.diff(there).max(initial=1) > 1):
             raise Unreadable("NON_FINITE", "no value of a frame is finite, and it does not lie beyond the organ")
-        array[:, mask] = AIR if modality == "CT" else array[:, ~mask].min()
+        array[:, mask] = AIR if hounsfield else array[:, ~mask].min()
         steps.append("padding filled")
     if one_channel(array):
         array = array[:1].copy()

@@ -8,9 +8,9 @@ from typing import Any, BinaryIO
 
 from medssl.readers.dicom import codecs, enhanced, grouping, mosaic, nuclear
 from medssl.readers.dicom.assemble import compact, image_scan, scan_fields, stack_scan, unplaced_scan
-from medssl.readers.dicom.codecs import Place
+from medssl.readers.dicom.checks import checked_layout
+from medssl.readers.dicom.frame_places import Place, frame_places
 from medssl.readers.dicom.header import Header
-from medssl.readers.dicom.layout import Layout
 from medssl.readers.dicom.metadata import modality_of
 from medssl.readers.dicom.pixels import Pixels, arguments, to_values
 from medssl.readers.dicom.separations import MIN_SLICES
@@ -25,7 +25,7 @@ def read(header: Header, name: str, pseudonyms: Pseudonyms) -> Iterator[tuple[Sc
     small for a volume are images name#tile/0. An unusable frame or stack is yielded as Unreadable.
 
     Raises:
-        Unreadable: the codes of `Layout.of` and `codecs.frames`, BAD_HEADER; for a mosaic also BAD_GEOMETRY,
+        Unreadable: the codes of `checks.checked_layout` and `frame_places`, BAD_HEADER; for a mosaic also BAD_GEOMETRY,
             UNSUPPORTED_PIXELS, DECODE_FAILED.
     """
     frames = _Frames(header, name, pseudonyms)
@@ -54,19 +54,20 @@ class _Frames:
 
     def __init__(self, header: Header, name: str, pseudonyms: Pseudonyms):
         self.header, self.name, self.pseudonyms = header, name, pseudonyms
-        self.layout = Layout.of(header)
+        self.layout = checked_layout(header)
         self.stream: BinaryIO = header.stream
-        self.places: list[Place] = codecs.frames(self.stream, header, self.layout)
-        self.repaired = () if len(self.places) == self.layout.frames else ("number of frames corrected",)
+        self.places: list[Place] = frame_places(self.stream, header, self.layout)
+        stated = self.layout.frames or 1
+        self.repaired = () if len(self.places) == stated else ("number of frames corrected",)
         self.headers = (
             enhanced.headers(header, len(self.places)) if enhanced.is_enhanced(header) else [header] * len(self.places)
         )
 
     def pixels(self, k: int) -> Pixels:
         """Return frame k, with its own slope and intercept."""
-        words, steps = codecs.words(self.stream, self.layout, self.places[k])
+        words = codecs.words(self.stream, self.layout, self.places[k])
         how = arguments(self.headers[k], self.layout, modality_of(self.header))
-        return compact(to_values(words, steps, self.layout, **how))
+        return compact(to_values(words, self.layout, **how))
 
     def digest(self, slices: list[Slice]) -> dict[str, str]:
         """Return hashes of the pixel data of frames, by `Slice.file`."""

@@ -4,6 +4,7 @@ pydicom's parser converts every value, which makes it too slow here (benchmarks/
 it. Sequences are walked iteratively, and no length is trusted before it is checked against the file.
 """
 
+import gzip
 import io
 import math
 import struct
@@ -25,8 +26,11 @@ from medssl.readers.dicom.elements import (
     end_of_sequence,
 )
 from medssl.readers.scan import Unreadable
+from medssl.readers.watched import watched_like
 
-MAX_INFLATED = 1 << 30  # bytes of a deflated file
+MAX_INFLATED = 1 << 30  # bytes of a deflated or gzipped file
+GZIP = b"\x1f\x8b"
+STEP = 1 << 22  # bytes decompressed at once
 PIXELS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 DEFLATED = "1.2.840.10008.1.2.1.99"
 BIG = "1.2.840.10008.1.2.2"
@@ -56,7 +60,7 @@ class Header:
         syntax: transfer syntax UID, "" if the file does not state it.
         implicit, little: encoding of the elements, detected from their bytes; it may differ from `syntax`.
         pixels: the pixel data element as (keyword, offset of its value in `stream`, stated length), or None.
-        stream: the file; if it is deflated, its decompressed content.
+        stream: the file; if it is gzipped or deflated, its decompressed content.
     """
 
     def __init__(self, data: bytes, elements: dict[int, Element], implicit: bool, little: bool):
@@ -134,7 +138,8 @@ def parse(stream: BinaryIO) -> Header:
     """Return the header of a DICOM file: all elements before the pixel data, and the position of the pixel data.
 
     Tolerates what occurs in practice: no preamble, no file meta information, file meta information in implicit VR, a
-    transfer syntax UID that contradicts the VR or byte order, and a last item or sequence without its delimiter.
+    transfer syntax UID that contradicts the VR or byte order, and a last item or sequence without its delimiter. The file
+    may be gzipped as a whole.
 
     Raises:
         Unreadable: EMPTY, TRUNCATED, BAD_HEADER, TOO_LARGE, NOT_DICOM.
@@ -143,6 +148,9 @@ def parse(stream: BinaryIO) -> Header:
     stream.seek(0)
     if size == 0:
         raise Unreadable("EMPTY", "the file has no bytes")
+    if stream.read(2) == GZIP:
+        content, size = _gunzip(stream)
+        stream = watched_like(stream, content, size)
     window = Window(stream, size)
     start = 132 if window.upto(132) and window.data[128:132] == b"DICM" else 0
     meta: dict[int, Element] = {}
@@ -155,7 +163,8 @@ def parse(stream: BinaryIO) -> Header:
         start = at + length
     syntax = Header(window.data, meta, False, True).raw("TransferSyntaxUID").decode("latin-1")
     if syntax == DEFLATED:
-        window = Window(*_inflate(stream, start))
+        content, size = _inflate(stream, start)
+        window = Window(watched_like(stream, content, size), size)
         start = 0
     if not window.upto(start + 8):
         raise Unreadable("TRUNCATED", "the file ends before the header")
@@ -177,6 +186,9 @@ def parse(stream: BinaryIO) -> Header:
             raise Unreadable("TRUNCATED", "the file ends inside the header")
         elements[tag] = (vr, value, length)
         at = value + length
+    else:
+        if window.upto(window.size) and window.data[at:].strip(b"\0"):
+            raise Unreadable("TRUNCATED", "the file ends inside the header")
     if not elements or (not meta and min(elements) >> 16 > 0x0010):
         raise Unreadable("NOT_DICOM", "the file does not start with a DICOM header")
     header = Header(window.data, elements, implicit, little)
@@ -237,4 +249,19 @@ def _inflate(stream: BinaryIO, start: int) -> tuple[BinaryIO, int]:
         raise Unreadable("TRUNCATED", "the deflated file is damaged") from None
     if not engine.eof:
         raise Unreadable("TRUNCATED", "the deflated file is incomplete")
+    return out, out.tell()
+
+
+def _gunzip(stream: BinaryIO) -> tuple[BinaryIO, int]:
+    """Return the content of a gzipped file and its length, at most MAX_INFLATED."""
+    stream.seek(0)
+    out = io.BytesIO()
+    try:
+        with gzip.GzipFile(fileobj=stream) as opened:
+            while piece := opened.read(STEP):
+                out.write(piece)
+                if out.tell() > MAX_INFLATED:
+                    raise Unreadable("TOO_LARGE", "the decompressed file is too large")
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise Unreadable("TRUNCATED", "the gzipped file is damaged or incomplete") from None
     return out, out.tell()

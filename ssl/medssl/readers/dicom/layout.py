@@ -1,13 +1,9 @@
-"""Pixel layout of a DICOM file according to its header, validated (PS3.3 C.7.6.3, PS3.5 section 8)."""
+"""Pixel layout of a DICOM file according to its header (PS3.3 C.7.6.3, PS3.5 section 8). `checks` validates it."""
 
 import math
 from dataclasses import dataclass
 
 from medssl.readers.dicom.header import DEFLATED, Header
-from medssl.readers.scan import Unreadable
-
-MAX_PIXELS = 1 << 28  # per frame
-MAX_FRAMES = 1 << 20  # in one file; also for compressed fragments
 
 JPEG = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
 JPEG_LS = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (80, 81))
@@ -23,7 +19,7 @@ class Layout:
     """Pixel layout in JSON-compatible values: `Layout(**vars(layout))` is a copy.
 
     Attributes:
-        frames: as stated; 1 if absent or 0.
+        frames: as stated; 0 if absent.
         allocated: bits: 1, 8, 16, 32, or 64 for floating point only.
         little: whether native words are little-endian.
         swapped: whether samples of 1 or 8 bits were written as big-endian 16-bit words.
@@ -47,19 +43,19 @@ class Layout:
 
     @classmethod
     def of(cls, header: Header) -> "Layout":
-        """Return the layout, after checking the header for contradictions.
+        """Return the layout as the header states it.
 
         Raises:
-            Unreadable: NO_PIXELS, TOO_LARGE, BAD_HEADER, UNSUPPORTED_SYNTAX, UNSUPPORTED_PIXELS.
+            Unreadable: BAD_HEADER if a value is not a number.
         """
         keyword = header.pixels[0] if header.pixels else "PixelData"
         allocated = FLOATS.get(keyword, header.integer("BitsAllocated", 0))
         stored = allocated if keyword in FLOATS else header.integer("BitsStored", allocated)
-        layout = cls(
+        return cls(
             rows=header.integer("Rows", 0),
             columns=header.integer("Columns", 0),
             samples=header.integer("SamplesPerPixel", 1),
-            frames=max(header.integer("NumberOfFrames", 1), 1),
+            frames=max(header.integer("NumberOfFrames", 0), 0),
             allocated=16 if 8 < allocated < 16 else allocated,  # lengths are checked later
             stored=stored,
             high=stored - 1 if keyword in FLOATS else header.integer("HighBit", stored - 1),
@@ -71,8 +67,6 @@ class Layout:
             swapped=allocated in {1, 8} and not header.little and _vr(header) == b"OW",
             keyword=keyword,
         )
-        _check(layout)
-        return layout
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -93,7 +87,7 @@ class Layout:
     def length(self) -> int:
         """Bytes of a native frame."""
         if self.photometric == "YBR_FULL_422":
-            return 2 * self.rows * self.columns  # PS3.3 C.7.6.3.1.2: Y Y Cb Cr for two pixels
+            return self.rows * self.columns * self.allocated // 4  # PS3.3 C.7.6.3.1.2: Y Y Cb Cr for two pixels
         return -(-math.prod(self.shape) * self.allocated // 8)
 
 
@@ -103,34 +97,3 @@ def _vr(header: Header) -> bytes:
         return b""
     header.stream.seek(header.pixels[1] - 8)
     return header.stream.read(2)
-
-
-def _check(layout: Layout) -> None:
-    if layout.rows < 1 or layout.columns < 1:
-        raise Unreadable("NO_PIXELS", "the header has no rows or no columns")
-    if layout.rows * layout.columns > MAX_PIXELS or layout.frames > MAX_FRAMES:
-        raise Unreadable(
-            "TOO_LARGE", f"{layout.frames} x {layout.rows} x {layout.columns} pixels according to the header"
-        )
-    if layout.syntax not in NATIVE | JPEG | JPEG_LS | JPEG_2000 | {RLE}:
-        raise Unreadable("UNSUPPORTED_SYNTAX", "no decoder for this transfer syntax")
-    if layout.keyword in FLOATS:
-        if layout.samples != 1 or layout.encapsulated:
-            raise Unreadable("UNSUPPORTED_PIXELS", "floating point pixels must be uncompressed and of one sample")
-        return
-    if layout.allocated not in {1, 8, 16, 32} or (layout.allocated == 1 and layout.encapsulated):
-        raise Unreadable("UNSUPPORTED_PIXELS", f"{layout.allocated} bits allocated are not supported")
-    if not (1 <= layout.stored <= layout.allocated and layout.stored - 1 <= layout.high < layout.allocated):
-        raise Unreadable("BAD_HEADER", "bits stored, high bit and bits allocated contradict each other")
-    colour = layout.photometric.split("_")[0] in {"RGB", "YBR"}
-    if layout.samples not in {1, 3} or (layout.samples == 3) != colour or "PARTIAL" in layout.photometric:
-        raise Unreadable(
-            "UNSUPPORTED_PIXELS",
-            "unsupported samples per pixel or photometric interpretation",
-        )
-    if layout.samples == 3 and (layout.allocated, layout.stored) != (8, 8):
-        raise Unreadable(
-            "UNSUPPORTED_PIXELS", f"colour with {layout.stored} of {layout.allocated} bits; only 8 bits are supported"
-        )
-    if layout.photometric == "YBR_FULL_422" and not layout.encapsulated and layout.columns % 2:
-        raise Unreadable("UNSUPPORTED_PIXELS", "chroma subsampling with an odd number of columns")

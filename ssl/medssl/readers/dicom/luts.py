@@ -31,13 +31,18 @@ Palette = tuple[Table, Table, Table]  # red, green, blue
 
 
 def modality_table(header: Header) -> Table | None:
-    """Return the Modality LUT, which replaces slope and intercept, or None.
+    """Return the Modality LUT, which replaces slope and intercept, or None. Some writers leave an item empty.
 
     Raises:
         Unreadable: BAD_HEADER.
     """
-    items = header.items("ModalityLUTSequence")
-    return lut(items[0]) if items else None
+    item = _filled(header, "ModalityLUTSequence")
+    return None if item is None else lut(item)
+
+
+def _filled(header: Header, sequence: str) -> Header | None:
+    """Return the first item of a LUT Sequence that has data, or None."""
+    return next((item for item in header.items(sequence) if item.raw("LUTData")), None)
 
 
 def lut(item: Header) -> Table:
@@ -56,9 +61,9 @@ def window(header: Header) -> tuple[float, float] | None:
     valid one.
     """
     try:
-        items = header.items("VOILUTSequence")
-        if items:
-            table = lut(items[0])
+        item = _filled(header, "VOILUTSequence")
+        if item is not None:
+            table = lut(item)
             inside = np.flatnonzero((table.values != table.values[0]) & (table.values != table.values[-1]))
             first = table.first - (1 << 16 if table.first > 0x7FFF and header.integer("PixelRepresentation", 0) else 0)
             return (first + float(inside[0]) - 1, first + float(inside[-1]) + 1) if len(inside) else None
@@ -87,7 +92,7 @@ def _colour(header: Header, colour: str) -> Table:
     descriptor = f"{colour}PaletteColorLookupTableDescriptor"
     segmented = f"Segmented{colour}PaletteColorLookupTableData"
     if segmented not in header:
-        return _table(header, descriptor, header.value(f"{colour}PaletteColorLookupTableData"))
+        return _table(header, descriptor, header.value(f"{colour}PaletteColorLookupTableData"), bytes_possible=True)
     _, _, bits = _descriptor(header, descriptor)
     dtype: np.dtype = np.dtype(np.uint8 if bits == 8 else "<u2" if header.little else ">u2")
     data = header.value(segmented)
@@ -107,9 +112,21 @@ def _descriptor(header: Header, keyword: str) -> tuple[int, int, int]:
     return int(found[0]) & 0xFFFF or 1 << 16, int(found[1]), int(found[2])
 
 
-def _table(header: Header, keyword: str, data: bytes) -> Table:
+def eight_bits(rgb: np.ndarray, table: Palette) -> np.ndarray:
+    """Return the outputs of a palette, (3, …), as uint8.
+
+    Outputs of more than 8 bits are cut to the upper 8. Some writers say 16 bits but store 8 in the lower byte; others say
+    8 bits but store 16: the largest entry of the three tables tells.
+    """
+    most = max(int(t.values.max()) for t in table)
+    bits = 8 if most < 1 << 8 else max(16 if most >= 1 << t.bits else t.bits for t in table)
+    return (rgb >> bits - 8).astype(np.uint8)
+
+
+def _table(header: Header, keyword: str, data: bytes, bytes_possible: bool = False) -> Table:
+    """Return a table. bytes_possible: whether entries of 8 bits may be packed although the descriptor says 16."""
     entries, first, bits = _descriptor(header, keyword)
-    if bits <= 8 and entries <= len(data) < 2 * entries:
+    if (bits <= 8 or bytes_possible) and entries <= len(data) < 2 * entries:
         dtype: np.dtype = np.dtype(np.uint8)
     else:
         dtype = np.dtype("<u2" if header.little else ">u2")

@@ -93,6 +93,9 @@ WORDS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
 }
 # Transfer syntaxes that are always, or nearly always, lossy.
 LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 203))
+# Rescale Types (PS3.3 C.11.1.1.2) other than Hounsfield units; US is unspecified.
+HU = "HU"
+OTHER_UNITS = frozenset("OD US MGML Z_EFF ED EDW PCT".split())  # noqa: SIM905
 # Convolution kernels: GE words; codes of Siemens (B30f, Br40d, I31f), Philips (YC) and Canon (FC08).
 KERNELS = frozenset("STANDARD STND STD STD+ SOFT DETAIL EDGE BONE BONEPLUS LUNG CHST ULTRA".split())  # noqa: SIM905
 KERNEL = re.compile(r"[A-Z][a-z]?[0-9]{2}[a-z]?|FC[0-9]{2}|[A-Z]{1,2}")
@@ -130,6 +133,30 @@ def modality_of(header: Header) -> str:
     return found or (word if word == "OT" else "")
 
 
+def is_lossy(header: Header) -> bool:
+    """Return whether the pixels have been compressed with loss, according to the header."""
+    return header.word("LossyImageCompression") == "01" or header.syntax in LOSSY_SYNTAXES
+
+
+def rescale_type(header: Header) -> str:
+    """Return the units of a CT image: "HU", a word of `OTHER_UNITS`, or "other".
+
+    Rescale Type is required if the units are not Hounsfield units (PS3.3 C.8.2.1). A slope without an intercept gives no
+    Hounsfield units, because these start at -1024.
+    """
+    try:
+        tables = [item for item in header.items("ModalityLUTSequence") if item.raw("LUTData")]
+    except Unreadable:
+        tables = []
+    word = tables[0].word("ModalityLUTType") if tables else header.word("RescaleType")
+    if not word:
+        lone = numbers(header, "RescaleSlope") and not numbers(header, "RescaleIntercept")
+        return "US" if lone and not tables else HU
+    if word in {HU, "HU_MOD"} or word.startswith("HOUNSFIELD"):
+        return HU
+    return word if word in OTHER_UNITS else "other"
+
+
 def image_type(header: Header) -> tuple[str, ...]:
     """Return the values of Image Type, in upper case."""
     return header.words("ImageType")
@@ -157,8 +184,10 @@ def metadata_of(header: Header) -> dict[str, str | float]:
     kernel = header.raw("ConvolutionKernel").decode("latin-1").split("\\")[0].strip()
     if kernel.upper() in KERNELS or KERNEL.fullmatch(kernel):
         metadata["kernel"] = kernel
-    if header.word("LossyImageCompression") == "01" or header.syntax in LOSSY_SYNTAXES:
+    if is_lossy(header):
         metadata["lossy"] = "yes"
+    if modality_of(header) == "CT" and (units := rescale_type(header)) != HU:
+        metadata["rescale_type"] = units
     if header.syntax and header.syntax in SYNTAXES:
         metadata["transfer_syntax"] = header.syntax
     sop = header.word("SOPClassUID")
@@ -187,5 +216,8 @@ def _method_codes(header: Header) -> list[str]:
 
 
 def common(every: list[dict[str, str | float]]) -> dict[str, str | float]:
-    """Return the entries that all dictionaries share."""
-    return {k: v for k, v in every[0].items() if all(d.get(k) == v for d in every)}
+    """Return the entries that all dictionaries share. One lossy image, or one in other units, makes all of them so."""
+    found = {k: v for k, v in every[0].items() if all(d.get(k) == v for d in every)}
+    for key in ("lossy", "rescale_type"):
+        found |= next(({key: d[key]} for d in every if key in d), {})
+    return found

@@ -1,21 +1,25 @@
-"""Stored words to modality values (PS3.3 C.7.5.1 padding, C.7.6.3 pixels, C.11.1 modality LUT and rescale).
+"""Stored words to modality values (PS3.3 C.7.5.1 padding, C.7.6.3 colour, C.11.1 modality LUT and rescale).
 
 The VOI LUT is not applied: the store keeps modality values, and the window is chosen for training.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from medssl.readers.dicom.codecs import Words
 from medssl.readers.dicom.header import Header
-from medssl.readers.dicom.layout import FLOATS, JPEG_2000, RLE, YBR_DECODED, Layout
-from medssl.readers.dicom.luts import Palette, Table, modality_table, palette
+from medssl.readers.dicom.layout import FLOATS, YBR_DECODED, Layout
+from medssl.readers.dicom.luts import Palette, Table, eight_bits, modality_table, palette
+from medssl.readers.dicom.metadata import HU, is_lossy, rescale_type
+from medssl.readers.dicom.stored_values import Stored, stored_values, whole_words
 from medssl.readers.non_finite import FILLED, check_non_finite
 from medssl.readers.scan import Unreadable
 
 QUANTITATIVE = {"CT", "MR", "PT", "NM"}  # modalities never inverted for display
 EXACT = 1 << 24  # integers up to here are exact in float32
+AIR = -1024  # HU; replaces padding in CT
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ def arguments(header: Header, layout: Layout, modality: str) -> dict[str, Any]:
     """Return the keyword arguments of `to_values` for one data set. JSON-compatible, except for the tables in "lut".
 
     Raises:
-        Unreadable: BAD_HEADER; NO_RESCALE for a CT image without Hounsfield units.
+        Unreadable: BAD_HEADER; NO_RESCALE for a CT image in colour, or without slope, intercept and lookup table.
     """
     slope, intercept = (next(iter(header.numbers(k)), None) for k in ("RescaleSlope", "RescaleIntercept"))
     prefix = layout.keyword.removesuffix("PixelData")
@@ -52,7 +56,8 @@ def arguments(header: Header, layout: Layout, modality: str) -> dict[str, Any]:
     coloured = layout.samples == 3 or layout.photometric == "PALETTE COLOR"
     lut = palette(header) if layout.photometric == "PALETTE COLOR" else modality_table(header)
     if modality == "CT" and (coloured or (lut is None and slope is None and intercept is None)):
-        raise Unreadable("NO_RESCALE", "a CT image in colour, or without slope and intercept, has no Hounsfield units")
+        why = "in colour" if coloured else "without Rescale Slope and Rescale Intercept"
+        raise Unreadable("NO_RESCALE", f"a CT image {why} has no Hounsfield units")
     return {
         "modality": modality,
         "slope": slope,
@@ -60,12 +65,13 @@ def arguments(header: Header, layout: Layout, modality: str) -> dict[str, Any]:
         "lut": lut,
         "padding": tuple(ends) if f"{prefix}PixelPaddingValue" in header and ends else None,
         "invert": inverse and modality not in QUANTITATIVE and layout.samples == 1,
+        "lossy": is_lossy(header),
+        "hounsfield": modality == "CT" and rescale_type(header) == HU,
     }
 
 
 def to_values(
-    words: np.ndarray,
-    done: tuple[str, ...],
+    words: Words,
     layout: Layout,
     *,
     modality: str,
@@ -74,27 +80,27 @@ def to_values(
     lut: Table | Palette | None,
     padding: tuple[float, ...] | None,
     invert: bool,
+    lossy: bool,
+    hounsfield: bool,
 ) -> Pixels:
     """Convert the words of one frame to modality values.
 
-    words, done: stored words and processing steps from `codecs.words`. The other arguments are from `arguments`: slope
-    and intercept, None if absent; lut: the modality LUT, which replaces them, or the palette; padding: Pixel Padding
-    Value and, if present, its Range Limit, in stored units; invert: whether to swap bright and dark.
+    words: from `codecs.words`. The other arguments are from `arguments`: slope and intercept, None if absent; lut: the
+    modality LUT, which replaces them, or the palette; padding: Pixel Padding Value and, if present, its Range Limit, in
+    stored units; invert: whether to swap bright and dark; lossy: whether the pixels were ever compressed with loss;
+    hounsfield: whether the values are Hounsfield units.
 
     Raises:
         Unreadable: UNSUPPORTED_PIXELS, NON_FINITE.
     """
     if layout.samples == 3 or isinstance(lut, tuple):
-        return _colour(words, done, layout, lut if isinstance(lut, tuple) else None)
+        return _colour(words, layout, lut if isinstance(lut, tuple) else None)
     table = lut if isinstance(lut, Table) else None
     if layout.keyword in FLOATS:
-        return _floats(words, slope, intercept, padding)
-    steps = [*done]
-    stored = stored_values(words, layout)
-    if layout.syntax in JPEG_2000 and (words.dtype.kind == "i") != layout.signed:
-        steps.append("sign of the codestream replaced by the header's")
-    mask = _padding(words, stored, layout, padding)
-    low, high = (float(v) for v in layout.limits)
+        return _floats(words.array, slope, intercept, padding)
+    (stored, ends, done), mask = _stored(words, layout, padding)
+    steps = [*words.steps, *done]
+    low, high = (float(v) for v in ends)
     if table is not None:
         values, low, high = table(stored), 0.0, float((1 << table.bits) - 1)
         steps.append("modality LUT")
@@ -106,6 +112,9 @@ def to_values(
             steps.append("rescale")
         if slope == 0 or (slope is None) != (intercept is None):
             steps.append("missing or invalid slope or intercept replaced")
+        lossy = lossy or (words.stream is not None and not words.stream.lossless)
+        if hounsfield and lossy and padding and min(v * m + b for v in _padding_range(layout, padding)) < AIR:
+            mask = _below_air(values, mask)
     if invert:
         values = _rescale(values, -1.0, low + high)
         steps.append("invert MONOCHROME1")
@@ -116,24 +125,49 @@ def to_values(
     )
 
 
-def stored_values(words: np.ndarray, layout: Layout) -> np.ndarray:
-    """Return the Bits Stored bits below High Bit, two's complement if signed. Bits above are not part of the image."""
-    x = _unsigned(words, layout)
-    width = x.dtype.itemsize * 8
-    low = layout.high + 1 - layout.stored
-    if low and (not layout.encapsulated or layout.syntax == RLE):  # other codestreams have no unused low bits
-        x = x >> low
-    spare = width - layout.stored
+def _stored(words: Words, layout: Layout, padding: tuple[float, ...] | None) -> tuple[Stored, np.ndarray | None]:
+    """Return the stored values, and where they lie between Pixel Padding Value and its Range Limit (None: nowhere).
+
+    Both should be possible stored values (C.7.5.1.1.2). If they need more than Bits Stored, they refer to whole words,
+    which are compared before the upper bits are dropped: the lower bits alone may be a value of tissue. In JPEG-LS values
+    may differ from them by NEAR.
+    """
+    if padding is None:
+        return stored_values(words, layout), None
+    low, high = _padding_range(layout, padding)
+    near = 0 if words.stream is None else words.stream.near
+    if low < layout.limits[0] or high > layout.limits[1]:
+        mask = _between(whole_words(words.array, layout), low - near, high + near)
+        if mask is not None:
+            words = replace(words, array=np.where(mask, words.array.dtype.type(0), words.array))
+        return stored_values(words, layout), mask
+    found = stored_values(words, layout)
+    return found, _between(found.values, low - near, high + near)
+
+
+def _padding_range(layout: Layout, ends: tuple[float, ...]) -> tuple[int, int]:
+    """Return the smallest and largest padding value, with the sign of the pixels."""
+    bits = [int(v) & (1 << layout.allocated) - 1 for v in ends]
     if layout.signed:
-        return (x << spare).view(f"i{width // 8}") >> spare if spare else x.view(f"i{width // 8}")
-    return x & x.dtype.type((1 << layout.stored) - 1) if spare else x
+        half = 1 << layout.allocated - 1
+        bits = [(v ^ half) - half for v in bits]
+    return min(bits), max(bits)
 
 
-def _unsigned(words: np.ndarray, layout: Layout) -> np.ndarray:
-    """Return all bits of the words, at least Bits Allocated."""
-    if words.dtype.itemsize * 8 < layout.allocated:  # a codestream of fewer bits than the header allocates
-        words = words.astype(f"{words.dtype.kind}{layout.allocated // 8}")
-    return words.view(f"u{words.dtype.itemsize}")
+def _between(x: np.ndarray, low: int, high: int) -> np.ndarray | None:
+    """Return where low <= x <= high, None if nowhere."""
+    if x.min() > high:
+        return None
+    mask = x == low if low == high else (x >= low) & (x <= high)
+    return mask if mask.any() else None
+
+
+def _below_air(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray | None:
+    """Return the padding mask with all values below air: compression blurs padding far below air into its surroundings."""
+    below = values < AIR
+    if not below.any():
+        return mask
+    return below if mask is None else mask | below
 
 
 def _rescale(x: np.ndarray, m: float, b: float) -> np.ndarray:
@@ -164,29 +198,6 @@ def _preferred(values: np.ndarray, layout: Layout, modality: str) -> np.dtype:
     return np.dtype(np.uint8 if layout.allocated <= 8 else np.uint16)
 
 
-def _padding(
-    words: np.ndarray, stored: np.ndarray, layout: Layout, ends: tuple[float, ...] | None
-) -> np.ndarray | None:
-    """Return where stored values lie between Pixel Padding Value and its Range Limit, with the sign of the pixels.
-
-    Both should be possible stored values (C.7.5.1.1.2). If they need more than Bits Stored, they refer to whole words,
-    which are compared before the upper bits are dropped: the lower bits alone may be a value of tissue.
-    """
-    if ends is None:
-        return None
-    bits = [int(v) & (1 << layout.allocated) - 1 for v in ends]
-    if layout.signed:
-        half = 1 << layout.allocated - 1
-        bits = [(v ^ half) - half for v in bits]
-    if min(bits) < layout.limits[0] or max(bits) > layout.limits[1]:
-        whole = _unsigned(words, layout)
-        stored = whole.view(f"i{whole.dtype.itemsize}") if layout.signed else whole
-    if stored.min() > max(bits):
-        return None
-    mask = stored == bits[0] if len(set(bits)) == 1 else (stored >= min(bits)) & (stored <= max(bits))
-    return mask if mask.any() else None
-
-
 def _floats(
     words: np.ndarray, slope: float | None, intercept: float | None, padding: tuple[float, ...] | None
 ) -> Pixels:
@@ -208,26 +219,32 @@ def _floats(
     )
 
 
-def _colour(words: np.ndarray, done: tuple[str, ...], layout: Layout, table: Palette | None) -> Pixels:
-    """Return RGB. JPEG and JPEG 2000 decoders have already reversed their own colour transform."""
-    steps = [*done]
+def _colour(words: Words, layout: Layout, table: Palette | None) -> Pixels:
+    """Return RGB. JPEG decoders have already reversed the colour transform of a codestream, and JPEG 2000 its own."""
+    stored, _, done = stored_values(words, replace(layout, signed=layout.signed and table is not None))
+    steps = [*words.steps, *done]
+    preferred = np.dtype(np.uint8 if layout.stored <= 8 or table is not None else np.uint16)
     if table is not None:
-        stored = stored_values(words, layout)
-        rgb = np.stack([t(stored) >> max(t.bits - 8, 0) for t in table]).astype(np.uint8)
+        rgb = eight_bits(np.stack([t(stored) for t in table]), table)
         steps.append("palette to RGB")
     else:
-        rgb = np.moveaxis(words, -1, 0)
+        rgb = np.moveaxis(stored, -1, 0)
+        mixed = words.stream is not None and words.stream.mixed
         if layout.photometric in {"YBR_FULL", "YBR_FULL_422"} and layout.syntax not in YBR_DECODED:
-            rgb = _from_ybr(rgb)
-            steps.append("YBR to RGB")
-    return Pixels(rgb.view(np.uint8), np.dtype(np.uint8), None, tuple(steps))
+            if mixed:
+                steps.append("colour space from the codestream")
+            else:
+                rgb = _from_ybr(rgb, layout.stored)
+                steps.append("YBR to RGB")
+    return Pixels(rgb, preferred, None, tuple(steps))
 
 
-def _from_ybr(ybr: np.ndarray) -> np.ndarray:
-    """Convert YBR_FULL to RGB (inverse of C.7.6.3.1.2). ybr: (3, H, W) uint8."""
-    y, b, r = ybr[0].astype(np.float32), ybr[1].astype(np.float32) - 128, ybr[2].astype(np.float32) - 128
+def _from_ybr(ybr: np.ndarray, bits: int) -> np.ndarray:
+    """Convert YBR_FULL to RGB (inverse of C.7.6.3.1.2). ybr: (3, H, W) unsigned integers of `bits` bits."""
+    half, top = 1 << bits - 1, (1 << bits) - 1
+    y, b, r = ybr[0].astype(np.float32), ybr[1].astype(np.float32) - half, ybr[2].astype(np.float32) - half
     rgb = np.stack([y + 1.402 * r, y - 0.114 * 1.772 / 0.587 * b - 0.299 * 1.402 / 0.587 * r, y + 1.772 * b])
-    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(rgb), 0, top).astype(ybr.dtype)
 
 
 def smallest(low: float, high: float, preferred: np.dtype) -> np.dtype:

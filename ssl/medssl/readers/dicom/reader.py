@@ -9,20 +9,19 @@ import numpy as np
 
 from medssl.readers.dicom import codecs, frames
 from medssl.readers.dicom.assemble import compact, image_scan, scan_fields, stack_scan
-from medssl.readers.dicom.codecs import Place
+from medssl.readers.dicom.checks import check_image, checked_layout
 from medssl.readers.dicom.enhanced import headers, is_enhanced
-from medssl.readers.dicom.header import DEFLATED, Header, parse
+from medssl.readers.dicom.frame_places import Place, frame_places
+from medssl.readers.dicom.header import Header, parse
 from medssl.readers.dicom.layout import Layout
 from medssl.readers.dicom.metadata import common, modality_of
 from medssl.readers.dicom.mosaic import is_tiled
 from medssl.readers.dicom.pixels import Pixels, arguments, to_values
 from medssl.readers.dicom.slices import STACKED, order_of, slice_of
 from medssl.readers.dicom.stack_geometry import stack_affine
+from medssl.readers.dicom.stored_values import stored_values
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable
-
-# Prefixes of SOP classes without an image: waveforms, presentation states, segmentations, reports, documents, plans.
-NOT_IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("9.", "11.", "66", "67", "68", "88.", "104.", "481."))
 
 
 def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Slice | Iterator[tuple[Scan | Unreadable, str]]:
@@ -31,20 +30,16 @@ def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Slice | Iterato
     name: path of the file relative to the source.
 
     Raises:
-        Unreadable: NOT_AN_IMAGE, NOT_DICOM, NO_PIXELS, and the codes of `header.parse`, `Layout.of`, `codecs.frames`,
+        Unreadable: the codes of `header.parse`, `checks.check_image`, `checks.checked_layout`, `frame_places`,
             `pixels.arguments` and `pixels.to_values`.
     """
     header = parse(stream)
-    sop = header.word("SOPClassUID")
-    if sop.startswith(NOT_IMAGES) or "DirectoryRecordSequence" in header:
-        raise Unreadable("NOT_AN_IMAGE", "this kind of DICOM object has no image")
-    if "Rows" not in header:
-        raise Unreadable("NO_PIXELS" if sop else "NOT_DICOM", "the header describes no image")
-    layout = Layout.of(header)
+    check_image(header)
+    layout = checked_layout(header)
     if layout.frames > 1 or is_tiled(header):
         return frames.read(header, name, pseudonyms)
-    places = codecs.frames(header.stream, header, layout)
-    if is_enhanced(header) and (len(places) > 1 or modality_of(header) not in STACKED):
+    places = frame_places(header.stream, header, layout)
+    if len(places) > 1 or (is_enhanced(header) and modality_of(header) not in STACKED):
         return frames.read(header, name, pseudonyms)
     place, frame = places[0], _frame(header)
     modality = modality_of(header)
@@ -52,13 +47,13 @@ def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Slice | Iterato
     uid = pseudonyms.of("scan", header.raw("SOPInstanceUID") or b"file|" + name.encode())
     about = scan_fields(header, [frame], name, pseudonyms)
     if modality in STACKED:
-        again = how["lut"] is not None or layout.syntax == DEFLATED
+        again = how["lut"] is not None or header.stream is not stream  # deflated or gzipped
         where = {"parse": True} if again else {"layout": dict(vars(layout)), "place": place, **how}
         file = pseudonyms.of("path", name)
         found = slice_of(frame, name, pseudonyms, order=order_of(frame), file=file, uid=uid, about=about, frame=where)
         if found is not None:
             return found
-    pixels = to_values(*codecs.words(header.stream, layout, place), layout, **how)
+    pixels = to_values(codecs.words(header.stream, layout, place), layout, **how)
     return iter([(image_scan(frame, pixels, about | {"scan": uid}), name)])
 
 
@@ -69,7 +64,7 @@ def decode(stream: BinaryIO, frame: dict[str, Any]) -> Pixels:
         Unreadable: TRUNCATED, DECODE_FAILED, UNSUPPORTED_PIXELS, NON_FINITE; with frame["parse"] also those of `read`.
     """
     stream, layout, place, how = _opened(stream, frame)
-    return to_values(*codecs.words(stream, layout, place), layout, **how)
+    return to_values(codecs.words(stream, layout, place), layout, **how)
 
 
 def digest(stream: BinaryIO, frame: dict[str, Any]) -> str:
@@ -79,8 +74,9 @@ def digest(stream: BinaryIO, frame: dict[str, Any]) -> str:
         Unreadable: as `decode`.
     """
     stream, layout, place, _ = _opened(stream, frame)
-    words, _ = codecs.words(stream, layout, place)
-    return hashlib.blake2b(np.ascontiguousarray(words).data, digest_size=16).hexdigest()
+    words = codecs.words(stream, layout, place)
+    values = words.array if words.array.dtype.kind == "f" else stored_values(words, layout).values
+    return hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=16).hexdigest()
 
 
 def _frame(header: Header) -> Header:
@@ -92,8 +88,8 @@ def _opened(stream: BinaryIO, frame: dict[str, Any]) -> tuple[BinaryIO, Layout, 
     """Return (stream, layout, place of the frame, arguments of `to_values`)."""
     if "parse" in frame:
         header = _frame(parse(stream))
-        layout = Layout.of(header)
-        place = codecs.frames(header.stream, header, layout)[0]
+        layout = checked_layout(header)
+        place = frame_places(header.stream, header, layout)[0]
         return header.stream, layout, place, arguments(header, layout, modality_of(header))
     how = {k: v for k, v in frame.items() if k not in {"layout", "place"}}
     return stream, Layout(**frame["layout"]), frame["place"], how
@@ -144,6 +140,5 @@ def volume(
 
 
 def _shared(slices: list[Slice]) -> dict[str, str | float]:
-    """Return the metadata that all slices share. One lossy slice makes a volume lossy."""
-    every = [s.about["metadata"] for s in slices]
-    return common(every) | ({"lossy": "yes"} if any("lossy" in m for m in every) else {})
+    """Return the metadata that all slices share."""
+    return common([s.about["metadata"] for s in slices])
