@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter
 
-from medssl.readers.quality_flags import FLAGS, flags
+from medssl.readers.quality_flags import FLAGS, flags, seen_text_height
 
 TEXT = [
     "person1214_virus_2059.jpeg",
@@ -80,6 +80,26 @@ def test_real_text_in_real_xrays_is_found(shared):
     names = TEXT + NO_TEXT
     found = [flags(np.asarray(Image.open(folder / n).convert("L"))[None], 0, 255, "DX") for n in names]
     assert ["text in border" in f for f in found] == [True] * len(TEXT) + [False] * len(NO_TEXT)
+
+
+@pytest.mark.parametrize(("side", "seen"), [(224, 6), (512, 6), (1023, 6), (1024, 12), (2048, 24)])
+def test_text_is_seen_from_the_stated_height_on(xrays, side, seen):
+    """PORTABLE in white letters, at twice the stated height and at half of it."""
+    assert seen_text_height((1, side, side // 2)) == seen_text_height((1, side // 2, side)) == seen
+    images = [np.asarray(Image.fromarray(x).resize((side, side))) for x in xrays[:10]]
+
+    def found(height):
+        fonts = (ImageFont.load_default(size) for size in np.arange(3, 100, 0.5))
+        font, box = next((f, b) for f in fonts if (b := f.getbbox("PORTABLE"))[3] - b[1] >= height)
+        assert box[3] - box[1] <= height + 1
+        drawn = [Image.fromarray(x) for x in images]
+        for image in drawn:
+            ImageDraw.Draw(image).text((4 - box[0], 4 - box[1]), "PORTABLE", fill=255, font=font)
+        return share([np.asarray(image) for image in drawn], "text in border")
+
+    assert found(2 * seen) >= 0.9
+    assert found(seen // 2) == 0
+    assert f"lower than {seen_text_height((1, 224, 224))} pixels" in FLAGS["text in border"].replace("\n", " ")
 
 
 def test_text_in_the_middle_is_anatomy(xrays):

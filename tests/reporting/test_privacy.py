@@ -19,6 +19,10 @@ from pydicom.sequence import Sequence
 from pydicom.uid import CTImageStorage, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 from medssl.cli.main import main
+from medssl.ingestion.writer import StoreWriter
+from medssl.readers.pseudonyms import Pseudonyms
+from medssl.readers.scan import Scan
+from medssl.reporting.privacy import privacy_page
 from medssl.store.store import Store
 from tiny import secret
 
@@ -255,3 +259,15 @@ def test_the_search_would_find_them(planted, tmp_path):
     data = bytes_of(tmp_path)
     for word in words[:2]:
         assert any(form in data for form in forms(word))
+
+
+def test_the_page_says_which_text_is_not_seen(tmp_path):
+    shapes = [(1, 224, 200), (1, 300, 2048), (1, 4, 20, 20)]
+    with StoreWriter(tmp_path / "s", Pseudonyms(bytes(32))) as writer:
+        for k, shape in enumerate(shapes):
+            noise = np.random.default_rng(k).integers(0, 256, shape, dtype=np.uint8)
+            writer.add(Scan(noise, scan=str(k), patient=str(k)), f"{k}.png")
+        page = privacy_page(writer.finish())
+    assert "0 of 2 images have a line of bright characters at their border" in page
+    assert "Not seen are characters lower than 6 to 24 pixels (the larger the image, the higher)" in page
+    assert "0 does not mean that there is no text" in page

@@ -18,8 +18,8 @@ FLAGS = {
     "label map": "at most 32 distinct whole numbers in patches, as in a segmentation",
     "low contrast": "percentiles 1 and 99 are closer than 20 % of the window (except CT and PET, whose window is fixed)",
     "saturated": "more than 5 % of the values are equal to the maximum",
-    "text in border": "a line of at least three bright characters in the outer quarter of a 2D image (a single L or R "
-    "does not count)",
+    "text in border": "a line of at least three bright characters in the outer quarter of a 2D image; characters lower than "
+    "6 pixels (of the image reduced to less than 1,024) or higher than a twelfth of it are not seen, nor a single L or R",
     "wrong modality": "impossible values: CT without air or outside -1100 to 32,000, MR or PET mostly negative",
 }
 PLANES = 5  # evenly spaced planes of a volume that are examined
@@ -33,6 +33,10 @@ CONTRAST = 0.2
 SATURATED = 0.05
 GLYPH_CONTRAST, GLYPH_BAND, GLYPHS = 0.3, 0.25, 3
 GLYPH_HEIGHT = 5  # pixels, minimum; the maximum is a twelfth of the image
+TEXT_SIDE, SEEN_TEXT = (
+    512,
+    6,
+)  # `_shrink`; height above which 9 of 10 words are found (benchmarks/quality_border_text.py)
 HU = (-1100.0, 32_000.0)
 OUTSIDE = 0.001  # share of values outside this range that is tolerated
 
@@ -69,9 +73,14 @@ def flags(array: np.ndarray, low: float, high: float, modality: str = "") -> tup
             found.add("blurred")
     if modality in {"CT", "MR"} and np.mean([_is_cut(plane, modality) for plane in stored]) >= 0.5:
         found.add("cut off")
-    if array.ndim == 3 and _has_text(_unit(_shrink(stored[0], 512), low, high)):
+    if array.ndim == 3 and _has_text(_unit(_shrink(stored[0], TEXT_SIDE), low, high)):
         found.add("text in border")
     return tuple(sorted(found))
+
+
+def seen_text_height(shape: Sequence[int]) -> int:
+    """Return the height in pixels below which "text in border" does not see characters in an image (C, H, W)."""
+    return SEEN_TEXT * _step(shape[1:], TEXT_SIDE)
 
 
 def _planes(array: np.ndarray) -> np.ndarray:
@@ -90,12 +99,16 @@ def _unit(x: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def _shrink(x: np.ndarray, side: int) -> np.ndarray:
     """Average over blocks, so that the longer side is at least `side` and less than twice that."""
-    step = max(1, max(x.shape) // side)
+    step = _step(x.shape, side)
     height, width = x.shape[0] // step, x.shape[1] // step
     if step == 1 or not height or not width:
         return x
     blocks = x[: height * step, : width * step].reshape(height, step, width, step)
     return blocks.mean((1, 3), dtype=np.float32)
+
+
+def _step(shape: Sequence[int], side: int) -> int:
+    return max(1, max(shape) // side)
 
 
 def _is_label_map(planes: np.ndarray) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from medssl.readers.quality_flags import seen_text_height
 from medssl.readers.reject_codes import CODES
 from medssl.reporting.plots import is_empty
 from medssl.reporting.render import render
@@ -26,6 +27,7 @@ def privacy_page(store: Store) -> str:
     distinct = {c: len(set(values[c])) for c in labels}
     waiting = Counter(str(reason) for reason in store.column("held") if reason)
     released = Counter(found["held"] for found in read_released(store.path).values())
+    heights = [seen_text_height(shape) for shape in store.column("shape") if len(shape) == 3]
     rejected = sorted(store.info["counts"]["rejected"].items(), key=lambda item: -item[1])
     return render(
         "privacy.html.j2",
@@ -41,6 +43,8 @@ def privacy_page(store: Store) -> str:
         ],
         released=sum(released.values()),
         quarantine=[[reason, waiting[reason], released[reason]] for reason in sorted({*waiting, *released})],
+        images=len(heights),
+        unseen=sorted({min(heights, default=0), max(heights, default=0)}),
         border_text=sum("text in border" in (flags or ()) for flags in store.column("flags")),
         faces=faces(store),
         thin=THIN,
