@@ -2,8 +2,8 @@
 
     python benchmarks/quality_border_text.py --data ../shared/data
 
-Words are written in white, in Pillow's own font, into the upper left corner of chest X-rays of 224 x 224 pixels that are resized to
-a side of so many pixels first. Height: of the capital letters, in pixels. AP has fewer characters than the flag asks for.
+Words are written in white, in Pillow's own font, into the upper left corner of chest X-rays of 224 x 224 pixels that are resized
+to a side of so many pixels first. Height: of the capital letters, in pixels. AP has fewer characters than the flag asks for.
 """
 
 import argparse
