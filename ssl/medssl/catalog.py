@@ -50,7 +50,7 @@ def root() -> Path:
 
 def text(group: str, name: str) -> str:
     """Return the text of a yaml file."""
-    return (root() / group / f"{name}.yaml").read_text()
+    return (root() / group / f"{name}.yaml").read_text("utf-8")
 
 
 @cache
@@ -58,7 +58,7 @@ def entries(group: str) -> dict[str, Entry]:
     """Return {name: the head of its yaml} of a group, sorted by `_order_`, then by name. Nothing is imported."""
     found = {}
     for file in sorted((root() / group).glob("*.yaml")):
-        lines = file.read_text().splitlines()
+        lines = file.read_text("utf-8").splitlines()
         comments = [line.lstrip("# ").strip() for line in lines[:2] if line.startswith("#")]
         values = dict(line.split(": ", 1) for line in lines if line.startswith(("_target_: ", "_order_: ")))
         about, example = (*comments, "", "")[:2]

@@ -1,6 +1,7 @@
 """Models, comparisons and conclusions: on real predictions of small runs, and on planted ones with a known answer."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def plant(run, quality, seed):
     (answer,) = predictions_of(run)
     rng = np.random.default_rng(seed)
     s = 1 / (1 + np.exp(-(rng.normal(0, 1, len(answer.y)) + quality * (answer.y - 0.5))))
-    answer.rows = [PredictedRow("run", "linear", [np.stack([1 - s, s], 1)]), *answer.rows[1:]]
+    answer.rows = [replace(answer.rows[0], p=[np.stack([1 - s, s], 1)]), *answer.rows[1:]]
     answer.write(run)
 
 

@@ -209,6 +209,7 @@ def folders(made, tmp_path, n, order=1.0):
             "source": "run",
             "probe": "linear",
             "label_budget": "all",
+            "drawn": "40 scans",
             "scores": {"AUROC": {"value": 0.5 + i / 50}},
         }
         other = {
@@ -216,13 +217,15 @@ def folders(made, tmp_path, n, order=1.0):
             "source": "PCA",
             "probe": "linear",
             "label_budget": "all",
+            "drawn": "40 scans",
             "scores": {"AUROC": {"value": 0.9}},
         }
         table = {
             "command": "probe",
             "target": "lesion",
             "task": "classification",
-            "test_store": "t",
+            "asked": {"test scans": "20 scans"},
+            "flags": [],
             "rows": [other, row],
         }
         (copy / "scores.json").write_text(json.dumps({"tables": [table]}))

@@ -82,6 +82,8 @@ def make_table(store: Store) -> dict:
         "n_test": 14,
         "patients_test": 7,
         "flags": ["pretraining has seen 2 of the test patients"],
+        "overlap": [],
+        "asked": {},
         "rows": [
             row("simclr cnn", "linear", 0.912, None),
             row("simclr cnn", "kNN", 0.9, None),
@@ -308,8 +310,9 @@ def test_a_damaged_file_is_named(file, run, store, tmp_path):
 
 
 def test_scores_of_an_earlier_version_are_refused(run, store, tmp_path):
-    old = {"features": "simclr cnn", "reader": "linear", "labels": "all", "draws": 1, "scores": {}, "minus_run": None}
-    (tmp_path / "scores.json").write_text(json.dumps({"tables": [make_table(store) | {"rows": [old]}]}))
+    old = make_table(store)
+    del old["asked"]
+    (tmp_path / "scores.json").write_text(json.dumps({"tables": [old]}))
     with pytest.raises(UserError, match=r"scores.json was written by an earlier medssl; delete it and score again"):
         write_report(tmp_path, store)
 
@@ -367,6 +370,17 @@ def test_volumes_have_a_page_too(tmp_path):
     page = write_report(make_run(tmp_path / "run", store), store).read_text("utf-8")
     assert "3D, 1 channel" in page
     assert "the middle slice" in section(page, "neighbours")
+
+
+def test_rows_whose_test_set_overlaps_are_marked(store):
+    """Overlap with pretraining concerns the run's own rows; overlap with training concerns every row."""
+    clean, seen, shared = (make_table(store) | {"overlap": sets} for sets in ([], ["pretraining"], ["training"]))
+    assert "(!)" not in score_table(clean) + " ".join(conclusions(clean))
+    assert "simclr cnn (!)" in score_table(seen)
+    assert "random init (!)" not in score_table(seen)
+    assert "random init (!)" in score_table(shared)
+    assert "simclr cnn (!) (linear) has AUROC" in conclusions(seen)[0]
+    assert "overlaps with pretraining" in " ".join(conclusions(seen))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """`medssl COMMAND key=value …`: dispatch, one-line errors and exit codes. Nothing heavy is imported before it is needed."""
 
+import codecs
+import io
 import os
 import signal
 import sys
@@ -12,16 +14,22 @@ from medssl import __version__, catalog
 from medssl.cli.help import command_help, overview
 from medssl.errors import UsageError, UserError, nearest
 
+ASCII = {"Δ": "D", "–": "-", "—": "-", "−": "-", "×": "x", "…": "...", "≥": ">=", "≤": "<=", "±": "+-", "’": "'"}
+"""Written instead of characters that a terminal does not have; others are escaped."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0, 1 for wrong input, 2 for a command that cannot be understood, 75 for preemption."""
     args = list(sys.argv[1:] if argv is None else argv)
+    _never_fail_to_print()
     before = {}
     for number in (signal.SIGTERM, signal.SIGHUP):
         with suppress(ValueError):  # not the main thread
             before[number] = signal.signal(number, _interrupt)
     try:
         _dispatch(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # so that a full disk or a closed pipe is seen here
         code = 0
     except UserError as e:
         code = _fail(str(e), e.code)
@@ -39,6 +47,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     sys.exit(code)
+
+
+def _never_fail_to_print() -> None:
+    """Let terminals in CP949, EUC-KR, Latin-1 or ASCII show every text: what they do not have is written in ASCII."""
+    codecs.register_error("medssl", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="medssl")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Replace the first character that cannot be encoded; see `codecs.register_error`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    one = UnicodeEncodeError(error.encoding, error.object, error.start, error.start + 1, error.reason)
+    return ASCII.get(error.object[error.start]) or codecs.backslashreplace_errors(one)[0], error.start + 1
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

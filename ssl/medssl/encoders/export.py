@@ -88,7 +88,7 @@ def _network(encoder: nn.Module) -> nn.Module:
 
 def _config(file: Path) -> EncoderConfig:
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text("utf-8"))
     except FileNotFoundError as e:
         raise UserError(f"{file} is missing; give a run folder, or a folder with encoder.json and its weights") from e
     except (ValueError, OSError) as e:

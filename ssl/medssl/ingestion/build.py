@@ -165,7 +165,7 @@ def _forget_gone(ledger: Ledger, source: Path, old: Store | None) -> int:
 
 def _differs(old: Store, fingerprint: str, rejects: list[dict[str, str]]) -> bool:
     path = old.path / "rejects.jsonl"
-    before = path.read_text() if path.exists() else ""
+    before = path.read_text("utf-8") if path.exists() else ""
     return old.info["fingerprint"] != fingerprint or before != "".join(json.dumps(r) + "\n" for r in rejects)
 
 

@@ -195,7 +195,7 @@ class StagedStore:
 
     def _published_fingerprint(self) -> str:
         try:
-            return str(json.loads((self.out / "store.json").read_text())["fingerprint"])
+            return str(json.loads((self.out / "store.json").read_text("utf-8"))["fingerprint"])
         except (OSError, ValueError, KeyError):
             return ""
 

@@ -99,7 +99,7 @@ def open_key(path: Path) -> Pseudonyms:
     if info.st_mode & 0o077:
         raise UserError(f"the key file {path} is readable by others; run: chmod 600 {path}")
     try:
-        key = bytes.fromhex(path.read_text().strip())
+        key = bytes.fromhex(path.read_text("utf-8").strip())
     except (OSError, ValueError):
         key = b""
     if len(key) != KEY_BYTES:

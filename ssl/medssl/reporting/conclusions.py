@@ -6,6 +6,7 @@ from typing import Any, TypeGuard
 
 from medssl.runs.predictions import RUN
 from medssl.scoring.baselines import RANDOM_INIT_FROZEN, Baseline
+from medssl.scoring.eval_splits import marked
 
 Table = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -47,6 +48,11 @@ def is_ours(row: Row) -> bool:
     return row["source"] == RUN
 
 
+def shown(row: Row, table: Table) -> str:
+    """Return the name of a row's features, marked if its test set overlaps with what they were trained on."""
+    return marked(row["features"], row["source"], table["overlap"])
+
+
 def conclusions(table: Table) -> list[str]:
     """State the run's best score, its difference to each baseline, and the best row if that is not the run's."""
     name = next(iter(metrics(table)), None)
@@ -64,13 +70,16 @@ def conclusions(table: Table) -> list[str]:
     row, best = max(ours, key=rank), max(scored, key=rank)
     score = row["scores"][name]
     out = [
-        f'For "{table["target"]}" on {table["test"]}, {row["features"]} ({row["probe"]}) has {name} '
+        f'For "{table["target"]}" on {table["test"]}, {shown(row, table)} ({row["probe"]}) has {name} '
         f"{' '.join(number(score))}: {score['n']:,} scans of {score['patients']:,} patients.",
         *_against_baselines(row, table, sign),
     ]
+    if table["overlap"]:
+        sets = " and ".join(table["overlap"])
+        out.append(f"Rows with (!) may be too good: their test set overlaps with {sets}.")
     if not is_ours(best):
         value = " ".join(number(best["scores"][name]))
-        out.append(f"The best {name} is not this run's: {best['features']} ({best['probe']}) has {value}.")
+        out.append(f"The best {name} is not this run's: {shown(best, table)} ({best['probe']}) has {value}.")
     return out
 
 
@@ -90,11 +99,11 @@ def _against_baselines(ours: Row, table: Table, sign: int) -> list[str]:
         gain, *ends = (-sign * row["difference"][k] for k in ("value", "low", "high"))
         low, high = sorted(ends)
         if low > 0:
-            out.append(f"It is better than {row['features']} by {gain:.3f} [{low:.3f}, {high:.3f}].")
+            out.append(f"It is better than {shown(row, table)} by {gain:.3f} [{low:.3f}, {high:.3f}].")
         elif high < 0:
-            out.append(f"It is worse than {row['features']} by {-gain:.3f} [{-high:.3f}, {-low:.3f}].")
+            out.append(f"It is worse than {shown(row, table)} by {-gain:.3f} [{-high:.3f}, {-low:.3f}].")
         else:
             out.append(
-                f"It cannot be told apart from {row['features']} (difference {gain:+.3f} [{low:+.3f}, {high:+.3f}])."
+                f"It cannot be told apart from {shown(row, table)} (difference {gain:+.3f} [{low:+.3f}, {high:+.3f}])."
             )
     return out

@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from medssl.reporting.conclusions import Table, has_interval, is_ours, metrics
+from medssl.reporting.conclusions import Table, has_interval, is_ours, metrics, shown
 from medssl.reporting.plots import Interval, decision_curve, forest, reliability
 from medssl.reporting.render import render
 
@@ -16,7 +16,7 @@ def score_table(table: Table) -> Markup:
     budgets = len({row["label_budget"] for row in table["rows"]}) > 1
     intervals = [
         Interval(
-            ", ".join([row["features"], row["probe"], *([row["label_budget"]] if budgets else [])]),
+            ", ".join([shown(row, table), row["probe"], *([row["label_budget"]] if budgets else [])]),
             **{k: score[k] for k in ("value", "low", "high")},
             marked=is_ours(row),
         )
@@ -24,7 +24,7 @@ def score_table(table: Table) -> Markup:
         if has_interval(score := row["scores"].get(names[0]))
     ]
     rows = [
-        [row["features"], row["probe"], *(row["scores"].get(name) for name in names), row["difference"]]
+        [shown(row, table), row["probe"], *(row["scores"].get(name) for name in names), row["difference"]]
         for row in table["rows"]
     ]
     if budgets:

@@ -1,5 +1,6 @@
 """Tables about a store: counts, geometry, intensity, metadata and labels, without any identifier."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from medssl.readers.quality_flags import FLAGS
 from medssl.readers.reject_codes import CODES
 from medssl.store.query import query_name
+from medssl.store.schema import MASK
 from medssl.store.splits import SPLITS
 from medssl.store.store import Store
 
@@ -146,9 +148,13 @@ def _quarantined(every: Store) -> Rows:
     held = every.column("held")
     rows = []
     for reason in _by_frequency(held[held != ""]):
-        where = f"where='held == \"{reason}\"'"
-        look = f"medssl inspect store={every.path} quarantined=true {where} sheet=look.png"
-        action = f"{look}; medssl release store={every.path} {where}"
+        where, store = f"where='held == \"{reason}\"'", shlex.quote(f"store={every.path}")
+        action = f"medssl inspect {store} quarantined=true {where} sheet=look.png"
+        action += (
+            "; never released, as a mask belongs to its image"
+            if reason == MASK
+            else f"; medssl release {store} {where}"
+        )
         rows.append({"reason": reason, "scans": int((held == reason).sum()), "look at them, then release them": action})
     return rows
 

@@ -43,7 +43,7 @@ def alarms_of(run: Path) -> list[dict[str, Any]]:
     """Return the collapses of a run by step; [] without a file. Raises UserError for a damaged file."""
     path = run / FILE
     try:
-        alarms = json.loads(path.read_text())["alarms"] if path.exists() else []
+        alarms = json.loads(path.read_text("utf-8"))["alarms"] if path.exists() else []
         return sorted(alarms, key=lambda a: a["step"])
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged; delete it and run the same medssl pretrain command again") from e

@@ -49,7 +49,7 @@ class Run:
         if not file.exists():
             raise UserError(f"{self.path} is not a run folder: it has no resolved.yaml; make one with medssl pretrain")
         try:
-            return PretrainConfig.from_dict(yaml.safe_load(file.read_text()))
+            return PretrainConfig.from_dict(yaml.safe_load(file.read_text("utf-8")))
         except (yaml.YAMLError, TypeError, KeyError, AttributeError) as e:
             raise UserError(
                 f"{file} is damaged or was written by an earlier medssl; pretrain again into another folder"

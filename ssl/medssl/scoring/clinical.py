@@ -35,6 +35,8 @@ def clinical_use(
     """
     val, test = splits.val, splits.test
     try:
+        if not len(val):
+            raise UserError("no validation scan has the label, and the threshold is chosen on those")
         point = operating_point(
             (val.y, p_val[:, 1]), (test.y, p_test[:, 1]), test.patient, specificity, prevalences, seed=seed
         )

@@ -1,7 +1,7 @@
 """Comparisons of runs by their kept predictions for the same test patients."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -17,24 +17,13 @@ from medssl.evals.stats.text_table import text_table
 from medssl.evals.stats.variance_components import SOURCES, Components, components, required_sample_size
 from medssl.evals.task_types.task_types import task_type
 from medssl.results import Result
-from medssl.runs.predictions import RUN, Predictions, describe_mismatch, predictions_of
+from medssl.runs.predictions import RUN, Predictions, describe_mismatch
 from medssl.runs.runs_by_seed import RunsBySeed
+from medssl.scoring.eval_splits import marked
 from medssl.scoring.probes import ALL
+from medssl.scoring.questions import Answer, Wanted, answers_of, describe_question, describe_unlike
 
 ALPHA = 0.05
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """The rows of score tables to compare; None means all."""
-
-    target: str | None = None
-    probe: str | None = None
-    label_budget: str | None = None
-    metric: str | None = None
-
-    def __str__(self) -> str:
-        return ", ".join(f"{k}={v}" for k, v in vars(self).items() if v and k != "metric")
 
 
 @dataclass(frozen=True)
@@ -43,6 +32,9 @@ class Comparison:
 
     Attributes:
         first: predictions whose targets and patients are used.
+        note: what was asked, as far as it differs between comparisons with the same command, target, probe and budget.
+        shown: model -> its name in tables, marked where its test set overlaps with what it was trained on.
+        flags: warnings of the score tables.
         p: model -> encoder seed -> draw of labels -> predictions. A model is a method's runs, or a baseline.
         seeds: the encoder seeds, the same for all models.
     """
@@ -51,6 +43,9 @@ class Comparison:
     probe: str
     label_budget: str
     metric: Metric
+    note: str
+    shown: dict[str, str]
+    flags: list[str]
     p: dict[str, list[list[np.ndarray]]]
     seeds: list[int]
 
@@ -59,7 +54,8 @@ class Comparison:
         """Target, test set, command, probe, label budget and metric."""
         about = self.first.about
         budget = "" if self.label_budget == ALL else f", label budget {self.label_budget}"
-        return f"{about['target']} on {about['test']}, {about['command']}, {self.probe}{budget}, {self.metric.name}"
+        title = f"{about['target']} on {about['test']}, {about['command']}, {self.probe}{budget}, {self.metric.name}"
+        return ", ".join(filter(None, (title, self.note)))
 
     @property
     def _draws(self) -> int:
@@ -82,13 +78,15 @@ class Comparison:
     def result(self, pairs: Sequence[tuple[str, str, Difference, float]], family: int, seed: int) -> Result:
         """Describe the scores of all models, and each pair with its Holm-adjusted p value."""
         name, scores = self.metric.name, {model: self.score(model, seed) for model in self.p}
-        lines = [self.title, text_table([{"model": m, name: s} for m, s in scores.items()], ["model", name])]
+        lines = [self.title, *(f"! {flag}" for flag in self.flags)]
+        lines += [text_table([{"model": self.shown[m], name: s} for m, s in scores.items()], ["model", name])]
         found = []
         for a, b, difference, p in pairs:
             parts = components(self.metric, self.first.y, self.p[a], self.first.patient, against=self.p[b], seed=seed)
-            words = sentence(a, b, difference, p, self.metric, parts)
+            names = self.shown[a], self.shown[b]
+            words = sentence(*names, difference, p, self.metric, parts)
             lines += [
-                f"  {a} minus {b}: {difference.score}, p = {p:.3g} after Holm's correction for {family} comparisons",
+                f"  {' minus '.join(names)}: {difference.score}, p = {p:.3g} after Holm's correction for {family} comparisons",
                 f"    {words}",
                 f"    components of variance of this difference: {_components(parts)}",
             ]
@@ -96,7 +94,7 @@ class Comparison:
                 {"a": a, "b": b, "difference": difference.as_dict(), "p_holm": p, "sentence": words}
                 | {"components": {k: getattr(parts, k).as_dict() for k in SOURCES}}
             )
-        described: dict[str, Any] = {k: getattr(self, k) for k in ("probe", "label_budget", "seeds")}
+        described: dict[str, Any] = {k: getattr(self, k) for k in ("probe", "label_budget", "seeds", "flags")}
         described |= {"about": self.first.about, "metric": name, "pairs": found}
         described["scores"] = {m: s.as_dict() for m, s in scores.items()}
         return Result(described, "\n".join(lines))
@@ -107,7 +105,8 @@ def find_comparisons(
 ) -> tuple[list[Comparison], list[str]]:
     """Return the comparisons that every run has predictions for, and warnings about excluded seeds.
 
-    Raises UserError if there are none, if no seed is common to all groups, or if the test scans differ.
+    Raises UserError if there are none, if no seed is common to all groups, and if the runs were not asked the same: on other
+    scans, with other draws of labels or other settings.
     """
     seeds = sorted(set.intersection(*(set(group.runs) for group in groups)))
     if not seeds:
@@ -118,32 +117,52 @@ def find_comparisons(
         for group in groups
         if (left := sorted(set(group.runs) - set(seeds)))
     ]
-    kept = {(g.name, s): {p.question: p for p in predictions_of(g.runs[s].path)} for g in groups for s in seeds}
-    out = []
-    for question in sorted(set.intersection(*(set(k) for k in kept.values()))):
-        each = {who: found[question] for who, found in kept.items()}
-        first = each[groups[0].name, seeds[0]]
-        if wanted.target not in (None, first.about["target"]):
-            continue
-        if differs := describe_mismatch(list(each.values())):
-            raise UserError(f"the runs were not tested on the same patients: {differs}; score them again on one store")
-        common = set.intersection(*({row.key for row in p.rows} for p in each.values()))
-        for _, probe, budget in sorted(key for key in common if key[0] == RUN):
-            if wanted.probe not in (None, probe) or wanted.label_budget not in (None, budget):
-                continue
-            p = {g.name: [_in_order(each[g.name, s], first, (RUN, probe, budget)) for s in seeds] for g in groups}
-            p |= {
-                name: [_in_order(each[groups[0].name, s], first, (name, probe, budget)) for s in seeds]
-                for name in baselines
-            }
-            out.append(Comparison(first, probe, budget, _metric(first, wanted.metric), p, seeds))
+    runs = {(g.name, s): g.runs[s] for g in groups for s in seeds}
+    answers = {who: answers_of(run, wanted) for who, run in runs.items()}
+    out: list[Comparison] = []
+    for topic in sorted(set.intersection(*(set(found) for found in answers.values()))):
+        by_run = {who: found[topic] for who, found in answers.items()}
+        common = sorted(set.intersection(*(set(each) for each in by_run.values())))
+        if not common:
+            raise UserError(describe_unlike(topic, {runs[who]: each for who, each in by_run.items()}))
+        for asked in common:
+            each = {who: found[asked] for who, found in by_run.items()}
+            out.append(_comparison(groups, seeds, baselines, each, wanted.metric, describe_question(asked, common)))
     if not out:
-        have = sorted({f"{p.about['target']} ({r.probe})" for k in kept.values() for p in k.values() for r in p.rows})
+        have = sorted({f"{t[1]} ({t[2]})" for run in runs.values() for t in answers_of(run, Wanted())})
         raise UserError(
             f"not all of these runs have a score {f'with {wanted} ' if str(wanted) else ''}on the same test set; score each "
             f"of them on the same store, for example with medssl probe. There is: {', '.join(have) or 'nothing yet'}"
         )
     return out, flags
+
+
+def _comparison(
+    groups: Sequence[RunsBySeed],
+    seeds: list[int],
+    baselines: Sequence[str],
+    each: Mapping[tuple[str, int], Answer],
+    metric: str | None,
+    note: str,
+) -> Comparison:
+    """Return the comparison of all models on one question; each: (model, seed) -> its answer."""
+    home = groups[0].name
+    first, row = each[home, seeds[0]]
+    if differs := describe_mismatch([predictions for predictions, _ in each.values()]):
+        raise UserError(f"the runs were not tested on the same patients: {differs}; score them again on one store")
+    sources = {g.name: (g.name, RUN) for g in groups} | {name: (home, name) for name in baselines}
+    p = {
+        model: [_in_order(each[group, s][0], first, (source, row.probe, row.label_budget)) for s in seeds]
+        for model, (group, source) in sources.items()
+    }
+    overlap = {g.name: {k for s in seeds for k in each[g.name, s][0].about["overlap"]} for g in groups}
+    shown = {model: marked(model, source, sorted(overlap[group])) for model, (group, source) in sources.items()}
+    by_flag: dict[str, list[str]] = {}
+    for group in groups:
+        for flag in dict.fromkeys(f for s in seeds for f in each[group.name, s][0].about["flags"]):
+            by_flag.setdefault(flag, []).append(group.name)
+    flags = [flag if len(who) == len(groups) else f"{', '.join(who)}: {flag}" for flag, who in by_flag.items()]
+    return Comparison(first, row.probe, row.label_budget, _metric(first, metric), note, shown, flags, p, seeds)
 
 
 def compare_pairs(comparisons: Sequence[Comparison], seed: int) -> list[Result]:
@@ -160,7 +179,10 @@ def compare_pairs(comparisons: Sequence[Comparison], seed: int) -> list[Result]:
 
 def rank_models(comparisons: Sequence[Comparison]) -> tuple[Ranking | None, Result]:
     """Return mean ranks of three or more models over the comparisons, None if there are too few."""
-    scores = {m: [c.metric.sign * c.score(m).value for c in comparisons] for m in comparisons[0].p}
+    scores = {
+        max(c.shown[m] for c in comparisons): [c.metric.sign * c.score(m).value for c in comparisons]
+        for m in comparisons[0].p
+    }
     try:
         found = ranking(scores)
     except UserError as e:

@@ -1,6 +1,6 @@
 """Leak-checked training, validation and test scans for one target."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +12,12 @@ from medssl.encoders.config import EncoderConfig
 from medssl.errors import UserError
 from medssl.evals.task_types.task_types import task_type
 from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set_from_store
+from medssl.runs.predictions import RUN, RUN_FROZEN
 from medssl.runs.run_folder import Run
 from medssl.scoring.features import resolve_device
+from medssl.scoring.site_confounding import describe_site_confounding
 from medssl.scoring.targets import Subset, Target, resolve_target
+from medssl.store.query import select
 from medssl.store.store import Store
 
 
@@ -26,8 +29,9 @@ class SplitOptions:
         task: auto, classification, multilabel, ordinal, regression or survival; see `medssl.evals.task_types`.
         positive: values of the label that count as positive, all others being negative; case is ignored. None keeps all
             classes.
-        where, test_where: filter expressions selecting scans of the store and of `test_store`; see `medssl.store.query`.
+        where: filter expression selecting scans of the store; see `medssl.store.query`.
         test_store: a store of another hospital; all its labelled scans become the test set.
+        test_where: filter expression selecting scans of the test set: of `test_store`, else of the store's test patients.
         allow_overlap: score even if pretraining has seen test patients or images; every number is then marked.
         seed: for the bootstrap, label draws, inner splits and training.
         device: auto, cpu or cuda.
@@ -63,7 +67,12 @@ class Stores(NamedTuple):
         """Open both stores; without `test_store` the test set is the store's held-out patients."""
         home = Store.open(store, options.where)
         if options.test_store is None:
-            return cls(home, home, home.rows("test"), "held-out patients")
+            rows = home.rows("test")
+            if options.test_where is not None:
+                rows = rows[np.isin(rows, select(home.table, options.test_where))]
+                if not len(rows):
+                    raise UserError(f"test_where={options.test_where} selects no test scan of {home.path}")
+            return cls(home, home, rows, "held-out patients")
         away = Store.open(options.test_store, options.test_where)
         return cls(home, away, away.rows(), f"all patients of {away.path.name}")
 
@@ -75,6 +84,8 @@ class EvalSplits:
     Attributes:
         test_name: "held-out patients", or the store that all test patients come from.
         flags: warnings that are shown above every table.
+        overlap: the sets, such as pretraining, that certainly share scans or patients with the test set: empty unless
+            allow_overlap.
     """
 
     target: Target
@@ -83,6 +94,7 @@ class EvalSplits:
     test: Subset
     test_name: str
     flags: list[str] = field(default_factory=list)
+    overlap: list[str] = field(default_factory=list)
 
     @classmethod
     def checked(
@@ -93,6 +105,11 @@ class EvalSplits:
         splits = cls(target, train, val, test, name)
         splits.flags = check_overlap(run, encoder, splits, overlap)
         return splits
+
+    @property
+    def predicted(self) -> list[Subset]:
+        """The scans that probes predict: test, and validation if there are any."""
+        return [self.test, *([self.val] if len(self.val) else [])]
 
     def described(self) -> dict[str, Any]:
         """Return the JSON values for a score table."""
@@ -108,7 +125,13 @@ class EvalSplits:
             "n_test": len(self.test),
             "patients_test": self.test.patients,
             "flags": self.flags,
+            "overlap": self.overlap,
         }
+
+    def asked(self, test: Subset) -> dict[str, Any]:
+        """Return, as JSON values, the data that two tables must share to answer the same question on the scans `test`."""
+        parts = {"training": self.train, "validation": self.val, "test": test}
+        return {"classes": list(self.target.names)} | {f"{k} scans": part.described() for k, part in parts.items()}
 
 
 def load_splits(
@@ -127,6 +150,7 @@ def load_splits(
     if not len(test):
         raise UserError(f"no test scan of {away.path} has the label {str(resolved)!r}")
     splits.flags += resolved.kind.check_splits(train.y, test.y, str(resolved), resolved.names)
+    splits.flags += describe_site_confounding(resolved, train, test, options.seed)
     return splits
 
 
@@ -159,6 +183,8 @@ def check_overlap(run: Run, encoder: EncoderConfig, splits: EvalSplits, allow_ov
         for name, part in (("training", train), ("validation", splits.val), ("test", test))
     )
     report = check_leaks(before, home, val, away, cache=test.store.path / "cache" / "alike.npz")
+    certain = [pair.a for pair in report.pairs if pair.b == "test" and pair.a != "test" and pair.certain]
+    splits.overlap = certain or ([before.name] if report.refusal else [])
     if report.refusal and not allow_overlap:
         raise UserError(
             f"{report.refusal}: scores would be too high. Test on other patients, or mark every number: allow_overlap=true"
@@ -172,6 +198,15 @@ def check_overlap(run: Run, encoder: EncoderConfig, splits: EvalSplits, allow_ov
     if test.missing:
         flags.append(f"{test.missing} test scans have no {str(splits.target)!r}")
     return flags
+
+
+def marked(name: str, source: str, overlap: Sequence[str]) -> str:
+    """Return a row's name, with " (!)" if its features or labels come from scans that overlap with the test set.
+
+    overlap: see `EvalSplits`. Overlap with pretraining concerns the run's own rows only.
+    """
+    concerned = set(overlap) - (set() if source in (RUN, RUN_FROZEN) else {"pretraining"})
+    return f"{name} (!)" if concerned else name
 
 
 def _pretraining_store(run: Run, home: Store) -> Store | None:

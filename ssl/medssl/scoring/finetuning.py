@@ -45,11 +45,12 @@ class Finetuning:
 
     def described(self) -> dict[str, Any]:
         """Return the JSON values that the trained weights depend on, apart from row and draw."""
-        splits = {k: v for k, v in self.splits.described().items() if k not in ("flags", "test")}
+        splits = {k: v for k, v in self.splits.described().items() if k not in ("flags", "overlap", "test")}
+        splits["validation"] = self.splits.val.described()
         splits |= {"positive": list(self.splits.target.positive), "weights": self.sources.encoder.weights}
         settings = asdict(self.settings) | {"augment": self.settings.augment.as_dict(), "blocks": self.blocks}
         return {
-            "version": 1,
+            "version": 2,
             "splits": splits,
             "settings": {k: v for k, v in settings.items() if k not in ("save_every", "seed")},
         }
@@ -88,11 +89,15 @@ class Finetuning:
                 frozen[RUN_FROZEN] = sources.of_run()
             if RANDOM_PROBE in baselines:
                 frozen[RANDOM_INIT_FROZEN] = sources.frozen(Baseline.RANDOM_INIT)
-        options: dict[str, Any] = {"subsets": subsets, "seed": self.settings.seed, "device": sources.device}
+        seed, tests = self.settings.seed, splits.predicted
+        options: dict[str, Any] = {"subsets": subsets, "seed": seed, "device": sources.device}
+        labelled = probes.describe_draws(splits, subsets, seed, trained=draws)
         return [
-            PredictedRow(name, "linear", [tests[0] for tests in found * (draws // len(found))], budget)
+            probes.predicted_row(
+                name, "linear", found * (draws // len(found)), budget, labelled[budget], val=len(tests) - 1 or None
+            )
             for name, source in frozen.items()
-            for budget, found in probes.linear(source, splits, [splits.test], **options).items()
+            for budget, found in probes.linear(source, splits, tests, **options).items()
         ]
 
     def check(self, draws: Sequence[LabelDraw]) -> None:
@@ -107,13 +112,14 @@ class Finetuning:
                     f"label_budgets={draw.budget}: all {len(y)} scans have the same {target}; give more labels"
                 )
 
-    def predict(self, folder: Path, row: FinetunedRow, draw: LabelDraw, export: bool) -> np.ndarray:
-        """Train a row in `folder` and return its predictions (N, …) for the test scans; `export` keeps encoder and head."""
-        labelled, test, target = self.splits.train.take(draw.rows), self.splits.test, self.splits.target
+    def predict(self, folder: Path, row: FinetunedRow, draw: LabelDraw, export: bool) -> list[np.ndarray]:
+        """Train a row in `folder` and predict (N, …) each of `EvalSplits.predicted`; `export` keeps encoder and head."""
+        labelled, target = self.splits.train.take(draw.rows), self.splits.target
         wanted, settings = self.sources.encoder.input, replace(self.settings, optim=row.optim, seed=draw.seed)
         loss = target.kind.target_loss(labelled.y, target.width)
         method = train_supervised(folder, row.start(), wanted, loss, labelled, settings, row.blocks)
-        p = predictor(method, wanted, settings.device)(test.store, test.rows)
+        predicted = predictor(method, wanted, settings.device)
+        p = [predicted(part.store, part.rows) for part in self.splits.predicted]
         if export:
             self._export(folder, method, labelled.y)
         return p
@@ -128,4 +134,5 @@ class Finetuning:
             head |= {"mean": float(y.mean()), "std": float(y.std())}
         encoder = self.sources.encoder
         trained = {"store": self.splits.train.store.fingerprint, "scans": len(y), "from": encoder.weights}
+        trained["flags"] = self.splits.flags
         save_encoder(folder, method.encoder, replace(encoder, head=head, fine_tuned=trained))

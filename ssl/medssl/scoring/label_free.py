@@ -25,7 +25,7 @@ from medssl.files import write_json
 from medssl.leakage.leak_check import read_pretrained_on
 from medssl.losses.distances import DISTANCES
 from medssl.results import Result
-from medssl.runs.predictions import RUN
+from medssl.runs.predictions import RUN, describe_differences
 from medssl.runs.run_folder import Run
 from medssl.scoring.baselines import FeatureSources
 from medssl.scoring.features import from_encoder
@@ -67,8 +67,8 @@ def measure(
     """
     store, encoder, config = sources.store, sources.pretrained(), sources.config
     n, views, seed = len(rows), options.views, options.seed
-    if n < max(LEAST, views + 1):
-        raise UserError(f"{store.path} has {n} held-out scans; it needs at least {LEAST}, and more than views={views}")
+    if n < LEAST:
+        raise UserError(f"{store.path} has {n} {split} scans to measure, and {LEAST} are needed; ingest more scans")
     subset = Subset(store, rows, np.zeros(n), 0, 0)
     patient = subset.patient
     x = from_encoder(encoder, sources.encoder.input, sources.device)(store, rows)
@@ -85,6 +85,10 @@ def measure(
     flags += _overlap(sources, subset)
     if not np.ptp(of_views, axis=1).any():
         flags.append("all views of a scan are the same, so measures of views are meaningless")
+    if half.sum() <= views:
+        flags.append(
+            f"LiDAR needs more scans than views ({views} of each), on half of the patients too: ask for fewer views"
+        )
     result = {
         "version": VERSION,
         "name": config.name,
@@ -95,12 +99,20 @@ def measure(
         "fit": [int(fit["first"]), int(fit["last"])],
         "flags": flags,
         "measures": {k: s.as_dict() for k, s in measures(x, of_views, patient, seed=seed).items()},
-        "half": {k: s.as_dict() for k, s in measures(x[half], of_views[half], patient[half], seed=seed).items()},
+        "half": {k: s.as_dict() for k, s in _on_half(x[half], of_views[half], patient[half], seed).items()},
         "mutual_information": _mutual_information(of_views, patient, seed),
         "distances": {name: metric_axioms(DISTANCES[name], x).as_dict() for name in ("euclidean", "cosine")},
     }
     write_json(sources.path / FILE, result)
     return result
+
+
+def _on_half(x: np.ndarray, of_views: np.ndarray, patient: np.ndarray, seed: int) -> dict[str, Score]:
+    """Return the measures of half of the patients, undefined if they have a single scan."""
+    if len(x) > 1:
+        return measures(x, of_views, patient, seed=seed)
+    nothing = Score(math.nan, math.nan, math.nan, len(x), len(x), "half of the patients have a single scan")
+    return dict.fromkeys(MEASURES, nothing)
 
 
 def read_measures(run: Run) -> dict[str, Any] | None:
@@ -112,8 +124,8 @@ def read_measures(run: Run) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text())
-        current = json.loads((run.path / "encoder.json").read_text())["weights"]
+        found = json.loads(path.read_text("utf-8"))
+        current = json.loads((run.path / "encoder.json").read_text("utf-8"))["weights"]
         earlier, same = found["version"] != VERSION, found["weights"] == current
     except (ValueError, KeyError, TypeError, OSError) as e:
         raise UserError(f"{path} is damaged; delete it and measure again") from e
@@ -159,7 +171,7 @@ def rank_measures(runs: Sequence[Run], found: Sequence[dict[str, Any]], target: 
         raise UserError("the runs were measured on different scans; add store=STORE to measure all on the same")
     names = [m["name"] for m in found]
     scores = load_probe_scores(runs, target)
-    flags = sorted({flag for m in found for flag in m["flags"]})
+    flags = [*sorted({flag for m in found for flag in m["flags"]}), *scores.flags]
     if len({json.dumps(m["subset"]["recipe"], sort_keys=True) for m in found}) > 1:
         flags.append("runs have different augmentation recipes: LiDAR and alignment then compare recipes as well")
     values = {name: [m["measures"][name]["value"] for m in found] for name in MEASURES}
@@ -183,44 +195,61 @@ def rank_measures(runs: Sequence[Run], found: Sequence[dict[str, Any]], target: 
 
 @dataclass(frozen=True)
 class ProbeScores:
-    """The probe score of each run; sign is +1 if higher is better, else -1."""
+    """The probe score of each run; sign is +1 if higher is better, else -1. flags: warnings of the score tables."""
 
     values: list[float]
     sign: int
     title: str
+    flags: list[str]
 
 
 def load_probe_scores(runs: Sequence[Run], target: str | None) -> ProbeScores:
-    """Return the scores that the linear probe gave all runs on the same test set, with all labels and the first metric.
+    """Return the scores of the linear probes that all runs have for the same question, with all labels and the first metric.
 
-    Raises UserError if there are none, or several targets and no `target`.
+    Raises UserError if there are none, and for several of them.
     """
-    by_test: dict[tuple[str, str, str], dict[Path, float]] = {}
+    by_question: dict[str, dict[Path, dict[str, Any]]] = {}
     for run in runs:
         path = run.path / "scores.json"
-        tables = [t for t in read_tables(path) if t.get("command") == "probe"]
         try:
-            for t in (t for t in tables if target in (None, t["target"])):
+            for t in (t for t in read_tables(path) if t["command"] == "probe" and target in (None, t["target"])):
                 own = [r for r in t["rows"] if (r["source"], r["probe"], r["label_budget"]) == (RUN, "linear", ALL)]
                 if own:
+                    asked = {"target": t["target"]} | t["asked"] | {"labelled scans": own[0]["drawn"]}
                     value = own[0]["scores"][task_type(t["task"]).metrics[0].name]["value"]
-                    by_test.setdefault((t["target"], t["task"], t["test_store"]), {})[run.path] = _defined(value)
+                    found = by_question.setdefault(json.dumps(asked, sort_keys=True), {})
+                    found[run.path] = {"value": value, "task": t["task"], "flags": t["flags"]}
         except (KeyError, TypeError) as e:
             raise UserError(f"{path} is damaged; delete it and score again") from e
-    common = {k: v for k, v in by_test.items() if len(v) == len(runs)}
-    if not common:
+    common = {json.loads(asked)["target"]: found for asked, found in by_question.items() if len(found) == len(runs)}
+    questions = [json.loads(asked) for asked, found in by_question.items() if len(found) == len(runs)]
+    if not questions:
         what = f"for target={target} " if target else ""
+        asked = [json.loads(asked) for asked in by_question]
+        differs = next(
+            (describe_differences(asked[0], other) for other in asked[1:] if other["target"] == asked[0]["target"]), ""
+        )
         raise UserError(
             f"not all {len(runs)} runs have a linear probe {what}on the same test set; "
-            "run medssl probe with the same target and store for each of them"
+            "run medssl probe with the same target and store for each of them" + (f" ({differs})" if differs else "")
         )
     if len(common) > 1:
+        raise UserError(f"the runs have several probes ({', '.join(sorted(common))}); choose one: target=NAME")
+    if len(questions) > 1:
         raise UserError(
-            f"the runs have several probes ({', '.join(sorted(k[0] for k in common))}); choose one: target=NAME"
+            f"the runs have several probes of {questions[0]['target']}: {describe_differences(*questions[:2])}; "
+            "score them into runs of their own, or delete scores.json and score again"
         )
-    (name, task, _), by_run = next(iter(common.items()))
-    metric = task_type(task).metrics[0]
-    return ProbeScores([by_run[run.path] for run in runs], metric.sign, f"linear probe of {name}, {metric.name}")
+    ((name, by_run),) = common.items()
+    each = [by_run[run.path] for run in runs]
+    metric = task_type(each[0]["task"]).metrics[0]
+    flags = [
+        flag if all(flag in found["flags"] for found in each) else f"{run.path.name}: {flag}"
+        for run, found in zip(runs, each, strict=True)
+        for flag in found["flags"]
+    ]
+    values = [_defined(found["value"]) for found in each]
+    return ProbeScores(values, metric.sign, f"linear probe of {name}, {metric.name}", list(dict.fromkeys(flags)))
 
 
 def _mutual_information(of_views: np.ndarray, patient: np.ndarray, seed: int) -> dict[str, Any]:

@@ -9,7 +9,10 @@ from medssl.errors import UserError
 from medssl.evals.probes.cox import cox_probes
 from medssl.evals.probes.knn import knn_probe
 from medssl.evals.probes.linear import linear_probes
+from medssl.evals.probes.model_selection import Probe
 from medssl.evals.stats.label_subsets import draw_label_subsets, parse_budget
+from medssl.files import digest
+from medssl.runs.predictions import PredictedRow
 from medssl.scoring.eval_splits import EvalSplits
 from medssl.scoring.features import FeatureSource
 from medssl.scoring.targets import Subset
@@ -49,6 +52,42 @@ def count_scans(subsets: Subsets) -> dict[str, list[int]]:
     return {budget: [len(rows) for rows in drawn] for budget, drawn in subsets.items()}
 
 
+def describe_draws(splits: EvalSplits, subsets: Subsets, seed: int, trained: int | None = None) -> dict[str, str]:
+    """Return, for each budget, its labelled scans in words with a digest: equal only if all draws are.
+
+    seed: the seed of the draws. trained: how often networks are trained on ALL, each time with another seed; None for
+    probes.
+    """
+    scan = splits.train.column("scan")
+    out = {}
+    for budget, drawn in subsets.items():
+        n = trained if trained and budget == ALL else len(drawn)
+        sizes = sorted({len(rows) for rows in drawn})
+        text = f"{n} draws of " * (n > 1) + " to ".join(str(k) for k in sorted({sizes[0], sizes[-1]})) + " scans"
+        if budget != ALL or trained or not len(splits.val):  # without validation scans, the seed holds some out
+            text += f" with seed {seed}"
+        out[budget] = f"{text} [{digest([sorted(scan[rows].tolist()) for rows in drawn], 3)}]"
+    return out
+
+
+def predicted_row(
+    source: str,
+    name: str,
+    drawn: Sequence[Probe],
+    budget: str = ALL,
+    labelled: str = "",
+    test: int = 0,
+    val: int | None = None,
+) -> PredictedRow:
+    """Return the row of a linear probe from its fits on each draw of labels.
+
+    labelled: see `PredictedRow.drawn`. test, val: the positions of the test and validation scans among the predictions.
+    """
+    validation = [] if val is None else [probe.predictions[val] for probe in drawn]
+    fits = [probe.as_dict() for probe in drawn]
+    return PredictedRow(source, name, [probe.predictions[test] for probe in drawn], budget, labelled, validation, fits)
+
+
 def linear(
     source: FeatureSource,
     splits: EvalSplits,
@@ -57,8 +96,8 @@ def linear(
     subsets: Subsets | None = None,
     seed: int = 0,
     device: str = "cpu",
-) -> dict[str, list[list[np.ndarray]]]:
-    """Return predictions of linear probes, budget -> draw -> each of `tests`; validation patients choose the penalty."""
+) -> dict[str, list[Probe]]:
+    """Return linear probes with predictions for `tests`, budget -> draw; validation patients choose the penalty."""
     train, val, target = splits.train, splits.val, splits.target
     x = source(train.store, train.rows)
     validation = (source(val.store, val.rows), val.y) if len(val) else None
@@ -66,15 +105,11 @@ def linear(
     options: dict[str, Any] = {"patient": train.patient, "seed": seed, "device": device}
     options["val_patient"] = val.patient if len(val) else None
 
-    def fitted(drawn: list[np.ndarray] | None) -> list[list[np.ndarray]]:
-        if target.kind.linear_model:
-            classes = len(target.names) or None
-            found = linear_probes(
-                (x, train.y), validation, xs, task=target.task, classes=classes, subsets=drawn, **options
-            )
-        else:
-            found = cox_probes((x, train.y), validation, xs, subsets=drawn, **options)
-        return [p.predictions for p in found]
+    def fitted(drawn: list[np.ndarray] | None) -> list[Probe]:
+        if not target.kind.linear_model:
+            return cox_probes((x, train.y), validation, xs, subsets=drawn, **options)
+        classes = len(target.names) or None
+        return linear_probes((x, train.y), validation, xs, task=target.task, classes=classes, subsets=drawn, **options)
 
     subsets = {ALL: []} if subsets is None else subsets
     drawn = [rows for budget, each in subsets.items() if budget != ALL for rows in each]

@@ -1,7 +1,7 @@
 """Score tables: computed from predictions, rendered as text, and kept in RUN/scores.json and RUN/predictions."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from medssl.evals.stats.text_table import Cell, text_table
 from medssl.evals.task_types.task_types import task_type
 from medssl.files import write_json
 from medssl.results import Result
-from medssl.runs.predictions import RUN, RUN_FROZEN, PredictedRow, Predictions
-from medssl.scoring.eval_splits import EvalSplits
+from medssl.runs.predictions import RUN, RUN_FROZEN, PredictedRow, PredictedScans, Predictions, identity
+from medssl.scoring.eval_splits import EvalSplits, marked
 from medssl.scoring.targets import Subset
 
-SAME = ("command", "target", "task", "classes", "train_store", "test_store")
-"""A table replaces an older one with the same values of these."""
+KEPT = ("command", "target", "task", "classes", "test", "train_store", "test_store", "asked", "flags", "overlap")
+"""What is kept of a table with its predictions."""
 
 Scores = Callable[[PredictedRow], dict[str, Score]]
 
@@ -29,7 +29,7 @@ class Row:
     """One row of a score table.
 
     Attributes:
-        source, probe, label_budget: see `PredictedRow`. features: the name of the source in tables.
+        source, probe, label_budget, drawn: see `PredictedRow`. features: the name of the source in tables.
         draws: how often the labels were drawn.
         scores: by name; the first is the main one.
         difference: the main score minus that of the run's own row, paired; None for the run itself.
@@ -40,6 +40,7 @@ class Row:
     features: str
     probe: str
     label_budget: str
+    drawn: str
     draws: int
     scores: dict[str, Score]
     difference: Score | None
@@ -49,7 +50,7 @@ class Row:
         """JSON values, as in scores.json."""
         scores = {name: score.as_dict() for name, score in self.scores.items()}
         difference = self.difference.as_dict() if self.difference else None
-        described = {k: getattr(self, k) for k in ("source", "features", "probe", "label_budget", "draws")}
+        described = {k: getattr(self, k) for k in ("source", "features", "probe", "label_budget", "drawn", "draws")}
         return described | {"scores": scores, "difference": difference} | self.more
 
 
@@ -70,7 +71,7 @@ class ScoreTable:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values, as in scores.json."""
-        return self.about | {"rows": [row.as_dict() for row in self.rows]}
+        return self.about | {"predictions": self.predictions.file, "rows": [row.as_dict() for row in self.rows]}
 
     def __str__(self) -> str:
         names = list(self.rows[0].scores)
@@ -78,9 +79,8 @@ class ScoreTable:
         columns = ["features", "probe", *(["label budget"] if budgets else []), *names, f"Δ {names[0]} vs run"]
         lines: list[dict[str, Cell]] = []
         for row in self.rows:
-            lines.append(
-                {"features": row.features, "probe": row.probe, "label budget": self._budget(row), **row.scores}
-            )
+            features = marked(row.features, row.source, self.about["overlap"])
+            lines.append({"features": features, "probe": row.probe, "label budget": self._budget(row), **row.scores})
             lines[-1][columns[-1]] = row.difference
         return f"{heading(self.about)}\n{text_table(lines, columns)}"
 
@@ -100,6 +100,7 @@ def compute_scores(
     name: str,
     seed: int,
     *,
+    asked: Mapping[str, Any] | None = None,
     test: Subset | None = None,
     task: str | None = None,
     scores: Scores | None = None,
@@ -114,6 +115,7 @@ def compute_scores(
         rows: predictions; those of RUN come first.
         name: the run's name in tables.
         seed: seed of the bootstrap.
+        asked: settings of the command that change its predictions; tables are compared only if these are the same.
         test: the scans predicted, if not all of `splits.test`.
         task: the type of the predictions, if not the target's: `per_case` for one number per scan.
         scores: computes the scores of a row, if not all metrics of the task; differences are of the task's first metric.
@@ -123,7 +125,16 @@ def compute_scores(
     test = splits.test if test is None else test
     task = task or splits.target.task
     metrics = task_type(task).metrics
-    described = describe_table(command, splits, test, task) | about
+
+    def shown(row: PredictedRow) -> str:
+        return {RUN: name, RUN_FROZEN: f"{name}, frozen"}.get(row.source, row.source)
+
+    splits.flags += [
+        f"{shown(row)}, {row.probe}, label budget {row.label_budget}: a fit did not converge, so the score may be too low"
+        for row in rows
+        if not row.converged
+    ]
+    described = describe_table(command, splits, test, task, asked) | about
 
     def all_metrics(row: PredictedRow) -> dict[str, Score]:
         options = {"draws": len(row.p), "seed": seed}
@@ -134,23 +145,31 @@ def compute_scores(
         difference = None
         if own is not None:
             difference = difference_seeds(metrics[0], test.y, row.p, own.p, test.patient, draws=len(row.p), seed=seed)
-        shown = {RUN: name, RUN_FROZEN: f"{name}, frozen"}.get(row.source, row.source)
         found = (scores or all_metrics)(row)
-        return Row(row.source, shown, row.probe, row.label_budget, len(row.p), found, difference, more(row))
+        fits = {"fits": row.fits} if row.fits else {}
+        budget = (row.label_budget, row.drawn)
+        return Row(row.source, shown(row), row.probe, *budget, len(row.p), found, difference, fits | more(row))
 
-    kept = {k: described[k] for k in ("command", "target", "task", "classes", "test_store", "test", "train_store")}
-    predictions = Predictions(kept, test.column("scan"), test.patient, test.y, list(rows))
+    val = splits.val
+    validation = PredictedScans(val.column("scan"), val.patient, val.y) if any(row.val for row in rows) else None
+    kept = {k: described[k] for k in KEPT}
+    predictions = Predictions(kept, test.column("scan"), test.patient, test.y, list(rows), validation)
     return ScoreTable(described, [scored(row) for row in rows], predictions)
 
 
 def describe_table(
-    command: str, splits: EvalSplits, test: Subset | None = None, task: str | None = None
+    command: str,
+    splits: EvalSplits,
+    test: Subset | None = None,
+    task: str | None = None,
+    asked: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the JSON values that every table has; see `compute_scores`."""
     test, task = splits.test if test is None else test, task or splits.target.task
     metric = task_type(task).metrics[0]
     described = {"command": command} | splits.described()
     described |= {"task": task, "n_test": len(test), "patients_test": test.patients}
+    described["asked"] = splits.asked(test) | {"task": task} | dict(asked or {})
     return described | {"metric": metric.name, "sign": metric.sign}
 
 
@@ -162,11 +181,18 @@ def own_row(row: PredictedRow, rows: Sequence[PredictedRow]) -> PredictedRow | N
     return next((r for r in own if r.probe == row.probe), own[0] if own else None)
 
 
-def keep(run: Path, scores: ScoreTable, *sections: Result) -> Result:
-    """Write a score table and its sections to RUN/scores.json and the predictions to RUN/predictions; return both."""
-    result = sum(sections, Result(scores.as_dict(), str(scores)))
-    save_table(run / "scores.json", result)
+def keep(run: Path, scores: ScoreTable, *sections: Callable[[], Result]) -> Result:
+    """Write the predictions to RUN/predictions and the table to RUN/scores.json, then add the sections; return all.
+
+    The table is written before the sections are computed, so that a failure of one costs no score.
+    """
     scores.predictions.write(run)
+    result = Result(scores.as_dict(), str(scores))
+    save_table(run / "scores.json", result)
+    for section in sections:
+        result += section()
+    if sections:
+        save_table(run / "scores.json", result)
     return result
 
 
@@ -188,8 +214,8 @@ def read_tables(path: Path) -> list[dict[str, Any]]:
     Raises UserError for a file that is damaged or was written by an earlier version.
     """
     try:
-        tables = json.loads(path.read_text())["tables"] if path.exists() else []
-        earlier = any("facts" in t or any("minus_run" in row for row in t.get("rows", [])) for t in tables)
+        tables = json.loads(path.read_text("utf-8"))["tables"] if path.exists() else []
+        earlier = any("asked" not in t for t in tables)
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path} is damaged; delete it and score again") from e
     if earlier:
@@ -198,10 +224,10 @@ def read_tables(path: Path) -> list[dict[str, Any]]:
 
 
 def save_table(path: Path, result: dict[str, Any]) -> None:
-    """Add a table to a file, in place of an older one with the same values of SAME."""
+    """Add a table to a file, in place of an older one with the same `identity`."""
     tables = read_tables(path)
     try:
-        others = [t for t in tables if any(t[k] != result[k] for k in SAME)]
+        others = [t for t in tables if identity(t) != identity(result)]
     except (KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged; delete it and score again") from e
     write_json(path, {"tables": [*others, result]})

@@ -64,7 +64,7 @@ class Segmentation:
         settings = asdict(self.settings) | {"augment": self.settings.augment.as_dict()}
         return {
             "version": 1,
-            "splits": {k: v for k, v in self.splits.described().items() if k not in ("flags", "test")},
+            "splits": {k: v for k, v in self.splits.described().items() if k not in ("flags", "overlap", "test")},
             "weights": self.sources.encoder.weights,
             "settings": {k: v for k, v in settings.items() if k not in ("save_every", "seed")},
             "model": {"labels": list(self.labels), "width": self.width, "tolerance": self.tolerance},
@@ -86,8 +86,8 @@ class Segmentation:
         }
         return [SegmentationRow(RUN, "fine-tuned", pretrained, "train"), *(r for name in baselines for r in rows[name])]
 
-    def predict(self, folder: Path, row: SegmentationRow, draw: LabelDraw) -> np.ndarray:
-        """Return MEASURES of every test scan and class, (N, classes - 1, 4), of a model trained in `folder`."""
+    def predict(self, folder: Path, row: SegmentationRow, draw: LabelDraw) -> list[np.ndarray]:
+        """Return MEASURES of every test scan and class, one array (N, classes - 1, 4), of a model trained in `folder`."""
         test, classes = self.splits.test, len(self.labels)
         model = self._model(folder, row, draw)
         grid = Grid(test.store, self.sources.encoder.input, self.settings.device)
@@ -98,7 +98,7 @@ class Segmentation:
             assert mask is not None
             predicted = grid.segment(model(patient), at)
             found.append(case(predicted, labels_to_classes(mask, self.labels), classes, spacing[at], self.tolerance))
-        return np.stack(found)
+        return [np.stack(found)]
 
     def _model(self, folder: Path, row: SegmentationRow, draw: LabelDraw) -> Callable[[str], Net]:
         """Return the network for the scans of a test patient."""

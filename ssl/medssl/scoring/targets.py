@@ -12,6 +12,7 @@ from medssl.errors import UserError, nearest
 from medssl.evals.task_types.base import TaskType
 from medssl.evals.task_types.columns import MOST_CLASSES, SEPARATOR, number, word
 from medssl.evals.task_types.task_types import task_type
+from medssl.files import digest
 from medssl.store.store import Store
 
 OWN = ("site", "scanner", "modality")  # columns that every store has
@@ -104,6 +105,15 @@ class Subset:
     def patients(self) -> int:
         """The number of patients."""
         return len(set(self.patient))
+
+    def described(self) -> str:
+        """Return the number of scans and patients, with a digest of the scans, their pixels, windows and targets."""
+        if not len(self):
+            return "none"
+        names = ("scan", "hash", "low", "high")
+        columns = [self.store.column(name)[self.rows].tolist() for name in names]
+        scans = sorted(zip(*columns, self.y.tolist(), strict=True), key=lambda scan: scan[0])
+        return f"{len(self)} scans of {self.patients} patients [{digest(scans, 3)}]"
 
     def take(self, at: np.ndarray) -> "Subset":
         """Return the scans at positions `at`, or where the mask `at` is true."""

@@ -1,7 +1,7 @@
 """Networks trained on label subsets for score tables: each in its own folder, continued if stopped, trained only once."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -38,6 +38,9 @@ class LabelDraw(NamedTuple):
     rows: np.ndarray
 
 
+PREDICTED = ("test.npy", "val.npy")
+"""Files with the predictions of one training run, in the order of `EvalSplits.predicted`."""
+
 AnyRow = TypeVar("AnyRow", bound=TrainedRow)
 
 
@@ -61,37 +64,42 @@ def fit_all(
     what: str,
     rows: Sequence[AnyRow],
     draws: Sequence[LabelDraw],
-    predict: Callable[[Path, AnyRow, LabelDraw], np.ndarray],
+    predict: Callable[[Path, AnyRow, LabelDraw], list[np.ndarray]],
+    labelled: Mapping[str, str],
     exported: Path | None = None,
 ) -> list[PredictedRow]:
-    """Train every row on every draw, budget by budget, and return the predictions for the test scans.
+    """Train every row on every draw, budget by budget, and return the predictions for the test and validation scans.
 
     Args:
         home: the folder of this table's training runs. what: a word for progress notices.
-        predict: trains in a folder and returns predictions (N, …).
+        predict: trains in a folder and returns predictions (N, …) for the test scans, and for the validation scans if they
+            are predicted.
+        labelled: budget -> `PredictedRow.drawn`.
         exported: a folder that must also have an exported encoder.
     """
     out = []
     for budget in dict.fromkeys(draw.budget for draw in draws):
         for row in rows:
-            p = []
+            p: list[list[np.ndarray]] = []
             for draw in (d for d in draws if d.budget == budget):
                 say(f"{what}: {budget} ({len(draw.rows)} scans), draw {draw.seed}, {row.source}, {row.probe}")
                 folder = fit_folder(home, row, draw)
                 needed = ["test.npy", *(["encoder.json"] if folder == exported else [])]
                 if not all((folder / name).exists() for name in needed):
-                    found = predict(folder, row, draw)
-                    with atomic(folder / "test.npy") as part, part.open("wb") as f:
-                        np.save(f, found)
-                p.append(_finished(folder))
-            out.append(PredictedRow(row.source, row.probe, p, budget))
+                    # the test scans last: a folder with test.npy is complete
+                    for name, found in reversed(list(zip(PREDICTED, predict(folder, row, draw), strict=False))):
+                        with atomic(folder / name) as part, part.open("wb") as f:
+                            np.save(f, found)
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                p.append([_read(folder / name) for name in PREDICTED if (folder / name).exists()])
+            test, *val = map(list, zip(*p, strict=True))
+            out.append(PredictedRow(row.source, row.probe, test, budget, labelled[budget], *val))
     return out
 
 
-def _finished(folder: Path) -> np.ndarray:
-    """Return the predictions in a folder, and delete its checkpoints."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+def _read(path: Path) -> np.ndarray:
+    """Return the predictions in a file."""
     try:
-        return np.load(folder / "test.npy", allow_pickle=False)
+        return np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as e:
-        raise UserError(f"{folder / 'test.npy'} is damaged; delete it and run the same command again") from e
+        raise UserError(f"{path} is damaged; delete it and run the same command again") from e

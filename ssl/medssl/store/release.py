@@ -44,7 +44,7 @@ def release(store: Store, rows: Iterable[int]) -> int:
     table = table.set_column(table.column_names.index("held"), "held", pa.array(reasons, pa.string()))
     with atomic(manifest) as part:
         pq.write_table(table, part, compression="zstd")
-    info = json.loads((store.path / "store.json").read_text())
+    info = json.loads((store.path / "store.json").read_text("utf-8"))
     info["counts"]["held"] = dict(sorted(Counter(r for r in reasons if r).items()))
     info["fingerprint"] = fingerprint(table)
     write_json(store.path / "store.json", info)
@@ -54,4 +54,4 @@ def release(store: Store, rows: Iterable[int]) -> int:
 def read_released(folder: Path) -> dict[str, dict[str, str]]:
     """Return scan -> {"held": reason for quarantine, "hash": content hash of the pixels that were looked at}."""
     path = folder / "released.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}

@@ -103,7 +103,7 @@ class Store:
             what = "is not a store (it has no store.json)" if path.is_dir() else "does not exist"
             raise UserError(f"{path} {what}; make one with: medssl ingest source=FOLDER out={path}")
         try:
-            info = json.loads((path / "store.json").read_text())
+            info = json.loads((path / "store.json").read_text("utf-8"))
             schema = info["schema"]
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(f"{path / 'store.json'} is damaged; ingest the scans again") from e
@@ -126,6 +126,8 @@ class Store:
                 raise UserError(
                     f"where={where} selects no scan of {path}; see what it has: medssl inspect store={path}"
                 )
+            if set(table["held"].to_pylist()) == {MASK}:
+                raise UserError(f"{path} has only masks; ingest the images together with them (see masks= there)")
             raise UserError(
                 f"all {table.num_rows} scans of {path} are quarantined; look at them and release them: "
                 f"medssl inspect store={path} quarantined=true sheet=sheet.png, then medssl release"

@@ -29,7 +29,7 @@ class Log:
         for name in ("timing.jsonl", "metrics.jsonl"):
             path = self.run / name
             if path.exists():
-                kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
+                kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= step]
                 if writes:
                     write_text(path, "".join(line + "\n" for line in kept))
         return [json.loads(line) for line in kept]

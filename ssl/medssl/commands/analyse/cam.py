@@ -105,12 +105,11 @@ def cam(
         file.write_bytes(saliency_sheet(shown))
     write_json(sources.path / "cam.json", result)
     if found:
-        about = {k: described[k] for k in ("train_store", "test_store")} | {
-            "task": "per_case",
-            "test": splits.test_name,
-        }
-        about |= {"command": f"cam-{method}", "target": subject or method, "classes": [f"mask {part}"]}
         masked = test.take(at)
+        about = {k: described[k] for k in ("train_store", "test_store", "flags")}
+        about |= {"task": "per_case", "test": splits.test_name, "overlap": splits.overlap}
+        about |= {"command": f"cam-{method}", "target": subject or method, "classes": [f"mask {part}"]}
+        about["asked"] = splits.asked(masked) | {"task": "per_case", "mask": part}
         Predictions(about, masked.column("scan"), masked.patient, found[RUN].area, mask_rows(found)).write(sources.path)
     return result
 

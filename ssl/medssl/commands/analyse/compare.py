@@ -8,7 +8,8 @@ from medssl.files import atomic, write_json
 from medssl.reporting.critical_difference import critical_difference_diagram
 from medssl.results import Result
 from medssl.runs.runs_by_seed import find_runs, group_by_seed
-from medssl.scoring.comparison import Wanted, compare_pairs, find_comparisons, rank_models
+from medssl.scoring.comparison import compare_pairs, find_comparisons, rank_models
+from medssl.scoring.questions import Wanted
 
 
 def compare(
@@ -35,7 +36,10 @@ def compare(
         out: a .json file for the result. A diagram of mean ranks is written next to it if there are enough targets.
         seed: seed of the bootstrap.
 
-    Raises UserError if there are fewer than two models, if no score is common to all, or if the test patients differ.
+    A model whose pretraining or training overlaps with the test set is marked (!) wherever it stands.
+
+    Raises UserError if there are fewer than two models, if no score is common to all, or if the runs were not asked the same: on
+    other scans, other draws of labels or with other settings.
     """
     groups, extra = group_by_seed(find_runs(runs)), [baselines] if isinstance(baselines, str) else list(baselines)
     if len(groups) + len(extra) < 2:
@@ -46,7 +50,8 @@ def compare(
     comparisons, flags = find_comparisons(groups, extra, Wanted(target, probe, label_budget, metric))
     results = compare_pairs(comparisons, seed)
     result = Result(
-        {"runs": {g.name: sorted(g.runs) for g in groups}, "flags": flags}
+        {"runs": {g.name: sorted(g.runs) for g in groups}}
+        | {"flags": [*flags, *dict.fromkeys(flag for c in comparisons for flag in c.flags)]}
         | {"family": sum(len(r["pairs"]) for r in results), "comparisons": results},
         "\n\n".join([*(f"! {flag}" for flag in flags), *map(str, results)]),
     )

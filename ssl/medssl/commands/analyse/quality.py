@@ -44,7 +44,7 @@ def quality(
         where: filter expression selecting scans; see `medssl.store.query`.
         target: the target of the probe scores, if runs have several.
         scans: the largest number of scans, of as many patients as possible.
-        views: views of each scan, by the run's own augmentation; at least 2, and fewer than scans.
+        views: views of each scan, by the run's own augmentation; at least 2; LiDAR needs fewer than half of the scans.
         seed: for the subset, the groups of patients and SIGReg's directions; the same for all runs to be compared.
         device: auto, cpu or cuda.
 

@@ -1,6 +1,7 @@
 """`medssl finetune`: train the encoder on label budgets, beside the same network without pretraining."""
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,14 +96,17 @@ def finetune(
     write_json(home / "settings.json", about)
     exported = fit_folder(home, trained[0], max(drawn, key=lambda draw: len(draw.rows)))
 
-    def predict(folder: Path, row: FinetunedRow, draw: LabelDraw) -> np.ndarray:
+    def predict(folder: Path, row: FinetunedRow, draw: LabelDraw) -> list[np.ndarray]:
         return finetuning.predict(folder, row, draw, export=folder == exported)
 
     probed = finetuning.probed(names, subsets, draws)
-    rows = fit_all(home, "fine-tuning", trained, drawn, predict, exported) + probed
+    labelled = probes.describe_draws(splits, subsets, options.seed, trained=draws)
+    rows = fit_all(home, "fine-tuning", trained, drawn, predict, labelled, exported) + probed
     rows.sort(key=lambda row: list(subsets).index(row.label_budget))
     scores = compute_scores(
         "finetune", splits, rows, sources.name, options.seed, label_budgets=probes.count_scans(subsets),
         encoder=str(exported.relative_to(sources.path)), settings=about["settings"],
+        asked={"steps": steps, "batch": batch, "lr": lr, "weight_decay": weight_decay, "layer_decay": layer_decay,
+               "blocks": blocks, "augment": augment or "the run's own"},
     )  # fmt: skip
-    return keep(sources.path, scores, Result({}, f"fine-tuned encoder: {exported}"))
+    return keep(sources.path, scores, partial(Result, {}, f"fine-tuned encoder: {exported}"))

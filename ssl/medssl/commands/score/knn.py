@@ -37,8 +37,8 @@ def knn(
     """
     names = select_baselines(baselines, FROZEN)
     sources, splits = FeatureSources.load(run, store, target, options)
-    rows = [
-        PredictedRow(name, "kNN", probes.nearest(source, splits, [splits.test], k))
-        for name, source in sources.all(names)
-    ]
-    return keep(sources.path, compute_scores("knn", splits, rows, sources.name, options.seed, k=k))
+    rows = []
+    for name, source in sources.all(names):
+        p, *val = probes.nearest(source, splits, splits.predicted, k)
+        rows.append(PredictedRow(name, "kNN", [p], val=val))
+    return keep(sources.path, compute_scores("knn", splits, rows, sources.name, options.seed, asked={"k": k}, k=k))

@@ -1,6 +1,7 @@
 """`medssl probe`: score a frozen encoder by a linear model on its features, beside baselines."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from medssl.commands.options import accepts
@@ -53,26 +54,26 @@ def probe(
     names, seed = select_baselines(baselines), options.seed
     sources, splits = FeatureSources.load(run, store, target, options)
     subsets = probes.draw_subsets(splits, label_budgets, draws, seed, balanced)
-    tests = [splits.test, *([splits.val] if len(splits.val) else [])]
-    found = {
-        name: probes.linear(source, splits, tests, subsets=subsets, seed=seed, device=sources.device)
-        for name, source in sources.all(names)
-    }
+    labelled = probes.describe_draws(splits, subsets, seed)
+    tests = splits.predicted
     rows = [
-        PredictedRow(name, "linear", [p[0] for p in drawn], budget)
-        for name, budgets in found.items()
-        for budget, drawn in budgets.items()
+        probes.predicted_row(name, "linear", drawn, budget, labelled[budget], val=len(tests) - 1 or None)
+        for name, source in sources.all(names)
+        for budget, drawn in probes.linear(
+            source, splits, tests, subsets=subsets, seed=seed, device=sources.device
+        ).items()
     ]
     if Baseline.SUPERVISED in names and splits.target.has_classes and probes.ALL in subsets:
-        p = sources.supervised(splits)(splits.test.store, splits.test.rows)
-        rows.append(PredictedRow(Baseline.SUPERVISED.value, "end to end", [p]))
+        supervised = sources.supervised(splits)
+        p, *val = (supervised(part.store, part.rows) for part in tests)
+        rows.append(PredictedRow(Baseline.SUPERVISED.value, "end to end", [p], probes.ALL, labelled[probes.ALL], val))
     scans = probes.count_scans(subsets)
     scores = compute_scores("probe", splits, rows, sources.name, seed, label_budgets=scans)
-    sections = []
+    sections: list[Callable[[], Result]] = []
     if probes.ALL in subsets:
-        p_test, *p_val = found[RUN][probes.ALL][0]
+        own = next(row for row in rows if row.key == (RUN, "linear", probes.ALL))
         if splits.target.has_classes and splits.target.width == 2:
-            validation = p_val[0] if p_val else p_test[:0]
-            sections.append(clinical_use(splits, validation, p_test, specificity, list(prevalences), seed))
-        sections.append(subgroup_scores(splits, p_test, seed))
+            p_val = own.val[0] if own.val else own.p[0][:0]
+            sections.append(partial(clinical_use, splits, p_val, own.p[0], specificity, list(prevalences), seed))
+        sections.append(partial(subgroup_scores, splits, own.p[0], seed))
     return keep(sources.path, scores, *sections)

@@ -60,6 +60,7 @@ def retrieve(
         for name, result in found.items()
     ]
     scores = compute_scores(
-        "retrieve", splits, rows, sources.name, options.seed, test=test.take(answered), task="per_case", gallery=gallery
-    )
+        "retrieve", splits, rows, sources.name, options.seed, test=test.take(answered), task="per_case", gallery=gallery,
+        asked={"gallery": gallery},
+    )  # fmt: skip
     return keep(sources.path, scores)

@@ -82,7 +82,8 @@ def segment(
     about = segmentation.described()
     folder = sources.path / "segment" / digest(about)
     write_json(folder / "settings.json", about)
-    measured = fit_all(folder, "segment", rows, label_draws(subsets, draws, seed), segmentation.predict)
+    labelled = probes.describe_draws(splits, subsets, seed, trained=draws)
+    measured = fit_all(folder, "segment", rows, label_draws(subsets, draws, seed), segmentation.predict, labelled)
     by_key = {row.key: row.p for row in measured}
     test = splits.test
 
@@ -97,6 +98,8 @@ def segment(
     table = compute_scores(
         "segment", splits, dice_rows(measured), sources.name, seed, scores=scores, more=by_class,
         label_budgets=probes.count_scans(subsets), steps=steps, batch=batch, tolerance=tolerance, unit=unit,
+        asked={"steps": steps, "batch": batch, "lr": lr, "weight_decay": weight_decay, "width": width, "augment": recipe.name,
+               "tolerance": tolerance},
         notes=[f"HD95 in {unit}; surface Dice at {tolerance:g} {unit}; {steps} steps of {batch}"],
     )  # fmt: skip
     return keep(sources.path, table)

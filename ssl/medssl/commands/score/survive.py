@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from medssl.commands.options import accepts
 from medssl.results import Result
-from medssl.runs.predictions import PredictedRow
 from medssl.scoring import probes
 from medssl.scoring.baselines import FROZEN, FeatureSources, select_baselines
 from medssl.scoring.eval_splits import SplitOptions
@@ -40,9 +41,11 @@ def survive(
     """
     names = select_baselines(baselines, FROZEN)
     sources, splits = FeatureSources.load(run, store, [time, event], replace(options, task="survival"))
-    found = {
-        name: probes.linear(source, splits, [splits.test], seed=options.seed, device=sources.device)
+    seed, tests = options.seed, splits.predicted
+    labelled = probes.describe_draws(splits, {probes.ALL: [np.arange(len(splits.train))]}, seed)[probes.ALL]
+    rows = [
+        probes.predicted_row(name, "Cox", found[probes.ALL], labelled=labelled, val=len(tests) - 1 or None)
         for name, source in sources.all(names)
-    }
-    rows = [PredictedRow(name, "Cox", each[probes.ALL][0]) for name, each in found.items()]
+        for found in [probes.linear(source, splits, tests, seed=seed, device=sources.device)]
+    ]
     return keep(sources.path, compute_scores("survive", splits, rows, sources.name, options.seed))

@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from medssl.commands.options import accepts
 from medssl.errors import UserError
@@ -53,34 +56,41 @@ def transfer(
     if probe not in probes.PROBES:
         raise UserError(f"probe is {probe!r}; it may be {' or '.join(probes.PROBES)}")
     names, seed = select_baselines(baselines), options.seed
-    sources, home = FeatureSources.load(run, store, target, options)
+    sources, home = FeatureSources.load(run, store, target, replace(options, test_where=None))
     away = [
         load_splits(sources.run, sources.encoder, store, target, replace(options, test_store=other))
         for other in ([to] if isinstance(to, str) else to)
     ]
     splits = [home, *away]
-    tests = [s.test for s in splits]
+    tests = [*(s.test for s in splits), *home.predicted[1:]]
+    val = len(splits) if len(tests) > len(splits) else None  # the position of the validation scans
+    labelled = probes.describe_draws(home, {probes.ALL: [np.arange(len(home.train))]}, seed)[probes.ALL]
     rows: list[list[PredictedRow]] = [[] for _ in splits]
     for name, source in sources.all(names):
         if probe == "linear":
-            found = probes.linear(source, home, tests, seed=seed, device=sources.device)[probes.ALL][0]
+            found = probes.linear(source, home, tests, seed=seed, device=sources.device)[probes.ALL]
+            for i, each in enumerate(rows):
+                each.append(probes.predicted_row(name, probe, found, labelled=labelled, test=i, val=val))
         else:
-            found = probes.nearest(source, home, tests, k)
-        for each, p in zip(rows, found, strict=True):
-            each.append(PredictedRow(name, probe, [p]))
+            near = probes.nearest(source, home, tests, k)
+            for i, each in enumerate(rows):
+                each.append(PredictedRow(name, probe, [near[i]], drawn=labelled, val=near[len(splits) :]))
     if Baseline.SUPERVISED in names and home.target.has_classes:
         supervised = sources.supervised(home)
-        for each, test in zip(rows, tests, strict=True):
-            p = supervised(test.store, test.rows)
-            each.append(PredictedRow(Baseline.SUPERVISED.value, "end to end", [p]))
+        p = [supervised(part.store, part.rows) for part in tests]
+        for i, each in enumerate(rows):
+            name = Baseline.SUPERVISED.value
+            each.append(PredictedRow(name, "end to end", [p[i]], drawn=labelled, val=p[len(splits) :]))
     metric = home.target.kind.metrics[0]
 
     def at(tested: EvalSplits, row: PredictedRow) -> Score:
         return score(metric, tested.test.y, row.p[0], tested.test.patient, seed=seed)
 
+    asked = {"k": k} if probe == "kNN" else {}
     at_home = compute_scores(
-        "transfer", home, rows[0], sources.name, seed, scores=lambda row: {metric.name: at(home, row)}, probe=probe
-    )
+        "transfer", home, rows[0], sources.name, seed, scores=lambda row: {metric.name: at(home, row)}, probe=probe,
+        asked=asked,
+    )  # fmt: skip
     at_home.predictions.write(sources.path)
     scores_home = {row.key: (row, scored) for row, scored in zip(rows[0], at_home.rows, strict=True)}
     results = []
@@ -95,6 +105,9 @@ def transfer(
                 "transfer gap": transfer_gap(metric, *sets, seed=seed),
             }
 
-        scores = compute_scores("transfer", other, predicted, sources.name, seed, scores=columns, probe=probe)
-        results.append(keep(sources.path, scores, subgroup_scores(other, predicted[0].p[0], seed)))
+        scores = compute_scores(
+            "transfer", other, predicted, sources.name, seed, scores=columns, probe=probe, asked=asked
+        )
+        below = partial(subgroup_scores, other, predicted[0].p[0], seed)
+        results.append(keep(sources.path, scores, below))
     return Result({"home": at_home.about, "others": results}, "\n\n".join(map(str, results)))

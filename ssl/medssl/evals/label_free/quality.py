@@ -53,15 +53,16 @@ AT_MOST_ONE = ("RankMe share", "LiDAR share", "alpha-ReQ R2")
 def measures(x: ArrayLike, views: ArrayLike, seed: int = 0) -> dict[str, float]:
     """Return the values of `MEASURES`, nan where undefined.
 
-    x: (N, D) features of unaugmented scans. views: (N, V, D) features of V >= 2 augmented views of the same scans, N > V. If
-    all views of every scan are equal, measures of views are undefined. seed: for SIGReg's directions. Raises ValueError for
-    shapes that do not fit each other and for values that are not finite.
+    x: (N, D) features of unaugmented scans. views: (N, V, D) features of V >= 2 augmented views of the same scans. If all
+    views of every scan are equal, measures of views are undefined; LiDAR also needs more scans than views. seed: for SIGReg's
+    directions. Raises ValueError for shapes that do not fit each other and for values that are not finite.
     """
     x, views = finite(x, 2), finite(views, 3)
     if views.shape[::2] != x.shape:
         raise ValueError(f"needs views (N, V, D) of features (N, D), got {views.shape} for {x.shape}")
     rank, law, differ = rankme(x), alpha_req(x), bool(np.ptp(views, axis=1).any())
-    discriminative, aligned, shared = (lidar(views), alignment(views), common(views)) if differ else (np.nan,) * 3
+    discriminative = lidar(views) if differ and len(views) > views.shape[1] else np.nan
+    aligned, shared = (alignment(views), common(views)) if differ else (np.nan,) * 2
     most = min(len(x) - 1, x.shape[1])
     values = (
         *(

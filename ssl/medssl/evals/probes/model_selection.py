@@ -30,7 +30,8 @@ class Probe:
     """A model of one set of scans with its penalty selected.
 
     predictions: one per test set, as the task's metrics take them, float64. C: the inverse penalty. loss: validation loss at
-    C. path: (C, loss) of every penalty, strongest first. how: a description in words.
+    C. path: (C, loss) of every penalty, strongest first. how: a description in words. converged: whether the fit at C is the
+    optimum within the accuracy asked for.
     """
 
     predictions: list[Floats]
@@ -38,6 +39,11 @@ class Probe:
     loss: float
     path: list[tuple[float, float]]
     how: str
+    converged: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the choice of the penalty as JSON values."""
+        return {k: getattr(self, k) for k in ("C", "loss", "converged", "how")} | {"path": [list(p) for p in self.path]}
 
 
 class Model(Protocol):
@@ -130,11 +136,11 @@ def fit_probes(
         how += f", C = {C[b]:g} by {model.criterion} on {len(validation[s])} {where}"
         if len(C) > 1 and b in (0, len(C) - 1):
             how += ", at the end of the range tried"
-        if not fit.converged[at[s]]:
+        if not (converged := bool(fit.converged[at[s]])):
             how += ", not converged"
         path = list(zip(C.tolist(), losses[s].tolist(), strict=True))
         predictions = [fit.predict(t, at[s]) for t in tests]
-        found.append(Probe(predictions, float(C[b]), float(losses[s, b]), path, how))
+        found.append(Probe(predictions, float(C[b]), float(losses[s, b]), path, how, converged))
     return found
 
 
