@@ -1,7 +1,10 @@
 """The command line as a tired person meets it: one line, the file or key, the way out, the right exit code."""
 
+import io
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -247,6 +250,70 @@ def test_debug_shows_where(capsys, monkeypatch):
     monkeypatch.setenv("MEDSSL_DEBUG", "1")
     _, _, err = medssl(capsys, "pretain")
     assert "Traceback" in err
+
+
+@pytest.mark.parametrize("encoding", ["cp949", "euc-kr", "latin-1", "ascii", "utf-8"])
+def test_no_terminal_costs_a_score(store, run, tmp_path, monkeypatch, encoding):
+    """Tables have a Δ, dashes and labels in Korean; a terminal without them gets other characters, and code 0."""
+    copy = shutil.copytree(run, tmp_path / "한글 run")
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    for args in (
+        ["knn", f"run={copy}", f"store={store}", "target=label", "baselines=[raw pixels]"],
+        ["--help"],
+        ["knn", "--help"],
+        ["probe", f"run={copy}", f"store={tmp_path / '없는 폴더 …'}", "target=label"],
+    ):
+        with pytest.raises(SystemExit) as done:
+            main(args)
+        assert done.value.code == (1 if args[0] == "probe" else 0), err.buffer.getvalue()
+    out.flush()
+    err.flush()
+    text = out.buffer.getvalue().decode(encoding)
+    assert ("Δ AUROC vs run" if encoding in ("cp949", "euc-kr", "utf-8") else "D AUROC vs run") in text
+    lines = err.buffer.getvalue().decode(encoding).strip().splitlines()
+    assert lines[-1].startswith("medssl: ")
+    assert "does not exist" in lines[-1]
+    assert [t["command"] for t in json.loads((copy / "scores.json").read_text("utf-8"))["tables"]] == ["knn"]
+
+
+def test_a_machine_without_unicode_scores_too(scans, tmp_path):
+    """In the C locale with UTF-8 switched off, files are still read and written as UTF-8."""
+    table = tmp_path / "labels.csv"
+    table.write_text((scans.parent / "labels.csv").read_text().replace("small", "정상").replace("big", "폐렴"), "utf-8")
+    key = tiny.secret(tmp_path / "key")
+    code = (
+        "import sys; from medssl.cli.main import main\n"
+        "for words in (line.split('|') for line in sys.argv[1:]):\n"
+        "    try: main(words)\n"
+        "    except SystemExit as e:\n"
+        "        if e.code: raise\n"
+    )
+    commands = [
+        f"ingest|source={scans}|out={tmp_path / 's'}|labels={table}|key={key}|workers=1",
+        f"pretrain|store={tmp_path / 's'}|out={tmp_path / 'r'}|encoder=mlp|encoder.widths=[16]|steps=2|batch=8|monitor_every=0",
+        f"probe|run={tmp_path / 'r'}|store={tmp_path / 's'}|target=label|baselines=[raw pixels]",
+        f"report|run={tmp_path / 'r'}",
+    ]
+    env = ENV | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code, *commands], env=env, cwd=ROOT, check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert b"D AUROC vs run" in done.stdout
+    (scored,) = json.loads((tmp_path / "r" / "scores.json").read_text("utf-8"))["tables"]
+    assert sorted(scored["classes"]) == ["정상", "폐렴"]
+    assert "폐렴" in (tmp_path / "r" / "report.html").read_text("utf-8")
+
+
+def test_a_full_disk_behind_the_pipe_is_one_line(store, run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    args = ["knn", f"run={copy}", f"store={store}", "target=label", "baselines=[]"]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run([sys.executable, "-m", "medssl.cli", *args], env=ENV, cwd=ROOT, check=False,
+                              stdout=full, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr.splitlines()[-1]
+    assert (copy / "scores.json").exists()
 
 
 def test_a_sweep_makes_a_run_for_each_combination(store, tmp_path):

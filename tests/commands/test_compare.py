@@ -1,6 +1,7 @@
 """Models, comparisons and conclusions: on real predictions of small runs, and on planted ones with a known answer."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -160,3 +161,117 @@ def test_several_questions_are_ranked_and_few_are_not(made, tmp_path):
     result = medssl.compare([str(made / "runs")], baselines=["raw pixels"])
     assert result["ranking"] is None
     assert "no ranking over 2 comparisons" in str(result)
+
+
+@pytest.fixture
+def pair(made, tmp_path):
+    """Copies of two runs without scores."""
+    runs = []
+    for name in ("simclr0", "byol0"):
+        copy = shutil.copytree(made / "runs" / name, tmp_path / name)
+        shutil.rmtree(copy / "predictions")
+        (copy / "scores.json").unlink()
+        runs.append(copy)
+    return runs
+
+
+def asked(made, run, command, **options):
+    getattr(medssl, command)(run, made / "store", "lesion", baselines=[], **options)
+
+
+TUNING = {"label_budgets": ["all"], "draws": 1, "steps": 1}
+UNLIKE = {
+    "k": ("knn", {"k": 1}, {"k": 20}, r"knn of lesion, kNN\): k is 1 and 20;"),
+    "gallery": ("retrieve", {}, {"gallery": "test"}, "gallery is train and test"),
+    "steps": ("finetune", TUNING, TUNING | {"steps": 2}, "steps is 1 and 2"),
+    "recipe": ("finetune", TUNING, TUNING | {"augment": "plain"}, "augment is the run's own and plain"),
+    "training": ("finetune", TUNING, TUNING | {"seed": 1}, r"scans with seed 0 .* and \d+ scans with seed 1"),
+    "draws": (
+        "probe", {"label_budgets": [20], "draws": 2}, {"label_budgets": [20], "draws": 3},
+        "label budget 20 scans.: labelled scans is 2 draws of .* and 3 draws of ",
+    ),
+    "the seed of draws": (
+        "probe", {"label_budgets": [20], "draws": 2}, {"label_budgets": [20], "draws": 2, "seed": 5},
+        "with seed 0 .* with seed 5",
+    ),
+    "test patients": (
+        "probe", {}, {"test_where": "sex == 'F'"}, r"test scans is \d+ scans of \d+ patients \[\w+\] and \d+ scans",
+    ),
+    "classes": ("probe", {}, {"positive": "yes"}, "classes is no, yes and not yes, yes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", UNLIKE)
+def test_answers_to_unlike_questions_are_refused_and_the_difference_is_named(made, pair, what):
+    command, one, other, words = UNLIKE[what]
+    for run, options in zip(pair, (one, other), strict=True):
+        asked(made, run, command, **options)
+    with pytest.raises(UserError, match="were not asked the same.*" + words) as refused:
+        medssl.compare([str(run) for run in pair])
+    assert all(str(run) in str(refused.value) for run in pair)
+    asked(made, pair[0], command, **other)  # asked the same as well, it is compared, and the first answer is not lost
+    (comparison,) = medssl.compare([str(run) for run in pair])["comparisons"]
+    assert comparison["about"]["asked"] == next(
+        p.about["asked"] for p in predictions_of(pair[1]) if p.about["command"] == command
+    )
+    assert len(predictions_of(pair[0])) == 2
+
+
+def test_fewer_training_scans_are_another_question(made, pair, tmp_path):
+    """The test hospital is the same; one probe learnt from the labels of women only."""
+    away = write_cohort(tmp_path / "away", patients=20, size=32, seed=99)
+    medssl.ingest(away / "scans", tmp_path / "there", labels=away / "labels.csv", key=tiny.secret(made / "key"))
+    asked(made, pair[0], "probe", test_store=tmp_path / "there")
+    asked(made, pair[1], "probe", test_store=tmp_path / "there", where="sex == 'F'")
+    with pytest.raises(UserError, match=r"training scans is \d+ scans of \d+ patients .* validation scans is"):
+        medssl.compare([str(run) for run in pair])
+
+
+def test_a_label_or_a_where_that_changes_no_scan_is_the_same_question(made, pair):
+    asked(made, pair[0], "probe")
+    asked(made, pair[1], "probe", where="width > 1")
+    assert len(medssl.compare([str(run) for run in pair])["comparisons"]) == 1
+
+
+def test_several_answers_of_one_kind_say_what_they_are(made, pair):
+    for run in pair:
+        for k in (1, 20):
+            asked(made, run, "knn", k=k)
+    titles = [str(c).splitlines()[0] for c in medssl.compare([str(run) for run in pair])["comparisons"]]
+    assert [t.rpartition(", ")[2] for t in titles] == ["k 1", "k 20"]
+
+
+def test_a_run_that_has_seen_the_test_set_is_marked_wherever_it_stands(made, tmp_path):
+    """Scored with allow_overlap on a store of the same images under another key; the other run has not seen them."""
+    medssl.ingest(
+        made / "cohort/scans",
+        tmp_path / "again",
+        labels=made / "cohort/labels.csv",
+        key=tiny.secret(tmp_path / "key", "1"),
+    )
+    other = write_cohort(tmp_path / "other", patients=40, size=32, seed=77)
+    medssl.ingest(other / "scans", tmp_path / "clean", labels=other / "labels.csv", key=tiny.secret(made / "key"))
+    small = {
+        "encoder": "mlp",
+        "encoder_options": {"widths": [16]},
+        "size": 16,
+        "steps": 4,
+        "batch": 16,
+        "monitor_every": 0,
+    }
+    clean = medssl.pretrain(tmp_path / "clean", tmp_path / "runs/clean", method="byol", **small)
+    seen = shutil.copytree(made / "runs/simclr0", tmp_path / "runs/seen")
+    for run in (clean, seen):
+        table = medssl.probe(run, tmp_path / "again", "lesion", baselines=["raw pixels"], allow_overlap=run == seen)
+        assert ("simclr mlp (!)" in str(table)) == (table["overlap"] == ["pretraining"]) == (run == seen)
+        assert "raw pixels (!)" not in str(table)
+    result = medssl.compare([str(tmp_path / "runs")], baselines=["raw pixels"], probe="linear", target="lesion")
+    (flag,) = [f for f in result["flags"] if "pretraining includes" in f]
+    assert flag.startswith("simclr mlp: ")
+    (comparison,) = result["comparisons"]
+    assert flag in comparison["flags"]
+    text = str(result)
+    assert f"! {flag}" in text
+    assert all(("simclr mlp (!)" in line) == ("simclr mlp" in line) for line in text.splitlines() if "! " not in line)
+    assert "byol mlp (!)" not in text
+    assert "raw pixels (!)" not in text

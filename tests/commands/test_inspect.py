@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 from collections import Counter
 from html.parser import HTMLParser
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 import tiny
+from medssl.cli.main import main
 from medssl.commands.data.inspect import inspect
 from medssl.commands.data.rejects import rejects
 from medssl.commands.data.release import release
@@ -25,6 +27,7 @@ from medssl.reporting.privacy import faces, privacy_page
 from medssl.reporting.store_tables import tilts
 from medssl.reporting.text_table import aligned
 from medssl.store.query import evenly_spaced
+from medssl.store.schema import MASK
 from medssl.store.store import Store
 
 N, PER_PATIENT = 24, 2
@@ -179,6 +182,30 @@ def test_quarantined_scans_are_excluded_unless_requested(store):
         inspect(store, where='modality == "US"')
     with pytest.raises(UserError, match="choose another where"):
         inspect(store, where="dims == 4")
+
+
+def test_what_is_advised_for_quarantined_scans_works(tmp_path, capsys):
+    """Every command in the table ends well, in a folder whose name has a space; masks are never released."""
+    alias, rng, out = open_key(tiny.secret(tmp_path / "key")), np.random.default_rng(0), tmp_path / "a store"
+    with StoreWriter(out, alias) as writer:
+        for i, held in enumerate(["", "", MASK, MASK, "localizer", "label map", "burned-in risk", "burned-in risk"]):
+            ids = {name: alias.of(name, str(i)) for name in ("scan", "patient", "study", "series")}
+            writer.add(
+                Scan(array=rng.integers(0, 200, (1, 20, 20)).astype(np.uint8), quarantined=held, **ids), f"{i}.png"
+            )
+        writer.finish()
+    advice = {r["reason"]: r["look at them, then release them"] for r in inspect(out)["quarantined"]}
+    assert set(advice) == {MASK, "localizer", "label map", "burned-in risk"}
+    assert "medssl release" not in advice[MASK]
+    for reason, action in advice.items():
+        commands = [shlex.split(part) for part in action.split("; ") if part.startswith("medssl ")]
+        assert [words[1] for words in commands] == ["inspect", "release"][: 1 + (reason != MASK)]
+        for words in commands:
+            sheet = [f"sheet={tmp_path / 'look.png'}" if w.startswith("sheet=") else w for w in words[1:]]
+            with pytest.raises(SystemExit) as done:
+                main(sheet)
+            assert done.value.code == 0, capsys.readouterr().err
+    assert set(Store.open(out, quarantined=True).column("held")) == {"", MASK}
 
 
 def test_equal_pixels_are_counted_within_and_between_splits(fresh):

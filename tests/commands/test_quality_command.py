@@ -151,6 +151,33 @@ def test_one_encoder_is_measured_and_written_down(made):
     assert again == result
 
 
+@pytest.mark.parametrize("scans", [8, 10, 11, 16, 20, 21, 22])
+def test_few_scans_are_measured_without_lidar(made, tmp_path, scans):
+    """LiDAR needs more scans than views; with the default of 10 views, half of fewer than 22 scans has too few."""
+    _, store, run = made
+    copy = shutil.copytree(run, tmp_path / "run")
+    result = medssl.quality(copy, store, scans=scans)
+    assert result["subset"]["scans"] == scans
+    assert (result["measures"]["LiDAR"]["value"] is None) == (scans <= 10)
+    half = result["half"]["LiDAR"]
+    assert (half["value"] is None) == (half["n"] <= 10)
+    assert result["flags"] == [f for f in result["flags"] if "LiDAR needs more scans than views (10 of each)" in f]
+    assert bool(result["flags"]) == (half["n"] <= 10)
+    assert result["measures"]["uniformity"]["value"] < 0
+    assert "LiDAR" in str(result)
+
+
+def test_any_number_of_scans_of_any_number_of_patients_is_measured():
+    """No split of a few scans among patients crashes: what cannot be measured is undefined."""
+    r = np.random.default_rng(0)
+    for _ in range(60):
+        N, V, D = r.integers(2, 24), r.integers(2, 12), r.integers(1, 20)
+        patient = r.integers(0, r.integers(1, N + 1), N)
+        got = quality(r.normal(size=(N, D)), r.normal(size=(N, V, D)), patient)
+        assert set(got) == set(MEASURES)
+        assert np.isnan(got["LiDAR"].value) == (V >= N or N * (V - 1) < D)
+
+
 def test_scans_of_pretraining_are_flagged(made, tmp_path):
     _, store, run = made
     copy = shutil.copytree(run, tmp_path / "run")
@@ -263,6 +290,11 @@ def test_runs_measured_on_other_scans_are_not_compared(made, tmp_path):
         medssl.quality(runs=str(where))
     path.write_text(json.dumps(found | {"weights": "of another encoder"}))
     with pytest.raises(UserError, match=r"r0 has no quality\.json for its present encoder"):
+        medssl.quality(runs=str(where))
+    path.write_text(json.dumps(found | {"version": 1}))
+    with pytest.raises(
+        UserError, match=r"r0/quality\.json was written by an earlier medssl; delete it and measure again"
+    ):
         medssl.quality(runs=str(where))
     path.write_text("{")
     with pytest.raises(UserError, match="damaged"):

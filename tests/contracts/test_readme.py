@@ -9,11 +9,16 @@ import sys
 import zipfile
 
 import pytest
+import timm
+import torch
 
 import medssl
 from conftest import ROOT
 from medssl import catalog
 from medssl.cli.run import compose_config, literal
+from medssl.encoders.config import EncoderConfig
+from medssl.encoders.export import save_encoder
+from medssl.encoders.timm2d import TimmEncoder
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.S)
@@ -41,6 +46,20 @@ def test_the_python_is_real():
     for call in calls:
         function = getattr(medssl, call.func.attr)
         inspect.signature(function).bind(*call.args, **{k.arg: None for k in call.keywords})
+
+
+@pytest.mark.parametrize("model", ["resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_the_timm_lines_load_an_encoder(model, tmp_path):
+    """As they stand there, for the named models; Swin with the line of the other transformer."""
+    lines = [line for _, block in BLOCKS for line in block.splitlines() if line.startswith("timm.create_model")]
+    (line,) = [x for x in lines if ("resnet18" in x) == (model == "resnet18")]
+    encoder = TimmEncoder(1, (64, 64), model)
+    save_encoder(tmp_path, encoder, EncoderConfig())
+    code = re.sub(r"(?<=create_model\(\")\w+", model, line).replace("RUN/", f"{tmp_path}/")
+    net = eval(code, {"timm": timm}).eval()
+    x = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(net(x), encoder.eval()(x))
 
 
 def test_the_tree_is_true():

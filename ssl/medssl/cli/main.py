@@ -36,9 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = _fail("stopped; run the same command again", 1)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left, as `| head` does
+        _drop_output()  # the reader left, as `| head` does
         code = 0
     except OSError as e:
+        _drop_output()
         code = _fail(f"cannot use {e.filename or 'a file'}: {e.strerror or e}; check the path and its permissions", 1)
     except Exception as e:
         words = " ".join(f"{type(e).__name__}: {e}".split())[:300]
@@ -55,6 +56,15 @@ def _never_fail_to_print() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="medssl")
+
+
+def _drop_output() -> None:
+    """Discard what cannot be printed, so that Python does not fail once more when it exits."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:

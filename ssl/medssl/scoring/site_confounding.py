@@ -1,5 +1,7 @@
 """A warning above every score of a label that goes with the site: such a score may come from the site, not the scans."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from medssl.errors import UserError
@@ -17,7 +19,33 @@ RESAMPLES = 1000
 CHANCE = 0.5  # AUROC
 
 
+class Sites(NamedTuple):
+    """Scans with a known target: y (N, …) as the metrics take it, site (N,) object, patient (N,); UNKNOWN without a site."""
+
+    y: np.ndarray
+    site: np.ndarray
+    patient: np.ndarray
+
+    @classmethod
+    def of(cls, subset: Subset) -> "Sites":
+        """Return those of a split."""
+        try:
+            site = words(subset, SITE)
+        except UserError:
+            site = np.full(len(subset), UNKNOWN, object)
+        return cls(subset.y, site, subset.patient)
+
+    def take(self, at: np.ndarray) -> "Sites":
+        """Return the scans at the mask `at`."""
+        return Sites(self.y[at], self.site[at], self.patient[at])
+
+
 def describe_site_confounding(target: Target, train: Subset, test: Subset, seed: int) -> list[str]:
+    """Return one line if the site goes with the target among the scans of a split, else none; see `describe_sites`."""
+    return describe_sites(target, Sites.of(train), Sites.of(test), seed)
+
+
+def describe_sites(target: Target, train: Sites, test: Sites, seed: int) -> list[str]:
     """Return one line if the site goes with the target, else none.
 
     It does if the 95 % interval of the association among training scans (`medssl.evals.explain.association`) lies above
@@ -26,32 +54,21 @@ def describe_site_confounding(target: Target, train: Subset, test: Subset, seed:
     """
     if SITE in (name.rpartition(":")[2] for name in target.columns):
         return []
-    home = _sites(train)
-    known = np.flatnonzero(home != UNKNOWN)
-    patients = {s: len(set(train.patient[known][home[known] == s])) for s in sorted(set(home[known]))}
-    rare = {s for s, n in patients.items() if n < FEW}
-    pooled = np.array([OTHERS if s in rare else s for s in home[known]], object)
-    names = sorted(set(pooled))
+    train = train.take(train.site != UNKNOWN)
+    rare = [s for s in set(train.site) if len(set(train.patient[train.site == s])) < FEW]
+    train, test = (each._replace(site=np.where(np.isin(each.site, rare), OTHERS, each.site)) for each in (train, test))
+    names = sorted(set(train.site))
     if len(names) < 2:
         return []
-    code = np.array([names.index(s) for s in pooled], np.int64)
-    name, found = _association(target, train.y[known], code, train.patient[known], seed)
-    away = np.array([OTHERS if s in rare else s for s in _sites(test)], object)
-    alone = _alone(target, train.y[known], code, test, away, names, seed)
+    code = np.array([names.index(s) for s in train.site], np.int64)
+    name, found = _association(target, train.y, code, train.patient, seed)
+    alone = _alone(target, train.y, code, test.take(np.isin(test.site, names)), names, seed)
     if not (found.low > WEAK or (found.low > 0 and alone is not None and alone.low > CHANCE)):
         return []
-    line = f"{target} goes with the site: {name} {found} among the {len(known)} training scans of {len(names)} sites"
+    line = f"{target} goes with the site: {name} {found} among the {len(code)} training scans of {len(names)} sites"
     if alone is not None and not np.isnan(alone.value):
         line += f", and the site alone has AUROC {alone} on the {alone.n} test scans of these sites"
     return [f"{line}; the score may come from the site (medssl audit looks into it)"]
-
-
-def _sites(subset: Subset) -> np.ndarray:
-    """Return the site of each scan, (N,) object; UNKNOWN where there is none."""
-    try:
-        return words(subset, SITE)
-    except UserError:
-        return np.full(len(subset), UNKNOWN, object)
 
 
 def _association(target: Target, y: np.ndarray, code: np.ndarray, patient: np.ndarray, seed: int) -> tuple[str, Score]:
@@ -71,24 +88,18 @@ def _auroc(target: Target) -> Metric | None:
     return next((metric for metric in target.kind.metrics if metric in (AUROC, MACRO_AUROC)), None)
 
 
-def _alone(
-    target: Target, y: np.ndarray, code: np.ndarray, test: Subset, away: np.ndarray, names: list[str], seed: int
-) -> Score | None:
+def _alone(target: Target, y: np.ndarray, code: np.ndarray, test: Sites, names: list[str], seed: int) -> Score | None:
     """Return the AUROC on test scans of a model that knows the site only: the shares of classes at the scan's site in training.
 
-    None for targets without classes, and if the test scans come from fewer than two of these sites.
+    None for targets without classes, and if the test scans come from fewer than two of the sites.
     """
-    here, metric = np.isin(away, names), _auroc(target)
-    if metric is None or len(set(away[here])) < 2:
+    metric = _auroc(target)
+    if metric is None or len(set(test.site)) < 2:
         return None
-    there = np.eye(target.width)[y] if target.kind.ndim == 1 else y
+    there = np.eye(target.width)[y] if y.ndim == 1 else y
     prior = np.nanmean(there, axis=0)
     # one more scan with the overall shares at every site, so that no share is 0 or 1
-    share = np.stack(
-        [
-            (np.nansum(there[code == k], axis=0) + prior) / ((~np.isnan(there[code == k])).sum(0) + 1)
-            for k in range(len(names))
-        ]
-    )
-    p = share[[names.index(s) for s in away[here]]]
-    return score(metric, test.y[here], p, test.patient[here], n=RESAMPLES, seed=seed)
+    here = [there[code == k] for k in range(len(names))]
+    share = np.stack([(np.nansum(x, axis=0) + prior) / ((~np.isnan(x)).sum(0) + 1) for x in here])
+    p = share[[names.index(s) for s in test.site]]
+    return score(metric, test.y, p, test.patient, n=RESAMPLES, seed=seed)
