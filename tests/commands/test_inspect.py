@@ -26,8 +26,8 @@ from medssl.reporting.contact_sheet import CAPTION, CELL, GAP, MOST, contact_she
 from medssl.reporting.privacy import faces, privacy_page
 from medssl.reporting.store_tables import tilts
 from medssl.reporting.text_table import aligned
+from medssl.store.manifest_columns import MASK
 from medssl.store.query import evenly_spaced
-from medssl.store.schema import MASK
 from medssl.store.store import Store
 
 N, PER_PATIENT = 24, 2

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from medssl.readers.quality_flags import FLAGS
 from medssl.readers.reject_codes import CODES
+from medssl.store.manifest_columns import MASK
 from medssl.store.query import query_name
-from medssl.store.schema import MASK
 from medssl.store.splits import SPLITS
 from medssl.store.store import Store
 
