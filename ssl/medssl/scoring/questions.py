@@ -58,7 +58,7 @@ def answers_of(run: Run, wanted: Wanted) -> dict[Topic, Answers]:
 def describe_unlike(topic: Topic, by_run: Mapping[Run, Answers]) -> str:
     """Return what differs between the question that most runs were asked and the nearest of a run that was not."""
     often = Counter(asked for each in by_run.values() for asked in each)
-    most = max(sorted(often), key=often.__getitem__)
+    most = max(often, key=often.__getitem__)  # of equals, that of the first run
     run = next(run for run, each in by_run.items() if most in each)
     other = next(run for run, each in by_run.items() if most not in each)
     mine = json.loads(most)
