@@ -19,6 +19,7 @@ from medssl.readers.scan import Unreadable
 MAX_PIXELS = 1 << 28  # per frame
 MAX_FRAMES = 1 << 20  # in one file; also for compressed fragments
 PAD = 3  # bytes after native pixels that are always padding
+STEP = 1 << 20
 SMALL_REST = 50  # a rest of less than one in 50 bytes is no other image size
 VIDEO = tuple(f"1.2.840.10008.1.2.4.10{n}" for n in range(9))  # MPEG-2, MPEG-4, HEVC
 # Prefixes of SOP classes without an image: waveforms, presentation states, segmentations, reports, documents, plans.
@@ -37,6 +38,8 @@ def check_image(header: Header) -> None:
     if header.pixels is None and "Image Storage" in UID(sop, IGNORE).name:  # PS3.6 table A-1
         raise Unreadable("TRUNCATED", "an image object that ends before its pixel data")
     if "Rows" not in header:
+        if header.syntax and not sop:  # the file meta information is there, and little else
+            raise Unreadable("TRUNCATED", "the file ends inside the header")
         raise Unreadable("NO_PIXELS" if sop else "NOT_DICOM", "the header describes no image")
 
 
@@ -95,6 +98,8 @@ def whole_frames(stream: BinaryIO, layout: Layout, each: int, start: int, length
         raise Unreadable("BAD_LENGTH", "there is less pixel data than rows x columns x samples x bytes")
     if start + max(known * each, length - PAD if rest <= PAD else 0) > size:
         raise Unreadable("TRUNCATED", "the file ends inside the pixel data")
+    if not layout.frames and count > 1 and _is_blank(stream, start + each, length - each):
+        return 1
     if rest > PAD and not _is_padding(stream, layout, start + count * each, rest, each):
         raise Unreadable("BAD_LENGTH", "the length of the pixel data is not rows x columns x samples x bytes")
     return known
@@ -109,9 +114,17 @@ def _is_padding(stream: BinaryIO, layout: Layout, end: int, rest: int, each: int
     row, column = (max(n * layout.samples * layout.allocated // 8, 1) for n in (layout.columns, layout.rows))
     if rest < min(row, column) or (rest * SMALL_REST < each and rest % row and rest % column):
         return True
-    stream.seek(end - row)
-    last, after = stream.read(row), stream.read(rest)
-    return any(last) and not any(after)
+    return not _is_blank(stream, end - row, row) and _is_blank(stream, end, rest)
+
+
+def _is_blank(stream: BinaryIO, start: int, length: int) -> bool:
+    """Return whether these bytes, as far as they are there, are zeros."""
+    stream.seek(start)
+    while length > 0 and (piece := stream.read(min(length, STEP))):
+        if piece.strip(b"\0"):
+            return False
+        length -= len(piece)
+    return True
 
 
 def check_codestream(found: Codestream | None, layout: Layout) -> Codestream:

@@ -18,7 +18,8 @@ class Codestream:
         signed: whether samples are signed; possible in JPEG 2000 only.
         lossless: whether the encoding is reversible. A JPEG 2000 stream may still have been cut to a smaller size.
         near: largest difference of a sample from the original, if it is known: 0 if lossless, NEAR of JPEG-LS.
-        mixed: whether JPEG 2000 applied its own colour transform, which the decoder reverses.
+        rgb: whether the decoder returns RGB whatever the header says: JPEG 2000 applied its own colour transform, which the
+            decoder reverses, or a lossless JPEG is marked as RGB.
     """
 
     rows: int
@@ -28,7 +29,7 @@ class Codestream:
     signed: bool = False
     lossless: bool = False
     near: int = 0
-    mixed: bool = False
+    rgb: bool = False
 
 
 def describe(frame: bytes) -> Codestream | None:
@@ -58,16 +59,16 @@ def _jpeg_2000(frame: bytes) -> Codestream | None:
     x, y, x0, y0 = (int.from_bytes(frame[siz + 8 + 4 * i : siz + 12 + 4 * i], "big") for i in range(4))
     components = int.from_bytes(frame[siz + 40 : siz + 42], "big")
     sizes = frame[siz + 42 : siz + 42 + 3 * components : 3]
-    lossless = mixed = False
+    lossless = rgb = False
     at = siz + 2
     while at + 14 <= len(frame) and frame[at] == 0xFF and frame[at + 1] != SOT:
         if frame[at + 1] == COD:
-            mixed, lossless = components >= 3 and frame[at + 8] == 1, frame[at + 13] == 1
+            rgb, lossless = components >= 3 and frame[at + 8] == 1, frame[at + 13] == 1
         at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
     if not sizes:
         return None
     bits, signed = max((s & 0x7F) + 1 for s in sizes), any(s & 0x80 for s in sizes)
-    return Codestream(y - y0, x - x0, components, bits, signed, lossless, 0, mixed)
+    return Codestream(y - y0, x - x0, components, bits, signed, lossless, 0, rgb)
 
 
 def _jpeg(frame: bytes) -> Codestream | None:
@@ -88,7 +89,8 @@ def _jpeg(frame: bytes) -> Codestream | None:
     marker, content = start
     lossless = near == 0 if marker == JPEG_LS_FRAME else marker in LOSSLESS_FRAMES and shift == 0
     rows, columns = int.from_bytes(content[1:3], "big"), int.from_bytes(content[3:5], "big")
-    return Codestream(rows, columns, content[5], content[0], False, lossless, near)
+    rgb = marker in LOSSLESS_FRAMES and colour_space(frame) == "RGB"
+    return Codestream(rows, columns, content[5], content[0], False, lossless, near, rgb)
 
 
 def colour_space(frame: bytes) -> str:

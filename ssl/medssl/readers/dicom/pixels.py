@@ -220,7 +220,7 @@ def _floats(
 
 
 def _colour(words: Words, layout: Layout, table: Palette | None) -> Pixels:
-    """Return RGB. JPEG decoders have already reversed the colour transform of a codestream, and JPEG 2000 its own."""
+    """Return RGB. Decoders have already reversed the colour transform of a codestream."""
     stored, _, done = stored_values(words, replace(layout, signed=layout.signed and table is not None))
     steps = [*words.steps, *done]
     preferred = np.dtype(np.uint8 if layout.stored <= 8 or table is not None else np.uint16)
@@ -229,9 +229,8 @@ def _colour(words: Words, layout: Layout, table: Palette | None) -> Pixels:
         steps.append("palette to RGB")
     else:
         rgb = np.moveaxis(stored, -1, 0)
-        mixed = words.stream is not None and words.stream.mixed
         if layout.photometric in {"YBR_FULL", "YBR_FULL_422"} and layout.syntax not in YBR_DECODED:
-            if mixed:
+            if words.stream is not None and words.stream.rgb:
                 steps.append("colour space from the codestream")
             else:
                 rgb = _from_ybr(rgb, layout.stored)
