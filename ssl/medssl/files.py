@@ -26,6 +26,11 @@ def follow_links(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def is_empty_folder(path: Path) -> bool:
+    """Return whether there is a folder at `path` with nothing in it, which a result may replace."""
+    return path.is_dir() and not any(path.iterdir())
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. On success, flush it to disk and rename it to `path`; otherwise remove it.

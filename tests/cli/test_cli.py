@@ -220,11 +220,34 @@ def test_wrong_input_exits_1_with_one_line_and_leaves_nothing(capsys, scans, sto
 
 
 @pytest.mark.parametrize(
-    "value", ["a b(1)=c,d", "it's", "back\\slash", "end\\", "한글 폴더", "${HOME}", "person(\\d+)"]
+    "value",
+    [
+        *("a b(1)=c,d", "it's", "back\\slash", "end\\", "한글 폴더", "${HOME}", "person(\\d+)"),
+        *("[2024] scans", "[scans]", "[a, b]", "[", "'tis", "'", "'a' and 'b'", '"quoted" scans', "'\\", "{a: b}"),
+    ],
 )
 def test_a_path_is_taken_as_it_is(value):
     word = literal("ingest", f"source={value}")
     assert compose_config("ingest", [word, "out=x"]).source == value
+
+
+@pytest.mark.parametrize("key", ["out", "labels", "masks", "patient"])
+def test_every_path_of_a_command_may_begin_with_a_bracket_or_a_quote(key):
+    word = literal("ingest", f"{key}=['a")
+    given = ["source=x", *(["out=y"] if key != "out" else []), word]
+    assert compose_config("ingest", given)[key] == "['a"
+
+
+def test_quotes_around_a_whole_path_are_not_part_of_it_unless_a_file_has_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert compose_config("ingest", [literal("ingest", "source='a b'"), "out=x"]).source == "a b"
+    (tmp_path / "'a b'").mkdir()
+    assert compose_config("ingest", [literal("ingest", "source='a b'"), "out=x"]).source == "'a b'"
+
+
+def test_lists_stay_lists():
+    assert list(compose_config("probe", ["run=r", "store=s", literal("probe", "target=[a,b]")]).target) == ["a", "b"]
+    assert list(compose_config("compare", [literal("compare", "runs=[x,'y z']")]).runs) == ["x", "y z"]
 
 
 @pytest.mark.parametrize(

@@ -315,3 +315,15 @@ def test_greys_in_a_folder_that_is_named_after_labels():
     assert only(saved(Image.fromarray(greys)), "tumor_seg/1.png").quarantined == ""
     assert only(saved(Image.fromarray(mask)), "tumor_seg/1.png").quarantined == "label map"
     assert only(saved(Image.fromarray(greys)), "tumor_seg/masks/1.png").quarantined == "label map"
+
+
+@pytest.mark.parametrize(("width", "height"), [(12_000, 12_000), (100_000, 60_000)])
+def test_an_image_with_too_many_pixels_is_refused_with_its_size_and_the_limit(width, height):
+    before = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(
+        Unreadable, match=f"{width:,} x {height:,} pixels; images of at most 134,217,728 pixels are read"
+    ) as why:
+        raise run(png(width, height, 8, 0, bytes(5001)))[0][0]
+    assert why.value.code == "TOO_LARGE"
+    assert "tiles" in CODES["TOO_LARGE"][1]
+    assert before == Image.MAX_IMAGE_PIXELS

@@ -298,6 +298,7 @@ def test_overwrite_replaces_stores_only(tmp_path):
     assert make(tmp_path / "s", [scan(noise((1, 5, 5)))], overwrite=True)[0].shape == (1, 5, 5)
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
     (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").touch()
     with pytest.raises(UserError, match="not a store"):
         make(tmp_path / "thesis", [scan(noise((1, 4, 4)))], overwrite=True)
 

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from math import isfinite
 from pathlib import Path
@@ -23,6 +23,8 @@ from medssl import catalog
 from medssl.cli.help import GROUPS
 from medssl.errors import Interrupted, UsageError, UserError, nearest
 from medssl.results import Result
+
+QUOTED = re.compile(r"""(['"])(\\.|(?!\1).)*\1""")
 
 
 def run(command: str, args: list[str]) -> None:
@@ -228,9 +230,19 @@ def literal(command: str, word: str) -> str:
     key, eq, value = word.partition("=")
     if not eq or key not in _special(command, "_literal_") or value in {"null", ""}:
         return word
-    if not key.endswith("where") and value[0] in "'\"[":
-        return word  # quoted by the user, or a list; a filter may well begin with a quote
+    if value[0] == "[" and _takes_list(command, key):
+        return word
+    # quoted by the user, as Hydra wants it; a filter, and the name of a file, may well have quotes
+    if not key.endswith("where") and QUOTED.fullmatch(value) and not os.path.lexists(value):
+        return word
     return f"{key}={_quote(value)}"
+
+
+def _takes_list(command: str, key: str) -> bool:
+    """Return whether the value of a key may be a list, by the annotation of the command's function."""
+    module, _, name = catalog.entries("command")[command].target.rpartition(".")
+    hint = get_type_hints(getattr(import_module(module), name)).get(key)
+    return any(get_origin(kind) in (list, Sequence) for kind in (hint, *get_args(hint)))
 
 
 def _example(command: str) -> str:

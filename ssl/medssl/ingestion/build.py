@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medssl.errors import UserError
-from medssl.files import disk_errors, write_json
+from medssl.files import disk_errors, is_empty_folder, write_json
 from medssl.ingestion.json_sidecars import Sidecars
 from medssl.ingestion.label_table import read_labels
 from medssl.ingestion.ledger import Ledger
@@ -103,7 +103,7 @@ def _read(options: IngestOptions, pipeline: IngestPipeline, sidecars: Sidecars |
 def _open_old(options: IngestOptions, key_id: str) -> Store | None:
     """Return the store to update, None if there is none. Raises UserError if it was made with other settings."""
     out = options.out
-    if not out.exists():
+    if not out.exists() or is_empty_folder(out):
         return None
     store = Store.open(out, quarantined=True)
     if not (out / "ledger.sqlite").exists():

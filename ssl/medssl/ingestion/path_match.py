@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 
 from medssl.errors import UserError
 from medssl.readers.formats import FORMATS, IMAGE
+from medssl.readers.other_formats import OTHER_FORMATS
 
-OTHERS = (".bmp", ".json", ".csv", ".xml")  # copies of images, and files beside scans
-SUFFIXES = sorted(
-    {re.escape(s) for f in FORMATS for s in f.suffixes} | set(map(re.escape, OTHERS)), key=len, reverse=True
-)
-SUFFIX = re.compile(rf"({'|'.join(SUFFIXES)})?\.gz$|({'|'.join(SUFFIXES)})$", re.IGNORECASE)
+TABLES = (".json", ".csv", ".xml")
+SUFFIXES = sorted({*TABLES, *(s for f in (*FORMATS, *OTHER_FORMATS) for s in f.suffixes)}, key=len, reverse=True)
+ANY = "|".join(map(re.escape, SUFFIXES))
+SUFFIX = re.compile(rf"({ANY})?\.gz$|({ANY})$", re.IGNORECASE)
 NEVER_SCANS = re.compile(r"\.(json|csv|tsv|xml|txt|xlsx?)$")  # in normalised names
 PART = re.compile(r"#([a-z]+)/(\d+)$")  # one scan of a file with several
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medssl.errors import UserError
-from medssl.files import disk_errors, follow_links
+from medssl.files import disk_errors, follow_links, is_empty_folder
 from medssl.ingestion.ledger import Address, Ledger
 from medssl.ingestion.manifest_table import Manifest
 from medssl.progress import say
@@ -202,7 +202,7 @@ class StagedStore:
     def _undo_half_move(self) -> None:
         """Move the old store back if a process was killed between the two renames of `_move`."""
         for left in sorted(self.out.parent.glob(f".{self.out.name}.*.old")):
-            if self.out.exists():
+            if self.out.exists() and not is_empty_folder(self.out):
                 shutil.rmtree(left, ignore_errors=True)
             elif (left / "store.json").is_file():
                 left.rename(self.out)
@@ -210,7 +210,11 @@ class StagedStore:
 
 def check_destination(out: Path, overwrite: bool) -> None:
     """Raise UserError if `out` must not be written: it is not a store, or a store that may not be replaced."""
-    if not out.exists():
+    if is_empty_folder(out) and out.is_mount():
+        raise UserError(
+            f"{out} is where a disk is mounted, so it cannot be moved; choose a folder in it: out={out / 'store'}"
+        )
+    if not out.exists() or is_empty_folder(out):
         return
     if not (out / "store.json").is_file():
         raise UserError(f"{out} exists and is not a store, so it is not overwritten; choose another out=")

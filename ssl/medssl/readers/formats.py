@@ -9,6 +9,7 @@ from typing import BinaryIO
 from medssl.readers import archive, image, nifti, npz
 from medssl.readers.dicom import reader
 from medssl.readers.dicom.elements import is_dicom
+from medssl.readers.other_formats import other_format
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable
 
@@ -50,6 +51,12 @@ FORMATS = (
 
 def format_of(stream: BinaryIO) -> Format | None:
     """Return the format of a stream by its content, None if it is not in the table. The stream is rewound."""
+    head, zipped = _head(stream)
+    return next((f for f in FORMATS if f.matches(head) and f.gzipped >= zipped), None)
+
+
+def _head(stream: BinaryIO) -> tuple[bytes, bool]:
+    """Return the first HEAD bytes, unpacked if they are gzipped, and whether they are. The stream is rewound."""
     head = stream.read(HEAD)
     stream.seek(0)
     zipped = head[:2] == b"\x1f\x8b"
@@ -59,7 +66,7 @@ def format_of(stream: BinaryIO) -> Format | None:
         except (EOFError, OSError, zlib.error):
             head = b""
         stream.seek(0)
-    return next((f for f in FORMATS if f.matches(head) and f.gzipped >= zipped), None)
+    return head, zipped
 
 
 def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Found:
@@ -71,9 +78,11 @@ def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Found:
     found = format_of(stream)
     if found is not None:
         return found.read(stream, name, pseudonyms)
-    head = stream.read(512)
-    if archive.is_zip(head):
+    head, _ = _head(stream)
+    if archive.is_zip(stream.read(512)):
         raise Unreadable("ARCHIVE", "a zip archive; use archives=true to read its members")
+    if other := other_format(head):
+        raise Unreadable("NOT_A_SCAN", f"{other.name}, which is not read; {other.advice}")
     for known in FORMATS:
         if known.reserved and name.lower().endswith(known.suffixes):
             raise Unreadable("BAD_HEADER", f"the name is that of a {known.name} file, but the content is not")

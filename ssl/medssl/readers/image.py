@@ -19,7 +19,7 @@ from medssl.readers.scan import Scan, Unreadable
 from medssl.readers.values import FEW, is_named_label_map, lossless, one_channel
 
 MAGIC = {"PNG": (b"\x89PNG\r\n\x1a\n",), "JPEG": (b"\xff\xd8\xff",), "TIFF": (b"II*\0", b"MM\0*")}
-MAX_PIXELS = 1 << 27  # three times the largest radiograph, and below Pillow's own limit
+MAX_PIXELS = 1 << 27  # three times the largest radiograph
 ORIENTATION = 0x0112  # EXIF and TIFF
 SUBFILE, PHOTOMETRIC, SAMPLE_FORMAT = 254, 262, 339  # TIFF 6.0
 DERIVED = 0b101  # bits of SUBFILE: reduced copy, transparency mask
@@ -81,20 +81,24 @@ def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Iterator[tuple[
 
 @contextmanager
 def _guarded() -> Iterator[None]:
-    """Turn Pillow's errors about damaged files into Unreadable, and suppress its messages."""
+    """Turn Pillow's errors about damaged files into Unreadable, and suppress its messages.
+
+    Pillow's own limit on pixels would refuse an image without its size; `_page` has a lower one.
+    """
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with silenced():
             yield
     except (Unreadable, MemoryError):
         raise
-    except Image.DecompressionBombError:
-        raise Unreadable("TOO_LARGE", "the image has too many pixels") from None
     except UnidentifiedImageError:
         raise Unreadable("BAD_HEADER", "the header of the image is damaged or incomplete") from None
     except Exception as e:  # plugins raise various errors on damaged files
         if isinstance(e, EOFError) or "truncated" in str(e).lower():
             raise Unreadable("TRUNCATED", "the file ends inside the image") from None
         raise Unreadable("DECODE_FAILED", f"the image is damaged ({type(e).__name__})") from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _open(stream: BinaryIO, kind: str) -> Image.Image:
@@ -107,7 +111,7 @@ def _pages(stream: BinaryIO, kind: str) -> list[int]:
     with _open(stream, kind) as opened:
         if kind == "PNG":
             if getattr(opened, "n_frames", 1) > 1:
-                raise Unreadable("UNSUPPORTED_PIXELS", "an animation")
+                raise Unreadable("UNSUPPORTED_PIXELS", "an animation; export its frames as PNG files")
             opened.verify()  # checks all checksums, which decoding skips; the file must be reopened afterwards
         if not isinstance(opened, TiffImageFile):
             return [0]
@@ -126,7 +130,8 @@ def _page(stream: BinaryIO, kind: str, k: int) -> tuple[np.ndarray, list[str]]:
     with _open(stream, kind) as opened:
         opened.seek(k)
         if opened.width * opened.height > MAX_PIXELS:
-            raise Unreadable("TOO_LARGE", f"an image of {opened.width} x {opened.height} pixels")
+            size = f"{opened.width:,} x {opened.height:,}"
+            raise Unreadable("TOO_LARGE", f"{size} pixels; images of at most {MAX_PIXELS:,} pixels are read")
         mode, raw = opened.mode, _raw_mode(opened)
         inverted = _checked(opened, kind, k, raw)
         steps = ["EXIF orientation"] if opened.getexif().get(ORIENTATION, 1) not in {0, 1} else []

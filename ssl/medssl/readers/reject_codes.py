@@ -6,7 +6,10 @@ CODES: dict[str, tuple[str, str]] = {
     "CANNOT_OPEN": ("the file or folder cannot be read", "check its permissions and the disk, then ingest again"),
     "NOT_A_FILE": ("a link, a pipe or a device", "copy the real file into the source if it is needed"),
     "EMPTY": ("the file has no bytes", "copy it again from its source"),
-    "NOT_A_SCAN": ("none of the supported formats", "nothing, unless it should be a scan"),
+    "NOT_A_SCAN": (
+        "none of the supported formats",
+        "nothing, unless it should be a scan; then convert it as the reason says",
+    ),
     "ARCHIVE": ("a zip archive", "extract it, or add archives=true"),
     "BAD_ARCHIVE": ("an archive that is damaged, encrypted, nested or unsafe", "extract and check it by hand"),
     "LITTER": ("a hidden file or folder, or a file of the operating system", "nothing"),
@@ -19,7 +22,10 @@ CODES: dict[str, tuple[str, str]] = {
     "NO_PIXELS": ("the file contains no image", "nothing"),
     "NOT_DICOM": ("the header is not a DICOM header", "nothing, unless it should be a scan"),
     "NOT_AN_IMAGE": ("an object without an image, such as a report, a plan or a segmentation", "nothing"),
-    "TOO_LARGE": ("larger than any scan according to its header", "check the file; it may be malicious"),
+    "TOO_LARGE": (
+        "larger than what is read, see the reason for the limit",
+        "cut it into tiles or parts; if it should be small, it is damaged",
+    ),
     "TOO_BIG_TO_READ": ("reading it needs more memory than allowed", "allow more with memory=GB"),
     "TOO_SLOW": ("reading it took longer than allowed", "check the file; ingest again to retry"),
     "DECODER_CRASHED": ("a decoder crashed on it", "check the file; it is not read again unless it changes"),

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medssl.errors import UserError
-from medssl.files import disk_errors, follow_links
+from medssl.files import disk_errors, follow_links, is_empty_folder
 from medssl.progress import track
 from medssl.store.chunks import unpack
 from medssl.store.store import ADDRESS, Store, file_errors, read_bytes
@@ -29,10 +29,10 @@ def shard(store: Store, out: Path, size: int) -> Store:
     `out` appears only when it is complete. Every scan is decoded on the way, so that damage is found and not copied.
 
     Raises:
-        UserError: if `out` exists, bytes of the store are missing or damaged, or the disk is full.
+        UserError: if `out` exists and is no empty folder, bytes of the store are missing or damaged, or the disk is full.
     """
     store, out = Store.open(store.path, quarantined=True), follow_links(out.expanduser())
-    if out.exists():
+    if out.exists() and not is_empty_folder(out):
         raise UserError(f"{out} exists already; choose another out=")
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
