@@ -1,7 +1,7 @@
-"""Reference statistics that the patient bootstrap is compared with, in `quality_statistics.py` and in tests.
+"""Reference statistics that the intervals over patients are compared with, in `quality_statistics.py` and in tests.
 
 - `auroc_score` and `auroc_paired`: closed-form intervals of an AUROC and of the difference of two.
-- `bca_score`: bootstrap intervals corrected for bias and skewness.
+- `percentile_score` and `bca_score`: bootstrap intervals, plain and corrected for bias and skewness.
 - `corrected_t`: a t-test for repeated train/test splits of one data set. The splits share patients, so their differences
   are no independent sample, and Student's t-test finds differences where there are none.
 
@@ -29,8 +29,8 @@ from scipy.stats import rankdata, t
 
 from medssl.errors import UserError
 from medssl.evals.metrics.metrics import Metric
-from medssl.evals.stats import bootstrap
-from medssl.evals.stats.bootstrap import FEW, expanded, jackknife, positions, rarest, replicates
+from medssl.evals.stats.jackknife import leave_out
+from medssl.evals.stats.resampling import FEW, expanded, positions, rarest, replicates
 from medssl.evals.stats.score import Difference, Score
 
 Floats = NDArray[np.float64]
@@ -166,16 +166,29 @@ def _why(parts: _Parts) -> str:
     )
 
 
+def percentile_score(
+    metric: Metric, y: ArrayLike, p: ArrayLike, patient: ArrayLike, *, n: int = 2000, seed: int = 0, level: float = 0.95
+) -> Score:
+    """Return `metric` with percentiles of resamples of the patients, expanded by Student's t, whatever its own interval is."""
+    case, at = (metric, *metric.check(y, p)), positions(patient, len(np.asarray(p)))
+    found = replicates([case], at, n, seed)[0]
+    patients, wide = int(at.max()) + 1, expanded(level, rarest(case, at))
+    ends = np.nanquantile(found, [(1 - wide) / 2, (1 + wide) / 2])
+    how = f"{100 * level:g} % percentile bootstrap over {patients} patients, {n} resamples"
+    return Score(metric(*case[1:]), float(ends[0]), float(ends[1]), len(at), patients, how)
+
+
 def bca_score(
     metric: Metric, y: ArrayLike, p: ArrayLike, patient: ArrayLike, *, n: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Score:
-    """`bootstrap.score` with percentiles corrected for bias and skewness (Efron, 1987,
+    """`percentile_score` with percentiles corrected for bias and skewness (Efron, 1987,
     https://doi.org/10.1080/01621459.1987.10478410), for as many more evaluations as there are patients."""
-    plain = bootstrap.score(metric, y, p, patient, n=n, seed=seed, level=level)
+    plain = percentile_score(metric, y, p, patient, n=n, seed=seed, level=level)
     case, at = (metric, *metric.check(y, p)), positions(patient, len(np.asarray(p)))
     found = replicates([case], at, n, seed)[0]
     found = found[~np.isnan(found)]
-    ends = bca_quantiles(plain.value, found, jackknife([case], at)[0], expanded(level, rarest(case, at)))
+    left = leave_out([case], at, np.arange(plain.patients))[1][0]
+    ends = bca_quantiles(plain.value, found, left, expanded(level, rarest(case, at)))
     if ends is None:
         return replace(plain, how=plain.how.replace("bootstrap", "bootstrap (BCa is undefined here)", 1))
     low, high = np.quantile(found, ends)
@@ -231,7 +244,7 @@ def corrected_t(
     if np.ptp(d.round(DIGITS)) == 0:
         raise UserError(
             f"the differences of all {n} splits are equal ({d[0]:.6g}), so their variance is unknown; check that the "
-            "splits differ, or compare the two on one test set with the paired bootstrap over patients"
+            "splits differ, or compare the two on one test set, paired"
         )
     se = float(np.sqrt((1 / n + np.mean(test / train)) * d.var(ddof=1)))
     value, k = float(d.mean()), float(stats.t.ppf((1 + level) / 2, n - 1))

@@ -116,6 +116,12 @@ def ends(patients: int, level: float = 0.95) -> list[float]:
     return [tail, 1 - tail]
 
 
+def wilson(share: float, n: float, level: float = 0.95) -> list[float]:
+    """Wilson's interval by its definition: the shares q from which `share` is z standard errors sqrt(q (1 - q) / n) away."""
+    z2 = stats.norm.ppf((1 + level) / 2) ** 2
+    return sorted(np.roots([1 + z2 / n, -2 * share - z2 / n, share**2]).real)
+
+
 def config(**changes) -> PretrainConfig:
     """The config of a small run."""
     settings = {

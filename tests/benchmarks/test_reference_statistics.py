@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 import tiny
 from medssl.errors import UserError
 from medssl.evals.metrics.metrics import AUROC, MAE, MEAN
-from medssl.evals.stats.bootstrap import resamples, score
+from medssl.evals.stats.bootstrap import score
+from medssl.evals.stats.resampling import resamples
 
 DELTA = 1.2
 TRUE = norm.cdf(DELTA / np.sqrt(2))

@@ -1,20 +1,29 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.stats import binom, norm, t
+from scipy.stats import binom, norm
 
 import tiny
-from medssl.evals.metrics.metrics import ACCURACY, AUROC, CONCORDANCE, MACRO_AUROC, MAE, MEAN, SPEARMAN
-from medssl.evals.stats.bootstrap import (
-    difference,
-    difference_seeds,
-    paired,
-    replicates,
-    resamples,
-    score,
-    score_seeds,
-    scores,
+from medssl.evals.metrics.metrics import (
+    ACCURACY,
+    AUPRC,
+    AUROC,
+    CONCORDANCE,
+    ECE,
+    LEVEL_ERROR,
+    MACRO_AUROC,
+    MAE,
+    MEAN,
+    QUADRATIC_KAPPA,
+    R2,
+    SPEARMAN,
+    Metric,
 )
+from medssl.evals.stats.bootstrap import difference, difference_seeds, paired, score, score_seeds, scores
+from medssl.evals.stats.calibration import NLL
+from medssl.evals.stats.resampling import replicates, resamples
 from medssl.evals.task_types.task_types import task_type
 
 CLASS_METRICS = task_type("classification").metrics
@@ -63,6 +72,9 @@ def test_resamples_draw_as_many_patients_as_there_are():
     assert (counts != np.concatenate(list(resamples(50, 1000, seed=4, rows=64)))).any()
 
 
+RESAMPLED = [Metric(m.name, m.many, m.check) for m in CLASS_METRICS]  # without what would give them another interval
+
+
 def rare(y, patient):
     """Patients of the rarer class: what an interval's width is expanded by."""
     found = min(len(set(np.asarray(patient)[y == k])) for k in (0, 1))
@@ -74,13 +86,13 @@ def test_an_interval_is_the_percentiles_of_recomputed_resamples():
     """Against the plain way: pick the scans of the drawn patients, compute, take percentiles."""
     y, p, patient = cohort(0, patients=30)
     names, at = np.unique(patient, return_inverse=True)
-    by_name = {m.name: m for m in CLASS_METRICS}
+    by_name = {m.name: m for m in RESAMPLED}
     values = {name: [] for name in by_name}
     for counts in np.concatenate(list(resamples(len(names), 300, seed=5, rows=7))).astype(int):
         rows = np.repeat(np.arange(len(y)), counts[at])
         for name, m in by_name.items():
             values[name].append(m(y[rows], p[rows]))
-    for name, s in scores(CLASS_METRICS, y, p, patient, n=300, seed=5).items():
+    for name, s in scores(RESAMPLED, y, p, patient, n=300, seed=5).items():
         assert s.value == by_name[name](y, p)
         np.testing.assert_allclose([s.low, s.high], np.quantile(values[name], tiny.ends(rare(y, patient))), atol=1e-12)
         assert (s.n, s.patients) == (len(y), 30)
@@ -90,11 +102,12 @@ def test_an_interval_is_the_percentiles_of_recomputed_resamples():
 def test_the_order_of_scans_and_the_names_of_metrics_do_not_matter():
     y, p, patient = cohort(1)
     order = np.random.default_rng(0).permutation(len(y))
-    a = score(AUROC, y, p, patient, n=200)
-    b = score(AUROC, y[order], p[order], patient[order], n=200)
-    assert (a.low, a.high) == pytest.approx((b.low, b.high), abs=1e-12)
-    assert scores([ACCURACY, AUROC], y, p, patient, n=200)["AUROC"] == a
-    assert score(AUROC, y, p, patient, n=200, seed=1) != a
+    for metric in (AUROC, NLL):
+        a = score(metric, y, p, patient, n=200)
+        b = score(metric, y[order], p[order], patient[order], n=200)
+        assert (a.low, a.high) == pytest.approx((b.low, b.high), abs=1e-12)
+        assert scores([ACCURACY, metric], y, p, patient, n=200)[metric.name] == a
+    assert score(NLL, y, p, patient, n=200, seed=1) != score(NLL, y, p, patient, n=200)
 
 
 def test_a_wider_level_is_wider():
@@ -105,12 +118,20 @@ def test_a_wider_level_is_wider():
 
 
 def test_undefined_resamples_are_excluded_and_counted():
-    y, p, patient = np.array([1, 0, 0, 0, 0]), two(np.array([2.0, 0, 0.5, 3, -1])), np.arange(5)
-    s = score(AUROC, y, p, patient, n=1000)
+    """The R2 of seven patients is undefined where a resample holds no two different values."""
+    y, p = np.array([0.0, 0, 0, 0, 5, 5, 5]), np.array([0.0, 1, 2, 0, 4, 3, 5])
+    s = score(R2, y, p, np.arange(7), n=1000)
     missing = int(s.how.split("resamples, ")[1].split()[0])
-    assert missing == pytest.approx(1000 * (0.8**5 + 0.2**5), abs=60)
-    assert "only 1 patients in the rarest class" in s.how
-    assert 0 <= s.low < s.high <= 1
+    assert missing == pytest.approx(1000 * ((4 / 7) ** 7 + (3 / 7) ** 7), abs=16)
+    assert "only 7 patients, so the true" in s.how
+
+
+def test_an_end_among_undefined_resamples_is_no_end():
+    y, p = np.array([0.0, 0, 0, 0, 0, 5, 5]), np.array([0.0, 1, 2, 0, 1, 4, 3])
+    s = score(R2, y, p, np.arange(7), n=1000)  # undefined on a tenth of the resamples
+    assert s.value == R2(y, p)
+    assert np.isnan([s.low, s.high]).all()
+    assert s.how.startswith("undefined on too many resamples: 95 % percentile bootstrap over 7 patients")
 
 
 def test_one_patient_has_no_interval():
@@ -120,11 +141,15 @@ def test_one_patient_has_no_interval():
     assert s.how.startswith("no interval from 1 patients")
 
 
-def test_a_perfect_score_admits_that_its_interval_is_too_narrow():
+@pytest.mark.parametrize(
+    "metric", [MAE, R2, SPEARMAN, MEAN, QUADRATIC_KAPPA, LEVEL_ERROR, ECE, AUPRC], ids=lambda m: m.name
+)
+def test_where_all_patients_agree_there_is_no_interval(metric):
     y = np.arange(60) % 2
-    s = score(AUROC, y, two(y * 9.0), np.arange(60), n=100)
-    assert (s.low, s.high) == (1, 1)
-    assert "wider than shown" in s.how
+    p = {MAE: y, R2: y, SPEARMAN: y, MEAN: np.full(60, 0.7)}.get(metric, np.eye(2)[y])
+    s = score(metric, y, p, np.arange(60), n=100)
+    assert np.isnan([s.low, s.high]).all()
+    assert s.how.startswith("no interval, because all patients agree")
 
 
 def test_a_paired_difference_is_narrower_than_its_parts():
@@ -165,16 +190,19 @@ def test_seeds_come_in_pairs():
         difference_seeds(AUROC, y, [p, p], [p], patient)
     how = difference_seeds(AUROC, y, [p] * 3, [p] * 3, patient, n=100).how
     assert "over 3 seeds and 80 patients" in how
-    assert "3 seeds are few" in how
-    assert "few" not in difference_seeds(AUROC, y, [p] * 10, [p] * 10, patient, n=100).how
+    assert "few" not in how
 
 
-def test_one_seed_fewer_is_drawn_than_there_are():
-    """Two of four seeds are always right, patients do not matter: a resample is the mean of three fair coins."""
-    y = np.arange(40) % 2
-    right, wrong = np.eye(2)[y], np.eye(2)[1 - y]
-    d = difference_seeds(ACCURACY, y, [right, right, wrong, wrong], [wrong] * 4, np.arange(40), n=1000, level=0.5)
-    assert (d.low, d.value, d.high) == (pytest.approx(1 / 3), 0.5, pytest.approx(2 / 3))
+def test_seeds_alone_are_students_t():
+    """Patients who are all alike leave the seeds: a one-sample t-test of their differences."""
+    apart = np.array([0.3, 0.1, 0.4, -0.2])
+    a = [np.full(40, d) for d in apart]
+    for level in (0.5, 0.95):
+        d = paired(MEAN, np.zeros(40), a, [np.zeros(40)] * 4, np.arange(40), level=level)
+        test = stats.ttest_1samp(apart, 0)
+        ends = test.confidence_interval(level)
+        assert (d.score.low, d.score.high) == pytest.approx((ends.low, ends.high), abs=1e-12)
+        assert d.p == pytest.approx(test.pvalue, abs=1e-9)
 
 
 def test_patients_must_match_scans():
@@ -191,9 +219,9 @@ def test_other_tasks_are_resampled_by_patient_too():
     labels = r.choice([0, 1, np.nan], size=(60, 3), p=[0.45, 0.45, 0.1])
     in_class = [len(set(patient[labels[:, j] == k])) for j in range(3) for k in (0, 1)]
     for metric, y, p, few in (
-        (CONCORDANCE, time, risk, len(set(patient[time[:, 1] == 1]))),
+        (replace(CONCORDANCE, parts=MAE.parts), time, risk, len(set(patient[time[:, 1] == 1]))),
         (SPEARMAN, time[:, 0], risk, 30),
-        (MACRO_AUROC, labels, np.c_[risk, -risk, risk**2], min(in_class)),
+        (replace(MACRO_AUROC, parts=MAE.parts), labels, np.c_[risk, -risk, risk**2], min(in_class)),
         (MEAN, patient.astype(str), risk, 30),
     ):
         values = []
@@ -218,23 +246,23 @@ def test_few_of_what_a_metric_needs_is_said():
 
 
 @pytest.mark.parametrize("data", ["normal", "skewed", "ties", "zeros"])
-def test_p_is_below_alpha_just_when_the_interval_leaves_out_0(data):
-    """Over shifts that put 0 everywhere in the resamples, on differences that are smooth and on ones that often tie."""
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_p_is_below_alpha_just_when_the_interval_leaves_out_0(data, seeds):
+    """Over shifts that put 0 everywhere, on differences that are smooth and on ones that often tie."""
     r = np.random.default_rng(0)
     x = {
         "normal": r.normal(size=40),
         "skewed": r.exponential(size=40),
         "ties": r.integers(-1, 2, 40).astype(float),
-        "zeros": np.zeros(40),
+        "zeros": 0.01 * r.normal(size=40),
     }[data]
+    x = np.stack([x - x.mean() + 0.2 * x.std() * s for s in range(seeds)])
     seen = set()
-    for shift in np.linspace(-3, 3, 61) * (x.std() + 0.1) / np.sqrt(40):
-        a = x - x.mean() * (data != "zeros") + (np.round(shift * 40) / 40 if data == "ties" else shift)
+    for shift in np.linspace(-3, 3, 61) * (x.std() + 0.01) / 3:
         for level in (0.95, 0.8):
-            d = paired(MEAN, np.zeros(40), [a], [np.zeros(40)], np.arange(40), n=150, level=level)
+            d = paired(MEAN, np.zeros(40), list(x + shift), [np.zeros(40)] * seeds, np.arange(40), level=level)
             out = d.score.low > 0 or d.score.high < 0
             assert (d.p < 1 - level) == out
-            assert 2 * t.sf(norm.isf(1 / 151) * np.sqrt(39 / 40), 39) - 1e-12 <= d.p <= 1
             seen.add(out)
     assert seen == {True, False}
 
@@ -252,14 +280,14 @@ def test_p_and_the_interval_agree_where_a_class_is_rare():
     assert seen == {True, False}
 
 
-def test_a_paired_p_and_se_of_a_mean_are_near_the_t_tests():
+def test_a_paired_p_and_se_of_a_mean_are_the_t_tests():
     """Of 200 patients; and as often below .05 as it should be where there is no difference."""
     r = np.random.default_rng(1)
     a, b = r.normal(0.15, 1, 200), r.normal(size=200)
     d = paired(MEAN, np.zeros(200), [a], [b], np.arange(200), n=4000)
     t = stats.ttest_rel(a, b)
-    assert d.p == pytest.approx(t.pvalue, abs=0.01)
-    assert d.se == pytest.approx((a - b).std(ddof=1) / np.sqrt(200), rel=0.05)
+    assert d.p == pytest.approx(t.pvalue, rel=1e-9)
+    assert d.se == pytest.approx((a - b).std(ddof=1) / np.sqrt(200), rel=1e-9)
     assert d.score == difference(MEAN, np.zeros(200), a, b, np.arange(200), n=4000)
     wrong = 0
     for i in range(200):
@@ -281,11 +309,9 @@ def test_scores_over_seeds_hold_patients_and_seeds():
     other = two(norm.ppf(p[:, 1]) + y)
     s = score_seeds(AUROC, y, [p, other] * 5, patient, n=200)
     assert s.value == pytest.approx((AUROC(y, p) + AUROC(y, other)) / 2)
-    assert s.how == "95 % percentile bootstrap over 10 seeds and 80 patients, 200 resamples"
-    assert "2 seeds are few" in score_seeds(AUROC, y, [p, other], patient, n=200).how
-    # against the difference to a model that is always wrong, whose AUROC is 0 in every resample
-    zero = difference_seeds(AUROC, y, [p, other] * 5, [two(0.5 - y)] * 10, patient, n=200)
-    assert (s.low, s.high) == pytest.approx((zero.low, zero.high), abs=1e-12)
+    assert s.how == "95 % Wilson interval by a jackknife over 10 seeds and 80 patients"
+    few, many = (score_seeds(AUROC, y, [p, other] * k, patient, n=200) for k in (1, 5))
+    assert few.low < many.low < many.high < few.high
     with pytest.raises(ValueError, match="at least one seed"):
         score_seeds(AUROC, y, [], patient)
 
@@ -312,7 +338,6 @@ def test_one_seed_of_many_draws_names_draws():
     p = list(grid(1, 4, 30, 0, 1, np.random.default_rng(1)))
     how = score_seeds(MEAN, np.zeros(30), p, np.arange(30), draws=4).how
     assert "over 4 draws of labels and 30 patients" in how
-    assert "4 draws are few" in how
     assert "seeds" not in how
     with pytest.raises(ValueError, match="cannot be divided into seeds of 3 draws"):
         score_seeds(MEAN, np.zeros(30), p, np.arange(30), draws=3)

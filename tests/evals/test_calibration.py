@@ -4,13 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit, logit, softmax
+from scipy.stats import binomtest, norm, t
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 import tiny
 from medssl.errors import UserError
 from medssl.evals.metrics.metrics import ECE
-from medssl.evals.stats.bootstrap import resamples
 from medssl.evals.stats.calibration import (
     IN_THE_LARGE,
     NLL,
@@ -160,9 +160,14 @@ def test_intervals_of_a_bin_are_of_its_patients():
     event = (r.random(60) < probability).astype(int)
     low, high = reliability(event, probability, [f"{i:02}" for i in patient], bins=2, n=200)
     assert (low.low, low.high, high.low, high.high) == (0, 0.5, 0.5, 1)
-    x = event[:30].reshape(15, 2).sum(1)
-    means = [c @ x / 30 for c in np.concatenate(list(resamples(15, 200, seed=0, rows=200)))]
-    assert (low.observed.low, low.observed.high) == pytest.approx(np.quantile(means, tiny.ends(15)), abs=1e-12)
+    x = event[:30].reshape(15, 2).mean(1)
+    n = x.mean() * (1 - x.mean()) / (x.var(ddof=1) / 15) * (norm.ppf(0.975) / t.ppf(0.975, 14)) ** 2
+    expected = tiny.wilson(x.mean(), n)
+    assert (low.observed.low, low.observed.high) == pytest.approx(expected, abs=1e-12)
+    none, all_of_them = reliability(np.arange(40) >= 20, np.repeat([0.25, 0.75], 20), np.arange(40), bins=2)
+    for found, events in ((none.observed, 0), (all_of_them.observed, 20)):
+        exact = binomtest(events, 20).proportion_ci()
+        assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-12)
     assert [b.predicted.value for b in reliability([0, 1], [0.0, 1.0], ["a", "b"], n=100)] == [0, 1]
     assert reliability([0, 1], [0.5, 0.5], ["a", "b"], bins=2, n=100)[0].high == 0.5  # an edge is in the bin below it
 

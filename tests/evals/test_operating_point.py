@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn import metrics as sk
 
 import tiny
 from medssl.errors import UserError
-from medssl.evals.stats.bootstrap import resamples
 from medssl.evals.stats.operating_point import (
     NPV,
     PPV,
@@ -19,6 +19,7 @@ from medssl.evals.stats.operating_point import (
     operating_point,
     threshold_at,
 )
+from medssl.evals.stats.resampling import resamples
 
 
 def draw(seed, N=60, digits=1):
@@ -49,6 +50,20 @@ def test_the_threshold_comes_from_validation_and_stays_in_every_resample():
     assert found.threshold <= val[1][val[1] > negatives[int(np.ceil(0.8 * len(negatives))) - 1]].min()
     names = list(found.scores)
     assert names == ["sensitivity", "specificity", "PPV", "NPV", "PPV at 1 %", "NPV at 1 %"]
+    called, sick = s >= found.threshold, y == 1
+    for metric, kind, right in (
+        ("sensitivity", sick, called),
+        ("specificity", ~sick, ~called),
+        ("PPV", called, sick),
+        ("NPV", ~called, ~sick),
+    ):
+        k, share = len(set(patient[kind])), right[kind].mean()
+        alone = [right[kind & (patient != i)].mean() - share for i in set(patient[kind])]
+        m = np.array([(patient[kind] == i).sum() for i in set(patient[kind])])
+        t = stats.t.ppf(0.975, m.sum() ** 2 / (m**2).sum() - 1)
+        n = share * (1 - share) / ((k - 1) / k * np.square(alone).sum()) * (1.959963984540054 / t) ** 2
+        expected = tiny.wilson(share, n)
+        assert (found.scores[metric].low, found.scores[metric].high) == pytest.approx(expected, abs=1e-9)
     values = []
     for counts in np.concatenate(list(resamples(40, 200, seed=0, rows=200))).astype(int):
         rows = np.repeat(np.arange(80), counts[patient])
@@ -56,9 +71,9 @@ def test_the_threshold_comes_from_validation_and_stays_in_every_resample():
         se, sp = called[sick].mean(), (~called[~sick]).mean()
         ppv = 0.01 * se / (0.01 * se + 0.99 * (1 - sp))
         npv = 0.99 * sp / (0.99 * sp + 0.01 * (1 - se))
-        values.append([se, sp, sick[called].mean(), (~sick[~called]).mean(), ppv, npv])
+        values.append([ppv, npv])
     ends = tiny.ends(min(len(set(patient[y == k])) for k in (0, 1)))
-    for score, (low, high) in zip(found.scores.values(), np.quantile(values, ends, axis=0).T, strict=True):
+    for score, (low, high) in zip(list(found.scores.values())[4:], np.quantile(values, ends, axis=0).T, strict=True):
         assert (score.low, score.high) == pytest.approx((low, high), abs=1e-12)
     assert "specificity 0.8 on 100 validation scans" in found.how
     assert operating_point(val, (1 - y, -s), patient, 0.8, n=100).threshold == found.threshold

@@ -16,7 +16,8 @@ from medssl.evals.explain.evidence import NONE, PART, POSSIBLE, ConfounderData, 
 from medssl.evals.explain.shortcuts import ConfoundRegression, auroc_balanced, auroc_within, design, edges
 from medssl.evals.metrics.metrics import AUROC, MACRO_AUROC
 from medssl.evals.probes.linear import linear_probes
-from medssl.evals.stats.bootstrap import positions, replicates, resamples, score
+from medssl.evals.stats.bootstrap import score
+from medssl.evals.stats.resampling import positions, replicates, resamples
 from medssl.evals.stats.score import Score
 
 

@@ -3,7 +3,8 @@ import pytest
 from scipy.stats import binom, norm
 
 from medssl.evals.metrics.metrics import ACCURACY, AUROC, MACRO_AUROC, MEAN
-from medssl.evals.stats.bootstrap import resamples, score
+from medssl.evals.stats.bootstrap import score
+from medssl.evals.stats.resampling import resamples
 from medssl.evals.stats.subgroups import bands, by_subgroup
 
 

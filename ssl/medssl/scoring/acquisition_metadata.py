@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medssl.errors import UserError, nearest
-from medssl.evals.stats.bootstrap import FEW
+from medssl.evals.stats.resampling import FEW
 from medssl.evals.stats.subgroups import UNKNOWN
 from medssl.evals.task_types.columns import MOST_CLASSES, number, word
 from medssl.scoring.targets import OWN, Subset, Target, values

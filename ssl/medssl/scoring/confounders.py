@@ -14,7 +14,7 @@ from medssl.evals.explain.evidence import (
     audit_confounder,
     conclusion,
 )
-from medssl.evals.stats.bootstrap import FEW
+from medssl.evals.stats.resampling import FEW
 from medssl.evals.stats.text_table import Cell, text_table
 from medssl.results import Result
 from medssl.scoring.acquisition_metadata import (

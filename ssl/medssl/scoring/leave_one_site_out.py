@@ -6,7 +6,8 @@ import numpy as np
 
 from medssl.errors import UserError
 from medssl.evals.probes.linear import linear_probes
-from medssl.evals.stats.bootstrap import FEW, difference, score
+from medssl.evals.stats.bootstrap import difference, score
+from medssl.evals.stats.resampling import FEW
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.subgroups import UNKNOWN
 from medssl.evals.stats.text_table import Cell, text_table

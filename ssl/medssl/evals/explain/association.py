@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from medssl.evals.explain.shortcuts import Codes, codes_of
 from medssl.evals.metrics.weighted import Floats
-from medssl.evals.stats.bootstrap import CHUNK, expanded, positions, resamples
+from medssl.evals.stats.jackknife import CHUNK
+from medssl.evals.stats.resampling import expanded, positions, resamples
 from medssl.evals.stats.score import Score
 from medssl.evals.task_types.task_types import task_type
 

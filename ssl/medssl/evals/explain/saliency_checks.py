@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from medssl.evals.stats.bootstrap import FEW
+from medssl.evals.stats.resampling import FEW
 from medssl.evals.stats.score import Score
 
 Floats = NDArray[np.float64]

@@ -26,7 +26,7 @@ from scipy.special import expit
 from medssl.errors import UserError
 from medssl.evals.label_free.rank import finite
 from medssl.evals.metrics.metrics import Floats
-from medssl.evals.stats.bootstrap import expanded, positions, resamples
+from medssl.evals.stats.resampling import expanded, positions, resamples
 from medssl.evals.stats.score import Score
 from medssl.rng import generator
 

@@ -11,7 +11,7 @@ from scipy.stats import t
 
 from medssl.evals.label_free.geometry import alignment, common, sigreg, spread, two_nn, uniformity
 from medssl.evals.label_free.rank import alpha_req, finite, lidar, rankme
-from medssl.evals.stats.bootstrap import positions
+from medssl.evals.stats.resampling import positions
 from medssl.evals.stats.score import Score
 from medssl.rng import generator
 

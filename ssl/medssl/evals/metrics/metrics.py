@@ -120,18 +120,56 @@ NUMBERS = PredictionType(_value)
 RISKS = PredictionType(_survival, lambda y: [y[:, 1] == 1], "with an event", "no pair could be compared")
 CASE_NUMBERS = PredictionType(_cases)
 
+Group = tuple[NDArray[np.bool_], Floats]
+"""A mask (N,) of scans, and a number (N,) of each scan that tells how alike a patient's scans are: its probability or risk."""
+Parts = list[list[Group]]
+"""The terms that a metric between 0 and 1 is the mean of, each with the groups of scans that it compares."""
+
+
+def _one_vs_rest(y: Truth, p: Floats) -> Parts:
+    classes = range(p.shape[1]) if p.shape[1] > 2 else [1]
+    return [[(y == k, p[:, k]), (y != k, p[:, k])] for k in classes]
+
+
+def _each_label(y: Truth, p: Floats) -> Parts:
+    return [[(y[:, i] == k, p[:, i]) for k in (0, 1)] for i in range(y.shape[1]) if {0, 1} <= set(y[:, i])]
+
+
+def _each_class(y: Truth, p: Floats) -> Parts:
+    return [[(y == k, p[:, k])] for k in range(p.shape[1])]
+
+
+def _all_scans(y: Truth, p: Floats) -> Parts:
+    return [[(np.full(len(y), True), p[np.arange(len(y)), y])]]
+
+
+def _with_event(y: Truth, p: Floats) -> Parts:
+    return [[(y[:, 1] == 1, p)]]
+
+
+def _share(y: Truth, p: Floats) -> Parts:
+    return [[(np.full(len(p), True), p)]] if np.isin(p, (0, 1)).all() else []
+
 
 @dataclass(frozen=True)
 class Metric:
     """A named metric. `many(y, p, w_RN)` does not check its input; calling the metric does, and raises ValueError.
 
-    check: the type of y and p. sign: 1 where higher is better, -1 where lower is.
+    check: the type of y and p. sign: 1 where higher is better, -1 where lower is. parts: for a metric between 0 and 1, its
+    terms, from which its interval is computed; none for other metrics. exact: whether a term of 1 or 0 means that as many
+    patients as its smallest group has were all right or all wrong, as for shares and for the AUROC, whose disjoint pairs are
+    independent. bias: y, p, patients (N,) -> the most by which the metric can be too high on average.
+    robust: whether a value still says something where the metric is undefined on many resamples.
     """
 
     name: str
     many: Callable[[Truth, Floats, Floats], Floats]
     check: PredictionType = CLASS_PROBABILITIES
     sign: int = 1
+    parts: Callable[[Truth, Floats], Parts] = lambda y, p: []
+    exact: bool = True
+    bias: Callable[[Truth, Floats, NDArray[np.int64]], float] | None = None
+    robust: bool = True
 
     def __call__(self, y: ArrayLike, p: ArrayLike, w: ArrayLike | None = None) -> float:
         """Return the metric of y and p with weights w (N,), nan where undefined."""
@@ -142,21 +180,33 @@ class Metric:
         return float(self.many(y, p, w[None])[0])
 
 
-AUROC = Metric("AUROC", lambda y, p, w: weighted.one_vs_rest(weighted.auroc, y, p, w))
+AUROC = Metric("AUROC", lambda y, p, w: weighted.one_vs_rest(weighted.auroc, y, p, w), parts=_one_vs_rest)
 """Area under the ROC curve of class 1, or for K > 2 the macro one-vs-rest mean."""
-AUPRC = Metric("AUPRC", lambda y, p, w: weighted.one_vs_rest(weighted.auprc, y, p, w))
+AUPRC = Metric("AUPRC", lambda y, p, w: weighted.one_vs_rest(weighted.auprc, y, p, w), parts=_one_vs_rest, exact=False)
 """Average precision of class 1, or for K > 2 the macro mean."""
-ACCURACY = Metric("accuracy", weighted.accuracy)
+ACCURACY = Metric("accuracy", weighted.accuracy, parts=_all_scans)
 """Share of scans whose most probable class is correct; for two classes the threshold is 0.5."""
-BALANCED_ACCURACY = Metric("balanced accuracy", weighted.balanced_accuracy)
+BALANCED_ACCURACY = Metric("balanced accuracy", weighted.balanced_accuracy, parts=_each_class)
 """Mean recall over classes."""
-ECE = Metric("ECE", weighted.ece, sign=-1)
+ECE = Metric("ECE", weighted.ece, sign=-1, bias=weighted.ece_bias)
 """Expected calibration error, Guo et al., 2017 (https://arxiv.org/abs/1706.04599), eq. 3, on the top class's
-probability in 15 bins of equal width: sum over bins of |B|/n * |accuracy(B) - confidence(B)|. Biased upwards."""
+probability in 15 bins of equal width: sum over bins of |B|/n * |accuracy(B) - confidence(B)|. Biased upwards; its interval
+allows for it."""
 
-MACRO_AUROC = Metric("macro AUROC", lambda y, p, w: weighted.over_labels(weighted.auroc, y, p, w), LABEL_PROBABILITIES)
+MACRO_AUROC = Metric(
+    "macro AUROC",
+    lambda y, p, w: weighted.over_labels(weighted.auroc, y, p, w),
+    LABEL_PROBABILITIES,
+    parts=_each_label,
+)
 """Mean area under the ROC curve over labels, each on the scans where the label is known."""
-MACRO_AUPRC = Metric("macro AUPRC", lambda y, p, w: weighted.over_labels(weighted.auprc, y, p, w), LABEL_PROBABILITIES)
+MACRO_AUPRC = Metric(
+    "macro AUPRC",
+    lambda y, p, w: weighted.over_labels(weighted.auprc, y, p, w),
+    LABEL_PROBABILITIES,
+    parts=_each_label,
+    exact=False,
+)
 """Mean average precision over labels, each on the scans where the label is known."""
 
 QUADRATIC_KAPPA = Metric("quadratic kappa", weighted.quadratic_kappa, LEVEL_PROBABILITIES)
@@ -171,9 +221,9 @@ R2 = Metric("R2", weighted.r2, NUMBERS)
 SPEARMAN = Metric("Spearman", weighted.spearman, NUMBERS)
 """Rank correlation with midranks for ties."""
 
-CONCORDANCE = Metric("concordance", weighted.concordance, RISKS)
+CONCORDANCE = Metric("concordance", weighted.concordance, RISKS, parts=_with_event, exact=False)
 """Harrell's C (Harrell et al., 1982, https://doi.org/10.1001/jama.1982.03320430047030): among pairs with a known order of
 events despite censoring, the share with risks in that order, ties of risk counting half."""
 
-MEAN = Metric("mean", lambda y, p, w: weighted.mean(p, w), CASE_NUMBERS)
-"""Mean of a number per case, such as Dice or average precision."""
+MEAN = Metric("mean", lambda y, p, w: weighted.mean(p, w), CASE_NUMBERS, parts=_share)
+"""Mean of a number per case, such as Dice or average precision; a share, if all are 0 or 1."""

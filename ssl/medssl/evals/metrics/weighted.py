@@ -87,12 +87,27 @@ def balanced_accuracy(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
 
 def ece(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:
     """Return the weighted mean gap between accuracy and confidence, in bins of the most probable class's probability."""
+    return divide(np.abs(w @ _gaps(y, p)).sum(1), w.sum(1))
+
+
+def ece_bias(y: NDArray[np.int64], p: Floats, at: NDArray[np.int64]) -> float:
+    """Return the expected ECE of calibrated probabilities, by which no ECE is too high by more; at (N,) are the patients.
+
+    The gap of a bin is then normal about 0, with the variance of a sum over patients, and its mean absolute value is
+    sqrt(2 / pi) of its standard deviation.
+    """
+    by_patient = np.zeros((int(at.max()) + 1, BINS))
+    np.add.at(by_patient, at, _gaps(y, p))
+    return float(np.sqrt(2 / np.pi * (by_patient**2).sum(0)).sum() / len(y))
+
+
+def _gaps(y: NDArray[np.int64], p: Floats) -> Floats:
+    """Return (N, BINS): whether a scan's most probable class is right, minus its probability, in the scan's bin; else 0."""
     confidence = p.max(1)
     hit = (p.argmax(1) == y).astype(np.float64)
     # bins are ((m-1)/M, m/M]: an edge belongs to the bin below it
     at = np.clip(np.searchsorted(np.arange(1, BINS) / BINS, confidence, side="left"), 0, BINS - 1)
-    in_bin = (at[:, None] == np.arange(BINS)).astype(np.float64)
-    return divide(np.abs(w @ (in_bin * (hit - confidence)[:, None])).sum(1), w.sum(1))
+    return (at[:, None] == np.arange(BINS)) * (hit - confidence)[:, None]
 
 
 def quadratic_kappa(y: NDArray[np.int64], p: Floats, w: Floats) -> Floats:

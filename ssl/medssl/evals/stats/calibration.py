@@ -13,7 +13,7 @@ from scipy.special import expit, log_softmax, softmax
 from medssl.errors import UserError
 from medssl.evals.metrics.metrics import CLASS_PROBABILITIES, ECE, MEAN, Floats, Metric, Truth
 from medssl.evals.metrics.weighted import BINS, mean
-from medssl.evals.stats.bootstrap import difference, score, scores
+from medssl.evals.stats.bootstrap import differences, score, scores
 from medssl.evals.stats.score import Score
 
 EPS = np.finfo(np.float64).tiny  # lower bound of probabilities in logarithms
@@ -146,7 +146,7 @@ def calibrate(
     after = scaled(p, temperature.value)
     metrics = [ECE, NLL, *([IN_THE_LARGE, SLOPE] if after.shape[1] == 2 else [])]
     raw, cooled = (scores(metrics, y, q, patient, n=n, seed=seed, level=level) for q in (p, after))
-    change = {m.name: difference(m, y, after, p, patient, n=n, seed=seed, level=level) for m in (ECE, NLL)}
+    change = differences((ECE, NLL), y, after, p, patient, n=n, seed=seed, level=level)
     return Calibration(temperature, after, raw, cooled, change)
 
 
@@ -222,6 +222,7 @@ BINARY = replace(CLASS_PROBABILITIES, check=_two_classes, missing="a class was m
 IN_THE_LARGE = Metric("calibration in the large", _in_the_large, BINARY)
 """Intercept of a logistic regression of the class on the logit of p[:, 1] with slope 1: 0 if probabilities are correct on
 average, negative if they are too high (Van Calster et al., 2019, https://doi.org/10.1186/s12916-019-1466-7)."""
-SLOPE = Metric("calibration slope", _slope, BINARY)
+SLOPE = Metric("calibration slope", _slope, BINARY, robust=False)
 """Slope of the same regression if it is free (Cox, 1958, https://doi.org/10.1093/biomet/45.3-4.562): 1 is ideal, lower values
-mean that probabilities are too extreme. Neither is better if higher."""
+mean that probabilities are too extreme. Neither is better if higher. Undefined where the classes nearly separate, so that
+it would rest on few scans."""

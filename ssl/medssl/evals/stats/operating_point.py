@@ -5,7 +5,7 @@ would be too optimistic. y is (N,) 0 or 1 and s (N,) a score of class 1, such as
 s >= threshold.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medssl.errors import UserError
-from medssl.evals.metrics.metrics import CLASS_PROBABILITIES, Floats, Metric, Truth
+from medssl.evals.metrics.metrics import CLASS_PROBABILITIES, Floats, Metric, Parts, Truth
 from medssl.evals.metrics.weighted import divide
-from medssl.evals.stats.bootstrap import difference, scores
+from medssl.evals.stats.bootstrap import differences, scores
 from medssl.evals.stats.score import Score
 
 DECISIONS = replace(CLASS_PROBABILITIES, missing="a class or a decision was missing")
@@ -153,10 +153,9 @@ def decision_curve(
     metrics = [net_benefit(t) for t in thresholds]
     everybody = np.tile([0.0, 1.0], (len(np.asarray(y)), 1))
     model, treat_all = (scores(metrics, y, q, patient, n=n, seed=seed, level=level) for q in (p, everybody))
-    gains = [difference(m, y, p, everybody, patient, n=n, seed=seed, level=level) for m in metrics]
+    gains = differences(metrics, y, p, everybody, patient, n=n, seed=seed, level=level)
     return [
-        NetBenefit(t, model[m.name], treat_all[m.name], gain)
-        for t, m, gain in zip(thresholds, metrics, gains, strict=True)
+        NetBenefit(t, model[m.name], treat_all[m.name], gains[m.name]) for t, m in zip(thresholds, metrics, strict=True)
     ]
 
 
@@ -167,6 +166,10 @@ def _binary(y: ArrayLike, s: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
     if not np.isin(y, (0, 1)).all() or not np.isfinite(s).all():
         raise ValueError("classes must be 0 or 1, and scores finite")
     return y == 1, s
+
+
+def _decided(k: int) -> Callable[[Truth, Floats], Parts]:
+    return lambda y, p: [[((p[:, 1] > p[:, 0]) == k, p[:, 1])]]
 
 
 def _counts(y: Truth, p: Floats, w: Floats) -> tuple[Floats, Floats, Floats, Floats]:
@@ -186,11 +189,15 @@ def _predictive(y: Truth, p: Floats, w: Floats) -> tuple[Floats, Floats]:
     return divide(tp, tp + fp), divide(tn, tn + fn)
 
 
-SENSITIVITY = Metric("sensitivity", lambda y, p, w: _rates(y, p, w)[0], DECISIONS)
+SENSITIVITY = Metric(
+    "sensitivity", lambda y, p, w: _rates(y, p, w)[0], DECISIONS, parts=lambda y, p: [[(y == 1, p[:, 1])]]
+)
 """Share of positives classified as positive."""
-SPECIFICITY = Metric("specificity", lambda y, p, w: _rates(y, p, w)[1], DECISIONS)
+SPECIFICITY = Metric(
+    "specificity", lambda y, p, w: _rates(y, p, w)[1], DECISIONS, parts=lambda y, p: [[(y == 0, p[:, 1])]]
+)
 """Share of negatives classified as negative."""
-PPV = Metric("PPV", lambda y, p, w: _predictive(y, p, w)[0], DECISIONS)
+PPV = Metric("PPV", lambda y, p, w: _predictive(y, p, w)[0], DECISIONS, parts=_decided(1))
 """Share of positives among scans classified as positive, at the test set's prevalence."""
-NPV = Metric("NPV", lambda y, p, w: _predictive(y, p, w)[1], DECISIONS)
+NPV = Metric("NPV", lambda y, p, w: _predictive(y, p, w)[1], DECISIONS, parts=_decided(0))
 """Share of negatives among scans classified as negative, at the test set's prevalence."""

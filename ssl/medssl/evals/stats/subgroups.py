@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medssl.evals.metrics.metrics import Metric, Truth
-from medssl.evals.stats.bootstrap import FEW, positions, replicates, score, share_up_to_0
+from medssl.evals.stats.bootstrap import score
+from medssl.evals.stats.resampling import FEW, positions, replicates, share_up_to_0
 from medssl.evals.stats.score import Difference, Score
 
 UNKNOWN = "unknown"

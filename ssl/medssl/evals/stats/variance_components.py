@@ -21,7 +21,8 @@ from scipy import stats
 
 from medssl.errors import UserError
 from medssl.evals.metrics.metrics import Metric
-from medssl.evals.stats.bootstrap import jackknife, positions, replicates
+from medssl.evals.stats.jackknife import leave_out
+from medssl.evals.stats.resampling import positions, replicates
 from medssl.evals.stats.score import Score
 
 Floats = NDArray[np.float64]
@@ -105,7 +106,7 @@ def components(
     if patients > 1 and len(change) > 1:
         noise = crossed(change).mean(0)
         common = float(change.mean((1, 2)).var(ddof=1) - np.nansum(noise / [S, D, S * D]))
-    left_out = cells(jackknife(cases, at % min(patients, GROUPS))).mean((1, 2))
+    left_out = cells(leave_out(cases, at, np.arange(patients) % GROUPS)[1]).mean((1, 2))
     # few seeds can by chance differ less than expected
     falls = np.clip(noise, 0, seen)
     parts = [(0.0, max(common, 0.0)), *zip((seen - falls).tolist(), falls.tolist(), strict=True)]
