@@ -97,6 +97,8 @@ class Comparison:
         described: dict[str, Any] = {k: getattr(self, k) for k in ("probe", "label_budget", "seeds", "flags")}
         described |= {"about": self.first.about, "metric": name, "pairs": found}
         described["scores"] = {m: s.as_dict() for m, s in scores.items()}
+        described["selection"] = selection(scores, self.metric)
+        lines += [described["selection"]] if described["selection"] else []
         return Result(described, "\n".join(lines))
 
 
@@ -206,6 +208,17 @@ def sentence(a: str, b: str, found: Difference, p: float, metric: Metric, parts:
         )
         return f"{better} is better than {worse} by {abs(found.score.value):.3f} ({metric.name}).{alone}"
     return f"{a} and {b} cannot be told apart with {required_sample_size(found.score.value, parts)}."
+
+
+def selection(scores: dict[str, Score], metric: Metric) -> str | None:
+    """Return a sentence on the best of three or more models, whose score is the largest of several; None for fewer."""
+    known = {model: metric.sign * score.value for model, score in scores.items() if not math.isnan(score.value)}
+    if len(known) < 3:
+        return None
+    return (
+        f"{max(known, key=known.__getitem__)} has the best {metric.name} of these {len(known)} models on these patients. The "
+        "best of several is partly the luckiest, so its score is too high; report it on patients that did not choose it."
+    )
 
 
 def _in_order(predictions: Predictions, first: Predictions, key: tuple[str, str, str]) -> list[np.ndarray]:
