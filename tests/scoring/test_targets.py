@@ -1,6 +1,7 @@
 """Columns of a store become the targets of a task, or an error that names the column and the reason."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from PIL import Image
 import medssl
 import tiny
 from medssl.errors import UserError
+from medssl.leakage.leak_check import check_leaks, scan_set_from_store
 from medssl.scoring.targets import Subset, resolve_target, values
+from medssl.store.store import Store
 
 FINDINGS = ["none", "fluid", "fluid|nodule", "nodule"]
 COLUMNS = ("lesion", "found", "grade", "volume", "days", "died", "odd", "same")
@@ -135,3 +138,64 @@ def test_what_cannot_be_scored_is_said(store, names, kwargs, words):
     with pytest.raises(UserError) as e:
         part(store, names, **kwargs)
     assert words in str(e.value)
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory):
+    """Twelve patients with two pictures each; the first picture of patient 3 is also patient 7's, of 7 the second also 9's."""
+    folder = tmp_path_factory.mktemp("copies")
+    rng = np.random.default_rng(1)
+    (folder / "scans").mkdir()
+    pictures = rng.integers(0, 255, (24, 32, 32)).astype(np.uint8)
+    pictures[14], pictures[18] = pictures[6], pictures[15]
+    with (folder / "table.csv").open("w", newline="") as f:
+        writer = csv.writer(f)
+        writer.writerow(("file", "patient_id", "split", "lesion"))
+        for i, picture in enumerate(pictures):
+            Image.fromarray(picture).save(folder / f"scans/{i:02}.png")
+            writer.writerow((f"{i:02}.png", f"p{i // 2:02}", "test", i % 2))
+    return medssl.ingest(
+        folder / "scans", folder / "store", labels=folder / "table.csv", key=tiny.secret(folder / "key")
+    )
+
+
+def test_patients_with_the_same_image_count_once(copies):
+    """In chains, too: 3, 7 and 9 are one. All others stay who they are, and the number of patients that is told stays 12."""
+    store = Store.open(copies)
+    subset = Subset(store, np.arange(len(store)), np.zeros(len(store)), 0, 0)
+    pseudonym = subset.column("patient")
+    assert len(set(pseudonym)) == subset.patients == 12
+    assert len(set(subset.patient)) == 10
+    (one,) = [
+        set(pseudonym[subset.patient == name]) for name in set(subset.patient) if (subset.patient == name).sum() > 2
+    ]
+    assert len(one) == 3
+    alone = ~np.isin(pseudonym, list(one))
+    np.testing.assert_array_equal(subset.patient[alone], pseudonym[alone])
+    assert set(subset.patient[~alone]) == {min(one)}
+
+
+def test_copies_found_later_count_once(copies):
+    store = Store.open(copies)
+    subset = Subset(store, np.arange(len(store)), np.zeros(len(store)), 0, 0)
+    a, b = [
+        np.flatnonzero(subset.patient == name)
+        for name in sorted(set(subset.patient))
+        if (subset.patient == name).sum() == 2
+    ][:2]
+    scan = subset.column("scan")
+    tied = replace(subset, tied=((scan[a[0]], scan[b[1]]), ("another set", scan[0])))
+    assert len(set(tied.patient)) == 9
+    assert set(tied.patient[[*a, *b]]) == {subset.patient[a[0]]}
+    assert len(set(tied.take(np.r_[a[0], b[1]]).patient)) == 1
+
+
+def test_the_leak_check_names_the_copies_within_the_test_set(copies):
+    """Equal images of two patients are tied in the test set that is scored, whatever the store's groups say."""
+    store = Store.open(copies)
+    none, test = (scan_set_from_store(name, store, rows) for name, rows in (("a", []), ("test", np.arange(len(store)))))
+    report = check_leaks(none, none, none, test)
+    patient = dict(zip(store.column("scan"), store.column("patient"), strict=True))
+    assert len(report.repeats) == 2
+    assert all(patient[a] != patient[b] for a, b in report.repeats)
+    assert "their patients count as one in intervals" in report.warnings()[0]

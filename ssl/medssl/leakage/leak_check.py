@@ -59,7 +59,8 @@ class SetOverlap:
         images = f"{self.exact + self.near} of the {self.scans} {self.b} images ({self.near} near-duplicates)"
         if self.a == self.b:
             more = f", and possibly {self.maybe} more" if self.maybe else ""
-            return f"{images} repeat another patient's image in {self.a}{more}"
+            once = "; their patients count as one in intervals" if self.a == "test" and self.certain else ""
+            return f"{images} repeat another patient's image in {self.a}{more}{once}"
         shared = [f"{self.shared_patients} of the {self.patients} {self.b} patients"] if self.shared_patients else []
         if self.exact or self.near:
             shared.append(images)
@@ -72,10 +73,14 @@ class SetOverlap:
 
 @dataclass(frozen=True)
 class LeakReport:
-    """The overlap of each pair of sets, and notes on checks that were not possible."""
+    """The overlap of each pair of sets, and notes on checks that were not possible.
+
+    repeats: (scan, scan) of the last set that certainly show the same image, of two patients.
+    """
 
     pairs: tuple[SetOverlap, ...]
     unchecked: tuple[str, ...]
+    repeats: tuple[tuple[str, str], ...] = ()
 
     def __getitem__(self, names: tuple[str, str]) -> SetOverlap:
         return next(pair for pair in self.pairs if (pair.a, pair.b) == names)
@@ -117,7 +122,8 @@ def check_leaks(
         counts = (len(found.exact), len(found.near), len(found.maybe))
         pairs.append(SetOverlap(a.name, b.name, len(b), len(set(b.patient)), shared, *counts, examples))
     images.save()
-    return LeakReport(tuple(pairs), tuple(_unchecked(pretrained, train, test, images)))
+    repeats = tuple((str(test.scan[i]), str(test.scan[j])) for j, i in [*found.exact.items(), *found.near.items()])
+    return LeakReport(tuple(pairs), tuple(_unchecked(pretrained, train, test, images)), repeats)
 
 
 def _unchecked(pretrained: ScanSet, train: ScanSet, test: ScanSet, images: ImageComparer) -> list[str]:

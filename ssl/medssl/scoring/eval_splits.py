@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,7 +172,8 @@ def load_unlabelled_splits(
 def check_overlap(run: Run, encoder: EncoderConfig, splits: EvalSplits, allow_overlap: bool) -> list[str]:
     """Refuse a test set that pretraining, training or validation has seen, and return warnings about the data.
 
-    Shared patients, equal images and near-duplicates are detected (`medssl.leakage.leak_check`). The pixels of the pretraining
+    Shared patients, equal images and near-duplicates are detected (`medssl.leakage.leak_check`); those within the test set make
+    their patients count as one. The pixels of the pretraining
     scans are compared only if their store still exists. A patient in both training and test is always refused.
     """
     train, test = splits.train, splits.test
@@ -185,6 +186,7 @@ def check_overlap(run: Run, encoder: EncoderConfig, splits: EvalSplits, allow_ov
     report = check_leaks(before, home, val, away, cache=test.store.path / "cache" / "alike.npz")
     certain = [pair.a for pair in report.pairs if pair.b == "test" and pair.a != "test" and pair.certain]
     splits.overlap = certain or ([before.name] if report.refusal else [])
+    splits.test = replace(test, tied=report.repeats)
     if report.refusal and not allow_overlap:
         raise UserError(
             f"{report.refusal}: scores would be too high. Test on other patients, or mark every number: allow_overlap=true"

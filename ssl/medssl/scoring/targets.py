@@ -7,6 +7,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from medssl.errors import UserError, nearest
 from medssl.evals.task_types.base import TaskType
@@ -73,6 +75,7 @@ class Subset:
     Attributes:
         rows: (N,) rows of the store. y: (N, …) targets as metrics take them.
         missing: number of scans of the split without a target. unknown: number excluded because their class is not in training.
+        tied: pairs of scans, by pseudonym, that were found to show the same image of two patients.
     """
 
     store: Store
@@ -80,6 +83,7 @@ class Subset:
     y: np.ndarray
     missing: int
     unknown: int
+    tied: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, target: Target, store: Store, rows: np.ndarray) -> "Subset":
@@ -98,13 +102,24 @@ class Subset:
 
     @cached_property
     def patient(self) -> np.ndarray:
-        """Pseudonyms (N,) of the patients."""
-        return self.column("patient")
+        """Who (N,) each scan is of, as intervals and folds count patients.
+
+        A patient's pseudonym; patients whose images are equal or near-duplicates, of one group in the store or `tied`, are one,
+        with the smallest of their pseudonyms.
+        """
+        ids, at = np.unique(self.column("patient"), return_inverse=True)
+        first, group = np.unique(self.column("group"), return_index=True, return_inverse=True)[1:]
+        scan = {name: i for i, name in enumerate(self.column("scan").tolist())}
+        pairs = [(scan[a], scan[b]) for a, b in self.tied if a in scan and b in scan]
+        one, other = np.vstack([np.c_[first[group], np.arange(len(at))], np.array(pairs, np.int64).reshape(-1, 2)]).T
+        links = coo_array((np.ones(len(one)), (at[one], at[other])), shape=(len(ids), len(ids)))
+        whole = connected_components(links, directed=False)[1]
+        return ids[np.unique(whole, return_index=True)[1][whole[at]]]
 
     @property
     def patients(self) -> int:
-        """The number of patients."""
-        return len(set(self.patient))
+        """The number of patients, by pseudonym."""
+        return len(set(self.column("patient")))
 
     def described(self) -> str:
         """Return the number of scans and patients, with a digest of the scans, their pixels, windows and targets."""
@@ -117,7 +132,7 @@ class Subset:
 
     def take(self, at: np.ndarray) -> "Subset":
         """Return the scans at positions `at`, or where the mask `at` is true."""
-        return Subset(self.store, self.rows[at], self.y[at], self.missing, self.unknown)
+        return Subset(self.store, self.rows[at], self.y[at], self.missing, self.unknown, self.tied)
 
 
 def values(store: Store, name: str) -> np.ndarray:
