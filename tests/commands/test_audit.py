@@ -91,7 +91,9 @@ def test_only_the_planted_view_is_found_by_default(found):
 def test_what_the_audit_measured_is_what_was_planted(found):
     view = of(found, "view")
     assert view["values"] == ["AP", "PA"]
-    assert view["predicted"]["simclr cnn"]["AUROC"]["low"] > 0.9
+    assert (
+        view["predicted"]["simclr cnn"]["AUROC"]["low"] > 0.87
+    )  # all patients agree: .025^(1 / patients of the rarer view)
     assert view["alone"]["low"] <= 0.875 <= view["alone"]["high"]  # (1 + 3/4) / 2
     assert view["association_train"]["low"] <= 0.75 <= view["association_train"]["high"]
     assert view["association_test"]["low"] <= 0.75 <= view["association_test"]["high"]
@@ -133,7 +135,9 @@ def test_the_printed_tables_hold_no_bare_number(made):
     lines = [line for line in printed.splitlines() if re.match(r"(view|age) .*\d\.\d{3}", line)]
     assert len(lines) == 3
     for line in lines:
-        assert len(re.findall(r"-?\d\.\d{3} \[", line)) * 3 == len(re.findall(r"-?\d\.\d{3}", line))
+        without = line.count("[no interval]")  # a score of 1 within each label, on which all patients agree
+        held = len(re.findall(r"-?\d\.\d{3} \[", line))
+        assert (held - without) * 3 + without == len(re.findall(r"-?\d\.\d{3}", line))
 
 
 def test_the_file_holds_every_score_and_no_names(made, found):
@@ -155,7 +159,7 @@ def test_the_file_holds_every_score_and_no_names(made, found):
 
     every = [s for fact in table["metadata"] for s in scores(fact)]
     assert len(every) == 4 * 16 + 3  # of age R2 of three encoders too
-    assert all(s.low <= s.high for s in every)
+    assert all(s.low <= s.value <= s.high or (s.value == 1 and "all patients agree" in s.how) for s in every)
 
 
 def test_the_section_of_a_report(made, found):

@@ -114,7 +114,7 @@ def compute_scores(
         splits: the target and its scans.
         rows: predictions; those of RUN come first.
         name: the run's name in tables.
-        seed: seed of the bootstrap.
+        seed: seed of resamples of patients.
         asked: settings of the command that change its predictions; tables are compared only if these are the same.
         test: the scans predicted, if not all of `splits.test`.
         task: the type of the predictions, if not the target's: `per_case` for one number per scan.

@@ -25,8 +25,8 @@ def compare(
 ) -> Result:
     """Compare runs on the test patients that all of them were scored on.
 
-    Runs that differ only in their seed are one model. Models are compared in pairs by a paired bootstrap over patients,
-    seeds and draws of labels; the p values of all pairs on all targets are one family (Holm, 1979).
+    Runs that differ only in their seed are one model. Models are compared in pairs, without each patient in turn and
+    with Student's t for patients, seeds and draws of labels; the p values of all pairs on all targets are one family (Holm, 1979).
 
     Args:
         runs: run folders, or folders of them, with predictions of medssl probe, knn, retrieve, finetune, segment, …
@@ -34,7 +34,7 @@ def compare(
         metric: the name of a metric; None is the first of the task.
         baselines: rows of the runs' own tables to include, such as "k-means patch bank".
         out: a .json file for the result. A diagram of mean ranks is written next to it if there are enough targets.
-        seed: seed of the bootstrap.
+        seed: seed of resamples of patients.
 
     A model whose pretraining or training overlaps with the test set is marked (!) wherever it stands.
 

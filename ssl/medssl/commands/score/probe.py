@@ -32,7 +32,7 @@ def probe(
     """Score the frozen encoder of a run by a linear probe; adds the table to RUN/scores.json and returns it.
 
     The probe is fitted on the store's training patients, validation patients choose its penalty, and it is scored on test
-    patients. Intervals are 95 % bootstrap intervals over patients, and over draws where labels are drawn. "Δ vs run" is
+    patients. Intervals are 95 % intervals over patients, and over draws where labels are drawn. "Δ vs run" is
     the paired difference of the first metric to the run's row. Below the table are the operating point and calibration of
     the run, and its scores in subgroups (`medssl.scoring.clinical`).
 

@@ -37,7 +37,7 @@ def transfer(
     """Fit a probe at one hospital and score it on its held-out patients and on all patients of other hospitals.
 
     Returns one table per hospital and adds them to RUN/scores.json. "transfer gap" is the score at home minus the score
-    away, with an interval from two independent bootstraps over patients; "Δ vs run" is paired, on the same patients.
+    away, with an interval from those of the two scores; "Δ vs run" is paired, on the same patients.
     Below each table are the scores of the run's own row in subgroups of the other hospital: within a confounder, a score
     that depends on it is lower.
 

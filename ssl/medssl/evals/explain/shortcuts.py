@@ -125,7 +125,9 @@ def _metric(task: str, field: ArrayLike, name: str, g: Columns, change: bool) ->
     def many(y: NDArray[Any], p: Floats, w: Floats) -> Floats:
         return kind.mean_over_classes(f, y, p, w, codes)
 
-    return Metric(f"{main.name} {name}" + ", change" * change, many, main.check)
+    if change:
+        return Metric(f"{main.name} {name}, change", many, main.check)
+    return Metric(f"{main.name} {name}", many, main.check, parts=main.parts, exact=False)
 
 
 def _within(positive: NDArray[np.bool_], s: Floats, w: Floats, field: Codes) -> Floats:

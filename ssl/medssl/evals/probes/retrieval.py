@@ -21,7 +21,7 @@ BLOCK = 1 << 22  # float64 similarities held at once: 32 MB, and a few times as 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Results for each query with relevant scans, to be averaged with a bootstrap over patients.
+    """Results for each query with relevant scans, to be averaged with an interval over patients.
 
     Attributes:
         rows: (Q,) int64, the queries.

@@ -63,7 +63,7 @@ class Sample:
         smooth = [c[0][0].bias is not None or all(m.parts(y, p) for m, y, p in c) for c in sets]
         left = iter(self._left_out([c for c, yes in zip(sets, smooth, strict=True) if yes]))
         flat = [case for c, yes in zip(sets, smooth, strict=True) if not yes for case in c]
-        drawn = iter(replicates(flat, self.at, self.n, self.seed) if flat else [])
+        drawn = iter(replicates(flat, self.at, self.n, self.seed) if flat else np.empty((0, 0)))
         return [
             self._jackknifed(c, next(left)) if yes else self._resampled(c, np.array([next(drawn) for _ in c]))
             for c, yes in zip(sets, smooth, strict=True)
@@ -169,9 +169,9 @@ class Sample:
         # all patients show this difference, so a share of them does, and the others differ by 1 the other way at worst
         k = min(rarest(case, self.at) for case in (a[0], b[0]))
         share, size = exact_bound([k], self.level), abs(value)
-        ends = sorted(np.sign(value) * (share * size + np.array([share - 1, 1 - share])))
+        low, high = sorted(np.sign(value) * (share * size + np.array([share - 1, 1 - share])))
         how = f"exact {100 * self.level:g} % bound from {self._named(k, a[0])}, all of whom agree"
-        return Difference(self._score(value, *ends, how), min(1.0, 2 * (1 + size) ** -float(k)), 0.0)
+        return Difference(self._score(value, low, high, how), min(1.0, 2 * (1 + size) ** -float(k)), 0.0)
 
     def _shape(self, cells: int) -> tuple[int, int]:
         """Return the numbers of seeds and of draws."""
