@@ -25,8 +25,8 @@ def compare(
 ) -> Result:
     """Compare runs on the test patients that all of them were scored on.
 
-    Runs that differ only in their seed are one model. Models are compared in pairs, without each patient in turn and
-    with Student's t for patients, seeds and draws of labels; the p values of all pairs on all targets are one family (Holm, 1979).
+    Runs that differ only in their seed are one model. Models are compared in pairs, without each patient in turn and with
+    Student's t for patients, seeds and draws of labels; the p values of all pairs on all targets are one family (Holm, 1979).
 
     Args:
         runs: run folders, or folders of them, with predictions of medssl probe, knn, retrieve, finetune, segment, …
