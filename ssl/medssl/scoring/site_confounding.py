@@ -7,7 +7,8 @@ import numpy as np
 from medssl.errors import UserError
 from medssl.evals.explain.association import association
 from medssl.evals.metrics.metrics import AUROC, MACRO_AUROC, Metric
-from medssl.evals.stats.bootstrap import FEW, score
+from medssl.evals.stats.bootstrap import score
+from medssl.evals.stats.resampling import FEW
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.subgroups import UNKNOWN
 from medssl.scoring.acquisition_metadata import CATEGORICAL, CONTINUOUS, OTHERS, words
