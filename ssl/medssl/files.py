@@ -52,6 +52,10 @@ def atomic(path: Path) -> Iterator[Path]:
             part.unlink()
 
 
+# Not writable, not what it should be, or a mount point, which can be filled but not replaced.
+REFUSED = {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EBUSY, errno.EXDEV}
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn the OSError of a full or read-only disk into a UserError that names the file."""
@@ -59,7 +63,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as e:
         full = e.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-        if full or e.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}:
+        if full or e.errno in REFUSED:
             remedy = "free some space and run the same command again" if full else "choose another place"
             raise UserError(f"cannot write {path}: {e.strerror}; {remedy}") from e
         raise

@@ -1,5 +1,6 @@
 """A store behind a link stays one store: no second one beside the link, and a withdrawn scan is gone from the other disk."""
 
+import errno
 import os
 import shutil
 
@@ -11,7 +12,7 @@ from medssl.commands.data.ingest import ingest
 from medssl.commands.data.release import release
 from medssl.commands.data.shard import shard
 from medssl.errors import UserError
-from medssl.files import write_text
+from medssl.files import disk_errors, write_text
 from medssl.ingestion.writer import StoreWriter
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan
@@ -143,3 +144,9 @@ def test_a_written_file_replaces_what_a_link_leads_to(tmp_path):
     assert (tmp_path / "old").read_text() == "new"
     assert (tmp_path / "link").is_symlink()
     assert names(tmp_path) == ["link", "old"]
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EXDEV])
+def test_a_mount_point_that_cannot_be_replaced_is_named(tmp_path, number):
+    with pytest.raises(UserError, match=f"cannot write {tmp_path}: .*; choose another place"), disk_errors(tmp_path):
+        raise OSError(number, os.strerror(number))

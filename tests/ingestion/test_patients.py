@@ -175,7 +175,10 @@ def test_strict_patients_from_the_command_line(tmp_path, key, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["ingest", *args])
     assert stop.value.code != 0
-    assert "2 of 2 scans name no patient, so each would count as one; give patient=PATTERN" in capsys.readouterr().err
+    assert (
+        "2 of 2 scans name no patient, so each file or study would count as one; give patient=PATTERN"
+        in capsys.readouterr().err
+    )
 
 
 SPELLINGS = [

@@ -48,9 +48,9 @@ def warnings(about: Mapping[str, Any]) -> list[str]:
     lines = []
     if about["pattern"]:
         lines.append(
-            f"{about['unnamed']} scans name no patient, so each counts as one in splits and intervals, but the names of their "
-            f"files repeat: {_proposal(about)}. If that part of a name is the patient, ingest again with it; "
-            "strict_patients=true refuses scans without a patient"
+            f"{about['unnamed']} scans name no patient, so each file (in DICOM, each study) counts as one in splits and "
+            f"intervals, but the names of the files repeat: {_proposal(about)}. If that part of a name is the patient, ingest "
+            "again with it; strict_patients=true refuses scans without a patient"
         )
     if about["spellings"]:
         lines.append(
@@ -67,8 +67,9 @@ def require_patients(about: Mapping[str, Any]) -> None:
     if about["unnamed"]:
         proposal = f"; {_proposal(about)}" if about["pattern"] else ""
         raise UserError(
-            f"strict_patients=true: {about['unnamed']} of {about['scans']} scans name no patient, so each would count as "
-            f"one{proposal}; give patient=PATTERN, or labels=TABLE.csv with a column patient, or leave strict_patients out"
+            f"strict_patients=true: {about['unnamed']} of {about['scans']} scans name no patient, so each file or study would "
+            f"count as one{proposal}; give patient=PATTERN, or labels=TABLE.csv with a column patient, or leave "
+            "strict_patients out"
         )
 
 

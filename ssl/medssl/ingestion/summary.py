@@ -32,7 +32,7 @@ def summary(store: Store, report: list[str], key: Path, changed: str | None = No
     info, counts = store.info, store.info["counts"]
     splits = (f"{s} {counts['scans_by_split'][s]} ({counts['patients_by_split'][s]} patients)" for s in SPLITS)
     unknown = int((~store.column("patient_known")).sum())
-    alone = f" ({unknown} scans have no patient id: each counts as a patient)" if unknown else ""
+    alone = f" ({unknown} scans name no patient: each file or study counts as one)" if unknown else ""
     codes = ", ".join(f"{code} {n}" for code, n in counts["rejected"].items())
     rejected = f": {codes} (medssl rejects store={store.path})" if codes else ""
     size = sum(f.stat().st_size for f in store.path.rglob("*") if f.is_file())
