@@ -104,6 +104,7 @@ def picture(kind):
         (header(b"II+\0\x08\0\0\0"), "a BigTIFF image", "in tiles"),
         (header(b"%PDF-1.7"), "a PDF document", "export the images"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_formats_that_are_not_read_are_named_with_what_to_do(data, what, advice):
     with pytest.raises(Unreadable) as why:

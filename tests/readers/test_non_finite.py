@@ -116,6 +116,13 @@ def test_the_background_becomes_the_smallest_finite_value(value):
     assert (filled[0][small_ball()] == image[0][~small_ball()].min()).all()
 
 
+def test_the_background_of_a_label_map_becomes_zero():
+    labels = np.where(distance(40, 40) < 0.4, 2.0, 1.0).astype(np.float32)[None]
+    labels[0, distance(40, 40) > 0.9] = np.nan
+    filled, _ = lossless(labels)
+    np.testing.assert_array_equal(filled, np.nan_to_num(labels, nan=0))
+
+
 def test_channels_are_checked_one_by_one():
     disc = BACKGROUNDS["disc"]
     assert check_non_finite(np.stack([disc, np.zeros_like(disc), disc])) == FILLED

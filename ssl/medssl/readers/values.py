@@ -23,7 +23,7 @@ LABEL_WORDS = frozenset(
 def lossless(array: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Return the array as uint8, int16, uint16 or float32, and the processing steps.
 
-    Values that are not finite become the smallest finite one. 64-bit floating point is rounded to 32 bits.
+    Values that are not finite become the smallest finite one, in label maps 0. 64-bit floating point is rounded to 32 bits.
 
     array: (C, *S).
 
@@ -48,7 +48,10 @@ def _floating(array: np.ndarray) -> tuple[np.ndarray, list[str]]:
     good = np.isfinite(array)
     steps = [*check_non_finite(~good)]
     if steps:
-        array = np.where(good, array, array.min(where=good, initial=np.inf))
+        lowest = array.min(where=good, initial=np.inf)
+        array = np.where(good, array, lowest)
+        if lowest > 0 and few_integers(array, FEW):  # a label map, whose lowest value is a class and not the background
+            array[~good] = 0
     if max(-float(array.min()), float(array.max())) > LARGEST:
         raise Unreadable("UNSUPPORTED_PIXELS", f"values beyond {LARGEST:g}")
     if array.dtype.itemsize > 4:
