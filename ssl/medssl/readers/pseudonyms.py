@@ -7,6 +7,7 @@ import re
 import secrets
 import stat
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
 
 from medssl.errors import UserError
@@ -63,6 +64,7 @@ class Pseudonyms:
         return hmac.digest(self._key, message, "sha256")
 
 
+@lru_cache(1 << 12)
 def simplified(number: str | bytes) -> str:
     """Return an id without what spellings of one number differ in, to count patients who may be the same.
 

@@ -119,9 +119,9 @@ def _uih_count(header: Header) -> int:
 
 def _tag(header: Header, group: int, creator: bytes, element: int) -> int:
     """Return the tag of a private element in the block reserved by its creator (PS3.5 section 7.8.1), 0 if there is none."""
-    for block in range(0x10, 0x100):
-        if header.raw(group << 16 | block) == creator:
-            return group << 16 | block << 8 | element
+    for tag in header.elements:  # asked of every slice: a look at what is there, not at all 240 places
+        if tag >> 8 == group << 8 and tag & 0xFF >= 0x10 and header.raw(tag) == creator:
+            return group << 16 | (tag & 0xFF) << 8 | element
     return 0
 
 

@@ -12,17 +12,18 @@ BURNED_IN |= frozenset("CD CF DD DF DS DSA EC ECHO VF".split())  # noqa: SIM905
 # Modalities in which colour means a screenshot or an overlay.
 GREY = frozenset("CT MR PT NM CR DX MG RG IO PX".split())  # noqa: SIM905
 # SOP classes that usually have text in the image, whatever the modality says: each with all classes below it (PS3.6 table A-1).
+# They end in a dot, so that 1.77 is not below 1.7.
 STORAGE = "1.2.840.10008.5.1.4.1.1."
 TEXT_CLASSES = (
-    *(f"{STORAGE}{n}" for n in (3, 6)),  # ultrasound, its volumes, photoacoustic
-    f"{STORAGE}7",  # secondary capture
-    f"{STORAGE}12",  # angiography and fluoroscopy
-    f"{STORAGE}13.1.1",  # angiography in 3D
-    f"{STORAGE}14",  # optical coherence tomography of vessels
-    *(f"1.2.840.10008.5.1.1.{n}" for n in (27, 29, 30)),  # printed films
+    *(f"{STORAGE}{n}." for n in (3, 6)),  # ultrasound, its volumes, photoacoustic
+    f"{STORAGE}7.",  # secondary capture
+    f"{STORAGE}12.",  # angiography and fluoroscopy
+    f"{STORAGE}13.1.1.",  # angiography in 3D
+    f"{STORAGE}14.",  # optical coherence tomography of vessels
+    *(f"1.2.840.10008.5.1.1.{n}." for n in (27, 29, 30)),  # printed films
 )
-SLIDE_CLASSES = tuple(f"{STORAGE}77.1.{n}" for n in (2, 3, 6))  # microscopy
-WHOLE_SLIDE = f"{STORAGE}77.1.6"
+SLIDE_CLASSES = tuple(f"{STORAGE}77.1.{n}." for n in (2, 3, 6))  # microscopy
+WHOLE_SLIDE = f"{STORAGE}77.1.6."
 # Image Type of slides (PS3.3 C.8.12.4.1.1): pictures of the label, or of the slide with its label, against those of tissue.
 SLIDE_LABEL, SLIDE_TISSUE = {"LABEL", "OVERVIEW"}, {"VOLUME", "THUMBNAIL"}
 # Conversion types: video, digitized film, document scanners, workstations, drawings (PS3.3 C.8.6.1).
@@ -38,17 +39,17 @@ def quarantine_reason(header: Header, modality: str) -> str:
 
     modality: of the image, from a list of known ones; "" if unknown.
     """
-    kind, sop, stated = image_type(header), header.word("SOPClassUID"), header.word("Modality")
+    kind, sop, stated = image_type(header), header.word("SOPClassUID") + ".", header.word("Modality")
     in_colour = header.word("PhotometricInterpretation") not in MONOCHROME
     risky = (
         not modality
         or not {modality, stated}.isdisjoint(BURNED_IN)
-        or any(_is_below(sop, text) for text in TEXT_CLASSES)
+        or sop.startswith(TEXT_CLASSES)
         or _shows_slide_label(header, {modality, stated}, kind, sop)
         or header.word("BurnedInAnnotation") == "YES"
         or header.word("ConversionType") in CAPTURED
         or any("SAVE" in w or "SCREEN" in w or "CAPTURE" in w for w in kind)
-        or (in_colour and (modality in GREY or not sop))
+        or (in_colour and (modality in GREY or sop == "."))
     )
     if risky:
         return "burned-in risk"
@@ -58,16 +59,11 @@ def quarantine_reason(header: Header, modality: str) -> str:
     return ""
 
 
-def _is_below(uid: str, root: str) -> bool:
-    """Return whether a UID is `root` or lies below it: 1.77 is not below 1.7."""
-    return uid == root or uid.startswith(f"{root}.")
-
-
 def _shows_slide_label(header: Header, modality: set[str], kind: tuple[str, ...], sop: str) -> bool:
     """Return whether the label of a slide, with the patient's name or number, is or may be in the image."""
     if header.word("SpecimenLabelInImage") == "YES":
         return True
-    if _is_below(sop, WHOLE_SLIDE) and SLIDE_TISSUE.isdisjoint(kind):
+    if sop.startswith(WHOLE_SLIDE) and SLIDE_TISSUE.isdisjoint(kind):
         return True  # it does not say what it shows
-    slide = not modality.isdisjoint({"SM", "GM"}) or any(_is_below(sop, root) for root in SLIDE_CLASSES)
+    slide = not modality.isdisjoint({"SM", "GM"}) or sop.startswith(SLIDE_CLASSES)
     return slide and not SLIDE_LABEL.isdisjoint(kind)
