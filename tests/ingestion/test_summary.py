@@ -1,11 +1,11 @@
-"""The summary of an ingest says which scans have no intensity window of their own, and what to do about it."""
+"""The summary of an ingest says which scans have no intensity window or are single slices, and what to do about it."""
 
 import nibabel
 import numpy as np
 import pytest
 
 from medssl import ingest
-from medssl.ingestion.summary import without_window
+from medssl.ingestion.summary import single_slices, without_window
 from medssl.ingestion.writer import StoreWriter
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan
@@ -76,3 +76,25 @@ def test_the_remedy_works(tmp_path):
     second = ingest(source, tmp_path / "s", key=key, workers=1, intensity="mr", overwrite=True)
     assert "of unknown modality are shown" not in second.summary
     assert second.column("low")[0] == pytest.approx(np.percentile(image[3:], 0.5), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("modality", "kind", "count", "metadata", "held", "told"),
+    [
+        ("MR", "grey", 4, {"sop_class": "1"}, "", True),
+        ("CT", "grey", 9, {"sop_class": "1"}, "", True),
+        ("MR", "grey", 3, {"sop_class": "1"}, "", False),  # a localizer
+        ("CT", "grey", 9, {"sop_class": "1"}, "localizer", False),
+        ("CT", "volume", 9, {"sop_class": "1"}, "", False),
+        ("DX", "grey", 9, {"sop_class": "1"}, "", False),
+        ("CT", "grey", 9, {}, "", False),  # PNG files with a JSON file that says so
+    ],
+)
+def test_single_slices_are_counted(tmp_path, modality, kind, count, metadata, held, told):
+    with StoreWriter(tmp_path / "s", Pseudonyms(bytes(32)), "auto") as writer:
+        for i in range(count):
+            array = np.random.default_rng(i).integers(0, 4000, SHAPES[kind]).astype(np.int16)
+            writer.add(Scan(array, f"s{i}", f"p{i}", modality=modality, metadata=metadata, quarantined=held), f"{i}")
+        store = Store.open(writer.finish().path, quarantined=True)
+    assert single_slices(store).startswith(f"{count} images of CT, MR or PET are single slices") == told
+    assert told or single_slices(store) == ""

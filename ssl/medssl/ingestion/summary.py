@@ -8,6 +8,8 @@ import pyarrow.compute as pc
 
 from medssl.ingestion.mask_pairing import LABEL_MAP
 from medssl.ingestion.patients import warnings
+from medssl.readers.dicom.separations import MIN_SLICES
+from medssl.readers.dicom.slices import STACKED
 from medssl.store.intensity_windows import resolve_intensity
 from medssl.store.manifest_columns import MASK
 from medssl.store.splits import SPLITS, empty_split_warning
@@ -62,11 +64,28 @@ def summary(store: Store, report: list[str], key: Path, changed: str | None = No
         )
         lines.append(("duplicates", text))
     empty = empty_split_warning(store.column("split"), counts["patients"])
-    for warning in (empty, info["grouping"]["warning"], *warnings(info["uncertain_patients"])):
+    for warning in (empty, info["grouping"]["warning"], *warnings(info["uncertain_patients"]), single_slices(store)):
         if warning:
             lines.append(("warning", warning))
     lines += [("key", f"{key} (id {info['key_id']})"), ("fingerprint", info["fingerprint"])]
     return "\n".join(f"{name:<13}{text}" for name, text in lines)
+
+
+def single_slices(store: Store) -> str:
+    """Return a warning if DICOM images of CT, MR or PET are single slices, as localizers are, but also fallen stacks."""
+    if "fact:sop_class" not in store.table.column_names:
+        return ""
+    columns = (store.column(name) for name in ("modality", "shape", "fact:sop_class", "held"))
+    n = sum(
+        modality in STACKED - {""} and len(shape) == 3 and sop is not None and held != "localizer"
+        for modality, shape, sop, held in zip(*columns, strict=True)
+    )
+    if n < MIN_SLICES:
+        return ""
+    return (
+        f"{n} images of CT, MR or PET are single slices: at fewer than {MIN_SLICES} positions of a series, or without a "
+        "position in the header; if they should be volumes, export them again with Image Position and Orientation (Patient)"
+    )
 
 
 def without_window(store: Store) -> list[str]:

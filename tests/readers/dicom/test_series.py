@@ -124,6 +124,15 @@ def test_positions_rounded_to_a_tenth_of_a_millimetre_are_one_volume():
     assert len(result.stacks) == 1
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.01, 0.004, 0.0005])
+def test_a_volume_of_any_size(scale):
+    """Micrometres as well as millimetres: what is the same position depends on the size of the pixels."""
+    slices = [replace(s, spacing=(scale, 2 * scale)) for s in flat([scale * z for z in range(12) for _ in range(2)])]
+    result = plan(slices, unlike)
+    assert files(result.stacks) == [[f"f{2 * z + t}" for z in range(12)] for t in range(2)]
+    assert voxel_spacing(stack_affine(result.stacks[0])[0]) == pytest.approx((scale, scale, 2 * scale))
+
+
 def test_positions_of_repeats_may_differ_in_their_last_digit():
     heights = [0, 3, 6, 9, 0.004, 3.001, 5.998, 9.0]
     result = plan(flat(heights, [(float(t), 1.0, 1.0) for t in range(2) for _ in range(4)]), never)

@@ -8,13 +8,15 @@ from medssl.readers.dicom.stack_geometry import TOLERANCE, height
 from medssl.readers.scan import Slice
 
 SAME = 0.01  # mm; closer positions are the same
+PIXEL = 0.05  # of the distance between pixels; the same for images of a few micrometres
 
 
 def positions(ordered: list[Slice]) -> list[list[Slice]]:
     """Group sorted slices by position along the normal."""
     at: list[list[Slice]] = []
+    limit = min(SAME, PIXEL * min(ordered[0].spacing)) if ordered else SAME
     for s in ordered:
-        if at and height(s) - height(at[-1][0]) < SAME:
+        if at and height(s) - height(at[-1][0]) < limit:
             at[-1].append(s)
         else:
             at.append([s])

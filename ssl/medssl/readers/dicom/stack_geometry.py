@@ -7,6 +7,7 @@ import numpy as np
 from medssl.readers.scan import Slice, Unreadable
 
 TOLERANCE = 0.1  # mm between the place of a slice in a volume and the position in its header
+FLAT = 1e-6  # volume of a voxel against that of a box with its edges, up to which the axes span no volume
 EXTENT = 500.0  # mm; rotations of a slice are measured by the displacement at this distance
 
 
@@ -73,7 +74,8 @@ def stack_affine(stack: list[Slice]) -> tuple[np.ndarray, float]:
     lps[:3, 2] = row * stack[0].spacing[1]
     lps[:3, 3] = first
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+    axes = affine[:3, :3]
+    if not np.isfinite(affine).all() or abs(np.linalg.det(axes)) <= FLAT * np.linalg.norm(axes, axis=0).prod():
         raise Unreadable("BAD_GEOMETRY", "orientation, spacing and positions do not span a volume")
     cosine = abs(float(normal @ step)) / float(np.linalg.norm(step))
     return affine, float(np.degrees(np.arccos(min(1.0, cosine))))
