@@ -8,17 +8,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+import medssl as medssl_package
 import tiny
 from conftest import ROOT
 from medssl import catalog
 from medssl.cli.main import main
-from medssl.cli.run import compose_config, literal
+from medssl.cli.run import compose_config, literal, typed
 from medssl.cli.run import run as run_command
 
 ENV = {"PYTHONPATH": "ssl", "PATH": os.environ["PATH"], "CI": "true", "OMP_NUM_THREADS": "1"}
@@ -400,3 +402,20 @@ def test_a_timm_encoder_of_the_demo_is_passed_on(monkeypatch):
     monkeypatch.setattr("medssl.cli.run.call", lambda command, cfg, *_: given.update(cfg))
     run_command("demo", ["encoder=resnet18"])
     assert given["encoder"] == "resnet18"
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value", "taken"),
+    [
+        ("probe", "positive", ["pneumonia", 1], ["pneumonia", "1"]),
+        ("probe", "unknown", [-1], ["-1"]),
+        ("survive", "positive", [1], ["1"]),
+        ("probe", "positive", 1, "1"),
+        ("probe", "label_budgets", [50, "all"], [50, "all"]),
+        ("ingest", "missing", ["NR", 9], ["NR", "9"]),
+        ("ingest", "missing", False, False),
+        ("ingest", "missing", [], []),
+    ],
+)
+def test_a_list_of_values_is_taken(command, key, value, taken):
+    assert typed(key, value, get_type_hints(getattr(medssl_package, command))[key]) == taken

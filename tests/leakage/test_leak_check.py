@@ -101,6 +101,19 @@ def test_patients_and_exact_copies_are_counted_as_by_hand(rows):
     assert bool(report.refusal) == any(report[name, "test"] for name in names[:3])
 
 
+def test_only_patients_with_a_name_are_compared():
+    """Two hospitals may both have a 1.png, and its file name stands for a patient without a name."""
+    test = dataclasses.replace(bare("test", "abcd", "wxyz"), patient_known=np.array([True, True, False, False]))
+    train = dataclasses.replace(bare("training", "abcd", "stuv"), patient_known=np.array([True, False, True, False]))
+    report = check_leaks(empty("pretraining"), train, empty("validation"), test)
+    assert report["training", "test"].shared_patients == 1
+    unnamed = dataclasses.replace(train, patient_known=np.zeros(4, bool))
+    report = check_leaks(unnamed, unnamed, empty("validation"), test)
+    assert not report.refusal
+    assert report["training", "test"].shared_patients == 0
+    assert any("2 of 4 test scans have no patient id" in line for line in report.warnings())
+
+
 def test_exact_copies_need_no_pixels_and_blank_images_are_copies_of_nothing():
     def image(_):
         raise AssertionError

@@ -2,8 +2,10 @@
 
 import csv
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -11,7 +13,7 @@ import medssl
 import tiny
 from medssl.errors import UserError
 from medssl.leakage.leak_check import check_leaks, scan_set_from_store
-from medssl.scoring.targets import Subset, resolve_target, values
+from medssl.scoring.targets import Subset, resolve_target, value_notes, values
 from medssl.store.store import Store
 
 FINDINGS = ["none", "fluid", "fluid|nodule", "nodule"]
@@ -199,3 +201,139 @@ def test_the_leak_check_names_the_copies_within_the_test_set(copies):
     assert len(report.repeats) == 2
     assert all(patient[a] != patient[b] for a, b in report.repeats)
     assert "their patients count as one in intervals" in report.warnings()[0]
+
+
+# values that are written in other ways
+
+
+def hospital(name, **labels):
+    """Return a store, without its pixels, with one scan of one patient for each value."""
+    n = len(next(iter(labels.values())))
+    columns = {"scan": [f"{name}{i}" for i in range(n)], "patient": [f"P{i}" for i in range(n)]}
+    columns |= {"held": [""] * n, "file": [""] * n, "offset": [0] * n, "length": [0] * n, "shape": [[1, 2, 2]] * n}
+    columns |= {"dtype": ["uint8"] * n, "patient_known": [i % 2 == 0 for i in range(n)], "split": ["train"] * n}
+    columns |= {"group": columns["patient"]}
+    table = pa.table(columns | {f"label:{k}": pa.array(v, pa.string()) for k, v in labels.items()})
+    return Store(Path(name), {"fingerprint": name, "key_id": "k"}, table)
+
+
+def both(home, away, columns, **options):
+    """Return the target from the first store, its scans, and those of the second."""
+    target = resolve_target(home, home.rows(), columns, **options)
+    return target, Subset.of(target, home, home.rows()), Subset.of(target, away, away.rows())
+
+
+@pytest.mark.parametrize(
+    "away",
+    [["0", "1", "1"], ["0.0", "1.0", "1.0"], ["false", "true", "True"], ["0", "１", "1\u00a0"], ["00", "01", "1e0"]],
+)
+@pytest.mark.parametrize(
+    "home", [["0", "1", "0"], ["0.0", "1.0", "0.0"], ["False", "True", "False"], ["0", "1", "0.0"]]
+)
+@pytest.mark.parametrize("options", [{}, {"positive": "1"}, {"positive": ["1.0"]}, {"positive": ["true"]}])
+def test_numbers_are_compared_as_numbers(home, away, options):
+    _, ours, theirs = both(hospital("home", y=home), hospital("away", y=away), "y", **options)
+    assert ours.y.tolist() == [0, 1, 0]
+    assert theirs.y.tolist() == [0, 1, 1]
+    assert (theirs.missing, theirs.unknown) == (0, 0)
+
+
+def test_words_are_compared_without_case_width_and_spaces():
+    home, away = (
+        hospital("home", y=["Normal", "폐렴", "Normal"]),
+        hospital("away", y=["normal ", "폐렴", "ＮＯＲＭＡＬ"]),
+    )
+    target, ours, theirs = both(home, away, "y")
+    assert target.names == ("Normal", "폐렴")
+    assert ours.y.tolist() == [0, 1, 0]
+    assert theirs.y.tolist() == [0, 1, 0]
+    _, _, theirs = both(home, away, "y", positive="NORMAL")
+    assert theirs.y.tolist() == [1, 0, 1]
+
+
+def test_levels_findings_and_events_are_compared_as_numbers_too():
+    home = hospital("home", y=["0", "1", "2"], f=["Mass", "Mass|Nodule", "x"], t=["1", "2", "3"], e=["0", "1", "1"])
+    away = hospital(
+        "away",
+        y=["2.0", "0.0", "1.0"],
+        f=["mass|nodule", "x", "NODULE"],
+        t=["1.5", "2.0", "3"],
+        e=["1.0", "false", "0"],
+    )
+    _, _, theirs = both(home, away, "y", task="ordinal")
+    assert theirs.y.tolist() == [2, 0, 1]
+    target, _, theirs = both(home, away, "f")
+    assert target.names == ("Mass", "Nodule", "x")
+    assert theirs.y.tolist() == [[1, 1, 0], [0, 0, 1], [0, 1, 0]]
+    for positive in (None, ["1"]):
+        _, _, theirs = both(home, away, ["t", "e"], task="survival", positive=positive)
+        assert theirs.y.tolist() == [[1.5, 1], [2, 0], [3, 0]]
+    _, _, theirs = both(home, away, ["e", "y"], positive=[1])
+    assert theirs.y.tolist() == [[1, 0], [0, 0], [0, 1]]
+
+
+def test_an_unknown_value_is_left_out_and_counted():
+    home = hospital("home", y=["0", "1", "-1", "1.0", None], z=["1", "0", "-1", "-1.0", "1"])
+    away = hospital("away", y=["-1.0", "0", "1"], z=["0", "1", "1"])
+    with pytest.raises(UserError, match=r"unknown=\[-1\]"):
+        both(home, away, ["y", "z"])
+    target, ours, theirs = both(home, away, "y", unknown=[-1])
+    assert target.names == ("0", "1")
+    assert (ours.y.tolist(), ours.missing, ours.unknown) == ([0, 1, 1], 2, 0)
+    assert (theirs.y.tolist(), theirs.missing) == ([0, 1], 1)
+    lines = value_notes(target, ours, home.rows(), away, away.rows())
+    assert "unknown=['-1']: 1 training and 1 test values left out" in lines
+    target, ours, _ = both(home, away, ["y", "z"], unknown="-1")
+    assert np.isnan(ours.y).tolist() == [[False, False], [False, False], [False, True], [True, False]]
+    target, ours, _ = both(home, away, "y")
+    assert target.names == ("-1", "0", "1")
+    assert any("unknown=[-1]" in line for line in value_notes(target, ours, home.rows(), away, away.rows()))
+
+
+def test_both_spellings_are_named_when_they_meet():
+    home, away = hospital("home", y=["0", "1", "1.0"]), hospital("away", y=["0.0", "true", "PNA"])
+    target, ours, _ = both(home, away, "y")
+    lines = value_notes(target, ours, home.rows(), away, away.rows())
+    assert "y: '0' and '0.0'; '1' and '1.0' and 'true' count as one value each" in lines
+    assert "1 test values of y are in no training scan and are not scored: 'PNA'" in lines
+    target, ours, _ = both(home, away, "y", positive="1")
+    lines = value_notes(target, ours, home.rows(), away, away.rows())
+    assert "1 test values of y are in no training scan and count as not 1: 'PNA'" in lines
+    assert value_notes(target, ours, home.rows(), home, home.rows()) == ["y: '1' and '1.0' count as one value"]
+
+
+def test_a_positive_value_that_a_finding_never_has_is_refused():
+    home = hospital("home", a=["1", "0"], b=["yes", "no"])
+    with pytest.raises(UserError, match="no training scan has b=1; it has 'no', 'yes'"):
+        both(home, home, ["a", "b"], positive=[1])
+    absent = hospital("home", a=["1", "0"], b=["0", "0"])
+    assert both(absent, home, ["a", "b"], positive=["1", "yes"])[0].names == ("a", "b")
+
+
+def test_numbers_with_a_unit_and_what_is_no_number():
+    home = hospital(
+        "home", d=["2.5 mm", "3 mm", "4mm"], u=["2 mm", "1 cm", "3 mm"], lod=["<5", "7", "8"], n=["1", "2", "3"]
+    )
+    target, ours, _ = both(home, home, "d", task="regression")
+    assert ours.y.tolist() == [2.5, 3, 4]
+    assert target.unit == "mm"
+    with pytest.raises(UserError, match=r"several units \(cm, mm\)"):
+        both(home, home, "u", task="regression")
+    with pytest.raises(UserError, match=r"one is '<5' .*unknown=\['<5'\]"):
+        both(home, home, "lod", task="regression")
+    _, ours, _ = both(home, home, "lod", task="regression", unknown=["<5"])
+    assert ours.y.tolist() == [7, 8]
+    with pytest.raises(UserError, match="d is cm here and mm in training"):
+        both(home, hospital("away", d=["1 cm", "2 cm"]), "d", task="regression")
+    with pytest.raises(UserError, match="n is mm here and without a unit in training"):
+        both(home, hospital("away", n=["1 mm"]), "n", task="regression")
+    many = hospital("home", d=[f"{i}.5 mm" for i in range(60)])
+    assert resolve_target(many, many.rows(), "d").task == "regression"
+
+
+def test_patients_without_a_name_are_nobody_in_another_store():
+    home, away = hospital("home", y=["0", "1"]), hospital("away", y=["0", "1"])
+    _, ours, theirs = both(home, away, "y")
+    assert theirs.patient.tolist() == ["P0", "P1"]
+    assert theirs.patient_beside(ours).tolist() == ["P0", "P1 of away"]
+    assert ours.patient_beside(ours).tolist() == ["P0", "P1"]

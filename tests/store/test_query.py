@@ -274,3 +274,40 @@ def holds(node, r: dict) -> bool | None:
 @given(tree, st.lists(row, max_size=6))
 def test_the_same_rows_as_evaluating_row_by_row(node, rows):
     assert chosen(text(node), make(rows)) == [i for i, r in enumerate(rows) if holds(node, r) is True]
+
+
+@pytest.mark.parametrize(
+    ("where", "rows"),
+    [
+        ('grade == "1"', [0, 1, 2]),
+        ("grade == 1", [0, 1, 2]),
+        ("grade == 1.0", [0, 1, 2]),
+        ("grade == True", [0, 1, 2]),
+        ("grade != 1", [3]),
+        ("grade in [1, 2.0]", [0, 1, 2, 3]),
+        ('grade in ["1.0"]', [0, 1, 2]),
+        ("1 == grade", [0, 1, 2]),
+        ("size >= 3", [1, 2]),
+        ("3 <= size < 10", [1]),
+        ("size == 3", [1]),
+        ('finding == "MASS"', [0, 1]),
+        ('finding in ["mass "]', [0, 1]),
+        ('finding not in ["mass"]', [2, 3]),
+        ("grade == size", [0]),
+    ],
+)
+def test_labels_compare_as_they_do_in_scores(where, rows):
+    table = pa.table(
+        {
+            "label:grade": ["1", "1.0", "true", "2", None],
+            "label:size": ["1", "3.0", "10", None, None],
+            "label:finding": ["Mass", "mass", "nodule", "x", None],
+        }
+    )
+    assert chosen(where, table) == rows
+
+
+def test_words_have_no_size():
+    table = pa.table({"label:size": ["1", "<5"]})
+    with pytest.raises(UserError, match="only numbers can be compared by size, and label:size has other values"):
+        select(table, "size > 3")

@@ -122,7 +122,11 @@ def typed(key: str, value: Any, hint: Any) -> Any:
     kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
     if value is None and NoneType in kinds:
         return None
-    if isinstance(value, list) and any(get_origin(kind) is list for kind in kinds):
+    if (
+        isinstance(value, list)
+        and len(kinds) > 1
+        and any(get_origin(kind) in {list, Iterable, Sequence} for kind in kinds)
+    ):
         return [str(v) for v in value]
     if bool in kinds:
         fits, wanted = isinstance(value, bool), "true or false"

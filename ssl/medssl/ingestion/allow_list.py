@@ -2,17 +2,32 @@
 
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
 from medssl.readers.dicom.metadata import VIEWS
+from medssl.store.label_values import clean
 
 # Names of columns, and of keys in JSON files. Case, spaces and "_-." do not count.
-FILE = ("file", "filename", "path", "image", "scan", "dicom", "파일", "파일명", "영상")
+FILE = (
+    *("file", "filename", "path", "image", "scan", "dicom", "filepath", "file_id", "파일", "파일명", "영상"),
+    *(
+        "image_index",
+        "image_name",
+        "image_id",
+        "image_path",
+        "image_file",
+        "image_filename",
+        "img",
+        "img_name",
+        "img_id",
+    ),
+    *("img_path", "img_file", "dicom_id", "dicom_path", "dicom_file", "scan_id", "scan_name", "scan_path", "파일이름"),
+    *("파일경로", "영상명", "이미지", "이미지명", "이미지파일", "이미지파일명", "영상파일명"),
+)
 PATIENT = (
-    *("patient", "patient_id", "patient_no", "subject", "subject_id"),
+    *("patient", "patient_id", "patient_no", "subject", "subject_id", "participant", "participant_id"),
     *("환자번호", "환자id", "등록번호", "대상자번호"),
 )
 LABEL = (
@@ -30,22 +45,11 @@ MAX_LETTERS, MAX_WORDS = 64, 5  # limits for a label; a longer value is free tex
 IDENTIFIER = re.compile(r"\d{6}|\d{2,4}[-. ]\d{3,4}[-. ]\d{4}|\d{1,4}[-./]\d{1,2}[-./]\d{1,4}|@|://|[\x00-\x1f]")
 NUMBER = re.compile(r"[-+]?(0|[1-9]\d{0,4})?\.\d+(e[-+]?\d{1,2})?", re.IGNORECASE)  # never a telephone number
 MAX_DISTINCT = 20  # distinct values of a label column that the user did not name; beyond, it may be an identifier
-ENCODINGS = ("utf-8-sig", "cp949")  # cp949: Excel on a Korean Windows
-
-
-def decode(data: bytes) -> str | None:
-    """Return text in UTF-8 or CP949; None if it is neither."""
-    for encoding in ENCODINGS:
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    return None
 
 
 def allowed_word(value: Any) -> str | None:
     """Return a label or a site as text; None if it is free text, or looks like a date or an identifier."""
-    text = str(value).lower() if isinstance(value, bool) else unicodedata.normalize("NFC", str(value)).strip()
+    text = str(value).lower() if isinstance(value, bool) else clean(str(value))
     if len(text) > MAX_LETTERS:
         return None
     number = math.isfinite(value) if isinstance(value, float) else NUMBER.fullmatch(text)
@@ -66,7 +70,7 @@ def mostly_distinct(values: Sequence[Any]) -> bool:
 @lru_cache(1 << 12)
 def squash(name: str) -> str:
     """Return the form in which names of columns and keys are compared."""
-    return re.sub(r"[\s_.-]", "", unicodedata.normalize("NFC", name).casefold())
+    return re.sub(r"[\s_.-]", "", clean(name).casefold())
 
 
 @cache

@@ -35,12 +35,12 @@ def build_store(options: IngestOptions) -> Store:
     sidecars = None
     if options.aihub is not None:
         targets = () if options.table else options.targets
-        sidecars = Sidecars(pseudonyms, options.aihub, options.keys or {}, targets)
+        sidecars = Sidecars(pseudonyms, options.aihub, options.keys or {}, targets, options.missing)
     settings = {"readers": VERSION, "recipe": options.intensity, "key_id": pseudonyms.key_id}
     with StagedStore(options.out) as staged:
         try:
             old = None if options.overwrite else _open_old(options, pseudonyms.key_id)
-            before = {} if old is None else _split_of(old)
+            before = None if old is None else old.table  # in memory: publishing replaces the files
             with _begin(staged, old, settings, options.overwrite) as ledger:
                 pipeline = IngestPipeline(ledger, staged, pseudonyms)
                 pipeline.find_files(options.source, options.archives, options.table, sidecars)
@@ -57,7 +57,7 @@ def build_store(options: IngestOptions) -> Store:
         except sqlite3.DatabaseError as e:
             path = options.out / "ledger.sqlite"
             raise UserError(f"{path} is damaged; make the store again with overwrite=true") from e
-    changed = None if old is None else changes(before, _split_of(store), unread, gone)
+    changed = None if before is None else changes(before, store.table, unread, gone)
     store.summary = summary(store, manifest.report, options.key, changed)
     return store
 
@@ -73,6 +73,7 @@ def _read(options: IngestOptions, pipeline: IngestPipeline, sidecars: Sidecars |
         options.targets if options.table or not sidecars else (),
         options.patient,
         ledger.names(),
+        options.missing,
     )
     init_message = {"key": pseudonyms.secret(), "intensity": options.intensity, "out": str(staged.folder)}
     with WorkerPool(options.workers, init_message | {"memory": int(options.memory * GIGABYTE)}) as pool:
@@ -92,7 +93,16 @@ def _read(options: IngestOptions, pipeline: IngestPipeline, sidecars: Sidecars |
         return (FoundScan(*scan) for scan in ledger.rows())
 
     manifest = build_manifest(
-        found, pseudonyms, staged.folder, released, table, sidecars, options.site, options.mask_folder
+        found,
+        pseudonyms,
+        staged.folder,
+        released,
+        table,
+        sidecars,
+        options.site,
+        options.mask_folder,
+        options.missing,
+        options.prefer,
     )
     if options.strict_patients:
         require_patients(manifest.info["uncertain_patients"])
@@ -167,8 +177,3 @@ def _differs(old: Store, fingerprint: str, rejects: list[dict[str, str]]) -> boo
     path = old.path / "rejects.jsonl"
     before = path.read_text("utf-8") if path.exists() else ""
     return old.info["fingerprint"] != fingerprint or before != "".join(json.dumps(r) + "\n" for r in rejects)
-
-
-def _split_of(store: Store) -> dict[str, str]:
-    """Return patient -> split."""
-    return dict(zip(store.column("patient"), store.column("split"), strict=True))

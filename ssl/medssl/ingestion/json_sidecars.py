@@ -18,14 +18,16 @@ from medssl.ingestion.allow_list import (
     PARSERS,
     PATIENT,
     allowed_word,
-    decode,
     mostly_distinct,
     squash,
 )
-from medssl.ingestion.label_table import updated
+from medssl.ingestion.label_columns import LabelColumn, MissingWords
+from medssl.ingestion.label_sources import differ, updated
 from medssl.ingestion.path_match import compile_pattern, is_image, pair, path_pattern, without_suffix
+from medssl.ingestion.text_encoding import decode
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Unreadable
+from medssl.store.label_values import MISSING, clean, quantity
 
 MAX_BYTES = 16 << 20
 MAX_DEPTH = 64  # nested lists and objects
@@ -50,6 +52,7 @@ class Sidecars:
         keys: "patient", "age", "sex", "view", "laterality" or the name of a label -> its key, or the last keys that lead to
             it, with dots ("info.sex"). Anything not listed is found by its usual names.
         targets: further labels, each a key or several with dots. If `targets` or `keys` name a label, no other is taken.
+        missing: words that stand for a missing value; see `label_columns.MissingWords.of`.
 
     Raises:
         UserError: the pattern is not a regular expression or has no group `stem`.
@@ -61,7 +64,9 @@ class Sidecars:
         pattern: str = "auto",
         keys: Mapping[str, str] | None = None,
         targets: Sequence[str] = (),
+        missing: Sequence[str] | bool = (),
     ):
+        self.missing = MissingWords.of(missing)
         self.pseudonyms = pseudonyms
         self.pattern = None if pattern.casefold() in {"auto", "true"} else compile_pattern("aihub", pattern)
         if self.pattern and "stem" not in self.pattern.groupindex:
@@ -73,6 +78,7 @@ class Sidecars:
         self._names: list[str] = []
         self._values: list[dict[str, Any]] = []
         self._unclear: Counter[str] = Counter()
+        self._encodings: Counter[str] = Counter()
 
     def add(self, name: str, data: bytes) -> None:
         """Take the allowed values from a JSON file.
@@ -84,7 +90,9 @@ class Sidecars:
         Raises:
             Unreadable: BAD_SIDECAR or TOO_LARGE.
         """
-        values, unclear = allowed_values(read_json(data), self.columns)
+        content, encoding = _parsed(data)
+        values, unclear = allowed_values(content, self.columns, self.named)
+        self._encodings[encoding] += 1
         if patient := values.pop("patient", None):
             values |= self.pseudonyms.person(str(patient))
         self._names.append(name)
@@ -116,13 +124,34 @@ class Sidecars:
             if self.pattern:
                 raise UserError(why)
             return list(scans), [why]
-        agreed = [_agreed([self._values[i] for i in matched.get(path, ())]) for path in paths]
+        values, notes = self._tidied()
+        agreed = [_agreed([values[i] for i in matched.get(path, ())]) for path in paths]
+        torn = Counter(k for path in paths for k in _torn([values[i] for i in matched.get(path, ())]))
+        notes += [
+            f"{k} not taken for {n} scans: their JSON files contradict each other" for k, n in sorted(torn.items())
+        ]
         texts = set() if self.named else _texts(agreed)
         rows = [
             updated(scan, {k: v for k, v in values.items() if k not in texts} | self._from_path(path))
             for scan, path, values in zip(scans, paths, agreed, strict=True)
         ]
-        return rows, self._report(paths, matched, texts)
+        return rows, self._report(paths, matched, texts) + notes
+
+    def _tidied(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """Return each file's values without missing ones and with plain numbers, and notes on them."""
+        out, notes = [dict(values) for values in self._values], []
+        for name in sorted({k for values in out for k in values if k.startswith("label:")}):
+            column = LabelColumn(name.removeprefix("label:"), [values.get(name, "") for values in out])
+            column.drop_missing(self.missing)
+            column.read_commas("")
+            if self.named:
+                column.screen()
+            notes += column.notes
+            for values, cell in zip(out, column.cells, strict=True):
+                if name in values:
+                    values |= {name: cell or None}
+        notes += [f"{n} JSON files were read as {e}" for e, n in sorted(self._encodings.items()) if e != "UTF-8"]
+        return [{k: v for k, v in values.items() if v is not None} for values in out], notes
 
     def renditions(self, kinds: Mapping[str, str]) -> list[tuple[str, str]]:
         """Return images that copy a DICOM image according to their names, as (image, DICOM); see also `rendition.is_rendition`.
@@ -178,22 +207,27 @@ class Sidecars:
 
 
 def read_json(data: bytes) -> Json:
-    """Return the content of a JSON file in UTF-8 or CP949.
+    """Return the content of a JSON file in UTF-8, UTF-16 or CP949.
 
     Raises:
         Unreadable: TOO_LARGE; BAD_SIDECAR if it is not text, not JSON, neither an object nor a list, or too deep.
     """
+    return _parsed(data)[0]
+
+
+def _parsed(data: bytes) -> tuple[Json, str]:
+    """Return the content of a JSON file, and the encoding it was read as."""
     if len(data) > MAX_BYTES:
         raise Unreadable("TOO_LARGE", "a JSON file of more than 16 MB")
-    if (text := decode(data)) is None:
-        raise Unreadable("BAD_SIDECAR", "neither UTF-8 nor CP949")
+    if (decoded := decode(data)) is None:
+        raise Unreadable("BAD_SIDECAR", "neither UTF-8 nor Korean CP949")
     try:
-        content = json.loads(text)
+        content = json.loads(decoded[0])
     except (ValueError, RecursionError):
         raise Unreadable("BAD_SIDECAR", "not JSON, or nested too deeply") from None
     if not isinstance(content, dict | list):
         raise Unreadable("BAD_SIDECAR", "neither an object nor a list")
-    return content
+    return content, decoded[1]
 
 
 def columns(keys: Mapping[str, str], targets: Sequence[str] = ()) -> Columns:
@@ -210,7 +244,7 @@ def columns(keys: Mapping[str, str], targets: Sequence[str] = ()) -> Columns:
     return out
 
 
-def allowed_values(content: Json, columns: Columns) -> tuple[dict[str, str | float], set[str]]:
+def allowed_values(content: Json, columns: Columns, numbers: bool = False) -> tuple[dict[str, str | float], set[str]]:
     """Return the values of a JSON file by column (the patient's id as written), and the columns with unclear values.
 
     A patient or metadata field must have the same single value wherever it occurs. A label may be a list, or occur in
@@ -219,6 +253,7 @@ def allowed_values(content: Json, columns: Columns) -> tuple[dict[str, str | flo
     Args:
         content: a JSON file's content.
         columns: see `columns`.
+        numbers: take numbers of any length as labels; `label_columns` keeps or refuses them as a whole.
 
     Raises:
         Unreadable: BAD_SIDECAR if it is nested too deeply.
@@ -227,7 +262,7 @@ def allowed_values(content: Json, columns: Columns) -> tuple[dict[str, str | flo
     for way, value in _leaves(content):
         for column, end in columns.get(way[-1], ()) if way else ():
             if way[-len(end) :] == end and value is not None and value != "":
-                found.setdefault(column, {}).setdefault(way, set()).add(_allowed(column, value))
+                found.setdefault(column, {}).setdefault(way, set()).add(_allowed(column, value, numbers))
     out: dict[str, str | float] = {}
     for column, places in found.items():
         distinct = set(map(frozenset, places.values()))
@@ -256,17 +291,26 @@ def _leaves(content: Json) -> Iterator[tuple[Keys, Any]]:
             yield way, value
 
 
-def _allowed(column: str, value: Any) -> str | None:
+def _allowed(column: str, value: Any, numbers: bool) -> str | None:
     """Return a value as text, None if it must not be kept or is a placeholder."""
     if column.startswith("label:"):
-        return allowed_word(value)
-    text = unicodedata.normalize("NFC", str(value)).strip()
-    return None if len(text) > MAX_LETTERS or (column == "patient" and text.casefold() in NOBODY) else text
+        word = allowed_word(value)
+        return clean(str(value)) if word is None and numbers and quantity(value) is not None else word
+    text = unicodedata.normalize("NFC", str(value)).strip() if column == "patient" else clean(str(value))
+    nobody = column == "patient" and (text.casefold() in NOBODY or text in MISSING)
+    return None if len(text) > MAX_LETTERS or nobody else text
 
 
 def _agreed(values: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the values on which several files agree."""
-    return {k: v for k, v in values[0].items() if all(other.get(k) == v for other in values)} if values else {}
+    return (
+        {k: v for k, v in values[0].items() if all(k in o and not differ(k, o[k], v) for o in values)} if values else {}
+    )
+
+
+def _torn(values: list[dict[str, Any]]) -> set[str]:
+    """Return the columns on which several files contradict each other."""
+    return {k for one in values for k, v in one.items() if any(differ(k, other.get(k), v) for other in values)}
 
 
 def _texts(rows: list[dict[str, Any]]) -> set[str]:

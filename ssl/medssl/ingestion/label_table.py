@@ -1,22 +1,19 @@
 """Read a table of labels and join it to the scans. Only the user's labels, patients, splits, sites and metadata are copied."""
 
-import csv
-import io
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from medssl.errors import UserError, nearest
-from medssl.ingestion import allow_list
-from medssl.ingestion.allow_list import METADATA, PARSERS, allowed_words, mostly_distinct, squash, squashed
-from medssl.ingestion.path_match import PART, compile_pattern, match, normalised, path_pattern
+from medssl.errors import UserError
+from medssl.ingestion.label_columns import MissingWords
+from medssl.ingestion.label_sources import updated
+from medssl.ingestion.path_match import PART, compile_pattern, match, path_pattern
+from medssl.ingestion.table_file import TableFile, patient_hint, read_table
+from medssl.ingestion.table_rows import find_columns, read_rows, tidy
 from medssl.readers.pseudonyms import Pseudonyms
-from medssl.store.splits import SPLITS
-
-SPLIT_WORDS = {s: s for s in SPLITS} | {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
 @dataclass
@@ -30,6 +27,7 @@ class Labels:
         folders: use the name of the folder that holds a scan as its label.
         pattern: finds the patient in a path (its only group).
         names: paths of all files of the source, scans or not.
+        hint: what to do if no row matches a scan, or "".
         notes: lines for the report about repeated rows, and about columns and values that were not copied.
     """
 
@@ -40,6 +38,7 @@ class Labels:
     pattern: re.Pattern[str] | None = None
     names: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    hint: str = ""
 
     def join(self, scans: Sequence[dict[str, Any]], paths: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the manifest rows with the table's values, and a report in lines for the terminal.
@@ -62,7 +61,7 @@ class Labels:
             matches = match(paths, self.files, self.names)
             found = [matches.get(path) for path in paths]
         if all(i is None for i in found):
-            raise UserError(_no_match(self.files, paths))
+            raise UserError(_no_match(self.files, paths, self.hint))
         joined = [scan if i is None else updated(scan, self.rows[i]) for scan, i in zip(scans, found, strict=True)]
         return joined, self._report(found)
 
@@ -91,6 +90,7 @@ def read_labels(
     targets: Sequence[str] = (),
     patient: str | None = None,
     paths: Iterable[str] = (),
+    missing: Sequence[str] | bool = (),
 ) -> Labels:
     r"""Read the table of labels.
 
@@ -100,28 +100,21 @@ def read_labels(
         targets: columns that are labels; by default those called label, target, class, diagnosis, finding or lesion.
         patient: a regular expression with one group that finds the patient in a relative path, like "person(\d+)".
         paths: all files of the source. The pattern must find a patient in at least one of them.
+        missing: words that stand for a missing value, besides those of `label_values.MISSING`; False for none at all.
 
     Raises:
         UserError: the table is missing, empty, undecodable, contradictory or has no usable column; a target is unknown; the
             pattern is invalid or finds nothing.
     """
-    names = list(paths)
+    names, words = list(paths), MissingWords.of(missing)
     pattern = _pattern(patient, names) if patient else None
     if source == "folders" or source is None:
         if targets:
             raise UserError(f"targets={list(targets)} needs a table: labels=FILE.csv")
         return Labels(pseudonyms, folders=source == "folders", pattern=pattern)
-    table = _table(Path(source), pseudonyms, targets, pattern)
-    table.names = names if table.files is not None else []
-    return table
-
-
-def updated(scan: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest row with new values. A hash of the birth date is dropped if the patient changes."""
-    row = {**scan, **values}
-    if row.get("born") and row["patient"] != scan["patient"]:
-        row["born"] = ""
-    return row
+    labels = _labels(read_table(Path(source)), pseudonyms, targets, pattern, names, words)
+    labels.names = names if labels.files is not None else []
+    return labels
 
 
 def _pattern(patient: str, paths: Iterable[str]) -> re.Pattern[str]:
@@ -138,138 +131,40 @@ def _patient(pattern: re.Pattern[str], path: str) -> str:
     return (found[1] or "") if found else ""
 
 
-class _Columns(NamedTuple):
-    """The positions of the columns that are used."""
-
-    file: int | None
-    patient: int | None
-    split: int | None
-    site: int | None
-    labels: dict[int, str]
-    metadata: dict[int, str]
-
-
-def _table(path: Path, pseudonyms: Pseudonyms, targets: Sequence[str], pattern: re.Pattern[str] | None) -> Labels:
-    header, cells = _read_csv(path)
-    columns = _columns(path, header, cells, targets)
+def _labels(
+    table: TableFile,
+    pseudonyms: Pseudonyms,
+    targets: Sequence[str],
+    pattern: re.Pattern[str] | None,
+    names: list[str],
+    missing: MissingWords,
+) -> Labels:
+    columns, found = find_columns(table, targets, names)
     if columns.file is not None and pattern:
         columns = columns._replace(patient=None)  # the user's pattern takes precedence
-    columns, notes = _screen(header, cells, columns, named=bool(targets))
-    kind = "patient" if columns.file is None else "file"
-    rows: dict[str, tuple[int, dict[str, Any]]] = {}  # patient or file -> line, values
-    repeated = 0
-    for line, cell in cells.items():
-        row = _row(cell, columns, pseudonyms)
-        if key := row.get("patient", "") if columns.file is None else normalised(cell[columns.file]):
-            first, known = rows.setdefault(key, (line, row))
-            if known != row:
-                raise UserError(
-                    f"{path}: lines {first} and {line} contradict each other on one {kind}; keep one of them"
-                )
-            repeated += first != line
-    if not rows:
-        raise UserError(f"{path} has no row that names a {kind}")
+    columns, notes = tidy(table, columns, bool(targets), missing)
+    hint = found.hint
+    if columns.file is None and columns.patient is not None and not hint and names:
+        hint = patient_hint(table.column(columns.patient), names)
+    rows, repeated = read_rows(table, columns, pseudonyms, hint)
+    notes = [*table.notes, *([found.note] if found.note else []), *notes]
     if repeated:
         notes.insert(0, f"{repeated} rows repeat another row")
     files = None if columns.file is None else list(rows)
-    return Labels(pseudonyms, [row for _, row in rows.values()], files, pattern=pattern, notes=notes)
+    return Labels(pseudonyms, list(rows.values()), files, pattern=pattern, notes=notes, hint=hint)
 
 
-def _read_csv(path: Path) -> tuple[list[str], dict[int, list[str]]]:
-    """Return the header, and line number -> cells, of a CSV file with comma, semicolon or tab. All rows have equal length."""
-    if not path.is_file():
-        raise UserError(f"labels={path} does not exist; give a CSV file, or labels=folders")
-    if (text := allow_list.decode(path.read_bytes())) is None:
-        raise UserError(f"{path} is neither UTF-8 nor CP949 text; save it as CSV UTF-8")
-    first = text.split("\n", 1)[0]
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
-        lines = dict((reader.line_num, [cell.strip() for cell in line]) for line in reader)
-    except csv.Error as e:
-        raise UserError(f"{path} is not a CSV file ({e}); save it as CSV UTF-8") from e
-    lines = {number: line for number, line in lines.items() if any(line)}
-    if len(lines) < 2:
-        raise UserError(f"{path} is empty: it needs a line with the names of the columns, and rows below it")
-    header = lines.pop(min(lines))
-    return header, {number: (line + [""] * len(header))[: len(header)] for number, line in lines.items()}
-
-
-def _columns(path: Path, header: list[str], cells: dict[int, list[str]], targets: Sequence[str]) -> _Columns:
-    names = {squash(h): i for i, h in reversed(list(enumerate(header)))}  # the first of several equal names
-    known = (allow_list.FILE, allow_list.PATIENT)
-    file, patient = (next((names[n] for n in squashed(words) if n in names), None) for words in known)
-    if file is None and patient is None:
-        raise UserError(
-            f"{path} has no column that names a file ({', '.join(allow_list.FILE)}) or a patient "
-            f"({', '.join(allow_list.PATIENT)}); it has: {', '.join(header)}"
-        )
-    for name in targets:
-        if name not in header:
-            raise UserError(f"targets: {path} has no column {name!r}.{nearest(name, header)}")
-    labels = {header.index(n): n for n in targets}
-    labels = labels or {i: header[i] for n, i in names.items() if n in squashed(allow_list.LABEL)}
-    split = names.get("split")
-    for line, cell in cells.items():
-        if split is not None and cell[split].casefold() not in {*SPLIT_WORDS, ""}:
-            raise UserError(
-                f"{path}: the column split has a word other than train, val and test in line {line}; "
-                "correct it, or rename the column"
-            )
-    metadata = {names[n]: kind for kind, words in METADATA.items() for n in squashed(words) if n in names}
-    metadata = {i: kind for i, kind in metadata.items() if i not in labels}
-    return _Columns(file, patient, split, names.get("site"), labels, metadata)
-
-
-def _screen(
-    header: list[str], cells: dict[int, list[str]], columns: _Columns, named: bool
-) -> tuple[_Columns, list[str]]:
-    """Drop label and site columns with free text; values in `cells` that are not allowed become "".
-
-    Returns the columns left, and notes about everything that is not copied.
-    """
-    texts, refusals = {}, []
-    for i in [*columns.labels, *([] if columns.site is None else [columns.site])]:
-        name = header[i]
-        values = [cell[i] for cell in cells.values() if cell[i]]
-        refused = sum(allowed_words(v) is None for v in values)
-        if named and i in columns.labels:
-            if refused:
-                why = "they look like texts, dates or identifiers"
-                refusals.append(f"{refused} values of column {name!r} were not copied: {why}")
-            for cell in cells.values():
-                cell[i] = allowed_words(cell[i]) or ""
-        elif refused or mostly_distinct(values):
-            hint = f"if it is a label, add targets=[{name}]"
-            texts[i] = f"column {name!r} looks like free text and was not copied; {hint}"
-    labels = {i: name for i, name in columns.labels.items() if i not in texts}
-    columns = columns._replace(labels=labels, site=None if columns.site in texts else columns.site)
-    used = {columns.file, columns.patient, columns.split, columns.site, *labels, *columns.metadata, *texts}
-    notes = [*texts.values(), *refusals]
-    if dropped := [name for i, name in enumerate(header) if i not in used]:
-        notes.append(f"columns not copied: {', '.join(dropped)} (name labels with targets=[…])")
-    return columns, notes
-
-
-def _row(cell: list[str], columns: _Columns, pseudonyms: Pseudonyms) -> dict[str, Any]:
-    row: dict[str, Any] = {f"label:{name}": cell[i] or None for i, name in columns.labels.items()}
-    row |= {f"fact:{name}": v for i, name in columns.metadata.items() if (v := PARSERS[name](cell[i])) is not None}
-    if columns.split is not None and cell[columns.split]:
-        row["split"] = SPLIT_WORDS[cell[columns.split].casefold()]
-    if columns.site is not None and cell[columns.site]:
-        row["site"] = cell[columns.site]
-    if columns.patient is not None and (raw := cell[columns.patient]):
-        row |= pseudonyms.person(raw)
-    return row
-
-
-def _no_match(files: Sequence[str] | None, paths: Sequence[str]) -> str:
+def _no_match(files: Sequence[str] | None, paths: Sequence[str], hint: str) -> str:
     """Return what to do if a table and the scans have nothing in common, without quoting either: names may identify."""
+    if files is None and hint:
+        return f"no patient in the table of labels is a patient of the scans; {hint}"
     if files is None:
         return (
             "no patient in the table of labels is a patient of the scans; write their ids as in the scans' Patient ID (or "
             "issuer|id where the scans name an issuer), or find them in the paths with patient=PATTERN"
         )
+    assert files is not None
     return (
         f"no row of the table of labels matches a scan: the table names files like {path_pattern(files[0])}, the source has "
-        f"paths like {path_pattern(paths[0])}; write paths below the source, or file names that occur once"
+        f"paths like {path_pattern(paths[0])}; {hint or 'write paths below the source, or file names that occur once'}"
     )

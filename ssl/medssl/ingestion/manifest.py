@@ -14,6 +14,8 @@ import numpy as np
 
 from medssl.errors import UserError
 from medssl.ingestion.json_sidecars import Sidecars
+from medssl.ingestion.label_columns import MissingWords, tidy_labels, unified
+from medssl.ingestion.label_sources import LabelSources
 from medssl.ingestion.label_table import Labels
 from medssl.ingestion.manifest_table import FoundScan, Manifest, describe, manifest_table, note_types
 from medssl.ingestion.mask_pairing import LABEL_MAP, Pairs, are_labels, label_maps, pair_masks
@@ -91,6 +93,8 @@ def build_manifest(
     sidecars: Sidecars | None = None,
     site: str = "",
     masks: str = "",
+    missing: Sequence[str] | bool = (),
+    prefer: str = "",
 ) -> Manifest:
     """Build the table of a store.
 
@@ -103,9 +107,11 @@ def build_manifest(
         sidecars: JSON files to join first. They also tell which images are copies of DICOM images.
         site: the site of scans that name none.
         masks: the folder of the label maps, relative to the source; "" for all scans that look like a label map.
+        missing: words that stand for a missing label; see `label_columns.MissingWords.of`.
+        prefer: the source to believe where two contradict each other on a label; see `label_sources.LabelSources`.
 
     Raises:
-        UserError: no scan is left, a patient is in two given splits, or `masks` is empty.
+        UserError: no scan is left, a patient is in two given splits, `masks` is empty, or labels contradict each other.
     """
     entries, numeric = _collect(found)
     entries, rejects = _without_duplicates(entries, pseudonyms)
@@ -115,7 +121,7 @@ def build_manifest(
     pairs = _pair_masks(entries, found, store, masks)
     paired = {mask: by_index[mask] for mask in pairs.mask_of.values()}
     images = [e for e in entries if e.index not in paired]
-    report = _join(images, paired, sidecars, table)
+    report = _join(images, paired, sidecars, table, MissingWords.of(missing), prefer)
     if sidecars is not None:
         copies = _renditions(images, sidecars, store)
         rejects += [e.reject("RENDITION") for e in images if e.index in copies]
@@ -208,7 +214,12 @@ def _pair_masks(entries: list[_Entry], found: Callable[[], Iterator[FoundScan]],
 
 
 def _join(
-    images: list[_Entry], paired: Mapping[int, _Entry], sidecars: Sidecars | None, table: Labels | None
+    images: list[_Entry],
+    paired: Mapping[int, _Entry],
+    sidecars: Sidecars | None,
+    table: Labels | None,
+    missing: MissingWords,
+    prefer: str,
 ) -> list[str]:
     """Update the rows with the JSON files and the table. Returns lines for the terminal."""
     if table is not None and paired:  # a row of the table cannot refer to a mask
@@ -216,14 +227,23 @@ def _join(
             table, names=sorted(set(table.names) - {name for mask in paired.values() for name in mask.names})
         )
     paths = _paths(images, table)
-    report: list[str] = []
+    rows, report = tidy_labels([e.row for e in images], missing)
+    labels = LabelSources(rows, prefer)
     for source in (sidecars, table):
         if source is not None:
-            rows, lines = source.join([e.row for e in images], paths)
-            for e, row in zip(images, rows, strict=True):
-                e.row = row
+            rows, lines = source.join(labels.rows, paths)
+            by_path = isinstance(source, Labels) and (source.folders or source.pattern is not None)
+            if by_path:
+                rows, more = tidy_labels(rows, missing)
+                lines = [*lines, *more]
+            name = "json" if isinstance(source, Sidecars) else "folders" if source.folders else "table"
+            labels.join(name, rows, certain={"patient"} if by_path else ())
             report += lines
-    return report
+    report += labels.check()
+    rows, lines = unified(labels.rows)
+    for e, row in zip(images, rows, strict=True):
+        e.row = row
+    return report + lines
 
 
 def _paths(images: Sequence[_Entry], table: Labels | None) -> list[str]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medssl.errors import UserError
+from medssl.errors import UserError, nearest
 from medssl.files import follow_links
+from medssl.ingestion.label_sources import SOURCES
 from medssl.ingestion.staged_store import check_destination
 from medssl.store.intensity_windows import check_intensity
 
@@ -35,6 +36,8 @@ class IngestOptions:
     strict_patients: bool = False
     aihub: str | None = None
     keys: Mapping[str, str] | None = None
+    missing: Sequence[str] | bool = ()
+    prefer: str = ""
     archives: bool = False
     masks: Path | None = None
     site: str = ""
@@ -48,6 +51,10 @@ class IngestOptions:
             raise UserError(f"workers={self.workers} must be at least 1, and memory={self.memory} at least 0.5 GB")
         if self.keys and self.aihub is None:
             raise UserError(f"keys={dict(self.keys)} are looked up in JSON files: add aihub=auto")
+        if self.missing is True:
+            raise UserError("missing=true says nothing: give words, missing=[…], or missing=false for empty cells only")
+        if self.prefer and self.prefer not in SOURCES:
+            raise UserError(f"prefer is {self.prefer!r}.{nearest(self.prefer, SOURCES)}")
         if not self.source.exists():
             raise UserError(f"source={self.source} does not exist")
         source, out, key = self.source.resolve(), follow_links(self.out), self.key.resolve()

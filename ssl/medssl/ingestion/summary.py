@@ -1,7 +1,7 @@
 """The summary of an ingest for the terminal."""
 
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -110,16 +110,41 @@ def without_window(store: Store) -> list[str]:
     ]
 
 
-def changes(before: Mapping[str, str], now: Mapping[str, str], read: int, gone: int) -> str:
+def changes(before: pa.Table, now: pa.Table, read: int, gone: int) -> str:
     """Return the changes of an update in words.
 
     Args:
-        before, now: patient -> split, in the old and the new store.
+        before, now: the manifest of the old and the new store.
         read: files read.
         gone: files that were gone or had changed.
     """
-    if not read and not gone:
-        return "nothing has changed"
-    moved = sum(now.get(patient, split) != split for patient, split in before.items())
-    linked = f"; {moved} patients moved to another split, because new scans link them to others" if moved else ""
-    return f"{read} files read, {gone} gone or changed{linked}"
+    parts = [f"{read} files read, {gone} gone or changed"] if read or gone else []
+    if changed := changed_values(before, now):
+        parts.append("changed: " + ", ".join(f"{name} of {n} scans" for name, n in changed.items()))
+    was, is_now = (dict(zip(t["patient"].to_pylist(), t["split"].to_pylist(), strict=True)) for t in (before, now))
+    if moved := sum(is_now.get(patient, split) != split for patient, split in was.items()):
+        why = ", because new scans link them to others" if read else ""
+        parts.append(f"{moved} patients moved to another split{why}")
+    if not parts and not before.equals(now):
+        parts.append("no file was read, and other columns of the manifest have changed")
+    return "; ".join(parts) or "nothing has changed"
+
+
+def changed_values(before: pa.Table, now: pa.Table) -> dict[str, int]:
+    """Return patient, site, metadata and labels -> the number of scans of both manifests for which they differ."""
+    known = set(before["scan"].to_pylist())
+    scans = [scan for scan in now["scan"].to_pylist() if scan in known]
+    kept = {c for t in (before, now) for c in t.column_names if c.startswith(("label:", "fact:"))}
+    out = {}
+    for column in ("patient", "site", *sorted(kept)):
+        old, new = (_by_scan(table, column) for table in (before, now))
+        kind, _, name = column.partition(":")
+        if n := sum(old.get(scan) != new.get(scan) for scan in scans):
+            out[f"label {name!r}" if kind == "label" else name or kind] = n
+    return out
+
+
+def _by_scan(table: pa.Table, column: str) -> dict[str, Any]:
+    if column not in table.column_names:
+        return {}
+    return dict(zip(table["scan"].to_pylist(), table[column].to_pylist(), strict=True))

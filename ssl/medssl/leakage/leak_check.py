@@ -2,7 +2,7 @@
 
     pretraining ──▶ training ──▶ validation ──▶ test
 
-Patients are compared by pseudonym, images as in `medssl.leakage.near_duplicates`.
+Patients whose source names them are compared by pseudonym, images as in `medssl.leakage.near_duplicates`.
 """
 
 from contextlib import suppress
@@ -32,7 +32,7 @@ class SetOverlap:
     Attributes:
         a, b: names of the sets.
         scans, patients: how many `b` has.
-        shared_patients: patients of b that are in a; None if the sets were made with different keys, 0 inside one set.
+        shared_patients: named patients of b that are in a; None if the sets were made with different keys, 0 inside one set.
         exact, near, maybe: numbers of scans of b, see `near_duplicates.Duplicates`.
         examples: (kind, scan of a, scan of b), pseudonyms, a few of each kind.
     """
@@ -113,7 +113,7 @@ def check_leaks(
     compared = [(pretrained, test), (train, test), (val, test), (train, val), (train, train), (val, val), (test, test)]
     for a, b in compared:
         found = find_duplicates(a, b, images)
-        shared = None if a.key != b.key else 0 if a is b else len(set(a.patient) & set(b.patient))
+        shared = None if a.key != b.key else 0 if a is b else len(_named(a) & _named(b))
         examples = tuple(
             (kind, str(a.scan[i]), str(b.scan[j]))
             for kind, rows in (("exact", found.exact), ("near", found.near), ("maybe", found.maybe))
@@ -124,6 +124,11 @@ def check_leaks(
     images.save()
     repeats = tuple((str(test.scan[i]), str(test.scan[j])) for j, i in [*found.exact.items(), *found.near.items()])
     return LeakReport(tuple(pairs), tuple(_unchecked(pretrained, train, test, images)), repeats)
+
+
+def _named(part: ScanSet) -> set[str]:
+    """Return the patients that the source names. An unnamed one is known by its file, and two hospitals may both have 1.png."""
+    return set(part.patient[part.patient_known].tolist())
 
 
 def _unchecked(pretrained: ScanSet, train: ScanSet, test: ScanSet, images: ImageComparer) -> list[str]:

@@ -10,6 +10,7 @@ from medssl.evals.probes.knn import knn_probe
 from medssl.evals.stats.bootstrap import score
 from medssl.pretraining.held_out_subset import HELD_OUT
 from medssl.rng import generator
+from medssl.store.label_values import chosen_spellings
 from medssl.store.resampled import ResampledScans
 from medssl.store.store import Store
 
@@ -37,6 +38,8 @@ class HeldOutKnn:
         if not store.labels:
             return None
         label = store.column(f"label:{store.labels[0]}")
+        spelled = chosen_spellings(v for v in label if v is not None) | {None: None}
+        label = np.array([spelled[v] for v in label], object)
         train, held_out = ([r for r in store.rows(s) if label[r] is not None] for s in ("train", "val"))
         names = sorted({label[r] for r in train} & {label[r] for r in held_out})
         if not 2 <= len(names) <= MOST_CLASSES:

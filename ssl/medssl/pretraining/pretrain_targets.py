@@ -39,6 +39,7 @@ class PretrainTargets:
         columns: str | list[str] | None,
         task: str,
         positive: str | list[str] | None,
+        unknown: str | list[str] | None = None,
     ) -> "PretrainTargets":
         """Raise UserError if a target is given to a method that uses none, or missing for one that needs it."""
         wants = catalog.takes(spec, "target_loss")
@@ -48,7 +49,7 @@ class PretrainTargets:
             return cls(store, rows, None, {"target_loss": None} if wants == "maybe" else {})
         if wants == "no":
             raise UserError(f"{method} does not learn from labels; leave out target")
-        target = resolve_target(store, rows, columns, task, positive)
+        target = resolve_target(store, rows, columns, task, positive, unknown)
         y, known = target.read(store, rows)
         return cls(store, rows, target, {"target_loss": target.kind.target_loss(y[known], target.width)})
 
@@ -57,7 +58,8 @@ class PretrainTargets:
         if self.target is None:
             return None
         t = self.target
-        return {"columns": [*t.columns], "task": t.task, "names": [*t.names], "positive": [*t.positive]}
+        described = {"columns": [*t.columns], "task": t.task, "names": [*t.names], "positive": [*t.positive]}
+        return described | ({"unknown": [*t.unknown]} if t.unknown else {})
 
     def rows_of(self, method: Method) -> np.ndarray | None:
         """Return the targets that the method needs, by row of the store, or None.

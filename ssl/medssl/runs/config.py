@@ -77,8 +77,8 @@ class PretrainOptions:
             encoder may be any timm model, a method the import path of your own `Method`. augment=None takes the recipe of
             the store's modality.
         where: filter expression selecting scans; see `medssl.store.query`.
-        target, task, positive: label columns, kind of task and positive values, for methods that learn from labels; see
-            `medssl.probe`. Scans without a label take part unlabelled.
+        target, task, positive, unknown: label columns, kind of task, positive values and values that say nothing, for
+            methods that learn from labels; see `medssl.probe`. Scans without a label take part unlabelled.
         size: edge in pixels of the square or cube that scans are resampled to; None: 64 in 2D, 32 in 3D, or less for
             smaller scans.
         spacing: mm per pixel of that grid; None fits each scan into it.
@@ -106,6 +106,7 @@ class PretrainOptions:
     target: str | list[str] | None = None
     task: str = "auto"
     positive: str | list[str] | None = None
+    unknown: str | list[str] | None = None
     size: int | None = None
     spacing: float | None = None
     equalise: bool = False
@@ -141,7 +142,7 @@ class PretrainConfig:
 
     Attributes:
         store, where, fingerprint: the training store, the filter, and the fingerprint of the filtered store.
-        target: columns, task, names and positive values of the label learned, or None.
+        target: columns, task, names, positive and unknown values of the label learned, or None.
         size: pixels along each spatial axis.
         others: see `PretrainOptions`.
     """

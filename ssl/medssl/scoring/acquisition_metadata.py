@@ -8,8 +8,9 @@ import numpy as np
 from medssl.errors import UserError, nearest
 from medssl.evals.stats.resampling import FEW
 from medssl.evals.stats.subgroups import UNKNOWN
-from medssl.evals.task_types.columns import MOST_CLASSES, number, word
+from medssl.evals.task_types.columns import MOST_CLASSES
 from medssl.scoring.targets import OWN, Subset, Target, values
+from medssl.store.label_values import chosen_spellings, number, same_value, word
 from medssl.store.store import Store
 
 PIXELS = {"pixel type": "dtype", "pixels": "shape"}  # columns for the file's pixels, before resampling
@@ -39,10 +40,11 @@ class MetadataField:
         """Return codes or numbers (N,), and a mask (N,) of the scans that have a value."""
         raw = _raw(subset.store, self.name)[subset.rows]
         if self.kind == CONTINUOUS:
-            x = np.array([np.nan if v is None else float(v) for v in raw], np.float64)
+            x = np.array([np.nan if (n := number(v)) is None else n for v in raw], np.float64)
             return x, ~np.isnan(x)
-        place = {name: i for i, name in enumerate(self.names)}
-        code = np.array([place.get(OTHERS if w in self.pooled else w, -1) for w in _words(raw)], np.int64)
+        place = {same_value(name): i for i, name in enumerate(self.names)}
+        place |= {same_value(name): place[same_value(OTHERS)] for name in self.pooled}
+        code = np.array([place.get(same_value(w), -1) for w in _words(raw)], np.int64)
         return code, code >= 0
 
 
@@ -83,7 +85,10 @@ def load_field(name: str, train: Subset, test: Subset) -> MetadataField:
             raise UserError(f"known for {patients[0]} training and {patients[1]} test patients; an audit needs {FEW}")
         lost = len(raw[1]) - len(have[1])
         return MetadataField(name, CONTINUOUS, (), (f"{lost} test scans without it left out",) if lost else ())
-    return _categorical(name, [_words(each) for each in raw], [train.patient, test.patient])
+    each = [_words(part) for part in raw]
+    spelled = chosen_spellings(np.concatenate(each).tolist())
+    same = [np.array([spelled[w] for w in part], object) for part in each]
+    return _categorical(name, same, [train.patient, test.patient])
 
 
 def _categorical(name: str, values: list[np.ndarray], patients: list[np.ndarray]) -> MetadataField:

@@ -16,7 +16,7 @@ from medssl.runs.predictions import RUN, RUN_FROZEN
 from medssl.runs.run_folder import Run
 from medssl.scoring.features import resolve_device
 from medssl.scoring.site_confounding import describe_site_confounding
-from medssl.scoring.targets import Subset, Target, resolve_target
+from medssl.scoring.targets import Subset, Target, resolve_target, value_notes
 from medssl.store.query import select
 from medssl.store.store import Store
 
@@ -27,8 +27,9 @@ class SplitOptions:
 
     Attributes:
         task: auto, classification, multilabel, ordinal, regression or survival; see `medssl.evals.task_types`.
-        positive: values of the label that count as positive, all others being negative; case is ignored. None keeps all
-            classes.
+        positive: values of the label that count as positive, all others being negative; None keeps all classes. Values are
+            compared as in `medssl.store.label_values`: 1, 1.0 and true are one value, and case is ignored.
+        unknown: values of the label that say nothing, such as -1 for uncertain; their scans are left out, and counted.
         where: filter expression selecting scans of the store; see `medssl.store.query`.
         test_store: a store of another hospital; all its labelled scans become the test set.
         test_where: filter expression selecting scans of the test set: of `test_store`, else of the store's test patients.
@@ -39,6 +40,7 @@ class SplitOptions:
 
     task: str = "auto"
     positive: str | Iterable[str] | None = None
+    unknown: str | Iterable[str] | None = None
     where: str | None = None
     test_where: str | None = None
     test_store: str | Path | Store | None = None
@@ -143,12 +145,13 @@ def load_splits(
     what pretraining has seen is flagged instead), and for targets that cannot be scored.
     """
     home, away, test_rows, name = Stores.open(store, options)
-    resolved = resolve_target(home, home.rows("train"), target, options.task, options.positive)
+    resolved = resolve_target(home, home.rows("train"), target, options.task, options.positive, options.unknown)
     train, val = (Subset.of(resolved, home, home.rows(split)) for split in ("train", "val"))
     test = Subset.of(resolved, away, test_rows)
     splits = EvalSplits.checked(run, encoder, resolved, (train, val, test), name, options.allow_overlap)
     if not len(test):
         raise UserError(f"no test scan of {away.path} has the label {str(resolved)!r}")
+    splits.flags += value_notes(resolved, train, home.rows("train"), away, test_rows)
     splits.flags += resolved.kind.check_splits(train.y, test.y, str(resolved), resolved.names)
     splits.flags += describe_site_confounding(resolved, train, test, options.seed)
     return splits

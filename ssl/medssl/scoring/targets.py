@@ -12,9 +12,18 @@ from scipy.sparse.csgraph import connected_components
 
 from medssl.errors import UserError, nearest
 from medssl.evals.task_types.base import TaskType
-from medssl.evals.task_types.columns import MOST_CLASSES, SEPARATOR, number, word
+from medssl.evals.task_types.columns import MOST_CLASSES, NO, known, unit_of
 from medssl.evals.task_types.task_types import task_type
 from medssl.files import digest
+from medssl.store.label_values import (
+    SEPARATOR,
+    findings,
+    quantity,
+    quoted,
+    same_value,
+    several_spellings,
+    word,
+)
 from medssl.store.store import Store
 
 OWN = ("site", "scanner", "modality")  # columns that every store has
@@ -31,12 +40,16 @@ class Target:
         names: classes, findings or levels, in the order of the columns of predictions; empty for numbers.
         positive: values that count as positive, all other known ones being negative. Empty: every value is a class, or for
             findings YES and NO.
+        unknown: values that say nothing, such as "-1" for uncertain; their scans, or single findings, are left out.
+        unit: of the numbers to predict, or of the survival time; "" if there is none.
     """
 
     columns: tuple[str, ...]
     task: str
     names: tuple[str, ...]
     positive: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    unit: str = ""
 
     def __str__(self) -> str:
         return ", ".join(self.columns)
@@ -59,13 +72,20 @@ class Target:
     def read(self, store: Store, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return y (N, …) of the scans `rows` as metrics take it, and a mask (N,) of the scans with a known target.
 
-        y is undefined outside the mask.
+        y is undefined outside the mask. Raises UserError, also for numbers in another unit than those of training.
         """
-        raw = [values(store, name)[rows] for name in self.columns]
+        raw = self.raw(store, rows)
         try:
+            if self.kind.numeric and (unit := unit_of(raw[0], self.columns[0])) != self.unit and known(raw[0]).any():
+                mine, other = (u or "without a unit" for u in (unit, self.unit))
+                raise UserError(f"{self.columns[0]} is {mine} here and {other} in training; write both in one unit")
             return self.kind.read(raw, self.columns, self.names, self.positive)
         except UserError as e:
             raise UserError(f"{store.path}: {e}") from e
+
+    def raw(self, store: Store, rows: np.ndarray) -> list[np.ndarray]:
+        """Return the values of each column for the scans `rows`, (N,) object; None where missing or in `unknown`."""
+        return [without(values(store, name)[rows], self.unknown) for name in self.columns]
 
 
 @dataclass(frozen=True)
@@ -74,7 +94,8 @@ class Subset:
 
     Attributes:
         rows: (N,) rows of the store. y: (N, …) targets as metrics take them.
-        missing: number of scans of the split without a target. unknown: number excluded because their class is not in training.
+        missing: number of scans of the split without a target, or with an unknown one. unknown: number excluded because
+            their class is not in training.
         tied: pairs of scans, by pseudonym, that were found to show the same image of two patients.
     """
 
@@ -88,10 +109,9 @@ class Subset:
     @classmethod
     def of(cls, target: Target, store: Store, rows: np.ndarray) -> "Subset":
         """Return the scans among `rows` that have the target."""
-        y, known = target.read(store, rows)
-        raw = [values(store, name)[rows] for name in target.columns]
-        missing = sum(all(v is None for v in scan) for scan in zip(*raw, strict=True))
-        return cls(store, rows[known], y[known], missing, int((~known).sum()) - missing)
+        y, there = target.read(store, rows)
+        missing = sum(all(v is None for v in scan) for scan in zip(*target.raw(store, rows), strict=True))
+        return cls(store, rows[there], y[there], missing, int((~there).sum()) - missing)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -115,6 +135,16 @@ class Subset:
         links = coo_array((np.ones(len(one)), (at[one], at[other])), shape=(len(ids), len(ids)))
         whole = connected_components(links, directed=False)[1]
         return ids[np.unique(whole, return_index=True)[1][whole[at]]]
+
+    def patient_beside(self, other: "Subset") -> np.ndarray:
+        """Return pseudonyms (N,) to compare with those of `other`.
+
+        A patient that the source does not name is known by a file name, which means nothing in another store.
+        """
+        if self.store.path == other.store.path:
+            return self.patient
+        named = self.store.column("patient_known")[self.rows].astype(bool)
+        return np.where(named, self.patient, [f"{p} of {self.store.fingerprint}" for p in self.patient])
 
     @property
     def patients(self) -> int:
@@ -150,37 +180,97 @@ def values(store: Store, name: str) -> np.ndarray:
     raise UserError(f"{store.path} has no label {name!r}.{nearest(name, [*store.labels, *facts] or ['none at all'])}")
 
 
+def without(raw: np.ndarray, unknown: Iterable[str]) -> np.ndarray:
+    """Return values (N,) with None in place of those that equal one of `unknown`."""
+    out, left_out = raw.copy(), set(map(same_value, unknown))
+    out[[v is not None and same_value(v) in left_out for v in raw]] = None
+    return out
+
+
 def resolve_target(
     store: Store,
     rows: np.ndarray,
     columns: str | Iterable[str],
     task: str = "auto",
     positive: Iterable[str] | str | None = None,
+    unknown: Iterable[str] | str | None = None,
 ) -> Target:
     """Return the target in `columns`, its classes or findings taken from the training scans `rows` of a store.
 
     task="auto" means multilabel for several columns and for findings joined by |, regression for more than MOST_CLASSES
     distinct numbers, else classification. Raises UserError for a target that cannot be scored.
     """
-    names, yes = _words(columns), _words(() if positive is None else positive)
+    names, yes, left_out = (_words(() if given is None else given) for given in (columns, positive, unknown))
     kind = None if task == "auto" else task_type(task)
     if not names or not all(names):
         raise UserError("target names no label")
-    raw = [[v for v in values(store, name)[rows] if v is not None] for name in names]
+    raw = [[v for v in without(values(store, name)[rows], left_out) if v is not None] for name in names]
     if not all(raw):
         raise UserError(
             f"no training scan of {store.path} has the label {names[[bool(r) for r in raw].index(False)]!r}"
         )
     kind = kind or task_type(_guess(raw, yes))
     kind.check_columns(names)
-    return Target(names, kind.name, kind.names(names, raw[0], yes), yes)
+    if len(names) > 1 and yes:
+        _check_positive(names[kind.numeric :], raw[kind.numeric :], yes)
+    unit = unit_of(raw[0], names[0]) if kind.numeric else ""
+    return Target(names, kind.name, kind.names(names, raw[0], yes), yes, left_out, unit)
+
+
+def _check_positive(names: Sequence[str], raw: Sequence[list[Any]], positive: tuple[str, ...]) -> None:
+    """Raise UserError for a finding without any positive value, whose values do not all mean that it is absent."""
+    for name, found in zip(names, raw, strict=True):
+        there = {same_value(v): word(v) for v in found}
+        if not there.keys() & set(map(same_value, positive)) and there.keys() - NO:
+            raise UserError(
+                f"no training scan has {name}={' or '.join(sorted(positive))}; it has {quoted(sorted(there.values()))}"
+            )
+
+
+def value_notes(target: Target, train: Subset, rows: np.ndarray, test: Store, test_rows: np.ndarray) -> list[str]:
+    """Return lines about values of the target that are left out, written in several ways, or in no training scan.
+
+    Args:
+        train: the training scans.
+        rows: all training rows of its store, labelled or not.
+        test, test_rows: the store of the test scans, and all rows of these.
+    """
+    parts = ((train.store, rows), (test, test_rows))
+    lines = []
+    if target.unknown:
+        left = [_count_unknown(target, *part) for part in parts]
+        lines.append(f"unknown={[*target.unknown]}: {left[0]} training and {left[1]} test values left out")
+    if set(map(same_value, target.names)) == {"-1", "0", "1"}:
+        lines.append("-1, 0 and 1 are three classes; if -1 means uncertain, leave it out with unknown=[-1]")
+    for i in range(target.kind.numeric, len(target.columns)):
+        column, ours, theirs = target.columns[i], *(_words_of(target.raw(*part)[i]) for part in parts)
+        if spelled := several_spellings({*ours, *theirs}):
+            pairs = "; ".join(" and ".join(map(repr, each)) for each in spelled[:3])
+            lines.append(f"{column}: {pairs} count as one value{' each' if len(spelled) > 1 else ''}")
+        seen = set(map(same_value, ours))
+        new = {w for w in theirs if same_value(w) not in seen}
+        if new and (target.positive or len(target.columns) == 1):
+            so = f"count as not {' or '.join(sorted(target.positive))}" if target.positive else "are not scored"
+            n = sum(w in new for w in theirs)
+            lines.append(f"{n} test values of {column} are in no training scan and {so}: {quoted(sorted(new))}")
+    return lines
+
+
+def _count_unknown(target: Target, store: Store, rows: np.ndarray) -> int:
+    before = [values(store, column)[rows] for column in target.columns]
+    return int(sum(known(a).sum() - known(b).sum() for a, b in zip(before, target.raw(store, rows), strict=True)))
+
+
+def _words_of(raw: np.ndarray) -> list[str]:
+    return [w for v in raw if v is not None for w in findings(v)]
 
 
 def _guess(raw: Sequence[list[Any]], positive: tuple[str, ...]) -> str:
     if len(raw) > 1 or any(SEPARATOR in word(v) for v in raw[0]):
         return "multilabel"
-    numbers = all(number(v) is not None for v in raw[0])
-    return "regression" if numbers and not positive and len(set(raw[0])) > MOST_CLASSES else "classification"
+    numbers = all(quantity(v) is not None for v in raw[0])
+    distinct = len({same_value(v) for v in raw[0]})
+    return "regression" if numbers and not positive and distinct > MOST_CLASSES else "classification"
 
 
 def _words(given: Any) -> tuple[str, ...]:

@@ -10,6 +10,9 @@ largest, mm), spacing_z, spacing_y, spacing_x; acquisition metadata and labels b
 both exist); quality flags, true for the scans that have them. Characters other than letters and digits are written as
 underscores, and Python keywords with an underscore at the end (class_).
 
+Values of labels are compared as in `medssl.store.label_values`: 1, "1.0" and "true" are equal, and so are "Mass" and "mass ". A
+label whose values are all numbers can be compared with numbers by size.
+
 A scan is selected if the expression is true for it. A comparison with a missing value is neither true nor false, and neither is
 its negation (three-valued logic, as in SQL).
 """
@@ -19,7 +22,7 @@ import keyword
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, NoReturn
 
@@ -30,6 +33,7 @@ from numpy.typing import NDArray
 
 from medssl.errors import UserError, nearest
 from medssl.readers.quality_flags import FLAGS
+from medssl.store.label_values import number, same_value
 
 MAX_LENGTH = 10_000  # characters
 COMPARE = {
@@ -73,11 +77,12 @@ def query_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Value:
-    """A column (pa.Array) or a constant; its kind, a key of KINDS; and its source text for messages."""
+    """A column (pa.Array) or a constant; its kind, a key of KINDS; its source text for messages; whether it is a label."""
 
     kind: str
     data: Any
     source: str
+    is_label: bool = False
 
     @property
     def is_constant(self) -> bool:
@@ -137,6 +142,9 @@ class _Query:
         a, b = self._value(left), self._value(right)
         if a.is_constant and b.is_constant:
             self._fail(left, f"{a.source} and {b.source} are both constants; one side must be a name")
+        if (a.is_label or b.is_label) and {a.kind, b.kind} <= {"text", "number", "bool"}:
+            order = not isinstance(op, ast.Eq | ast.NotEq)
+            a, b = (self._numbers(right, v) if order else _same_values(v) for v in (a, b))
         if a.kind != b.kind or a.kind in {"texts", "list"}:
             quotes = "; text must be in quotes" if {a.kind, b.kind} == {"number", "text"} else ""
             self._fail(right, f"{a.source} is {KINDS[a.kind]} and {b.source} is {KINDS[b.kind]}{quotes}")
@@ -147,6 +155,9 @@ class _Query:
     def _member(self, left: ast.expr, right: ast.expr) -> pa.Array:
         if isinstance(right, ast.List | ast.Tuple | ast.Set):
             value, items = self._column_of(left), [self._value(item) for item in right.elts]
+            if value.is_label:
+                value = _same_values(value)
+                items = [_same_values(item) if item.is_constant else item for item in items]
             for node, item in zip(right.elts, items, strict=True):
                 if not item.is_constant or item.kind != value.kind:
                     self._fail(node, f"{value.source} is {KINDS[value.kind]}, so it cannot be {item.source}")
@@ -215,7 +226,8 @@ class _Query:
         if len(columns) > 1:
             ways = " or ".join(f"{kind}.{query_name(name)}" for kind, _, name in (c.partition(":") for c in columns))
             self._fail(node, f"{' and '.join(columns)} both exist; write {ways}")
-        return self._as_value(self._column(columns[0]), columns[0])
+        value = self._as_value(self._column(columns[0]), columns[0])
+        return replace(value, is_label=columns[0].startswith("label:") and value.kind == "text")
 
     def _as_value(self, data: pa.Array, source: str) -> _Value:
         kind = data.type
@@ -234,12 +246,39 @@ class _Query:
         mask[parents[pc.equal(pc.list_flatten(flags), flag).to_numpy(zero_copy_only=False)]] = True
         return pa.array(mask)
 
+    def _numbers(self, node: ast.expr, value: _Value) -> _Value:
+        """Return a label or a constant as numbers."""
+        if value.kind == "number":
+            return value
+        if value.is_constant:
+            found = number(value.data) if value.kind == "text" else None
+            out = _Value("number", found, value.source)
+        else:
+            out = _mapped(value, number, pa.float64(), "number")
+        if out.data is None or (not value.is_constant and out.data.null_count > value.data.null_count):
+            self._fail(node, f"only numbers can be compared by size, and {value.source} has other values")
+        return out
+
     def _column(self, name: str) -> pa.Array:
         column = self.table[name].combine_chunks()
         return column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
 
     def _fail(self, node: ast.expr, message: str) -> NoReturn:
         raise UserError(f"where={_short(self.text)}, character {_character(self.text.strip(), node)}: {message}")
+
+
+def _same_values(value: _Value) -> _Value:
+    """Return a label, a text or a constant in the form in which values of labels are compared."""
+    if value.is_constant:
+        return _Value("text", same_value(value.data), value.source)
+    return _mapped(value, same_value, pa.string(), "text") if value.kind == "text" else value
+
+
+def _mapped(value: _Value, f: Callable[[str], Any], kind: pa.DataType, name: str) -> _Value:
+    """Return a column of text with `f` of each value; null stays null."""
+    found = value.data.dictionary_encode()
+    words = pa.array([f(word) for word in found.dictionary.to_pylist()], kind)
+    return replace(value, kind=name, data=words.take(found.indices))
 
 
 def _from_end(lists: pa.ListArray, k: int, min_length: int | None = None) -> pa.Array:

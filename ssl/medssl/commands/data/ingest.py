@@ -19,6 +19,8 @@ def ingest(
     strict_patients: bool = False,
     aihub: str | None = None,
     keys: dict[str, str] | None = None,
+    missing: Sequence[str] | bool = (),
+    prefer: str | None = None,
     archives: bool = False,
     masks: str | Path | None = None,
     site: str = "",
@@ -41,8 +43,9 @@ def ingest(
         out: the store's folder, outside `source`.
         intensity: intensity window: auto (by modality), ct, mr, xray, us, fundus, pet, natural, neutral. NIfTI, image and npz
             files name no modality; auto then takes percentiles 0.5 to 99.5, and 0 to 255 for 8-bit images.
-        labels: a CSV file with one row per file or per patient, or "folders" if a scan's folder is its label. A table gives
-            labels, and the columns patient, split (train, val, test), site, age, sex, view and laterality.
+        labels: a CSV file (UTF-8, or CP949 in Korean) with one row per file or per patient, or "folders" if a scan's folder
+            is its label. A table gives labels, and the columns patient, split (train, val, test), site, age, sex, view and
+            laterality.
         targets: columns of the table, or keys of the JSON files, that are labels; by default those called label, target,
             class, diagnosis, finding or lesion.
         patient: a regular expression with one group that finds the patient in a file's path below `source`, like
@@ -52,6 +55,11 @@ def ingest(
         aihub: for folders in which a DICOM, its PNG and a JSON file share a name, as in AI-Hub's: "auto" to match files by
             their names without suffix, or a regular expression with a group named stem that finds the shared part.
         keys: keys to use in the JSON files: {"patient": "info.id", "sex": …, "age": …, "label": …}; others are found by name.
+        missing: words that mean no label, besides an empty cell and the usual ones (NA, N/A, nan, null, None, #N/A, ".", "-",
+            미상, 없음, …; `medssl.store.label_values.MISSING`). They are counted. None and 없음 stay a class beside words for
+            some of it, such as mild or 있음. False: only empty cells.
+        prefer: the source to believe where two give a scan different labels, else refused: table, json, folders, or file
+            for labels in the scan's own file.
         archives: also read the contents of zip files.
         masks: the folder below `source` that holds the label maps. By default, scans that look like label maps are paired
             with the image of the same name, apart from words such as labels or seg. Both must have the same grid; see
@@ -82,6 +90,8 @@ def ingest(
         strict_patients=strict_patients,
         aihub=aihub,
         keys=keys,
+        missing=missing,
+        prefer=prefer or "",
         archives=archives,
         masks=None if masks is None else Path(masks).expanduser(),
         site=site,

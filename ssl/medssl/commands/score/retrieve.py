@@ -50,7 +50,8 @@ def retrieve(
     found = {}
     for name, source in sources.all(names):
         searched = (source(train.store, train.rows), train.y, train.patient) if gallery == "train" else None
-        found[name] = search(source(test.store, test.rows), test.y, test.patient, searched)
+        patient = test.patient if searched is None else test.patient_beside(train)
+        found[name] = search(source(test.store, test.rows), test.y, patient, searched)
     answered, alone = found[RUN].rows, found[RUN].lone  # these depend on labels and patients only
     if len(alone):
         splits.flags.append(f"{len(alone)} test scans left out: the gallery has no relevant scan of another patient")

@@ -22,7 +22,7 @@ from medssl.store.store import Store
 from medssl.train.optim import Optim
 
 
-@accepts(SplitOptions, omit=("task", "positive"))
+@accepts(SplitOptions, omit=("task", "positive", "unknown"))
 def segment(
     run: str | Path,
     store: str | Path | Store,

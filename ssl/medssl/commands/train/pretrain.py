@@ -53,7 +53,7 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
     rows = scans.rows("train")
     spec = catalog.spec("method", options.method, **(options.method_options or {}))
     defaults = DEFAULTS | spec.pop("_run_", {})
-    labels = (options.target, options.task, options.positive)
+    labels = (options.target, options.task, options.positive, options.unknown)
     targets = PretrainTargets.of(scans, rows, options.method, spec, *labels)
     config = _config(options, scans, len(rows), defaults, targets)
     fabric = make_fabric(config.accelerator, config.devices, config.precision)

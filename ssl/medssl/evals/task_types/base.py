@@ -121,6 +121,7 @@ class TaskType:
         name: value of task=.
         metrics: computed for it; the first is the main one.
         columns: the numbers of target columns it takes, lowest and highest.
+        numeric: its first column holds numbers, perhaps with a unit.
         ndim: number of dimensions of y.
         linear_model: the linear probe in words; empty if there is none.
         least_squares: the linear model is fitted, and its penalty selected, by squared error in place of cross-entropy.
@@ -132,6 +133,7 @@ class TaskType:
     name: str
     metrics: tuple[Metric, ...]
     columns: tuple[int, float] = (1, 1)
+    numeric = False
     ndim = 1
     linear_model = ""
     least_squares = False

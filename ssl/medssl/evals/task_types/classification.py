@@ -1,6 +1,6 @@
 """Classification: one class per scan."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from medssl.evals.metrics import metrics, weighted
 from medssl.evals.metrics.metrics import Metric
 from medssl.evals.metrics.weighted import Floats
 from medssl.evals.task_types.base import LinearTarget, Mask, Names, Raw, Strata, TaskType, Votes, Y, by_rarest
-from medssl.evals.task_types.columns import MOST_CLASSES, known, numeric_order, word
+from medssl.evals.task_types.columns import MOST_CLASSES, known, numeric_order
 from medssl.losses import target_losses
 from medssl.losses.target_losses import TargetLoss
+from medssl.store.label_values import chosen_spellings, same_value, word
 
 SMALLEST = np.finfo(np.float64).tiny  # the smallest probability in a cross-entropy
 
@@ -36,13 +37,16 @@ class Classification(TaskType):
     can_balance = True
 
     def names(self, columns: Names, raw: list[Any], positive: Names) -> Names:
-        found = sorted(set(_classes(raw, positive)), key=numeric_order)
+        spelled = chosen_spellings(map(word, raw))
         if positive:
-            one = " or ".join(sorted(positive))
-            if one not in found:
-                there = sorted({word(v) for v in raw})
+            one, yes = " or ".join(sorted(positive)), set(map(same_value, positive))
+            shares = {same_value(v) in yes for v in spelled}
+            if True not in shares:
+                there = sorted(set(spelled.values()))
                 raise UserError(f"no training scan has {columns[0]}={one}.{nearest(positive[0], there)}")
-            found = [f"not {one}", one] if len(found) == 2 else found
+            found = [f"not {one}", one] if len(shares) == 2 else [one]
+        else:
+            found = sorted(set(spelled.values()), key=numeric_order)
         if not 2 <= len(found) <= MOST_CLASSES:
             only = f" ({found[0]})" if len(found) == 1 else ""
             raise UserError(
@@ -51,9 +55,13 @@ class Classification(TaskType):
         return tuple(found)
 
     def read(self, raw: Sequence[Raw], columns: Names, names: Names, positive: Names) -> tuple[Y, Mask]:
-        place = {name: i for i, name in enumerate(names)}
-        y = np.array([place.get(v, -1) for v in _classes(raw[0], positive)], np.int64)
-        return np.maximum(y, 0), known(raw[0]) & (y >= 0)
+        there = known(raw[0])
+        if positive:
+            yes = set(map(same_value, positive))
+            return np.array([v is not None and same_value(v) in yes for v in raw[0]], np.int64), there
+        place = {same_value(name): i for i, name in enumerate(names)}
+        y = np.array([-1 if v is None else place.get(same_value(v), -1) for v in raw[0]], np.int64)
+        return np.maximum(y, 0), there & (y >= 0)
 
     def check_splits(self, y_train: Y, y_test: Y, target: str, names: Names) -> list[str]:
         if 0 in np.bincount(y_test, minlength=len(names)):
@@ -129,11 +137,3 @@ def spread(p: Floats, present: NDArray[np.int64], classes: int) -> Floats:
     out = np.zeros((len(p), classes))
     out[:, present] = p
     return out
-
-
-def _classes(raw: Iterable[Any], positive: Names) -> list[str]:
-    """Return every value as the name of its class; an unknown one as ""."""
-    if not positive:
-        return ["" if v is None else word(v) for v in raw]
-    yes, one = {p.casefold() for p in positive}, " or ".join(sorted(positive))
-    return ["" if v is None else one if word(v).casefold() in yes else f"not {one}" for v in raw]

@@ -1,8 +1,7 @@
-"""Values of a store's columns as numbers, words and findings. An unknown value is None."""
+"""Values of a store's columns as numbers, classes and findings. An unknown value is None."""
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,25 +9,11 @@ from numpy.typing import NDArray
 from medssl.errors import UserError
 from medssl.evals.metrics.weighted import Floats
 from medssl.evals.task_types.base import Raw
+from medssl.store.label_values import number, quantity, same_value, word
 
 MOST_CLASSES = 50
-YES = frozenset({"yes", "y", "true", "1", "1.0", "positive", "pos", "present"})
-NO = frozenset({"no", "n", "false", "0", "0.0", "negative", "neg", "absent"})
-SEPARATOR = "|"  # between the findings of one scan, as in the ChestX-ray14 table of the NIH
-
-
-def word(value: Any) -> str:
-    """Return a value as text, a float without trailing zeros."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def number(value: Any) -> float | None:
-    """Return a value as a finite float, or None."""
-    try:
-        found = float(value)
-    except (TypeError, ValueError):
-        return None
-    return found if math.isfinite(found) else None
+YES = frozenset({"yes", "y", "1", "positive", "pos", "present", "있음", "유", "양성"})  # true is 1, see `same_value`
+NO = frozenset({"no", "n", "0", "negative", "neg", "absent", "없음", "무", "음성"})
 
 
 def numeric_order(value: str) -> tuple[float, str]:
@@ -37,18 +22,34 @@ def numeric_order(value: str) -> tuple[float, str]:
     return (math.inf if found is None else found), value
 
 
-def known(raw: Iterable[Any]) -> NDArray[np.bool_]:
+def known(raw: Iterable[object]) -> NDArray[np.bool_]:
     """Return a mask (N,) of the known values."""
     return np.array([v is not None for v in raw], np.bool_)
 
 
 def numbers(raw: Raw, column: str) -> Floats:
-    """Return the values as (N,) float64, nan where unknown. Raises UserError for a value that is not a number."""
-    found = [math.nan if v is None else number(v) for v in raw]
-    bad = next((v for v, n in zip(raw, found, strict=True) if n is None), None)
-    if bad is not None:
-        raise UserError(f"{column} must be numbers, and one is {word(bad)!r}")
-    return np.array(found, np.float64)
+    """Return the values as (N,) float64, nan where unknown; "2.5 mm" is 2.5.
+
+    Raises UserError for a value that is not a number, and for several units.
+    """
+    unit_of(raw, column)
+    return np.array([math.nan if v is None else quantity(v)[0] for v in raw], np.float64)  # type: ignore[index]
+
+
+def unit_of(raw: Iterable[object], column: str) -> str:
+    """Return the unit of the numbers in a column, "" if they have none. Raises UserError as `numbers` does."""
+    found = {v: quantity(v) for v in raw if v is not None}
+    bad = sorted({word(v) for v, q in found.items() if q is None}, key=lambda v: (len(v), v))
+    if bad:
+        raise UserError(
+            f"{column} must be numbers, and one is {bad[0]!r} ({len(bad)} such values); correct them, or leave their scans "
+            f"out with unknown=['{bad[0]}'{', …' if len(bad) > 1 else ''}]"
+        )
+    units = sorted({q[1] for q in found.values() if q is not None})
+    if len(units) > 1:
+        words = ", ".join(unit or "no unit" for unit in units)
+        raise UserError(f"{column} has numbers with several units ({words}); write them all in one")
+    return units[0] if units else ""
 
 
 def presence(raw: Raw, column: str, positive: tuple[str, ...]) -> Floats:
@@ -57,17 +58,15 @@ def presence(raw: Raw, column: str, positive: tuple[str, ...]) -> Floats:
     With `positive`, these values mean present and all others absent; without, YES and NO hold, and any other value raises
     UserError.
     """
-    yes = {p.casefold() for p in positive} or YES
+    yes = set(map(same_value, positive)) or YES
     out = np.full(len(raw), np.nan)
     for i, v in enumerate(raw):
         if v is not None:
-            text = word(v).casefold()
-            if text not in yes and not positive and text not in NO:
-                raise UserError(f"{column} has the value {word(v)!r}; say which values count with positive=[…]")
-            out[i] = text in yes
+            found = same_value(v)
+            if found not in yes and not positive and found not in NO:
+                raise UserError(
+                    f"{column} has the value {word(v)!r}; say which values count with positive=[…], or leave it out "
+                    f"with unknown=[{word(v)}]"
+                )
+            out[i] = found in yes
     return out
-
-
-def findings(value: Any) -> set[str]:
-    """Return the findings in one value, which SEPARATOR joins."""
-    return {f.strip() for f in word(value).split(SEPARATOR) if f.strip()}

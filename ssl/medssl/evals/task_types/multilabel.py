@@ -14,9 +14,10 @@ from medssl.evals.metrics import metrics, weighted
 from medssl.evals.metrics.weighted import Floats
 from medssl.evals.task_types.base import LinearTarget, Mask, Names, Raw, Rows, Strata, TaskType, Votes, Y, by_rarest
 from medssl.evals.task_types.classification import SMALLEST
-from medssl.evals.task_types.columns import findings, known, presence
+from medssl.evals.task_types.columns import known, presence
 from medssl.losses import target_losses
 from medssl.losses.target_losses import TargetLoss
+from medssl.store.label_values import chosen_spellings, findings, same_value
 
 
 class Multilabel(TaskType):
@@ -32,7 +33,8 @@ class Multilabel(TaskType):
     def names(self, columns: Names, raw: list[Any], positive: Names) -> Names:
         if len(columns) > 1:
             return columns
-        counts = Counter(f for v in raw for f in findings(v))
+        spelled = chosen_spellings(f for v in raw for f in findings(v))
+        counts = Counter(f for v in raw for f in {spelled[f] for f in findings(v)})
         both = sorted(f for f, n in counts.items() if n < len(raw))
         if not both:
             raise UserError(f"no finding of {columns[0]} is there in some training scans and not in others")
@@ -42,8 +44,9 @@ class Multilabel(TaskType):
         if len(columns) > 1:
             y = np.stack([presence(v, c, positive) for v, c in zip(raw, columns, strict=True)], 1)
             return y, np.any(~np.isnan(y), axis=1)
-        found = [set() if v is None else findings(v) for v in raw[0]]
-        y = np.array([[float(name in f) for name in names] for f in found]).reshape(len(raw[0]), -1)
+        found = [set() if v is None else set(map(same_value, findings(v))) for v in raw[0]]
+        wanted = [same_value(name) for name in names]
+        y = np.array([[float(name in f) for name in wanted] for f in found]).reshape(len(raw[0]), -1)
         return y, known(raw[0])
 
     def check_splits(self, y_train: Y, y_test: Y, target: str, names: Names) -> list[str]:

@@ -22,6 +22,7 @@ class Regression(TaskType):
 
     name = "regression"
     metrics = (metrics.MAE, metrics.R2, metrics.SPEARMAN)
+    numeric = True
     linear_model = "ridge regression"
     least_squares = True
 

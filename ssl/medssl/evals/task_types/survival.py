@@ -22,6 +22,7 @@ class Survival(TaskType):
     name = "survival"
     metrics = (metrics.CONCORDANCE,)
     columns = (2, 2)
+    numeric = True
     ndim = 2
 
     def check_columns(self, columns: Sequence[str]) -> None:
