@@ -1,55 +1,62 @@
-"""A file with very many unusable parts gets few lines."""
+"""A worker shows signs of life for every frame and slice, so that no store depends on the speed of the machine."""
 
+import gzip
 import io
+from dataclasses import replace
 
-import nibabel
+import imagecodecs
 import numpy as np
 import pytest
 
-from medssl.ingestion.worker import MOST_REJECTS, Worker
+from dicom_files import JPEG_LS, PLACED, PSEUDONYMS, compressed, dataset, make
+from medssl.ingestion import worker
 from medssl.ingestion.worker_pool import receive
+from medssl.readers.dicom import reader
 
 
-def answers(path, tmp_path):
-    out = io.BytesIO()
-    worker = Worker(out, {"key": "00" * 32, "intensity": "auto", "out": str(tmp_path)})
-    worker.execute({"read": {"name": path.name, "path": str(path)}, "id": "f"})
-    out.seek(0)
-    found = []
-    while not found or "end" not in found[-1]:
-        found.append(receive(out)[0])
-    return found
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "ALIVE_SECONDS", 0.0)
+    (tmp_path / "out" / "volumes").mkdir(parents=True)
+
+    def execute(message):
+        answers = io.BytesIO()
+        init = {"key": "00" * 32, "intensity": "auto", "out": str(tmp_path / "out")}
+        worker.Worker(answers, init).execute(message)
+        answers.seek(0)
+        found = []
+        while "end" not in (found[-1] if found else {}):
+            found.append(receive(answers)[0])
+        return found
+
+    return execute
 
 
-def write(path, volumes):
-    """Write images of 3 x 3 pixels, constant but for the last."""
-    images = np.zeros((volumes, 3, 3), np.int16)
-    images[-1] = np.arange(9).reshape(3, 3) * 100
-    if path.suffix == ".npz":
-        np.savez_compressed(path, train_images=images)
-    else:
-        nibabel.save(nibabel.Nifti1Image(images.transpose(2, 1, 0)[:, :, None], np.eye(4)), path)
+FRAMES = 12
 
 
-@pytest.mark.parametrize("name", ["a.nii.gz", "a.npz"])
-def test_the_rejects_of_one_file_are_listed_up_to_a_number_and_then_counted(tmp_path, name):
-    write(tmp_path / name, 3 * MOST_REJECTS)
-    found = answers(tmp_path / name, tmp_path)
-    rejects = [m["reject"] for m in found if "reject" in m]
-    assert len(rejects) == MOST_REJECTS + 1
-    assert {code for _, code, _ in rejects} == {"CONSTANT"}
-    assert len({part for part, _, _ in rejects}) == len(rejects)
-    assert rejects[-1][0] == "#more/CONSTANT"
-    assert rejects[-1][2] == f"so are {2 * MOST_REJECTS - 1:,} more parts of this file: every pixel has the same value"
-    assert sum("scan" in m for m in found) == 1
-    assert (
-        sum("heartbeat" in m for m in found) == 1
-    )  # at 2,000, so that the parent does not think that the worker hangs
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzipped"])
+def test_every_frame_of_a_long_file_is_a_sign_of_life(run, tmp_path, pack):
+    stored = np.random.default_rng(0).integers(0, 4096, (FRAMES, 16, 16)).astype(np.uint16)
+    ds = dataset(stored[0], bits=16, modality="XA", NumberOfFrames=str(FRAMES))
+    path = tmp_path / "long"
+    path.write_bytes(pack(compressed([imagecodecs.jpegls_encode(f) for f in stored], ds, JPEG_LS)))
+    file = {"name": "long", "path": str(path), "size": path.stat().st_size}
+    answers = run({"read": file, "id": "x"})
+    scans = [i for i, m in enumerate(answers) if "scan" in m]
+    assert len(scans) == FRAMES
+    for before, after in zip([0, *scans], scans, strict=False):
+        assert sum("alive" in m for m in answers[before:after]) >= 3  # two more before the frame is packed
 
 
-def test_few_rejects_are_all_listed(tmp_path):
-    write(tmp_path / "a.npz", 12)
-    for _ in range(2):  # counted anew for each file
-        assert [m["reject"][0] for m in answers(tmp_path / "a.npz", tmp_path) if "reject" in m] == [
-            f"#train/{k}" for k in range(11)
-        ]
+def test_every_compared_slice_is_a_sign_of_life(run, tmp_path):
+    files, slices = {}, []
+    for k in range(5):
+        path = tmp_path / f"{k}.dcm"
+        path.write_bytes(make(np.arange(20).reshape(4, 5) + k, modality="MR", **PLACED))
+        files[str(k)] = {"name": path.name, "path": str(path), "size": path.stat().st_size}
+        with path.open("rb") as f:
+            slices.append(replace(reader.read(f, path.name, PSEUDONYMS), file=str(k)).as_dict())
+    answers = run({"digest": slices, "files": files})
+    assert sum("alive" in m for m in answers) >= 5
+    assert len(set(answers[-2]["digests"].values())) == 5

@@ -10,7 +10,7 @@ from medssl.ingestion.mask_pairing import LABEL_MAP
 from medssl.ingestion.patients import warnings
 from medssl.readers.dicom.separations import MIN_SLICES
 from medssl.readers.dicom.slices import STACKED
-from medssl.store.intensity_windows import resolve_intensity
+from medssl.store.intensity_windows import modalities_of_values, resolve_intensity
 from medssl.store.manifest_columns import MASK
 from medssl.store.splits import SPLITS, empty_split_warning
 from medssl.store.store import Store
@@ -93,10 +93,14 @@ def without_window(store: Store) -> list[str]:
     if store.info["recipe"] != "auto":
         return []
     scans = store.table.filter(pc.invert(pc.is_in(store.table["held"], pa.array([MASK, LABEL_MAP]))))
+    columns = modalities_of_values(scans), scans["modality"].to_pylist(), scans["shape"].to_pylist()
     found = [
-        (modality, SUGGESTED["volume" if len(shape) == 4 else "colour" if shape[0] > 1 else "grey"])
-        for modality, shape in zip(scans["modality"].to_pylist(), scans["shape"].to_pylist(), strict=True)
-        if resolve_intensity("auto", modality) == "neutral"
+        (
+            f"{modality} in other units" if modality and not known else modality,
+            SUGGESTED["volume" if len(shape) == 4 else "colour" if shape[0] > 1 else "grey"],
+        )
+        for known, modality, shape in zip(*columns, strict=True)
+        if resolve_intensity("auto", known) == "neutral"
     ]
     if not found:
         return []

@@ -17,9 +17,9 @@ CODES: dict[str, tuple[str, str]] = {
     # reading
     "BAD_HEADER": ("the header is invalid", "export the file again"),
     "HEADER_PAIR": ("a NIfTI header with the voxels in a second file", "convert the pair to one .nii file"),
-    "TRUNCATED": ("the file is incomplete", "copy it again from its source"),
+    "TRUNCATED": ("the file is incomplete", "copy or export it again from its source"),
     "BAD_LENGTH": ("the length of the pixel data contradicts the header", "export the file again"),
-    "NO_PIXELS": ("the file contains no image", "nothing"),
+    "NO_PIXELS": ("the file contains no image", "export it again, if it should have one"),
     "NOT_DICOM": ("the header is not a DICOM header", "nothing, unless it should be a scan"),
     "NOT_AN_IMAGE": ("an object without an image, such as a report, a plan or a segmentation", "nothing"),
     "TOO_LARGE": (
@@ -27,13 +27,19 @@ CODES: dict[str, tuple[str, str]] = {
         "cut it into tiles or parts; if it should be small, it is damaged",
     ),
     "TOO_BIG_TO_READ": ("reading it needs more memory than allowed", "allow more with memory=GB"),
-    "TOO_SLOW": ("reading it took longer than allowed", "check the file; ingest again to retry"),
+    "TOO_SLOW": ("reading it made no progress for longer than allowed", "check the file; ingest again to retry"),
     "DECODER_CRASHED": ("a decoder crashed on it", "check the file; it is not read again unless it changes"),
-    "UNSUPPORTED_SYNTAX": ("no decoder for this transfer syntax", "convert it, e.g. with dcmdjpeg or gdcmconv"),
+    "UNSUPPORTED_SYNTAX": (
+        "no decoder for this transfer syntax",
+        "convert it, e.g. with gdcmconv; export the frames of a video as images",
+    ),
     "UNSUPPORTED_PIXELS": ("an unsupported kind of pixels", "convert the file"),
     "DECODE_FAILED": ("the compressed image is damaged or contradicts the header", "export the file again"),
     "READER_FAILED": ("an unexpected error in the reader", "please report it, with the type of scanner"),
-    "NO_RESCALE": ("a CT image that is not in Hounsfield units", "export the original series, not a screenshot"),
+    "NO_RESCALE": (
+        "a CT image in colour or without a rescale to Hounsfield units",
+        "export the original series: no screenshot, and with its Rescale Slope and Intercept",
+    ),
     "NON_FINITE": (
         "values are missing (NaN, infinite) inside the image",
         "check how the file was made, or set them to a number",

@@ -15,6 +15,7 @@ from medssl.errors import UsageError, UserError, nearest
 from medssl.readers.scan import Scan
 
 if TYPE_CHECKING:  # the workers of an ingest do without torch, which takes a second to import
+    from pyarrow import Table
     from torch import Tensor
 
 DISPLAY = "smallest to largest value; 8-bit images 0 to 255"
@@ -65,6 +66,21 @@ def check_intensity(intensity: str) -> str:
     return intensity
 
 
+def modality_of_values(modality: str, rescale_type: object) -> str:
+    """Return the modality if it tells the units of the values, else "": CT in other units than HU is of no known kind.
+
+    rescale_type: the metadata of that name, which such scans have (PS3.3 C.11.1.1.2).
+    """
+    return "" if rescale_type else modality
+
+
+def modalities_of_values(table: "Table") -> list[str]:
+    """Return `modality_of_values` of every row of a manifest."""
+    column = "fact:rescale_type"
+    units = table[column].to_pylist() if column in table.column_names else [None] * table.num_rows
+    return [modality_of_values(m, u) for m, u in zip(table["modality"].to_pylist(), units, strict=True)]
+
+
 def resolve_intensity(intensity: str, modality: str) -> str:
     """Return what "auto" means for a DICOM modality code; any other name is returned unchanged."""
     return BY_MODALITY.get(modality, "neutral") if intensity == "auto" else intensity
@@ -74,9 +90,9 @@ def window(scan: Scan, intensity: str) -> tuple[float, float]:
     """Return (low, high) in the units of `scan.array`: low maps to 0, high to 1. Always high > low.
 
     Metadata used: `suv_factor`, the SUVbw of one unit of the array (PET); `voi_low`, `voi_high`, the file's own window in units
-    of the array (X-ray).
+    of the array (X-ray); `rescale_type`, the units of CT if they are not HU.
     """
-    intensity = resolve_intensity(intensity, scan.modality)
+    intensity = resolve_intensity(intensity, modality_of_values(scan.modality, scan.metadata.get("rescale_type")))
     if intensity == "ct":
         return CT_RANGE
     if intensity == "mr":

@@ -10,7 +10,7 @@ import pyarrow as pa
 from medssl.readers.phash import phash
 from medssl.readers.quality_flags import flags
 from medssl.readers.scan import Scan, Unreadable
-from medssl.store.intensity_windows import to_unit_range, unit_moments, window
+from medssl.store.intensity_windows import modality_of_values, to_unit_range, unit_moments, window
 
 SCHEMA_VERSION = 3
 Row = dict[str, Any]
@@ -84,7 +84,9 @@ def manifest_row(scan: Scan, array: np.ndarray, intensity: str) -> Row:
             "held": scan.quarantined,
             "born": scan.birth_date_hash,
             "similar_id": scan.similar_id,
-            "flags": list(flags(array, low, high, scan.modality)),
+            "flags": list(
+                flags(array, low, high, modality_of_values(scan.modality, scan.metadata.get("rescale_type")))
+            ),
             "shape": list(array.shape),
             "spacing": None if scan.spacing is None else [float(v) for v in scan.spacing],
             "affine": None if scan.affine is None else [float(v) for v in np.ravel(scan.affine)],

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from medssl.errors import UserError, nearest
 from medssl.progress import track
 from medssl.store.chunks import read_crop, unpack
-from medssl.store.intensity_windows import INTENSITIES, resolve_intensity
+from medssl.store.intensity_windows import INTENSITIES, modalities_of_values, resolve_intensity
 from medssl.store.manifest_columns import MASK, SCHEMA_VERSION, content_hash, fingerprint
 from medssl.store.query import select
 from medssl.store.splits import SPLITS
@@ -228,7 +228,12 @@ class Store:
     @property
     def intensity(self) -> str:
         """The intensity window of the most frequent modality, a name in `intensity_windows.INTENSITIES`."""
-        return resolve_intensity(self.info["recipe"], self.modality)
+        return resolve_intensity(self.info["recipe"], Counter(self.value_modalities).most_common(1)[0][0])
+
+    @cached_property
+    def value_modalities(self) -> list[str]:
+        """The modality of each scan, "" where it does not tell the units of the values: CT that is not in HU."""
+        return modalities_of_values(self.table)
 
     @cached_property
     def _moments(self) -> tuple[float, float]:

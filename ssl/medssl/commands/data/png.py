@@ -64,11 +64,12 @@ def png(
 def _check(store: Store, window: str) -> None:
     if window not in {"auto", *CT_WINDOWS}:
         raise UserError(f"window={window} does not exist.{nearest(window, ['auto', *CT_WINDOWS])}")
-    other = np.count_nonzero(store.column("modality") != "CT")
+    other = sum(m != "CT" for m in store.value_modalities)
+    in_hu = " and rescale_type is None" if "fact:rescale_type" in store.table.column_names else ""
     if window != "auto" and other:
         raise UserError(
-            f"window={window} is in Hounsfield units, and {other:,} of {len(store):,} scans are not CT; "
-            "use window=auto, or add where='modality == \"CT\"'"
+            f"window={window} is in Hounsfield units, and {other:,} of {len(store):,} scans are not CT in these units; "
+            f"use window=auto, or add where='modality == \"CT\"{in_hu}'"
         )
     odd = sum(shape[0] not in (1, 3) for shape in store.column("shape"))
     if odd:
