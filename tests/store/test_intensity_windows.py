@@ -5,6 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -144,6 +145,20 @@ def test_unit_range():
     x = np.array([-2000, -1024, 238, 1500, 3000], np.int16)
     np.testing.assert_allclose(to_unit_range(x, -1024, 1500), [0, 0, 0.5, 1, 1])
     assert to_unit_range(x, 0, 1).dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_arrays_and_tensors_are_mapped_alike(dtype):
+    x = noise((2, 1, 9, 9), dtype)
+    low, high = np.float64(20.25), np.float64(180.5)
+    arrays = to_unit_range(x, low, high)
+    ends = (torch.tensor([v, v]).view(2, 1, 1, 1).float() for v in (low, high))
+    tensors = to_unit_range(torch.from_numpy(x), *ends)
+    assert (arrays.dtype, tensors.dtype) == (np.float32, torch.float32)
+    np.testing.assert_array_equal(arrays, tensors.numpy())
+    np.testing.assert_allclose(arrays, np.clip((x.astype(float) - low) / (high - low), 0, 1), atol=1e-6)
+    flat = to_unit_range(torch.full((1, 4), 7), torch.tensor([[7.0]]), torch.tensor([[7.0]]))
+    assert torch.equal(flat, torch.zeros(1, 4))
 
 
 @given(st.lists(st.integers(-3000, 3000), min_size=1, max_size=40), st.integers(-2000, 1000), st.floats(1, 4000))
