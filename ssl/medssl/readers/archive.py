@@ -247,4 +247,8 @@ def _check(entries: list[zipfile.ZipInfo], name: str) -> None:
     if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise Unreadable("BAD_ARCHIVE", "the compression method is not supported; store or deflate the member")
     if entry.file_size > LARGEST or _is_bomb(entry.file_size, entry.compress_size):
-        raise Unreadable("TOO_LARGE", "a member unpacks to far more than its size; it may be a zip bomb")
+        raise Unreadable(
+            "TOO_LARGE",
+            f"a member unpacks to {entry.file_size:,} bytes from {entry.compress_size:,}; at most {LARGEST:,} bytes and {RATIO} "
+            "times its size are unpacked; extract it by hand if it is known to be good",
+        )

@@ -115,7 +115,7 @@ def _start(stream: BinaryIO) -> tuple[Layout, BinaryIO]:
     layout = parse(head)
     needed = layout.offset + layout.size * layout.volumes
     if needed > MAX_BYTES:
-        raise Unreadable("TOO_LARGE", f"according to the header the file has {needed} bytes")
+        raise Unreadable("TOO_LARGE", f"{needed:,} bytes according to the header; at most {MAX_BYTES:,} are read")
     if needed > (length * MAX_INFLATION if zipped else length):
         raise Unreadable("TRUNCATED", "the file is too short for its voxels")
     if not zipped and length > needed + SLACK:

@@ -81,8 +81,9 @@ def _part(archive: zipfile.ZipFile, split: str) -> tuple[Array, np.ndarray | Non
     images = _check(archive, f"{split}_images.npy")
     if len(images.shape) not in {3, 4, 5} or images.dtype.kind not in "iufb" or not all(images.shape[1:]):
         raise Unreadable("UNSUPPORTED_PIXELS", f"{split}_images is not a stack of images")
-    if max(images.record, images.record * images.shape[0] * images.fortran) > MAX_IMAGE:
-        raise Unreadable("TOO_LARGE", f"an image of {split}_images is too large")
+    at_once = images.record * (images.shape[0] if images.fortran else 1)
+    if max(images.record, at_once) > MAX_IMAGE:
+        raise Unreadable("TOO_LARGE", f"{at_once:,} bytes of {split}_images at once; at most {MAX_IMAGE:,} are read")
     if f"{split}_labels.npy" not in archive.NameToInfo:
         return images, None
     found = _check(archive, f"{split}_labels.npy")
