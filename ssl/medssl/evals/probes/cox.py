@@ -200,21 +200,33 @@ def cox_probes(
     validation = _checked(val, "validation") if val is not None and len(val[1]) else None  # type: ignore[arg-type]
     who = None if patient is None else np.asarray(patient).astype(str)
 
-    def fit(sets: Sequence[Rows], C: Floats) -> list[Cox]:
-        each = np.broadcast_to(C, (len(sets), C.shape[-1]))
-        return [
-            fit_cox(x[rows], y[rows], c, patient=None if who is None else who[rows], ties=ties, device=device)
-            for rows, c in zip(sets, each, strict=True)
-        ]
+    def fit(rows: Rows, C: float) -> Cox:
+        return fit_cox(x[rows], y[rows], [C], patient=None if who is None else who[rows], ties=ties, device=device)
 
     def loss(y_some: NDArray[Any], risk: Floats, patients: NDArray[np.str_] | None) -> float:
         # the mean of risks is the risk of mean features, since risk is linear in them
         means, outcomes = _observations(risk[:, None], y_some, patients)
         return partial_likelihood(outcomes, means[:, 0], ties)
 
-    model = PenalisedModel("Cox regression", "partial likelihood", "survival", fit, loss)
+    model = PenalisedModel("Cox regression", "partial likelihood", "survival", lambda sets: CoxPath(sets, fit), loss)
     test_x = [finite(t, "test") for t in tests]
     return fit_probes(model, (x, y), validation, test_x, subsets, patient, val_patient, penalties, seed)
+
+
+@dataclass(frozen=True)
+class CoxPath:
+    """The models of several sets of scans. A fit of one penalty is fast, so that all are exact."""
+
+    sets: Sequence[Rows]
+    fit: Callable[[Rows, float], Cox]
+
+    def coarse(self, at: Sequence[int], C: float) -> list[Cox]:
+        """See `model_selection.Path`."""
+        return [self.fit(self.sets[i], C) for i in at]
+
+    def exact(self, at: Sequence[int], C: Sequence[float]) -> list[Cox]:
+        """See `model_selection.Path`."""
+        return [self.fit(self.sets[i], c) for i, c in zip(at, C, strict=True)]
 
 
 def _observations(x: Floats, y: NDArray[Any], patient: NDArray[np.str_] | None) -> tuple[Floats, NDArray[Any]]:

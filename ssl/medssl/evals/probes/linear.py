@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from numpy.typing import ArrayLike
 
-from medssl.evals.probes.linear_fit import checked, finite, fit_linear
+from medssl.evals.probes.linear_fit import LinearPath, checked, finite
 from medssl.evals.probes.model_selection import PENALTIES, PenalisedModel, Probe, fit_probes
 from medssl.evals.task_types.task_types import task_type
 
@@ -35,7 +35,7 @@ def linear_probes(
         classes: number of classes or levels.
         subsets: rows of `train` for each probe; None for one probe of all scans.
         patient, val_patient: (N,) of train and val; subsets need both, and without validation scans `patient` is needed.
-        penalties: C as in scikit-learn.
+        penalties: C as in scikit-learn, tried from the strongest penalty on until two in a row are worse.
         seed: for drawing patients.
         device: cpu or cuda.
 
@@ -51,7 +51,7 @@ def linear_probes(
         of.linear_model,
         "squared error" if of.least_squares else "cross-entropy",
         task,
-        lambda sets, C: fit_linear(x, y, sets, C, task=task, classes=classes, device=device),
+        lambda sets: LinearPath(x, y, sets, task=task, classes=classes, device=device),
         lambda y_some, p, _: of.validation_loss(y_some, p),
     )
     test_x = [finite(t, "test") for t in tests]

@@ -24,7 +24,7 @@ STACKED = 1 << 26  # maximum count of numbers in one stack: 512 MB
 class Design:
     """One set of scans.
 
-    a (n, r): coordinates, r = min(n, D), float64. back (D, r): maps weights of coordinates to weights of standardised
+    a (n, r): coordinates, r = min(n, D), as made float64. back (D, r): maps weights of coordinates to weights of standardised
     features; orthonormal columns. mean, scale (D,): standardised features are (x - mean) * scale.
     """
 
@@ -32,6 +32,10 @@ class Design:
     back: Tensor
     mean: Floats
     scale: Floats
+
+    def to(self, dtype: torch.dtype) -> "Design":
+        """Return the design with coordinates of this dtype."""
+        return replace(self, a=self.a.to(dtype), back=self.back.to(dtype))
 
     @classmethod
     def of(cls, x: Floats, device: str = "cpu") -> "Design":

@@ -24,9 +24,11 @@ from medssl.errors import UserError
 from medssl.evals.metrics.metrics import Floats
 from medssl.evals.probes.linear_designs import Batch, Design, pad, stacks
 from medssl.evals.probes.linear_losses import Logistic, Loss, Softmax, contrasts
-from medssl.evals.probes.newton import minimise
+from medssl.evals.probes.newton import GAP, minimise
 from medssl.evals.task_types.base import LinearTarget, TaskType
 from medssl.evals.task_types.task_types import task_type
+
+COARSE = 1e-3  # relative gap of the models that are only compared by their validation loss
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,7 @@ def fit_linear(
     kind = task_type(task)
     x, y, classes = checked((x, y), "training", kind, classes)
     sets = [np.asarray(rows, np.int64) for rows in subsets]
-    C = np.broadcast_to(np.asarray(penalties, np.float64), (len(sets), np.asarray(penalties).shape[-1]))
-    if not (np.isfinite(C) & (C > 0)).all():
-        raise ValueError(f"penalties must be finite and above 0, got {C.min()} to {C.max()}")
+    C = valid_penalties(penalties, len(sets))
     names = [rows.tobytes() + c.tobytes() for rows, c in zip(sets, C, strict=True)]
     first = {name: i for i, name in reversed(list(enumerate(names)))}
     distinct = sorted(first.values())
@@ -94,9 +94,70 @@ def fit_linear(
     for stack in stacks(sizes, [(t.outputs, t.start.shape[1]) for t in targets]):
         at = [distinct[i] for i in stack]
         designs = [_design(x[sets[i]], device) for i in at]
-        solve = _ridge if kind.least_squares else _solve
-        found |= dict(zip(at, solve(designs, [targets[i] for i in stack], C[at]), strict=True))
+        parts = designs, [targets[i] for i in stack], C[at]
+        found |= dict(zip(at, _ridge(*parts) if kind.least_squares else _solve(*parts)[0], strict=True))
     return [found[first[name]] for name in names]
+
+
+class LinearPath:
+    """Linear models of several sets of scans, for one penalty after another.
+
+    `coarse` fits in float32 to a gap of COARSE, each penalty starting at the model of the last one. That is enough to compare
+    penalties by their validation loss; `exact` then fits the chosen ones. Ridge regression is exact in both.
+    """
+
+    def __init__(
+        self, x: Floats, y: NDArray[Any], subsets: Sequence[ArrayLike], *, task: str, classes: int, device: str = "cpu"
+    ):
+        """x (N, D), y, classes: as returned by `checked`. subsets: rows of each set."""
+        self.kind = task_type(task)
+        sets = [np.asarray(rows, np.int64) for rows in subsets]
+        distinct = {rows.tobytes(): i for i, rows in reversed(list(enumerate(sets)))}
+        self.first = [distinct[rows.tobytes()] for rows in sets]
+        self.designs = {i: _design(x[sets[i]], device) for i in sorted(set(self.first))}
+        self.targets = {i: self.kind.encode(y[sets[i]], classes) for i in self.designs}
+        self.solutions: dict[int, dict[float, Tensor]] = {i: {} for i in self.designs}
+
+    def coarse(self, at: Sequence[int], C: float) -> list[LinearModels]:
+        """Return the models of the sets with positions `at`, with the inverse penalty C."""
+        return self._fit(at, [C] * len(at), COARSE, torch.float32)
+
+    def exact(self, at: Sequence[int], C: Sequence[float]) -> list[LinearModels]:
+        """Return the models of the sets with positions `at`, each with its own C, started at the coarse ones if there are any."""
+        return self._fit(at, C, GAP, torch.float64)
+
+    def _fit(self, at: Sequence[int], C: Sequence[float], tolerance: float, dtype: torch.dtype) -> list[LinearModels]:
+        wanted = {(self.first[i], c) for i, c in zip(at, C, strict=True)}
+        order = sorted(wanted)
+        sizes = [(len(self.designs[i].a), self.designs[i].a.shape[1]) for i, _ in order]
+        kinds = [(t.outputs, t.start.shape[1]) for t in (self.targets[i] for i, _ in order)]
+        found: dict[tuple[int, float], LinearModels] = {}
+        for stack in stacks(sizes, kinds):
+            some = [order[k] for k in stack]
+            designs, targets = [self.designs[i] for i, _ in some], [self.targets[i] for i, _ in some]
+            penalties = np.array([[c] for _, c in some])
+            if self.kind.least_squares:
+                found |= dict(zip(some, _ridge(designs, targets, penalties), strict=True))
+                continue
+            started = [self._nearest(i, c) for i, c in some]
+            models, solutions = _solve([d.to(dtype) for d in designs], targets, penalties, tolerance, started)
+            found |= dict(zip(some, models, strict=True))
+            for (i, c), solution in zip(some, solutions, strict=True):
+                self.solutions[i][c] = solution
+        return [found[self.first[i], c] for i, c in zip(at, C, strict=True)]
+
+    def _nearest(self, i: int, C: float) -> Tensor | None:
+        """Return the solution of set i at C or, without one, at the weakest penalty solved."""
+        solved = self.solutions[i]
+        return solved.get(C, solved[max(solved)] if solved else None)
+
+
+def valid_penalties(penalties: ArrayLike, sets: int) -> Floats:
+    """Return C (sets, P) of penalties (P,) or (sets, P). Raises ValueError unless all are finite and above 0."""
+    given = np.asarray(penalties, np.float64)
+    if not (np.isfinite(given) & (given > 0)).all():
+        raise ValueError(f"penalties must be finite and above 0, got {given.min()} to {given.max()}")
+    return np.broadcast_to(given, (sets, given.shape[-1]))
 
 
 def _design(x: Floats, device: str) -> Design:
@@ -106,39 +167,54 @@ def _design(x: Floats, device: str) -> Design:
     return design
 
 
-def _solve(designs: list[Design], targets: list[LinearTarget], C: Floats) -> list[LinearModels]:
-    """Solve one batch: the sets of a stack, times their findings, times their penalties C (sets, P)."""
-    device, P, T, M = designs[0].a.device, C.shape[1], len(targets[0].known), targets[0].outputs
+def _solve(
+    designs: list[Design],
+    targets: list[LinearTarget],
+    C: Floats,
+    tolerance: float = GAP,
+    started: Sequence[Tensor | None] = (),
+) -> tuple[list[LinearModels], list[Tensor]]:
+    """Solve one batch: the sets of a stack, times their findings, times their penalties C (sets, P), in the designs' dtype.
+
+    Also return the coordinates of each set's solution, to be passed as `started` for another penalty.
+    """
+    a, P, T, M = designs[0].a, C.shape[1], len(targets[0].known), targets[0].outputs
+    to = {"device": a.device, "dtype": a.dtype}
 
     def stacked(parts: list[Tensor]) -> Tensor:
         """Return the parts padded, with each finding repeated for each penalty."""
-        out = pad(parts).to(device)
+        out = pad(parts).to(**to)
         return out if T == 1 else out.repeat_interleave(P, 2)
 
     target, weight = stacked([t.target for t in targets]), stacked([t.weight for t in targets])
-    start = torch.stack([t.start for t in targets]).to(device).repeat_interleave(P, 1)
+    start = torch.stack([t.start for t in targets]).to(**to).repeat_interleave(P, 1)
     if M > 1:
-        basis = contrasts(M + 1).to(device)
+        basis = contrasts(M + 1).to(**to)
         data: Loss = Softmax(target, weight, basis)
         start = start @ basis.T
     else:
         inner = [t.between for t in targets if t.between is not None]
-        data = Logistic(target, weight, torch.stack(inner).to(device) if inner else None)
+        data = Logistic(target, weight, torch.stack(inner).to(**to) if inner else None)
     batch = Batch(pad([d.a for d in designs]), data, T * P, M, start.shape[-1])
     known = np.stack([t.known for t in targets])  # (S, T)
-    decay = torch.from_numpy(1 / (known[:, :, None] * C[:, None])).flatten().to(device)
-    x0 = torch.zeros(len(decay), batch.size, dtype=torch.float64, device=device)
+    decay = torch.from_numpy(1 / (known[:, :, None] * C[:, None])).flatten().to(**to)
+    x0 = torch.zeros(len(decay), batch.size, **to)
     x0[:, batch.size - batch.intercepts :] = start.flatten(0, 1)
-    best = minimise(batch, x0, decay, batch.intercepts)
+    for s, solution in enumerate(started):
+        if solution is not None:
+            x0[s * P * T : (s + 1) * P * T] = _widened(solution.to(**to), batch)
+    best = minimise(batch, x0, decay, batch.intercepts, tolerance)
     weights, bias = batch.split(best.x)  # (S, r, C, M), (S, C, J)
-    gap = best.gap.view(-1, T, P).amax(1).cpu().numpy()
+    gap = best.gap.view(-1, T, P).amax(1).double().cpu().numpy()
     converged = best.converged.view(-1, T, P).all(1).cpu().numpy()
-    found = []
+    found, solutions = [], []
     for s, (design, t) in enumerate(zip(designs, targets, strict=True)):
-        w = torch.einsum("dr,rcm->cdm", design.back, weights[s, : design.a.shape[1]])
-        b = bias[s]
+        r = design.a.shape[1]
+        solutions.append(torch.cat([weights[s, :r].transpose(0, 1).flatten(1), bias[s]], 1))
+        w = torch.einsum("dr,rcm->cdm", design.back, weights[s, :r]).double()
+        b = bias[s].double()
         if M > 1:
-            w, b = w @ basis, b @ basis
+            w, b = w @ basis.double(), b @ basis.double()
         if T > 1:
             w, b = (v[..., 0].unflatten(0, (T, P)).transpose(0, 1) for v in (w, b))
             w = w.transpose(1, 2)
@@ -146,7 +222,14 @@ def _solve(designs: list[Design], targets: list[LinearTarget], C: Floats) -> lis
             t.predict, design.mean, design.scale, w.cpu().numpy(), b.cpu().numpy(), gap[s], converged[s]
         )
         found.append(model)
-    return found
+    return found, solutions
+
+
+def _widened(x: Tensor, batch: Batch) -> Tensor:
+    """Return coordinates (C, d) of a set with zero weights for the coordinates that a wider stack pads it with."""
+    missing = batch.size - x.shape[1]
+    inner = x.shape[1] - batch.intercepts
+    return torch.cat([x[:, :inner], x.new_zeros(len(x), missing), x[:, inner:]], 1)
 
 
 def _ridge(designs: list[Design], targets: list[LinearTarget], C: Floats) -> list[LinearModels]:

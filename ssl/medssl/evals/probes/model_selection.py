@@ -22,6 +22,8 @@ from medssl.rng import seed_from
 
 Rows = NDArray[np.int64]
 PENALTIES = tuple(10.0**e for e in range(-6, 2))  # C of scikit-learn, strongest penalty first
+PATIENCE = 2  # penalties in a row worse than the best one, after which weaker ones are not tried
+ACCURACY = 1e-3  # relative accuracy of the losses that penalties are compared by
 HELD_OUT = 0.2  # share of each stratum's training patients held out when there is no validation set
 
 
@@ -30,8 +32,8 @@ class Probe:
     """A model of one set of scans with its penalty selected.
 
     predictions: one per test set, as the task's metrics take them, float64. C: the inverse penalty. loss: validation loss at
-    C. path: (C, loss) of every penalty, strongest first. how: a description in words. converged: whether the fit at C is the
-    optimum within the accuracy asked for.
+    C. path: (C, loss) of the penalties tried, strongest first. how: a description in words. converged: whether the fit at C is
+    the optimum within the accuracy asked for.
     """
 
     predictions: list[Floats]
@@ -57,6 +59,16 @@ class Model(Protocol):
         """Return predictions for x (N, D) with penalty number `at`."""
 
 
+class Path(Protocol):
+    """The models of several sets of scans, for one penalty after another."""
+
+    def coarse(self, at: Sequence[int], C: float) -> Sequence[Model]:
+        """Return models of the sets at positions `at`, accurate enough to compare penalties; called with rising C."""
+
+    def exact(self, at: Sequence[int], C: Sequence[float]) -> Sequence[Model]:
+        """Return models of the sets at positions `at`, each with its own C."""
+
+
 @dataclass(frozen=True)
 class PenalisedModel:
     """A type of penalised model.
@@ -64,14 +76,14 @@ class PenalisedModel:
     Attributes:
         name, criterion: the model and its validation loss in words.
         task: the name of the task type, for strata.
-        fit: sets of training rows and C (P,) or (sets, P) -> one Model per set.
+        path: sets of training rows -> their `Path`.
         loss: (y, predictions, patient or None) -> validation loss.
     """
 
     name: str
     criterion: str
     task: str
-    fit: Callable[[Sequence[Rows], Floats], Sequence[Model]]
+    path: Callable[[Sequence[Rows]], Path]
     loss: Callable[[NDArray[Any], Floats, NDArray[np.str_] | None], float]
 
 
@@ -95,8 +107,8 @@ def fit_probes(
     sets = [np.arange(len(y))] if subsets is None else [np.asarray(rows, np.int64) for rows in subsets]
     who = None if patient is None else np.asarray(patient).astype(str)
     val_who = None if val_patient is None else np.asarray(val_patient).astype(str)
+    fitted = sets
     if val is not None:
-        fits = model.fit(sets, C)
         x_val, y_val = val
         validation = [np.arange(len(y_val))] * len(sets)
         if subsets is not None:
@@ -113,22 +125,24 @@ def fit_probes(
         if who is None:
             raise ValueError("without validation scans the patients of the training scans are needed")
         held = [hold_out(y[rows], who[rows], seed, model.task) for rows in sets]
-        fits = model.fit([rows[~h] for rows, h in zip(sets, held, strict=True)], C)
+        fitted = [rows[~h] for rows, h in zip(sets, held, strict=True)]
         x_val, y_val, val_who = x, y, who
         validation = [rows[h] for rows, h in zip(sets, held, strict=True)]
         where = "scans of held-out training patients"
-    losses = np.zeros((len(sets), len(C)))
-    for s, (fit, rows) in enumerate(zip(fits, validation, strict=True)):
-        theirs = None if val_who is None else val_who[rows]
-        losses[s] = [model.loss(y_val[rows], fit.predict(x_val[rows], i), theirs) for i in range(len(C))]
-        if np.isnan(losses[s]).any():
+
+    def loss(s: int, fit: Model, at: int) -> float:
+        rows = validation[s]
+        value = model.loss(y_val[rows], fit.predict(x_val[rows], at), None if val_who is None else val_who[rows])
+        if np.isnan(value):
             raise UserError(
                 f"cannot select the penalty of a linear model: no label of the {len(rows)} {where} is known"
             )
-    best = losses.argmin(1)
-    at = best
-    if val is None:
-        fits, at = model.fit(sets, C[best][:, None]), np.zeros_like(best)
+        return value
+
+    path = model.path(fitted)
+    losses = _losses(path, loss, len(sets), C)
+    best = np.nanargmin(losses, 1)
+    fits = (path if fitted is sets else model.path(sets)).exact(range(len(sets)), C[best].tolist())
     found = []
     for s, fit in enumerate(fits):
         b = best[s]
@@ -136,12 +150,29 @@ def fit_probes(
         how += f", C = {C[b]:g} by {model.criterion} on {len(validation[s])} {where}"
         if len(C) > 1 and b in (0, len(C) - 1):
             how += ", at the end of the range tried"
-        if not (converged := bool(fit.converged[at[s]])):
+        if not (converged := bool(fit.converged[0])):
             how += ", not converged"
-        path = list(zip(C.tolist(), losses[s].tolist(), strict=True))
-        predictions = [fit.predict(t, at[s]) for t in tests]
-        found.append(Probe(predictions, float(C[b]), float(losses[s, b]), path, how, converged))
+        tried = [(float(c), float(v)) for c, v in zip(C, losses[s], strict=True) if not np.isnan(v)]
+        predictions = [fit.predict(t, 0) for t in tests]
+        found.append(Probe(predictions, float(C[b]), float(losses[s, b]), tried, how, converged))
     return found
+
+
+def _losses(path: Path, loss: Callable[[int, Model, int], float], sets: int, C: Floats) -> Floats:
+    """Return the validation losses (sets, P), nan for penalties that were not tried.
+
+    A set is done after PATIENCE penalties in a row that are worse than its best one by more than the accuracy of the fits.
+    """
+    losses, worse = np.full((sets, len(C)), np.nan), np.zeros(sets, np.int64)
+    for i, c in enumerate(C):
+        live = [s for s in range(sets) if worse[s] < PATIENCE]
+        if not live:
+            break
+        for s, fit in zip(live, path.coarse(live, float(c)), strict=True):
+            before = np.nanmin(losses[s]) if i else np.inf
+            losses[s, i] = loss(s, fit, 0)
+            worse[s] = worse[s] + 1 if losses[s, i] > before + ACCURACY * abs(before) else 0
+    return losses
 
 
 def hold_out(y: NDArray[Any], patient: ArrayLike, seed: int, task: str = "classification") -> NDArray[np.bool_]:

@@ -20,7 +20,7 @@ DENSE = 5000  # maximum size of a dense Hessian
 WORTH = 25  # with more products than size / WORTH, the dense Hessian is cheaper (measured at sizes 512 and 1024)
 TOGETHER = 1 << 26  # numbers in Hessians held at once: 512 MB
 HALVINGS = 50
-ROUNDING = 1e-13  # relative increase of f that counts as rounding
+ROUNDING = 500  # relative increase of f that counts as rounding, in units of the dtype's epsilon
 
 
 class Convex(Protocol):
@@ -49,8 +49,8 @@ class Found:
     converged: Tensor
 
 
-def minimise(problem: Convex, x: Tensor, decay: Tensor, free: int) -> Found:
-    """Minimise from x (Q, d), float64, with decay (Q,) > 0, to a gap of GAP or for STEPS steps.
+def minimise(problem: Convex, x: Tensor, decay: Tensor, free: int, tolerance: float = GAP) -> Found:
+    """Minimise from x (Q, d), with decay (Q,) > 0, to a gap of `tolerance` or for STEPS steps, in the dtype of x.
 
     The bound: f is decay-strongly convex in the weights and convex in the rest, so no point is lower than
     f - |g_weights|^2 / (2 decay) - |g_free|_1 * (largest distance of a free coordinate from its optimum, assumed to be 1).
@@ -61,18 +61,20 @@ def minimise(problem: Convex, x: Tensor, decay: Tensor, free: int) -> Found:
     gap = torch.full_like(value, torch.inf)
     active = torch.ones_like(value, dtype=torch.bool)
     hard = torch.zeros_like(active)
+    rounding = ROUNDING * torch.finfo(x.dtype).eps
     for step in range(STEPS + 1):
         part, at = problem.narrow(active)
         x0, f0, damp = x[at], value[at], ridge[at]
         g, diagonal, curvature = part.expand(x0)
         g = g + damp * x0
         gap[at] = _left(g, damp, free) / f0.abs().clamp(min=torch.finfo(f0.dtype).tiny)
-        active = gap > GAP
+        active = gap > tolerance
         live = active[at]
         if not live.any() or step == STEPS:
             break
         direct = live & hard[at]
-        direction, products = _iterated(g, diagonal + damp, curvature, damp, free, f0.abs(), live & ~direct)
+        solve = g, diagonal + damp, curvature, damp, free, f0.abs(), tolerance, live & ~direct
+        direction, products = _iterated(*solve)
         failed = _factored(part, x0, g, damp, direct, direction)
         hard[at] = (direct & ~failed) | (products > x.shape[1] / WORTH) & (x.shape[1] <= DENSE)
         length, open_ = torch.ones_like(f0), live
@@ -80,13 +82,13 @@ def minimise(problem: Convex, x: Tensor, decay: Tensor, free: int) -> Found:
         for _ in range(HALVINGS):
             trial = x0 + length[:, None] * direction
             f = part.value(trial) + (damp * trial * trial).sum(1) / 2
-            open_ = live & ~(f <= f0 + length * fall + ROUNDING * f0.abs())
+            open_ = live & ~(f <= f0 + length * fall + rounding * f0.abs())
             if not open_.any():
                 break
             length = torch.where(open_, length / 2, length)
         moved = live & ~open_
         x[at[moved]], value[at[moved]] = trial[moved], f[moved]
-    return Found(x, value, gap, gap <= GAP)
+    return Found(x, value, gap, gap <= tolerance)
 
 
 def _left(g: Tensor, damp: Tensor, free: int) -> Tensor:
@@ -120,12 +122,13 @@ def _iterated(
     damp: Tensor,
     free: int,
     value: Tensor,
+    tolerance: float,
     live: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Approximate -Hessian^-1 g of the `live` problems (0 for the others) by conjugate gradients, scaled by the diagonal.
 
     Also return the number of products (Q,). A problem stops at a residual of a tenth of g, less near the optimum, or when
-    the remaining gap is small enough.
+    the remaining gap is below a tenth of `tolerance`.
     """
     v, r = torch.zeros_like(g), -g
     z = r / diagonal
@@ -139,7 +142,7 @@ def _iterated(
         v, r = v + length * along, r - length * hv
         z = r / diagonal
         new = (r * z).sum(1)
-        live = live & (new > stop) & (_left(r, damp, free) > 0.1 * GAP * value)
+        live = live & (new > stop) & (_left(r, damp, free) > 0.1 * tolerance * value)
         if not live.any():
             break
         along = z + torch.where(live, new / norm, 0)[:, None] * along
