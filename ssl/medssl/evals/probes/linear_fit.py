@@ -135,7 +135,7 @@ class LinearPath:
         for stack in stacks(sizes, kinds):
             some = [order[k] for k in stack]
             designs, targets = [self.designs[i] for i, _ in some], [self.targets[i] for i, _ in some]
-            penalties = np.array([[c] for _, c in some])
+            penalties = valid_penalties([[c] for _, c in some], len(some))
             if self.kind.least_squares:
                 found |= dict(zip(some, _ridge(designs, targets, penalties), strict=True))
                 continue

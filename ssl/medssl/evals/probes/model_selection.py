@@ -154,7 +154,8 @@ def fit_probes(
             how += ", not converged"
         tried = [(float(c), float(v)) for c, v in zip(C, losses[s], strict=True) if not np.isnan(v)]
         predictions = [fit.predict(t, 0) for t in tests]
-        found.append(Probe(predictions, float(C[b]), float(losses[s, b]), tried, how, converged))
+        value = losses[s, b] if val is None else loss(s, fit, 0)
+        found.append(Probe(predictions, float(C[b]), float(value), tried, how, converged))
     return found
 
 
