@@ -201,7 +201,9 @@ def cox_probes(
     who = None if patient is None else np.asarray(patient).astype(str)
 
     def fit(rows: Rows, C: float) -> Cox:
-        return fit_cox(x[rows], y[rows], [C], patient=None if who is None else who[rows], ties=ties, device=device)
+        return fit_cox(
+            x[rows], y[rows], np.array([C]), patient=None if who is None else who[rows], ties=ties, device=device
+        )
 
     def loss(y_some: NDArray[Any], risk: Floats, patients: NDArray[np.str_] | None) -> float:
         # the mean of risks is the risk of mean features, since risk is linear in them

@@ -179,30 +179,29 @@ def _solve(
     Also return the coordinates of each set's solution, to be passed as `started` for another penalty.
     """
     a, P, T, M = designs[0].a, C.shape[1], len(targets[0].known), targets[0].outputs
-    to = {"device": a.device, "dtype": a.dtype}
 
     def stacked(parts: list[Tensor]) -> Tensor:
         """Return the parts padded, with each finding repeated for each penalty."""
-        out = pad(parts).to(**to)
+        out = pad(parts).to(a.device, a.dtype)
         return out if T == 1 else out.repeat_interleave(P, 2)
 
     target, weight = stacked([t.target for t in targets]), stacked([t.weight for t in targets])
-    start = torch.stack([t.start for t in targets]).to(**to).repeat_interleave(P, 1)
+    start = torch.stack([t.start for t in targets]).to(a.device, a.dtype).repeat_interleave(P, 1)
     if M > 1:
-        basis = contrasts(M + 1).to(**to)
+        basis = contrasts(M + 1).to(a.device, a.dtype)
         data: Loss = Softmax(target, weight, basis)
         start = start @ basis.T
     else:
         inner = [t.between for t in targets if t.between is not None]
-        data = Logistic(target, weight, torch.stack(inner).to(**to) if inner else None)
+        data = Logistic(target, weight, torch.stack(inner).to(a.device, a.dtype) if inner else None)
     batch = Batch(pad([d.a for d in designs]), data, T * P, M, start.shape[-1])
     known = np.stack([t.known for t in targets])  # (S, T)
-    decay = torch.from_numpy(1 / (known[:, :, None] * C[:, None])).flatten().to(**to)
-    x0 = torch.zeros(len(decay), batch.size, **to)
+    decay = torch.from_numpy(1 / (known[:, :, None] * C[:, None])).flatten().to(a.device, a.dtype)
+    x0 = torch.zeros(len(decay), batch.size, device=a.device, dtype=a.dtype)
     x0[:, batch.size - batch.intercepts :] = start.flatten(0, 1)
     for s, solution in enumerate(started):
         if solution is not None:
-            x0[s * P * T : (s + 1) * P * T] = _widened(solution.to(**to), batch)
+            x0[s * P * T : (s + 1) * P * T] = _widened(solution.to(a.device, a.dtype), batch)
     best = minimise(batch, x0, decay, batch.intercepts, tolerance)
     weights, bias = batch.split(best.x)  # (S, r, C, M), (S, C, J)
     gap = best.gap.view(-1, T, P).amax(1).double().cpu().numpy()
