@@ -133,3 +133,12 @@ def test_missing_patients_and_splits_are_none(tmp_path):
     rows = read_labels(table, ALIAS, paths=PATHS).rows
     assert ["patient" in row for row in rows] == [False, False, True]
     assert [row.get("split") for row in rows] == [None, "train", None]
+
+
+def test_numbers_of_a_database_are_no_file_names(tmp_path):
+    """With a column that could name files and does not, the table goes by patient."""
+    table = tmp_path / "t.csv"
+    table.write_text("image_id,patient_id,label\n17,P1,sick\n18,P2,well\n")
+    labels = read_labels(table, ALIAS, paths=PATHS)
+    assert labels.files is None
+    assert len(labels.rows) == 2

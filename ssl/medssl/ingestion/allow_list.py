@@ -10,8 +10,8 @@ from medssl.readers.dicom.metadata import VIEWS
 from medssl.store.label_values import clean
 
 # Names of columns, and of keys in JSON files. Case, spaces and "_-." do not count.
-FILE = (
-    *("file", "filename", "path", "image", "scan", "dicom", "filepath", "file_id", "파일", "파일명", "영상"),
+FILE = ("file", "filename", "path", "image", "scan", "dicom", "파일", "파일명", "영상")
+ALSO_FILE = (  # only if they name files of the source: elsewhere they may be numbers of a database
     *(
         "image_index",
         "image_name",
@@ -23,8 +23,8 @@ FILE = (
         "img_name",
         "img_id",
     ),
-    *("img_path", "img_file", "dicom_id", "dicom_path", "dicom_file", "scan_id", "scan_name", "scan_path", "파일이름"),
-    *("파일경로", "영상명", "이미지", "이미지명", "이미지파일", "이미지파일명", "영상파일명"),
+    *("img_path", "img_file", "dicom_id", "dicom_path", "dicom_file", "scan_id", "scan_name", "scan_path", "file_id"),
+    *("filepath", "파일이름", "파일경로", "영상명", "이미지", "이미지명", "이미지파일", "이미지파일명", "영상파일명"),
 )
 PATIENT = (
     *("patient", "patient_id", "patient_no", "subject", "subject_id", "participant", "participant_id"),

@@ -80,6 +80,11 @@ class Sidecars:
         self._unclear: Counter[str] = Counter()
         self._encodings: Counter[str] = Counter()
 
+    @property
+    def labels_from_paths(self) -> bool:
+        """Whether labels come from the paths of scans."""
+        return self.pattern is not None and "label" in self.pattern.groupindex
+
     def add(self, name: str, data: bytes) -> None:
         """Take the allowed values from a JSON file.
 

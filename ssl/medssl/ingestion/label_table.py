@@ -40,6 +40,11 @@ class Labels:
     notes: list[str] = field(default_factory=list)
     hint: str = ""
 
+    @property
+    def labels_from_paths(self) -> bool:
+        """Whether labels come from the paths of scans."""
+        return self.folders
+
     def join(self, scans: Sequence[dict[str, Any]], paths: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the manifest rows with the table's values, and a report in lines for the terminal.
 

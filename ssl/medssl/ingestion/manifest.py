@@ -232,10 +232,10 @@ def _join(
     for source in (sidecars, table):
         if source is not None:
             rows, lines = source.join(labels.rows, paths)
-            by_path = isinstance(source, Labels) and (source.folders or source.pattern is not None)
-            if by_path:
+            if source.labels_from_paths:
                 rows, more = tidy_labels(rows, missing)
                 lines = [*lines, *more]
+            by_path = isinstance(source, Labels) and source.pattern is not None
             name = "json" if isinstance(source, Sidecars) else "folders" if source.folders else "table"
             labels.join(name, rows, certain={"patient"} if by_path else ())
             report += lines

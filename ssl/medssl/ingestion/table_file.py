@@ -87,12 +87,14 @@ class FileColumn:
 
     def __init__(self, table: TableFile, paths: Sequence[str], others: Iterable[int]):
         names, others = {squash(h): i for i, h in reversed(list(enumerate(table.header)))}, set(others)
-        usual = [names[n] for n in squashed(allow_list.FILE) if n in names]
-        words = _names(paths)
+        certain, also = (
+            [names[n] for n in squashed(usual) if n in names] for usual in (allow_list.FILE, allow_list.ALSO_FILE)
+        )
+        usual, words = [*certain, *also], _names(paths)
         named = {i: _count(table.column(i), words) for i in range(len(table.header))} if words else {}
-        self.index, self.note, self.hint = usual[0] if usual else None, "", ""
+        self.index, self.note, self.hint = next(iter(certain if named else usual), None), "", ""
         by_name = max(usual, key=lambda i: named.get(i, 0), default=None)
-        if by_name is not None and (not named or named[by_name]):
+        if by_name is not None and named.get(by_name):
             self.index = by_name
             return
         best = max((i for i in named if i not in {*others, *usual}), key=lambda i: named[i], default=None)
