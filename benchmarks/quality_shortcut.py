@@ -153,7 +153,7 @@ def main() -> None:
         frozen = {f"{given.method} + linear probe": sources.of_run()}
         frozen |= {f"{name} + linear probe": sources.frozen(name) for name in ("k-means patch bank", "raw pixels")}
         for name, source in frozen.items():
-            found[name] = probes.linear(source, splits, tests)["all"][0]
+            found[name] = probes.linear(source, splits, tests)["all"][0].predictions
         train = splits.train
         print(
             f"trained on {len(train)} scans of {train.patients} patients, tested on {len(y)} scans of {len(set(patient))}\n"
