@@ -52,7 +52,10 @@ def main() -> None:
             train, test = (cohort(r, n, sites, prevalence, gap) for n in (patients * 7 // 10, patients * 3 // 10))
             found += bool(describe_sites(TARGET, train, test, rep))
         low, high = binomtest(found, given.reps).proportion_ci()
-        print(f"| {patients} | {sites} | {prevalence} | {gap} | {found / given.reps:.3f} [{low:.3f}, {high:.3f}] |", flush=True)
+        print(
+            f"| {patients} | {sites} | {prevalence} | {gap} | {found / given.reps:.3f} [{low:.3f}, {high:.3f}] |",
+            flush=True,
+        )
     print(f"\n{given.reps} cohorts a line, {time.monotonic() - start:.0f} s")
 
 

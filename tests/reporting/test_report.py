@@ -372,6 +372,17 @@ def test_volumes_have_a_page_too(tmp_path):
     assert "the middle slice" in section(page, "neighbours")
 
 
+def test_tables_of_one_target_can_be_told_apart(store):
+    """By the settings of the command, and by the label budget even if there is only one."""
+    table = make_table(store) | {"asked": {"classes": ["normal"], "test scans": "14 scans", "k": 3, "blocks": None}}
+    assert "Settings: k 3, blocks none." in score_table(table)
+    assert "Settings" not in score_table(make_table(store))
+    assert "label budget" not in score_table(table)
+    few = table | {"rows": [row | {"label_budget": "20 scans"} for row in table["rows"]]}
+    assert "label budget" in score_table(few)
+    assert "(linear, 20 scans) has AUROC" in conclusions(few)[0]
+
+
 def test_rows_whose_test_set_overlaps_are_marked(store):
     """Overlap with pretraining concerns the run's own rows; overlap with training concerns every row."""
     clean, seen, shared = (make_table(store) | {"overlap": sets} for sets in ([], ["pretraining"], ["training"]))

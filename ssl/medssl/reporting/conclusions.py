@@ -53,6 +53,11 @@ def shown(row: Row, table: Table) -> str:
     return marked(row["features"], row["source"], table["overlap"])
 
 
+def _probe(row: Row) -> str:
+    """Return the probe, and the label budget if it is not all."""
+    return row["probe"] if row["label_budget"] == "all" else f"{row['probe']}, {row['label_budget']}"
+
+
 def conclusions(table: Table) -> list[str]:
     """State the run's best score, its difference to each baseline, and the best row if that is not the run's."""
     name = next(iter(metrics(table)), None)
@@ -70,7 +75,7 @@ def conclusions(table: Table) -> list[str]:
     row, best = max(ours, key=rank), max(scored, key=rank)
     score = row["scores"][name]
     out = [
-        f'For "{table["target"]}" on {table["test"]}, {shown(row, table)} ({row["probe"]}) has {name} '
+        f'For "{table["target"]}" on {table["test"]}, {shown(row, table)} ({_probe(row)}) has {name} '
         f"{' '.join(number(score))}: {score['n']:,} scans of {score['patients']:,} patients.",
         *_against_baselines(row, table, sign),
     ]
@@ -79,7 +84,7 @@ def conclusions(table: Table) -> list[str]:
         out.append(f"Rows with (!) may be too good: their test set overlaps with {sets}.")
     if not is_ours(best):
         value = " ".join(number(best["scores"][name]))
-        out.append(f"The best {name} is not this run's: {shown(best, table)} ({best['probe']}) has {value}.")
+        out.append(f"The best {name} is not this run's: {shown(best, table)} ({_probe(best)}) has {value}.")
     return out
 
 

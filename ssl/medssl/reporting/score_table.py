@@ -8,12 +8,16 @@ from markupsafe import Markup
 from medssl.reporting.conclusions import Table, has_interval, is_ours, metrics, shown
 from medssl.reporting.plots import Interval, decision_curve, forest, reliability
 from medssl.reporting.render import render
+from medssl.runs.predictions import in_words
 
 
 def score_table(table: Table) -> Markup:
     """Return one table of scores.json with the run's own rows marked and a forest plot of its first metric."""
     names = metrics(table)
-    budgets = len({row["label_budget"] for row in table["rows"]}) > 1
+    budgets = {row["label_budget"] for row in table["rows"]} != {"all"}
+    asked = (
+        f"{k} {in_words(v)}" for k, v in table["asked"].items() if k not in ("classes", "task") and " scans" not in k
+    )
     intervals = [
         Interval(
             ", ".join([shown(row, table), row["probe"], *([row["label_budget"]] if budgets else [])]),
@@ -33,6 +37,7 @@ def score_table(table: Table) -> Markup:
     return render(
         "score_table.html.j2",
         table=table,
+        asked=", ".join(asked),
         head=["features", "probe", *(["label budget"] if budgets else []), *names, f"Δ {names[0]} vs run"],
         rows=rows,
         words=2 + budgets,

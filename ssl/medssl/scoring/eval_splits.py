@@ -68,14 +68,18 @@ class Stores(NamedTuple):
     def open(cls, store: str | Path | Store, options: SplitOptions) -> "Stores":
         """Open both stores; without `test_store` the test set is the store's held-out patients."""
         home = Store.open(store, options.where)
+        rows, where = home.rows("test"), options.test_where
+        try:
+            if options.test_store is not None:
+                away = Store.open(options.test_store, where)
+            elif where is not None:
+                rows = rows[np.isin(rows, select(home.table, where))]
+        except UserError as e:
+            raise UserError(f"test_{e}" if str(e).startswith("where=") else str(e)) from e
         if options.test_store is None:
-            rows = home.rows("test")
-            if options.test_where is not None:
-                rows = rows[np.isin(rows, select(home.table, options.test_where))]
-                if not len(rows):
-                    raise UserError(f"test_where={options.test_where} selects no test scan of {home.path}")
+            if where is not None and not len(rows):
+                raise UserError(f"test_where={where} selects no test scan of {home.path}")
             return cls(home, home, rows, "held-out patients")
-        away = Store.open(options.test_store, options.test_where)
         return cls(home, away, away.rows(), f"all patients of {away.path.name}")
 
 

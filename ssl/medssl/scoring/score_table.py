@@ -75,7 +75,7 @@ class ScoreTable:
 
     def __str__(self) -> str:
         names = list(self.rows[0].scores)
-        budgets = len({row.label_budget for row in self.rows}) > 1
+        budgets = {row.label_budget for row in self.rows} != {"all"}
         columns = ["features", "probe", *(["label budget"] if budgets else []), *names, f"Δ {names[0]} vs run"]
         lines: list[dict[str, Cell]] = []
         for row in self.rows:
