@@ -91,14 +91,16 @@ def divide(slices: list[Slice], digest: Digest) -> Plan:
         (lambda f: (number[f], contrast[f], plane[f]), _are_parts_of_one_series),
         (lambda f: (number[f], plane[f]), _are_small),
     )
+    tried: set[frozenset[str]] = set()
     for label, may_join in steps if len(groups) > 1 else ():
-        groups = _joined(groups, label, may_join, cached)
+        groups = _joined(groups, label, may_join, cached, tried)
     result = Plan()
     for group in groups:
         result.add(group.plan)
     # What is alone in its series, or of unknown kind, is no fragment of a volume.
     kept = [s for s, why in result.rejected if why.code != "DUPLICATE" and (s.file in alone or not _stacked(s))]
-    result.rejected[:] = [(s, why) for s, why in result.rejected if s not in kept]
+    files = {s.file for s in kept}
+    result.rejected[:] = [(s, why) for s, why in result.rejected if s.file not in files]
     result.keep_as_images(kept)
     return result
 
@@ -169,24 +171,38 @@ def _joined(
     label: Callable[[str], Hashable],
     may_join: Callable[[Sequence[Group]], bool],
     digest: Digest,
+    tried: set[frozenset[str]],
 ) -> list[Group]:
-    """Join groups with the same label where they may be and are better together."""
+    """Join groups with the same label where they may be and are better together.
+
+    tried: the files of groups that were found not to be better together.
+    """
     alike: defaultdict[Hashable, list[Group]] = defaultdict(list)
     for group in groups:
         alike[label(group.slices[0].file)].append(group)
-    return [g for some in alike.values() for g in _join(some, may_join, digest)]
+    return [g for some in alike.values() for g in _join(some, may_join, digest, tried)]
 
 
-def _join(groups: list[Group], may_join: Callable[[Sequence[Group]], bool], digest: Digest) -> list[Group]:
+def _join(
+    groups: list[Group],
+    may_join: Callable[[Sequence[Group]], bool],
+    digest: Digest,
+    tried: set[frozenset[str]],
+) -> list[Group]:
     """Join all groups, or those that share no position, or those that are not complete; then pairs, if they are few."""
 
     def together(some: list[Group]) -> list[Group]:
         if len(some) < 2 or not may_join(some):
             return some
         slices = [s for g in some for s in g.slices]
+        files = frozenset(s.file for s in slices)
+        if files in tried:
+            return some
         whole = Group(slices, plan(slices, digest))
-        apart = tuple(map(sum, zip(*(g.merit for g in some), strict=True)))
-        return [whole] if whole.merit > apart else some
+        if whole.merit > tuple(map(sum, zip(*(g.merit for g in some), strict=True))):
+            return [whole]
+        tried.add(files)
+        return some
 
     if len(groups) < 2:
         return groups
