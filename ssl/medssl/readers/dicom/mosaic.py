@@ -16,6 +16,8 @@ from medssl.readers.dicom.stack_geometry import height
 from medssl.readers.scan import Slice, Unreadable
 
 MR_CREATOR, CSA_CREATOR, UIH_CREATOR = b"SIEMENS MR HEADER", b"SIEMENS CSA HEADER", b"Image Private Header"
+CREATORS = frozenset(group << 16 | block for group in (0x0019, 0x0029, 0x0065) for block in range(0x10, 0x100))
+MAKERS = b"SIEMENS", b"UIH", b"UNITED IMAGING"
 WORDS = {"MOSAIC", "VFRAME"}  # in Image Type
 MAX_ENTRIES = 1000  # limit for a CSA header, which has about a hundred entries
 ENTRY, ITEM = struct.Struct("<64si4siii"), struct.Struct("<4i")
@@ -25,8 +27,10 @@ def is_tiled(header: Header) -> bool:
     """Return whether the image is a mosaic, by its Image Type, or if that was overwritten by its number of tiles."""
     if not WORDS.isdisjoint(image_type(header)):
         return True
-    private = {tag >> 16 for tag in header.elements if tag >> 16 in {0x0019, 0x0065} and 0x10 <= tag & 0xFFFF < 0x100}
-    return bool(private) and max(_siemens_count(header), _uih_count(header)) > 1
+    maker = header.raw("Manufacturer").upper()
+    if maker and not any(name in maker for name in MAKERS):
+        return False
+    return max(_siemens_count(header), _uih_count(header)) > 1
 
 
 def tiles_of(header: Header) -> tuple[list[tuple[int, int]], list[Slice], tuple[int, int]]:

@@ -1,6 +1,7 @@
 """A DICOM header to a `Slice`: where the image lies, what it shares with its neighbours, and what may tell them apart."""
 
 import math
+from functools import lru_cache, partial
 from operator import mul
 from posixpath import dirname
 from typing import Any
@@ -53,23 +54,25 @@ def slice_of(
     lengths = math.hypot(*row), math.hypot(*column)
     if max(abs(v - 1) for v in lengths) > UNIT or abs(sum(map(mul, row, column))) > UNIT:
         return None
-
-    def pseudonym(kind: str, value: bytes) -> str:
-        return pseudonyms.of(kind, value) if value else ""
-
+    ids = partial(_pseudonym, pseudonyms)
     return Slice(
-        key=pseudonyms.of("group", repr((*group_key(header, name), *more))),
+        key=ids("group", repr((*group_key(header, name), *more))),
         position=position,
         orientation=(*(v / lengths[0] for v in row), *(v / lengths[1] for v in column)),
         spacing=spacing,
         order=order,
-        series=pseudonym("series", header.raw("SeriesInstanceUID")),
-        series_number=pseudonym("series number", header.raw("SeriesNumber")),
-        frame_of_reference=pseudonym("frame of reference", header.raw("FrameOfReferenceUID")),
-        stack=pseudonym("stack", header.raw("StackID")),
+        series=fields.get("about", {}).get("series") or ids("series", header.raw("SeriesInstanceUID")),
+        series_number=ids("series number", header.raw("SeriesNumber")),
+        frame_of_reference=ids("frame of reference", header.raw("FrameOfReferenceUID")),
+        stack=ids("stack", header.raw("StackID")),
         contrast=tuple(numbers(header, k) for k in CONTRAST),
         **fields,
     )
+
+
+@lru_cache(maxsize=64)  # neighbouring files have the same
+def _pseudonym(pseudonyms: Pseudonyms, kind: str, value: str | bytes) -> str:
+    return pseudonyms.of(kind, value) if value else ""
 
 
 def group_key(header: Header, name: str) -> tuple[Any, ...]:
