@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss
 import tiny
 from medssl.errors import UserError
 from medssl.evals.metrics.metrics import ECE
+from medssl.evals.stats.bootstrap import score
 from medssl.evals.stats.calibration import (
     IN_THE_LARGE,
     NLL,
@@ -138,6 +139,21 @@ def test_slopes_that_do_not_exist_are_undefined():
     assert np.isnan(many).tolist() == [False, True, True]
     with pytest.raises(ValueError, match="two classes"):
         SLOPE(*draw(0))
+
+
+@pytest.mark.parametrize("wrong", [1, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_slope_of_classes_that_nearly_separate_is_undefined(seed, wrong):
+    """All but one or two scans of 40 are ordered rightly: there is a slope, of any size, that these few decide."""
+    r = np.random.default_rng(seed)
+    y = np.arange(40) % 2
+    z = np.where(y == 1, 0.01, -0.01) + 0.003 * r.normal(size=40)
+    z[r.choice(40, wrong, replace=False)] *= -1
+    found = score(SLOPE, y, np.c_[expit(-z), expit(z)], np.arange(40), n=400)
+    assert str(found) == "undefined"
+    assert "because a class was missing or the classes did not overlap" in found.how
+    mixed = y + r.normal(size=40)
+    assert not np.isnan(score(SLOPE, y, np.c_[expit(-mixed), expit(mixed)], np.arange(40), n=400).low)
 
 
 def test_the_curve_adds_up_to_the_ece():

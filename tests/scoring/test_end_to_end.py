@@ -114,7 +114,7 @@ def test_the_monitor_looked_and_said_its_interval(made):
     rows = [json.loads(line) for line in (made[1] / "metrics.jsonl").read_text().splitlines()]
     looked = [r for r in rows if "rankme" in r]
     assert len(looked) == 10
-    assert all(r["knn_auroc_low"] <= r["knn_auroc_high"] for r in looked if "knn_auroc" in r)
+    assert all(r["knn_auroc_low"] <= r["knn_auroc_high"] for r in looked if "knn_auroc_low" in r)
 
 
 def test_a_test_that_shares_patients_is_refused(made):

@@ -1,5 +1,7 @@
 """kNN AUROC on held-out patients during pretraining, where the store has labels."""
 
+import math
+
 import numpy as np
 import torch
 from torch import nn
@@ -54,12 +56,13 @@ class HeldOutKnn:
         return cls(y, store.column("patient"), samples[0], samples[1], len(names))
 
     def score(self, encoder: nn.Module, resampled: ResampledScans, device: str) -> dict[str, float]:
-        """Return the AUROC and its 95 % interval over patients, under the keys of metrics.jsonl."""
+        """Return the AUROC and its 95 % interval over patients, if it has one, under the keys of metrics.jsonl."""
         test, train = self.held_out, self.train
         x, x_train = (embed(encoder, resampled, rows, device=device, quiet=True) for rows in (test, train))
         p = knn_probe(x_train, self.y[train], self.patient[train], x, self.patient[test], self.classes)
         s = score(AUROC, self.y[test], p, self.patient[test], n=RESAMPLES)
-        return {"knn_auroc": s.value, "knn_auroc_low": s.low, "knn_auroc_high": s.high}
+        found = {"knn_auroc": s.value, "knn_auroc_low": s.low, "knn_auroc_high": s.high}
+        return {k: v for k, v in found.items() if not math.isnan(v)}
 
 
 def _sample(rows: np.ndarray, n: int, seed: int) -> np.ndarray:
