@@ -23,6 +23,9 @@ def main():
                 os.kill(os.getpid(), signal.SIGKILL)
         if message["do"] == "sleep":
             time.sleep(message["seconds"])
+        if message["do"] == "announce":
+            send(answers, {"alive": message["bytes"]})
+            time.sleep(message["seconds"])
         if message["do"] == "gibberish":
             answers.write(b"\xff" * 64)
             answers.flush()

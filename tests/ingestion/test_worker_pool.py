@@ -71,6 +71,13 @@ def test_a_hang_costs_one_task(pool):
     assert [got[i][2] for i in range(2)] == ["TOO_SLOW", ""]
 
 
+def test_announced_work_extends_the_time_to_the_next_message(pool):
+    announced, silent = ({"do": "announce", "bytes": n, "seconds": 2.5} for n in (2_000_000_000, 0))
+    with pool(1, timeout=1.0) as p:
+        got = outcomes(p, tasks(announced, silent))
+    assert [got[i][2] for i in range(2)] == ["", "TOO_SLOW"]
+
+
 def test_memory_is_limited(pool):
     with pool(1) as p:
         got = outcomes(p, tasks({"do": "fill"}))
