@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from medssl.errors import UserError
 from medssl.files import atomic
 from medssl.leakage import small_images
+from medssl.leakage.equalised_grid import EqualisedGrid
 from medssl.leakage.similarity import is_near_duplicate
 
 Strings = NDArray[np.str_]
@@ -79,6 +80,19 @@ class ImageComparer:
     def _read_image(self, content: str) -> np.ndarray | None:
         image, row = self._sources.get(content, (None, 0))
         return None if image is None else image(row)
+
+    def is_readable(self, content: str) -> bool:
+        """Return whether some set can read the image of a content hash."""
+        return content in self._sources
+
+    def read(self, content: str) -> np.ndarray | None:
+        """Return the image (H, W) of a content hash, None if no set can read it."""
+        return self._read(content)
+
+    def grid(self, content: str) -> EqualisedGrid | None:
+        """Return the grid of an image; None if it cannot be read or described."""
+        image = self.read(content)
+        return None if image is None else EqualisedGrid.from_image(image)
 
     def count_unreadable(self, hashes: Strings) -> int:
         """Return how many of the images no set can read."""

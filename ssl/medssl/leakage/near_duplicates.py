@@ -1,22 +1,25 @@
 """Duplicates between two sets of scans: candidates by hash and by descriptor, confirmed by pixels where they can be read.
 
 An exact duplicate has the same content hash. A near-duplicate is the same image shifted by at most 2 pixels, under a grey-value
-curve, noise or compression: `is_near_duplicate`, or `small_images.classify` for tiny images. Blank images are duplicates of
-nothing. benchmarks/quality_leaks.py measures how many are found.
+curve, noise or compression: `is_near_duplicate`, or `small_images.classify` for tiny images; or it was transformed
+(`transformed_duplicates`). Blank images are duplicates of nothing. benchmarks/quality_leaks.py and quality_transformed_copies.py
+measure how many are found.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from medssl.leakage import small_images
+from medssl.leakage.hash_copies import SURE_BITS, copies_by_hash
 from medssl.leakage.image_sets import ImageComparer, Rows, ScanSet, Strings
 from medssl.readers.phash import BLANK, hamming, packed
 
 BITS = 48  # candidates have hashes at most this far apart; on X-rays of 224 pixels these include every near-duplicate
-SURE_BITS = 32  # closer pairs are reported even if pixels disagree: no X-rays of two patients were this close
 NEAREST = 8  # candidates per scan by hash
 NEIGHBOURS = 2  # candidates per scan by descriptor
 SAMPLE = 100  # scans from which the typical excess of a set is estimated
@@ -28,9 +31,9 @@ class Duplicates:
 
     Attributes:
         exact: the same content.
-        near: confirmed by pixels.
-        maybe: hashes within SURE_BITS, but pixels that cannot be read or differ in detail; or tiny images that are more alike
-            than others, but not enough to be certain.
+        near: confirmed by pixels; or hashes within SURE_BITS of images with texture, if the pixels of a cannot be read.
+        maybe: other hashes within SURE_BITS, for example if pixels differ in detail; or images that are more alike than others,
+            but not enough to be certain.
     """
 
     exact: dict[int, int]
@@ -38,10 +41,17 @@ class Duplicates:
     maybe: dict[int, int]
 
 
-def find_duplicates(a: ScanSet, b: ScanSet, images: ImageComparer) -> Duplicates:
+def find_duplicates(
+    a: ScanSet, b: ScanSet, images: ImageComparer, transformed: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+) -> Duplicates:
     """Find the scans of `b` that are also in `a`; if a is b, the scans that equal an earlier scan of another patient.
 
     Inside one set (a is b) near-duplicates are searched by hash only.
+
+    Args:
+        a, b: the sets.
+        images: compares them.
+        transformed: from `transformed_duplicates.find_transformed`: the copies that were transformed.
     """
     inside = a is b
     exact = _exact(a, b, inside)
@@ -66,6 +76,13 @@ def find_duplicates(a: ScanSet, b: ScanSet, images: ImageComparer) -> Duplicates
                 near[j] = i
             elif apart <= SURE_BITS:
                 maybe.setdefault(j, i)
+    for j, (i, certain) in ({} if inside else copies_by_hash(a, b, rows_a, rows_b, images)).items():
+        (near if certain else maybe).setdefault(j, i)
+    rows_of = dict(zip(a.hash[first[::-1]].tolist(), first[::-1].tolist(), strict=True))
+    for j in rows_b.tolist():
+        copied = {rows_of[h]: kind for h, kind in transformed.get(str(b.hash[j]), {}).items() if h in rows_of}
+        for row, kind in copied.items():
+            (near if kind == "near" else maybe).setdefault(j, row)
     return Duplicates(exact, near, {j: i for j, i in maybe.items() if j not in near})
 
 

@@ -31,10 +31,30 @@ def phash(image: np.ndarray) -> str:
             128 and 254 bits away.
     """
     x = thumbnail(image[len(image) // 2] if image.ndim == 3 else image)
-    if not x.std() >= FLAT:
-        return BLANK
-    band = dctn(x, norm="ortho")[:BAND, :BAND].ravel()
-    return np.packbits(band > np.median(band[1:])).tobytes().hex()
+    return _bits(_low_frequencies(x)).tobytes().hex() if x.std() >= FLAT else BLANK
+
+
+def oriented_hashes(image: np.ndarray) -> np.ndarray:
+    """Return the hashes of an image (H, W), mirrored and turned in all 8 ways, then of all these inverted: (16, 32) uint8.
+
+    Mirroring changes the sign of every other frequency, transposing transposes them, inverting changes all signs.
+    """
+    band = _low_frequencies(thumbnail(image))
+    sign = (-1.0) ** np.arange(BAND)
+    turned = [
+        b * down[:, None] * right for b in (band, band.T) for down in (sign**0, sign) for right in (sign**0, sign)
+    ]
+    return np.stack([_bits(b) for b in (*turned, *(-b for b in turned))])
+
+
+def _low_frequencies(x: np.ndarray) -> np.ndarray:
+    return dctn(x, norm="ortho")[:BAND, :BAND]
+
+
+def _bits(band: np.ndarray) -> np.ndarray:
+    """Return 256 bits as (32,) uint8."""
+    flat = band.ravel()
+    return np.packbits(flat > np.median(flat[1:]))
 
 
 def thumbnail(image: np.ndarray, down: float = 0, right: float = 0) -> np.ndarray:

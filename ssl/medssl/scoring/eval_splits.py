@@ -179,13 +179,13 @@ def load_unlabelled_splits(
 def check_overlap(run: Run, encoder: EncoderConfig, splits: EvalSplits, allow_overlap: bool) -> list[str]:
     """Refuse a test set that pretraining, training or validation has seen, and return warnings about the data.
 
-    Shared patients, equal images and near-duplicates are detected (`medssl.leakage.leak_check`); those within the test set make
-    their patients count as one. The pixels of the pretraining
-    scans are compared only if their store still exists. A patient in both training and test is always refused.
+    Shared patients, equal images and copies are detected (`medssl.leakage.leak_check`); those within the test set make their
+    patients count as one. Pretraining scans whose pixels are in no store at hand are compared by hash. A patient in both training
+    and test is always refused.
     """
     train, test = splits.train, splits.test
     pretrained_on = run.path / "pretrained_on.parquet"
-    before = read_pretrained_on(pretrained_on, encoder.key_id, _pretraining_store(run, train.store))
+    before = read_pretrained_on(pretrained_on, encoder.key_id, _stores_with_pretraining_scans(run, splits))
     home, val, away = (
         scan_set_from_store(name, part.store, part.rows)
         for name, part in (("training", train), ("validation", splits.val), ("test", test))
@@ -218,12 +218,9 @@ def marked(name: str, source: str, overlap: Sequence[str]) -> str:
     return f"{name} (!)" if concerned else name
 
 
-def _pretraining_store(run: Run, home: Store) -> Store | None:
-    """Return the store of the pretraining scans: `home`, or the one at its old path; None if it has changed or is gone."""
-    config = run.config()
-    if home.fingerprint == config.fingerprint:
-        return home
+def _stores_with_pretraining_scans(run: Run, splits: EvalSplits) -> list[Store]:
+    """Return the stores at hand that may hold pretraining scans: those of the splits, and what is at pretraining's old path."""
+    stores = [splits.train.store, splits.test.store]
     with suppress(UserError):
-        store = Store.open(config.store, config.where)
-        return store if store.fingerprint == config.fingerprint else None
-    return None
+        stores.append(Store.open(run.config().store))
+    return stores

@@ -13,6 +13,7 @@ from medssl.evals.stats.score import Score
 from medssl.evals.stats.text_table import Cell, text_table
 from medssl.evals.task_types.task_types import task_type
 from medssl.files import write_json
+from medssl.leakage.transformed_duplicates import LOOKED_FOR
 from medssl.results import Result
 from medssl.runs.predictions import RUN, RUN_FROZEN, PredictedRow, PredictedScans, Predictions, identity
 from medssl.scoring.eval_splits import EvalSplits, marked
@@ -167,7 +168,7 @@ def describe_table(
     """Return the JSON values that every table has; see `compute_scores`."""
     test, task = splits.test if test is None else test, task or splits.target.task
     metric = task_type(task).metrics[0]
-    described = {"command": command} | splits.described()
+    described = {"command": command, "leak_check": LOOKED_FOR} | splits.described()
     described |= {"task": task, "n_test": len(test), "patients_test": test.patients}
     described["asked"] = splits.asked(test) | {"task": task} | dict(asked or {})
     return described | {"metric": metric.name, "sign": metric.sign}
@@ -205,7 +206,7 @@ def heading(about: dict[str, Any]) -> str:
         f"tested on {about['n_test']} scans of {about['patients_test']} patients ({about['test']})"
         + (f"; AUPRC is for {about['classes'][1]!r}" if two else "")
     ]
-    return "\n".join([*lines, *(f"! {flag}" for flag in about["flags"]), *about.get("notes", [])])
+    return "\n".join([*lines, *(f"! {flag}" for flag in about["flags"]), *about.get("notes", []), LOOKED_FOR])
 
 
 def read_tables(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,131 @@
+"""Images as small equalised grids, which are compared whatever the size, border, grey-value curve and local contrast of a copy.
+
+A uniform border is cut off, the rest is stretched to 64 x 64 pixels, and grey values are replaced by their ranks, which no
+monotone curve changes. Regions without any structure (a blacked part, a background) are marked and take no part in comparisons.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from medssl.readers.phash import SIDE, thumbnail
+
+HALF_SIDE = SIDE // 2  # pixels of the grid on which candidates are searched
+MIN_PIXELS = 24  # pixels inside the border below which an image is not described
+SHARP_PIXELS = 56  # pixels inside the border from which the grid of 64 x 64 is resolved
+BORDER = 0.02  # range of grey values (of 1) in a row or column of a uniform border
+MAX_BORDER = 0.4  # share of an axis that is cut off on each side, at most
+UNIFORM = 0.004  # range of grey values over 3 x 3 grid pixels without structure: one level of 8 bits
+REGION = 5  # grid pixels, in each direction, of the smallest region that is marked
+CONTRAST_FLOOR = 0.03  # local standard deviation of ranks (of 1) that counts as noise
+
+
+@dataclass(frozen=True)
+class EqualisedGrid:
+    """The grid of one image.
+
+    Attributes:
+        ranks: (SIDE, SIDE) uint8, the rank of each grey value from 1 to 255; 0 where there is no structure.
+        sharp: whether the image has enough pixels for the grid; if not, only half as many are resolved.
+    """
+
+    ranks: NDArray[np.uint8]
+    sharp: bool
+
+    @classmethod
+    def from_image(cls, image: NDArray[np.floating]) -> "EqualisedGrid | None":
+        """Describe (H, W) in the unit range; None for an image with too few pixels or too little structure."""
+        inside = image[content(image)]
+        if min(inside.shape) < MIN_PIXELS:
+            return None
+        grid = thumbnail(inside)
+        ranks = np.zeros(grid.shape, np.uint8)
+        structured = ~uniform_regions(grid)
+        if structured.mean() < 0.1:
+            return None
+        _, index, counts = np.unique(grid[structured], return_inverse=True, return_counts=True)
+        middle = (np.cumsum(counts) - counts / 2) / counts.sum()
+        ranks[structured] = np.round(1 + 254 * middle[index.ravel()]).astype(np.uint8)
+        return cls(ranks, min(inside.shape) >= SHARP_PIXELS)
+
+
+def content(image: NDArray[np.floating]) -> tuple[slice, slice]:
+    """Return the rows and columns of (H, W) inside a uniform border."""
+    rows = _inside(np.ptp(image, axis=1) <= BORDER)
+    return rows, _inside(np.ptp(image[rows], axis=0) <= BORDER)
+
+
+def _inside(uniform: NDArray[np.bool_]) -> slice:
+    """Return what is left of an axis without the uniform lines at both ends."""
+    n = len(uniform)
+    ends = []
+    for lines in (uniform, uniform[::-1]):
+        structured = np.flatnonzero(~lines)
+        ends.append(min(int(structured[0]) if len(structured) else n, int(MAX_BORDER * n)))
+    return slice(ends[0], n - ends[1])
+
+
+def uniform_regions(grid: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Return where a grid (SIDE, SIDE) has no structure: all squares of REGION pixels in which every grey value is the same."""
+    varied = _largest(grid, 1) + _largest(-grid, 1) > UNIFORM
+    return _largest(~_largest(varied, REGION // 2), REGION // 2)
+
+
+def _largest(x: NDArray[Any], reach: int) -> NDArray[Any]:
+    """Return the largest value of (H, W) within `reach` pixels of each, along both axes."""
+    for axis in (0, 1):
+        x = np.moveaxis(x, axis, 0)
+        out = x.copy()
+        for far in range(1, reach + 1):
+            np.maximum(out[far:], x[:-far], out=out[far:])
+            np.maximum(out[:-far], x[far:], out=out[:-far])
+        x = np.moveaxis(out, 0, axis)
+    return x
+
+
+def as_tensors(ranks: NDArray[np.uint8], side: int) -> tuple[Tensor, Tensor]:
+    """Return the values (N, side, side) in the unit range and the weights, 0 or 1, of N grids (N, SIDE, SIDE)."""
+    x = torch.from_numpy(ranks).float()
+    if side == SIDE:
+        weight = (x > 0).float()
+        return (x - 1) / 254 * weight, weight
+    step = SIDE // side
+    share = avg_pool2d(x.clamp(max=1)[:, None], step)[:, 0]
+    mean = avg_pool2d(x[:, None], step)[:, 0] / share.clamp(min=1e-6)
+    weight = (share > 0.5).float()
+    value = (mean - 1) / 254 * weight
+    return value, weight
+
+
+def normalise_contrast(value: Tensor, weight: Tensor, sigma: float) -> Tensor:
+    """Return (N, n, n) minus its local mean, over its local standard deviation; 0 where the weight is.
+
+    Local equalisation (CLAHE), shading and smooth curves thus change little.
+
+    Args:
+        value, weight: (N, n, n).
+        sigma: standard deviation, in pixels, of the Gaussian over which mean and deviation are taken.
+    """
+    kernel = _gaussian(value.shape[-1], sigma)
+
+    def blurred(x: Tensor) -> Tensor:
+        return ((x @ kernel).mT.contiguous() @ kernel).mT  # two large products are faster than many small ones
+
+    share = blurred(weight) + 1e-3
+    apart = (value - blurred(value * weight) / share) * weight
+    return apart / (blurred(apart * apart) / share + CONTRAST_FLOOR**2).sqrt()
+
+
+@lru_cache
+def _gaussian(n: int, sigma: float) -> Tensor:
+    """Return the (n, n) matrix that blurs along one axis, up to 4 standard deviations, with nothing outside."""
+    at = torch.arange(n, dtype=torch.float32)
+    far = (at[:, None] - at) / sigma
+    weight = torch.where(far.abs() <= 4, torch.exp(-0.5 * far**2), 0.0)  # the tails would be subnormal, which is slow
+    return weight / (sigma * (2 * torch.pi) ** 0.5)

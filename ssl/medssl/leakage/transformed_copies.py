@@ -1,0 +1,112 @@
+"""Copies of scans that were mirrored, turned, cropped, padded, shifted, inverted, partly covered or changed in contrast."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medssl.leakage.equalised_grid import HALF_SIDE, SIDE, EqualisedGrid, as_tensors, normalise_contrast
+from medssl.leakage.registration import Affine, agreement, register
+from medssl.leakage.transformed_search import Candidates, TransformedSearch, Transforms
+
+QUERIES = 64  # compared at once
+COARSE_STEPS, FINE_STEPS = 4, 4  # steps of registration at half and at full resolution
+FINALISTS = 2  # candidates per query that are compared at full resolution
+MIN_COARSE = 0.5  # correlation at half resolution for that
+SIGMA = {
+    SIDE: 2.5,
+    HALF_SIDE: 1.5,
+}  # pixels over which contrast is normalised for the final comparison, by side of the grid
+RUNNER_UP = 3  # rank of the candidate that stands for another scan: up to so many copies may be in one set
+
+
+@dataclass(frozen=True)
+class AgreeingPairs:
+    """Pairs of a query and an image that agree after registration.
+
+    Attributes:
+        query, image: (P,) int64, positions; the best image of a query comes first.
+        score: (P,) float32, their correlation.
+        runner_up: (P,) float32, the correlation of the query with the RUNNER_UP-th next image after its best; 0 if there is none.
+        sharp: (P,) bool, whether all pixels of the grid were compared.
+    """
+
+    query: NDArray[np.int64]
+    image: NDArray[np.int64]
+    score: NDArray[np.float32]
+    runner_up: NDArray[np.float32]
+    sharp: NDArray[np.bool_]
+
+
+def agreeing_pairs(
+    queries: list[EqualisedGrid], images: list[EqualisedGrid], transforms: Transforms, floor: float
+) -> AgreeingPairs:
+    """Return the pairs of queries and images whose correlation after registration is at least `floor`."""
+    search = TransformedSearch(np.stack([g.ranks for g in images]), transforms)
+    ranks = np.stack([g.ranks for g in queries])
+    sharp = torch.tensor([g.sharp for g in queries]), torch.tensor([g.sharp for g in images])
+    found, parts = search.candidates(ranks), []
+    for start in range(0, len(queries), QUERIES):
+        at = torch.arange(*torch.searchsorted(found.query, torch.tensor([start, start + QUERIES])).tolist())
+        parts.append(_Pairs(ranks, search, found[at], sharp).agreeing(floor))
+    query, image, score, runner_up, both_sharp = (torch.cat(x).numpy() for x in zip(*parts, strict=True))
+    return AgreeingPairs(query, image, score, runner_up, both_sharp)
+
+
+class _Pairs:
+    """Some queries and their candidates, registered at half resolution."""
+
+    def __init__(
+        self, ranks: NDArray[np.uint8], search: TransformedSearch, found: Candidates, sharp: tuple[Tensor, Tensor]
+    ):
+        self.ranks, self.search, self.found = ranks, search, found
+        self.sharp = sharp[0][found.query] & sharp[1][found.image]
+        maps = search.transforms.maps[found.transform]
+        self.maps, self.coarse = self._registered(torch.arange(len(found.query)), maps, HALF_SIDE, 2.0, COARSE_STEPS)
+
+    def _grids(self, at: Tensor, side: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return values and weights of the queries, inverted if need be, and of the images of pairs."""
+        value, weight = as_tensors(self.ranks[self.found.query[at].numpy()], side)
+        value = torch.where(self.found.sign[at, None, None] < 0, 1 - value, value) * weight
+        return (value, weight), as_tensors(self.search.ranks[self.found.image[at].numpy()], side)
+
+    def _registered(self, at: Tensor, maps: Affine, side: int, sigma: float, steps: int) -> tuple[Affine, Tensor]:
+        query, image = self._grids(at, side)
+        normalised = [(normalise_contrast(value, weight, sigma), weight) for value, weight in (query, image)]
+        return register(normalised[0], normalised[1], maps, steps)
+
+    def _final(self, at: Tensor) -> Tensor:
+        """Return the agreement (P,) of pairs at the resolution that both images have."""
+        found = torch.zeros(len(at))
+        for side, use in ((SIDE, self.sharp[at]), (HALF_SIDE, ~self.sharp[at])):
+            if use.any():
+                some = at[use]
+                maps, _ = self._registered(some, self.maps[some], side, SIGMA[side], FINE_STEPS)
+                found[use] = agreement(*self._grids(some, side), maps, SIGMA[side])
+        return found
+
+    def agreeing(self, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return the columns of `AgreeingPairs`."""
+        query, score = self.found.query, torch.full((len(self.coarse),), torch.nan)
+        order = torch.argsort(self.coarse, descending=True, stable=True)
+        order = order[torch.argsort(query[order], stable=True)]
+        rank = torch.arange(len(order)) - torch.searchsorted(query[order], query[order])
+        first = order[(rank < FINALISTS) & (self.coarse[order] >= MIN_COARSE)]
+        score[first] = self._final(first)
+        hit = torch.isin(query, query[first[score[first] >= floor]])
+        rest = torch.nonzero(hit & score.isnan())[:, 0]  # compared as well, for the runner-up and other copies
+        score[rest] = self._final(rest)
+        kept, runner_up = [], torch.zeros(len(score))
+        for q in query[hit].unique().tolist():
+            at = torch.nonzero(query == q)[:, 0]
+            at = at[torch.argsort(score[at], descending=True, stable=True)]
+            first_of = {
+                int(image): int(pair) for pair, image in zip(at.flip(0), self.found.image[at].flip(0), strict=True)
+            }
+            best = sorted(first_of.values(), key=lambda pair: -float(score[pair]))  # one pair per image
+            runner_up[best] = float(score[best[RUNNER_UP]]) if len(best) > RUNNER_UP else 0.0
+            kept += [pair for pair in best if score[pair] >= floor]
+        pairs = torch.tensor(kept, dtype=torch.int64)
+        return query[pairs], self.found.image[pairs], score[pairs], runner_up[pairs], self.sharp[pairs]

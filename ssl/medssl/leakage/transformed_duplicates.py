@@ -1,0 +1,110 @@
+"""Scans of a set that are transformed copies of scans of earlier sets, with the limits above which a pair counts as one.
+
+Limits were chosen on pairs of different patients (benchmarks/quality_transformed_copies.py).
+"""
+
+import hashlib
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache as cached
+from pathlib import Path
+
+import numpy as np
+
+from medssl.errors import UserError
+from medssl.files import atomic
+from medssl.leakage.image_sets import ImageComparer, ScanSet
+from medssl.leakage.transformed_copies import AgreeingPairs, agreeing_pairs
+from medssl.leakage.transformed_search import Transforms
+from medssl.readers.phash import BLANK
+
+VERSION = 1  # of everything that decides about a pair; cached results of other versions are ignored
+# Least correlation of a copy whose 64 x 64 pixels are compared, and of one whose 32 x 32 are, and largest share of what is left
+# to a perfect correlation, relative to the runner-up: images of one organ are alike, and simple images more so.
+NEAR_SHARP, NEAR_SMALL, NEAR_SHARE = 0.80, 0.90, 0.40
+MAYBE_SHARP, MAYBE_SMALL, MAYBE_SHARE = 0.72, 0.80, 0.5
+COPIES_SHARP = 0.95  # correlation at 64 x 64 pixels that needs no runner-up: one set may hold many copies
+
+LOOKED_FOR = (
+    "copies of test images were looked for as they are, mirrored, turned by right angles or up to 10 degrees, inverted, with "
+    "up to 10 % cut off, added or shifted, with another contrast or a quarter covered; not looked for: smaller parts, montages, "
+    "warped or generated images, other slices of a volume than the middle one, images of less than 24 pixels"
+)
+
+Found = Mapping[str, Mapping[str, str]]
+
+
+def find_transformed(
+    seen: Sequence[ScanSet], test: ScanSet, images: ImageComparer, folder: Path | None = None
+) -> Found:
+    """Return content hash of a test image -> content hash of each image in `seen` that it is a copy of -> "near" or "maybe".
+
+    Args:
+        seen: the earlier sets.
+        test: the set whose scans are searched for.
+        images: reads the images.
+        folder: where results are kept for later checks of the same images, if it can be written.
+    """
+    before = sorted({h for part in seen for h in _hashes(part) if images.is_readable(h)})
+    queries = sorted({h for h in _hashes(test) if images.is_readable(h)} - set(before))
+    if not before or not queries:
+        return {}
+    names = hashlib.blake2b(f"{VERSION} {before} {queries}".encode(), digest_size=8).hexdigest()
+    file = None if folder is None else folder / f"transformed_{names}.npz"
+    found = _read(file)
+    if found is None:
+        found = _search(before, queries, images)
+        _write(file, found)
+    result: dict[str, dict[str, str]] = {}
+    for query, image, kind in found:
+        result.setdefault(query, {})[image] = kind
+    return result
+
+
+def _hashes(part: ScanSet) -> Iterable[str]:
+    return part.hash[part.phash != BLANK].tolist()
+
+
+def _search(before: list[str], queries: list[str], images: ImageComparer) -> list[tuple[str, str, str]]:
+    old, new = ({h: g for h in names if (g := images.grid(h)) is not None} for names in (before, queries))
+    if not old or not new:
+        return []
+    floor = min(MAYBE_SHARP, MAYBE_SMALL)
+    pairs = agreeing_pairs(list(new.values()), list(old.values()), _transforms(), floor)
+    kinds = classify(pairs)
+    names = list(new), list(old)
+    return [
+        (names[0][q], names[1][i], kind)
+        for q, i, kind in zip(pairs.query.tolist(), pairs.image.tolist(), kinds, strict=True)
+        if kind
+    ]
+
+
+@cached
+def _transforms() -> Transforms:
+    return Transforms()
+
+
+def classify(pairs: AgreeingPairs) -> list[str]:
+    """Return for each pair "near" (a copy), "maybe" or ""."""
+    share = (1 - pairs.score) / np.maximum(1 - pairs.runner_up, 1e-6)
+    near = (pairs.score >= np.where(pairs.sharp, NEAR_SHARP, NEAR_SMALL)) & (share <= NEAR_SHARE)
+    near |= (pairs.score >= COPIES_SHARP) & pairs.sharp
+    maybe = (pairs.score >= np.where(pairs.sharp, MAYBE_SHARP, MAYBE_SMALL)) & (share <= MAYBE_SHARE)
+    return np.select([near, maybe], ["near", "maybe"], "").tolist()
+
+
+def _read(file: Path | None) -> list[tuple[str, str, str]] | None:
+    """Return kept results; None if the file is absent or damaged."""
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        if file is not None:
+            with np.load(file, allow_pickle=False) as f:
+                return [(a, b, kind) for a, b, kind in f["found"].tolist()]
+    return None
+
+
+def _write(file: Path | None, found: list[tuple[str, str, str]]) -> None:
+    if file is not None:
+        with suppress(UserError, OSError), atomic(file) as part, part.open("wb") as f:
+            np.savez_compressed(f, found=np.array(found, str).reshape(-1, 3))
