@@ -191,7 +191,7 @@ def check_overlap(run: Run, encoder: EncoderConfig, splits: EvalSplits, allow_ov
         for name, part in (("training", train), ("validation", splits.val), ("test", test))
     )
     report = check_leaks(before, home, val, away, cache=test.store.path / "cache" / "alike.npz")
-    certain = [pair.a for pair in report.pairs if pair.b == "test" and pair.a != "test" and pair.certain]
+    certain = [pair.a for pair in report.pairs if pair.b == "test" and pair.a != "test" and pair.refuses]
     splits.overlap = certain or ([before.name] if report.refusal else [])
     splits.test = replace(test, tied=report.repeats)
     if report.refusal and not allow_overlap:
