@@ -24,7 +24,7 @@ def comparison(target, models, seeds=1, metric=AUROC):
         r = np.random.default_rng(sum(map(ord, target + name)))
         scores = (1 / (1 + np.exp(-quality * Y - r.normal(size=120))) for _ in range(seeds))
         p[name] = [[np.stack([1 - s, s], 1)] for s in scores]
-    return Comparison(first, "linear", "all", metric, p, list(range(seeds)))
+    return Comparison(first, "linear", "all", metric, "", {m: m for m in models}, [], p, list(range(seeds)))
 
 
 def by_hand(p):

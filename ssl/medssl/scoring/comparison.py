@@ -97,7 +97,7 @@ class Comparison:
         described: dict[str, Any] = {k: getattr(self, k) for k in ("probe", "label_budget", "seeds", "flags")}
         described |= {"about": self.first.about, "metric": name, "pairs": found}
         described["scores"] = {m: s.as_dict() for m, s in scores.items()}
-        described["selection"] = selection(scores, self.metric)
+        described["selection"] = selection({self.shown[m]: s for m, s in scores.items()}, self.metric)
         lines += [described["selection"]] if described["selection"] else []
         return Result(described, "\n".join(lines))
 
