@@ -10,6 +10,7 @@ GROUPS = ("method", "encoder", "augment")
 COMMAND_GROUPS = {"data": "Data", "train": "Train", "score": "Score", "analyse": "Look at results"}
 FAMILIES = {
     "contrastive": "Contrastive and mutual information",
+    "redundancy": "Redundancy reduction",
     "distillation": "Self-distillation",
     "clustering": "Clustering",
     "masked": "Masked modelling",

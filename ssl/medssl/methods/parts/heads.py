@@ -13,12 +13,15 @@ from medssl.methods.base import Batch
 POSITIVES = ("scan", "patient", "study", "label")
 
 
-def mlp(*dims: int) -> nn.Sequential:
-    """Return Linear, BatchNorm and ReLU between consecutive `dims`, with a bare Linear last."""
+def mlp(*dims: int, bias: bool = True) -> nn.Sequential:
+    """Return Linear, BatchNorm and ReLU between consecutive `dims`, with a bare Linear last.
+
+    bias: of the last layer. Without for what is centred over the batch next, where it would cancel.
+    """
     layers: list[nn.Module] = []
     for a, b in pairwise(dims[:-1]):
         layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(dims[-2], dims[-1]))
+    return nn.Sequential(*layers, nn.Linear(dims[-2], dims[-1], bias=bias))
 
 
 def target_of(positives: str, target_loss: Any) -> str:
