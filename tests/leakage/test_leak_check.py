@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -377,6 +378,16 @@ def test_pretraining_images_are_read_from_the_store_if_it_exists(ingested, tmp_p
     for name in ("damaged.parquet", "missing.parquet"):
         with pytest.raises(UserError, match=r"missing or damaged; pretrain again"):
             read_pretrained_on(tmp_path / name, "key")
+
+
+def test_pretraining_images_are_found_by_content_in_a_store_that_has_moved_and_changed(ingested, tmp_path):
+    store, run = ingested
+    shutil.copytree(store.path, tmp_path / "moved")
+    moved = Store.open(tmp_path / "moved", f"scan != '{store.column('scan')[store.rows('train')[0]]}'")
+    seen = read_pretrained_on(run / "pretrained_on.parquet", "key", [moved])
+    train = scan_set_from_store("training", store, store.rows("train"))
+    assert seen.side.tolist() == [0, *[50] * (len(train) - 1)]
+    np.testing.assert_array_equal(seen.image(1), train.image(1))
 
 
 def test_the_middle_slice_of_a_volume_is_compared(tmp_path):
