@@ -75,7 +75,9 @@ def test_only_the_planted_view_is_found_by_default(found):
         "age": "none",
     }
     assert found["metadata"][0]["field"] == "view"  # the worst first
-    assert found["verdict"].startswith("Part of the score of lesion comes from the view. No shortcut was found among")
+    assert found["verdict"].startswith(
+        "Part of the score of lesion comes from the view. No shortcut was found in the metadata at hand: "
+    )
     said = of(found, "view")["sentence"]
     for words in (
         "the features predict it (AUROC",
@@ -99,6 +101,15 @@ def test_what_the_audit_measured_is_what_was_planted(found):
     assert view["association_test"]["low"] <= 0.75 <= view["association_test"]["high"]
     assert of(found, "sex")["predicted"]["simclr cnn"]["AUROC"]["low"] < 0.5
     assert view["score"]["n"] == found["n_test"]
+
+
+def test_the_brightened_border_is_found_in_the_pictures_alone(found):
+    """AP views, which go with the lesion, are brighter along the upper edge."""
+    assert {"border", "outer ring"} <= set(found["picture_alarms"])
+    border = Score.from_dict(found["pictures"]["border"])
+    assert border.low <= 0.875 <= border.high  # (1 + 3/4) / 2, the AUROC of the view
+    assert "The border alone predicts lesion" in str(found)
+    assert "size (the same in every training scan)" in str(found)
 
 
 def test_every_fact_that_cannot_be_audited_is_listed_with_the_reason(found):
@@ -169,6 +180,7 @@ def test_the_section_of_a_report(made, found):
     assert escape(found["metadata"][0]["sentence"]) in page
     assert "laterality: always L" in page
     assert page.count('<tr class="ours">') == 2  # the view, in both tables
+    assert "The border alone predicts lesion" in page
     empty = run.parent / "empty"
     empty.mkdir()
     assert "medssl audit run=empty" in audit_section(empty)

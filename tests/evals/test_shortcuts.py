@@ -444,6 +444,6 @@ def test_the_verdict_names_every_fact_once():
     assert conclusion(facts, "lesion") == (
         "Part of the score of lesion comes from the view. "
         "Whether part of the score of lesion comes from the age is neither shown nor excluded. "
-        "No shortcut was found among sex and site."
+        "No shortcut was found in the metadata at hand: sex and site."
     )
-    assert conclusion(facts[2:3], "lesion") == "No shortcut was found in sex."
+    assert conclusion(facts[2:3], "lesion") == "No shortcut was found in the metadata at hand: sex."

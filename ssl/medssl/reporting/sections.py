@@ -54,7 +54,7 @@ def _section(run: Path, file: str, prepare: Callable[[Any], dict[str, Any]], **v
 def _audit(table: dict[str, Any]) -> dict[str, Any]:
     """Return the tables of one audit: how well each field is predicted, and what the score is without it."""
     fields = table["metadata"]
-    metric = fields[0]["metric"]
+    metric = fields[0]["metric"] if fields else ""
     predicted = [
         [
             field["field"],
@@ -72,7 +72,7 @@ def _audit(table: dict[str, Any]) -> dict[str, Any]:
     return {
         "table": table,
         "marked": [i for i, field in enumerate(fields) if field["finding"] == PART],
-        "predicted_head": ["field", "measured by", *fields[0]["predicted"], f"{metric} of the field alone",
+        "predicted_head": ["field", "measured by", *(fields[0]["predicted"] if fields else ()), f"{metric} of the field alone",
                            "association in training", "association in test"],
         "predicted": predicted,
         "controlled_head": ["field", metric, *(v for name in controls.values() for v in (name, f"Δ {name}"))],

@@ -33,7 +33,7 @@ LIMITS = (
     "Regressing out is linear and does not use the label: a nonlinear trace of the field remains, and signal of the disease that "
     "is associated with the field is removed. So a fall does not prove a shortcut, and no fall does not rule one out.",
     "Within and balanced hold only this field constant: the patients of two views may differ in other ways.",
-    "Fields that are not in the store, such as tubes, markers and wards, cannot be audited.",
+    "Fields that are not in the store, such as tubes and wards, cannot be audited.",
 )
 Features = Mapping[str, Sequence[np.ndarray]]
 """Name -> features of the training, validation and test scans; the run's come first."""
@@ -106,6 +106,8 @@ def describe_reasons(left_out: Mapping[str, str]) -> str:
 
 def evidence_tables(found: Sequence[Evidence], target: str) -> Result:
     """Return the evidence as three tables with a line for each field."""
+    if not found:
+        return Result({"metadata": []})
     titles = (
         f"how well features predict each field; chance is {CHANCE[CATEGORICAL]} for AUROC and {CHANCE[CONTINUOUS]} for "
         "Spearman and R2",
@@ -119,7 +121,10 @@ def evidence_tables(found: Sequence[Evidence], target: str) -> Result:
 
 def evidence_sentences(found: Sequence[Evidence], target: str, left_out: dict[str, str]) -> Result:
     """Return a sentence for each field, the limits of the audit, and its conclusion."""
-    outcome = conclusion(found, target)
+    outcome = (
+        conclusion(found, target)
+        or "No metadata could be audited, so only what is listed from the pictures was looked for."
+    )
     lines = [e.sentence(target) for e in found] + [f"{e.field}: {note}." for e in found for note in e.notes]
     lines += [f"Not audited: {describe_reasons(left_out)}."] if left_out else []
     data = {"not_audited": left_out, "limits": list(LIMITS), "verdict": outcome}

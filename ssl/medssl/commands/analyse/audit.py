@@ -20,6 +20,7 @@ from medssl.scoring.confounders import (
 )
 from medssl.scoring.eval_splits import SplitOptions
 from medssl.scoring.leave_one_site_out import leave_one_site_out
+from medssl.scoring.picture_audit import audit_pictures
 from medssl.scoring.score_table import describe_table, heading, save_table
 from medssl.store.store import Store
 
@@ -40,8 +41,9 @@ def audit(
     For every metadata field: its prediction from the frozen features, raw pixels and the untrained encoder; its
     association with the target; and the score with the field regressed out, within the field, and balanced
     (`medssl.evals.explain.shortcuts`). A sentence for each field claims only what intervals over patients show. Fields
-    that cannot be audited are listed with the reason. If there are several sites, each is also scored by a probe trained
-    without it.
+    that cannot be audited are listed with the reason. What is in no metadata, such as markers and borders, is looked for in
+    the pictures (`medssl.scoring.picture_audit`). If there are several sites, each is also scored by a probe trained without
+    it.
 
     Args:
         run: a finished run folder.
@@ -52,15 +54,15 @@ def audit(
         options: keyword arguments; see `medssl.scoring.eval_splits.SplitOptions`. Only classification and multilabel
             tasks can be audited.
 
-    Raises UserError as `medssl.probe` does, if no field can be audited, and for too few patients of a class.
+    Raises UserError as `medssl.probe` does, if no field of `metadata` can be audited, and for too few patients of a class.
     """
     sources, splits = FeatureSources.load(run, store, target, options)
     check_auditable(splits)
     fields, left_out = load_fields(splits, metadata)
-    if not fields:
+    if not fields and metadata is not None:
         raise UserError(
             f"{splits.train.store.path} has no metadata that could be audited ({describe_reasons(left_out)}); "
-            "ingest with a table that has site, view, sex or age"
+            "name another field, or leave metadata out"
         )
     x = {
         sources.name if name == RUN else name: features_of_splits(source, splits)
@@ -68,7 +70,7 @@ def audit(
     }
     found, failed = audit_fields(fields, splits, x, options.seed, sources.device)
     left_out |= failed
-    if not found:
+    if not found and metadata is not None:
         raise UserError(f"no metadata of {splits.train.store.path} could be audited ({describe_reasons(left_out)})")
     p, sites = leave_one_site_out(x[sources.name], splits, options.seed, sources.device)
     groups = [e.field for e in found if e.kind == CATEGORICAL or e.field == "age"]
@@ -76,6 +78,7 @@ def audit(
     result = (
         Result(about, heading(about))
         + evidence_tables(found, str(splits.target))
+        + audit_pictures(splits, options.seed, sources.device)
         + sites
         + subgroup_scores(splits, p, options.seed, groups)
         + evidence_sentences(found, str(splits.target), left_out)

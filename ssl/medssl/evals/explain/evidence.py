@@ -244,7 +244,7 @@ def conclusion(found: Sequence[Evidence], target: str) -> str:
         which = _listed([f"the {f}" for f in by[POSSIBLE]], "or")
         lines.append(f"Whether part of the score of {target} comes from {which} is neither shown nor excluded.")
     if by[NONE]:
-        lines.append(f"No shortcut was found {'in' if len(by[NONE]) == 1 else 'among'} {_listed(by[NONE])}.")
+        lines.append(f"No shortcut was found in the metadata at hand: {_listed(by[NONE])}.")
     return " ".join(lines)
 
 
