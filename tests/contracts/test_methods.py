@@ -307,6 +307,7 @@ def _places(method, batch):
         ("byol", {"momentum": 1.5}, "momentum"),
         ("vicreg", {"covariance": -1.0}, "weights of 0 or more"),
         ("vicreg", {"invariance": 0.0, "variance": 0.0, "covariance": 0.0}, "one at least above 0"),
+        ("barlow", {"redundancy": -0.1}, "redundancy must be 0 or more"),
         ("contrastive", {"positive_margin": 1.2}, "margins"),
         ("triplet", {"mining": "semi-hard"}, "Did you mean 'semihard'"),
         ("triplet", {"margin": -1.0}, "margin must be positive"),

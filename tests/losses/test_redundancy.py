@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny
-from medssl.losses.redundancy import vicreg
+from medssl.losses.redundancy import barlow_twins, vicreg
 from medssl.methods.base import Clock
 
 
@@ -59,15 +59,38 @@ def test_vicreg_does_not_see_where_the_features_lie():
     assert vicreg(A + moved, B + moved, 25, 25, 1).item() == pytest.approx(vicreg(A, B, 25, 25, 1).item(), rel=1e-9)
 
 
-def test_vicreg_of_constant_features_is_chance():
-    method = tiny.method("vicreg")
+@pytest.mark.parametrize("redundancy", [0.0, 0.005, 1.0])
+def test_barlow_is_its_definition(redundancy):
+    def correlation(x, y):
+        var = [covariance(v, v) * 6 / 7 + 1e-5 for v in (x, y)]
+        return covariance(x, y) * 6 / 7 / math.sqrt(var[0] * var[1])
+
+    total = 0.0
+    for i in range(4):
+        for j in range(4):
+            c = correlation(column(A, i), column(B, j))
+            total += (1 - c) ** 2 if i == j else redundancy * c**2
+    assert barlow_twins(A, B, redundancy).item() == pytest.approx(total, rel=1e-9)
+
+
+def test_barlow_of_identical_white_views_is_zero_in_any_scale_and_place():
+    white = whitened(12, 4)
+    moved = white * torch.tensor([2.0, 5.0, 1.0, 9.0]) + 3
+    assert barlow_twins(white, moved, 1.0).item() == pytest.approx(0, abs=1e-9)
+    assert barlow_twins(white, moved.flip(1), 0.5).item() == pytest.approx(4 + 0.5 * 4, rel=1e-4)
+    assert barlow_twins(white, -white, 1.0).item() == pytest.approx(4 * 4, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vicreg", "barlow"])
+def test_the_loss_of_constant_features_is_chance(name):
+    method = tiny.method(name)
     with torch.no_grad():
         method.projector[-1].weight.zero_()
     out = method(tiny.batch_for(method), Clock(0, 10))
     assert out["loss"].item() == pytest.approx(out["chance"].item(), rel=1e-6)
 
 
-LOSSES = {"vicreg": lambda a, b: vicreg(a, b, 25.0, 25.0, 1.0)}
+LOSSES = {"vicreg": lambda a, b: vicreg(a, b, 25.0, 25.0, 1.0), "barlow": lambda a, b: barlow_twins(a, b, 0.005)}
 
 
 @pytest.mark.parametrize("name", LOSSES)

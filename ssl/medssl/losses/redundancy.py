@@ -7,6 +7,7 @@ from torch import Tensor
 from medssl.losses.distributed import full_precision, gather_rows
 
 VICREG_EPSILON = 1e-4  # under the root of equation 1
+BARLOW_EPSILON = 1e-5  # added to variances, as by the batch normalisation of their code
 
 
 @full_precision
@@ -31,6 +32,28 @@ def vicreg(a_BD: Tensor, b_BD: Tensor, invariance: float, variance: float, covar
         std = (c_DD.diagonal() + VICREG_EPSILON).sqrt()
         loss = loss + variance * F.relu(1 - std).mean() / 2 + covariance * _off_diagonal(c_DD) / len(c_DD)
     return loss + invariance * F.mse_loss(a_GD, b_GD)
+
+
+@full_precision
+def barlow_twins(a_BD: Tensor, b_BD: Tensor, redundancy: float) -> Tensor:
+    """Return the loss of Barlow Twins, Zbontar et al., 2021, https://arxiv.org/abs/2103.03230, equation 1.
+
+    With C_ij the correlation over the rows of feature i of one view with feature j of the other (equation 2, with 1e-5 added
+    to each variance), it is
+
+        sum over i of (1 - C_ii)^2 + redundancy * sum over i != j of C_ij^2
+
+    Rows span all ranks. For constant features the loss is D.
+    """
+    a_GD, b_GD = (_standardised(gather_rows(z)) for z in (a_BD, b_BD))
+    c_DD = a_GD.T @ b_GD / len(a_GD)
+    return (1 - c_DD.diagonal()).square().sum() + redundancy * _off_diagonal(c_DD)
+
+
+def _standardised(z_GD: Tensor) -> Tensor:
+    """Return features of mean 0 and variance 1 over the rows."""
+    centred = z_GD - z_GD.mean(0)
+    return centred * (centred.square().mean(0) + BARLOW_EPSILON).rsqrt()
 
 
 def _off_diagonal(m_DD: Tensor) -> Tensor:
