@@ -53,6 +53,11 @@ def test_modalities_and_declarations(modality, tags, held):
     assert reason(modality, **tags) == held
 
 
+@pytest.mark.parametrize(("sop", "held"), [(CT, ""), (MR, ""), (DX, HELD), ("1.2.3", HELD)])
+def test_other_as_a_modality_is_held_unless_the_class_says_that_values_were_measured(sop, held):
+    assert reason("OT", sop) == held
+
+
 @pytest.mark.parametrize("modality", [None, "", "CT", "DX", "OP", "XYZ"])
 @pytest.mark.parametrize(
     "sop", ["3", "3.1", "6", "6.1", "6.2", "6.3", "7", "7.1", "7.4", "12.1", "12.2.1", "12.3", "13.1.1", "14.1", "14.2"]

@@ -11,6 +11,8 @@ BURNED_IN = frozenset("US IVUS IVOCT SC OT XA RF BMD BDUS PA HC".split())  # noq
 BURNED_IN |= frozenset("CD CF DD DF DS DSA EC ECHO VF".split())  # noqa: SIM905
 # Modalities in which colour means a screenshot or an overlay.
 GREY = frozenset("CT MR PT NM CR DX MG RG IO PX".split())  # noqa: SIM905
+# Modalities whose SOP classes hold measured values.
+MEASURED = frozenset("CT MR PT".split())  # noqa: SIM905
 # SOP classes that usually have text in the image, whatever the modality says: each with all classes below it (PS3.6 table A-1).
 # They end in a dot, so that 1.77 is not below 1.7.
 STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -40,6 +42,8 @@ def quarantine_reason(header: Header, modality: str) -> str:
     modality: of the image, from a list of known ones; "" if unknown.
     """
     kind, sop, stated = image_type(header), header.word("SOPClassUID") + ".", header.word("Modality")
+    if stated == "OT" and modality in MEASURED:  # "other" says nothing, and the SOP class says that these are measured values
+        stated = modality
     in_colour = header.word("PhotometricInterpretation") not in MONOCHROME
     risky = (
         not modality
