@@ -42,7 +42,9 @@ def quarantine_reason(header: Header, modality: str) -> str:
     modality: of the image, from a list of known ones; "" if unknown.
     """
     kind, sop, stated = image_type(header), header.word("SOPClassUID") + ".", header.word("Modality")
-    if stated == "OT" and modality in MEASURED:  # "other" says nothing, and the SOP class says that these are measured values
+    if (
+        stated == "OT" and modality in MEASURED
+    ):  # "other" says nothing, and the SOP class says that these are measured values
         stated = modality
     in_colour = header.word("PhotometricInterpretation") not in MONOCHROME
     risky = (
