@@ -213,6 +213,20 @@ def test_disagreeing_spacing_is_recorded():
     assert any("disagree" in step for step in scan.steps)
 
 
+def test_a_qform_of_another_orientation_is_recorded():
+    image = nibabel.Nifti1Image(VOXELS, np.diag([-2.0, 3.0, 4.0, 1.0]))
+    image.set_sform(np.diag([-2.0, 3.0, 4.0, 1.0]), 1)
+    step = "sform and qform disagree on the orientation: sform taken"
+    for first, disagree in ((2.0, True), (-2.0, False)):
+        image.set_qform(np.diag([first, 3.0, 4.0, 1.0]), 1)
+        [(scan, _)] = nifti.read(io.BytesIO(image.to_bytes()), "x", PSEUDONYMS)
+        assert (step in scan.steps) == disagree
+        assert np.array_equal(scan.array[0], VOXELS[::-1].T)
+    image.set_qform(np.diag([2.0, 3.0, 4.0, 1.0]), 0)  # code 0: there is no qform
+    [(scan, _)] = nifti.read(io.BytesIO(image.to_bytes()), "x", PSEUDONYMS)
+    assert step not in scan.steps
+
+
 def test_sheared_sform_is_kept():
     affine = np.array([[2, 0, 0, 1], [0, 3, 1.5, 2], [0, 0, 4, 3], [0, 0, 0, 1.0]])
     data = encoded(VOXELS)

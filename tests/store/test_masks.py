@@ -137,6 +137,29 @@ def test_a_selection_still_has_its_masks(hippocampus):
         some.mask(len(some))
 
 
+def test_masks_in_a_given_folder_that_are_no_labels_are_refused(tmp_path):
+    """Colours, and two levels blurred by JPEG, in a folder whose name does not mean labels."""
+    source, outlines = tmp_path / "source", tmp_path / "source" / "outlines"
+    (source / "images").mkdir(parents=True), outlines.mkdir()
+    y, x = np.indices((64, 64))
+    disc = (np.hypot(y - 30, x - 28) < 17).astype(np.uint8) * 255
+    for name in "abc":
+        Image.fromarray(np.random.default_rng(ord(name)).integers(0, 256, (64, 64), np.uint8)).save(
+            source / f"images/{name}.png"
+        )
+    Image.fromarray(disc).save(outlines / "a.png")
+    Image.fromarray(disc).save(outlines / "b.jpg", quality=80)
+    Image.fromarray(np.stack([disc, 0 * disc, 0 * disc], -1)).save(outlines / "c.png")
+    store = make(source, tmp_path, masks=outlines)
+    found = rejects(store)
+    assert {pseudonym(tmp_path, f"outlines/{n}"): why for n, why in (
+        ("b.jpg", ("MASK_VALUES", "its values lie around 0 and 255, as lossy compression or smoothing leaves them")),
+        ("c.png", ("MASK_VALUES", "its values are not whole numbers from 0 to 255 in one channel")),
+    )} == found  # fmt: skip
+    images = Store.open(store.path)
+    assert np.array_equal(images.mask(row_of(images, tmp_path, "images/a.png"))[0], disc)
+
+
 def test_whatever_fits_no_image_is_listed_with_its_reason(tmp_path):
     source, turned, beyond = tmp_path / "source", PLACE.copy(), regions(7).astype(np.int16)
     turned[0, 3] += 1

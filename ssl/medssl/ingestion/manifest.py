@@ -18,7 +18,7 @@ from medssl.ingestion.label_columns import MissingWords, tidy_labels, unified
 from medssl.ingestion.label_sources import LabelSources
 from medssl.ingestion.label_table import Labels
 from medssl.ingestion.manifest_table import FoundScan, Manifest, describe, manifest_table, note_types
-from medssl.ingestion.mask_pairing import LABEL_MAP, Pairs, are_labels, label_maps, pair_masks
+from medssl.ingestion.mask_pairing import LABEL_MAP, Pairs, label_fault, label_maps, pair_masks
 from medssl.ingestion.path_match import match
 from medssl.ingestion.patients import uncertain_patients
 from medssl.leakage import rendition
@@ -200,11 +200,13 @@ def _pair_masks(entries: list[_Entry], found: Callable[[], Iterator[FoundScan]],
         wanted = {entries[n].index: n for n in some}
         return {wanted[i]: f.row for i, f in enumerate(found()) if i in wanted} if wanted else {}
 
-    def valid(n: int) -> bool:
-        checked = not masks and entries[n].dtype == "uint8"  # the reader has counted the values
-        return checked or are_labels(entries[n].read(store))
+    def fault(n: int) -> str:
+        checked = (
+            not masks and entries[n].dtype == "uint8" and entries[n].shape[0] == 1
+        )  # the reader has counted the values
+        return "" if checked else label_fault(entries[n].read(store))
 
-    pairs = pair_masks([name.removeprefix(f"{masks}/") for name in names] if masks else names, labels, geometry, valid)
+    pairs = pair_masks([name.removeprefix(f"{masks}/") for name in names] if masks else names, labels, geometry, fault)
     mask_of = {entries[image].index: entries[mask].index for image, mask in pairs.mask_of.items()}
     # in a source without any mask, a scan that looks like a label map is only quarantined
     unpaired = {

@@ -11,6 +11,7 @@ import numpy as np
 
 from medssl.errors import UserError
 from medssl.ingestion.path_match import KINDS, PART, normalised, without_suffix
+from medssl.readers.label_maps import two_levels
 from medssl.readers.values import LABEL_WORDS
 from medssl.store.manifest_columns import MASK, Row
 
@@ -78,7 +79,7 @@ def pair_masks(
     names: Sequence[str],
     labels: Iterable[int],
     geometry: Callable[[set[int]], Mapping[int, Mapping[str, Any]]],
-    valid: Callable[[int], bool],
+    fault: Callable[[int], str],
 ) -> Pairs:
     """Pair label maps with images wherever there is no doubt.
 
@@ -90,7 +91,7 @@ def pair_masks(
         names: each scan's file or folder, relative to the source (of label maps in a given folder: relative to that).
         labels: positions of the label maps; all others are images.
         geometry: positions -> shape, spacing and affine. Called for candidates only.
-        valid: whether a scan's values can be labels: whole numbers from 0 to 255 in one channel.
+        fault: why a scan's values cannot be labels, "" if they can, see `label_fault`.
     """
     masks = sorted(set(labels))
     images_of, ambiguous = pair_by_name(names, sorted(set(range(len(names))) - set(masks)), masks)
@@ -114,8 +115,8 @@ def pair_masks(
                 "MASK_SEVERAL",
                 "several images have its name, and no affine tells which one it belongs to",
             )
-        elif not valid(mask):
-            out.unpaired[mask] = "MASK_VALUES", "its values are not whole numbers from 0 to 255 in one channel"
+        elif why := fault(mask):
+            out.unpaired[mask] = "MASK_VALUES", why
         else:
             out.mask_of |= dict.fromkeys(same, mask)
     return out
@@ -199,6 +200,10 @@ def grid_difference(mask: Mapping[str, Any], image: Mapping[str, Any]) -> str:
     return ""
 
 
-def are_labels(array: np.ndarray) -> bool:
-    """Return whether an array is one channel of whole numbers from 0 to 255."""
-    return array.shape[0] == 1 and bool(array.min() >= 0 and array.max() <= 255 and np.all(array == np.rint(array)))
+def label_fault(array: np.ndarray) -> str:
+    """Return in words why the values of a scan (C, *S) cannot be labels, "" if they can."""
+    if array.shape[0] != 1 or array.min() < 0 or array.max() > 255 or np.any(array != np.rint(array)):
+        return "its values are not whole numbers from 0 to 255 in one channel"
+    if array.ndim == 3 and array.dtype == np.uint8 and two_levels(array) is not None:
+        return "its values lie around 0 and 255, as lossy compression or smoothing leaves them"
+    return ""

@@ -1,6 +1,6 @@
 """PNG, JPEG and TIFF files to scans, with Pillow, which refuses damaged files that crash faster decoders.
 
-Palettes are expanded, alpha is dropped, CMYK becomes RGB, grey stored as colour becomes one channel, and 16-bit grey
+Palettes are expanded, except of label maps, alpha is dropped, CMYK becomes RGB, grey stored as colour becomes one channel, and 16-bit grey
 stays 16-bit. Where Pillow would silently lose or misread data, the file is refused or the change is recorded. The
 resolution in such files (pHYs, DPI) is for printing, so there is no spacing.
 """
@@ -13,10 +13,11 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from medssl.readers.label_maps import as_label_map, has_label_colours
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.quiet import silenced
 from medssl.readers.scan import Scan, Unreadable
-from medssl.readers.values import FEW, is_named_label_map, lossless, one_channel
+from medssl.readers.values import FEW, lossless, one_channel
 
 MAGIC = {"PNG": (b"\x89PNG\r\n\x1a\n",), "JPEG": (b"\xff\xd8\xff",), "TIFF": (b"II*\0", b"MM\0*")}
 MAX_PIXELS = 1 << 27  # three times the largest radiograph
@@ -48,7 +49,7 @@ def _kind(head: bytes) -> str:
 def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Iterator[tuple[Scan | Unreadable, str]]:
     """Yield the image as (1, H, W) or (3, H, W), upright; the pages of a TIFF file are `name#page/k`.
 
-    Probable label maps are quarantined.
+    Probable label maps are quarantined. Masks of two levels that JPEG compression or smoothing has blurred are 0 and 255 again.
 
     Raises:
         Unreadable: EMPTY, NOT_A_SCAN, BAD_HEADER, TRUNCATED, DECODE_FAILED, TOO_LARGE, UNSUPPORTED_PIXELS, NON_FINITE.
@@ -63,18 +64,20 @@ def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Iterator[tuple[
         part = f"{name}#page/{k}" if len(pages) > 1 else name
         try:
             with _guarded():
-                array, steps = _page(stream, kind, k)
+                array, steps = _page(stream, kind, k, name)
         except Unreadable as why:
             yield why, part
             continue
-        label = array.shape[0] == 1 and is_named_label_map(array, name, FEW)
+        labels = as_label_map(array, name, FEW, lossy=kind == "JPEG")
+        if labels is not None and labels is not array:
+            array, steps = labels, [*steps, "labels restored"]
         scan = Scan(
             array=array,
             scan=pseudonyms.of("scan", f"file|{part}"),
             patient=pseudonyms.of("patient", f"file|{name}"),
             patient_known=False,
             steps=tuple(steps),
-            quarantined="label map" if label else "",
+            quarantined="label map" if labels is not None or has_label_colours(array, name) else "",
         )
         yield scan, part
 
@@ -125,8 +128,8 @@ def _tag(opened: TiffImageFile, page: int, number: int) -> int:
     return int(value[0] if isinstance(value, tuple) else value)
 
 
-def _page(stream: BinaryIO, kind: str, k: int) -> tuple[np.ndarray, list[str]]:
-    """Return one image as (C, H, W) and the processing steps."""
+def _page(stream: BinaryIO, kind: str, k: int, name: str) -> tuple[np.ndarray, list[str]]:
+    """Return one image as (C, H, W) and the processing steps. The colours of a label map's palette are for display only."""
     with _open(stream, kind) as opened:
         opened.seek(k)
         if opened.width * opened.height > MAX_PIXELS:
@@ -152,6 +155,8 @@ def _page(stream: BinaryIO, kind: str, k: int) -> tuple[np.ndarray, list[str]]:
     if one_channel(array):
         array = array[:1].copy()
         steps.append("grey from colour")
+    elif mode == "P" and as_label_map(indices := np.array(upright)[None], name, FEW) is not None:
+        return indices, [s if s != step else "palette indices" for s in steps]
     return array, steps
 
 

@@ -16,9 +16,10 @@ import nibabel
 import numpy as np
 
 from medssl.readers.geometry import REVERSE, to_canonical, voxel_spacing
+from medssl.readers.label_maps import as_label_map
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
-from medssl.readers.values import FEW, MANY, few_integers, is_named_label_map, lossless, one_channel
+from medssl.readers.values import FEW, MANY, few_integers, lossless, one_channel
 
 MAX_BYTES = 1 << 33  # voxels of one file
 MAX_VOLUMES = 1 << 16  # of one file; the longest time series have some ten thousand
@@ -53,6 +54,7 @@ class Layout:
         slope, inter: value = slope * stored + inter.
         zooms: mm per voxel along i, j, k (pixdim).
         affine: (4, 4) from (i, j, k) to RAS+ mm, None if there is no usable one.
+        mirrored: whether another usable affine of the file turns or mirrors the axes differently.
         intent: code from nifti1.h.
     """
 
@@ -64,6 +66,7 @@ class Layout:
     inter: float
     zooms: tuple[float, ...]
     affine: np.ndarray | None
+    mirrored: bool
     intent: int
 
     @property
@@ -199,6 +202,7 @@ def parse(head: bytes) -> Layout:
     i, j, k = (*dim[:rank], 1, 1)[:3]
     _check_shape((i, j, k), math.prod(dim[3:rank]), intent)
     unit = UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    affines = _affines(header, unit)
     return Layout(
         dtype=np.dtype(TYPES[datatype]).newbyteorder(order),
         shape=(i, j, k),
@@ -207,7 +211,8 @@ def parse(head: bytes) -> Layout:
         slope=slope,
         inter=inter,
         zooms=tuple(v * unit for v in header["pixdim"][1:4].tolist()),
-        affine=_affine(header, unit),
+        affine=affines[0] if affines else None,
+        mirrored=len({nibabel.aff2axcodes(a) for a in affines}) > 1,
         intent=intent,
     )
 
@@ -228,9 +233,9 @@ def _check_shape(shape: tuple[int, int, int], volumes: int, intent: int) -> None
         raise Unreadable("TOO_LARGE", f"{volumes:,} volumes according to the header; at most {MAX_VOLUMES:,} are read")
 
 
-def _affine(header: np.void, unit: float) -> np.ndarray | None:
-    """Return the (4, 4) affine from (i, j, k) to RAS+ mm: a usable sform, otherwise a usable qform, otherwise None."""
-    found = []
+def _affines(header: np.void, unit: float) -> list[np.ndarray]:
+    """Return the usable (4, 4) affines from (i, j, k) to RAS+ mm: the sform, then the qform. The first is taken."""
+    found, usable = [], []
     if header["sform_code"] > 0:
         found.append(np.array([header[f"srow_{axis}"] for axis in "xyz"], np.float64))
     if header["qform_code"] > 0:
@@ -240,8 +245,8 @@ def _affine(header: np.void, unit: float) -> np.ndarray | None:
             affine = np.diag([unit, unit, unit, 1.0]) @ np.vstack([rows, [0, 0, 0, 1]])
             lengths = voxel_spacing(affine)
             if _plausible(lengths) and abs(np.linalg.det(affine[:3, :3])) > DEGENERATE * math.prod(lengths):
-                return affine if np.isfinite(affine).all() else None
-    return None
+                usable.append(affine)
+    return usable if usable and np.isfinite(usable[0]).all() else []
 
 
 def _plausible(spacing: tuple[float, ...]) -> bool:
@@ -281,6 +286,8 @@ def _scan(data: bytearray, layout: Layout, name: str, k: int, pseudonyms: Pseudo
         if layout.affine is not None:
             if spacing and not np.allclose(voxel_spacing(layout.affine), layout.zooms, rtol=0.01, atol=0):
                 steps.append("affine and pixdim disagree on the spacing: affine taken")
+            if layout.mirrored:
+                steps.append("sform and qform disagree on the orientation: sform taken")
             array, affine = to_canonical(array, layout.affine @ REVERSE)
             spacing = voxel_spacing(affine)
             steps.append("reorient to RAS")
@@ -289,7 +296,12 @@ def _scan(data: bytearray, layout: Layout, name: str, k: int, pseudonyms: Pseudo
             spacing = spacing and tuple(v for axis, v in enumerate(spacing, 1) if axis != flat[0])
     except Unreadable as why:
         return why, part
-    label = array.shape[0] == 1 and (few_integers(array, FEW) or is_named_label_map(array, name, MANY))
+    scaled = layout.dtype.kind in "iu" and layout.dtype.shape == ()
+    labels = as_label_map(array, name, MANY, step=abs(layout.slope) if scaled else 0.0)
+    if labels is not None and labels is not array:
+        array = labels
+        steps.append("labels restored")  # nibabel scales labels that are saved with the header of an image: 1.00004
+    label = labels is not None or (array.shape[0] == 1 and few_integers(array, FEW))
     scan = Scan(
         array=array,
         scan=pseudonyms.of("scan", f"file|{part}"),

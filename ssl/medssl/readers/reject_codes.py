@@ -68,7 +68,10 @@ CODES: dict[str, tuple[str, str]] = {
     "MASK_ALONE": ("a label map without an image", "name it like its image, or give the folder with masks=DIR"),
     "MASK_SEVERAL": ("a label map or an image with several partners", "keep one of each name, and ingest again"),
     "MASK_GRID": ("a label map on another grid than its image", "resample it onto the image's grid, nearest neighbour"),
-    "MASK_VALUES": ("a label map with values outside 0 to 255", "renumber its labels, and save it in one channel"),
+    "MASK_VALUES": (
+        "a label map with values that cannot be labels",
+        "save whole numbers from 0 to 255 in one channel, in a format without loss and not smoothed",
+    ),
     # files next to scans
     "BAD_SIDECAR": ("an invalid JSON file", "save it as UTF-8 JSON, at most 16 MB"),
     "RENDITION": ("an 8-bit copy of a DICOM image in the store", "nothing"),

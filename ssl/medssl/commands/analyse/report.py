@@ -18,10 +18,12 @@ def report(run: str | Path, *, store: str | Path | Store | None = None, out: str
     """Write RUN/report.html (or `out`) from the contents of the run folder; returns its path.
 
     `store` is needed only if the run's store has moved. Sections without their input name the command that makes it.
-    Raises UserError if the store is not the run's.
+    Raises UserError if the store is not the run's, or has moved and is not given.
     """
     folder = Run(Path(run))
     config = folder.config()
+    if store is None and not Path(config.store).exists():
+        raise UserError(f"the store of {folder.path} is no longer at {config.store}; say where it is: store=STORE")
     scans = Store.open(store or config.store, config.where)
     if scans.fingerprint != config.fingerprint:
         raise UserError(f"{scans.path} is not the store this run was trained on; give that one as store=")

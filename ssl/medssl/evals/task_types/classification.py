@@ -64,8 +64,11 @@ class Classification(TaskType):
         return np.maximum(y, 0), there & (y >= 0)
 
     def check_splits(self, y_train: Y, y_test: Y, target: str, names: Names) -> list[str]:
-        if 0 in np.bincount(y_test, minlength=len(names)):
-            raise UserError(f"a class of {target!r} ({', '.join(names)}) has no test scan; AUROC would be undefined")
+        if absent := [name for name, n in zip(names, np.bincount(y_test, minlength=len(names)), strict=True) if not n]:
+            raise UserError(
+                f"no test scan of {target!r} is {' or '.join(map(repr, absent))}, and AUROC would be undefined; "
+                "leave such training scans out with where=…"
+            )
         return []
 
     def target_loss(self, y: Y, width: int) -> TargetLoss:
