@@ -142,3 +142,36 @@ def test_numbers_of_a_database_are_no_file_names(tmp_path):
     labels = read_labels(table, ALIAS, paths=PATHS)
     assert labels.files is None
     assert len(labels.rows) == 2
+
+
+def test_a_row_with_more_cells_than_the_header_is_refused(tmp_path):
+    """A comma without quotes would move the cells after it into the wrong columns."""
+    table = tmp_path / "t.csv"
+    table.write_text("file,note,label\na.png,fine,sick\nb.png,old, then new,well\n")
+    with pytest.raises(
+        UserError, match=r"line 3 has more cells than the header in line 1 \(3\); put cells that contain"
+    ):
+        read_table(table)
+    table.write_text("Export of 3 May\n\nfile,label\na.png,sick\nb.png,well\n")
+    with pytest.raises(UserError, match=r"3 lines, the first of them line 3, .* delete lines above the header"):
+        read_table(table)
+    table.write_text('file,note,label\na.png,"old, then\nnew",sick,,\nb.png,,well\n')
+    assert list(read_table(table).cells.values()) == [["a.png", "old, then\nnew", "sick"], ["b.png", "", "well"]]
+
+
+def test_two_columns_of_one_name_are_refused_unless_they_agree(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("file,label,Label\na.png,sick,well\nb.png,well,well\n")
+    with pytest.raises(UserError, match="several columns 'label' with different cells; rename or delete all but one"):
+        read_labels(table, ALIAS)
+    assert [row["label:Label"] for row in read_labels(table, ALIAS, targets=["Label"]).rows] == ["well", "well"]
+    table.write_text("file,label,label,note,note\na.png,sick,sick,1,2\nb.png,well,well,3,4\n")
+    assert [row["label:label"] for row in read_labels(table, ALIAS).rows] == ["sick", "well"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark_is_named(tmp_path, encoding):
+    table = tmp_path / "t.csv"
+    table.write_bytes("file,label\na.png,sick\n".encode(encoding))
+    with pytest.raises(UserError, match="has zero bytes: it is UTF-16 without a byte order mark"):
+        read_table(table)

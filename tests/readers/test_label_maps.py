@@ -77,7 +77,7 @@ def test_labels_beside_a_border_class_stay():
 
 def palette(indices):
     picture = Image.fromarray(indices)
-    picture.putpalette(sum(COLOURS, []))
+    picture.putpalette(np.ravel(COLOURS).tolist())
     return picture
 
 

@@ -63,6 +63,16 @@ def test_every_number_has_an_interval_and_baselines(scored, made):
     assert json.loads((made[1] / "scores.json").read_text())["tables"] == json.loads(json.dumps(scored))
 
 
+def test_a_run_and_its_store_can_be_moved(scored, made, tmp_path):
+    folder, run = made
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    settings = tmp_path / "run" / "resolved.yaml"
+    settings.write_text(settings.read_text().replace(str(folder / "store"), str(tmp_path / "gone")))
+    with pytest.raises(UserError, match=r"run is no longer at .*/gone; say where it is: store=STORE$"):
+        medssl.report(tmp_path / "run")
+    assert medssl.report(tmp_path / "run", store=folder / "store").stat().st_size > 10_000
+
+
 def test_a_second_probe_gives_the_same_table_in_its_place(scored, made):
     folder, run = made
     again = medssl.probe(run, folder / "store", "lesion")

@@ -337,3 +337,11 @@ def test_patients_without_a_name_are_nobody_in_another_store():
     assert theirs.patient.tolist() == ["P0", "P1"]
     assert theirs.patient_beside(ours).tolist() == ["P0", "P1 of away"]
     assert ours.patient_beside(ours).tolist() == ["P0", "P1"]
+
+
+def test_a_class_without_a_test_scan_is_named(store):
+    target, _ = part(store, "lesion")
+    with pytest.raises(
+        UserError, match=r"^no test scan of 'lesion' is 'yes', and AUROC would be undefined; leave such"
+    ):
+        target.kind.check_splits(np.array([0, 1, 1]), np.array([0, 0]), "lesion", target.names)

@@ -43,7 +43,7 @@ class TableFile:
 def read_table(path: Path) -> TableFile:
     """Read a CSV file with comma, semicolon or tab, and perhaps Excel's first line "sep=;".
 
-    Raises UserError if it is missing, in an unknown encoding, or empty.
+    Raises UserError if it is missing, in an unknown encoding, or empty, and if a row has more cells than the header.
     """
     if not path.is_file():
         raise UserError(f"labels={path} does not exist; give a CSV file, or labels=folders")
@@ -53,6 +53,10 @@ def read_table(path: Path) -> TableFile:
         why = kind or "read as CP949 it has no everyday Hangul, so it may be GBK, Shift-JIS or Latin-1"
         raise UserError(f"{path} is neither UTF-8 nor CP949 text ({why}); save it as CSV UTF-8")
     text, encoding = decoded
+    if "\0" in text:
+        raise UserError(
+            f"{path} has zero bytes: it is UTF-16 without a byte order mark, or no text; save it as CSV UTF-8"
+        )
     separator, skipped = "", 0
     if found := re.match(r"\"?sep=([,;\t|])\"?[ \t]*(\r\n|\n|\r)", text, re.IGNORECASE):
         separator, skipped, text = found[1], 1, text[found.end() :]
@@ -65,7 +69,13 @@ def read_table(path: Path) -> TableFile:
     lines = {number: line for number, line in lines.items() if any(line)}
     if len(lines) < 2:
         raise UserError(f"{path} is empty: it needs a line with the names of the columns, and rows below it")
-    header = list(map(clean, lines.pop(min(lines))))
+    header = list(map(clean, lines.pop(first := min(lines))))
+    if long := [number for number, line in lines.items() if any(line[len(header) :])]:
+        some = f"line {long[0]} has" if len(long) == 1 else f"{len(long)} lines, the first of them line {long[0]}, have"
+        raise UserError(
+            f"{path}: {some} more cells than the header in line {first} ({len(header)}); put cells that contain the separator "
+            f"{separator!r} in quotes, and delete lines above the header"
+        )
     cells = {number: (line + [""] * len(header))[: len(header)] for number, line in lines.items()}
     notes = [] if encoding == "UTF-8" else [f"the table was read as {encoding}"]
     return TableFile(path, header, cells, separator, notes)

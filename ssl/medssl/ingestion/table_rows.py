@@ -31,7 +31,7 @@ class Columns(NamedTuple):
 def find_columns(table: TableFile, targets: Sequence[str], paths: Sequence[str]) -> tuple[Columns, FileColumn]:
     """Return the positions of the columns that are used, and how the column of the files was found.
 
-    Raises UserError for an unknown target, and if no column names a file or a patient.
+    Raises UserError for an unknown target, if no column names a file or a patient, and if two that are used have one name.
     """
     path, header = table.path, table.header
     names = {squash(h): i for i, h in reversed(list(enumerate(header)))}  # the first of several equal names
@@ -53,7 +53,20 @@ def find_columns(table: TableFile, targets: Sequence[str], paths: Sequence[str])
             f"({', '.join(allow_list.PATIENT[:4])}, …); it has: {', '.join(header)}{found.hint and f'; {found.hint}'}"
         )
     labels.pop(-1 if found.index is None else found.index, None)
+    used = {i for i in (found.index, patient, split, site, *labels, *metadata) if i is not None}
+    _check_repeated(table, used, exactly=set(labels) if targets else set())
     return Columns(found.index, patient, split, site, labels, metadata), found
+
+
+def _check_repeated(table: TableFile, used: set[int], exactly: set[int]) -> None:
+    """Raise UserError if another column has the name of one in use, and other cells. The user has named those in `exactly`."""
+    for i in sorted(used):
+        name = table.header[i]
+        same = [j for j, h in enumerate(table.header) if h == name or (i not in exactly and squash(h) == squash(name))]
+        if any(table.column(j) != table.column(i) for j in same):
+            raise UserError(
+                f"{table.path} has several columns {name!r} with different cells; rename or delete all but one"
+            )
 
 
 def tidy(table: TableFile, columns: Columns, named: bool, missing: MissingWords) -> tuple[Columns, list[str]]:

@@ -1,7 +1,7 @@
 """PNG, JPEG and TIFF files to scans, with Pillow, which refuses damaged files that crash faster decoders.
 
-Palettes are expanded, except of label maps, alpha is dropped, CMYK becomes RGB, grey stored as colour becomes one channel, and 16-bit grey
-stays 16-bit. Where Pillow would silently lose or misread data, the file is refused or the change is recorded. The
+Palettes are expanded except in label maps, alpha is dropped, CMYK becomes RGB, grey stored as colour becomes one channel,
+and 16-bit grey stays 16-bit. Where Pillow would silently lose or misread data, the file is refused or the change is recorded. The
 resolution in such files (pHYs, DPI) is for printing, so there is no spacing.
 """
 

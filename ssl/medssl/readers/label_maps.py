@@ -1,4 +1,4 @@
-"""Label maps whose values were changed when they were saved: by scaling, lossy compression, smoothing, or a palette of colours."""
+"""Label maps whose values were changed when they were saved: by scaling, lossy compression, smoothing or colours."""
 
 import numpy as np
 
