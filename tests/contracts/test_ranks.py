@@ -17,7 +17,10 @@ from medssl.methods.parts.norm import convert_batch_norm
 
 B = 16
 CLOCK = Clock(0, 10)
-VARIANTS = {"npairs of labels": ("npairs", {"positives": "label"})}  # what the defaults alone cannot show
+VARIANTS = {  # what the defaults alone cannot show
+    "npairs of labels": ("npairs", {"positives": "label"}),
+    "moco with a queue": ("moco", {"queue": 40}),
+}
 NAMES = [*tiny.METHODS, *VARIANTS]
 
 

@@ -1,5 +1,7 @@
 """InfoNCE between two views: views of one scan attract, views of different scans repel."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,12 +20,56 @@ def nt_xent(a_BD: Tensor, b_BD: Tensor, temperature: float) -> Tensor:
     a_BD, b_BD: the two views of the same B scans of this rank; negatives come from all ranks. For constant features the
     loss is ln(2B - 1), with B counted over all ranks.
     """
-    a_BD, b_BD = F.normalize(a_BD, dim=1), F.normalize(b_BD, dim=1)
-    a_GD, b_GD = gather_rows(a_BD), gather_rows(b_BD)  # G = B * ranks
-    me = torch.arange(len(a_BD), device=a_BD.device) + rank() * len(a_BD)  # this rank's rows in G
+    losses = [F.cross_entropy(logits, me) for logits, me in _logits(a_BD, b_BD, temperature)]
+    return losses[0] / 2 + losses[1] / 2
+
+
+@full_precision
+def decoupled(a_BD: Tensor, b_BD: Tensor, temperature: float) -> Tensor:
+    """Return the decoupled contrastive loss, Yeh et al., 2022, https://arxiv.org/abs/2110.06848, equation 6.
+
+    It is `nt_xent` without the partner in the denominator: the mean over all 2B views i, with partner j, of
+
+        -s_ij / temperature + log( sum over k other than i and j of exp(s_ik / temperature) )
+
+    For constant features the loss is ln(2B - 2), with B, at least 2, counted over all ranks. It has no lower bound of 0.
+    """
     loss = a_BD.new_zeros(())
-    for mine, partners, others in ((a_BD, b_GD, a_GD), (b_BD, a_GD, b_GD)):
-        logits = mine @ torch.cat([partners, others]).T / temperature  # (B, 2G), the partner in column `me`
-        logits = logits.scatter(1, (me + len(a_GD))[:, None], float("-inf"))  # excludes each view itself
-        loss = loss + F.cross_entropy(logits, me) / 2
+    for logits, me in _logits(a_BD, b_BD, temperature):
+        negatives = logits.scatter(1, me[:, None], float("-inf")).logsumexp(1)
+        loss = loss + (negatives - logits.gather(1, me[:, None])[:, 0]).mean() / 2
     return loss
+
+
+@full_precision
+def query_key(query_BD: Tensor, key_BD: Tensor, temperature: float, queue_KD: Tensor) -> Tensor:
+    """Return InfoNCE from queries to keys, He et al., 2020, https://arxiv.org/abs/1911.05722, equation 1.
+
+    It is the mean over queries i, with key i of the same scan and cosine similarity s, of
+
+        -log( exp(s_ii / temperature) / sum over keys k of exp(s_ik / temperature) )
+
+    The keys are those of all ranks and, as more negatives, the K rows of a queue, which may be empty. For constant features
+    the loss is ln(B + K), with B counted over all ranks.
+    """
+    keys = F.normalize(torch.cat([gather_rows(key_BD), queue_KD]), dim=1)
+    logits = F.normalize(query_BD, dim=1) @ keys.T / temperature
+    return F.cross_entropy(logits, _own_rows(query_BD))
+
+
+def _logits(a_BD: Tensor, b_BD: Tensor, temperature: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each view: yield the scaled similarities (B, 2G) to all views, itself at -inf, and the columns of the partners.
+
+    G is B times the number of ranks.
+    """
+    a_BD, b_BD = F.normalize(a_BD, dim=1), F.normalize(b_BD, dim=1)
+    a_GD, b_GD = gather_rows(a_BD), gather_rows(b_BD)
+    me = _own_rows(a_BD)
+    for mine, partners, others in ((a_BD, b_GD, a_GD), (b_BD, a_GD, b_GD)):
+        logits = mine @ torch.cat([partners, others]).T / temperature
+        yield logits.scatter(1, (me + len(a_GD))[:, None], float("-inf")), me
+
+
+def _own_rows(x_BD: Tensor) -> Tensor:
+    """Return the places (B,) int64 of this rank's rows among those of all ranks."""
+    return torch.arange(len(x_BD), device=x_BD.device) + rank() * len(x_BD)
