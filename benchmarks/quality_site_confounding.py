@@ -1,4 +1,4 @@
-"""How often a label that goes with the site gets its line above a score, and how often a label that does not.
+"""How often a label that is associated with the site gets its line above a score, and how often a label that does not.
 
     python benchmarks/quality_site_confounding.py --reps 200
 

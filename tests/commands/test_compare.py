@@ -202,11 +202,11 @@ UNLIKE = {
 
 
 @pytest.mark.parametrize("what", UNLIKE)
-def test_answers_to_unlike_questions_are_refused_and_the_difference_is_named(made, pair, what):
+def test_different_settings_are_refused_and_the_difference_is_named(made, pair, what):
     command, one, other, words = UNLIKE[what]
     for run, options in zip(pair, (one, other), strict=True):
         asked(made, run, command, **options)
-    with pytest.raises(UserError, match="were not asked the same.*" + words) as refused:
+    with pytest.raises(UserError, match="were scored with different settings.*" + words) as refused:
         medssl.compare([str(run) for run in pair])
     assert all(str(run) in str(refused.value) for run in pair)
     asked(made, pair[0], command, **other)  # asked the same as well, it is compared, and the first answer is not lost

@@ -1,4 +1,4 @@
-"""Who is who in a store: ids in several character sets, spellings of one id, and scans that name no patient."""
+"""The patients of a store: ids in several character sets, spellings of one id, and scans that name no patient."""
 
 import hashlib
 import json
@@ -140,26 +140,29 @@ def pictures(folder, names):
     return folder
 
 
-def test_what_a_pattern_would_tie_is_said_recorded_and_done(tmp_path, key):
+def test_what_a_pattern_would_group_is_said_recorded_and_done(tmp_path, key):
     source = pictures(tmp_path / "s", [f"{p:08d}_{k:03d}.png" for p in range(6) for k in range(2)])
     loose = ingest(source, tmp_path / "loose", key=key, workers=1)
     assert loose.info["counts"]["patients"] == 12
-    assert 'patient="^(\\d+)_" would tie 12 of them to 6 patients, at most 2 scans each' in loose.summary
+    assert (
+        'patient="^(\\d+)_" would group 12 of them by patient, into 6 patients of at most 2 scans each' in loose.summary
+    )
     about = loose.info["uncertain_patients"]
     assert (about["unnamed"], about["pattern"], about["pattern_patients"]) == (12, r"^(\d+)_", 6)
     page = privacy_page(loose)
-    assert r"<code>^(\d+)_</code> would have tied 12 of them to 6 patients" in page
+    assert r"<code>^(\d+)_</code> would have grouped 12 of them by patient, into 6 patients" in page
     tied = ingest(source, tmp_path / "tied", key=key, workers=1, patient=about["pattern"], strict_patients=True)
     assert tied.info["counts"]["patients"] == 6
     assert tied.info["uncertain_patients"]["unnamed"] == 0
-    assert "would tie" not in tied.summary + privacy_page(tied)
+    assert "would group" not in tied.summary + privacy_page(tied)
 
 
 def test_strict_patients_refuses_scans_without_a_patient_and_keeps_what_was_read(tmp_path, key):
     source = pictures(tmp_path / "s", [f"{p:08d}_{k:03d}.png" for p in range(3) for k in range(2)])
     radiograph(source / "known.dcm", "P1")
     with pytest.raises(
-        UserError, match=r'6 of 7 scans name no patient.*; patient="\^\(\\d\+\)_" would tie 6 of them to 3'
+        UserError,
+        match=r'6 of 7 scans name no patient.*; patient="\^\(\\d\+\)_" would group 6 of them by patient, into 3',
     ):
         ingest(source, tmp_path / "store", key=key, workers=1, strict_patients=True)
     assert not (tmp_path / "store").exists()
@@ -211,22 +214,22 @@ def test_other_numbers_are_not_similar(a, b):
     assert simplified(a) != simplified(b)
 
 
-def test_ids_that_differ_in_spelling_are_counted_recorded_and_can_be_tied(tmp_path, key):
+def test_ids_that_differ_in_spelling_are_counted_recorded_and_can_be_grouped(tmp_path, key):
     for k, patient in enumerate(["007", "7", "P-1", "p1", "other"]):
         radiograph(tmp_path / f"s/{k}.dcm", patient)
     store = ingest(tmp_path / "s", tmp_path / "store", key=key, workers=1)
     about = store.info["uncertain_patients"]
-    assert (about["spellings"], about["spelled_people"]) == (4, 2)
+    assert (about["similar_ids"], about["similar_id_people"]) == (4, 2)
     split = dict(zip(store.column("patient"), store.column("split"), strict=True))
     pairs = ((open_key(key).patient(a), open_key(key).patient(b)) for a, b in (("007", "7"), ("P-1", "p1")))
-    assert about["spelled_across"] == sum(split[a] != split[b] for a, b in pairs)
+    assert about["similar_id_across_splits"] == sum(split[a] != split[b] for a, b in pairs)
     assert "4 patients would be 2 if zeros before a number" in store.summary
     assert "4 patients would be 2 if zeros before a number" in privacy_page(store)
     table = tmp_path / "t.csv"
     table.write_text("file,patient\n0.dcm,7\n1.dcm,7\n2.dcm,p1\n3.dcm,p1\n")
     tied = ingest(tmp_path / "s", tmp_path / "store", key=key, workers=1, labels=table)
     assert tied.info["counts"]["patients"] == 3
-    assert tied.info["uncertain_patients"]["spellings"] == 0
+    assert tied.info["uncertain_patients"]["similar_ids"] == 0
     assert "would be" not in tied.summary
 
 

@@ -1,4 +1,4 @@
-"""A label that goes with the site gets one line above its score; one that does not gets none."""
+"""A label that is associated with the site gets one line above its score; one that does not gets none."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_the_line_has_the_association_and_the_score_of_the_site_alone():
     """By hand: 40 + 10 at north, 10 + 40 at south. V is the phi coefficient .6; the AUROC is .8."""
     y, site = np.repeat([1, 0, 1, 0], [40, 10, 10, 40]), np.repeat(["north", "south"], 50)
     (line,) = describe_sites(TWO, sites(y, site), sites(y, site), 0)
-    assert "lesion goes with the site: Cramér's V 0.600 [" in line
+    assert "lesion is associated with the site: Cramér's V 0.600 [" in line
     assert "among the 100 training scans of 2 sites" in line
     assert "the site alone has AUROC 0.800 [" in line
     assert "on the 100 test scans" in line
@@ -78,7 +78,7 @@ def test_every_kind_of_target_is_looked_at(task):
     names = {"multilabel": ("a", "b"), "ordinal": ("0", "1", "2")}.get(task, ())
     target = Target(("time", "event") if task == "survival" else ("x",), task, names)
     (line,) = describe_sites(target, of(200, True), of(80, True), 0)
-    assert line.startswith(f"{target} goes with the site: ")
+    assert line.startswith(f"{target} is associated with the site: ")
     assert ("AUROC" in line) == (task in ("multilabel", "ordinal"))
     assert describe_sites(target, of(200, False), of(80, False), 0) == []
 

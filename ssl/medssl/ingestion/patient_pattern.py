@@ -1,6 +1,6 @@
-r"""Find the patient in the names of files that name no patient otherwise: the pattern that may tie them, like "^(\d+)_".
+r"""The pattern that may group files by patient when only their names say who it is, like "^(\d+)_".
 
-A number at the start of a name, or in the name of a folder, is proposed if it is the same in several files. Nothing is tied
+A number at the start of a name, or in the name of a folder, is proposed if it is the same in several files. Nothing is grouped
 without the user: it may be a patient's number or that of anything else.
 """
 
@@ -29,7 +29,7 @@ NAMES = 21  # distinct words without a number, above which they are taken for na
 
 
 class Proposal(NamedTuple):
-    """A pattern for `patient=`, and what it would tie: the scans it finds a patient for, patients, scans of the largest."""
+    """A pattern for `patient=`, and what it would group: the scans it finds a patient for, patients, scans of the largest."""
 
     pattern: str
     scans: int
@@ -38,7 +38,7 @@ class Proposal(NamedTuple):
 
 
 def propose(paths: Sequence[str]) -> Proposal | None:
-    """Return the pattern that ties the paths to the most patients, None if no part of the names repeats.
+    """Return the pattern that groups the paths into the most patients, None if no part of the names repeats.
 
     paths: of scans without a patient, relative to the source. Several scans of one file are left out.
     """
@@ -110,7 +110,7 @@ def _anchored(lead: str, patient: str, after: str, files: Sequence[str]) -> str:
 
 
 def _counted(pattern: str, files: Sequence[str]) -> Proposal | None:
-    """Return what a pattern would tie, None if that is nothing, or implausible for patients."""
+    """Return what a pattern would group, None if that is nothing, or implausible for patients."""
     matches = [m for m in map(re.compile(pattern).search, files) if m]
     patients = Counter(m[1] for m in matches)
     n, k = len(matches), len(patients)

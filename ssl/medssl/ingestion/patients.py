@@ -1,4 +1,4 @@
-"""What is uncertain about who is who in a store: scans that name no patient, and ids that differ in their spelling alone."""
+"""What is uncertain about the patients of a store: scans that name no patient, and ids that differ in their spelling alone."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,12 @@ def uncertain_patients(rows: Sequence[Row], paths: Sequence[str]) -> dict[str, A
         paths: of each scan's (first) file, relative to the source.
 
     Returns:
-        unnamed, scans: scans that name no patient, of how many; pattern, pattern_scans, pattern_patients, pattern_largest: the
-        pattern that would tie `pattern_scans` of them to so many patients, the largest with so many scans ("" and 0 if
-        there is none); spellings: patients who differ from another only in the spelling of their id, see
-        `pseudonyms.simplified`; spelled_people: how many people they would be; spelled_across: of these, how many are in more
-        than one split.
+        unnamed, scans: scans that name no patient, of how many;
+        pattern, pattern_scans, pattern_patients, pattern_largest: the pattern that would group `pattern_scans` of them by
+            patient, into so many patients, the largest with so many scans ("" and 0 if there is none);
+        similar_ids: patients who differ from another only in the spelling of their id, see `pseudonyms.simplified`;
+        similar_id_people: how many people they would be;
+        similar_id_across_splits: of these, how many are in more than one split.
     """
     unnamed = [path for row, path in zip(rows, paths, strict=True) if not row["patient_known"]]
     found = propose(unnamed)
@@ -37,9 +38,9 @@ def uncertain_patients(rows: Sequence[Row], paths: Sequence[str]) -> dict[str, A
         "pattern_scans": 0 if found is None else found.scans,
         "pattern_patients": 0 if found is None else found.patients,
         "pattern_largest": 0 if found is None else found.largest,
-        "spellings": sum(map(len, several)),
-        "spelled_people": len(several),
-        "spelled_across": sum(len(set(patients.values())) > 1 for patients in several),
+        "similar_ids": sum(map(len, several)),
+        "similar_id_people": len(several),
+        "similar_id_across_splits": sum(len(set(patients.values())) > 1 for patients in several),
     }
 
 
@@ -52,12 +53,12 @@ def warnings(about: Mapping[str, Any]) -> list[str]:
             f"intervals, but the names of the files repeat: {_proposal(about)}. If that part of a name is the patient, ingest "
             "again with it; strict_patients=true refuses scans without a patient"
         )
-    if about["spellings"]:
+    if about["similar_ids"]:
         lines.append(
-            f"{about['spellings']} patients would be {about['spelled_people']} if zeros before a number, case, spaces, dashes, "
-            f"full width and .0 in their ids did not count; {about['spelled_across']} of these would then be in more than one "
-            "split. To tie them, give each scan its patient in one spelling: labels=TABLE.csv with the columns file and "
-            "patient, or patient=PATTERN if the paths hold it"
+            f"{about['similar_ids']} patients would be {about['similar_id_people']} if zeros before a number, case, "
+            f"spaces, dashes, full width and .0 in their ids did not count; {about['similar_id_across_splits']} of these would "
+            "then be in more than one split. To group them by patient, give each scan its patient in one "
+            "spelling: labels=TABLE.csv with the columns file and patient, or patient=PATTERN if the paths hold it"
         )
     return lines
 
@@ -75,6 +76,6 @@ def require_patients(about: Mapping[str, Any]) -> None:
 
 def _proposal(about: Mapping[str, Any]) -> str:
     return (
-        f'patient="{about["pattern"]}" would tie {about["pattern_scans"]} of them to {about["pattern_patients"]} patients, at '
-        f"most {about['pattern_largest']} scans each"
+        f'patient="{about["pattern"]}" would group {about["pattern_scans"]} of them by patient, into '
+        f"{about['pattern_patients']} patients of at most {about['pattern_largest']} scans each"
     )

@@ -19,9 +19,15 @@ from medssl.evals.task_types.task_types import task_type
 from medssl.results import Result
 from medssl.runs.predictions import RUN, Predictions, describe_mismatch
 from medssl.runs.runs_by_seed import RunsBySeed
+from medssl.scoring.comparable_settings import (
+    KeptPrediction,
+    RowFilter,
+    describe_different_settings,
+    describe_settings,
+    kept_predictions,
+)
 from medssl.scoring.eval_splits import marked
 from medssl.scoring.probes import ALL
-from medssl.scoring.questions import Answer, Wanted, answers_of, describe_question, describe_unlike
 
 ALPHA = 0.05
 
@@ -32,7 +38,7 @@ class Comparison:
 
     Attributes:
         first: predictions whose targets and patients are used.
-        note: what was asked, as far as it differs between comparisons with the same command, target, probe and budget.
+        note: the settings that differ between comparisons with the same command, target, probe and budget.
         shown: model -> its name in tables, marked where its test set overlaps with what it was trained on.
         flags: warnings of the score tables.
         p: model -> encoder seed -> draw of labels -> predictions. A model is a method's runs, or a baseline.
@@ -103,12 +109,12 @@ class Comparison:
 
 
 def find_comparisons(
-    groups: Sequence[RunsBySeed], baselines: Sequence[str], wanted: Wanted
+    groups: Sequence[RunsBySeed], baselines: Sequence[str], row_filter: RowFilter
 ) -> tuple[list[Comparison], list[str]]:
     """Return the comparisons that every run has predictions for, and warnings about excluded seeds.
 
-    Raises UserError if there are none, if no seed is common to all groups, and if the runs were not asked the same: on other
-    scans, with other draws of labels or other settings.
+    Raises UserError if there are none, if no seed is common to all groups, and if the runs were scored with different
+    settings: on other scans, with other draws of labels or other options.
     """
     seeds = sorted(set.intersection(*(set(group.runs) for group in groups)))
     if not seeds:
@@ -120,21 +126,23 @@ def find_comparisons(
         if (left := sorted(set(group.runs) - set(seeds)))
     ]
     runs = {(g.name, s): g.runs[s] for g in groups for s in seeds}
-    answers = {who: answers_of(run, wanted) for who, run in runs.items()}
+    found_by_run = {who: kept_predictions(run, row_filter) for who, run in runs.items()}
     out: list[Comparison] = []
-    for topic in sorted(set.intersection(*(set(found) for found in answers.values()))):
-        by_run = {who: found[topic] for who, found in answers.items()}
+    for key in sorted(set.intersection(*(set(found) for found in found_by_run.values()))):
+        by_run = {who: found[key] for who, found in found_by_run.items()}
         common = sorted(set.intersection(*(set(each) for each in by_run.values())))
         if not common:
-            raise UserError(describe_unlike(topic, {runs[who]: each for who, each in by_run.items()}))
-        for asked in common:
-            each = {who: found[asked] for who, found in by_run.items()}
-            out.append(_comparison(groups, seeds, baselines, each, wanted.metric, describe_question(asked, common)))
+            raise UserError(describe_different_settings(key, {runs[who]: each for who, each in by_run.items()}))
+        for settings in common:
+            each = {who: found[settings] for who, found in by_run.items()}
+            out.append(
+                _comparison(groups, seeds, baselines, each, row_filter.metric, describe_settings(settings, common))
+            )
     if not out:
-        have = sorted({f"{t[1]} ({t[2]})" for run in runs.values() for t in answers_of(run, Wanted())})
+        have = sorted({f"{t[1]} ({t[2]})" for run in runs.values() for t in kept_predictions(run, RowFilter())})
         raise UserError(
-            f"not all of these runs have a score {f'with {wanted} ' if str(wanted) else ''}on the same test set; score each "
-            f"of them on the same store, for example with medssl probe. There is: {', '.join(have) or 'nothing yet'}"
+            f"not all of these runs have a score {f'with {row_filter} ' if str(row_filter) else ''}on the same test set; score "
+            f"each of them on the same store, for example with medssl probe. There is: {', '.join(have) or 'nothing yet'}"
         )
     return out, flags
 
@@ -143,11 +151,11 @@ def _comparison(
     groups: Sequence[RunsBySeed],
     seeds: list[int],
     baselines: Sequence[str],
-    each: Mapping[tuple[str, int], Answer],
+    each: Mapping[tuple[str, int], KeptPrediction],
     metric: str | None,
     note: str,
 ) -> Comparison:
-    """Return the comparison of all models on one question; each: (model, seed) -> its answer."""
+    """Return the comparison of all models under the same settings; each: (model, seed) -> its predictions."""
     home = groups[0].name
     first, row = each[home, seeds[0]]
     if differs := describe_mismatch([predictions for predictions, _ in each.values()]):

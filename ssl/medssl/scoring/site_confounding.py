@@ -1,4 +1,4 @@
-"""A warning above every score of a label that goes with the site: such a score may come from the site, not the scans."""
+"""A warning above every score of a label associated with the site: such a score may come from the site, not the scans."""
 
 from typing import NamedTuple
 
@@ -42,12 +42,12 @@ class Sites(NamedTuple):
 
 
 def describe_site_confounding(target: Target, train: Subset, test: Subset, seed: int) -> list[str]:
-    """Return one line if the site goes with the target among the scans of a split, else none; see `describe_sites`."""
+    """Return one line if the site is associated with the target among the scans of a split, else none; see `describe_sites`."""
     return describe_sites(target, Sites.of(train), Sites.of(test), seed)
 
 
 def describe_sites(target: Target, train: Sites, test: Sites, seed: int) -> list[str]:
-    """Return one line if the site goes with the target, else none.
+    """Return one line if the site is associated with the target, else none.
 
     It does if the 95 % interval of the association among training scans (`medssl.evals.explain.association`) lies above
     WEAK, or above 0 while the site alone predicts the labels of test scans better than chance. Sites of fewer than FEW
@@ -66,7 +66,7 @@ def describe_sites(target: Target, train: Sites, test: Sites, seed: int) -> list
     alone = _alone(target, train.y, code, test.take(np.isin(test.site, names)), names, seed)
     if not (found.low > WEAK or (found.low > 0 and alone is not None and alone.low > CHANCE)):
         return []
-    line = f"{target} goes with the site: {name} {found} among the {len(code)} training scans of {len(names)} sites"
+    line = f"{target} is associated with the site: {name} {found} among the {len(code)} training scans of {len(names)} sites"
     if alone is not None and not np.isnan(alone.value):
         line += f", and the site alone has AUROC {alone} on the {alone.n} test scans of these sites"
     return [f"{line}; the score may come from the site (medssl audit looks into it)"]

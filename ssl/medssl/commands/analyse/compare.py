@@ -8,8 +8,8 @@ from medssl.files import atomic, write_json
 from medssl.reporting.critical_difference import critical_difference_diagram
 from medssl.results import Result
 from medssl.runs.runs_by_seed import find_runs, group_by_seed
+from medssl.scoring.comparable_settings import RowFilter
 from medssl.scoring.comparison import compare_pairs, find_comparisons, rank_models
-from medssl.scoring.questions import Wanted
 
 
 def compare(
@@ -38,16 +38,16 @@ def compare(
 
     A model whose pretraining or training overlaps with the test set is marked (!) wherever it stands.
 
-    Raises UserError if there are fewer than two models, if no score is common to all, or if the runs were not asked the same: on
-    other scans, other draws of labels or with other settings.
+    Raises UserError if there are fewer than two models, if no score is common to all, or if the runs were scored with
+    different settings: on other scans, with other draws of labels or other options.
     """
     groups, extra = group_by_seed(find_runs(runs)), [baselines] if isinstance(baselines, str) else list(baselines)
     if len(groups) + len(extra) < 2:
         raise UserError(
             f"there is only one model, {groups[0].name} with {len(groups[0].runs)} seeds; give runs that differ in more than "
-            'the seed, or a baseline in their tables: baselines=["k-means patch bank"]'
+            'the seed, or a baseline in their tables: baselines="[k-means patch bank]"'
         )
-    comparisons, flags = find_comparisons(groups, extra, Wanted(target, probe, label_budget, metric))
+    comparisons, flags = find_comparisons(groups, extra, RowFilter(target, probe, label_budget, metric))
     results = compare_pairs(comparisons, seed)
     result = Result(
         {"runs": {g.name: sorted(g.runs) for g in groups}}
