@@ -396,6 +396,8 @@ def stated(told, alone, trained, change, fact="view"):
     """Evidence with these intervals."""
 
     def s(ends):
+        if np.isnan(ends[0]):
+            return Score(0.9, *ends, 100, 50, "no interval: few patients")
         return Score(sum(ends) / 2, *ends, 100, 50, "said")
 
     some = s((0.6, 0.9))
@@ -434,6 +436,36 @@ def test_what_is_claimed_follows_from_the_intervals(told, alone, trained, change
     assert ("neither shown nor excluded" in said) == (finding == POSSIBLE)
 
 
+UNKNOWN = (np.nan, np.nan)  # a score without an interval
+
+
+@pytest.mark.parametrize(
+    ("told", "alone", "trained", "change", "finding", "said"),
+    [
+        (UNKNOWN, GOES, (0.1, 0.3), FALLS, POSSIBLE, "whether the features predict it is not known"),
+        (TOLD, UNKNOWN, (0.1, 0.3), FALLS, POSSIBLE, "whether it alone predicts lesion on test scans is not known"),
+        (TOLD, UNKNOWN, (0.0, 0.3), FALLS, POSSIBLE, "whether it alone predicts lesion on test scans is not known"),
+        (TOLD, SILENT, UNKNOWN, FALLS, POSSIBLE, "whether it is associated with lesion in training is not known"),
+        (TOLD, GOES, (0.1, 0.3), UNKNOWN, POSSIBLE, "whether the score falls within one view is not known"),
+        (UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, POSSIBLE, "is neither shown nor excluded"),
+        # another score suffices
+        (SILENT, UNKNOWN, UNKNOWN, UNKNOWN, NONE, "the features are not shown to predict it"),
+        (UNKNOWN, GOES, (0.1, 0.3), (0.01, 0.1), NONE, "the score rises"),
+        (UNKNOWN, SILENT, (0.0, 0.3), FALLS, NONE, "alone it is not shown to predict"),
+    ],
+)
+def test_a_score_without_an_interval_excludes_nothing_and_its_reason_is_said(
+    told, alone, trained, change, finding, said
+):
+    e = stated(told, alone, trained, change)
+    assert e.finding == finding
+    sentence = e.sentence("lesion")
+    assert said in sentence
+    assert sentence.count("no interval: few patients") == (told, alone, trained, change).count(UNKNOWN)
+    assert ("neither shown nor excluded" in sentence) == (finding == POSSIBLE)
+    assert ("No shortcut was found" in conclusion([e], "lesion")) == (finding == NONE)
+
+
 def test_the_verdict_names_every_fact_once():
     facts = [
         stated(TOLD, GOES, (0.1, 0.3), FALLS, "view"),
@@ -447,3 +479,17 @@ def test_the_verdict_names_every_fact_once():
         "No shortcut was found in the metadata at hand: sex and site."
     )
     assert conclusion(facts[2:3], "lesion") == "No shortcut was found in the metadata at hand: sex."
+
+
+def test_a_value_of_one_test_patient_is_no_absence_of_a_shortcut():
+    """The AUROC of predicting it then has no interval, though the features show it and it goes with the label in training."""
+    train, val, test = cohort(7, 0.8, 0.0, 6.0)
+    (first, *_) = test.patient[test.field == 1]
+    kept = (test.field == 0) | (test.patient == first)
+    few = ConfounderData({k: v[kept] for k, v in test.x.items()}, test.y[kept], test.field[kept], test.patient[kept])
+    e = audit_confounder("scanner", "classification", ("A", "B"), "classification", 2, train, val, few, seed=0)
+    assert np.isnan(e.prediction.low)
+    assert e.association_train.low > 0
+    assert e.finding == POSSIBLE
+    assert f"whether the features predict it is not known (AUROC {e.prediction}" in e.sentence("lesion")
+    assert e.prediction.how in e.sentence("lesion")

@@ -202,7 +202,7 @@ def test_named_keys_replace_the_usual_ones():
     }
 
 
-@pytest.mark.parametrize("nobody", ["", " ", "0", 0, None, "Unknown", "anonymous"])
+@pytest.mark.parametrize("nobody", ["", " ", "0", 0, None, "Unknown", "anonymous", "N/A", "unk", "ANON", "미상", "?"])
 def test_placeholder_patients_are_not_taken(nobody):
     assert "patient" not in values_of({"patient_id": nobody})[0]
 

@@ -211,6 +211,12 @@ def test_a_table_may_have_one_row_per_patient(tmp_path):
     assert "1 rows match no scan" in report
 
 
+def test_a_pattern_that_finds_a_word_for_nobody_finds_no_patient(tmp_path):
+    paths = ["unknown_1.png", "unknown_2.png", "p7_1.png"]
+    out, _ = join(tmp_path, "file,label\n" + "".join(f"{p},x\n" for p in paths), paths, patient=r"^(\w+)_")
+    assert [r["patient_known"] for r in out] == [False, False, True]
+
+
 def test_a_pattern_for_the_patient_overrides_the_table(tmp_path):
     out, _ = join(tmp_path, "file,patient\np7.png,other\n", ["p7.png"], patient=r"p(\d)")
     assert out[0]["patient"] == ALIAS.patient("7")

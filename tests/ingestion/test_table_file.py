@@ -135,6 +135,48 @@ def test_missing_patients_and_splits_are_none(tmp_path):
     assert [row.get("split") for row in rows] == [None, "train", None]
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "NA",
+        "na",
+        "N/A",
+        "nan",
+        "unknown",
+        "UNKNOWN ",
+        "none",
+        "None",
+        "NONE",
+        "Null",
+        "UNK",
+        "-",
+        "?",
+        "anonymous",
+        "ANON",
+    ]
+    + ["미상", "불명", "익명", "不明", "ＮＡ"],
+)
+@pytest.mark.parametrize("missing", [None, False])
+def test_a_word_for_missing_is_no_patient(tmp_path, word, missing):
+    """Its rows are not one patient, whatever counts as missing among the labels, and they are counted aloud."""
+    text = (
+        f"file,patient_id,label\n00002505_000,{word},x\n00002505_001,{word},y\n00002505_002,0,z\n00002505_003,Nam,z\n"
+    )
+    table = tmp_path / "t.csv"
+    table.write_text(text, "utf-8")
+    labels = read_labels(table, ALIAS, paths=PATHS, missing=missing)
+    assert ["patient" in row for row in labels.rows] == [False, False, True, True]
+    notes = " ".join(labels.notes)
+    assert "2 rows name no patient in 'patient_id'" in notes
+    assert "missing=false" not in notes
+
+
+def test_a_table_by_patient_has_no_row_of_nobody(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("patient_id,label\nunknown,x\nunknown,y\nP1,z\n")
+    assert [row["label:label"] for row in read_labels(table, ALIAS, paths=PATHS).rows] == ["z"]
+
+
 def test_numbers_of_a_database_are_no_file_names(tmp_path):
     """With a column that could name files and does not, the table goes by patient."""
     table = tmp_path / "t.csv"

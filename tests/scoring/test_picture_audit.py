@@ -10,6 +10,8 @@ import medssl
 import tiny
 from medssl.commands.analyse.audit import audit
 from medssl.evals.explain.picture_properties import outer_ring, picture_properties
+from medssl.evals.stats.score import Score
+from medssl.scoring.picture_audit import sentences
 from medssl.synthetic.shortcut_mark import plant
 
 SIZE, PATIENTS = 48, 160
@@ -99,3 +101,18 @@ def test_properties_of_a_known_picture():
     assert found["fill"][0] == pytest.approx((4 + 64) / 256)
     assert found["compression blocks"][0] > 1  # the one large step lies between rows 7 and 8
     assert outer_ring((16, 16)).sum() == 256 - 12 * 12
+
+
+def test_a_group_without_an_interval_is_neither_shown_nor_excluded():
+    silent, unknown = (
+        Score(0.5, 0.4, 0.6, 60, 60, "said"),
+        Score(1.0, np.nan, np.nan, 60, 60, "no interval from 1 patient"),
+    )
+    left = "Whether the group corners alone predicts lesion is neither shown nor excluded (AUROC 1.000 [no interval]; no interval from 1 patient)."
+    assert sentences({"corners": unknown, "noise": silent}, "lesion", "AUROC") == [
+        "Nothing in the pictures that was tried predicts lesion by itself: noise.", left,
+    ]  # fmt: skip
+    assert sentences({"corners": unknown}, "lesion", "AUROC") == [left]
+    shown = sentences({"corners": unknown, "border": Score(0.9, 0.8, 1.0, 60, 60, "said")}, "lesion", "AUROC")
+    assert shown[0].startswith("The border alone predicts lesion")
+    assert shown[1:] == [left]

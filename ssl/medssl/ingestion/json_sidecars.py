@@ -21,17 +21,16 @@ from medssl.ingestion.allow_list import (
     mostly_distinct,
     squash,
 )
-from medssl.ingestion.label_columns import LabelColumn, MissingWords
+from medssl.ingestion.label_columns import LabelColumn, MissingWords, is_nobody
 from medssl.ingestion.label_sources import differ, updated
 from medssl.ingestion.path_match import compile_pattern, is_image, pair, path_pattern, without_suffix
 from medssl.ingestion.text_encoding import decode
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Unreadable
-from medssl.store.label_values import MISSING, clean, quantity
+from medssl.store.label_values import clean, quantity
 
 MAX_BYTES = 16 << 20
 MAX_DEPTH = 64  # nested lists and objects
-NOBODY = {"", "0", "-", "none", "null", "nan", "unknown", "anonymous", "anonymized"}  # placeholders for a patient id
 
 Json = dict[str, Any] | list[Any]
 Keys = tuple[str, ...]  # keys that lead to a value, from the outside in
@@ -302,7 +301,7 @@ def _allowed(column: str, value: Any, numbers: bool) -> str | None:
         word = allowed_word(value)
         return clean(str(value)) if word is None and numbers and quantity(value) is not None else word
     text = unicodedata.normalize("NFC", str(value)).strip() if column == "patient" else clean(str(value))
-    nobody = column == "patient" and (text.casefold() in NOBODY or text in MISSING)
+    nobody = column == "patient" and (is_nobody(text) or text == "0")
     return None if len(text) > MAX_LETTERS or nobody else text
 
 

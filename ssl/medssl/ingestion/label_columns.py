@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medssl.ingestion.allow_list import MAX_DISTINCT, allowed_words
+from medssl.readers.pseudonyms import names_nobody
 from medssl.store.label_values import (
+    MISSING,
     NUMBER,
     SEPARATOR,
     chosen_spellings,
@@ -25,6 +27,7 @@ DOTTED = re.compile(r"[-+]?[0-9]{1,3}([. ][0-9]{3})+(,[0-9]+)?")  # 1.234,5 and 
 DATE = re.compile(r"(19|20)?[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])")
 DAY_FIRST = re.compile(r"(0[1-9]|[12][0-9]|3[01])(0[1-9]|1[0-2])(19|20)[0-9]{2}")
 LONG, TOO_LONG = 7, 10  # digits of hospital numbers, and of telephone and identity numbers
+NO_VALUE = frozenset(word.casefold() for word in MISSING)
 MAX_UNITS = 3  # more different words after the numbers of a column may be names
 
 
@@ -87,11 +90,20 @@ class LabelColumn:
             SEPARATOR.join(p for p in cell if p and p not in gone) if gone & set(cell) else whole
             for cell, whole in zip(parts, self.cells, strict=True)
         ]
-        words = ", ".join(f"{word!r} {n}" for word, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
         self.notes.append(
-            f"{sum(counts.values())} values of {self.name!r} count as missing: {words}"
+            f"{sum(counts.values())} values of {self.name!r} count as missing: {_counted(counts)}"
             + (" (missing=false keeps them as values)" if missing.usual else "")
         )
+
+    def drop_nobody(self) -> None:
+        """Empty the cells of a column of patients that name nobody, and count them in the notes.
+
+        As ids, they would make one patient of all who have none.
+        """
+        counts = Counter(cell for cell in self.cells if cell and is_nobody(cell))
+        if counts:
+            self.cells = ["" if cell in counts else cell for cell in self.cells]
+            self.notes.append(f"{sum(counts.values())} rows name no patient in {self.name!r}: {_counted(counts)}")
 
     def read_commas(self, separator: str) -> None:
         """Write numbers with decimal commas or marked thousands as plain ones, if all values of the column are numbers.
@@ -159,6 +171,15 @@ class LabelColumn:
             self.notes.append(f"{quoted(each)} of {self.name!r} count as one value, {spelled[each[0]]!r}")
         if len(several) > 3:
             self.notes.append(f"{len(several) - 3} more values of {self.name!r} are written in several ways")
+
+
+def is_nobody(patient: str) -> bool:
+    """Return whether a patient's id in a table or JSON file is a word for nobody or for a missing value."""
+    return names_nobody(patient) or clean(patient).casefold() in NO_VALUE
+
+
+def _counted(words: Counter[str]) -> str:
+    return ", ".join(f"{word!r} {n}" for word, n in sorted(words.items(), key=lambda item: (-item[1], item[0])))
 
 
 def looks_like_identifiers(numbers: Sequence[str]) -> str:

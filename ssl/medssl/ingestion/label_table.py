@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medssl.errors import UserError
-from medssl.ingestion.label_columns import MissingWords
+from medssl.ingestion.label_columns import MissingWords, is_nobody
 from medssl.ingestion.label_sources import updated
 from medssl.ingestion.path_match import PART, compile_pattern, match, path_pattern
 from medssl.ingestion.table_file import TableFile, patient_hint, read_table
@@ -133,7 +133,8 @@ def _pattern(patient: str, paths: Iterable[str]) -> re.Pattern[str]:
 
 def _patient(pattern: re.Pattern[str], path: str) -> str:
     found = pattern.search(unicodedata.normalize("NFC", path))
-    return (found[1] or "") if found else ""
+    patient = (found[1] or "") if found else ""
+    return "" if is_nobody(patient) else patient
 
 
 def _labels(

@@ -80,7 +80,10 @@ def tidy(table: TableFile, columns: Columns, named: bool, missing: MissingWords)
         if i is not None and i not in tidied:
             tidied[i] = LabelColumn(table.header[i], table.column(i))
     for i, column in tidied.items():
-        column.drop_missing(missing if i in columns.labels else MissingWords(missing.usual))
+        if i == columns.patient:
+            column.drop_nobody()
+        else:
+            column.drop_missing(missing if i in columns.labels else MissingWords(missing.usual))
         if i in columns.labels or columns.metadata.get(i) == "age":
             column.read_commas(table.separator)
         notes += column.notes

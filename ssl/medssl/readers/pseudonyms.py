@@ -14,6 +14,13 @@ from medssl.errors import UserError
 
 KEY_BYTES = 32
 PADDING = b" \t\r\n\0"  # around DICOM elements and table cells
+# What stands in place of a patient's number for nobody, in lower case
+NOBODY = frozenset(
+    """
+    anon anonymous anonymized anonymised deidentified de-identified unknown unk none null nil nan na n/a n.a. missing
+    미상 불명 모름 없음 익명 무명 不明 未知 匿名 なし 无 無
+    """.split()  # noqa: SIM905
+) | {"", "not available", "not applicable", "no id"}
 LENGTH = 26  # base32 characters: 130 bits
 
 
@@ -62,6 +69,11 @@ class Pseudonyms:
 
     def _digest(self, message: bytes) -> bytes:
         return hmac.digest(self._key, message, "sha256")
+
+
+def names_nobody(number: str) -> bool:
+    """Return whether an id is empty or a word that stands for nobody, in any width or case."""
+    return unicodedata.normalize("NFKC", number).strip().casefold() in NOBODY
 
 
 @lru_cache(1 << 12)

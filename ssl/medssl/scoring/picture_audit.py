@@ -55,11 +55,7 @@ def audit_pictures(splits: EvalSplits, seed: int, device: str) -> Result:
             continue
         found[name] = score(main, splits.test.y, probe.predictions[0], splits.test.patient, seed=seed, level=level)
     alarms = [name for name, s in found.items() if s.low > 0.5]
-    lines = [sentence(name, str(target), main.name, found[name]) for name in alarms]
-    if not alarms:
-        lines = [
-            f"Nothing in the pictures that was tried predicts {target} by itself: {', '.join(found) or 'nothing'}."
-        ]
+    lines = sentences(found, str(target), main.name)
     lines += [f"Not tried: {', '.join(f'{name} ({why})' for name, why in left_out.items())}."] if left_out else []
     rows: list[dict[str, Cell]] = [{"in the pictures": name, f"{main.name} alone": s} for name, s in found.items()]
     title = f"what in the pictures predicts {target} by itself; intervals hold for all {len(found)} lines together"
@@ -70,6 +66,18 @@ def audit_pictures(splits: EvalSplits, seed: int, device: str) -> Result:
         "picture_sentences": [*lines, LIMIT],
     }
     return Result(data, table + "\n".join([*lines, LIMIT]))
+
+
+def sentences(found: Mapping[str, Score], target: str, metric: str) -> list[str]:
+    """Return a sentence for each group that predicts the target, one for those that do not, and one for each undefined one."""
+    unknown = [name for name, s in found.items() if np.isnan(s.low)]
+    lines = [sentence(name, target, metric, s) for name, s in found.items() if s.low > 0.5]
+    if not lines and (tried := [name for name in found if name not in unknown]):
+        lines = [f"Nothing in the pictures that was tried predicts {target} by itself: {', '.join(tried)}."]
+    return lines + [
+        f"Whether the group {name} alone predicts {target} is neither shown nor excluded ({metric} {found[name]}; {found[name].how})."
+        for name in unknown
+    ]
 
 
 def sentence(name: str, target: str, metric: str, found: Score) -> str:

@@ -921,7 +921,7 @@ def test_identifiers_become_pseudonyms_and_placeholders_are_unknown_patients():
     assert known["patient"] == PSEUDONYMS.of("patient", b"P1")
     assert known["patient"] != identify(headed(IssuerOfPatientID="other"), PSEUDONYMS, "a")["patient"]
     assert known["birth_date_hash"] == PSEUDONYMS.of("born", b"P1|19570203")
-    for placeholder in ("", "ANONYMOUS", "0", " unknown "):
+    for placeholder in ("", "ANONYMOUS", "0", " unknown ", "N/A", "UNK", "anonymised"):
         ids = identify(headed(PatientID=placeholder), PSEUDONYMS, "a")
         assert ids["patient"] == PSEUDONYMS.of("patient", b"study|1.2.3")
         assert ids["patient_known"] is False

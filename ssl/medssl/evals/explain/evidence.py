@@ -80,7 +80,7 @@ class Evidence:
     @property
     def is_predicted(self) -> bool:
         """Return whether the run's features predict the field better than chance, with the whole interval."""
-        return self.prediction.low > CHANCE[self.kind]
+        return _above(self.prediction, CHANCE[self.kind]) is True
 
     @property
     def prediction(self) -> Score:
@@ -96,14 +96,17 @@ class Evidence:
         predict it, it is associated with the label in training or in test, and a lower score within equal values is not
         excluded. In simulations of 400 cohorts with 80 test patients and features that predict a field independent of the
         label, none is PART and 7 % are POSSIBLE.
+
+        A score without an interval shows nothing and excludes nothing: the finding is POSSIBLE unless one of the scores with
+        an interval suffices for NONE.
         """
-        if not self.is_predicted:
-            return NONE
-        if self.alone.low > 0.5 and self.differences["within"].high < 0:
+        predicted, alone = _above(self.prediction, CHANCE[self.kind]), _above(self.alone, 0.5)
+        change = self.differences["within"]
+        if predicted and alone and change.high < 0:
             return PART
-        associated = self.alone.low > 0.5 or self.association_train.low > 0
-        # an undefined difference does not exclude a lower score
-        return POSSIBLE if associated and not self.differences["within"].low >= 0 else NONE
+        # each is None where it is undefined, which differs from False
+        unassociated = alone is False and _above(self.association_train, 0.0) is False
+        return NONE if predicted is False or unassociated or change.low >= 0 else POSSIBLE
 
     def sentence(self, target: str) -> str:
         """Return a summary that claims only what the intervals show."""
@@ -124,6 +127,8 @@ class Evidence:
             words = "better than" if d.high < 0 else "worse than" if d.low > 0 else "not shown to differ from"
             compared.setdefault(words, []).append(name)
         said += "".join(f", {words} {_listed(names)}" for words, names in compared.items())
+        if _above(self.prediction, CHANCE[self.kind]) is None:
+            return f"whether the features predict it is not known ({said}; {_why(self.prediction)})"
         return f"the features {'predict it' if self.is_predicted else 'are not shown to predict it'} ({said})"
 
     def _association(self, target: str) -> list[str]:
@@ -132,8 +137,15 @@ class Evidence:
             out.append(
                 f"it is associated with {target} in training ({ASSOCIATION[self.kind]} {self.association_train})"
             )
+        elif np.isnan(self.association_train.low):
+            found = f"{ASSOCIATION[self.kind]} {self.association_train}; {_why(self.association_train)}"
+            out.append(f"whether it is associated with {target} in training is not known ({found})")
         score = f"({self.metric} {self.alone})"
-        if self.alone.low > 0.5:
+        if _above(self.alone, 0.5) is None:
+            out.append(
+                f"whether it alone predicts {target} on test scans is not known ({self.metric} {self.alone}; {_why(self.alone)})"
+            )
+        elif self.alone.low > 0.5:
             out.append(f"alone it predicts {target} on test scans {score}")
         elif self.alone.high < 0.5:
             out.append(f"its association with {target} is reversed on test scans {score}")
@@ -144,9 +156,11 @@ class Evidence:
     def _within(self) -> str:
         where = f"within one {self.field}" if self.kind == "classification" else f"within bands of {self.field}"
         change = self.differences["within"]
-        if np.isnan(self.within.value) or np.isnan(change.low):
+        if np.isnan(self.within.value):
             return f"scans of equal {self.field} have one label, so the two cannot be told apart"
         ends = f"from {self.score} to {self.within}, paired {change}"
+        if np.isnan(change.low):
+            return f"whether the score falls {where} is not known ({ends}; {_why(change)})"
         if change.high < 0:
             said = f"{where} the score falls {ends}"
             return said if self.within.low > 0.5 else f"{said}, where it is not shown to be above chance"
@@ -158,6 +172,15 @@ class Evidence:
         return values | {
             "association": ASSOCIATION[self.kind], "finding": self.finding, "sentence": self.sentence(target)
         }  # fmt: skip
+
+
+def _above(found: Score, chance: float) -> bool | None:
+    """Return whether the whole interval lies above chance; None if there is no interval."""
+    return None if np.isnan(found.low) else found.low > chance
+
+
+def _why(found: Score) -> str:
+    return found.how if found.how.startswith("no interval") else f"no interval: {found.how}"
 
 
 def _plain(value: Any) -> Any:

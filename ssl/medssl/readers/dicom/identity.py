@@ -5,9 +5,8 @@ import unicodedata
 
 from medssl.readers.dicom.character_sets import ESCAPE, decode
 from medssl.readers.dicom.header import Header
-from medssl.readers.pseudonyms import Pseudonyms
+from medssl.readers.pseudonyms import Pseudonyms, names_nobody
 
-PLACEHOLDERS = frozenset({"", "ANON", "ANONYMOUS", "ANONYMIZED", "0", "UNKNOWN", "NONE"})
 PADDING = " \t\r\n\0\u00a0\u3000"  # the last two are the no-break and the ideographic space
 
 
@@ -44,8 +43,9 @@ def identify(header: Header, pseudonyms: Pseudonyms, name: str) -> dict[str, str
 
 
 def is_placeholder(patient: bytes) -> bool:
-    """Return whether an id, as from `identifier`, is empty or a word that stands for nobody, in any width or case."""
-    return unicodedata.normalize("NFKC", patient.decode("utf-8", "replace")).strip().upper() in PLACEHOLDERS
+    """Return whether an id, as from `identifier`, is 0 or names nobody."""
+    text = patient.decode("utf-8", "replace")
+    return names_nobody(text) or unicodedata.normalize("NFKC", text).strip() == "0"
 
 
 def _digits(date: bytes) -> bytes:
