@@ -69,7 +69,7 @@ def audit_pictures(splits: EvalSplits, seed: int, device: str) -> Result:
 
 
 def sentences(found: Mapping[str, Score], target: str, metric: str) -> list[str]:
-    """Return a sentence for each group that predicts the target, one for those that do not, and one for each undefined one."""
+    """Return a sentence for each group that predicts the target, one for all others, and one for each without an interval."""
     unknown = [name for name, s in found.items() if np.isnan(s.low)]
     lines = [sentence(name, target, metric, s) for name, s in found.items() if s.low > 0.5]
     if not lines and (tried := [name for name in found if name not in unknown]):
