@@ -153,8 +153,12 @@ def test_missing_patients_and_splits_are_none(tmp_path):
         "?",
         "anonymous",
         "ANON",
-    ]
-    + ["미상", "불명", "익명", "不明", "ＮＡ"],
+        "미상",
+        "불명",
+        "익명",
+        "不明",
+        "ＮＡ",
+    ],
 )
 @pytest.mark.parametrize("missing", [None, False])
 def test_a_word_for_missing_is_no_patient(tmp_path, word, missing):

@@ -108,7 +108,10 @@ def test_a_group_without_an_interval_is_neither_shown_nor_excluded():
         Score(0.5, 0.4, 0.6, 60, 60, "said"),
         Score(1.0, np.nan, np.nan, 60, 60, "no interval from 1 patient"),
     )
-    left = "Whether the group corners alone predicts lesion is neither shown nor excluded (AUROC 1.000 [no interval]; no interval from 1 patient)."
+    left = (
+        "Whether the group corners alone predicts lesion is neither shown nor excluded (AUROC 1.000 [no interval]; no interval "
+        "from 1 patient)."
+    )
     assert sentences({"corners": unknown, "noise": silent}, "lesion", "AUROC") == [
         "Nothing in the pictures that was tried predicts lesion by itself: noise.", left,
     ]  # fmt: skip

@@ -74,10 +74,10 @@ def sentences(found: Mapping[str, Score], target: str, metric: str) -> list[str]
     lines = [sentence(name, target, metric, s) for name, s in found.items() if s.low > 0.5]
     if not lines and (tried := [name for name in found if name not in unknown]):
         lines = [f"Nothing in the pictures that was tried predicts {target} by itself: {', '.join(tried)}."]
-    return lines + [
-        f"Whether the group {name} alone predicts {target} is neither shown nor excluded ({metric} {found[name]}; {found[name].how})."
-        for name in unknown
-    ]
+    for name in unknown:
+        why = f"({metric} {found[name]}; {found[name].how})"
+        lines.append(f"Whether the group {name} alone predicts {target} is neither shown nor excluded {why}.")
+    return lines
 
 
 def sentence(name: str, target: str, metric: str, found: Score) -> str:
