@@ -53,10 +53,10 @@ CT_WINDOWS: dict[str, tuple[float, float]] = {
     "temporal": (600.0, 2800.0),
     "cta": (170.0, 600.0),
 }
-SUV = 20.0  # above nearly all disease; brain and bladder may exceed it
+SUV_MAX = 20.0  # above nearly all disease; brain and bladder may exceed it
 SAMPLE = 1 << 20  # values used for a percentile, at most
 CHUNK = 1 << 20  # values converted to floating point at once
-FIT = 0.1  # the file's own window is used if it overlaps the values by this share of both; our choice
+MIN_OVERLAP = 0.1  # the file's own window is used if it overlaps the values by this share of both; our choice
 
 
 def check_intensity(intensity: str) -> str:
@@ -99,7 +99,7 @@ def window(scan: Scan, intensity: str) -> tuple[float, float]:
         low, high = _percentiles(_foreground(_sample(scan.array)))
     elif intensity == "pet":
         factor = _number(scan, "suv_factor")
-        low, high = (0.0, SUV / factor) if factor > 0 else _percentiles(_sample(scan.array))
+        low, high = (0.0, SUV_MAX / factor) if factor > 0 else _percentiles(_sample(scan.array))
     elif intensity == "xray":
         low, high = _own_window(scan) or _projection(scan.array)
     elif intensity == "neutral" and scan.quarantined != "label map":
@@ -153,7 +153,7 @@ def _own_window(scan: Scan) -> tuple[float, float] | None:
         return None
     dark, bright = _percentiles(_sample(scan.array))
     seen = min(high, bright) - max(low, dark)
-    return (low, high) if seen > 0 and seen >= FIT * max(high - low, bright - dark) else None
+    return (low, high) if seen > 0 and seen >= MIN_OVERLAP * max(high - low, bright - dark) else None
 
 
 @overload

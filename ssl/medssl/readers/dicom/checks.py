@@ -1,7 +1,7 @@
-"""What stops a bad DICOM file: every check of a header, a length or a codestream against the others.
+"""Checks that reject a bad DICOM file: the header, the length of its pixels and its compressed frames are compared.
 
 They come before anything is allocated or decoded, in this order: `check_image`, `checked_layout`, then for native pixels
-`whole_frames`, for compressed ones `check_codestream` and, after the decoder, `check_decoded`. Run-length segments are
+`count_native_frames`, for compressed ones `check_codestream` and, after the decoder, `check_decoded`. Run-length segments are
 checked in `rle`, fragments in `frame_places`.
 """
 
@@ -20,7 +20,7 @@ MAX_PIXELS = 1 << 28  # per frame
 MAX_FRAMES = 1 << 20  # in one file; also for compressed fragments
 PAD = 3  # bytes after native pixels that are always padding
 STEP = 1 << 20
-SMALL_REST = 50  # a rest of less than one in 50 bytes is no other image size
+REST_DIVISOR = 50  # a rest of less than one fiftieth of a frame is no sign of another image size
 VIDEO = tuple(f"1.2.840.10008.1.2.4.10{n}" for n in range(9))  # MPEG-2, MPEG-4, HEVC
 # Prefixes of SOP classes without an image: waveforms, presentation states, segmentations, reports, documents, plans.
 NOT_IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("9.", "11.", "66", "67", "68", "88.", "104.", "481."))
@@ -80,8 +80,8 @@ def checked_layout(header: Header) -> Layout:
     return layout
 
 
-def whole_frames(stream: BinaryIO, layout: Layout, each: int, start: int, length: int) -> int:
-    """Return the number of native frames of `each` bytes in pixel data of `length` bytes at `start`.
+def count_native_frames(stream: BinaryIO, layout: Layout, frame_bytes: int, start: int, length: int) -> int:
+    """Return the number of native frames of `frame_bytes` bytes in pixel data of `length` bytes at `start`.
 
     That is Number Of Frames, unless it is absent or larger than what is there. Further frames and bytes after the last
     frame are ignored, as other readers do, unless these bytes may mean that the image has another size.
@@ -90,29 +90,29 @@ def whole_frames(stream: BinaryIO, layout: Layout, each: int, start: int, length
         Unreadable: NO_PIXELS, BAD_LENGTH, TRUNCATED.
     """
     size = stream.seek(0, 2)
-    count, rest = divmod(length, each)
+    count, rest = divmod(length, frame_bytes)
     known = min(count, layout.frames or count)
     if length == 0:
         raise Unreadable("NO_PIXELS", "the pixel data is empty")
     if count == 0:
         raise Unreadable("BAD_LENGTH", "there is less pixel data than rows x columns x samples x bytes")
-    if start + max(known * each, length - PAD if rest <= PAD else 0) > size:
+    if start + max(known * frame_bytes, length - PAD if rest <= PAD else 0) > size:
         raise Unreadable("TRUNCATED", "the file ends inside the pixel data")
-    if not layout.frames and count > 1 and _is_blank(stream, start + each, length - each):
+    if not layout.frames and count > 1 and _is_blank(stream, start + frame_bytes, length - frame_bytes):
         return 1
-    if rest > PAD and not _is_padding(stream, layout, start + count * each, rest, each):
+    if rest > PAD and not _is_padding(stream, layout, start + count * frame_bytes, rest, frame_bytes):
         raise Unreadable("BAD_LENGTH", "the length of the pixel data is not rows x columns x samples x bytes")
     return known
 
 
-def _is_padding(stream: BinaryIO, layout: Layout, end: int, rest: int, each: int) -> bool:
+def _is_padding(stream: BinaryIO, layout: Layout, end: int, rest: int, frame_bytes: int) -> bool:
     """Return whether the `rest` bytes after the last frame are no part of an image.
 
     A wrong number of rows or columns leaves whole rows or columns over. So a small rest that is neither is padding, and
     any rest of zeros if the last row before it is not black as well.
     """
     row, column = (max(n * layout.samples * layout.allocated // 8, 1) for n in (layout.columns, layout.rows))
-    if rest < min(row, column) or (rest * SMALL_REST < each and rest % row and rest % column):
+    if rest < min(row, column) or (rest * REST_DIVISOR < frame_bytes and rest % row and rest % column):
         return True
     return not _is_blank(stream, end - row, row) and _is_blank(stream, end, rest)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from medssl.readers.dicom import rle
 from medssl.readers.dicom.checks import check_codestream, check_decoded
-from medssl.readers.dicom.codestream import Codestream, colour_space, describe, without_boxes
+from medssl.readers.dicom.codestream import Codestream, colour_space, parse, without_boxes
 from medssl.readers.dicom.frame_places import Place
 from medssl.readers.dicom.layout import FLOATS, JPEG, JPEG_LS, RLE, YBR_DECODED, Layout
 from medssl.readers.scan import Unreadable
@@ -68,7 +68,7 @@ def _read_native(data: bytes, layout: Layout) -> np.ndarray:
 
 def _decode(data: bytes, layout: Layout) -> Words:
     """Decode with one fixed decoder per transfer syntax: fallbacks turned bit errors into plausible noise."""
-    stream = check_codestream(describe(data), layout)
+    stream = check_codestream(parse(data), layout)
     steps: tuple[str, ...] = ()
     colours: dict[str, Any] = {}
     if layout.samples == 3 and layout.syntax in YBR_DECODED:

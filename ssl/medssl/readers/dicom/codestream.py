@@ -32,12 +32,12 @@ class Codestream:
     rgb: bool = False
 
 
-def describe(frame: bytes) -> Codestream | None:
+def parse(frame: bytes) -> Codestream | None:
     """Return the properties of a JPEG, JPEG-LS or JPEG 2000 stream, None if it is none of these or is cut off."""
     return _jpeg(frame) if frame.startswith(b"\xff\xd8") else _jpeg_2000(frame)
 
 
-def begins(head: bytes) -> bool:
+def is_start(head: bytes) -> bool:
     """Return whether the first 8 bytes start a codestream: SOI (JPEG, JPEG-LS), SOC or signature box (JPEG 2000)."""
     return head[:3] == b"\xff\xd8\xff" or head[:4] == SOC_SIZ or head[4:] == b"jP  "
 

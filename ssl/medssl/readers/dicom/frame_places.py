@@ -7,7 +7,7 @@ from typing import BinaryIO
 import numpy as np
 
 from medssl.readers.dicom import codestream, rle
-from medssl.readers.dicom.checks import MAX_FRAMES, PAD, whole_frames
+from medssl.readers.dicom.checks import MAX_FRAMES, PAD, count_native_frames
 from medssl.readers.dicom.elements import UNDEFINED
 from medssl.readers.dicom.header import Header
 from medssl.readers.dicom.layout import RLE, Layout
@@ -46,7 +46,7 @@ def _native(stream: BinaryIO, layout: Layout, start: int, length: int) -> list[P
         if layout.frames > 1:
             raise Unreadable("UNSUPPORTED_PIXELS", "frames that start inside a big-endian word are not supported")
         each += 1
-    count = whole_frames(stream, layout, each, start, length)
+    count = count_native_frames(stream, layout, each, start, length)
     return [((start + k * each, each),) for k in range(1 if bits % 8 else count)]
 
 
@@ -109,4 +109,4 @@ def _begins(stream: BinaryIO, offset: int, layout: Layout) -> bool:
     """Return whether a frame starts at `offset`."""
     stream.seek(offset)
     head = stream.read(rle.HEADER)
-    return rle.begins(head, layout) if layout.syntax == RLE else codestream.begins(head[:8])
+    return rle.begins(head, layout) if layout.syntax == RLE else codestream.is_start(head[:8])

@@ -1,10 +1,10 @@
 """Which slices of a study make up one volume.
 
-Slices are first grouped by everything that could tell volumes apart: series, frame of reference, stack, contrast (echo
-time, b-value, …), orientation and pixel spacing. But these also differ by rounding, or are written anew for each file. So
-groups that agree within a tolerance are joined if together they make fewer volumes or use more slices, and groups that
-differ in more than that are joined only if they share no position as well. Echoes, phases and b-values share their
-positions and stay apart.
+Slices are first grouped by everything in which volumes may differ: series, frame of reference, stack, contrast (echo time,
+b-value, …), orientation and pixel spacing. Some of these also differ by rounding, or because software writes a new UID into
+each file. So groups that agree within a tolerance are joined if together they make fewer volumes or use more slices; groups
+that differ by more are joined only if, besides, no slice of one is at the position of a slice of another. Echoes, phases
+and b-values share their positions and stay apart.
 """
 
 from collections import Counter, defaultdict
@@ -23,11 +23,11 @@ from medssl.readers.scan import Slice
 
 Digest = Callable[[list[Slice]], dict[str, str]]
 
-# (relative, absolute) distance from the next value up to which numbers are the same
+# (relative, absolute) tolerance: a number is equal to the next smaller one if it is no further from it
 CONTRAST = 1e-3, 1e-4
 ORIENTATION = 0.0, 1e-3
 SPACING = 2e-4, 1e-4
-MANY = 12  # groups; with more, pairs are not tried
+MAX_PAIRED_GROUPS = 12  # with more groups, joining them in pairs is not tried
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Group:
     plan: Plan
 
     @property
-    def merit(self) -> tuple[int, int]:
+    def rank(self) -> tuple[int, int]:
         """Sort key: prefer more slices in volumes, then fewer volumes."""
         return sum(map(len, self.plan.volumes)), -len(self.plan.volumes)
 
     @property
     def is_complete(self) -> bool:
         """Whether every slice is in a volume."""
-        return self.merit[0] == len(self.slices)
+        return self.rank[0] == len(self.slices)
 
     @property
     def heights(self) -> list[float]:
@@ -73,7 +73,7 @@ def divide(slices: list[Slice], digest: Digest) -> Plan:
     slices = sorted(slices, key=lambda s: (s.uid, s.file))
     identity, alone = _identities(slices)
     contrast, orientation, spacing = (
-        _same(slices, values, *tolerance)
+        _equal_within_tolerance(slices, values, *tolerance)
         for values, tolerance in (
             (lambda s: s.contrast, CONTRAST),
             (lambda s: (s.orientation,), ORIENTATION),
@@ -92,12 +92,12 @@ def divide(slices: list[Slice], digest: Digest) -> Plan:
         (lambda f: (number[f], plane[f]), _are_small),
     )
     tried: set[frozenset[str]] = set()
-    for label, may_join in steps if len(groups) > 1 else ():
-        groups = _joined(groups, label, may_join, cached, tried)
+    for key_of, may_join in steps if len(groups) > 1 else ():
+        groups = _join_by_key(groups, key_of, may_join, cached, tried)
     result = Plan()
     for group in groups:
         result.add(group.plan)
-    # What is alone in its series, or of unknown kind, is no fragment of a volume.
+    # A rejected slice without others of its series, or of unknown modality, is kept as an image: it is no part of a volume.
     kept = [s for s, why in result.rejected if why.code != "DUPLICATE" and (s.file in alone or not _stacked(s))]
     files = {s.file for s in kept}
     result.rejected[:] = [(s, why) for s, why in result.rejected if s.file not in files]
@@ -110,10 +110,10 @@ def exact_groups(slices: list[Slice]) -> list[list[Slice]]:
     return _by(slices, lambda s: (s.key, s.series, s.frame_of_reference, s.stack, s.contrast, _rounded(s)))
 
 
-def _by(slices: list[Slice], label: Callable[[Slice], Hashable]) -> list[list[Slice]]:
+def _by(slices: list[Slice], key_of: Callable[[Slice], Hashable]) -> list[list[Slice]]:
     found: defaultdict[Hashable, list[Slice]] = defaultdict(list)
     for s in slices:
-        found[label(s)].append(s)
+        found[key_of(s)].append(s)
     return list(found.values())
 
 
@@ -144,12 +144,12 @@ def _identities(slices: list[Slice]) -> tuple[dict[str, tuple[tuple[str, str], s
     return identity, alone
 
 
-def _same(
+def _equal_within_tolerance(
     slices: list[Slice], values: Callable[[Slice], tuple[tuple[float, ...], ...]], relative: float, absolute: float
 ) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Return the numbers of each slice, by `Slice.file`, with one integer for numbers that are the same.
+    """Return the numbers of each slice, by `Slice.file`, each replaced by an integer that is the same for equal numbers.
 
-    Sorted numbers are the same as long as the steps between them are within the tolerance, whatever the order of files.
+    Sorted numbers are equal as long as the steps between them are within the tolerance, whatever the order of files.
     """
     columns: defaultdict[tuple[int, int, int], dict[float, int]] = defaultdict(dict)
     tables = {s.file: values(s) for s in slices}
@@ -166,24 +166,24 @@ def _same(
     }
 
 
-def _joined(
+def _join_by_key(
     groups: list[Group],
-    label: Callable[[str], Hashable],
+    key_of: Callable[[str], Hashable],
     may_join: Callable[[Sequence[Group]], bool],
     digest: Digest,
     tried: set[frozenset[str]],
 ) -> list[Group]:
-    """Join groups with the same label where they may be and are better together.
+    """Join groups with the same key where they may be and are better together.
 
     tried: the files of groups that were found not to be better together.
     """
     alike: defaultdict[Hashable, list[Group]] = defaultdict(list)
     for group in groups:
-        alike[label(group.slices[0].file)].append(group)
-    return [g for some in alike.values() for g in _join(some, may_join, digest, tried)]
+        alike[key_of(group.slices[0].file)].append(group)
+    return [g for some in alike.values() for g in _join_pool(some, may_join, digest, tried)]
 
 
-def _join(
+def _join_pool(
     groups: list[Group],
     may_join: Callable[[Sequence[Group]], bool],
     digest: Digest,
@@ -199,7 +199,7 @@ def _join(
         if files in tried:
             return some
         whole = Group(slices, plan(slices, digest))
-        if whole.merit > tuple(map(sum, zip(*(g.merit for g in some), strict=True))):
+        if whole.rank > tuple(map(sum, zip(*(g.rank for g in some), strict=True))):
             return [whole]
         tried.add(files)
         return some
@@ -212,7 +212,7 @@ def _join(
     if len(found) > 1:
         whole = [g for g in found if g.is_complete]
         found = whole + [g for pool in _pools([g for g in found if not g.is_complete]) for g in together(pool)]
-    while 1 < len(found) <= MANY:
+    while 1 < len(found) <= MAX_PAIRED_GROUPS:
         for a, b in combinations(range(len(found)), 2):
             if len(both := together([found[a], found[b]])) == 1:
                 found = [g for k, g in enumerate(found) if k not in (a, b)] + both
@@ -222,7 +222,7 @@ def _join(
     return found
 
 
-class _Places:
+class _PositionIndex:
     """Positions, to find others within `SAME` of them."""
 
     def __init__(self) -> None:
@@ -248,11 +248,11 @@ class _Places:
 
 def _pools(groups: list[Group]) -> list[list[Group]]:
     """Divide groups into pools without common positions."""
-    pools: list[tuple[_Places, list[Group]]] = []
+    pools: list[tuple[_PositionIndex, list[Group]]] = []
     for g in sorted(groups, key=lambda g: (min(g.heights), min(s.file for s in g.slices))):
         pool = next((p for p in pools if not p[0].touch(g.slices)), None)
         if pool is None:
-            pool = _Places(), []
+            pool = _PositionIndex(), []
             pools.append(pool)
         pool[0].add(g.slices)
         pool[1].append(g)

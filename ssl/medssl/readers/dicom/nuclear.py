@@ -1,4 +1,4 @@
-"""The frames of a reconstructed nuclear medicine object as slices (PS3.3 C.8.4.9 multi-frame, C.8.4.15 reconstruction)."""
+"""Slices from the frames of a reconstructed nuclear medicine image (PS3.3 C.8.4.9 multi-frame, C.8.4.15 reconstruction)."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from medssl.readers.dicom.metadata import image_type, modality_of, numbers
 from medssl.readers.dicom.stack_geometry import directions
 from medssl.readers.scan import Slice, Unreadable
 
-# What a frame is, by index: frames that differ in one of these, other than the slice, belong to different volumes.
+# Indices of each frame: frames that differ in one of these belong to different volumes.
 VECTORS = tuple(
     """
     EnergyWindowVector DetectorVector PhaseVector RotationVector RRIntervalVector TimeSlotVector AngularViewVector

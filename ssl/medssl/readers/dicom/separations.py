@@ -1,4 +1,4 @@
-"""Ways to separate the repeats in a series: by time or acquisition, or by instance number where some are incomplete."""
+"""Ways to separate repeated volumes of one series: by time or acquisition, or by instance number if some are incomplete."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -11,10 +11,10 @@ MIN_SLICES = 4  # in a volume; fewer are single images
 
 
 def separations(slices: list[Slice]) -> Iterator[list[list[Slice]]]:
-    """Yield ways to separate the volumes of sorted slices; slices of parts too small for a volume form the last part.
+    """Yield ways to divide sorted slices into volumes; slices of parts too small for a volume form one last part.
 
-    If positions are repeated, the separation must resolve the repeats; otherwise each part must be regular, so that one
-    missing slice does not split an interleaved volume into its acquisitions.
+    If positions are repeated, every position of a part must occur equally often. Otherwise each part must have a constant
+    distance between slices: one missing slice then does not split an interleaved volume into its acquisitions.
     """
     repeated = any(len(t) > 1 for t in positions(slices))
     last = len(slices[0].order) - 1
