@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,6 +68,12 @@ def disk_errors(path: Path) -> Iterator[None]:
             remedy = "free some space and run the same command again" if full else "choose another place"
             raise UserError(f"cannot write {path}: {e.strerror}; {remedy}") from e
         raise
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError if no file can be written to a folder, so that this is known before the work and not after it."""
+    with disk_errors(folder), tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def write_text(path: Path, text: str) -> None:

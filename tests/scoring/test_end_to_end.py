@@ -73,6 +73,22 @@ def test_a_run_and_its_store_can_be_moved(scored, made, tmp_path):
     assert medssl.report(tmp_path / "run", store=folder / "store").stat().st_size > 10_000
 
 
+def test_a_run_in_which_nothing_can_be_kept_is_refused_before_the_work(made, tmp_path, capsys):
+    folder, run = made
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "predictions", ignore_errors=True)
+    (tmp_path / "run" / "predictions").touch()  # not a folder, as root may write to any
+    capsys.readouterr()
+    for command in (medssl.probe, medssl.knn):
+        with pytest.raises(
+            UserError, match=r"^cannot write .*/predictions: Not a directory; .* copy it to a folder of your own$"
+        ):
+            command(tmp_path / "run", folder / "store", "lesion")
+    assert "baseline" not in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"^cannot write .*/predictions: Not a directory"):
+        medssl.embed(run, folder / "store", out=tmp_path / "run" / "predictions" / "e.parquet")
+
+
 def test_a_second_probe_gives_the_same_table_in_its_place(scored, made):
     folder, run = made
     again = medssl.probe(run, folder / "store", "lesion")

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from medssl.errors import UserError
-from medssl.files import write_json, write_text
+from medssl.files import check_writable, write_json, write_text
 from medssl.runs.config import PretrainConfig
 
 LIBRARIES = ("medssl", "torch", "timm", "lightning-fabric", "numpy", "scikit-learn", "faiss-cpu", "pydicom")
@@ -63,6 +63,14 @@ class Run:
                 f"the run in {self.path} is not finished; run its medssl pretrain command again to continue"
             )
         return config
+
+    def check_writable(self) -> None:
+        """Raise UserError if scores cannot be kept in the run: it may be another user's, or on a read-only disk."""
+        for folder in filter(Path.exists, (self.path, self.path / "predictions")):
+            try:
+                check_writable(folder)
+            except UserError as e:
+                raise UserError(f"{e}; scores are kept in the run, so copy it to a folder of your own") from e
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

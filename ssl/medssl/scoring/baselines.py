@@ -75,9 +75,13 @@ class FeatureSources:
     def load(
         cls, run: str | Path, store: str | Path | Store, target: str | Iterable[str], options: SplitOptions
     ) -> tuple["FeatureSources", EvalSplits]:
-        """Return the feature sources of a run and the splits to score them on. Raises UserError as `load_splits` does."""
+        """Return the feature sources of a run and the splits to score them on.
+
+        Raises UserError as `load_splits` does, and if scores cannot be kept in the run.
+        """
         home = Store.open(store, options.where)
         sources = cls(run, home, options.device)
+        sources.run.check_writable()
         return sources, load_splits(sources.run, sources.encoder, home, target, options)
 
     def pretrained(self) -> nn.Module:

@@ -5,6 +5,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -82,5 +83,10 @@ def _folder(store: Store) -> Path:
         private.mkdir(mode=0o700, exist_ok=True)
     if private.stat().st_uid != user:
         raise UserError(f"{private} belongs to another user; set TMPDIR to a folder of your own")
-    say(f"{store.path} is read-only: resampled scans are cached in {private}")
+    _say_once(f"{store.path} is read-only: resampled scans are cached in {private}")
     return private
+
+
+@cache
+def _say_once(text: str) -> None:
+    say(text)
