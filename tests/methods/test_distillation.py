@@ -1,0 +1,103 @@
+"""SimSiam's and DINO's losses, and the collapses that a stop-gradient, a predictor and centring prevent."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import tiny
+from medssl.losses.self_distillation import centred_cross_entropy
+from medssl.methods.base import Clock
+
+
+def test_simsiam_predicts_the_other_view_which_gets_no_gradient():
+    """Equation 4 in a loop over scans, times 2 and plus 2."""
+    method, batch = tiny.method("simsiam").double(), tiny.batch(2, n=5)
+    z = method.projector(method.encoder(torch.cat(batch["views"]).double()))
+    p = method.predictor(z)
+    cosines = [p[i] @ z[(i + 5) % 10] / p[i].norm() / z[(i + 5) % 10].norm() for i in range(10)]
+    batch["views"] = [v.double() for v in batch["views"]]
+    assert method(batch, Clock(0, 10))["loss"].item() == pytest.approx(2 - 2 * sum(cosines).item() / 10, rel=1e-9)
+
+
+@pytest.mark.parametrize("fault", ["none", "no stop-gradient", "no predictor"])
+def test_simsiam_collapses_without_its_stop_gradient_or_predictor_and_not_with_both(fault):
+    """The paper's figure 2 and table 1; without the projector's last norm, which slows the collapse of so short a run."""
+    method = tiny.method("simsiam")
+    method.projector[1] = nn.Identity()
+    if fault == "no predictor":
+        method.predictor = nn.Identity()
+    optimizer = torch.optim.SGD(method.parameters(), 0.05, momentum=0.9)
+    for step in range(80):
+        batch = tiny.batch(2, n=16, seed=step)
+        loss = method(batch, Clock(step, 80))["loss"]
+        if fault == "no stop-gradient":
+            z = method.projector(method.encoder(torch.cat(batch["views"])))
+            loss = 2 - 2 * F.cosine_similarity(method.predictor(z), z.roll(16, 0)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        z = F.normalize(method.projector(method.encoder(tiny.batch(1, n=128, seed=999)["views"][0])), dim=1)
+    spread = z.std(0).norm().item()  # 1 for directions that cancel each other
+    assert spread > 0.8 if fault == "none" else spread < 0.2
+
+
+def test_the_centre_is_a_moving_average_that_waits_for_the_step():
+    method, clock = tiny.method("dino"), Clock(0, 10)
+    first, second = tiny.batch(2), tiny.batch(2, seed=1)
+    outputs = [method.teacher(torch.cat(b["views"])).mean(0) for b in (first, second)]
+    method(first, clock)
+    method(second, clock)  # two passes of one step
+    assert not method.centre.any()
+    method.after_step(clock)
+    torch.testing.assert_close(method.centre, 0.1 * (outputs[0] + outputs[1]) / 2)
+    before = method.centre.clone()
+    method(first, clock)
+    method.after_step(clock)
+    expected = 0.9 * before + 0.1 * outputs[0]  # of this step alone; the teacher has not moved, as the student has not
+    torch.testing.assert_close(method.centre, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("step", "temperature"), [(0, 0.04), (3, 0.055), (6, 0.07), (9, 0.07)])
+def test_the_teachers_temperature_rises_over_the_warmup(step, temperature):
+    method, batch = tiny.method("dino", warmup=0.6), tiny.batch(2)
+    views = torch.cat(batch["views"])
+    student = method.prototypes(method.projector(method.encoder(views)))
+    (s_a, s_b), (t_a, t_b) = student.chunk(2), method.teacher(views).chunk(2)
+    expected = sum(
+        centred_cross_entropy(s, t, method.centre, 0.1, temperature).item() for s, t in ((s_a, t_b), (s_b, t_a))
+    )
+    out = method(batch, Clock(step, 10))
+    assert out["loss"].item() == pytest.approx(expected / 2, rel=1e-5)
+    p = torch.softmax(method.teacher(views) / temperature, 1)
+    entropy = -(p * p.log()).sum(1).mean().item()
+    assert out["error"].item() == pytest.approx(expected / 2 - entropy, rel=1e-4)
+
+
+def test_without_warmup_the_temperature_is_the_last_one_from_the_start():
+    first, second = (tiny.method("dino", warmup=w, teacher_start=s) for w, s in ((0.0, 0.04), (1.0, 0.07)))
+    batch = tiny.batch(2)
+    assert torch.equal(first(batch, Clock(0, 10))["loss"], second(batch, Clock(0, 10))["loss"])
+
+
+def test_features_collapse_without_centring_and_not_with_it():
+    spread, losses = {}, {}
+    for centred in (True, False):
+        method = tiny.method("dino", prototypes=64)
+        optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], 3e-3)
+        for step in range(60):
+            loss = method(tiny.batch(2, n=16, seed=step), Clock(step, 60))["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            method.after_step(Clock(step, 60))
+            if not centred:
+                method.centre.zero_()
+        with torch.no_grad():
+            z = F.normalize(method.projector(method.encoder(tiny.batch(1, n=128, seed=999)["views"][0])), dim=1)
+        spread[centred], losses[centred] = z.std(0).norm().item(), loss.item()
+    assert spread[False] < 0.6 * spread[True]
+    assert losses[False] < 0.5 * math.log(64) < losses[True], "without it, all scans get the same answer"
