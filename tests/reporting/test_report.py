@@ -453,6 +453,29 @@ def test_conclusions_name_a_better_row_and_missing_baselines(store):
     assert "nothing can be concluded" in " ".join(conclusions(undefined))
 
 
+def test_the_best_of_several_rows_is_said_to_be_selected(store):
+    luck = "The best of several is partly the luckiest, so its AUROC looks better than it is"
+    table = make_table(store)
+    said = " ".join(conclusions(table))
+    assert f"supervised (end to end) has the best AUROC of this table's 5 rows on these patients. {luck}" in said
+    assert said.count(luck) == 1  # two rows of the run are few
+    table["rows"].append(row("simclr cnn", "RankMe", 0.7, None))
+    said = " ".join(conclusions(table))
+    assert f"simclr cnn (linear) has the best AUROC of this run's 3 rows on these patients. {luck}" in said
+    assert f"supervised (end to end) has the best AUROC of this table's 6 rows on these patients. {luck}" in said
+    table["rows"] = [r for r in table["rows"] if r["source"] == "run"]
+    said = " ".join(conclusions(table))
+    assert f"simclr cnn (linear) has the best AUROC of this table's 3 rows on these patients. {luck}" in said
+    assert said.count(luck) == 1
+    table["rows"].pop()
+    assert luck not in " ".join(conclusions(table))
+
+
+def test_the_page_says_that_the_best_was_selected(page):
+    header = page[: page.index("<main>")]
+    assert "The best of several is partly the luckiest" in header
+
+
 def test_neighbours_are_never_of_the_same_patient(run, store):
     embeddings = read_embeddings(run, store)
     embeddings.x[1] = embeddings.x[0]  # another scan of the same patient, made its nearest neighbour

@@ -8,7 +8,7 @@ import pytest
 from medssl.evals.metrics.metrics import AUROC, ECE
 from medssl.evals.stats.bootstrap import paired
 from medssl.runs.predictions import Predictions
-from medssl.scoring.comparison import Comparison, compare_pairs
+from medssl.scoring.comparison import Comparison, compare_pairs, rank_models
 
 ABOUT = {"command": "probe", "target": "lesion", "task": "classification", "classes": ["no", "yes"], "test_store": "a"}
 Y = np.arange(120) % 2
@@ -62,14 +62,26 @@ def test_the_best_of_several_is_said_to_be_selected():
     """Of three or more models on one test set: the best score is the largest of several, so it is too high."""
     three = compare_pairs([comparison("lesion", {"a": 0.2, "b": 1.5, "c": 0.4})], seed=0)[0]
     words = (
-        "b has the best AUROC of these 3 models on these patients. The best of several is partly the luckiest, so its score "
-        "is too high; report it on patients that did not choose it."
+        "b has the best AUROC of these 3 models on these patients. The best of several is partly the luckiest, so its AUROC "
+        "looks better than it is; report it on patients that did not choose it."
     )
     assert words in str(three)
     assert three["selection"] == words
     two = compare_pairs([comparison("lesion", {"a": 0.2, "b": 1.5})], seed=0)[0]
     assert "partly the luckiest" not in str(two)
     assert two["selection"] is None
+
+
+def test_the_first_of_a_ranking_is_said_to_be_selected():
+    models = {"a": 0.0, "b": 1.5, "c": 0.7}
+    ranking, result = rank_models([comparison(f"target {i}", models) for i in range(9)])
+    assert ranking.names[0] == "b"
+    words = (
+        "b has the best mean rank of these 3 models on these patients. The best of several is partly the luckiest, so its mean "
+        "rank looks better than it is; report it on patients that did not choose it."
+    )
+    assert str(result).splitlines()[-1] == words
+    assert result["ranking"]["selection"] == words
 
 
 def test_the_best_of_several_has_the_lowest_error():

@@ -6,6 +6,7 @@ from typing import Any, TypeGuard
 
 from medssl.runs.predictions import RUN
 from medssl.scoring.baselines import RANDOM_INIT_FROZEN, Baseline
+from medssl.scoring.comparison import SEVERAL, describe_selected
 from medssl.scoring.eval_splits import marked
 
 Table = Mapping[str, Any]
@@ -59,7 +60,10 @@ def _probe(row: Row) -> str:
 
 
 def conclusions(table: Table) -> list[str]:
-    """State the run's best score, its difference to each baseline, and the best row if that is not the run's."""
+    """State the run's best score, its difference to each baseline, and the best row if that is not the run's.
+
+    Where the best was chosen among several rows, that is said.
+    """
     name = next(iter(metrics(table)), None)
     if name is None:
         return [f"The table for {table['target']} has no scores."]
@@ -85,6 +89,11 @@ def conclusions(table: Table) -> list[str]:
     if not is_ours(best):
         value = " ".join(number(best["scores"][name]))
         out.append(f"The best {name} is not this run's: {shown(best, table)} ({_probe(best)}) has {value}.")
+    for chosen, rows, whose in ((row, ours, "this run's"), (best, scored, "this table's")):
+        if len(rows) >= SEVERAL and (chosen is best) == (rows is scored):
+            out.append(
+                describe_selected(f"{shown(chosen, table)} ({_probe(chosen)})", name, f"{whose} {len(rows)} rows")
+            )
     return out
 
 

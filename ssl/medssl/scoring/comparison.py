@@ -30,6 +30,7 @@ from medssl.scoring.eval_splits import marked
 from medssl.scoring.probes import ALL
 
 ALPHA = 0.05
+SEVERAL = 3  # models from which on the best one is said to be selected
 
 
 @dataclass(frozen=True)
@@ -200,11 +201,13 @@ def rank_models(comparisons: Sequence[Comparison]) -> tuple[Ranking | None, Resu
     lines = [f"mean ranks over {found.tasks} comparisons (Friedman p = {found.friedman:.3g}), best first"]
     lines += [f"  {rank:.2f}  {name}" for name, rank in zip(found.names, found.ranks, strict=True)]
     lines += [f"  cannot be told apart: {', '.join(clique)}" for clique in found.cliques]
+    selected = describe_selected(found.names[0], "mean rank", f"these {len(found.names)} models")
     described: dict[str, Any] = {
         k: getattr(found, k) for k in ("names", "ranks", "tasks", "friedman", "critical", "cliques")
     }
     described["pairs"] = [{"better": a, "worse": b, "p_holm": p} for (a, b), p in found.p.items()]
-    return found, Result({"ranking": described}, "\n".join(lines))
+    described["selection"] = selected
+    return found, Result({"ranking": described}, "\n".join([*lines, selected]))
 
 
 def sentence(a: str, b: str, found: Difference, p: float, metric: Metric, parts: Components) -> str:
@@ -221,11 +224,16 @@ def sentence(a: str, b: str, found: Difference, p: float, metric: Metric, parts:
 def selection(scores: dict[str, Score], metric: Metric) -> str | None:
     """Return a sentence on the best of three or more models, whose score is the largest of several; None for fewer."""
     known = {model: metric.sign * score.value for model, score in scores.items() if not math.isnan(score.value)}
-    if len(known) < 3:
+    if len(known) < SEVERAL:
         return None
+    return describe_selected(max(known, key=known.__getitem__), metric.name, f"these {len(known)} models")
+
+
+def describe_selected(best: str, measure: str, among: str) -> str:
+    """Return a sentence that says what it means that `best` has the best `measure` among several."""
     return (
-        f"{max(known, key=known.__getitem__)} has the best {metric.name} of these {len(known)} models on these patients. The "
-        "best of several is partly the luckiest, so its score is too high; report it on patients that did not choose it."
+        f"{best} has the best {measure} of {among} on these patients. The best of several is partly the luckiest, so its "
+        f"{measure} looks better than it is; report it on patients that did not choose it."
     )
 
 
