@@ -170,7 +170,7 @@ def test_the_file_holds_every_score_and_no_names(made, found):
 
     every = [s for fact in table["metadata"] for s in scores(fact)]
     assert len(every) == 4 * 16 + 3  # of age R2 of three encoders too
-    assert all(s.low <= s.value <= s.high or (s.value == 1 and "all patients agree" in s.how) for s in every)
+    assert all(s.low <= s.value <= s.high or (s.value == 1 and "the value stays the same" in s.how) for s in every)
 
 
 def test_the_section_of_a_report(made, found):

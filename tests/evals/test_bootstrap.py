@@ -149,7 +149,7 @@ def test_where_all_patients_agree_there_is_no_interval(metric):
     p = {MAE: y, R2: y, SPEARMAN: y, MEAN: np.full(60, 0.7)}.get(metric, np.eye(2)[y])
     s = score(metric, y, p, np.arange(60), n=100)
     assert np.isnan([s.low, s.high]).all()
-    assert s.how.startswith("no interval, because all patients agree")
+    assert s.how.startswith("no interval, because the value stays the same")
 
 
 def test_a_paired_difference_is_narrower_than_its_parts():

@@ -4,13 +4,13 @@ import pytest
 
 from medssl.store.label_values import (
     MISSING,
+    canonical_value,
     chosen_spellings,
     clean,
     findings,
     missing_words,
     number,
     quantity,
-    same_value,
     several_spellings,
 )
 
@@ -46,7 +46,7 @@ from medssl.store.label_values import (
     ],
 )
 def test_values_that_count_as_one(alike):
-    assert len(set(map(same_value, alike))) == 1
+    assert len(set(map(canonical_value, alike))) == 1
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_values_that_count_as_one(alike):
     ],
 )
 def test_values_that_differ(different):
-    assert len(set(map(same_value, different))) == len(different)
+    assert len(set(map(canonical_value, different))) == len(different)
 
 
 def test_ascii_text_without_doubled_spaces_is_clean():
@@ -113,7 +113,7 @@ def test_none_beside_some_of_it_is_a_class():
 
 
 def test_words_of_the_user():
-    assert missing_words(["9", "9.0", "1", "ND"], {same_value(9), same_value("nd")}) == {"9", "9.0", "ND"}
+    assert missing_words(["9", "9.0", "1", "ND"], {canonical_value(9), canonical_value("nd")}) == {"9", "9.0", "ND"}
     assert "NORMAL" not in MISSING
 
 

@@ -12,12 +12,12 @@ from medssl.store.label_values import (
     MISSING,
     NUMBER,
     SEPARATOR,
+    canonical_value,
     chosen_spellings,
     clean,
     missing_words,
     quantity,
     quoted,
-    same_value,
     several_spellings,
 )
 
@@ -37,7 +37,7 @@ class MissingWords:
 
     Attributes:
         usual: the words of `label_values.MISSING` do.
-        more: further words, in the form of `label_values.same_value`.
+        more: further words, in the form of `label_values.canonical_value`.
     """
 
     usual: bool = True
@@ -49,12 +49,12 @@ class MissingWords:
         if missing is False:
             return cls(usual=False)
         words = [missing] if isinstance(missing, str | int | float) else list(missing or ())  # type: ignore[call-overload]
-        return cls(more=frozenset(same_value(w) for w in words if w is not None))
+        return cls(more=frozenset(canonical_value(w) for w in words if w is not None))
 
     def among(self, values: Collection[str]) -> set[str]:
         """Return those of the values of one column that stand for a missing value."""
         found = missing_words(values, self.more)
-        return found if self.usual else {v for v in found if same_value(v) in self.more}
+        return found if self.usual else {v for v in found if canonical_value(v) in self.more}
 
 
 @dataclass

@@ -1,16 +1,16 @@
-"""Labels of one scan from several sources: its own file, its JSON file, its folder, a table. Contradictions are counted."""
+"""Labels from several sources (the scan's own file, JSON, its folder, a table) joined; contradictions are counted."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from medssl.errors import UserError
-from medssl.store.label_values import findings, same_value
+from medssl.store.label_values import canonical_value, findings
 
 FILE = "file"  # the scan's own file, such as an npz with labels
-WORDS = {FILE: "the files themselves", "json": "the JSON files", "folders": "the folders", "table": "the table"}
-SOURCES = (*WORDS,)
-OF_PATIENT = ("patient_known", "similar_id", "born")  # columns that go with the patient
+SOURCE_NAMES = {FILE: "the files themselves", "json": "the JSON files", "folders": "the folders", "table": "the table"}
+SOURCES = (*SOURCE_NAMES,)
+OF_PATIENT = ("patient_known", "similar_id", "born")  # columns that change together with `patient`
 
 
 def updated(scan: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def differ(name: str, a: Any, b: Any) -> bool:
         return False
     if not name.startswith("label:"):
         return bool(a != b)
-    return {same_value(v) for v in findings(a)} != {same_value(v) for v in findings(b)}
+    return {canonical_value(v) for v in findings(a)} != {canonical_value(v) for v in findings(b)}
 
 
 class LabelSources:
@@ -51,7 +51,7 @@ class LabelSources:
         self._settled: Counter[tuple[str, str, str]] = Counter()
 
     def join(self, source: str, rows: Sequence[dict[str, Any]], certain: Collection[str] = ()) -> None:
-        """Take over the rows as `source` has changed them; it is right about the columns in `certain`."""
+        """Replace the rows by those that `source` has changed; it overrides earlier sources in the columns `certain`."""
         for before, after, origin in zip(self.rows, rows, self._origin, strict=True):
             for name, value in list(after.items()):
                 known = before.get(name)
@@ -81,13 +81,14 @@ class LabelSources:
             (_, first, second), _ = self._refused.most_common(1)[0]
             pairs = {both[1:] for both in self._refused}
             counts = ", ".join(f"{_word(name)} of {n} scans" for (name, *_), n in sorted(self._refused.items()))
-            names = " and ".join(WORDS[s] for s in SOURCES if any(s in pair for pair in pairs))
+            names = " and ".join(SOURCE_NAMES[s] for s in SOURCES if any(s in pair for pair in pairs))
             raise UserError(
                 f"{names} contradict each other: {counts}; correct one, or name the one to believe: prefer={first} or "
                 f"prefer={second}"
             )
         return [
-            f"{_word(name)} of {n} scans: {WORDS[first]} and {WORDS[second]} contradict each other; {self.prefer} is preferred"
+            f"{_word(name)} of {n} scans: {SOURCE_NAMES[first]} and {SOURCE_NAMES[second]} contradict each other; "
+            f"{self.prefer} is preferred"
             for (name, first, second), n in sorted(self._settled.items())
         ]
 

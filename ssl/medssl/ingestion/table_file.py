@@ -1,4 +1,4 @@
-"""A table of labels as it lies on the disk: encoding, separator, header and cells, and which column names the files."""
+"""Read a table of labels: its encoding, separator, header and cells, and find the column that names the files."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The rows of a table of labels under the manifest's column names, without anything that must not be stored."""
+"""Turn a table of labels into rows with the manifest's column names, without anything that must not be stored."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -10,7 +10,7 @@ from medssl.evals.stats.resampling import FEW
 from medssl.evals.stats.subgroups import UNKNOWN
 from medssl.evals.task_types.columns import MOST_CLASSES
 from medssl.scoring.targets import OWN, Subset, Target, values
-from medssl.store.label_values import chosen_spellings, number, same_value, word
+from medssl.store.label_values import as_text, canonical_value, chosen_spellings, number
 from medssl.store.store import Store
 
 PIXELS = {"pixel type": "dtype", "pixels": "shape"}  # columns for the file's pixels, before resampling
@@ -42,9 +42,9 @@ class MetadataField:
         if self.kind == CONTINUOUS:
             x = np.array([np.nan if (n := number(v)) is None else n for v in raw], np.float64)
             return x, ~np.isnan(x)
-        place = {same_value(name): i for i, name in enumerate(self.names)}
-        place |= {same_value(name): place[same_value(OTHERS)] for name in self.pooled}
-        code = np.array([place.get(same_value(w), -1) for w in _words(raw)], np.int64)
+        place = {canonical_value(name): i for i, name in enumerate(self.names)}
+        place |= {canonical_value(name): place[canonical_value(OTHERS)] for name in self.pooled}
+        code = np.array([place.get(canonical_value(w), -1) for w in _words(raw)], np.int64)
         return code, code >= 0
 
 
@@ -77,7 +77,7 @@ def load_field(name: str, train: Subset, test: Subset) -> MetadataField:
     if not seen:
         raise UserError("not known for any scan")
     if len(set(seen)) == 1 and len(seen) == len(train) + len(test):
-        raise UserError(f"always {word(seen[0])}")
+        raise UserError(f"always {as_text(seen[0])}")
     if len(set(seen)) > FEWEST_NUMBERS and all(number(v) is not None for v in seen):
         have = [p.patient[[v is not None for v in each]] for p, each in zip((train, test), raw, strict=True)]
         patients = [len(set(h)) for h in have]
@@ -151,5 +151,5 @@ def _raw(store: Store, name: str) -> np.ndarray:
 
 def _words(raw: np.ndarray) -> np.ndarray:
     out = np.empty(len(raw), object)
-    out[:] = [UNKNOWN if v is None else word(v) for v in raw]
+    out[:] = [UNKNOWN if v is None else as_text(v) for v in raw]
     return out

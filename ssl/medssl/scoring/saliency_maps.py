@@ -22,7 +22,7 @@ from medssl.scoring.baselines import FeatureSources
 from medssl.scoring.eval_splits import EvalSplits
 from medssl.scoring.features import FeatureSource, from_encoder
 from medssl.scoring.targets import Target
-from medssl.store.label_values import same_value
+from medssl.store.label_values import canonical_value
 from medssl.store.query import evenly_spaced
 from medssl.store.resampled import ResampledScans, field_of_view, resampled_for_encoder
 from medssl.store.store import Store
@@ -140,7 +140,7 @@ def outputs(target: Target, explain: str | None, y: np.ndarray) -> tuple[str, np
             raise UserError(f"{target} is a number; leave explain out")
         return f"a high {target}", np.zeros(n, np.int64), np.ones(n)
     if explain is not None:
-        meant = [name for name in names if same_value(name) == same_value(explain)]
+        meant = [name for name in names if canonical_value(name) == canonical_value(explain)]
         if not meant:
             raise UserError(f"{target} has no {explain!r}.{nearest(str(explain), names)}")
         explain = meant[0]

@@ -17,12 +17,12 @@ from medssl.evals.task_types.task_types import task_type
 from medssl.files import digest
 from medssl.store.label_values import (
     SEPARATOR,
+    as_text,
+    canonical_value,
     findings,
     quantity,
     quoted,
-    same_value,
     several_spellings,
-    word,
 )
 from medssl.store.store import Store
 
@@ -182,8 +182,8 @@ def values(store: Store, name: str) -> np.ndarray:
 
 def without(raw: np.ndarray, unknown: Iterable[str]) -> np.ndarray:
     """Return values (N,) with None in place of those that equal one of `unknown`."""
-    out, left_out = raw.copy(), set(map(same_value, unknown))
-    out[[v is not None and same_value(v) in left_out for v in raw]] = None
+    out, left_out = raw.copy(), set(map(canonical_value, unknown))
+    out[[v is not None and canonical_value(v) in left_out for v in raw]] = None
     return out
 
 
@@ -220,8 +220,8 @@ def resolve_target(
 def _check_positive(names: Sequence[str], raw: Sequence[list[Any]], positive: tuple[str, ...]) -> None:
     """Raise UserError for a finding without any positive value, whose values do not all mean that it is absent."""
     for name, found in zip(names, raw, strict=True):
-        there = {same_value(v): word(v) for v in found}
-        if not there.keys() & set(map(same_value, positive)) and there.keys() - NO:
+        there = {canonical_value(v): as_text(v) for v in found}
+        if not there.keys() & set(map(canonical_value, positive)) and there.keys() - NO:
             raise UserError(
                 f"no training scan has {name}={' or '.join(sorted(positive))}; it has {quoted(sorted(there.values()))}"
             )
@@ -240,15 +240,15 @@ def value_notes(target: Target, train: Subset, rows: np.ndarray, test: Store, te
     if target.unknown:
         left = [_count_unknown(target, *part) for part in parts]
         lines.append(f"unknown={[*target.unknown]}: {left[0]} training and {left[1]} test values left out")
-    if set(map(same_value, target.names)) == {"-1", "0", "1"}:
+    if set(map(canonical_value, target.names)) == {"-1", "0", "1"}:
         lines.append("-1, 0 and 1 are three classes; if -1 means uncertain, leave it out with unknown=[-1]")
     for i in range(target.kind.numeric, len(target.columns)):
         column, ours, theirs = target.columns[i], *(_words_of(target.raw(*part)[i]) for part in parts)
         if spelled := several_spellings({*ours, *theirs}):
             pairs = "; ".join(" and ".join(map(repr, each)) for each in spelled[:3])
             lines.append(f"{column}: {pairs} count as one value{' each' if len(spelled) > 1 else ''}")
-        seen = set(map(same_value, ours))
-        new = {w for w in theirs if same_value(w) not in seen}
+        seen = set(map(canonical_value, ours))
+        new = {w for w in theirs if canonical_value(w) not in seen}
         if new and (target.positive or len(target.columns) == 1):
             so = f"count as not {' or '.join(sorted(target.positive))}" if target.positive else "are not scored"
             n = sum(w in new for w in theirs)
@@ -266,10 +266,10 @@ def _words_of(raw: np.ndarray) -> list[str]:
 
 
 def _guess(raw: Sequence[list[Any]], positive: tuple[str, ...]) -> str:
-    if len(raw) > 1 or any(SEPARATOR in word(v) for v in raw[0]):
+    if len(raw) > 1 or any(SEPARATOR in as_text(v) for v in raw[0]):
         return "multilabel"
     numbers = all(quantity(v) is not None for v in raw[0])
-    distinct = len({same_value(v) for v in raw[0]})
+    distinct = len({canonical_value(v) for v in raw[0]})
     return "regression" if numbers and not positive and distinct > MOST_CLASSES else "classification"
 
 

@@ -1,6 +1,6 @@
 """How values of labels are compared: numbers as numbers, words without differences of width, case and spaces.
 
-The table of an ingest, the filters of a store and the targets of a score all compare through `same_value`.
+The table of an ingest, the filters of a store and the targets of a score all compare the results of `canonical_value`.
 """
 
 import math
@@ -64,7 +64,7 @@ def _compatible(c: str) -> str:
     return c if unicodedata.decomposition(c).startswith(OTHER_NUMBERS) else unicodedata.normalize("NFKC", c)
 
 
-def word(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Return a value as text, a float without trailing zeros."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -94,9 +94,9 @@ def quantity(value: Any) -> tuple[float, str] | None:
     return None if found is None or amount is None else (amount, found[5])
 
 
-def same_value(value: Any) -> str:
-    """Return text that is equal for values that count as one: 1, "1.0", "１" and "true"; "Mass" and "mass "."""
-    return _same_text(word(value))
+def canonical_value(value: Any) -> str:
+    """Return the text that is the same for values that count as one: 1, "1.0", "１" and "true"; "Mass" and "mass "."""
+    return _same_text(as_text(value))
 
 
 @lru_cache(1 << 16)
@@ -110,7 +110,7 @@ def _same_text(text: str) -> str:
 
 def findings(value: Any) -> list[str]:
     """Return the findings in one value, which SEPARATOR joins."""
-    return [f for part in word(value).split(SEPARATOR) if (f := part.strip())]
+    return [f for part in as_text(value).split(SEPARATOR) if (f := part.strip())]
 
 
 def missing_words(values: Iterable[str], more: Collection[str] = ()) -> set[str]:
@@ -118,28 +118,28 @@ def missing_words(values: Iterable[str], more: Collection[str] = ()) -> set[str]
 
     Args:
         values: cleaned values of the column.
-        more: further words, besides MISSING, in the form of `same_value`.
+        more: further words, besides MISSING, in the form of `canonical_value`.
     """
     found = set(values)
     some = any(v.casefold() in SOME_OF_IT for v in found)
     usual = MISSING - NONE_OF_IT if some else MISSING
-    return {v for v in found if v in usual or same_value(v) in more}
+    return {v for v in found if v in usual or canonical_value(v) in more}
 
 
 def chosen_spellings(values: Iterable[str]) -> dict[str, str]:
-    """Return spelling -> the spelling that stands for all with the same value: the most frequent, then the shortest."""
+    """Return spelling -> the preferred spelling of the same value: the most frequent, then the shortest."""
     counts = Counter(values)
     best: dict[str, str] = {}
     for v in sorted(counts, key=lambda v: (-counts[v], len(v), v)):
-        best.setdefault(same_value(v), v)
-    return {v: best[same_value(v)] for v in counts}
+        best.setdefault(canonical_value(v), v)
+    return {v: best[canonical_value(v)] for v in counts}
 
 
 def several_spellings(values: Iterable[str]) -> list[list[str]]:
     """Return the spellings of every value that has more than one, each list and all lists in alphabetical order."""
     spelled: dict[str, set[str]] = {}
     for v in values:
-        spelled.setdefault(same_value(v), set()).add(v)
+        spelled.setdefault(canonical_value(v), set()).add(v)
     return sorted(sorted(each) for each in spelled.values() if len(each) > 1)
 
 

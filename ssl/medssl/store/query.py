@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from medssl.errors import UserError, nearest
 from medssl.readers.quality_flags import FLAGS
-from medssl.store.label_values import number, same_value
+from medssl.store.label_values import canonical_value, number
 
 MAX_LENGTH = 10_000  # characters
 COMPARE = {
@@ -270,8 +270,8 @@ class _Query:
 def _same_values(value: _Value) -> _Value:
     """Return a label, a text or a constant in the form in which values of labels are compared."""
     if value.is_constant:
-        return _Value("text", same_value(value.data), value.source)
-    return _mapped(value, same_value, pa.string(), "text") if value.kind == "text" else value
+        return _Value("text", canonical_value(value.data), value.source)
+    return _mapped(value, canonical_value, pa.string(), "text") if value.kind == "text" else value
 
 
 def _mapped(value: _Value, f: Callable[[str], Any], kind: pa.DataType, name: str) -> _Value:

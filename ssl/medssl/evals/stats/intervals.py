@@ -26,11 +26,11 @@ from medssl.evals.stats.score import Difference, Score
 Cases = Sequence[Case]
 """One metric of the predictions of all draws of the first seed, then of the second."""
 EQUAL = 1e-12  # what differs by less is equal but for rounding
-AGREE = "no interval, because all patients agree, which does not tell how uncertain it is"
+NO_SPREAD = "no interval, because the value stays the same when patients are left out, so its uncertainty is unknown"
 UNSTABLE = "undefined on too many resamples"
 
 
-class Left(NamedTuple):
+class LeaveOut(NamedTuple):
     """Values of a set of cases: of all scans (S * D,), and without each block of patients (S * D, B)."""
 
     full: Floats
@@ -74,20 +74,20 @@ class Sample:
         left = iter(self._left_out([cases for pair in pairs for cases in pair]))
         return [self._paired(a, b, next(left), next(left)) for a, b in pairs]
 
-    def _left_out(self, sets: Sequence[Cases]) -> list[Left]:
+    def _left_out(self, sets: Sequence[Cases]) -> list[LeaveOut]:
         if not sets:
             return []
         flat = [case for cases in sets for case in cases]
         full, without = leave_out(flat, self.at, self._block(flat[0]))
         ends = np.cumsum([len(c) for c in sets])[:-1]
-        return [Left(*each) for each in zip(np.split(full, ends), np.split(without, ends), strict=True)]
+        return [LeaveOut(*each) for each in zip(np.split(full, ends), np.split(without, ends), strict=True)]
 
     def _block(self, case: Case) -> NDArray[np.int64]:
         """Return each patient's block; the same for all metrics of one truth."""
         metric, y, _ = case
         return blocks(metric.check.groups(y), self.at, self.n, self.seed)
 
-    def _jackknifed(self, cases: Cases, left: Left) -> Score:
+    def _jackknifed(self, cases: Cases, left: LeaveOut) -> Score:
         metric, y, p = cases[0]
         value = float(left.full.mean())
         how = self._how("Wilson interval by a jackknife" if metric.bias is None else "jackknife interval", len(cases))
@@ -101,7 +101,7 @@ class Sample:
             bias = float(np.mean([metric.bias(y, p, self.at) for _, y, p in cases]))
             half = errors.half_width(self.level)
             if errors.se <= EQUAL:
-                return self._none(value, AGREE, how)
+                return self._none(value, NO_SPREAD, how)
             how += f", which allows for a bias of up to {bias:.3f} upwards"
             return self._score(value, max(0.0, value - bias - half), value + half, how)
         parts, limit = metric.parts(y, p), round(value)
@@ -111,7 +111,7 @@ class Sample:
             errors = replace(errors, patients=errors.patients + lift, common=errors.common + lift)
             return self._score(value, *wilson(value, errors.half_width(self.level)), how)
         if not metric.exact:
-            return self._none(value, AGREE, how)
+            return self._none(value, NO_SPREAD, how)
         counts = [min(len(np.unique(self.at[mask])) for mask, _ in groups) for groups in parts]
         end = exact_bound(counts, self.level)
         how = f"exact {100 * self.level:g} % bound from {self._named(min(counts), cases[0])}, all of whom agree"
@@ -135,7 +135,7 @@ class Sample:
             return self._none(value if metric.robust else np.nan, UNSTABLE, how)
         ends = np.quantile(found[defined], [(1 - wide) / 2, (1 + wide) / 2])
         if ends[1] - ends[0] <= EQUAL:
-            return self._none(value, AGREE, how)
+            return self._none(value, NO_SPREAD, how)
         # resamples of a biased metric may all lie on one side of the value
         below, above = np.maximum([value - ends[0], ends[1] - value], 0)
         repeats = repeats_of(self._grid(each))
@@ -147,7 +147,7 @@ class Sample:
             below, above = (alone.widened(half, self.level) for half in (below, above))
         return self._score(value, value - below, value + above, how)
 
-    def _paired(self, a: Cases, b: Cases, left_a: Left, left_b: Left) -> Difference:
+    def _paired(self, a: Cases, b: Cases, left_a: LeaveOut, left_b: LeaveOut) -> Difference:
         metric, y, _ = a[0]
         apart = left_a.full - left_b.full
         value, change = float(apart.mean()), left_a.without - left_b.without - apart[:, None]
@@ -165,7 +165,7 @@ class Sample:
             low, high = np.clip([value - half, value + half], *((-1, 1) if bounded else (-np.inf, np.inf)))
             return Difference(self._score(value, low, high, how), errors.p(value), errors.se)
         if not bounded:
-            return Difference(self._none(value, AGREE, how), np.nan, np.nan)
+            return Difference(self._none(value, NO_SPREAD, how), np.nan, np.nan)
         # all patients show this difference, so a share of them does, and the others differ by 1 the other way at worst
         k = min(rarest(case, self.at) for case in (a[0], b[0]))
         share, size = exact_bound([k], self.level), abs(value)

@@ -2,10 +2,10 @@
 
 The jackknife of one scan per patient is, for an AUROC, DeLong's variance (DeLong, DeLong & Clarke-Pearson, 1988,
 https://doi.org/10.2307/2531595) and for a mean the usual one; leaving out all scans of a patient keeps it right for several.
-It has no random numbers. Nothing is averaged over its degrees of freedom: each group of patients that a metric compares,
-such as a class, has its own (Welch, 1947; Satterthwaite, 1946), and each source of variance its own quantile of t, the
-half-widths being added as squares (Zou & Donner, 2008, https://doi.org/10.1002/sim.3095). So with two seeds the seeds count
-with the quantile 12.7, however many patients there are.
+It uses no random numbers. The degrees of freedom are not pooled: each group of patients that a metric compares, such as a
+class, has its own (Welch, 1947; Satterthwaite, 1946). Each source of variance (patients, seeds, draws of labels) has its own
+quantile of t, and the squares of their half-widths are added (Zou & Donner, 2008, https://doi.org/10.1002/sim.3095). So with
+two seeds the seeds count with the quantile 12.7, however many patients there are.
 """
 
 import math
@@ -32,7 +32,8 @@ class Errors:
     """Variances of an estimate by source.
 
     Attributes:
-        patients: of the patients, with `df` degrees of freedom. common: the part of it that is not also in `repeats`.
+        patients: variance due to the choice of patients, with `df` degrees of freedom.
+        common: the part of `patients` that affects all seeds and draws alike, and so is not counted in `repeats` already.
         repeats: (variance, degrees of freedom) of the mean over seeds, and of the mean over draws of labels.
     """
 
@@ -54,7 +55,7 @@ class Errors:
         return math.sqrt(max(alone * self.patients, alone * self.common + repeated))
 
     def widened(self, half: float, level: float) -> float:
-        """Return the half-width with seeds and draws for one of the patients alone, such as one side of percentiles."""
+        """Return `half`, a half-width over patients alone such as one side of percentiles, with seeds and draws added."""
         repeated = sum(v * t.isf((1 - level) / 2, df) ** 2 for v, df in self.repeats)
         return max(half, math.sqrt(half**2 * self.common / self.patients + repeated))
 
@@ -78,13 +79,14 @@ class Errors:
 
 @dataclass(frozen=True)
 class Strata:
-    """Blocks of patients, mostly of one patient each, by the rarest group of scans that they belong to.
+    """Blocks of patients that are left out together, mostly of one patient each; each block is in one stratum, that of the
+    smallest group of scans (such as the rarer class) to which its patients belong.
 
     Attributes:
         block: (patients,) the block of each patient. stratum: (B,) of each block.
         shrink: (B,) Bessel's correction, (k - 1) / k for k blocks in a block's stratum.
-        sizes: for each stratum the number of blocks that count if their scans are unequally many, (sum of scans)^2 / sum of
-            scans^2.
+        sizes: for each stratum its effective number of blocks, lower if their numbers of scans differ: (sum of scans)^2 /
+            sum of scans^2 (Kish).
     """
 
     block: NDArray[np.int64]
@@ -121,9 +123,10 @@ class Strata:
 
 
 def common_part(change: Floats, weight: Floats, shape: tuple[int, int]) -> float:
-    """Return the variance of the mean of `change` (S * D, B) over seeds by draws that does not show between these, too.
+    """Return the part of the patients' variance of the mean of `change` (S * D, B) that all seeds and draws have in common.
 
-    weight (B,): the variance is the weighted sum of squares. Patients on whom the seeds differ also make them differ as a whole.
+    The rest, due to patients whose values differ between seeds or draws, is also in the variance between these, and would be
+    counted twice. weight (B,): a variance is the sum of squares with these weights.
     """
     grid = change.reshape(*shape, -1)
     mean = grid.mean((0, 1))
@@ -204,17 +207,20 @@ def least_variance(value: float, parts: Parts, strata: Strata, change: Floats, a
 
     Where few patients carry all of the errors, the variance that they show is chance: an AUROC of .99 of 20 patients with 20
     scans each may rest on one patient. Each group of scans then counts as a share of at most n (1 + c) scans, n being the
-    `effective` number and c the number of patients that carry its part of the variance. Where many do, the bound is low.
+    `effective_sample_size` and c the number of patients that carry its part of the variance. Where many do, the bound is low.
     change (B,): values without each block minus that of all.
     """
     each = [
-        min(effective(x[mask], at[mask]) * (1 + strata.concentration(change, at[mask])) for mask, x in groups)
+        min(
+            effective_sample_size(x[mask], at[mask]) * (1 + strata.concentration(change, at[mask]))
+            for mask, x in groups
+        )
         for groups in parts
     ]
     return value * (1 - value) * sum(1 / n for n in each) / len(parts) ** 2
 
 
-def effective(x: Floats, at: NDArray[np.int64]) -> float:
+def effective_sample_size(x: Floats, at: NDArray[np.int64]) -> float:
     """Return the number of independent scans that scans with numbers x (N,) of patients at (N,) are worth.
 
     N / (1 + (m - 1) r), with m scans a patient and their correlation r by analysis of variance of the normal scores of x. Of

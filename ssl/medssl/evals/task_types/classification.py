@@ -16,7 +16,7 @@ from medssl.evals.task_types.base import LinearTarget, Mask, Names, Raw, Strata,
 from medssl.evals.task_types.columns import MOST_CLASSES, known, numeric_order
 from medssl.losses import target_losses
 from medssl.losses.target_losses import TargetLoss
-from medssl.store.label_values import chosen_spellings, same_value, word
+from medssl.store.label_values import as_text, canonical_value, chosen_spellings
 
 SMALLEST = np.finfo(np.float64).tiny  # the smallest probability in a cross-entropy
 
@@ -37,10 +37,10 @@ class Classification(TaskType):
     can_balance = True
 
     def names(self, columns: Names, raw: list[Any], positive: Names) -> Names:
-        spelled = chosen_spellings(map(word, raw))
+        spelled = chosen_spellings(map(as_text, raw))
         if positive:
-            one, yes = " or ".join(sorted(positive)), set(map(same_value, positive))
-            shares = {same_value(v) in yes for v in spelled}
+            one, yes = " or ".join(sorted(positive)), set(map(canonical_value, positive))
+            shares = {canonical_value(v) in yes for v in spelled}
             if True not in shares:
                 there = sorted(set(spelled.values()))
                 raise UserError(f"no training scan has {columns[0]}={one}.{nearest(positive[0], there)}")
@@ -57,10 +57,10 @@ class Classification(TaskType):
     def read(self, raw: Sequence[Raw], columns: Names, names: Names, positive: Names) -> tuple[Y, Mask]:
         there = known(raw[0])
         if positive:
-            yes = set(map(same_value, positive))
-            return np.array([v is not None and same_value(v) in yes for v in raw[0]], np.int64), there
-        place = {same_value(name): i for i, name in enumerate(names)}
-        y = np.array([-1 if v is None else place.get(same_value(v), -1) for v in raw[0]], np.int64)
+            yes = set(map(canonical_value, positive))
+            return np.array([v is not None and canonical_value(v) in yes for v in raw[0]], np.int64), there
+        place = {canonical_value(name): i for i, name in enumerate(names)}
+        y = np.array([-1 if v is None else place.get(canonical_value(v), -1) for v in raw[0]], np.int64)
         return np.maximum(y, 0), there & (y >= 0)
 
     def check_splits(self, y_train: Y, y_test: Y, target: str, names: Names) -> list[str]:

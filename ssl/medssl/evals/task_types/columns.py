@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from medssl.errors import UserError
 from medssl.evals.metrics.weighted import Floats
 from medssl.evals.task_types.base import Raw
-from medssl.store.label_values import number, quantity, same_value, word
+from medssl.store.label_values import as_text, canonical_value, number, quantity
 
 MOST_CLASSES = 50
-YES = frozenset({"yes", "y", "1", "positive", "pos", "present", "있음", "유", "양성"})  # true is 1, see `same_value`
+YES = frozenset(
+    {"yes", "y", "1", "positive", "pos", "present", "있음", "유", "양성"}
+)  # true is 1, see `canonical_value`
 NO = frozenset({"no", "n", "0", "negative", "neg", "absent", "없음", "무", "음성"})
 
 
@@ -39,7 +41,7 @@ def numbers(raw: Raw, column: str) -> Floats:
 def unit_of(raw: Iterable[object], column: str) -> str:
     """Return the unit of the numbers in a column, "" if they have none. Raises UserError as `numbers` does."""
     found = {v: quantity(v) for v in raw if v is not None}
-    bad = sorted({word(v) for v, q in found.items() if q is None}, key=lambda v: (len(v), v))
+    bad = sorted({as_text(v) for v, q in found.items() if q is None}, key=lambda v: (len(v), v))
     if bad:
         raise UserError(
             f"{column} must be numbers, and one is {bad[0]!r} ({len(bad)} such values); correct them, or leave their scans "
@@ -58,15 +60,15 @@ def presence(raw: Raw, column: str, positive: tuple[str, ...]) -> Floats:
     With `positive`, these values mean present and all others absent; without, YES and NO hold, and any other value raises
     UserError.
     """
-    yes = set(map(same_value, positive)) or YES
+    yes = set(map(canonical_value, positive)) or YES
     out = np.full(len(raw), np.nan)
     for i, v in enumerate(raw):
         if v is not None:
-            found = same_value(v)
+            found = canonical_value(v)
             if found not in yes and not positive and found not in NO:
                 raise UserError(
-                    f"{column} has the value {word(v)!r}; say which values count with positive=[…], or leave it out "
-                    f"with unknown=[{word(v)}]"
+                    f"{column} has the value {as_text(v)!r}; say which values count with positive=[…], or leave it out "
+                    f"with unknown=[{as_text(v)}]"
                 )
             out[i] = found in yes
     return out

@@ -17,7 +17,7 @@ from medssl.evals.task_types.classification import SMALLEST
 from medssl.evals.task_types.columns import known, presence
 from medssl.losses import target_losses
 from medssl.losses.target_losses import TargetLoss
-from medssl.store.label_values import chosen_spellings, findings, same_value
+from medssl.store.label_values import canonical_value, chosen_spellings, findings
 
 
 class Multilabel(TaskType):
@@ -44,8 +44,8 @@ class Multilabel(TaskType):
         if len(columns) > 1:
             y = np.stack([presence(v, c, positive) for v, c in zip(raw, columns, strict=True)], 1)
             return y, np.any(~np.isnan(y), axis=1)
-        found = [set() if v is None else set(map(same_value, findings(v))) for v in raw[0]]
-        wanted = [same_value(name) for name in names]
+        found = [set() if v is None else set(map(canonical_value, findings(v))) for v in raw[0]]
+        wanted = [canonical_value(name) for name in names]
         y = np.array([[float(name in f) for name in wanted] for f in found]).reshape(len(raw[0]), -1)
         return y, known(raw[0])
 

@@ -13,7 +13,7 @@ from medssl.evals.task_types.classification import Classification, spread
 from medssl.evals.task_types.columns import MOST_CLASSES, numeric_order
 from medssl.losses import target_losses
 from medssl.losses.target_losses import TargetLoss
-from medssl.store.label_values import chosen_spellings, number, word
+from medssl.store.label_values import as_text, chosen_spellings, number
 
 
 class Ordinal(Classification):
@@ -25,7 +25,7 @@ class Ordinal(Classification):
     scored_by_class = False
 
     def names(self, columns: Names, raw: list[Any], positive: Names) -> Names:
-        levels = sorted(set(chosen_spellings(map(word, raw)).values()), key=numeric_order)
+        levels = sorted(set(chosen_spellings(map(as_text, raw)).values()), key=numeric_order)
         if any(number(v) is None for v in levels):
             raise UserError(
                 f"ordinal levels must be numbers, and {columns[0]} has {levels[-1]!r}; use task=classification"
