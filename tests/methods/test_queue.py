@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 import tiny
 from medssl.errors import UserError
+from medssl.losses.infonce import query_key
 from medssl.methods.base import Clock
 from medssl.methods.parts.queue import Queue
 
@@ -61,3 +62,22 @@ def test_nnclr_finds_the_nearest_neighbour():
     for row, near in zip(z, method.neighbours(z), strict=True):
         distances = [(row / row.norm() - q).norm().item() for q in method.queue.rows]
         assert torch.equal(near, method.queue.rows[distances.index(min(distances))])
+
+
+@pytest.mark.parametrize("name", ["moco", "nnclr"])
+def test_each_view_is_compared_with_the_other(name):
+    """The paired rows are those of two views of a scan, in both orders."""
+    method, batch, none = tiny.method(name), tiny.batch(2), torch.empty(0, 16)
+    views = torch.cat(batch["views"])
+    z = method.projector(method.encoder(views))
+    queries, keys = method.predictor(z), method.teacher(views) if name == "moco" else z
+    if name == "nnclr":
+        queries, keys = method.neighbours(z), queries
+    (q_a, q_b), (k_a, k_b) = queries.chunk(2), keys.chunk(2)
+    crossed, straight = (
+        sum(query_key(q, k, method.temperature, none).item() for q, k in pairs) / 2
+        for pairs in (((q_a, k_b), (q_b, k_a)), ((q_a, k_a), (q_b, k_b)))
+    )
+    loss = method(batch, CLOCK)["loss"].item()
+    assert loss == pytest.approx(crossed, rel=1e-5)
+    assert loss != pytest.approx(straight, rel=1e-3), "the views differ enough for the test to see it"
