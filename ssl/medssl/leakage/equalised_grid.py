@@ -112,14 +112,19 @@ def normalise_contrast(value: Tensor, weight: Tensor, sigma: float) -> Tensor:
         value, weight: (N, n, n).
         sigma: standard deviation, in pixels, of the Gaussian over which mean and deviation are taken.
     """
-    kernel = _gaussian(value.shape[-1], sigma)
+    share = _blurred(weight, sigma) + 1e-3
+    apart = (value - _blurred(value * weight, sigma) / share) * weight
+    return apart / (_blurred(apart * apart, sigma) / share + CONTRAST_FLOOR**2).sqrt()
 
-    def blurred(x: Tensor) -> Tensor:
-        return ((x @ kernel).mT.contiguous() @ kernel).mT  # two large products are faster than many small ones
 
-    share = blurred(weight) + 1e-3
-    apart = (value - blurred(value * weight) / share) * weight
-    return apart / (blurred(apart * apart) / share + CONTRAST_FLOOR**2).sqrt()
+def smoothed(value: Tensor, weight: Tensor, sigma: float) -> Tensor:
+    """Return the local means of (N, n, n) under a Gaussian of standard deviation `sigma` pixels; 0 where the weight is."""
+    return _blurred(value * weight, sigma) / _blurred(weight, sigma).clamp(min=1e-3) * weight
+
+
+def _blurred(x: Tensor, sigma: float) -> Tensor:
+    kernel = _gaussian(x.shape[-1], sigma)
+    return ((x @ kernel).mT.contiguous() @ kernel).mT  # two large products are faster than many small ones
 
 
 @lru_cache

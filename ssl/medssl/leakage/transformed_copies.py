@@ -7,18 +7,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medssl.leakage.equalised_grid import HALF_SIDE, SIDE, EqualisedGrid, as_tensors, normalise_contrast
+from medssl.leakage.equalised_grid import HALF_SIDE, SIDE, EqualisedGrid, as_tensors, normalise_contrast, smoothed
 from medssl.leakage.registration import Affine, agreement, register
 from medssl.leakage.transformed_search import Candidates, TransformedSearch, Transforms
+
+Grids = tuple[tuple[Tensor, Tensor], ...]  # values and weights (N, n, n) of queries, then of images
 
 QUERIES = 64  # compared at once
 COARSE_STEPS, FINE_STEPS = 4, 4  # steps of registration at half and at full resolution
 FINALISTS = 2  # candidates per query that are compared at full resolution
 MIN_COARSE = 0.5  # correlation at half resolution for that
-SIGMA = {
-    SIDE: 2.5,
-    HALF_SIDE: 1.5,
-}  # pixels over which contrast is normalised for the final comparison, by side of the grid
+SIGMA_SHARP, SIGMA_SMALL = (
+    2.5,
+    4.0,
+)  # pixels over which contrast is normalised for that: all details, or those of small images
+SMOOTHING = 1.0  # standard deviation, in pixels, that brings a sharp image to the resolution of a small one
 RUNNER_UP = 3  # rank of the candidate that stands for another scan: up to so many copies may be in one set
 
 
@@ -30,7 +33,7 @@ class AgreeingPairs:
         query, image: (P,) int64, positions; the best image of a query comes first.
         score: (P,) float32, their correlation.
         runner_up: (P,) float32, the correlation of the query with the RUNNER_UP-th next image after its best; 0 if there is none.
-        sharp: (P,) bool, whether all pixels of the grid were compared.
+        sharp: (P,) bool, whether both images resolve all pixels of the grid.
     """
 
     query: NDArray[np.int64]
@@ -55,6 +58,11 @@ def agreeing_pairs(
     return AgreeingPairs(query, image, score, runner_up, both_sharp)
 
 
+def _registered(grids: Grids, maps: Affine, sigma: float, steps: int) -> tuple[Affine, Tensor]:
+    moving, fixed = ((normalise_contrast(value, weight, sigma), weight) for value, weight in grids)
+    return register(moving, fixed, maps, steps)
+
+
 class _Pairs:
     """Some queries and their candidates, registered at half resolution."""
 
@@ -62,29 +70,32 @@ class _Pairs:
         self, ranks: NDArray[np.uint8], search: TransformedSearch, found: Candidates, sharp: tuple[Tensor, Tensor]
     ):
         self.ranks, self.search, self.found = ranks, search, found
-        self.sharp = sharp[0][found.query] & sharp[1][found.image]
-        maps = search.transforms.maps[found.transform]
-        self.maps, self.coarse = self._registered(torch.arange(len(found.query)), maps, HALF_SIDE, 2.0, COARSE_STEPS)
+        self.each_sharp = sharp[0][found.query], sharp[1][found.image]
+        self.sharp = self.each_sharp[0] & self.each_sharp[1]
+        maps, everything = search.transforms.maps[found.transform], torch.arange(len(found.query))
+        self.maps, self.coarse = _registered(self._grids(everything, HALF_SIDE), maps, 2.0, COARSE_STEPS)
 
-    def _grids(self, at: Tensor, side: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def _grids(self, at: Tensor, side: int) -> Grids:
         """Return values and weights of the queries, inverted if need be, and of the images of pairs."""
         value, weight = as_tensors(self.ranks[self.found.query[at].numpy()], side)
         value = torch.where(self.found.sign[at, None, None] < 0, 1 - value, value) * weight
         return (value, weight), as_tensors(self.search.ranks[self.found.image[at].numpy()], side)
 
-    def _registered(self, at: Tensor, maps: Affine, side: int, sigma: float, steps: int) -> tuple[Affine, Tensor]:
-        query, image = self._grids(at, side)
-        normalised = [(normalise_contrast(value, weight, sigma), weight) for value, weight in (query, image)]
-        return register(normalised[0], normalised[1], maps, steps)
-
     def _final(self, at: Tensor) -> Tensor:
         """Return the agreement (P,) of pairs at the resolution that both images have."""
         found = torch.zeros(len(at))
-        for side, use in ((SIDE, self.sharp[at]), (HALF_SIDE, ~self.sharp[at])):
+        for sigma, use in ((SIGMA_SHARP, self.sharp[at]), (SIGMA_SMALL, ~self.sharp[at])):
             if use.any():
                 some = at[use]
-                maps, _ = self._registered(some, self.maps[some], side, SIGMA[side], FINE_STEPS)
-                found[use] = agreement(*self._grids(some, side), maps, SIGMA[side])
+                grids = self._grids(some, SIDE)
+                if sigma == SIGMA_SMALL:
+                    finer = (sharp[some, None, None] for sharp in self.each_sharp)
+                    grids = tuple(
+                        (torch.where(f, smoothed(v, w, SMOOTHING), v), w)
+                        for f, (v, w) in zip(finer, grids, strict=True)
+                    )
+                maps, _ = _registered(grids, self.maps[some], sigma, FINE_STEPS)
+                found[use] = agreement(grids[0], grids[1], maps, sigma)
         return found
 
     def agreeing(self, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -19,17 +19,18 @@ from medssl.leakage.transformed_copies import AgreeingPairs, agreeing_pairs
 from medssl.leakage.transformed_search import Transforms
 from medssl.readers.phash import BLANK
 
-VERSION = 1  # of everything that decides about a pair; cached results of other versions are ignored
-# Least correlation of a copy whose 64 x 64 pixels are compared, and of one whose 32 x 32 are, and largest share of what is left
-# to a perfect correlation, relative to the runner-up: images of one organ are alike, and simple images more so.
-NEAR_SHARP, NEAR_SMALL, NEAR_SHARE = 0.80, 0.90, 0.40
-MAYBE_SHARP, MAYBE_SMALL, MAYBE_SHARE = 0.72, 0.80, 0.5
+VERSION = 2  # of everything that decides about a pair; cached results of other versions are ignored
+# Least correlation of a copy if both images resolve 64 x 64 pixels, and if one does not; and largest share of what is left to a
+# perfect correlation, relative to the runner-up: images of one organ are alike, and simple images more so.
+NEAR_SHARP, NEAR_SMALL, NEAR_SHARE = 0.80, 0.88, 0.40
+MAYBE_SHARP, MAYBE_SMALL, MAYBE_SHARE = 0.72, 0.84, 0.5
 COPIES_SHARP = 0.95  # correlation at 64 x 64 pixels that needs no runner-up: one set may hold many copies
 
 LOOKED_FOR = (
     "copies of test images were looked for as they are, mirrored, turned by right angles or up to 10 degrees, inverted, with "
-    "up to 10 % cut off, added or shifted, with another contrast or a quarter covered; not looked for: smaller parts, montages, "
-    "warped or generated images, other slices of a volume than the middle one, images of less than 24 pixels"
+    "up to 10 % cut off, added or shifted, cut to their central square, with another contrast or a quarter covered; not looked "
+    "for: smaller parts, montages, warped or generated images, other slices of a volume than the middle one, images of less "
+    "than 24 pixels"
 )
 
 Found = Mapping[str, Mapping[str, str]]

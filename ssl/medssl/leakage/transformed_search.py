@@ -36,6 +36,8 @@ _AXIS += [(0.94, 0.03), (0.94, -0.03)]
 _CORNERS = [((0.86, 0.86), (down, right)) for down, right in product((-0.07, 0.07), repeat=2)]
 _SHIFTS = [((1, 1), by) for by in product((-0.1, 0, 0.1), repeat=2) if by != (0, 0)]
 _QUARTERS = [((0.75, 1), (0.125, 0)), ((0.75, 1), (-0.125, 0)), ((1, 0.75), (0, 0.125)), ((1, 0.75), (0, -0.125))]
+# The central square of an image of up to 2 to 1, to which data sets are often cut.
+_SQUARES = [(scale, (0, 0)) for s in (0.73, 0.65, 0.57) for scale in ((1, s), (s, 1), (1, 1 / s), (1 / s, 1))]
 
 
 def _rotation(degrees: float) -> NDArray[np.float64]:
@@ -46,7 +48,7 @@ def _rotation(degrees: float) -> NDArray[np.float64]:
 def _transforms() -> Affine:
     """Return all transforms: upright and mirrored images in detail, other orientations with few sizes and turns."""
     axes = [((s, u), (t, v)) for (s, t), (u, v) in product(_AXIS, repeat=2) if abs(s - u) < 0.25]
-    detailed = [(np.diag(scale), shift) for scale, shift in (*axes, *_CORNERS, *_SHIFTS, *_QUARTERS)]
+    detailed = [(np.diag(scale), shift) for scale, shift in (*axes, *_CORNERS, *_SHIFTS, *_QUARTERS, *_SQUARES)]
     detailed += [(_rotation(a) * s, (0, 0)) for a in (-9, -6, -3, 3, 6, 9) for s in (1, 0.9)]
     few = [(np.eye(2) * s, (0, 0)) for s in (1, 0.9, 0.8, 1 / 0.9)] + [(_rotation(a), (0, 0)) for a in (-6, 6)]
     found = [(o @ m, t) for o in _ORIENTATIONS[:2] for m, t in detailed]
@@ -218,9 +220,7 @@ def _nearest(
     for some in queries.split(256):
         described = (grid[some] @ bank.transformed.T).unflatten(1, (-1, size)) @ whitening
         for query, views in zip(some, normalize(described, dim=2), strict=True):
-            best = torch.cat(
-                [torch.stack(torch.aminmax(views @ part.T, dim=0)).abs().amax(0) for part in images.split(BLOCK)]
-            )
+            best = torch.cat([(views @ part.T).abs_().amax(0) for part in images.split(BLOCK)])
             at = torch.topk(best, count).indices
             cosine = views @ images[at].T
             transform = cosine.abs().argmax(0)
