@@ -1,4 +1,4 @@
-"""Label columns of a table or of JSON files before they are stored: missing values, written numbers, and what may be kept."""
+"""Clean the label columns of a table or of JSON files: missing values, written numbers, and what must not be stored."""
 
 import re
 from collections import Counter
