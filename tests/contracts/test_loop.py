@@ -180,6 +180,10 @@ def test_a_pass_of_one_scan_teaches_something_or_is_refused(tmp_path, name):
         assert sum(p.grad.abs().sum() for p in method.parameters() if p.grad is not None) > 0
 
 
+def test_labels_beside_a_method_that_compares_scans_need_two_as_well():
+    assert [tiny.method("multitask", method=name).fewest_scans for name in ("mahalanobis", "denoising")] == [2, 1]
+
+
 def test_methods_that_compare_scans_need_two_and_others_one():
     need = {name: tiny.method(name).fewest_scans for name in ("simclr", "mahalanobis", "jigsaw", "mae", "denoising")}
     assert need == {"simclr": 2, "mahalanobis": 2, "jigsaw": 2, "mae": 1, "denoising": 1}
