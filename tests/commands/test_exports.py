@@ -351,9 +351,10 @@ def test_damage_is_not_passed_on(tmp_path):
 
 def test_shard_overwrites_nothing(store, tmp_path):
     (tmp_path / "new").mkdir()
+    (tmp_path / "new/notes.txt").write_text("mine")
     with pytest.raises(UserError, match="exists already"):
         shard(store, tmp_path / "new")
     with pytest.raises(UserError, match="size=0"):
         shard(store, tmp_path / "other", size=0)
     assert [p.name for p in tmp_path.iterdir()] == ["new"]
-    assert not list((tmp_path / "new").iterdir())
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["notes.txt"]

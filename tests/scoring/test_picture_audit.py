@@ -54,7 +54,7 @@ def audited(folder, change=None):
         writer.writerow(("file", "patient_id", "split", "lesion"))
         for p in range(PATIENTS):
             positive = rng.random() < 0.5
-            smooth = np.asarray(Image.fromarray(rng.normal(size=(6, 6)).astype(np.float32)).resize((SIZE, SIZE), 3))
+            smooth = np.asarray(Image.fromarray(rng.normal(size=(16, 16)).astype(np.float32)).resize((SIZE, SIZE), 3))
             x = 110 + 25 * smooth + 6 * rng.normal(size=(SIZE, SIZE))
             if change is not None and rng.random() < (0.9 if positive else 0.1):
                 x = change(x, rng)
