@@ -20,9 +20,9 @@ from medssl.leakage.registration import Affine, places
 SIGMA = 2.0  # pixels of the grid, see `normalise_contrast`
 MAX_FREQUENCY = 5  # cycles per image
 CANDIDATES = 8  # images compared further per query
-MASKED_CANDIDATES = 4  # of each blacked part, more
+MASKED_CANDIDATES = 4  # candidates for each covered part
 COVERED = 0.6  # share of a block without structure for which the rest of the image is searched by itself
-SHRINKAGE = 0.05  # of the second moments towards a multiple of the identity, at least
+SHRINKAGE = 0.05  # least shrinkage of the second moments towards a multiple of the identity
 BLOCK = 2048  # images searched at once
 SAMPLE = 4096  # images from which second moments are estimated
 
@@ -181,7 +181,7 @@ class TransformedSearch:
         found = [_nearest(self.transforms.whole, *self._whole, grid, queries, everything, CANDIDATES)]
         uniform = (weight == 0).float()
         for block, bank in zip(self.transforms.blocks, self.transforms.rest, strict=True):
-            share = uniform @ self.transforms.orientations[:, block].mean(1).T  # of the block, in each orientation
+            share = uniform @ self.transforms.orientations[:, block].mean(1).T  # the block's share, by orientation
             covered = torch.nonzero((share >= COVERED).any(1))[:, 0]
             images = torch.nonzero(self._uniform[:, block].float().mean(1) >= COVERED)[:, 0]
             if len(covered) or len(images):

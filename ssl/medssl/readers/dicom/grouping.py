@@ -1,4 +1,4 @@
-"""Which slices of a study make up one volume.
+"""Grouping: the slices of a study that make up one volume.
 
 Slices are first grouped by everything in which volumes may differ: series, frame of reference, stack, contrast (echo time,
 b-value, …), orientation and pixel spacing. Some of these also differ by rounding, or because software writes a new UID into
