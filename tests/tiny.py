@@ -7,8 +7,10 @@ import torch
 from scipy import stats
 
 from medssl import catalog
+from medssl.encoders.config import InputConfig
 from medssl.errors import UserError
 from medssl.losses.target_losses import classification
+from medssl.methods.parts.frozen_teacher import FrozenTeacher
 from medssl.rng import Key
 from medssl.runs.config import Choice, PretrainConfig
 from medssl.store.resampled import ResampledScans
@@ -42,7 +44,18 @@ def method(
     model = catalog.build(catalog.spec("encoder", encoder, **SMALL[encoder]), channels=channels, size=(size,) * dims)
     if catalog.takes(spec, "target_loss") != "no":
         spec = {"target_loss": classification(2)} | spec
+    if catalog.takes(spec, "teacher") == "yes":
+        spec = {"teacher": teacher(channels, (size,) * dims)} | spec
     return catalog.build(spec, encoder=model)
+
+
+def teacher(channels: int, size: tuple[int, ...]) -> FrozenTeacher:
+    """Return a frozen cnn of another width, grid and standardisation, whose weights differ from every student's."""
+    takes = InputConfig(channels, tuple(n + 4 for n in size), None, False, 0.3, 0.25)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        encoder = catalog.build(catalog.spec("encoder", "cnn", widths=[8, 12]), channels=channels, size=takes.size)
+    return FrozenTeacher(encoder, takes, InputConfig(channels, size, None, False, 0.35, 0.2))
 
 
 @cache

@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+OPTIONAL = ("init", "teacher", "head", "fine_tuned")
+"""Keys that encoder.json has only where they say something."""
+
 
 @dataclass(frozen=True)
 class InputConfig:
@@ -38,6 +41,8 @@ class EncoderConfig:
         method, encoder: names of the pretraining method and of the encoder, as given on the command line.
         store: fingerprint of the training store.
         step: updates of the weights.
+        init, teacher: the weights that training started from and those of a frozen teacher, as described by
+            `initial_weights.Weights`; None without.
         head, fine_tuned: for a fine-tuned encoder, the target of its head and its training data.
     """
 
@@ -59,6 +64,8 @@ class EncoderConfig:
     encoder: str = ""
     store: str = ""
     step: int = 0
+    init: dict[str, Any] | None = None
+    teacher: dict[str, Any] | None = None
     head: dict[str, Any] | None = None
     fine_tuned: dict[str, Any] | None = None
 
@@ -68,6 +75,6 @@ class EncoderConfig:
         return InputConfig(self.channels, self.size, self.spacing, self.equalise, self.mean, self.std)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values; `head` and `fine_tuned` only where there are any."""
+        """JSON values; those of OPTIONAL only where there are any."""
         values = asdict(self) | {"size": list(self.size)}
-        return {k: v for k, v in values.items() if v is not None or k not in ("head", "fine_tuned")}
+        return {k: v for k, v in values.items() if v is not None or k not in OPTIONAL}

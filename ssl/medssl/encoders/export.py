@@ -41,10 +41,10 @@ def save_encoder(folder: Path, encoder: Any, config: EncoderConfig) -> None:
         config: input and provenance; name, options, channels, size, dim and weights are taken from `encoder`.
     """
     assert type(encoder) in CLASSES.values(), type(encoder)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in _network(encoder).state_dict().items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in network(encoder).state_dict().items()}
     with atomic(folder / "encoder.safetensors") as part:
         save_file(tensors, part)
-        weights = _digest(part)
+        weights = digest_of(part)
     described = replace(
         config,
         name=type(encoder).__name__,
@@ -72,15 +72,15 @@ def load_encoder(path: str | Path) -> tuple[Any, EncoderConfig]:
     encoder = _build(config, folder / "encoder.json")
     tensors = _tensors(folder / "encoder.safetensors", config.weights)
     try:
-        _network(encoder).load_state_dict(tensors)
+        network(encoder).load_state_dict(tensors)
     except RuntimeError as e:
         why = str(e).split("\n")[1:2] or [str(e)]
         raise UserError(f"{folder}/encoder.safetensors does not fit encoder.json: {why[0]} Export it again") from e
     return encoder.eval(), config
 
 
-def _network(encoder: nn.Module) -> nn.Module:
-    """The module whose state dict is saved: the wrapped network, where there is one."""
+def network(encoder: nn.Module) -> nn.Module:
+    """Return the module whose state dict is saved: the wrapped network, where there is one."""
     net = getattr(encoder, "net", encoder)
     assert isinstance(net, nn.Module)
     return net
@@ -124,15 +124,20 @@ def _build(config: EncoderConfig, file: Path) -> Any:
 def _tensors(file: Path, digest: str) -> dict[str, Tensor]:
     if not file.is_file():
         raise UserError(f"{file} is missing; encoder.json and encoder.safetensors belong together")
-    if _digest(file) != digest:
+    if digest_of(file) != digest:
         raise UserError(f"{file} is damaged or belongs to another encoder.json; copy both files again")
+    return read_tensors(file)
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, which holds no code. Raises UserError for a file of another kind."""
     try:
         return load_file(file)
-    except SafetensorError as e:
+    except (SafetensorError, OSError) as e:
         raise UserError(f"{file} is not a safetensors file ({e}); copy it again") from e
 
 
-def _digest(file: Path) -> str:
-    """blake2b-128 of the file, in hex."""
+def digest_of(file: Path) -> str:
+    """Return the BLAKE2b-128 digest of a file, in hex."""
     with file.open("rb") as f:
         return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -179,6 +179,33 @@ def scan_set_from_store(name: str, store: Store, rows: np.ndarray) -> ScanSet:
     )
 
 
+def pretrained_on(store: Store, rows: np.ndarray, earlier: Iterable[tuple[Path, str]] = ()) -> pa.Table:
+    """Return the scans an encoder has learned from, for RUN/pretrained_on.parquet.
+
+    Args:
+        rows: the scans of `store` it was trained on.
+        earlier: the folder and key_id of each run that its initial weights or its teacher come from. Their scans are added.
+            Patients of a run with another key than the store's cannot be compared with others: they count as unnamed.
+
+    Raises UserError if the list of an earlier run is missing or damaged.
+    """
+    columns = list(PRETRAINED_ON_COLUMNS)
+    tables = [store.table.select(columns).take(rows)]
+    for folder, key in earlier:
+        file = folder / "pretrained_on.parquet"
+        try:
+            table = pq.read_table(file, columns=columns)
+        except (OSError, pa.ArrowException) as e:
+            raise UserError(f"{file} is missing or damaged; copy the whole run again, or pretrain it again") from e
+        if key != store.info["key_id"]:
+            unnamed = pa.array([False] * len(table))
+            table = table.set_column(columns.index("patient_known"), "patient_known", unnamed)
+        tables.append(table)
+    whole = pa.concat_tables([table.cast(tables[0].schema) for table in tables])
+    seen = dict.fromkeys(zip(*(whole[c].to_pylist() for c in columns), strict=True))
+    return pa.table(dict(zip(columns, map(list, zip(*seen, strict=True)), strict=True)), schema=whole.schema)
+
+
 def read_pretrained_on(path: Path, key: str, stores: Iterable[Store] = ()) -> ScanSet:
     """Return the scans an encoder was pretrained on, from a run's pretrained_on.parquet.
 

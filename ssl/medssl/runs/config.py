@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from medssl import catalog
+from medssl.encoders.adaptation import ADAPT
 from medssl.errors import UserError, nearest
 from medssl.store.store import Store
 from medssl.train.log import SINKS
@@ -17,16 +19,19 @@ from medssl.train.options import TrainOptions
 RANGES = {  # smallest and largest value, both allowed
     "steps": (1, inf), "batch": (2, inf), "accumulate": (1, inf), "devices": (1, inf), "workers": (0, inf), "seed": (0, inf),
     "log_every": (1, inf), "save_every": (1, inf), "monitor_every": (0, inf), "warmup": (0, 0.99), "lr_end": (0, 1),
-    "weight_decay": (0, inf), "momentum": (0, 0.9999), "spacing": (1e-3, inf),
+    "weight_decay": (0, inf), "momentum": (0, 0.9999), "spacing": (1e-3, inf), "lora_rank": (1, inf),
 }  # fmt: skip
 CHOICES = {
     "log": SINKS,
     "precision": ("32-true", "bf16-mixed"),
     "accelerator": ("auto", "cpu", "cuda"),
     "on_collapse": ("warn", "stop", "rollback"),
+    "adapt": ADAPT,
 }
 MAY_CHANGE = frozenset({"workers", "accelerator", "devices", "log", "save_every", "store", "on_collapse"})
 """Settings that may differ when a stopped run is continued."""
+ORIGINS = ("init", "teacher")
+"""Settings that describe weights of other runs."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,11 @@ class PretrainOptions:
         method, encoder, augment: names in configs/method, configs/encoder and configs/augment, with their `_options`. An
             encoder may be any timm model, a method the import path of your own `Method`. augment=None takes the recipe of
             the store's modality.
+        init: weights that training starts from: a run's folder, its encoder.safetensors, or a local safetensors file of a timm
+            model; see `medssl.encoders.initial_weights`. With a run and no `encoder`, the encoder is that run's.
+        adapt: the part of the encoder that is trained, from weights at hand: all, norm, attention or lora, with matrices of
+            rank `lora_rank`; see `medssl.encoders.adaptation`. The method's own heads are always trained.
+        teacher: run folder of a frozen teacher, for methods that have one.
         where: filter expression selecting scans; see `medssl.store.query`.
         target, task, positive, unknown: label columns, kind of task, positive values and values that say nothing, for
             methods that learn from labels; see `medssl.probe`. Scans without a label take part unlabelled.
@@ -102,6 +112,10 @@ class PretrainOptions:
     method_options: dict[str, Any] | None = None
     encoder_options: dict[str, Any] | None = None
     augment_options: dict[str, Any] | None = None
+    init: str | Path | None = None
+    adapt: str = "all"
+    lora_rank: int = 8
+    teacher: str | Path | None = None
     where: str | None = None
     target: str | list[str] | None = None
     task: str = "auto"
@@ -133,7 +147,7 @@ class PretrainOptions:
 
     def given(self) -> dict[str, Any]:
         """Return all options that have a value, for config.yaml."""
-        return {k: v for k, v in asdict(self).items() if v is not None}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items() if v is not None}
 
 
 @dataclass(frozen=True)
@@ -143,6 +157,8 @@ class PretrainConfig:
     Attributes:
         store, where, fingerprint: the training store, the filter, and the fingerprint of the filtered store.
         target: columns, task, names, positive and unknown values of the label learned, or None.
+        init, teacher: the origin of the weights started from and of a frozen teacher, with digests, or None; see
+            `medssl.encoders.initial_weights.Weights.described`.
         size: pixels along each spatial axis.
         others: see `PretrainOptions`.
     """
@@ -154,6 +170,10 @@ class PretrainConfig:
     method: Choice
     encoder: Choice
     augment: Choice
+    init: dict[str, Any] | None
+    adapt: str
+    lora_rank: int
+    teacher: dict[str, Any] | None
     size: tuple[int, ...]
     spacing: float | None
     equalise: bool
@@ -233,7 +253,10 @@ class PretrainConfig:
         mine, theirs = self.as_dict(), other.as_dict()
         for key in mine:
             if key not in MAY_CHANGE and mine[key] != theirs[key]:
-                return f"{key}={mine[key]!r}, and now {key}={theirs[key]!r} is requested"
+                was, now = (
+                    f"weights {d['weights']}" if key in ORIGINS and d else repr(d) for d in (mine[key], theirs[key])
+                )
+                return f"{key}={was}, and now {key}={now} is requested"
         return ""
 
 

@@ -200,13 +200,33 @@ def check_overlap(run: Run, encoder: EncoderConfig, splits: EvalSplits, allow_ov
         )
     if shared := report["training", "test"].shared_patients:
         raise UserError(f"{shared} patients are in training and in test; ingest again with one split per patient")
-    flags = report.warnings()
+    flags = report.warnings() + _unlisted_origins(encoder)
     for part, name in ((splits.val, "validation"), (test, "test")):
         if part.unknown:
             flags.append(f"{part.unknown} {name} scans left out: their class is not in training")
     if test.missing:
         flags.append(f"{test.missing} test scans have no {str(splits.target)!r}")
     return flags
+
+
+def _unlisted_origins(encoder: EncoderConfig) -> list[str]:
+    """Return a line for each origin of the weights whose patients cannot be compared with the test patients."""
+    lines, queue = [], [encoder.init, encoder.teacher]
+    while queue:
+        if (origin := queue.pop(0)) is None:
+            continue
+        queue += [origin.get("init"), origin.get("teacher")]
+        if "file" in origin:
+            lines.append(
+                f"training started from the weights {origin['file']}, whose training scans are not listed: if test patients "
+                "are among them, scores are too high"
+            )
+        elif origin["key_id"] != encoder.key_id:
+            lines.append(
+                f"the encoder has also learned from scans that a {origin['method']} run saw under another key: shared images "
+                "are found, shared patients are not"
+            )
+    return lines
 
 
 def marked(name: str, source: str, overlap: Sequence[str]) -> str:

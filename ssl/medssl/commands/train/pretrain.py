@@ -10,12 +10,14 @@ import torch
 
 from medssl import catalog
 from medssl.commands.options import accepts
-from medssl.encoders.config import EncoderConfig
+from medssl.encoders.adaptation import adapt, merge
+from medssl.encoders.config import EncoderConfig, InputConfig
 from medssl.encoders.export import save_encoder
 from medssl.errors import UserError
 from medssl.files import atomic
-from medssl.leakage.leak_check import PRETRAINED_ON_COLUMNS
+from medssl.leakage.leak_check import pretrained_on
 from medssl.pretraining.collapse_monitor import CollapseMonitor
+from medssl.pretraining.origins import Origins
 from medssl.pretraining.pretrain_targets import PretrainTargets
 from medssl.progress import say
 from medssl.rng import seed_from
@@ -55,7 +57,8 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
     defaults = DEFAULTS | spec.pop("_run_", {})
     labels = (options.target, options.task, options.positive, options.unknown)
     targets = PretrainTargets.of(scans, rows, options.method, spec, *labels)
-    config = _config(options, scans, len(rows), defaults, targets)
+    origins = Origins.of(options, spec)
+    config = _config(options, scans, len(rows), defaults, targets, origins)
     fabric = make_fabric(config.accelerator, config.devices, config.precision)
     fabric.launch()
     zero = fabric.is_global_zero
@@ -63,15 +66,22 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
     with torch.random.fork_rng():
         torch.manual_seed(seed_from(config.seed, 0))
         model = catalog.build(config.encoder.spec("encoder"), channels=scans.channels, size=config.size)
-        method = catalog.build(spec, encoder=model, **targets.given)
-        by_row = targets.rows_of(method)
+        changed = [] if origins.init is None else origins.init.load_into(model, config.encoder.name)
+        adapt(model, config.adapt, config.lora_rank)
         resampled = resample_scans(scans, config.size, config.spacing, config.equalise)
+        student = InputConfig(
+            scans.channels, config.size, config.spacing, config.equalise, resampled.mean, resampled.std
+        )
+        method = catalog.build(spec, encoder=model, **targets.given, **origins.arguments(student))
+        by_row = targets.rows_of(method)
         run = Run(Path(out))
         if zero:
             run.start({"store": str(scans.path), "out": str(out)} | options.given(), config)
             passes = config.steps * config.batch / len(rows)
             what = f"{config.steps} steps of {config.batch} ({passes:.0f} epochs)"
             say(f"{options.method}, {config.encoder.name}: {len(rows)} scans, {what}")
+            for words in changed:
+                say(f"init: {words}")
         fabric.barrier()
         monitor = CollapseMonitor(scans, resampled, recipe, method, config, str(fabric.device), run.path, zero)
         logged = {k: v for k, v in config.as_dict().items() if k != "store"}
@@ -89,13 +99,18 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
         except TrainingStopped as e:
             steps = monitor.fall_back(fabric, method, run.checkpoints, e)
     if zero:
-        _export(run, scans, resampled, method.encoder, config, steps)
+        _export(run, scans, resampled, method.encoder, config, steps, origins)
     fabric.barrier()
     return run.path
 
 
 def _config(
-    options: PretrainOptions, scans: Store, n: int, defaults: dict[str, Any], targets: PretrainTargets
+    options: PretrainOptions,
+    scans: Store,
+    n: int,
+    defaults: dict[str, Any],
+    targets: PretrainTargets,
+    origins: Origins,
 ) -> PretrainConfig:
     """Return the settings that follow from the options, the method's defaults and the store's `n` training scans.
 
@@ -114,6 +129,7 @@ def _config(
     same = (
         *("spacing", "equalise", "accumulate", "seed", "optimizer", "warmup", "weight_decay", "momentum", "clip"),
         *("precision", "log_every", "on_collapse", "accelerator", "devices", "workers", "log", "save_every"),
+        *("adapt", "lora_rank"),
     )
     config = PretrainConfig(
         store=str(scans.path),
@@ -121,7 +137,7 @@ def _config(
         target=targets.described(),
         fingerprint=scans.fingerprint,
         method=Choice.of("method", options.method, options.method_options),
-        encoder=Choice.of("encoder", chosen["encoder"], options.encoder_options),
+        encoder=origins.encoder(options, chosen["encoder"]),
         augment=Choice.of("augment", chosen.get("augment") or default_augment(scans), options.augment_options),
         size=(size,) * scans.dims,
         steps=steps,
@@ -129,6 +145,8 @@ def _config(
         lr=chosen["lr"],
         lr_end=chosen["lr_end"],
         monitor_every=every,
+        init=None if origins.init is None else origins.init.described(),
+        teacher=None if origins.teacher is None else origins.teacher.described(),
         **{k: getattr(options, k) for k in same},
     )
     if batch > n:
@@ -143,11 +161,18 @@ def default_size(scans: Store) -> int:
 
 
 def _export(
-    run: Run, scans: Store, resampled: ResampledScans, encoder: torch.nn.Module, config: PretrainConfig, step: int
+    run: Run,
+    scans: Store,
+    resampled: ResampledScans,
+    encoder: torch.nn.Module,
+    config: PretrainConfig,
+    step: int,
+    origins: Origins,
 ) -> None:
-    """Write the encoder, its config, and the list of patients and images it was pretrained on."""
+    """Write the encoder, its config, and the list of patients and images that it has learned from."""
     with atomic(run.path / "pretrained_on.parquet") as part:
-        pq.write_table(scans.table.select(list(PRETRAINED_ON_COLUMNS)).take(scans.rows("train")), part)
+        pq.write_table(pretrained_on(scans, scans.rows("train"), origins.runs()), part)
+    merge(encoder)
     exported = EncoderConfig(
         mean=resampled.mean,
         std=resampled.std,
@@ -161,5 +186,7 @@ def _export(
         encoder=config.encoder.name,
         store=scans.fingerprint,
         step=step,
+        init=config.init,
+        teacher=config.teacher,
     )
     save_encoder(run.path, encoder, exported)
