@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 
 from medssl import catalog
+from medssl.encoders.adaptation import adapt
 from medssl.encoders.config import InputConfig
 from medssl.errors import UserError
 from medssl.losses.target_losses import classification
@@ -29,11 +30,18 @@ SHRINK = {"hidden": 32, "out": 16, "width": 24, "depth": 1, "heads": 2, "rounds"
 
 
 def method(
-    name: str, dims: int = 2, channels: int | None = None, size: int = 16, encoder: str | None = None, **options
+    name: str,
+    dims: int = 2,
+    channels: int | None = None,
+    size: int = 16,
+    encoder: str | None = None,
+    adapted: str = "all",
+    **options,
 ):
     """Build the method of that yaml, at a size for tests, on its default encoder (a small cnn if it has none).
 
-    A method that learns from labels gets two classes. channels: None: the fewest it accepts.
+    A method that learns from labels gets two classes. channels: None: the fewest it accepts. adapted: the part of the
+    encoder that is trained, as in `adapt`.
     """
     channels = channels or fewest_channels(name)
     spec = catalog.load("method", name)
@@ -42,6 +50,7 @@ def method(
     encoder = encoder or run.get("encoder", "cnn")
     torch.manual_seed(0)
     model = catalog.build(catalog.spec("encoder", encoder, **SMALL[encoder]), channels=channels, size=(size,) * dims)
+    adapt(model, adapted, rank=2)
     if catalog.takes(spec, "target_loss") != "no":
         spec = {"target_loss": classification(2)} | spec
     if catalog.takes(spec, "teacher") == "yes":

@@ -327,6 +327,7 @@ def _places(method, batch):
         ("greedy_ae", {"corruption": 1.0}, "corruption"),
         ("greedy_ae", {"supervised": -1.0}, "weights of 0 or more"),
         ("greedy_supervised", {"finetune": 1.0}, "finetune"),
+        ("multitask", {"method": "distill"}, "needs a teacher"),
         ("kmeans_bank", {"encoder": "cnn"}, "encoder=patch_bank"),
     ],
 )

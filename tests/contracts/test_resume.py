@@ -28,7 +28,9 @@ LABELLED = {  # methods trained on labels: the target loss, and a target per sca
         lambda n: torch.tensor([[0, 1, torch.nan], [1, 0, 1.0]]).repeat(n // 2, 1),
     ),
 }
-EVERYTHING = [*tiny.METHODS, *LABELLED]
+ADAPTED = {"byol with lora": ("byol", "lora"), "simclr with norm": ("simclr", "norm")}
+"""Methods of which a part of the encoder is trained: the method, and the part."""
+EVERYTHING = [*tiny.METHODS, *LABELLED, *ADAPTED]
 
 
 def go(
@@ -36,6 +38,7 @@ def go(
 ) -> None:
     """Train in this process as the command line would. `die_at`: SIGKILL in the middle of that step."""
     torch.set_num_threads(1)
+    name, part = ADAPTED.get(name, (name, "all"))
     resampled = tiny.resampled(channels=1 if name in LABELLED else tiny.fewest_channels(name))
     targets = None
     if name in LABELLED:
@@ -45,7 +48,7 @@ def go(
         method = supervised.Supervised(encoder, kind, blocks=1 if name == "multilabel" else None)
         targets = truth(len(resampled.array))
     else:
-        method = tiny.method(name)
+        method = tiny.method(name, adapted=part)
         targets = tiny.targets(method.target, len(resampled.array))
     views = "neutral" if name in LABELLED else catalog.load("method", name).get("_run_", {}).get("augment", "neutral")
 

@@ -1,4 +1,4 @@
-"""SimSiam's and DINO's losses, and the collapses that a stop-gradient, a predictor and centring prevent."""
+"""The losses of SimSiam, DINO and distillation, and the collapses that a stop-gradient, a predictor and centring prevent."""
 
 import math
 
@@ -101,3 +101,35 @@ def test_features_collapse_without_centring_and_not_with_it():
         spread[centred], losses[centred] = z.std(0).norm().item(), loss.item()
     assert spread[False] < 0.6 * spread[True]
     assert losses[False] < 0.5 * math.log(64) < losses[True], "without it, all scans get the same answer"
+
+
+def test_distillation_is_a_loop_over_scans_and_leaves_the_teacher_as_it_was():
+    """2 - 2 cos of the student's prediction and the teacher's features, standardised by hand over the batch."""
+    method, batch = tiny.method("distill").double(), tiny.batch(1, n=6)
+    batch["views"] = [v.double() for v in batch["views"]]
+    before = {k: v.clone() for k, v in method.frozen_teacher.state_dict().items()}
+    loss = method(batch, Clock(0, 10))["loss"]
+    t = method.frozen_teacher(batch["views"][0])
+    p = method.projector(method.encoder(batch["views"][0]))
+    t = (t - t.mean(0)) / (t.var(0, correction=0) + 1e-5).sqrt()
+    cosines = [p[i] @ t[i] / p[i].norm() / t[i].norm() for i in range(6)]
+    assert loss.item() == pytest.approx(2 - 2 * sum(cosines).item() / 6, rel=1e-9)
+    loss.backward()
+    assert all(p.grad is None for p in method.frozen_teacher.parameters())
+    assert method.train().frozen_teacher.encoder.training is False
+    assert all(torch.equal(v, before[k]) for k, v in method.frozen_teacher.state_dict().items())
+
+
+def test_a_student_learns_what_separates_the_teachers_features():
+    """From scans never trained on, the projector predicts them better than a constant could."""
+    method = tiny.method("distill")
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], 3e-3)
+    unseen = tiny.batch(1, n=64, seed=999)
+    losses = []
+    for step in range(120):
+        losses.append(method.train()(unseen, Clock(step, 120))["loss"].item() if step in (0, 119) else 0)
+        optimizer.zero_grad()
+        method(tiny.batch(1, n=32, seed=step), Clock(step, 120))["loss"].backward()
+        optimizer.step()
+    assert losses[0] > 1.5  # a random direction has 2
+    assert losses[-1] < 0.75 * losses[0]

@@ -34,6 +34,8 @@ class MultiTask(Method):
         spec.pop("_run_", None)
         if catalog.takes(spec, "target_loss") == "yes":
             raise UserError(f"method.method={method} learns from labels itself; choose one that needs none")
+        if catalog.takes(spec, "teacher") == "yes":
+            raise UserError(f"method.method={method} needs a teacher, which multitask has not; choose another")
         self.encoder, self.target_loss, self.weight = encoder, target_loss, weight
         self.other = catalog.build(spec, encoder=encoder)
         if self.other.target or not any(p.requires_grad for p in encoder.parameters()):

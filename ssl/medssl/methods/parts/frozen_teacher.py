@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medssl.encoders.config import InputConfig
 from medssl.errors import UserError
+from medssl.resample import apply_axes, axis_weights
 
 
 class FrozenTeacher(nn.Module):
@@ -44,9 +44,12 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
+        for_axis = zip(x.shape[2:], self.size, strict=True)
         if x.shape[2:] != self.size:
-            flat = x.ndim == 4
-            x = F.interpolate(
-                x, self.size, mode="bilinear" if flat else "trilinear", align_corners=False, antialias=flat
-            )
+            x = apply_axes(x, [_resize(n_in, n_out).to(x) for n_in, n_out in for_axis])
         return self.encoder(x * self.scale + self.shift)
+
+
+def _resize(n_in: int, n_out: int) -> Tensor:
+    """Return the weights (n_out, n_in) that resample a whole axis."""
+    return axis_weights(torch.zeros(1), torch.tensor([float(n_in)]), n_in, n_out)[0]
