@@ -15,6 +15,7 @@ from medssl.encoders.mlp import MLP
 from medssl.encoders.monai3d import ResNet3d
 from medssl.encoders.patch_bank import PatchBank
 from medssl.encoders.patch_pyramid import PatchPyramid
+from medssl.encoders.small_resnet import Block, SmallResNet
 from medssl.encoders.timm2d import TimmEncoder, resnet
 from medssl.encoders.vit import ViT, sincos
 from medssl.errors import UserError
@@ -53,6 +54,7 @@ def test_the_choices_are_listed():
         "patch_pyramid",
         "layer",
         "hourglass",
+        "small_resnet",
     }
 
 
@@ -325,3 +327,37 @@ def test_bank_features_predict_pneumonia(shared):
     reader = LogisticRegression(C=0.01, max_iter=200).fit(scale.transform(bank(train)), y)
     auc = roc_auc_score(y_test.ravel(), reader.decision_function(scale.transform(bank(test))))
     assert auc > 0.955, auc
+
+
+@pytest.mark.parametrize("size", [(28, 30), (12, 16, 20)])
+def test_small_resnet_is_its_definition(size):
+    """A stem at half the resolution, one block a stage, each stage after the first at half of the last, the mean of the last map."""
+    torch.manual_seed(0)
+    encoder = SmallResNet(2, size, (8, 12, 16), blocks=2).eval()
+    x = torch.randn(3, 2, *size)
+    maps = encoder.stages(x)
+    half = tuple((n - 2) // 2 + 1 for n in size)
+    sizes = [half, tuple((n + 1) // 2 for n in half), tuple(((n + 1) // 2 + 1) // 2 for n in half)]
+    assert [m.shape[1:] for m in maps] == [(w, *s) for w, s in zip((8, 12, 16), sizes, strict=True)]
+    torch.testing.assert_close(encoder(x), maps[-1].flatten(2).mean(2))
+    torch.testing.assert_close(maps[0], encoder.layers[1](encoder.layers[0](x)))
+    assert sum(len(group) for group in encoder.by_depth()) == len(list(encoder.parameters()))
+
+
+def test_a_residual_block_adds_its_input():
+    block = Block(2, 4, 4, 1).eval()
+    x = torch.randn(2, 4, 5, 5).abs()
+    torch.nn.init.zeros_(block.second[1].weight)
+    torch.testing.assert_close(block(x), x)
+    narrower = Block(2, 4, 6, 2).eval()
+    torch.nn.init.zeros_(narrower.second[1].weight)
+    torch.testing.assert_close(narrower(x), narrower.shortcut(x).relu())
+
+
+def test_small_resnet_refuses_what_it_cannot_be():
+    with pytest.raises(UserError, match="small_resnet"):
+        SmallResNet(1, (3, 8))
+    with pytest.raises(UserError, match="encoder.widths"):
+        SmallResNet(1, (8, 8), ())
+    with pytest.raises(UserError, match="encoder.blocks"):
+        SmallResNet(1, (8, 8), blocks=0)

@@ -429,3 +429,23 @@ def test_few_labels_of_real_scans_reach_scikit_learns_optimum(pneumonia):
         z = standardised(x, d.rows)[d.rows]
         for i, C in enumerate((1e-3, 1, 1000)):
             agrees(z, y[d.rows], model, i, C)
+
+
+def test_features_side_by_side_have_the_same_total_variance():
+    """One block of 2 and one of 30 columns: scikit-learn on standardised columns divided by the root of their block's width."""
+    x, y = problem(1, 80, 32, 2, kind="plain")
+    blocks = [2, 30]
+    mean, scale = standardiser(x, blocks)
+    variance = ((x - mean) * scale).var(0)
+    np.testing.assert_allclose([variance[:2].sum(), variance[2:].sum()], [16, 16])
+    tests = problem(2, 20, 32, 2, kind="plain")[0]
+    found = linear_probes((x, y), (x, y), [tests], classes=2, penalties=[0.1], blocks=blocks)[0]
+    width = np.sqrt(32 / (2 * np.repeat(blocks, blocks)))
+    z = standardised(x) * width
+    model = LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000).fit(z, y)
+    reference = model.predict_proba((tests - x.mean(0)) / x.std(0) * width)
+    np.testing.assert_allclose(found.predictions[0], reference, atol=1e-5)
+    alone = linear_probes((x, y), (x, y), [tests], classes=2, penalties=[0.1], blocks=[32])[0]
+    same = linear_probes((x, y), (x, y), [tests], classes=2, penalties=[0.1])[0]
+    np.testing.assert_array_equal(alone.predictions[0], same.predictions[0])
+    assert np.abs(alone.predictions[0] - found.predictions[0]).max() > 0.01

@@ -19,6 +19,7 @@ from medssl.encoders.mlp import MLP
 from medssl.encoders.monai3d import ResNet3d
 from medssl.encoders.patch_bank import PatchBank
 from medssl.encoders.patch_pyramid import PatchPyramid
+from medssl.encoders.small_resnet import SmallResNet
 from medssl.encoders.timm2d import TimmEncoder
 from medssl.encoders.vit import ViT
 from medssl.errors import UserError, nearest
@@ -26,7 +27,7 @@ from medssl.files import atomic, write_json
 
 FORMAT = 2
 CLASSES: dict[str, type[nn.Module]] = {
-    c.__name__: c for c in (CNN, MLP, PatchBank, PatchPyramid, ResNet3d, TimmEncoder, ViT)
+    c.__name__: c for c in (CNN, MLP, PatchBank, PatchPyramid, ResNet3d, SmallResNet, TimmEncoder, ViT)
 }
 REQUIRED = ("name", "options", "channels", "size", "dim", "weights")
 

@@ -25,7 +25,7 @@ from medssl.runs.predictions import RUN
 from medssl.runs.run_folder import Run
 from medssl.scoring import features
 from medssl.scoring.eval_splits import EvalSplits, SplitOptions, load_splits
-from medssl.scoring.features import FeatureSource
+from medssl.scoring.features import ENCODER_FEATURES, POOLED, FeatureSource, MapFeatures, SideBySide
 from medssl.scoring.training import TrainingSettings, patch_bank, predictor, train_supervised
 from medssl.store.store import Store
 from medssl.train.optim import Optim
@@ -37,14 +37,21 @@ class Baseline(StrEnum):
     RAW_PIXELS = "raw pixels"
     PCA = "PCA"
     PATCH_BANK = "k-means patch bank"
+    PATCH_PYRAMID = "k-means patch pyramid"
     RANDOM_INIT = "random init"
     SUPERVISED = "supervised"
     IMAGENET = "ImageNet"
 
 
 RANDOM_INIT_FROZEN = f"{Baseline.RANDOM_INIT}, frozen"
-FROZEN = (Baseline.RAW_PIXELS, Baseline.PCA, Baseline.PATCH_BANK, Baseline.RANDOM_INIT)  # baselines with features
+FROZEN = (Baseline.RAW_PIXELS, Baseline.PCA, Baseline.PATCH_BANK, Baseline.PATCH_PYRAMID, Baseline.RANDOM_INIT)
+"""Baselines with features."""
 BASELINES = (*FROZEN, Baseline.SUPERVISED)
+DEFAULT_FROZEN = tuple(name for name in FROZEN if name != Baseline.PATCH_PYRAMID)
+DEFAULT_BASELINES = (*DEFAULT_FROZEN, Baseline.SUPERVISED)
+BANKS = {Baseline.PATCH_BANK: "patch_bank", Baseline.PATCH_PYRAMID: "patch_pyramid"}  # their names in configs/encoder
+BESIDE = {"bank": Baseline.PATCH_BANK, "pyramid": Baseline.PATCH_PYRAMID, "pixels": Baseline.RAW_PIXELS}
+"""Baselines whose features may stand beside those of a run, by their names in `features=`."""
 VERSION = 2  # version of the baselines, part of their cache key
 
 
@@ -92,20 +99,40 @@ class FeatureSources:
         """Return the run's encoder with its initial random weights."""
         return features.initial_encoder(self.config, self.encoder.input)
 
-    def all(self, baselines: Iterable[str]) -> Iterator[tuple[str, FeatureSource]]:
-        """Yield RUN with the run's features, then each of `baselines` that has features."""
+    def all(self, baselines: Iterable[str], more: Iterable[str] | str = ()) -> Iterator[tuple[str, FeatureSource]]:
+        """Yield RUN with the run's features, then `more` features of the run, then each of `baselines` that has features.
+
+        more: names joined by "+", of ENCODER_FEATURES and BESIDE: "stages", "pooled+pyramid".
+        Raises UserError for an unknown name.
+        """
         yield RUN, self.of_run()
+        for features_name in [more] if isinstance(more, str) else more:
+            yield f"{RUN}, {features_name}", self.side_by_side(features_name)
         for name in FROZEN:
             if name in baselines:
                 yield str(name), self.frozen(name)
 
-    def of_run(self) -> FeatureSource:
-        """Return the run's own features, cached in the run."""
+    def side_by_side(self, names: str) -> FeatureSource:
+        """Return the features named in `names`, see `all`."""
+        known = (*ENCODER_FEATURES, *BESIDE)
+        parts = [part.strip() for part in names.split("+")]
+        for part in parts:
+            if part not in known:
+                raise UserError(f"features={names!r}: there are no features {part!r}.{nearest(part, known)}")
+        return SideBySide(
+            tuple(self.frozen(BESIDE[part]) if part in BESIDE else self.of_run(part) for part in dict.fromkeys(parts))
+        )
+
+    def of_run(self, which: str = POOLED) -> FeatureSource:
+        """Return one of ENCODER_FEATURES of the run, cached in the run."""
         encoder = self.encoder
         key = [RUN, encoder.weights, list(encoder.size), encoder.spacing, self.device]
+        key += [] if which == POOLED else [which]
 
         def load() -> FeatureSource:
-            return features.from_encoder(self.pretrained(), encoder.input, self.device)
+            model = self.pretrained()
+            model = model if which == POOLED else MapFeatures(model, which)
+            return features.from_encoder(model, encoder.input, self.device)
 
         return _cached_source(lambda store: self.path / "cache", key, load)
 
@@ -115,8 +142,8 @@ class FeatureSources:
         depends: list[Any] = [VERSION, name, self.store.fingerprint, self.device, encoder.equalise]
         if name == Baseline.RANDOM_INIT:
             depends += [{k: settings[k] for k in ("encoder", "size", "spacing", "seed")}, encoder.mean, encoder.std]
-        if name == Baseline.PATCH_BANK:
-            depends += [edge, catalog.load("method", "kmeans_bank")]
+        if name in BANKS:
+            depends += [edge, catalog.load("method", "kmeans_bank"), catalog.load("encoder", BANKS[Baseline(name)])]
 
         def fit() -> FeatureSource:
             say(f"baseline: {name}")
@@ -127,7 +154,7 @@ class FeatureSources:
             if name == Baseline.RANDOM_INIT:
                 return features.from_encoder(self.initial(), encoder.input, self.device)
             with tempfile.TemporaryDirectory() as work:
-                return patch_bank(Path(work), self.store, edge, encoder.equalise, self.device)
+                return patch_bank(Path(work), self.store, edge, encoder.equalise, self.device, BANKS[Baseline(name)])
 
         return _cached_source(_cache_of, depends, fit)
 

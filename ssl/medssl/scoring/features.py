@@ -1,11 +1,13 @@
 """Features of scans: from an encoder, and from raw pixels."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
 from medssl import catalog
 from medssl.encoders.config import InputConfig
@@ -19,6 +21,9 @@ from medssl.store.store import Store
 FeatureSource = Callable[[Store, np.ndarray], np.ndarray]
 """(store, rows) -> features (len(rows), dim) float32."""
 
+POOLED, GRID, STAGES = ENCODER_FEATURES = ("pooled", "grid", "stages")
+"""Features of an encoder: its output; its last map averaged in the cells of a grid; the means of the maps of all stages."""
+CELLS = {2: 3, 3: 2}  # cells of the grid along each axis
 RAW = {2: 32, 3: 16}  # edge of the grid of the raw-pixel baseline
 COMPONENTS = 64
 DEVICES = ("auto", "cpu", "cuda")
@@ -32,6 +37,42 @@ def resolve_device(device: str) -> str:
     if device == "cuda" and not found:
         raise UserError("device=cuda, but torch finds no GPU; use device=cpu")
     return "cuda" if found and device != "cpu" else "cpu"
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Several features of the same scans, used together: a linear probe gives each the same total variance."""
+
+    sources: tuple[FeatureSource, ...]
+
+    def blocks(self, store: Store, rows: np.ndarray) -> list[np.ndarray]:
+        """Return the features (len(rows), dim) float32 of each source."""
+        return [source(store, rows) for source in self.sources]
+
+    def __call__(self, store: Store, rows: np.ndarray) -> np.ndarray:
+        """Return all features in one array."""
+        return np.concatenate(self.blocks(store, rows), axis=1)
+
+
+class MapFeatures(nn.Module):
+    """Return features (B, dim) from the maps of an encoder: GRID or STAGES.
+
+    Raises UserError if the encoder has no maps.
+    """
+
+    def __init__(self, encoder: nn.Module, which: str):
+        super().__init__()
+        self.encoder, self.which = encoder, which
+        if not hasattr(encoder, "stages"):
+            raise UserError(f"{type(encoder).__name__} has no feature maps, so there are no features {which!r}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        stages: list[Tensor] = self.encoder.stages(x)  # type: ignore[operator]
+        if self.which == STAGES:
+            return torch.cat([m.flatten(2).mean(2) for m in stages], 1)
+        last, dims = stages[-1], x.ndim - 2
+        cells = [min(CELLS[dims], n) for n in last.shape[2:]]
+        return (adaptive_avg_pool2d if dims == 2 else adaptive_avg_pool3d)(last, cells).flatten(1)
 
 
 def from_encoder(encoder: nn.Module, wanted: InputConfig, device: str) -> FeatureSource:

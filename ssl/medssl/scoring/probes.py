@@ -7,14 +7,14 @@ import numpy as np
 
 from medssl.errors import UserError
 from medssl.evals.probes.cox import cox_probes
-from medssl.evals.probes.knn import knn_probe
+from medssl.evals.probes.knn import knn_probe, unit
 from medssl.evals.probes.linear import linear_probes
 from medssl.evals.probes.model_selection import Probe
 from medssl.evals.stats.label_subsets import draw_label_subsets, parse_budget
 from medssl.files import digest
 from medssl.runs.predictions import PredictedRow
 from medssl.scoring.eval_splits import EvalSplits
-from medssl.scoring.features import FeatureSource
+from medssl.scoring.features import FeatureSource, SideBySide
 from medssl.scoring.targets import Subset
 
 PROBES = ("linear", "kNN")
@@ -103,6 +103,8 @@ def linear(
     validation = (source(val.store, val.rows), val.y) if len(val) else None
     xs = [source(t.store, t.rows) for t in tests]
     options: dict[str, Any] = {"patient": train.patient, "seed": seed, "device": device}
+    if isinstance(source, SideBySide):
+        options["blocks"] = [part.shape[1] for part in source.blocks(train.store, train.rows)]
     options["val_patient"] = val.patient if len(val) else None
 
     def fitted(drawn: list[np.ndarray] | None) -> list[Probe]:
@@ -122,13 +124,20 @@ def nearest(source: FeatureSource, splits: EvalSplits, tests: Sequence[Subset], 
     if k < 1:
         raise UserError(f"k must be at least 1, got {k}")
     train, target = splits.train, splits.target
-    x = source(train.store, train.rows)
+
+    def of(subset: Subset) -> np.ndarray:
+        """Return the features; those side by side at length 1 each, so that a similarity is the mean of theirs."""
+        if isinstance(source, SideBySide):
+            return np.concatenate([unit(part) for part in source.blocks(subset.store, subset.rows)], axis=1)
+        return source(subset.store, subset.rows)
+
+    x = of(train)
     return [
         knn_probe(
             x,
             train.y,
             train.patient,
-            source(t.store, t.rows),
+            of(t),
             t.patient_beside(train),
             target.width,
             min(k, len(x)),

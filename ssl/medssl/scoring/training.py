@@ -100,14 +100,16 @@ def predictor(method: Supervised, wanted: InputConfig, device: str) -> FeatureSo
     return lambda store, rows: method.target_loss.predict(torch.from_numpy(scores(store, rows)).double()).numpy()
 
 
-def patch_bank(folder: Path, store: Store, size: int, equalise: bool, device: str) -> FeatureSource:
-    """Return the k-means patch bank, fitted on the training patients of `store`."""
+def patch_bank(
+    folder: Path, store: Store, size: int, equalise: bool, device: str, encoder_name: str = "patch_bank"
+) -> FeatureSource:
+    """Return a k-means bank of patches, patch_bank or patch_pyramid, fitted on the training patients of `store`."""
     spec = catalog.spec("method", "kmeans_bank")
     run = spec.pop("_run_")
     edge = (min(size, BANK[store.dims]),) * store.dims
     with torch.random.fork_rng():
         torch.manual_seed(seed_from(0, 0))
-        encoder = catalog.build(catalog.spec("encoder", run["encoder"]), channels=store.channels, size=edge)
+        encoder = catalog.build(catalog.spec("encoder", encoder_name), channels=store.channels, size=edge)
         method = catalog.build(spec, encoder=encoder)
         seen = resample_scans(store, edge, None, equalise)
         wanted = InputConfig(store.channels, edge, None, equalise, seen.mean, seen.std)

@@ -20,6 +20,7 @@ from medssl.rng import seed_from
 from medssl.train.checkpoint import load, not_finite, save
 from medssl.train.log import Log
 from medssl.train.options import TrainingData, TrainOptions
+from medssl.train.precision import channels_last
 from medssl.train.stop import StopRequest, TrainingStopped
 
 
@@ -56,6 +57,7 @@ def train(
         )
     out.mkdir(parents=True, exist_ok=True)
     last = out / "last.ckpt"
+    channels_last(method)
     optimizer = optim.build(method)
     if fabric.world_size > 1:
         convert_batch_norm(method)

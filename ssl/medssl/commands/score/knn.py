@@ -7,7 +7,7 @@ from medssl.commands.options import accepts
 from medssl.results import Result
 from medssl.runs.predictions import PredictedRow
 from medssl.scoring import probes
-from medssl.scoring.baselines import FROZEN, FeatureSources, select_baselines
+from medssl.scoring.baselines import DEFAULT_FROZEN, FROZEN, FeatureSources, select_baselines
 from medssl.scoring.eval_splits import SplitOptions
 from medssl.scoring.score_table import compute_scores, keep
 from medssl.store.store import Store
@@ -20,7 +20,8 @@ def knn(
     target: str | list[str],
     *,
     k: int = 20,
-    baselines: Iterable[str] = FROZEN,
+    features: Iterable[str] = (),
+    baselines: Iterable[str] = DEFAULT_FROZEN,
     options: SplitOptions,
 ) -> Result:
     """Score the frozen encoder of a run by a kNN probe; adds the table to RUN/scores.json and returns it.
@@ -29,7 +30,7 @@ def knn(
     exp(s / 0.07)). Everything else is as in `medssl.probe`.
 
     Args:
-        run, store, target, baselines: see `medssl.probe`.
+        run, store, target, features, baselines: see `medssl.probe`.
         k: number of neighbours.
         options: keyword arguments; see `medssl.scoring.eval_splits.SplitOptions`.
 
@@ -38,7 +39,7 @@ def knn(
     names = select_baselines(baselines, FROZEN)
     sources, splits = FeatureSources.load(run, store, target, options)
     rows = []
-    for name, source in sources.all(names):
+    for name, source in sources.all(names, features):
         p, *val = probes.nearest(source, splits, splits.predicted, k)
         rows.append(PredictedRow(name, "kNN", [p], val=val))
     return keep(sources.path, compute_scores("knn", splits, rows, sources.name, options.seed, asked={"k": k}, k=k))

@@ -8,7 +8,7 @@ from medssl.commands.options import accepts
 from medssl.results import Result
 from medssl.runs.predictions import RUN, PredictedRow
 from medssl.scoring import probes
-from medssl.scoring.baselines import BASELINES, Baseline, FeatureSources, select_baselines
+from medssl.scoring.baselines import DEFAULT_BASELINES, Baseline, FeatureSources, select_baselines
 from medssl.scoring.clinical import clinical_use, subgroup_scores
 from medssl.scoring.eval_splits import SplitOptions
 from medssl.scoring.score_table import compute_scores, keep
@@ -26,7 +26,8 @@ def probe(
     balanced: bool = False,
     specificity: float = 0.9,
     prevalences: Iterable[float] = (0.01, 0.1),
-    baselines: Iterable[str] = BASELINES,
+    features: Iterable[str] = (),
+    baselines: Iterable[str] = DEFAULT_BASELINES,
     options: SplitOptions,
 ) -> Result:
     """Score the frozen encoder of a run by a linear probe; adds the table to RUN/scores.json and returns it.
@@ -46,6 +47,9 @@ def probe(
         balanced: draw equal numbers of scans of each class.
         specificity: the threshold for two classes has this specificity on validation patients.
         prevalences: prevalences at which PPV and NPV are computed.
+        features: more features of the run, a row each: "stages" (means of the maps of all stages), "grid" (the last map in
+            3 x 3 or 2 x 2 x 2 cells) or "pooled", also beside baselines: "pooled+pyramid" (the k-means patch pyramid), "+bank",
+            "+pixels".
         baselines: the members of `medssl.scoring.baselines.BASELINES` to include.
         options: keyword arguments; see `medssl.scoring.eval_splits.SplitOptions`.
 
@@ -58,7 +62,7 @@ def probe(
     tests = splits.predicted
     rows = [
         probes.predicted_row(name, "linear", drawn, budget, labelled[budget], val=len(tests) - 1 or None)
-        for name, source in sources.all(names)
+        for name, source in sources.all(names, features)
         for budget, drawn in probes.linear(
             source, splits, tests, subsets=subsets, seed=seed, device=sources.device
         ).items()

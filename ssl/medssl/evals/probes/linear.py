@@ -22,6 +22,7 @@ def linear_probes(
     penalties: Sequence[float] = PENALTIES,
     seed: int = 0,
     device: str = "cpu",
+    blocks: Sequence[int] = (),
 ) -> list[Probe]:
     """Fit a probe for each of `subsets` (`linear_fit`), select C (`model_selection`), and predict `tests`.
 
@@ -38,6 +39,7 @@ def linear_probes(
         penalties: C as in scikit-learn, tried from the strongest penalty on until two in a row are worse.
         seed: for drawing patients.
         device: cpu or cuda.
+        blocks: widths of features that stand side by side in x, each given the same total variance.
 
     Raises UserError for features that are constant or not finite, for labels that are missing or all of one class, and if
     there are too few patients to hold any out.
@@ -51,7 +53,7 @@ def linear_probes(
         of.linear_model,
         "squared error" if of.least_squares else "cross-entropy",
         task,
-        lambda sets: LinearPath(x, y, sets, task=task, classes=classes, device=device),
+        lambda sets: LinearPath(x, y, sets, task=task, classes=classes, device=device, blocks=blocks),
         lambda y_some, p, _: of.validation_loss(y_some, p),
     )
     test_x = [finite(t, "test") for t in tests]

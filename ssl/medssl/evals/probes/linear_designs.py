@@ -38,9 +38,9 @@ class Design:
         return replace(self, a=self.a.to(dtype), back=self.back.to(dtype))
 
     @classmethod
-    def of(cls, x: Floats, device: str = "cpu") -> "Design":
-        """Return the design of features x (n, D)."""
-        mean, scale = standardiser(x)
+    def of(cls, x: Floats, device: str = "cpu", blocks: Sequence[int] = ()) -> "Design":
+        """Return the design of features x (n, D), for `blocks` see `standardiser`."""
+        mean, scale = standardiser(x, blocks)
         t = torch.from_numpy((x - mean) * scale).to(device)
         if len(t) < t.shape[1]:
             q, r = torch.linalg.qr(t.T)
@@ -50,11 +50,19 @@ class Design:
         return cls(t @ v, v, mean, scale)
 
 
-def standardiser(x: Floats) -> tuple[Floats, Floats]:
-    """Return the mean and 1 / standard deviation of each column, with 0 for a column constant up to float32 rounding."""
+def standardiser(x: Floats, blocks: Sequence[int] = ()) -> tuple[Floats, Floats]:
+    """Return the mean and 1 / standard deviation of each column, with 0 for a column constant up to float32 rounding.
+
+    blocks: widths of features that stand side by side; the columns are scaled further, so that every block has the same
+    total variance and all blocks together that of standardised columns. Else a penalty would hardly act on the widest one.
+    """
     mean, std = x.mean(0), x.std(0)
     alive = std > 1e-6 * np.abs(mean)
-    return mean, np.divide(1, std, out=np.zeros_like(std), where=alive)
+    scale = np.divide(1, std, out=np.zeros_like(std), where=alive)
+    if blocks:
+        width = np.array(blocks)
+        scale *= np.repeat(np.sqrt(x.shape[1] / (len(width) * width)), width)
+    return mean, scale
 
 
 def stacks(sizes: Sequence[tuple[int, int]], kinds: Sequence[Any]) -> list[list[int]]:

@@ -107,14 +107,15 @@ class LinearPath:
     """
 
     def __init__(
-        self, x: Floats, y: NDArray[Any], subsets: Sequence[ArrayLike], *, task: str, classes: int, device: str = "cpu"
-    ):
-        """x (N, D), y, classes: as returned by `checked`. subsets: rows of each set."""
+        self, x: Floats, y: NDArray[Any], subsets: Sequence[ArrayLike], *, task: str, classes: int, device: str = "cpu",
+        blocks: Sequence[int] = (),
+    ):  # fmt: skip
+        """x (N, D), y, classes: as returned by `checked`. subsets: rows of each set. blocks: see `linear_designs.standardiser`."""
         self.kind = task_type(task)
         sets = [np.asarray(rows, np.int64) for rows in subsets]
         distinct = {rows.tobytes(): i for i, rows in reversed(list(enumerate(sets)))}
         self.first = [distinct[rows.tobytes()] for rows in sets]
-        self.designs = {i: _design(x[sets[i]], device) for i in sorted(set(self.first))}
+        self.designs = {i: _design(x[sets[i]], device, blocks) for i in sorted(set(self.first))}
         self.targets = {i: self.kind.encode(y[sets[i]], classes) for i in self.designs}
         self.solutions: dict[int, dict[float, Tensor]] = {i: {} for i in self.designs}
 
@@ -160,8 +161,8 @@ def valid_penalties(penalties: ArrayLike, sets: int) -> Floats:
     return np.broadcast_to(given, (sets, given.shape[-1]))
 
 
-def _design(x: Floats, device: str) -> Design:
-    design = Design.of(x, device)
+def _design(x: Floats, device: str, blocks: Sequence[int] = ()) -> Design:
+    design = Design.of(x, device, blocks)
     if not design.scale.any():
         raise UserError(f"the features of the {len(x)} training scans are constant; has the encoder collapsed?")
     return design
