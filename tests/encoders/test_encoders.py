@@ -331,7 +331,7 @@ def test_bank_features_predict_pneumonia(shared):
 
 @pytest.mark.parametrize("size", [(28, 30), (12, 16, 20)])
 def test_small_resnet_is_its_definition(size):
-    """A stem at half the resolution, one block a stage, each stage after the first at half of the last, the mean of the last map."""
+    """A stem at half the resolution, each stage after the first at half of the last, the mean of the last map."""
     torch.manual_seed(0)
     encoder = SmallResNet(2, size, (8, 12, 16), blocks=2).eval()
     x = torch.randn(3, 2, *size)
@@ -357,7 +357,7 @@ def test_a_residual_block_adds_its_input():
 def test_small_resnet_refuses_what_it_cannot_be():
     with pytest.raises(UserError, match="small_resnet"):
         SmallResNet(1, (3, 8))
-    with pytest.raises(UserError, match="encoder.widths"):
+    with pytest.raises(UserError, match=r"encoder\.widths"):
         SmallResNet(1, (8, 8), ())
-    with pytest.raises(UserError, match="encoder.blocks"):
+    with pytest.raises(UserError, match=r"encoder\.blocks"):
         SmallResNet(1, (8, 8), blocks=0)

@@ -77,6 +77,7 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(conv(n_in, n_out, 1, stride, bias=False), norm(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (B, n_out, *s / stride) for x (B, n_in, *s)."""
         return F.relu(self.second(self.first(x)) + self.shortcut(x))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,12 +68,14 @@ class MapFeatures(nn.Module):
             raise UserError(f"{type(encoder).__name__} has no feature maps, so there are no features {which!r}")
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (B, dim) for x (B, C, *size)."""
         stages: list[Tensor] = self.encoder.stages(x)  # type: ignore[operator]
         if self.which == STAGES:
             return torch.cat([m.flatten(2).mean(2) for m in stages], 1)
         last, dims = stages[-1], x.ndim - 2
         cells = [min(CELLS[dims], n) for n in last.shape[2:]]
-        return (adaptive_avg_pool2d if dims == 2 else adaptive_avg_pool3d)(last, cells).flatten(1)
+        pool: Any = adaptive_avg_pool2d if dims == 2 else adaptive_avg_pool3d
+        return pool(last, cells).flatten(1)
 
 
 def from_encoder(encoder: nn.Module, wanted: InputConfig, device: str) -> FeatureSource:

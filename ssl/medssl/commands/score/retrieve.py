@@ -8,7 +8,7 @@ from medssl.errors import UserError
 from medssl.evals.probes.retrieval import retrieve as search
 from medssl.results import Result
 from medssl.runs.predictions import RUN, PredictedRow
-from medssl.scoring.baselines import FROZEN, FeatureSources, select_baselines
+from medssl.scoring.baselines import DEFAULT_FROZEN, FROZEN, FeatureSources, select_baselines
 from medssl.scoring.eval_splits import SplitOptions
 from medssl.scoring.score_table import compute_scores, keep
 from medssl.store.store import Store
@@ -24,7 +24,7 @@ def retrieve(
     target: str | list[str],
     *,
     gallery: str = "train",
-    baselines: Iterable[str] = FROZEN,
+    baselines: Iterable[str] = DEFAULT_FROZEN,
     options: SplitOptions,
 ) -> Result:
     """Score the frozen encoder of a run by retrieval; adds the table to RUN/scores.json and returns it.

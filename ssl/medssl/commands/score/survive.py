@@ -9,7 +9,7 @@ import numpy as np
 from medssl.commands.options import accepts
 from medssl.results import Result
 from medssl.scoring import probes
-from medssl.scoring.baselines import FROZEN, FeatureSources, select_baselines
+from medssl.scoring.baselines import DEFAULT_FROZEN, FROZEN, FeatureSources, select_baselines
 from medssl.scoring.eval_splits import SplitOptions
 from medssl.scoring.score_table import compute_scores, keep
 from medssl.store.store import Store
@@ -22,7 +22,7 @@ def survive(
     time: str,
     event: str,
     *,
-    baselines: Iterable[str] = FROZEN,
+    baselines: Iterable[str] = DEFAULT_FROZEN,
     options: SplitOptions,
 ) -> Result:
     """Score the frozen encoder of a run by Harrell's concordance; adds the table to RUN/scores.json and returns it.

@@ -110,7 +110,7 @@ class LinearPath:
         self, x: Floats, y: NDArray[Any], subsets: Sequence[ArrayLike], *, task: str, classes: int, device: str = "cpu",
         blocks: Sequence[int] = (),
     ):  # fmt: skip
-        """x (N, D), y, classes: as returned by `checked`. subsets: rows of each set. blocks: see `linear_designs.standardiser`."""
+        """x (N, D), y, classes: as returned by `checked`. subsets: rows of each set. blocks: see `standardiser`."""
         self.kind = task_type(task)
         sets = [np.asarray(rows, np.int64) for rows in subsets]
         distinct = {rows.tobytes(): i for i, rows in reversed(list(enumerate(sets)))}
