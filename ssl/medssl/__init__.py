@@ -9,7 +9,8 @@ Every command of the command line is a function with plain arguments:
     scores = medssl.probe(run, "store/", "label")
     medssl.report(run)
 
-`medssl.load_encoder(run)` returns the encoder, `medssl.Store.open(path)` the scans. Nothing is imported before it is used.
+`medssl.load_encoder(run)` returns the encoder, `medssl.Store.open(path)` the scans, `medssl.recipe(name)` the settings of a
+recipe: `medssl.pretrain("store/", "run/", **medssl.recipe("chest_xray_28"))`. Nothing is imported before it is used.
 """
 
 from importlib import import_module
@@ -17,7 +18,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_OBJECTS = {"load_encoder": "medssl.encoders.export", "Store": "medssl.store.store"}
+_OBJECTS = {"load_encoder": "medssl.encoders.export", "recipe": "medssl.catalog", "Store": "medssl.store.store"}
 
 
 def _commands() -> dict[str, Any]:

@@ -95,6 +95,17 @@ def read_yaml(source: str) -> dict[str, Any]:
     return yaml.load(source, Loader)
 
 
+def recipe(name: str) -> dict[str, Any]:
+    """Return the settings in configs/recipe/NAME.yaml: keyword arguments of `medssl.pretrain`.
+
+    Raises UsageError for an unknown name.
+    """
+    names = sorted(file.stem for file in (root() / "recipe").glob("*.yaml"))
+    if name not in names:
+        raise UsageError(f"there is no recipe {name!r}.{nearest(name, names)}")
+    return read_yaml(text("recipe", name))
+
+
 def spec(group: str, choice: str, **options: Any) -> dict[str, Any]:
     """Return a choice by name with some options replaced; options of an augmentation op are given as {op: {option: value}}.
 

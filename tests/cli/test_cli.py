@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
 
@@ -20,8 +21,10 @@ import tiny
 from conftest import ROOT
 from medssl import catalog
 from medssl.cli.main import main
-from medssl.cli.run import compose_config, literal, typed
+from medssl.cli.run import compose_config, expand_recipe, literal, typed
 from medssl.cli.run import run as run_command
+from medssl.errors import UsageError
+from medssl.runs.config import PretrainOptions
 
 ENV = {"PYTHONPATH": "ssl", "PATH": os.environ["PATH"], "CI": "true", "OMP_NUM_THREADS": "1"}
 
@@ -419,3 +422,35 @@ def test_a_timm_encoder_of_the_demo_is_passed_on(monkeypatch):
 )
 def test_a_list_of_values_is_taken(command, key, value, taken):
     assert typed(key, value, get_type_hints(getattr(medssl_package, command))[key]) == taken
+
+
+def test_a_recipe_is_the_settings_in_its_yaml_and_other_keys_win():
+    words = expand_recipe(["store=S", "recipe=chest_xray_28", "steps=20", "method.temperature=0.5", "out=R"])
+    keys = [word.partition("=")[0] for word in words]
+    assert len(set(keys)) == len(keys)
+    found = dict(word.split("=", 1) for word in words)
+    recipe = catalog.recipe("chest_xray_28")
+    assert found.pop("steps") == "20"
+    assert found.pop("method.temperature") == "0.5"
+    assert found == {"store": "S", "out": "R", "method.hidden": "512", "method.out": "256"} | {
+        k: str(v) for k, v in recipe.items() if k not in ("steps", "method_options")
+    }
+    other = expand_recipe(["recipe=chest_xray_28", "method=byol"])
+    assert not [word for word in other if word.startswith("method.")]
+    with pytest.raises(UsageError, match=r"no recipe 'chest_xray'.*chest_xray_28"):
+        expand_recipe(["recipe=chest_xray"])
+
+
+@pytest.mark.parametrize("name", catalog.entries("recipe"))
+def test_every_recipe_can_be_composed(name):
+    """Its keys are known, on the command line and in Python, and its values are those of the composed config."""
+    recipe = catalog.recipe(name)
+    assert set(recipe) <= {f.name for f in fields(PretrainOptions)}
+    cfg = compose_config("pretrain", expand_recipe(["store=S", "out=R", f"recipe={name}"]))
+    for key, value in recipe.items():
+        if key.endswith("_options"):
+            assert {k: cfg[key.removesuffix("_options")][k] for k in value} == value
+        elif key in ("method", "encoder", "augment"):
+            assert cfg.hydra.runtime.choices[key] == value
+        else:
+            assert cfg[key] == value

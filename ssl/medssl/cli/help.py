@@ -52,6 +52,13 @@ def command_help(command: str) -> str:
     ]
     for group in groups:
         lines += ["", *_group_help(group)]
+    if command == "pretrain":
+        recipes = catalog.entries("recipe")
+        lines += ["", "recipe= one of (sets the keys in its yaml; other keys win):"]
+        lines += [
+            *_columns((name, entry.about) for name, entry in recipes.items()),
+            "  listed in configs/recipe/NAME.yaml",
+        ]
     return "\n".join(lines)
 
 

@@ -31,6 +31,8 @@ def run(command: str, args: list[str]) -> None:
     """Run a command once, or with -m once for each combination of comma-separated values."""
     sweep = bool({"-m", "--multirun"} & set(args))
     given = [a for a in args if a not in {"-m", "--multirun"}]
+    if command == "pretrain":
+        given = expand_recipe(given)
     if _has_groups(command):
         given = [word for a in given for word in _any_timm(a)]
     words = [literal(command, word) for word in given]
@@ -217,6 +219,27 @@ def _any_timm(word: str) -> list[str]:
     if key == "encoder" and re.fullmatch(r"[\w.\-]+", value) and value not in catalog.choices("encoder"):
         return ["encoder=timm", f"encoder.model={value}"]
     return [word]
+
+
+def expand_recipe(words: list[str]) -> list[str]:
+    """Return the words with recipe=NAME replaced by its settings, except those that the other words give.
+
+    Another method, encoder or augment than the recipe's comes without the recipe's options for it.
+    """
+    names = [value for word in words for key, eq, value in [word.partition("=")] if eq and key == "recipe"]
+    if not names:
+        return words
+    own = [word for word in words if word.partition("=")[0] != "recipe"]
+    given = {word.partition("=")[0] for word in own}
+    out = []
+    for key, value in catalog.recipe(names[-1]).items():
+        if isinstance(value, dict):
+            group = key.removesuffix("_options")
+            options = {f"{group}.{option}": v for option, v in value.items()} if group not in given else {}
+        else:
+            options = {key: value}
+        out += [f"{k}={v}" for k, v in options.items() if k not in given]
+    return [*out, *own]
 
 
 def _own_method(words: list[str]) -> tuple[list[str], dict[str, str]]:

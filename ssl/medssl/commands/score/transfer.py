@@ -15,7 +15,7 @@ from medssl.evals.stats.transfer_gap import ScoredSet, transfer_gap
 from medssl.results import Result
 from medssl.runs.predictions import PredictedRow
 from medssl.scoring import probes
-from medssl.scoring.baselines import BASELINES, DEFAULT_BASELINES, Baseline, FeatureSources, select_baselines
+from medssl.scoring.baselines import DEFAULT_BASELINES, Baseline, FeatureSources, select_baselines
 from medssl.scoring.clinical import subgroup_scores
 from medssl.scoring.eval_splits import EvalSplits, SplitOptions, load_splits
 from medssl.scoring.score_table import compute_scores, keep
