@@ -10,7 +10,13 @@ from pytorch_metric_learning import distances, losses, miners, reducers
 
 from medssl.losses.infonce import nt_xent
 from medssl.losses.pairs import MINING, contrastive, triplet
-from medssl.losses.regression import cosine_distance, masked_patch_error, squared_error
+from medssl.losses.regression import (
+    cosine_distance,
+    masked_absolute_error,
+    masked_patch_error,
+    smooth_absolute_error,
+    squared_error,
+)
 
 
 def rows(*shape, seed=0):
@@ -166,6 +172,27 @@ def test_masked_patch_error_is_its_definition():
     assert masked_patch_error(p, t, hidden).item() == pytest.approx(total / 4, rel=1e-12)
 
 
+def test_masked_absolute_error_is_its_definition():
+    p, t = rows(6, 4).view(3, 2, 4), rows(6, 4, seed=1).view(3, 2, 4)
+    hidden = torch.tensor([[[True], [False]], [[False], [False]], [[True], [True]]])
+    total = [abs((p - t)[b, n, i].item()) for b in range(3) for n in range(2) for i in range(4) if hidden[b, n, 0]]
+    assert masked_absolute_error(p, t, hidden).item() == pytest.approx(sum(total) / len(total), rel=1e-12)
+    assert masked_absolute_error(p, t, hidden & False).item() == 0
+
+
+@pytest.mark.parametrize("beta", [0.3, 1.0, 2.0])
+def test_smooth_absolute_error_is_its_definition_and_the_target_gets_no_gradient(beta):
+    p, t = rows(6, 4).requires_grad_(), rows(6, 4, seed=1).requires_grad_()
+    distances = (p - t).detach().abs().flatten().tolist()
+    assert min(distances) < beta < max(distances)
+    total = sum(d * d / (2 * beta) if d < beta else d - beta / 2 for d in distances)
+    loss = smooth_absolute_error(p, t, beta)
+    assert loss.item() == pytest.approx(total / 24, rel=1e-12)
+    loss.backward()
+    assert t.grad is None
+    assert p.grad is not None
+
+
 LOSSES = {
     "nt_xent": lambda z: nt_xent(*z.chunk(2), 0.3),
     "contrastive": lambda z: contrastive(z, GROUPS["mixed"], 0.1, 1.1),
@@ -175,6 +202,10 @@ LOSSES = {
         z.view(4, 4, 6), rows(4, 4, 6, seed=3), torch.tensor([[0, 1]] * 4)
     ),
     "squared_error": lambda z: squared_error(z, POINTS["random"].flip(0)),
+    "masked_absolute_error": lambda z: masked_absolute_error(
+        z, rows(*POINTS["random"].shape, seed=3), torch.arange(len(z))[:, None] % 3 > 0
+    ),
+    "smooth_absolute_error": lambda z: smooth_absolute_error(z, rows(*POINTS["random"].shape, seed=3), 0.7),
 }
 
 

@@ -109,23 +109,35 @@ class ViT(nn.Module):
         cells, inner = range(2, 2 * n + 2, 2), range(3, 2 * n + 3, 2)
         return x.permute(0, *cells, 1, *inner).flatten(n + 1).flatten(1, n)
 
-    def tokens(self, x: Tensor, keep_BK: Tensor | None = None) -> Tensor:
-        """Return the tokens (B, N, dim) of x, or (B, K, dim) of the patches `keep_BK` alone; the others are not read."""
+    def tokens(
+        self, x: Tensor, keep_BK: Tensor | None = None, hidden_BN: Tensor | None = None, hole: Tensor | None = None
+    ) -> Tensor:
+        """Return the tokens (B, N, dim) of x, or (B, K, dim) of the patches `keep_BK` alone; the others are not read.
+
+        hidden_BN: bool; where True the learned vector `hole` (dim,) takes the place of the patch, at the same position.
+        """
         patches, pos = self.patchify(x), self.pos.expand(len(x), -1, -1)
         if keep_BK is not None:
             patches, pos = (t.gather(1, keep_BK[..., None].expand(-1, -1, t.shape[2])) for t in (patches, pos))
-        h = self.embed(patches) + pos
+        h = self.embed(patches)
+        if hidden_BN is not None and hole is not None:
+            h = torch.where(hidden_BN[..., None], hole.to(h.dtype), h)
+        h = h + pos
         for block in self.blocks:
             h = block(h)
         return self.norm(h)
 
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """Return the `pyramid` (B, dim, *s) of the tokens of evenly spaced blocks; the last is `maps(x)`."""
+    def depths(self, x: Tensor) -> list[Tensor]:
+        """Return the outputs (B, N, dim) of every block, before the final norm."""
         h, found = self.embed(self.patchify(x)) + self.pos, []
         for block in self.blocks:
             h = block(h)
             found.append(h)
-        return pyramid(found, self.patch, lambda h: self.norm(h).transpose(1, 2).unflatten(2, self.grid))
+        return found
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """Return the `pyramid` (B, dim, *s) of the tokens of evenly spaced blocks; the last is `maps(x)`."""
+        return pyramid(self.depths(x), self.patch, lambda h: self.norm(h).transpose(1, 2).unflatten(2, self.grid))
 
     def maps(self, x: Tensor) -> Tensor:
         """Return the tokens on their grid (B, dim, *grid)."""

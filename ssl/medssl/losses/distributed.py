@@ -32,6 +32,14 @@ def gather_rows(x: Tensor) -> Tensor:
     return rows
 
 
+def least_over_ranks(n: Tensor) -> int:
+    """Return the least of the scalars `n` of all ranks."""
+    if world_size() > 1:
+        n = n.clone()
+        dist.all_reduce(n, dist.ReduceOp.MIN)
+    return int(n)
+
+
 def rank_weight(n: Tensor) -> Tensor:
     """Return the weight of this rank's mean over `n` elements (scalar) that gives all elements the same weight.
 

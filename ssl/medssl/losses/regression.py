@@ -54,6 +54,25 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
 @full_precision
 def masked_squared_error(prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
     """Return the mean of (prediction - target)^2 where `hidden` (bool, broadcast), over all ranks; the target has no gradient."""
-    hidden = hidden.expand_as(target)
+    return _masked_mean((prediction - target.detach()).square(), hidden)
+
+
+@full_precision
+def masked_absolute_error(prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
+    """Return the mean of |prediction - target| where `hidden` (bool, broadcast), over all ranks; the target has no gradient."""
+    return _masked_mean((prediction - target.detach()).abs(), hidden)
+
+
+def _masked_mean(error: Tensor, hidden: Tensor) -> Tensor:
+    hidden = hidden.expand_as(error)
     count = hidden.sum()
-    return ((prediction - target.detach()).square() * hidden).sum() / count.clamp(min=1) * rank_weight(count)
+    return (error * hidden).sum() / count.clamp(min=1) * rank_weight(count)
+
+
+@full_precision
+def smooth_absolute_error(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
+    """Return the mean over all elements of d^2 / (2 beta) for d = |prediction - target| up to beta, and of d - beta / 2 above.
+
+    Girshick, 2015, https://arxiv.org/abs/1504.08083, with beta as in data2vec. No gradient flows to the target.
+    """
+    return F.smooth_l1_loss(prediction, target.detach(), beta=beta)

@@ -55,14 +55,19 @@ def distant_permutations(n: int, count: int) -> Tensor:
     return torch.stack(kept)
 
 
+def inside_boxes(start_BA: Tensor, edge_BA: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return masks (B, *size), True in the box from `start` of length `edge`, both along every axis."""
+    inside = torch.ones(len(start_BA), *size, dtype=torch.bool, device=start_BA.device)
+    for a, n in enumerate(size):
+        at, start, end = torch.arange(n, device=inside.device), start_BA[:, a], start_BA[:, a] + edge_BA[:, a]
+        along = (at >= start[:, None]) & (at < end[:, None])
+        inside &= along.view(len(inside), *[n if b == a else 1 for b in range(len(size))])
+    return inside
+
+
 def random_boxes(key: Key, slot: int, size: tuple[int, ...], smallest: float, largest: float) -> Tensor:
     """Return masks (B, *size), True in one random box per scan, with edges of `smallest` to `largest` times the scan's."""
     u = uniform(key, 0, slot, 2 * len(size))
-    inside = torch.ones(len(u), *size, dtype=torch.bool, device=u.device)
-    for a, n in enumerate(size):
-        edge = ((smallest + (largest - smallest) * u[:, 2 * a]) * n).round().clamp(1, n)
-        start = (u[:, 2 * a + 1] * (n - edge + 1)).floor()
-        at = torch.arange(n, device=u.device)
-        along = (at >= start[:, None]) & (at < (start + edge)[:, None])
-        inside &= along.view(len(u), *[n if b == a else 1 for b in range(len(size))])
-    return inside
+    n = torch.tensor(size, device=u.device)
+    edge = ((smallest + (largest - smallest) * u[:, ::2]) * n).round().clamp(torch.ones_like(n), n)
+    return inside_boxes((u[:, 1::2] * (n - edge + 1)).floor(), edge, size)
