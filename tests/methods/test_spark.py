@@ -83,6 +83,13 @@ def test_the_visible_places_get_what_a_sparse_convolution_computes(norm):
     (stage,) = visible_stages(encoder, x, visible)
     for (s, i, j), value in h.items():
         torch.testing.assert_close(stage[s, :, i, j], value)
+    weights = torch.randn(stage.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    parameters = [encoder.layers[0][k].weight for k in (0, 3)]
+    by_loops = sum((weights[s, :, i, j] * value).sum() for (s, i, j), value in h.items())
+    for mine, expected in zip(
+        torch.autograd.grad((weights * stage).sum(), parameters), torch.autograd.grad(by_loops, parameters), strict=True
+    ):
+        torch.testing.assert_close(mine, expected)
     if norm == "batch":
         rows = torch.stack([out[p] for p in out])
         torch.testing.assert_close(encoder.layers[0][4].running_mean, 0.1 * rows.mean(0))

@@ -79,8 +79,8 @@ def _of_kept(layer: Callable[[Tensor], Tensor], visible: Tensor, x: Tensor) -> T
 def _norm_of_all(norm: Callable[[Tensor], Tensor], visible: Tensor, x: Tensor) -> Tensor:
     """Normalise the visible places of all scans together: batch normalisation."""
     mask = at_size(visible, tuple(x.shape[2:]))[:, 0]
-    rows = x.movedim(1, -1)[mask]  # (places, C)
-    done = norm(rows.T.reshape(1, x.shape[1], -1, *[1] * (x.ndim - 3)))
+    rows = x.movedim(1, -1)[mask].T.contiguous()  # (C, places); torch's gradients are wrong for other memory orders
+    done = norm(rows.view(1, *rows.shape, *[1] * (x.ndim - 3)))
     filled = done.new_zeros(*mask.shape, x.shape[1])
     filled[mask] = done.flatten(2)[0].T
     return filled.movedim(-1, 1)
