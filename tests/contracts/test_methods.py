@@ -329,7 +329,7 @@ def _places(method, batch):
         ("data2vec", {"encoder": "cnn"}, "use encoder=vit"),
         ("data2vec", {"smallest": 0.7}, "method.smallest <= method.ratio"),
         ("data2vec", {"ratio": 0.05, "smallest": 0.05}, "of 16 patches hides none"),
-        ("data2vec", {"top": 3}, "between 1 and the encoder's 2 blocks"),
+        ("data2vec", {"top": 3}, "between 1 and the teacher's 2 blocks"),
         ("data2vec", {"beta": 0.0}, "beta must be positive"),
         ("data2vec", {"momentum": 1.5}, "momentum must lie between 0 and 1"),
         ("ijepa", {"encoder": "cnn"}, "use encoder=vit"),

@@ -7,8 +7,13 @@ import torch
 import torch.nn.functional as F
 
 import tiny
+from medssl import catalog
+from medssl.encoders.config import InputConfig
+from medssl.errors import UserError
 from medssl.methods.base import Clock
-from medssl.methods.parts.token_masks import context_and_targets, hide_blocks, hide_squares
+from medssl.methods.parts.context_blocks import context_and_targets
+from medssl.methods.parts.frozen_teacher import FrozenTeacher
+from medssl.methods.parts.token_masks import hide_blocks, hide_squares
 from medssl.methods.parts.units import chain_key
 
 CLOCK = Clock(3, 10)
@@ -128,3 +133,49 @@ def test_teachers_follow_by_the_schedule_and_get_no_gradient(name):
     m = 1 - (1 - method.momentum) / 2  # halfway to 1
     for t, old, s in zip(method.teacher.parameters(), before, method.encoder.parameters(), strict=True):
         torch.testing.assert_close(t, m * old + (1 - m) * s)
+
+
+def frozen(name, dim=32, grid_of=2):
+    """Return a method with a frozen teacher of another width and another size of scans, whose patches are `grid_of` pixels."""
+    takes = InputConfig(1, (8, 8), None, False, 0.3, 0.25)
+    torch.manual_seed(1)
+    encoder = catalog.build(
+        catalog.spec("encoder", "vit", patch=grid_of, dim=dim, depth=3, heads=2), channels=1, size=takes.size
+    )
+    return tiny.method(name, teacher=FrozenTeacher(encoder, takes, InputConfig(1, (16, 16), None, False, 0.35, 0.2)))
+
+
+@pytest.mark.parametrize("name", ["data2vec", "ijepa"])
+def test_a_frozen_teacher_sets_the_targets_and_never_moves(name):
+    """Its tokens at the wanted places, of the scan in its own size and standardisation, are what the loss compares with."""
+    method, batch = frozen(name), tiny.batch(1, n=5)
+    before, (x,) = copy.deepcopy(method.teacher.state_dict()), batch["views"]
+    small = F.interpolate(x, (8, 8), mode="bilinear", antialias=True) * (0.2 / 0.25) + (0.35 - 0.3) / 0.25
+    if name == "data2vec":
+        wanted = torch.stack([F.layer_norm(h, (32,)) for h in method.teacher.encoder.depths(small)[-2:]]).mean(0)
+        wanted, head = wanted[hidden_of(method, batch)], method.predictor
+    else:
+        step = chain_key(batch["key"], CLOCK, 1, x.device)
+        context, targets = context_and_targets(batch["key"], step, 0, 1000, method.encoder.grid, method.blocks)
+        tokens = F.layer_norm(method.teacher.encoder.tokens(small), (32,))
+        wanted = torch.stack([t[block] for t, blocks in zip(tokens, targets, strict=True) for block in blocks])
+        head = method.predictor
+    outputs: list[torch.Tensor] = []
+    head.register_forward_hook(lambda m, given, out: outputs.append(out))
+    loss = method(batch, CLOCK)["loss"]
+    predicted = outputs[0] if name == "data2vec" else outputs[0][:, context.shape[1] :]
+    assert loss.item() == pytest.approx(
+        F.smooth_l1_loss(predicted, wanted, beta=getattr(method, "beta", 1.0)).item(), rel=1e-4
+    )
+    loss.backward()
+    method.after_step(CLOCK)
+    assert method.teacher_student() is None
+    assert all(torch.equal(before[k], v) for k, v in method.teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["data2vec", "ijepa"])
+def test_a_frozen_teacher_without_these_patches_is_refused(name):
+    with pytest.raises(UserError, match=r"the teacher has a grid of \(2, 2\) patches, and the encoder one of \(4, 4\)"):
+        frozen(name, grid_of=4)
+    with pytest.raises(UserError, match="the teacher has no tokens"):
+        tiny.method(name, teacher=tiny.teacher(1, (16, 16)))

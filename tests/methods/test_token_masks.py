@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import tiny
-from medssl.methods.parts.token_masks import BLOCKS, Blocks, context_and_targets, hide_blocks, hide_squares, hide_tokens
+from medssl.methods.parts.context_blocks import Blocks, context_and_targets
+from medssl.methods.parts.token_masks import BLOCKS, hide_blocks, hide_squares, hide_tokens
 from medssl.rng import uniform
 
 GRIDS = [(7, 7), (4, 6), (4, 4, 5)]

@@ -39,7 +39,9 @@ class Origins:
             )
         wants, teacher = catalog.takes(spec, "teacher"), None
         if options.teacher is not None and wants == "no":
-            raise UserError(f"{options.method} has no frozen teacher; leave out teacher, or choose method=distill")
+            raise UserError(
+                f"{options.method} has no frozen teacher; leave out teacher, or choose method=distill, data2vec or ijepa"
+            )
         if options.teacher is None and wants == "yes":
             raise UserError(f"{options.method} learns from the encoder of another run; name it with teacher=RUN")
         if options.teacher is not None:

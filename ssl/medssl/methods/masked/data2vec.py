@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from medssl.errors import UserError
 from medssl.losses.regression import smooth_absolute_error
 from medssl.methods.base import METHOD_SLOT, Batch, Clock, Method
-from medssl.methods.parts.teacher import ema_update, make_teacher
+from medssl.methods.parts.frozen_teacher import FrozenTeacher, token_teacher
+from medssl.methods.parts.teacher import ema_update
 from medssl.methods.parts.token_masks import hide_blocks
 from medssl.schedule import cosine
 
@@ -24,12 +25,13 @@ class Data2Vec(Method):
 
     ratio: share of hidden patches. smallest: share of the smallest block. aspect: largest ratio of a block's edges. top:
     number of the teacher's last blocks that are averaged; None: half of them. beta: error above which the loss is linear.
-    momentum: of the teacher at step 0, rising to 1 on a half cosine.
+    momentum: of the teacher at step 0, rising to 1 on a half cosine. teacher: one that is frozen instead, with as many patches.
     """
 
     def __init__(
-        self, encoder: Any, ratio: float, smallest: float, aspect: float, top: int | None, beta: float, momentum: float
-    ):
+        self, encoder: Any, ratio: float, smallest: float, aspect: float, top: int | None, beta: float, momentum: float,
+        teacher: FrozenTeacher | None = None,
+    ):  # fmt: skip
         super().__init__()
         if not hasattr(encoder, "tokens"):
             raise UserError(
@@ -40,9 +42,11 @@ class Data2Vec(Method):
             raise UserError(f"needs 0 < method.smallest <= method.ratio < 1 and method.aspect >= 1, got {words}")
         if int(len(encoder.pos) * ratio) == 0:
             raise UserError(f"method.ratio={ratio} of {len(encoder.pos)} patches hides none; raise it")
-        top = (len(encoder.blocks) + 1) // 2 if top is None else top
-        if not 1 <= top <= len(encoder.blocks):
-            raise UserError(f"method.top must lie between 1 and the encoder's {len(encoder.blocks)} blocks, got {top}")
+        self.frozen, self.teacher = teacher is not None, token_teacher(encoder, teacher)
+        depth = len((encoder if teacher is None else teacher.encoder).blocks)
+        top = (depth + 1) // 2 if top is None else top
+        if not 1 <= top <= depth:
+            raise UserError(f"method.top must lie between 1 and the teacher's {depth} blocks, got {top}")
         if beta <= 0:
             raise UserError(f"method.beta must be positive, got {beta}")
         if not 0 <= momentum <= 1:
@@ -50,11 +54,10 @@ class Data2Vec(Method):
         self.encoder, self.top, self.beta, self.momentum = encoder, top, beta, momentum
         self.mask = ratio, smallest, aspect
         self.hole = nn.Parameter(torch.zeros(encoder.dim))
-        self.predictor = nn.Linear(encoder.dim, encoder.dim)
-        self.teacher: Any = make_teacher(encoder)
+        self.predictor = nn.Linear(encoder.dim, self.teacher.dim)
 
-    def teacher_student(self) -> tuple[nn.Module, nn.Module]:
-        return self.teacher, self.encoder
+    def teacher_student(self) -> tuple[nn.Module, nn.Module] | None:
+        return None if self.frozen else (self.teacher, self.encoder)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,) = batch["views"]
@@ -66,4 +69,5 @@ class Data2Vec(Method):
         return {"loss": smooth_absolute_error(predicted, target, self.beta)}
 
     def after_step(self, clock: Clock) -> None:
-        ema_update(*self.teacher_student(), cosine(clock.frac, self.momentum, 1.0))
+        if not self.frozen:
+            ema_update(self.teacher, self.encoder, cosine(clock.frac, self.momentum, 1.0))

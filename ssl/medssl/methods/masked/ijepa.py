@@ -14,8 +14,9 @@ from medssl.encoders.vit import Block, sincos
 from medssl.errors import UserError
 from medssl.losses.regression import smooth_absolute_error
 from medssl.methods.base import METHOD_SLOT, Batch, Clock, Method
-from medssl.methods.parts.teacher import ema_update, make_teacher
-from medssl.methods.parts.token_masks import Blocks, context_and_targets
+from medssl.methods.parts.context_blocks import Blocks, context_and_targets
+from medssl.methods.parts.frozen_teacher import FrozenTeacher, token_teacher
+from medssl.methods.parts.teacher import ema_update
 from medssl.methods.parts.units import chain_key
 from medssl.schedule import cosine
 
@@ -26,7 +27,7 @@ class IJEPA(Method):
     count: number of target blocks. scale: their smallest and largest share of the grid. aspect: of their edges. context: smallest
     and largest share of the context, before the targets are taken out of it. width, depth, heads: of the predictor, discarded
     after training; width is a multiple of 2 * spatial dimensions and of heads. momentum: of the teacher at step 0, rising to 1
-    on a half cosine.
+    on a half cosine. teacher: one that is frozen instead, with as many patches.
     """
 
     positions: Tensor  # (N, width)
@@ -34,6 +35,7 @@ class IJEPA(Method):
     def __init__(
         self, encoder: Any, count: int, scale: tuple[float, float], aspect: tuple[float, float],
         context: tuple[float, float], width: int, depth: int, heads: int, momentum: float,
+        teacher: FrozenTeacher | None = None,
     ):  # fmt: skip
         super().__init__()
         if not hasattr(encoder, "tokens"):
@@ -53,15 +55,15 @@ class IJEPA(Method):
                 "take 1 or more, fewer, or smaller patches"
             )
         self.encoder, self.momentum = encoder, momentum
+        self.frozen, self.teacher = teacher is not None, token_teacher(encoder, teacher)
         self.narrow, self.hole = nn.Linear(encoder.dim, width), nn.Parameter(torch.zeros(width))
         self.register_buffer("positions", sincos(encoder.grid, width), persistent=False)
         self.predictor = nn.Sequential(
-            *[Block(width, heads) for _ in range(depth)], nn.LayerNorm(width), nn.Linear(width, encoder.dim)
+            *[Block(width, heads) for _ in range(depth)], nn.LayerNorm(width), nn.Linear(width, self.teacher.dim)
         )
-        self.teacher: Any = make_teacher(encoder)
 
-    def teacher_student(self) -> tuple[nn.Module, nn.Module]:
-        return self.teacher, self.encoder
+    def teacher_student(self) -> tuple[nn.Module, nn.Module] | None:
+        return None if self.frozen else (self.teacher, self.encoder)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,), key = batch["views"], batch["key"]
@@ -79,4 +81,5 @@ class IJEPA(Method):
         return {"loss": smooth_absolute_error(predicted, target, 1.0)}
 
     def after_step(self, clock: Clock) -> None:
-        ema_update(*self.teacher_student(), cosine(clock.frac, self.momentum, 1.0))
+        if not self.frozen:
+            ema_update(self.teacher, self.encoder, cosine(clock.frac, self.momentum, 1.0))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from medssl.encoders.config import InputConfig
 from medssl.errors import UserError
+from medssl.methods.parts.teacher import make_teacher
 from medssl.resample import apply_axes, axis_weights
 
 
@@ -44,12 +45,42 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(self.in_its_format(x))
+
+    @torch.no_grad()
+    def tokens(self, x: Tensor) -> Tensor:
+        """Return the tokens (B, N, dim) of a transformer."""
+        return self.encoder.tokens(self.in_its_format(x))
+
+    @torch.no_grad()
+    def depths(self, x: Tensor) -> list[Tensor]:
+        """Return the outputs (B, N, dim) of every block of a transformer."""
+        return self.encoder.depths(self.in_its_format(x))
+
+    def in_its_format(self, x: Tensor) -> Tensor:
+        """Return views (B, C, *size) in the student's format as the teacher expects them."""
         for_axis = zip(x.shape[2:], self.size, strict=True)
         if x.shape[2:] != self.size:
             x = apply_axes(x, [_resize(n_in, n_out).to(x) for n_in, n_out in for_axis])
-        return self.encoder(x * self.scale + self.shift)
+        return x * self.scale + self.shift
 
 
 def _resize(n_in: int, n_out: int) -> Tensor:
     """Return the weights (n_out, n_in) that resample a whole axis."""
     return axis_weights(torch.zeros(1), torch.tensor([float(n_in)]), n_in, n_out)[0]
+
+
+def token_teacher(encoder: Any, frozen: FrozenTeacher | None) -> Any:
+    """Return the teacher of a transformer's tokens: the frozen one, or a copy of the encoder, which will follow it.
+
+    Raises UserError if the frozen one has no tokens or another grid of them.
+    """
+    if frozen is None:
+        return make_teacher(encoder)
+    grid = getattr(frozen.encoder, "grid", None)
+    if grid != encoder.grid:
+        theirs = "no tokens" if grid is None else f"a grid of {grid} patches"
+        raise UserError(
+            f"the teacher has {theirs}, and the encoder one of {encoder.grid}; choose another teacher or encoder.patch"
+        )
+    return frozen
