@@ -156,6 +156,11 @@ def takes(spec: dict[str, Any], argument: str) -> str:
     return "no" if found is None else "yes" if found.default is found.empty else "maybe"
 
 
+def attribute(spec: dict[str, Any], name: str) -> Any:
+    """Return an attribute of the class that `spec` names, None if it has none."""
+    return getattr(_target(spec), name, None)
+
+
 def _target(spec: dict[str, Any]) -> Any:
     module, _, name = spec["_target_"].rpartition(".")
     return getattr(importlib.import_module(module), name)

@@ -10,12 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from medssl.encoders.cnn import CNN
 from medssl.encoders.config import EncoderConfig
-from medssl.encoders.export import CLASSES, load_encoder, save_encoder
+from medssl.encoders.export import CLASSES, load_decoder, load_encoder, save_encoder
 from medssl.encoders.mlp import MLP
 from medssl.encoders.monai3d import ResNet3d
 from medssl.encoders.patch_bank import PatchBank
 from medssl.encoders.patch_pyramid import PatchPyramid
 from medssl.encoders.timm2d import TimmEncoder
+from medssl.encoders.unet_decoder import UNetDecoder
 from medssl.encoders.vit import ViT
 from medssl.errors import UserError
 
@@ -161,3 +162,62 @@ def test_a_pickle_is_refused_even_with_the_right_digest(tmp_path):
     edit(tmp_path, weights=_digest(file))
     with pytest.raises(UserError, match="not a safetensors file"):
         load_encoder(tmp_path)
+
+
+def with_decoder(folder, classes=5, seed=0):
+    """Save a small encoder with a decoder; return the decoder."""
+    torch.manual_seed(seed)
+    decoder = UNetDecoder([4, 8], 1, 2, classes, 4)
+    save_encoder(folder, CNN(1, (48, 48), widths=(4, 8)), EncoderConfig(), decoder)
+    return decoder
+
+
+def test_a_decoder_comes_back_bit_for_bit_with_a_new_last_layer(tmp_path):
+    decoder = with_decoder(tmp_path)
+    config = load_encoder(tmp_path)[1]
+    assert {k: config.decoder[k] for k in ("stages", "image", "dims", "width")} == decoder.options
+    again = load_decoder(tmp_path, config, classes=3)
+    kept, found = decoder.state_dict(), again.state_dict()
+    assert all(torch.equal(found[k], v) for k, v in kept.items() if not k.startswith("head."))
+    assert len(found) == len(kept)
+    assert found["head.weight"].shape == (3, 4, 1, 1)
+    assert not any(k.startswith("head.") for k in load_file(tmp_path / "decoder.safetensors"))
+    assert again(torch.zeros(1, 1, 8, 8), [torch.zeros(1, 4, 4, 4), torch.zeros(1, 8, 2, 2)]).shape == (1, 3, 8, 8)
+
+
+def test_an_encoder_saved_without_a_decoder_says_so(tmp_path):
+    with_decoder(tmp_path)
+    encoder, config = load_encoder(tmp_path)
+    save_encoder(tmp_path / "tuned", encoder, config)
+    config = load_encoder(tmp_path / "tuned")[1]
+    assert config.decoder is None
+    assert "decoder" not in json.loads((tmp_path / "tuned" / "encoder.json").read_text())
+    with pytest.raises(UserError, match="has no decoder; pretrain with a method that trains one"):
+        load_decoder(tmp_path / "tuned", config, 3)
+
+
+def described(folder, **changes):
+    card = json.loads((folder / "encoder.json").read_text())["decoder"]
+    edit(folder, decoder=card | changes)
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda f: (f / "decoder.safetensors").unlink(), "decoder.safetensors is missing"),
+        (lambda f: (f / "decoder.safetensors").write_bytes(b"\x80\x04K\x01."), "damaged"),
+        (lambda f: edit(f, decoder=[4, 8]), "must describe a decoder"),
+        (lambda f: described(f, width=8), "does not fit encoder.json"),
+        (lambda f: described(f, stages=[]), "does not fit encoder.json"),
+        (lambda f: described(f, stages="os.system"), "does not fit encoder.json"),
+        (lambda f: described(f, classes=3), "does not fit encoder.json"),
+        (lambda f: with_decoder(f / "other", seed=1) and (f / "other" / "decoder.safetensors").replace(f / "decoder.safetensors"), "belongs to another"),
+    ],
+)  # fmt: skip
+def test_a_decoder_that_is_not_right_is_a_user_error(harm, says, tmp_path):
+    with_decoder(tmp_path)
+    harm(tmp_path)
+    with pytest.raises(UserError) as e:
+        load_decoder(tmp_path, load_encoder(tmp_path)[1], 3)
+    assert says in str(e.value)
+    assert "\n" not in str(e.value)

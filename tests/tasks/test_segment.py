@@ -15,6 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from monai.losses import DiceCELoss
 from PIL import Image
+from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 
 import medssl
@@ -286,6 +287,12 @@ def test_it_learns_and_a_frozen_encoder_stays(tmp_path):
         assert same == frozen  # weights and the statistics of batch normalisation
 
 
+def test_a_decoder_of_another_encoder_is_refused():
+    other = Segment(CNN(1, (16, 16), widths=(4, 8)), 2, width=4).decoder
+    with pytest.raises(UserError, match="this encoder needs"):
+        Segment(CNN(1, (16, 16), widths=(8, 8)), 2, width=4, decoder=other)
+
+
 def test_fewer_than_two_classes_are_refused():
     with pytest.raises(UserError, match="2 to 64 classes"):
         Segment(CNN(1, (16, 16), widths=(4,)), 1)
@@ -385,6 +392,38 @@ def test_a_second_call_gives_the_same_and_trains_nothing(made, scored):
     other = segment(run, folder / "store", label_budgets="all", baselines=["dense linear"], **(QUICK | {"steps": 2}))
     assert len(list((run / "segment").iterdir())) == 2  # other settings are other fits
     assert [r["probe"] for r in other["rows"]] == ["fine-tuned", "dense linear", "dense linear"]
+
+
+def test_a_pretrained_decoder_is_where_segmentation_starts(made, tmp_path, monkeypatch):
+    """The run's own row starts from both, its encoder alone is a row beside it, and differences are to the first."""
+    folder, _ = made
+    run = medssl.pretrain(
+        folder / "store", tmp_path / "run", method="volume_fusion", method_options={"width": 8, "fewest": 2, "most": 3},
+        encoder="cnn", encoder_options={"widths": [8, 16]}, size=16, steps=3, batch=8, monitor_every=0,
+    )  # fmt: skip
+    weights = load_file(run / "decoder.safetensors")
+    begun = {}
+    plain = Segment.__init__
+
+    def watched(method, *args):
+        plain(method, *args)
+        begun[len(begun)] = {k: v.clone() for k, v in method.decoder.state_dict().items()}
+
+    monkeypatch.setattr(Segment, "__init__", watched)
+    quick = {"steps": 2, "batch": 4, "augment": "plain", "baselines": ["scratch"]}
+    result = segment(run, folder / "store", label_budgets="all", **quick)
+    rows = [(r["features"], r["probe"]) for r in result["rows"]]
+    name = "volume_fusion cnn"
+    assert rows == [
+        (name, "fine-tuned"), (f"{name}, encoder alone", "fine-tuned"), ("random init", "end to end"),
+    ]  # fmt: skip
+    assert [r["difference"] is None for r in result["rows"]] == [True, False, False]
+    own, alone, scratch = (begun[len(begun) - 3 + i] for i in range(3))
+    assert all(torch.equal(own[k], v) for k, v in weights.items())
+    assert not any(torch.equal(alone[k], v) for k, v in weights.items() if k.endswith("0.weight"))
+    assert own["head.weight"].shape[:2] == (3, 8)
+    with pytest.raises(UserError, match=r"width=4, and the pretrained decoder of .* has 8; leave width out"):
+        segment(run, folder / "store", width=4, **quick)
 
 
 def test_scores_are_computed_on_the_scans_own_grid(made, scored):

@@ -21,6 +21,7 @@ from medssl.store.intensity_windows import to_unit_range
 from medssl.store.resampled import ResampledScans
 
 RawBatch = dict[str, Tensor]
+PARTNER_SLOT = 0  # of seed 0, which draws nothing else
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -58,10 +59,13 @@ class RawScans(Dataset[RawBatch]):
     """Resampled scans, read a batch at a time.
 
     targets: (N, …), one per row of `resampled`; returned as float32 if they are floats, else as int64.
+    partners: for every row of `resampled`, the rows that it may be paired with; one is drawn anew in every epoch.
     """
 
-    def __init__(self, resampled: ResampledScans, targets: np.ndarray | None = None):
-        self.resampled, self.targets = resampled, targets
+    def __init__(
+        self, resampled: ResampledScans, targets: np.ndarray | None = None, partners: list[np.ndarray] | None = None
+    ):
+        self.resampled, self.targets, self.partners = resampled, targets, partners
 
     def __len__(self) -> int:
         return len(self.resampled.array)
@@ -69,21 +73,27 @@ class RawScans(Dataset[RawBatch]):
     def __getitems__(self, pairs: list[tuple[int, int]]) -> RawBatch:
         """Return a raw batch of (row, epoch) pairs: image (B, C, *S), low, high, scan and epoch (B,), perhaps target.
 
-        The image has the type of the resampled scans, except uint16, which becomes int32.
+        With partners, partner_image, partner_low and partner_high too. Images have the type of the resampled scans, except
+        uint16, which becomes int32.
         """
         rows, epochs = np.array(pairs, dtype=np.int64).T
-        image = np.asarray(self.resampled.array[rows])
-        raw = {
-            "image": torch.from_numpy(image.astype(np.int32) if image.dtype == np.uint16 else image),
-            "low": torch.from_numpy(np.asarray(self.resampled.low[rows], dtype=np.float32)),
-            "high": torch.from_numpy(np.asarray(self.resampled.high[rows], dtype=np.float32)),
-            "scan": torch.from_numpy(rows.copy()),
-            "epoch": torch.from_numpy(epochs.copy()),
-        }
+        raw = self._images(rows) | {"scan": torch.from_numpy(rows.copy()), "epoch": torch.from_numpy(epochs.copy())}
+        if self.partners is not None:
+            draws = rng.words(rng.Key(0, raw["epoch"], raw["scan"]), 0, PARTNER_SLOT, 1)[:, 0].tolist()
+            chosen = [of[n % len(of)] for n, of in zip(draws, (self.partners[row] for row in rows), strict=True)]
+            raw |= {f"partner_{k}": v for k, v in self._images(np.array(chosen, dtype=np.int64)).items()}
         if self.targets is not None:
             target = self.targets[rows]
             raw["target"] = torch.from_numpy(target.astype(np.float32 if target.dtype.kind == "f" else np.int64))
         return raw
+
+    def _images(self, rows: np.ndarray) -> RawBatch:
+        image = np.asarray(self.resampled.array[rows])
+        return {
+            "image": torch.from_numpy(image.astype(np.int32) if image.dtype == np.uint16 else image),
+            "low": torch.from_numpy(np.asarray(self.resampled.low[rows], dtype=np.float32)),
+            "high": torch.from_numpy(np.asarray(self.resampled.high[rows], dtype=np.float32)),
+        }
 
 
 def _identity(raw: Any) -> Any:
@@ -106,13 +116,14 @@ def loader(
     world: int = 1,
     workers: int = 0,
     targets: np.ndarray | None = None,
+    partners: list[np.ndarray] | None = None,
 ) -> DataLoader[RawBatch]:
     """Return a loader of the raw batches of steps [start, stop), the same for any number of workers.
 
     batch: scans per step, over all ranks.
     """
     return DataLoader(
-        RawScans(resampled, targets),
+        RawScans(resampled, targets, partners),
         batch_sampler=StepSampler(rows, batch, start, stop, seed, rank, world),
         collate_fn=_identity,
         num_workers=workers,
@@ -144,10 +155,16 @@ def make_views(
 ) -> tuple[list[Tensor], rng.Key]:
     """Return views 0 … n_views - 1 of a raw batch, each (B, C, *size) float32, and the batch's key.
 
+    With partners the last view is of the partner, with the random numbers of view 0.
+
     Views are standardised: (value in [0, 1] - mean) / std. Runs on the device of raw["image"], in float32 even under
     autocast. "scan" and "epoch" may stay on the CPU.
     """
     key = rng.Key(seed, raw["epoch"], raw["scan"])
     with torch.no_grad(), torch.autocast(raw["image"].device.type, enabled=False):
         x = apply_windows(raw)
-        return [recipe(x, key, view).sub(mean).div_(std) for view in range(n_views)], key
+        shown = [(x, view) for view in range(n_views)]
+        if "partner_image" in raw:
+            other = {k: raw[f"partner_{k}"] for k in ("image", "low", "high")}
+            shown[-1] = apply_windows(other), 0
+        return [recipe(image, key, view).sub(mean).div_(std) for image, view in shown], key

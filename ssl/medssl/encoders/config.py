@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-OPTIONAL = ("init", "teacher", "head", "fine_tuned")
+OPTIONAL = ("init", "teacher", "decoder", "head", "fine_tuned")
 """Keys that encoder.json has only where they say something."""
 
 
@@ -43,6 +43,8 @@ class EncoderConfig:
         step: updates of the weights.
         init, teacher: the weights that training started from and those of a frozen teacher, as described by
             `initial_weights.Weights`; None without.
+        decoder: for an encoder with a pretrained decoder, the arguments of its `UNetDecoder` but for the classes, and the
+            digest of decoder.safetensors. Filled in by `save_encoder`.
         head, fine_tuned: for a fine-tuned encoder, the target of its head and its training data.
     """
 
@@ -66,6 +68,7 @@ class EncoderConfig:
     step: int = 0
     init: dict[str, Any] | None = None
     teacher: dict[str, Any] | None = None
+    decoder: dict[str, Any] | None = None
     head: dict[str, Any] | None = None
     fine_tuned: dict[str, Any] | None = None
 

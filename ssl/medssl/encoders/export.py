@@ -1,6 +1,7 @@
 """The exported pair of an encoder: encoder.safetensors (weights) and encoder.json (an `EncoderConfig`).
 
-Loading builds one of the classes in `CLASSES` and copies numbers into it; nothing in the pair is executed.
+A method that pretrains a decoder too adds decoder.safetensors, which encoder.json describes. Loading builds one of the
+classes in `CLASSES`, or a `UNetDecoder`, and copies numbers into it; nothing in the files is executed.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from medssl.encoders.patch_bank import PatchBank
 from medssl.encoders.patch_pyramid import PatchPyramid
 from medssl.encoders.small_resnet import SmallResNet
 from medssl.encoders.timm2d import TimmEncoder
+from medssl.encoders.unet_decoder import UNetDecoder
 from medssl.encoders.vit import ViT
 from medssl.errors import UserError, nearest
 from medssl.files import atomic, write_json
@@ -30,20 +32,29 @@ CLASSES: dict[str, type[nn.Module]] = {
     c.__name__: c for c in (CNN, MLP, PatchBank, PatchPyramid, ResNet3d, SmallResNet, TimmEncoder, ViT)
 }
 REQUIRED = ("name", "options", "channels", "size", "dim", "weights")
+ENCODER, DECODER = "encoder.safetensors", "decoder.safetensors"
+DECODER_HEAD = "head."  # the decoder's last layer, for the classes of its training, is not kept
 
 
-def save_encoder(folder: Path, encoder: Any, config: EncoderConfig) -> None:
-    """Write the pair into `folder`, each file atomically, the weights first.
+def save_encoder(folder: Path, encoder: Any, config: EncoderConfig, decoder: UNetDecoder | None = None) -> None:
+    """Write the pair into `folder`, and the decoder's weights if there is one: each file atomically, the weights first.
 
     Args:
         folder: created if it does not exist.
         encoder: an instance of one of `CLASSES`. A wrapper around another library's network saves that network's own
             state dict, so `timm.create_model(name, in_chans=…, num_classes=0, checkpoint_path=…)` loads it.
         config: input and provenance; name, options, channels, size, dim and weights are taken from `encoder`.
+        decoder: a decoder for this encoder's stages; its last layer is not kept.
     """
     assert type(encoder) in CLASSES.values(), type(encoder)
+    described_decoder = None
+    if decoder is not None:
+        kept = {k: v for k, v in decoder.state_dict().items() if not k.startswith(DECODER_HEAD)}
+        with atomic(folder / DECODER) as part:
+            save_file({k: v.detach().cpu().contiguous() for k, v in kept.items()}, part)
+            described_decoder = decoder.options | {"weights": digest_of(part)}
     tensors = {k: v.detach().cpu().contiguous() for k, v in network(encoder).state_dict().items()}
-    with atomic(folder / "encoder.safetensors") as part:
+    with atomic(folder / ENCODER) as part:
         save_file(tensors, part)
         weights = digest_of(part)
     described = replace(
@@ -54,6 +65,7 @@ def save_encoder(folder: Path, encoder: Any, config: EncoderConfig) -> None:
         size=tuple(encoder.size),
         dim=encoder.dim,
         weights=weights,
+        decoder=described_decoder,
     )
     write_json(folder / "encoder.json", {"format": FORMAT} | described.as_dict())
 
@@ -71,13 +83,32 @@ def load_encoder(path: str | Path) -> tuple[Any, EncoderConfig]:
     folder = folder.parent if folder.suffix in (".json", ".safetensors") else folder
     config = _config(folder / "encoder.json")
     encoder = _build(config, folder / "encoder.json")
-    tensors = _tensors(folder / "encoder.safetensors", config.weights)
+    tensors = _tensors(folder / ENCODER, config.weights)
     try:
         network(encoder).load_state_dict(tensors)
     except RuntimeError as e:
         why = str(e).split("\n")[1:2] or [str(e)]
-        raise UserError(f"{folder}/encoder.safetensors does not fit encoder.json: {why[0]} Export it again") from e
+        raise UserError(f"{folder / ENCODER} does not fit encoder.json: {why[0]} Export it again") from e
     return encoder.eval(), config
+
+
+def load_decoder(folder: Path, config: EncoderConfig, classes: int) -> UNetDecoder:
+    """Return the decoder beside an encoder, on the CPU, with a new last layer for `classes`.
+
+    config: the contents of the folder's encoder.json. Raises UserError if it describes no decoder, and if
+    decoder.safetensors is missing, damaged or does not fit it.
+    """
+    if config.decoder is None:
+        raise UserError(f"{folder} has no decoder; pretrain with a method that trains one, such as volume_fusion")
+    described = dict(config.decoder)
+    tensors = _tensors(folder / DECODER, described.pop("weights", ""))
+    try:
+        decoder = UNetDecoder(**described, classes=classes)
+        head = {k: v for k, v in decoder.state_dict().items() if k.startswith(DECODER_HEAD)}
+        decoder.load_state_dict(tensors | head)
+    except (TypeError, ValueError, IndexError, RuntimeError) as e:
+        raise UserError(f"{folder / DECODER} does not fit encoder.json; pretrain again or copy all files again") from e
+    return decoder
 
 
 def network(encoder: nn.Module) -> nn.Module:
@@ -101,6 +132,8 @@ def _config(file: Path) -> EncoderConfig:
         raise UserError(f"{file} lacks {', '.join(missing)}; export the encoder again")
     if not isinstance(found["size"], list):
         raise UserError(f"{file}: size must be a list of pixels, got {found['size']!r}; export the encoder again")
+    if not isinstance(found.get("decoder") or {}, dict):
+        raise UserError(f"{file}: decoder must describe a decoder, got {found['decoder']!r}; export the encoder again")
     known = {f.name for f in fields(EncoderConfig)}
     return EncoderConfig(**{k: v for k, v in found.items() if k in known} | {"size": tuple(found["size"])})
 
@@ -124,7 +157,7 @@ def _build(config: EncoderConfig, file: Path) -> Any:
 
 def _tensors(file: Path, digest: str) -> dict[str, Tensor]:
     if not file.is_file():
-        raise UserError(f"{file} is missing; encoder.json and encoder.safetensors belong together")
+        raise UserError(f"{file} is missing; encoder.json and {file.name} belong together")
     if digest_of(file) != digest:
         raise UserError(f"{file} is damaged or belongs to another encoder.json; copy both files again")
     return read_tensors(file)

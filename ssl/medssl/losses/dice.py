@@ -1,9 +1,10 @@
 """Dice and cross-entropy for segmentation."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medssl.losses.distributed import full_precision
+from medssl.losses.distributed import full_precision, gather_rows
 
 SMOOTH = 1e-5  # keeps the Dice of an absent class defined
 
@@ -17,13 +18,14 @@ def dice_cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
 
         1 - (2 sum p t + e) / (sum p + sum t + e),   e = 1e-5,
 
-    with sums over all pixels of this process's part of the batch (Milletari et al., 2016, https://arxiv.org/abs/1606.04797,
-    without squares). Per scan, any trace of a class that the scan does not contain would cost 1; over the batch it costs
-    in proportion. The cross-entropy is the mean over pixels.
+    with sums over all pixels of the batch, on all ranks (Milletari et al., 2016, https://arxiv.org/abs/1606.04797, without
+    squares). Per scan, any trace of a class that the scan does not contain would cost 1; over the batch it costs in
+    proportion. The cross-entropy is the mean over pixels.
     """
     p = scores.softmax(1)
     t = F.one_hot(target, scores.shape[1]).movedim(-1, 1).to(p.dtype)
     axes = (0, *range(2, p.ndim))
-    both, each = (p * t).sum(axes), p.sum(axes) + t.sum(axes)
+    sums = torch.stack([(p * t).sum(axes), p.sum(axes) + t.sum(axes)])
+    both, each = gather_rows(sums[None]).sum(0)
     dice = (2 * both + SMOOTH) / (each + SMOOTH)
     return (1 - dice[1:]).mean() + F.cross_entropy(scores, target)

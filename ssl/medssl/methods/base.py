@@ -4,6 +4,7 @@ from typing import Any, ClassVar, NamedTuple, TypedDict
 
 from torch import Tensor, nn
 
+from medssl.encoders.unet_decoder import UNetDecoder
 from medssl.losses.target_losses import TargetLoss
 from medssl.rng import Key
 
@@ -42,6 +43,8 @@ class Method(nn.Module):
 
     Attributes:
         views: number of views of each scan.
+        pairs: "study": the last view is of another series of the same study, with the random numbers of view 0, so that both
+            are cropped and turned alike; scans whose study has no other series are left out. "": all views are of the scan.
         target: content of batch["target"]: "" for nothing, "patient" or "study" for groups (B,) int64, or "label" for the
             label in target=…, with unknown values marked as in `TargetLoss.known`.
         compares_scans: whether the loss compares scans with each other, so that a pass over a single scan teaches nothing.
@@ -53,6 +56,7 @@ class Method(nn.Module):
     """
 
     views: int = 1
+    pairs: str = ""
     target: str = ""
     compares_scans: bool = False
     parts: int = 1
@@ -83,4 +87,8 @@ class Method(nn.Module):
 
     def teacher_student(self) -> tuple[nn.Module, nn.Module] | None:
         """Return a teacher and the student that it averages, for the collapse monitor; None without a teacher."""
+        return None
+
+    def kept_decoder(self) -> UNetDecoder | None:
+        """Return the decoder that is exported beside the encoder, for segmentation to start from; None: none is kept."""
         return None

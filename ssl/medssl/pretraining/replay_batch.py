@@ -7,6 +7,7 @@ from torch import Tensor
 from medssl import catalog
 from medssl.augmentations.loader import RawScans, make_views
 from medssl.errors import UserError
+from medssl.pretraining.study_pairs import study_partners
 from medssl.rng import Key
 from medssl.runs.alarms import FILE, alarms_of
 from medssl.runs.run_folder import Run
@@ -39,7 +40,10 @@ def replay_batch(run: str | Path, store: str | Path | Store, alarm: int = 0) -> 
         raise UserError(f"{scans.path} is not the store of that run, or has changed since; ingest the same scans again")
     resampled = resample_scans(scans, config.size, config.spacing, config.equalise)
     recipe = catalog.build(config.augment.spec("augment"), size=resampled.size)
-    source, out = RawScans(resampled), []
+    partners = None
+    if catalog.attribute(catalog.load("method", config.method.name), "pairs"):
+        partners = study_partners(scans, scans.rows("train"), config.method.name)[1]
+    source, out = RawScans(resampled, partners=partners), []
     for one in batch["passes"]:
         raw = source.__getitems__(list(zip(one["row"], one["epoch"], strict=True)))
         out.append(make_views(raw, recipe, batch["views"], batch["seed"], resampled.mean, resampled.std))

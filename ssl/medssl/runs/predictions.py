@@ -36,8 +36,9 @@ import numpy as np
 from medssl.errors import UserError
 from medssl.files import atomic, digest
 
-RUN, RUN_FROZEN = "run", "run, frozen"
-"""Sources of features: the run's encoder, and the same without training it on labels. Others are names of baselines."""
+RUN, RUN_FROZEN, RUN_ENCODER = "run", "run, frozen", "run, encoder alone"
+"""Sources of features: all that the run pretrained; its encoder without training it on labels; its encoder without its decoder.
+Others are names of baselines."""
 
 
 @dataclass

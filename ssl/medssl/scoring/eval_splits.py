@@ -12,7 +12,7 @@ from medssl.encoders.config import EncoderConfig
 from medssl.errors import UserError
 from medssl.evals.task_types.task_types import task_type
 from medssl.leakage.leak_check import check_leaks, read_pretrained_on, scan_set_from_store
-from medssl.runs.predictions import RUN, RUN_FROZEN
+from medssl.runs.predictions import RUN, RUN_ENCODER, RUN_FROZEN
 from medssl.runs.run_folder import Run
 from medssl.scoring.features import resolve_device
 from medssl.scoring.site_confounding import describe_site_confounding
@@ -234,7 +234,7 @@ def marked(name: str, source: str, overlap: Sequence[str]) -> str:
 
     overlap: see `EvalSplits`. Overlap with pretraining concerns the run's own rows only.
     """
-    concerned = set(overlap) - (set() if source in (RUN, RUN_FROZEN) else {"pretraining"})
+    concerned = set(overlap) - (set() if source in (RUN, RUN_ENCODER, RUN_FROZEN) else {"pretraining"})
     return f"{name} (!)" if concerned else name
 
 

@@ -15,7 +15,9 @@ from medssl.evals.task_types.task_types import task_type
 from medssl.files import write_json
 from medssl.leakage.transformed_duplicates import LOOKED_FOR
 from medssl.results import Result
-from medssl.runs.predictions import RUN, RUN_FROZEN, PredictedRow, PredictedScans, Predictions, identity
+from medssl.runs.predictions import (
+    RUN, RUN_ENCODER, RUN_FROZEN, PredictedRow, PredictedScans, Predictions, identity,
+)  # fmt: skip
 from medssl.scoring.eval_splits import EvalSplits, marked
 from medssl.scoring.targets import Subset
 
@@ -128,7 +130,8 @@ def compute_scores(
     metrics = task_type(task).metrics
 
     def shown(row: PredictedRow) -> str:
-        return {RUN: name, RUN_FROZEN: f"{name}, frozen"}.get(row.source, row.source)
+        own = {RUN: name, RUN_FROZEN: f"{name}, frozen", RUN_ENCODER: f"{name}, encoder alone"}
+        return own.get(row.source, row.source)
 
     splits.flags += [
         f"{shown(row)}, {row.probe}, label budget {row.label_budget}: a fit did not converge, so the score may be too low"

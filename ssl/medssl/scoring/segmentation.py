@@ -18,7 +18,8 @@ from medssl.evals.stats.bootstrap import score_seeds
 from medssl.evals.stats.score import Score
 from medssl.progress import track
 from medssl.rng import seed_from
-from medssl.runs.predictions import RUN, RUN_FROZEN, PredictedRow
+from medssl.encoders.export import load_decoder
+from medssl.runs.predictions import RUN, RUN_ENCODER, RUN_FROZEN, PredictedRow
 from medssl.scoring.baselines import RANDOM_INIT_FROZEN, Baseline, FeatureSources
 from medssl.scoring.eval_splits import EvalSplits, SplitOptions, Stores
 from medssl.scoring.features import check_input
@@ -35,9 +36,13 @@ BASELINES = ("scratch", "frozen", "random frozen", "dense linear", "dense kNN")
 
 @dataclass(frozen=True)
 class SegmentationRow(TrainedRow):
-    """A row and its model: "train" all weights, the "decoder" only, or a probe of every pixel, "linear" or "kNN"."""
+    """A row and its model: "train" all weights, the "decoder" only, or a probe of every pixel, "linear" or "kNN".
+
+    decoder: whether the decoder starts from the run's, rather than from random weights.
+    """
 
     model: str
+    decoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,13 @@ class Segmentation:
             "version": 1,
             "splits": {k: v for k, v in self.splits.described().items() if k not in ("flags", "overlap", "test")},
             "weights": self.sources.encoder.weights,
+            **({"decoder": self.sources.encoder.decoder} if self.sources.encoder.decoder else {}),
             "settings": {k: v for k, v in settings.items() if k not in ("save_every", "seed")},
             "model": {"labels": list(self.labels), "width": self.width, "tolerance": self.tolerance},
         }
 
     def rows(self, baselines: Sequence[str]) -> list[SegmentationRow]:
-        """Return the rows of the table, the run's own first."""
+        """Return the rows of the table, the run's own first; with a pretrained decoder, the encoder alone is the second."""
         pretrained, initial, random = self.sources.pretrained, self.sources.initial, Baseline.RANDOM_INIT.value
         rows = {
             "scratch": [SegmentationRow(random, "end to end", initial, "train")],
@@ -84,7 +90,10 @@ class Segmentation:
             ]
             for model in ("linear", "kNN")
         }
-        return [SegmentationRow(RUN, "fine-tuned", pretrained, "train"), *(r for name in baselines for r in rows[name])]
+        own = [SegmentationRow(RUN, "fine-tuned", pretrained, "train", self.sources.encoder.decoder is not None)]
+        if own[0].decoder:
+            own.append(SegmentationRow(RUN_ENCODER, "fine-tuned", pretrained, "train"))
+        return [*own, *(r for name in baselines for r in rows[name])]
 
     def predict(self, folder: Path, row: SegmentationRow, draw: LabelDraw) -> list[np.ndarray]:
         """Return MEASURES of every test scan and class, one array (N, classes - 1, 4), of a model trained in `folder`."""
@@ -116,7 +125,8 @@ class Segmentation:
             return lambda patient: fitted
         with torch.random.fork_rng():
             torch.manual_seed(seed_from(draw.seed, 1))
-            method = Segment(encoder, classes, self.width, frozen=row.model == "decoder")
+            decoder = load_decoder(self.sources.path, self.sources.encoder, classes) if row.decoder else None
+            method = Segment(encoder, classes, self.width, row.model == "decoder", decoder)
             train_in(folder, method, store, labelled.rows, wanted, replace(self.settings, seed=draw.seed), masks)
         method = method.eval().to(device)
 

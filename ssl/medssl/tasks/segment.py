@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from medssl.encoders.unet_decoder import UNetDecoder
 from medssl.errors import UserError
 from medssl.losses.dice import dice_cross_entropy
 from medssl.methods.base import Batch, Clock, Method
-from medssl.tasks.decoders import decoder_for
+from medssl.methods.parts.decoder import decoder_for
 
 MAX_CLASSES = 64
 
@@ -19,15 +20,21 @@ class Segment(Method):
     """Encoder stages -> UNetDecoder -> scores (B, classes, *S); Dice and cross entropy with batch["target"] (B, *S) int64.
 
     Class 0 is the background. width: of the decoder's finest level. frozen: keep the encoder's weights and statistics.
+    decoder: a pretrained one for these classes; None: a new one.
 
-    Raises UserError for an encoder without stages, and for fewer than 2 or more than 64 classes.
+    Raises UserError for an encoder without stages, a decoder that does not fit it, and fewer than 2 or more than 64 classes.
     """
 
-    def __init__(self, encoder: Any, classes: int, width: int = 16, frozen: bool = False):
+    def __init__(
+        self, encoder: Any, classes: int, width: int = 16, frozen: bool = False, decoder: UNetDecoder | None = None
+    ):
         super().__init__()
         if not 2 <= classes <= MAX_CLASSES:
             raise UserError(f"segmentation needs 2 to {MAX_CLASSES} classes with the background, got {classes}")
-        self.decoder = decoder_for(encoder, classes, width)
+        fitting = decoder_for(encoder, classes, width)
+        if decoder is not None and decoder.options != fitting.options:
+            raise UserError(f"the decoder has {decoder.options}, and this encoder needs {fitting.options}")
+        self.decoder = decoder or fitting
         self.encoder, self.frozen = encoder, frozen
         if frozen:
             encoder.requires_grad_(False)

@@ -14,13 +14,14 @@ class TrainingData:
     """The scans of a run.
 
     rows: (N,) the rows of `resampled` to train on. recipe: makes the views. targets: one per row of `resampled`, for
-    methods that learn from labels or masks.
+    methods that learn from labels or masks. partners: see `augmentations.loader.RawScans`.
     """
 
     resampled: ResampledScans
     rows: np.ndarray
     recipe: Recipe
     targets: np.ndarray | None = None
+    partners: list[np.ndarray] | None = None
 
 
 @dataclass(frozen=True)

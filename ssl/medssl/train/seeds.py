@@ -172,7 +172,7 @@ def _batches(
     data: TrainingData, batch: int, steps: int, seeds: list[int], views: int, device: str | torch.device
 ) -> Iterator[Batch]:
     """Yield batches (S, B, …) with the scans that each seed would get alone; the seed of the key is (S,)."""
-    scans, stats = RawScans(data.resampled, data.targets), (data.resampled.mean, data.resampled.std)
+    scans, stats = RawScans(data.resampled, data.targets, data.partners), (data.resampled.mean, data.resampled.std)
     seed, split = torch.tensor(seeds, device=device), (len(seeds), -1)
     for parts in zip(*(StepSampler(data.rows, batch, 0, steps, s) for s in seeds), strict=True):
         raw = {k: v.to(device) for k, v in scans.__getitems__([pair for part in parts for pair in part]).items()}

@@ -21,6 +21,8 @@ from medssl.scoring.training import TrainingSettings
 from medssl.store.store import Store
 from medssl.train.optim import Optim
 
+WIDTH = 16  # channels of the decoder's finest level, where neither the call nor the run gives it
+
 
 @accepts(SplitOptions, omit=("task", "positive", "unknown"))
 def segment(
@@ -33,7 +35,7 @@ def segment(
     batch: int = 4,
     lr: float = 1e-3,
     weight_decay: float = 1e-2,
-    width: int = 16,
+    width: int | None = None,
     augment: str | None = None,
     tolerance: float = 1.0,
     baselines: Iterable[str] = BASELINES,
@@ -41,6 +43,8 @@ def segment(
     options: SplitOptions,
 ) -> Result:
     """Train a decoder on the encoder of a run to segment; adds the table to RUN/scores.json and returns it.
+
+    A run with a pretrained decoder starts from both, and its encoder with a new decoder is a row of its own.
 
     All rows are trained on the same masks with the same decoder, steps, batch size and augmentation, and the weights
     after the last step are scored. Budgets are masks of randomly drawn training patients, smaller ones within larger
@@ -57,7 +61,7 @@ def segment(
         label_budgets: training scans with masks, as "10 %", 5 or "all".
         draws: how often each budget is drawn.
         steps, batch, lr, weight_decay: for AdamW with a short warm-up and a half-cosine schedule.
-        width: channels of the decoder's finest level.
+        width: channels of the decoder's finest level; None: as in the run's decoder, or 16 without one.
         augment: an augmentation recipe in configs/augment; None: by the store's modality. Masks move with their images.
         tolerance: mm (pixels where no spacing is known) within which a surface counts as correct.
         baselines: the members of BASELINES to include: the run's initial weights trained from scratch; a decoder on
@@ -67,12 +71,13 @@ def segment(
         options: keyword arguments; see `medssl.scoring.eval_splits.SplitOptions`.
 
     Raises UserError if no scan has a mask, if pretraining has seen a test patient or test image, and for an encoder that
-    has no feature maps or does not fit the store.
+    has no feature maps or does not fit the store, or whose decoder has another width.
     """
-    if min(draws, steps, batch, width, save_every) < 1 or tolerance < 0:
+    if min(draws, steps, batch, save_every, 1 if width is None else width) < 1 or tolerance < 0:
         raise UserError("draws, steps, batch, width and save_every must be at least 1, and tolerance 0 or more")
     home, seed = Store.open(store, options.where), options.seed
     sources = FeatureSources(run, home, options.device)
+    width = _width(sources, width)
     splits, labels = load_mask_splits(sources, home, options)
     recipe, optim = Choice.of("augment", augment or default_augment(home)), Optim(lr=lr, weight_decay=weight_decay)
     settings = TrainingSettings(recipe, steps, batch, optim, seed, sources.device, save_every)
@@ -103,3 +108,13 @@ def segment(
         notes=[f"HD95 in {unit}; surface Dice at {tolerance:g} {unit}; {steps} steps of {batch}"],
     )  # fmt: skip
     return keep(sources.path, table)
+
+
+def _width(sources: FeatureSources, width: int | None) -> int:
+    """Return the width of the decoder. Raises UserError if the run has a decoder of another width."""
+    pretrained = (sources.encoder.decoder or {}).get("width")
+    if pretrained is not None and width not in (None, pretrained):
+        raise UserError(
+            f"width={width}, and the pretrained decoder of {sources.path} has {pretrained}; leave width out"
+        )
+    return width or pretrained or WIDTH

@@ -16,9 +16,11 @@ from medssl.encoders.export import save_encoder
 from medssl.errors import UserError
 from medssl.files import atomic
 from medssl.leakage.leak_check import pretrained_on
+from medssl.methods.base import Method
 from medssl.pretraining.collapse_monitor import CollapseMonitor
 from medssl.pretraining.origins import Origins
 from medssl.pretraining.pretrain_targets import PretrainTargets
+from medssl.pretraining.study_pairs import study_partners
 from medssl.progress import say
 from medssl.rng import seed_from
 from medssl.runs.config import Choice, PretrainConfig, PretrainOptions, default_augment
@@ -55,6 +57,9 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
     rows = scans.rows("train")
     spec = catalog.spec("method", options.method, **(options.method_options or {}))
     defaults = DEFAULTS | spec.pop("_run_", {})
+    partners = None
+    if catalog.attribute(spec, "pairs"):
+        rows, partners = study_partners(scans, rows, options.method)
     labels = (options.target, options.task, options.positive, options.unknown)
     targets = PretrainTargets.of(scans, rows, options.method, spec, *labels)
     origins = Origins.of(options, spec)
@@ -90,7 +95,7 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
             train(
                 fabric,
                 method,
-                TrainingData(resampled, rows, recipe, by_row),
+                TrainingData(resampled, rows, recipe, by_row, partners),
                 config.train_options,
                 run.checkpoints,
                 Log(run.path, config.log if zero else "jsonl", logged),
@@ -99,7 +104,7 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
         except TrainingStopped as e:
             steps = monitor.fall_back(fabric, method, run.checkpoints, e)
     if zero:
-        _export(run, scans, resampled, method.encoder, config, steps, origins)
+        _export(run, scans, resampled, method, config, steps, origins)
     fabric.barrier()
     return run.path
 
@@ -164,15 +169,15 @@ def _export(
     run: Run,
     scans: Store,
     resampled: ResampledScans,
-    encoder: torch.nn.Module,
+    method: Method,
     config: PretrainConfig,
     step: int,
     origins: Origins,
 ) -> None:
-    """Write the encoder, its config, and the list of patients and images that it has learned from."""
+    """Write the encoder, its config, its decoder if it has one, and the patients and images that it has learned from."""
     with atomic(run.path / "pretrained_on.parquet") as part:
         pq.write_table(pretrained_on(scans, scans.rows("train"), origins.runs()), part)
-    merge(encoder)
+    merge(method.encoder)
     exported = EncoderConfig(
         mean=resampled.mean,
         std=resampled.std,
@@ -189,4 +194,4 @@ def _export(
         init=config.init,
         teacher=config.teacher,
     )
-    save_encoder(run.path, encoder, exported)
+    save_encoder(run.path, method.encoder, exported, method.kept_decoder())

@@ -1,12 +1,10 @@
-"""A decoder from an encoder's stages to pixels, for pyramids of maps and for tokens of one size, in 2D and 3D."""
+"""The decoder from an encoder's stages to pixels, for pyramids of maps and for tokens of one size, in 2D and 3D."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from medssl.methods.parts.layers import dry_run
 
 MAX_CHANNELS = 256  # channels of a level
 
@@ -28,6 +26,7 @@ class UNetDecoder(nn.Module):
 
     def __init__(self, stages: list[int], image: int, dims: int, classes: int, width: int):
         super().__init__()
+        self.options = {"stages": list(stages), "image": image, "dims": dims, "width": width}  # all but the classes
         ins = [image, *stages] if image else stages
         widths = [min(width * 2**k, MAX_CHANNELS) for k in range(len(ins) - 1)]
         self.image, self.mode = bool(image), "bilinear" if dims == 2 else "trilinear"
@@ -50,12 +49,3 @@ def _level(dims: int, n_in: int, n_out: int) -> nn.Sequential:
     conv: Any = nn.Conv2d if dims == 2 else nn.Conv3d
     norm: Any = nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d
     return nn.Sequential(conv(n_in, n_out, 3, padding=1, bias=False), norm(n_out, affine=True), nn.LeakyReLU(0.01))
-
-
-def decoder_for(encoder: Any, classes: int, width: int) -> UNetDecoder:
-    """Return the decoder that fits the stages of an encoder. Raises UserError if the encoder has none."""
-    with dry_run(encoder):
-        stages = encoder.stages(torch.zeros(1, encoder.channels, *encoder.size))
-    whole = tuple(stages[0].shape[2:]) == tuple(encoder.size)
-    image = 0 if whole else encoder.channels
-    return UNetDecoder([s.shape[1] for s in stages], image, len(encoder.size), classes, width)
