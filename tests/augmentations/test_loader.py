@@ -147,3 +147,44 @@ def test_views_do_not_depend_on_the_batch_or_on_autocast(tmp_path):
     later, _ = make_views(_raw(resampled, [(4, 2)]), recipe, 2, 3, 0.5, 0.25)
     assert not torch.allclose(later[0], together[0][:1], atol=1e-2)
     assert not torch.allclose(together[0], together[1], atol=1e-2)
+
+
+def test_a_partner_is_drawn_anew_in_every_epoch_and_comes_with_its_own_window(tmp_path):
+    resampled = _resampled(tmp_path)
+    partners = [np.array([r for r in range(20) if r // 4 == row // 4 and r != row]) for row in range(20)]
+    source = RawScans(resampled, partners=partners)
+    drawn = []
+    for epoch in range(40):
+        raw = source.__getitems__([(row, epoch) for row in (5, 6, 13)])
+        again = source.__getitems__([(13, epoch)])
+        assert torch.equal(again["partner_image"][0], raw["partner_image"][2])
+        for i, row in enumerate((5, 6, 13)):
+            (at,) = (r for r in range(20) if np.array_equal(resampled.array[r], raw["partner_image"][i].numpy()))
+            assert at in partners[row]
+            assert raw["partner_low"][i] == resampled.low[at]
+            assert raw["partner_high"][i] == resampled.high[at]
+            drawn.append((row, at))
+    assert set(drawn) == {(row, at) for row in (5, 6, 13) for at in partners[row]}
+    counts = [drawn.count(pair) for pair in set(drawn)]
+    assert min(counts) > 4  # of 40 / 3 expected
+
+
+def test_the_last_view_shows_the_partner_through_the_same_crop(tmp_path):
+    """A scan and a partner of equal pixels give equal views 0 and 1, and the partner's own window applies."""
+    resampled = _resampled(tmp_path, n=4)
+    array = np.array(resampled.array)
+    array[1] = array[0]
+    low, high = np.zeros(4, np.float32), np.array([200, 100, 200, 200], np.float32)
+    source = RawScans(
+        Resampled(array, low, high), partners=[np.array([1]), np.array([0]), np.array([3]), np.array([2])]
+    )
+    crop = catalog.build(catalog.spec("augment", "crop"), size=(8, 8))
+    raw = source.__getitems__([(0, 3), (2, 3)])
+    plain = {k: v for k, v in raw.items() if not k.startswith("partner")}
+    (first, second), _ = make_views(raw, crop, 2, 7, 0.0, 1.0)
+    alone, _ = make_views(plain, crop, 2, 7, 0.0, 1.0)
+    assert torch.equal(first, alone[0])
+    doubled, _ = make_views(plain | {"high": raw["partner_high"]}, crop, 1, 7, 0.0, 1.0)
+    torch.testing.assert_close(second[0], doubled[0][0])
+    assert not torch.equal(second[0], first[0])
+    assert not torch.equal(second[1], alone[1][1])

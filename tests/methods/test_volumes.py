@@ -13,7 +13,7 @@ from medssl.losses.dice import dice_cross_entropy
 from medssl.losses.local_global import partition_contrast, place_contrast
 from medssl.losses.overlap import distinct_bases, overlap_loss
 from medssl.methods.base import Clock
-from medssl.rng import uniform
+from medssl.rng import normal_field, uniform
 
 CLOCK = Clock(0, 10)
 
@@ -207,3 +207,49 @@ def test_global_local_compares_places_of_two_contrasts_of_one_view():
 def test_global_local_refuses(options, says):
     with pytest.raises(UserError, match=rf"method\.{says}"):
         tiny.method("global_local", **options)
+
+
+def rebuild(method, own, other):
+    """Return the scan decoded from the sequence code of `own` and the anatomy code of `other`, with the noise of each."""
+    anatomy, sequence = method.codes
+    return method.decoder(torch.cat([other[:, :anatomy], own[:, anatomy:]], 1))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_session_vae_rebuilds_each_scan_from_both_anatomy_codes(dims):
+    method = tiny.method("session_vae", dims, anatomy=5, sequence=3, beta=0.7).double().eval()
+    batch = tiny.batch_for(method, n=3)
+    batch["views"] = [v.double() for v in batch["views"]]
+    z, kl = [], 0.0
+    for i, x in enumerate(batch["views"]):
+        mean, log_variance = method.code(method.encoder(x * method.visible(batch, i))).chunk(2, 1)
+        z.append(mean + (log_variance / 2).exp() * normal_field(batch["key"], 0, 1000 + i, (8,)))
+        kl += 0.5 * (mean**2 + log_variance.exp() - log_variance - 1).sum().item() / 6
+    error = 0.0
+    for i, j in itertools.product(range(2), repeat=2):
+        error += (batch["views"][i] - rebuild(method, z[i], z[j])).square().sum().item() / 2 / 12
+    assert method(batch, CLOCK)["loss"].item() == pytest.approx(error + 0.7 * kl, rel=1e-6)
+
+
+def test_session_vae_hides_other_boxes_of_each_scan_from_the_encoder():
+    method = tiny.method("session_vae", boxes=2)
+    batch = tiny.batch_for(method, n=4)
+    shown = []
+    method.encoder.register_forward_pre_hook(lambda m, given: shown.append(given[0]))
+    method(batch, CLOCK)
+    seen = [method.visible(batch, i) for i in range(2)]
+    assert torch.equal(shown[0], torch.cat([x * s for x, s in zip(batch["views"], seen, strict=True)]))
+    assert not torch.equal(*seen)
+    for hidden in (1 - torch.cat(seen)).flatten(1).mean(1).tolist():
+        assert 0.15**2 * 0.8 < hidden < 2 * 0.45**2
+    assert method.visible(batch, 0).dtype == torch.float32
+    assert tiny.method("session_vae", boxes=0).visible(batch, 0).min() == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"anatomy": 0}, "anatomy"), ({"beta": -1.0}, "beta"), ({"boxes": -1}, "boxes"), ({"largest": 1.0}, "largest")],
+)
+def test_session_vae_refuses(options, says):
+    with pytest.raises(UserError, match=rf"method\.{says}"):
+        tiny.method("session_vae", **options)
