@@ -211,7 +211,7 @@ def test_global_local_refuses(options, says):
 
 def rebuild(method, own, other):
     """Return the scan decoded from the sequence code of `own` and the anatomy code of `other`, with the noise of each."""
-    anatomy, sequence = method.codes
+    anatomy = method.codes[0]
     return method.decoder(torch.cat([other[:, :anatomy], own[:, anatomy:]], 1))
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import dicom_files
 import medssl
@@ -12,23 +11,23 @@ from medssl.pretraining.study_pairs import study_partners
 from medssl.store.store import Store
 
 
-def cohort(folder, patients, series):
-    """Write one image for each of `series` series of each patient's only study; patient 0 has one series of two images."""
-    folder.mkdir(parents=True)
+def write(folder, patient, number, series, **tags):
+    """Write one image of a patient: the anatomy is the patient's, the contrast and noise are those of image `number`."""
+    draws = np.random.default_rng(patient)
+    anatomy = draws.normal(0, 1, (24, 24)).cumsum(0).cumsum(1)
+    stored = 1000 + 20 * (number + 1) * anatomy + np.random.default_rng([patient, number]).normal(0, 5, anatomy.shape)
+    study = f"1.2.{patient + 1}"
+    tags = {"PatientID": f"P{patient}", "StudyInstanceUID": study} | tags
+    tags |= {"SeriesInstanceUID": f"{study}.{series}", "SOPInstanceUID": f"{study}.{number}.7"}
+    (folder / f"{patient}_{number}.dcm").write_bytes(dicom_files.make(stored.clip(0, 4000).astype(int), **tags))
+
+
+def ingested(folder, patients=24, series=2, **tags):
+    """Ingest patients with one study of `series` series of an image each; patient 0 has one series of two images."""
+    (folder / "files").mkdir()
     for patient in range(patients):
-        draws = np.random.default_rng(patient)
-        picture = draws.normal(0, 1, (24, 24)).cumsum(0).cumsum(1)
-        for number in range(2 if patient == 0 else series):
-            stored = (1000 + 20 * (number + 1) * picture + draws.normal(0, 5, picture.shape)).clip(0, 4000)
-            data = dicom_files.make(
-                stored.astype(int), PatientID=f"P{patient}", StudyInstanceUID=f"1.2.{patient + 1}",
-                SeriesInstanceUID=f"1.2.{patient + 1}.{0 if patient == 0 else number}", SOPInstanceUID=f"1.2.{patient + 1}.{number}.7",
-            )  # fmt: skip
-            (folder / f"{patient}_{number}.dcm").write_bytes(data)
-
-
-def ingested(folder, patients=24, series=2):
-    cohort(folder / "files", patients, series)
+        for number in range(series if patient else 2):
+            write(folder / "files", patient, number, number if patient else 0, **tags)
     return medssl.ingest(folder / "files", folder / "store", key=tiny.secret(folder / "key"), workers=1)
 
 
@@ -49,14 +48,10 @@ def test_partners_are_the_other_series_of_a_study_among_the_rows(store):
     assert len(alone) in (0, 2)  # the study with one series, if its patient is for training
 
 
-def test_images_of_unknown_studies_are_not_taken_for_one_study(tmp_path):
-    (tmp_path / "files").mkdir()
-    for k in range(20):
-        picture = np.random.default_rng(k).integers(0, 255, (24, 24), np.uint8)
-        Image.fromarray(picture).save(tmp_path / "files" / f"p{k}.png")
-    made = medssl.ingest(tmp_path / "files", tmp_path / "store", key=tiny.secret(tmp_path / "key"), workers=1)
-    store = Store.open(made)
+def test_series_of_unknown_studies_are_not_taken_for_one_study(tmp_path):
+    store = Store.open(ingested(tmp_path, StudyInstanceUID=""))
     assert set(store.column("study")) == {""}
+    assert len(set(store.column("series"))) > 2
     with pytest.raises(UserError, match="no study of the training patients"):
         study_partners(store, store.rows("train"), "session_vae")
 
@@ -79,7 +74,7 @@ def test_session_vae_pretrains_on_pairs_and_resumes(store, tmp_path):
 def test_one_series_per_study_is_refused_before_training(tmp_path):
     made = ingested(tmp_path, series=1)
     with pytest.raises(
-        UserError, match="session_vae pairs two series of a study, and no study .* has two; ingest DICOM"
+        UserError, match=r"session_vae pairs two series of a study, and no study .* has two; ingest DICOM"
     ) as e:
         medssl.pretrain(made, tmp_path / "run", method="session_vae", encoder="cnn", size=16, steps=2)
     assert "\n" not in str(e.value)

@@ -23,7 +23,7 @@ def partition_contrast(rows_BPVD: Tensor, temperature: float, across: bool) -> T
     where the same position in other scans neither attracts nor repels). For constant features the loss is
     ln(1 + (P - 1) V B), with B counted over all ranks.
     """
-    B, P, V, D = rows_BPVD.shape
+    P, V, D = rows_BPVD.shape[1:]
     unit = F.normalize(rows_BPVD, dim=3)
     mine, every = unit.reshape(-1, D), gather_rows(unit).reshape(-1, D)
     index = torch.arange(len(every), device=unit.device)

@@ -16,8 +16,14 @@ from medssl.files import write_json
 from medssl.leakage.transformed_duplicates import LOOKED_FOR
 from medssl.results import Result
 from medssl.runs.predictions import (
-    RUN, RUN_ENCODER, RUN_FROZEN, PredictedRow, PredictedScans, Predictions, identity,
-)  # fmt: skip
+    RUN,
+    RUN_ENCODER,
+    RUN_FROZEN,
+    PredictedRow,
+    PredictedScans,
+    Predictions,
+    identity,
+)
 from medssl.scoring.eval_splits import EvalSplits, marked
 from medssl.scoring.targets import Subset
 

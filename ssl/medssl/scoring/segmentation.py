@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medssl.encoders.export import load_decoder
 from medssl.errors import UserError
 from medssl.evals.metrics.metrics import MEAN
 from medssl.evals.metrics.segmentation import MEASURES, case
@@ -18,7 +19,6 @@ from medssl.evals.stats.bootstrap import score_seeds
 from medssl.evals.stats.score import Score
 from medssl.progress import track
 from medssl.rng import seed_from
-from medssl.encoders.export import load_decoder
 from medssl.runs.predictions import RUN, RUN_ENCODER, RUN_FROZEN, PredictedRow
 from medssl.scoring.baselines import RANDOM_INIT_FROZEN, Baseline, FeatureSources
 from medssl.scoring.eval_splits import EvalSplits, SplitOptions, Stores
