@@ -32,5 +32,6 @@ def distinct_bases(bases_BKD: Tensor) -> Tensor:
     """Return the mean over scans and pairs i < j of their base crops of max(0, cosine)^2; no gradient flows to the j-th."""
     unit = F.normalize(bases_BKD, dim=2)
     cosine = (unit @ unit.detach().transpose(1, 2)).relu().square()
-    i, j = torch.triu_indices(*cosine.shape[1:], offset=1, device=cosine.device)
+    count = cosine.shape[1]
+    i, j = torch.triu_indices(count, count, offset=1, device=cosine.device)
     return cosine[:, i, j].mean()

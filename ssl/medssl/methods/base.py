@@ -43,8 +43,8 @@ class Method(nn.Module):
 
     Attributes:
         views: number of views of each scan.
-        pairs: "study": the last view is of another series of the same study, with the random numbers of view 0, so that both
-            are cropped and turned alike; scans whose study has no other series are left out. "": all views are of the scan.
+        paired_within: "study": the last view is of another series of the same study, with the random numbers of view 0, so
+            that both are cropped and turned alike; scans whose study has no other series are left out. "": nothing is paired.
         target: content of batch["target"]: "" for nothing, "patient" or "study" for groups (B,) int64, or "label" for the
             label in target=…, with unknown values marked as in `TargetLoss.known`.
         compares_scans: whether the loss compares scans with each other, so that a pass over a single scan teaches nothing.
@@ -56,7 +56,7 @@ class Method(nn.Module):
     """
 
     views: int = 1
-    pairs: str = ""
+    paired_within: str = ""
     target: str = ""
     compares_scans: bool = False
     parts: int = 1

@@ -41,7 +41,7 @@ def replay_batch(run: str | Path, store: str | Path | Store, alarm: int = 0) -> 
     resampled = resample_scans(scans, config.size, config.spacing, config.equalise)
     recipe = catalog.build(config.augment.spec("augment"), size=resampled.size)
     partners = None
-    if catalog.attribute(catalog.load("method", config.method.name), "pairs"):
+    if catalog.attribute(catalog.load("method", config.method.name), "paired_within"):
         partners = study_partners(scans, scans.rows("train"), config.method.name)[1]
     source, out = RawScans(resampled, partners=partners), []
     for one in batch["passes"]:

@@ -73,8 +73,8 @@ def train(
     history = log.rewind(start, writes=fabric.is_global_zero)
     scans, window = data.resampled, (start * accumulate, steps * accumulate)
     ranks = fabric.global_rank, fabric.world_size
-    given = (options.workers, data.targets, data.partners)
-    raws = iter(loader(scans, data.rows, batch // accumulate, *window, seed, *ranks, *given))
+    drawn = (scans, data.rows, batch // accumulate, *window, seed, *ranks)
+    raws = iter(loader(*drawn, options.workers, data.targets, data.partners))
     started, waited = time.perf_counter(), 0.0
     bar = Progress(type(method).__name__, steps, "step", done=start, quiet=quiet or not fabric.is_global_zero)
     with StopRequest() as stop, bar:

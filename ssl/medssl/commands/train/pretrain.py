@@ -58,7 +58,7 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
     spec = catalog.spec("method", options.method, **(options.method_options or {}))
     defaults = DEFAULTS | spec.pop("_run_", {})
     partners = None
-    if catalog.attribute(spec, "pairs"):
+    if catalog.attribute(spec, "paired_within"):
         rows, partners = study_partners(scans, rows, options.method)
     labels = (options.target, options.task, options.positive, options.unknown)
     targets = PretrainTargets.of(scans, rows, options.method, spec, *labels)

@@ -27,6 +27,7 @@ class VoCo(Method):
     """
 
     corners: Tensor  # (grid^2, dims): where base crops begin, as shares of the scan
+    share: Tensor  # (dims,): the size of a crop
 
     def __init__(self, encoder: Any, grid: int, crops: int, hidden: int, out: int, momentum: float):
         super().__init__()
