@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import stats
 
 from medssl import catalog
@@ -26,7 +27,17 @@ SMALL = {
     "layer": {"widths": [16]},
     "hourglass": {"widths": [32, 16]},
 }
-SHRINK = {"hidden": 32, "out": 16, "width": 24, "depth": 1, "heads": 2, "rounds": 3, "chains": 8, "per_scan": 8}
+SHRINK = {
+    "hidden": 32,
+    "out": 16,
+    "prototypes": 8,
+    "width": 24,
+    "depth": 1,
+    "heads": 2,
+    "rounds": 3,
+    "chains": 8,
+    "per_scan": 8,
+}
 
 
 def method(
@@ -113,9 +124,12 @@ def batch(views: int, n: int = 8, dims: int = 2, channels: int = 1, size: int = 
 
 
 def batch_for(method, n: int = 8, seed: int = 0) -> dict:
-    """Return a batch with the views and the target of a method."""
-    size = method.encoder.size
+    """Return a batch with the views, the small ones too, and the target of a method."""
+    size, small = method.encoder.size, method.small_views
     given = batch(method.views, n, len(size), method.encoder.channels, size[0], seed)
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    for view in batch(small.count, n, len(size), method.encoder.channels, size[0], seed)["views"]:
+        given["views"].append(F.interpolate(view, small.size, mode=mode, align_corners=False))
     target = targets(method.target, n)
     return given if target is None else given | {"target": target}
 

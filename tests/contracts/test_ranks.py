@@ -20,6 +20,12 @@ CLOCK = Clock(0, 10)
 VARIANTS = {  # what the defaults alone cannot show
     "npairs of labels": ("npairs", {"positives": "label"}),
     "moco with a queue": ("moco", {"queue": 40}),
+    "dino with small views": (
+        "dino",
+        {"centring": "sinkhorn", "small": {"count": 2, "size": 0.5, "scale": [0.1, 0.4]}},
+    ),
+    "swav with a queue": ("swav", {"queue": 40}),
+    "dinov2 with centres": ("dinov2", {"centring": "mean", "gram": 1.0, "gram_start": 0.0}),
 }
 NAMES = [*tiny.METHODS, *VARIANTS]
 

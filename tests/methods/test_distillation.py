@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import tiny
-from medssl.losses.self_distillation import centred_cross_entropy
+from medssl.errors import UserError
+from medssl.losses.self_distillation import across_views, prototype_cross_entropy, sinkhorn
 from medssl.methods.base import Clock
 
 
@@ -20,6 +21,24 @@ def test_simsiam_predicts_the_other_view_which_gets_no_gradient():
     cosines = [p[i] @ z[(i + 5) % 10] / p[i].norm() / z[(i + 5) % 10].norm() for i in range(10)]
     batch["views"] = [v.double() for v in batch["views"]]
     assert method(batch, Clock(0, 10))["loss"].item() == pytest.approx(2 - 2 * sum(cosines).item() / 10, rel=1e-9)
+
+
+def test_with_more_views_each_predicts_the_mean_of_the_others():
+    """FastSiam, in a loop over views and scans."""
+    method = tiny.method("simsiam", views=4).double()
+    batch = tiny.batch(4, n=5)
+    batch["views"] = [v.double() for v in batch["views"]]
+    z = method.projector(method.encoder(torch.cat(batch["views"]))).detach().view(4, 5, -1)
+    p = method.predictor(z.flatten(0, 1)).detach().view(4, 5, -1)
+    total = 0.0
+    for v in range(4):
+        for i in range(5):
+            target = sum(z[w, i] for w in range(4) if w != v) / 3
+            total += 2 - 2 * float(p[v, i] @ target / p[v, i].norm() / target.norm())
+    out = method(batch, Clock(0, 10))["loss"]
+    assert out.item() == pytest.approx(total / 20, rel=1e-9)
+    with pytest.raises(UserError, match=r"method\.views must be at least 2"):
+        tiny.method("simsiam", views=1)
 
 
 @pytest.mark.parametrize("fault", ["none", "no stop-gradient", "no predictor"])
@@ -51,14 +70,14 @@ def test_the_centre_is_a_moving_average_that_waits_for_the_step():
     outputs = [method.teacher(torch.cat(b["views"])).mean(0) for b in (first, second)]
     method(first, clock)
     method(second, clock)  # two passes of one step
-    assert not method.centre.any()
+    assert not method.targets.centre.any()
     method.after_step(clock)
-    torch.testing.assert_close(method.centre, 0.1 * (outputs[0] + outputs[1]) / 2)
-    before = method.centre.clone()
+    torch.testing.assert_close(method.targets.centre, 0.1 * (outputs[0] + outputs[1]) / 2)
+    before = method.targets.centre.clone()
     method(first, clock)
     method.after_step(clock)
     expected = 0.9 * before + 0.1 * outputs[0]  # of this step alone; the teacher has not moved, as the student has not
-    torch.testing.assert_close(method.centre, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(method.targets.centre, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("step", "temperature"), [(0, 0.04), (3, 0.055), (6, 0.07), (9, 0.07)])
@@ -66,10 +85,8 @@ def test_the_teachers_temperature_rises_over_the_warmup(step, temperature):
     method, batch = tiny.method("dino", warmup=0.6), tiny.batch(2)
     views = torch.cat(batch["views"])
     student = method.prototypes(method.projector(method.encoder(views)))
-    (s_a, s_b), (t_a, t_b) = student.chunk(2), method.teacher(views).chunk(2)
-    expected = sum(
-        centred_cross_entropy(s, t, method.centre, 0.1, temperature).item() for s, t in ((s_a, t_b), (s_b, t_a))
-    )
+    (s_a, s_b), (t_a, t_b) = student.chunk(2), torch.softmax(method.teacher(views) / temperature, 1).chunk(2)
+    expected = sum(prototype_cross_entropy(s, t, 0.1).item() for s, t in ((s_a, t_b), (s_b, t_a)))
     out = method(batch, Clock(step, 10))
     assert out["loss"].item() == pytest.approx(expected / 2, rel=1e-5)
     p = torch.softmax(method.teacher(views) / temperature, 1)
@@ -95,7 +112,7 @@ def test_features_collapse_without_centring_and_not_with_it():
             optimizer.step()
             method.after_step(Clock(step, 60))
             if not centred:
-                method.centre.zero_()
+                method.targets.centre.zero_()
         with torch.no_grad():
             z = F.normalize(method.projector(method.encoder(tiny.batch(1, n=128, seed=999)["views"][0])), dim=1)
         spread[centred], losses[centred] = z.std(0).norm().item(), loss.item()
@@ -133,3 +150,40 @@ def test_a_student_learns_what_separates_the_teachers_features():
         optimizer.step()
     assert losses[0] > 1.5  # a random direction has 2
     assert losses[-1] < 0.75 * losses[0]
+
+
+def test_the_centre_is_subtracted_before_the_softmax():
+    method = tiny.method("dino")
+    scores, centre = torch.randn(4, 8), torch.randn(8)
+    method.targets.centre.copy_(centre)
+    torch.testing.assert_close(method.targets(scores, 0.05), torch.softmax((scores - centre) / 0.05, 1))
+
+
+def test_the_student_sees_small_views_and_the_teacher_does_not():
+    method = tiny.method("dino", small={"count": 3, "size": 0.5, "scale": [0.1, 0.4]})
+    batch, seen = tiny.batch_for(method), []
+    method.teacher[0].register_forward_hook(lambda m, given, out: seen.append(given[0].shape))
+    loss = method(batch, Clock(5, 10))["loss"]
+    assert seen == [(16, 1, 16, 16)]
+    student = [*torch.cat([method.encoder(torch.cat(v)) for v in (batch["views"][:2], batch["views"][2:])]).split(8)]
+    student = [method.prototypes(method.projector(z)) for z in student]
+    target = torch.softmax(method.teacher(torch.cat(batch["views"][:2])) / 0.07, 1).chunk(2)
+    assert len(student) == 5
+    assert loss.item() == pytest.approx(across_views(student, target, 0.1).item(), rel=1e-5)
+    assert loss.item() != pytest.approx(across_views(student[:2], target, 0.1).item(), rel=1e-3)
+
+
+def test_sinkhorn_balances_the_teachers_choices_of_both_views_and_has_no_state():
+    method = tiny.method("dino", centring="sinkhorn")
+    batch = tiny.batch_for(method)
+    views = torch.cat(batch["views"])
+    student = method.prototypes(method.projector(method.encoder(views))).chunk(2)
+    target = sinkhorn(method.teacher(views), 0.07, 3).chunk(2)
+    assert method(batch, Clock(5, 10))["loss"].item() == pytest.approx(
+        across_views(student, target, 0.1).item(), rel=1e-5
+    )
+    method.after_step(Clock(5, 10))
+    assert not method.targets.centre.any()
+    assert method.fewest_scans == 2
+    with pytest.raises(UserError, match=r"method\.centring is 'sinkhorm'\. Did you mean 'sinkhorn'"):
+        tiny.method("dino", centring="sinkhorm")

@@ -13,6 +13,8 @@ from torch import nn
 import medssl
 import tiny
 from medssl import catalog
+from medssl.augmentations.loader import RawScans, make_views
+from medssl.augmentations.recipes import SmallViews
 from medssl.errors import UserError
 from medssl.evals.embed import embed_views, evaluating
 from medssl.evals.label_free.collapse import LIMITS, diagnose, evidence
@@ -221,6 +223,35 @@ def test_a_teacher_that_never_moves_is_named_and_its_batch_can_be_made_again(sto
         replay_batch(run, store, 1)
     with pytest.raises(UserError, match="not the store of that run"):
         replay_batch(run, medssl.Store.open(store.path, "split != 'test'"))
+
+
+def test_small_views_are_made_again_too_and_an_augmentation_without_crops_is_refused(store, tmp_path):
+    small = {"count": 2, "size": 0.5, "scale": [0.1, 0.3]}
+    options = {"method": "dino", "method_options": {"prototypes": 8, "hidden": 16, "small": small}}
+    with pytest.raises(UserError, match="small views are crops, and this augmentation has none"):
+        medssl.pretrain(store, tmp_path / "run", steps=6, augment="plain", **options, **SETTINGS)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(TrainingStopped, match="is not finite"):
+        medssl.pretrain(
+            store,
+            tmp_path / "run",
+            steps=6,
+            lr=1e30,
+            warmup=0.0,
+            monitor_every=100,
+            augment="neutral",
+            **options,
+            **SETTINGS,
+        )
+    (alarm,) = alarms_of(tmp_path / "run")
+    ((views, key),) = replay_batch(tmp_path / "run", store)
+    assert [tuple(v.shape) for v in views] == [(32, 1, 16, 16)] * 2 + [(32, 1, 8, 8)] * 2
+    resampled = resample_scans(store, 16)
+    recipe = catalog.build(catalog.spec("augment", "neutral"), size=resampled.size)
+    raw = RawScans(resampled).__getitems__(list(zip(key.scan.tolist(), key.epoch.tolist(), strict=True)))
+    wanted, _ = make_views(raw, recipe, 2, 0, resampled.mean, resampled.std, SmallViews(2, (8, 8), (0.1, 0.3)))
+    assert all(torch.equal(a, b) for a, b in zip(views, wanted, strict=True))
+    assert alarm["batch"]["small_views"] == {"count": 2, "size": [8, 8], "scale": [0.1, 0.3]}
 
 
 def test_stop_ends_the_run_with_the_same_message_when_run_again(store, tmp_path):

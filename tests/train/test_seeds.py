@@ -11,10 +11,12 @@ from lightning_fabric import Fabric
 import tiny
 from medssl import catalog, rng
 from medssl.augmentations.loader import StepSampler, make_views
+from medssl.augmentations.recipes import SmallViews
 from medssl.encoders.cnn import CNN
 from medssl.encoders.mlp import MLP
 from medssl.errors import UserError
 from medssl.losses import target_losses
+from medssl.methods.base import Method
 from medssl.rng import Key
 from medssl.store.resampled import ResampledScans
 from medssl.tasks.supervised import Supervised
@@ -108,6 +110,36 @@ def test_every_seed_ends_as_if_trained_alone(tmp_path, name, optim):
         alone(one, seed, OPTIMS[optim], tmp_path / str(s), resampled)
         assert distance(many[s], one) < 1e-4
         assert distance(many[s], start[s]) > 1e-3  # training changed it
+
+
+class Enlarged(Method):
+    """A network of one size is shown small views enlarged, beside whole ones."""
+
+    small_views = SmallViews(2, (8, 8), (0.1, 0.3))
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, batch, clock):
+        whole, *small = batch["views"]
+        z = self.encoder(whole)
+        near = sum(
+            (z - self.encoder(x.repeat_interleave(2, -1).repeat_interleave(2, -2))).square().mean() for x in small
+        )
+        return {"loss": near + (z.square().mean() - 1).square()}
+
+
+def test_every_seed_gets_the_small_views_that_it_would_get_alone(tmp_path):
+    many = [Enlarged(method("greedy_ae", s).encoder) for s in range(3)]
+    start, resampled = copy.deepcopy(many), tiny.resampled()
+    together(many, OPTIMS["sgd"], resampled)
+    for s, seed in enumerate(SEEDS):
+        (tmp_path / str(s)).mkdir()
+        one = copy.deepcopy(start[s])
+        alone(one, seed, OPTIMS["sgd"], tmp_path / str(s), resampled)
+        assert distance(many[s], one) < 1e-4
+        assert distance(many[s], start[s]) > 1e-3
 
 
 def test_each_seed_is_clipped_by_its_own_norm(tmp_path):

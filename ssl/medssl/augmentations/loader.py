@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medssl import rng
-from medssl.augmentations.recipes import Recipe
+from medssl.augmentations.recipes import Recipe, SmallViews
 from medssl.errors import UserError
 from medssl.store.intensity_windows import to_unit_range
 from medssl.store.resampled import ResampledScans
@@ -151,11 +151,18 @@ def batch_target(raw: RawBatch, recipe: Recipe, key: rng.Key) -> Tensor:
 
 
 def make_views(
-    raw: RawBatch, recipe: Recipe, n_views: int, seed: int | Tensor, mean: float, std: float
+    raw: RawBatch,
+    recipe: Recipe,
+    n_views: int,
+    seed: int | Tensor,
+    mean: float,
+    std: float,
+    small: SmallViews = SmallViews(),  # noqa: B008 - immutable
 ) -> tuple[list[Tensor], rng.Key]:
     """Return views 0 … n_views - 1 of a raw batch, each (B, C, *size) float32, and the batch's key.
 
-    With partners the last view is of the partner, with the random numbers of view 0.
+    Small views, (B, C, *small.size), come after them and are numbered on from n_views. With partners the last view of those
+    before is of the partner, with the random numbers of view 0.
 
     Views are standardised: (value in [0, 1] - mean) / std. Runs on the device of raw["image"], in float32 even under
     autocast. "scan" and "epoch" may stay on the CPU.
@@ -163,8 +170,10 @@ def make_views(
     key = rng.Key(seed, raw["epoch"], raw["scan"])
     with torch.no_grad(), torch.autocast(raw["image"].device.type, enabled=False):
         x = apply_windows(raw)
-        shown = [(x, view) for view in range(n_views)]
+        shown = [(x, view) for view in range(n_views + small.count)]
         if "partner_image" in raw:
             other = {k: raw[f"partner_{k}"] for k in ("image", "low", "high")}
-            shown[-1] = apply_windows(other), 0
-        return [recipe(image, key, view).sub(mean).div_(std) for image, view in shown], key
+            shown[n_views - 1] = apply_windows(other), 0
+        recipes = [recipe] * n_views + [recipe.small(small) for _ in range(small.count)]
+        made = (of(image, key, view) for of, (image, view) in zip(recipes, shown, strict=True))
+        return [view.sub(mean).div_(std) for view in made], key

@@ -8,7 +8,7 @@ are in configs/augment.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, get_type_hints
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from medssl import rng
-from medssl.augmentations.geometry import Separable, Weights
+from medssl.augmentations.geometry import Crop, Separable, Weights
 from medssl.augmentations.op import Op
 from medssl.errors import UserError
 from medssl.resample import apply_axes
@@ -27,6 +27,19 @@ CHUNK = (
 )  # elements processed at once on a CPU; larger chunks spend more on fresh memory (RGB at 224: twice the time)
 
 _NUMBERS: dict[Any, tuple[str, int]] = {float: ("a number", 1), tuple[float, float]: ("[low, high]", 2)}
+
+
+@dataclass(frozen=True)
+class SmallViews:
+    """Small views of each scan, beside the views of the whole size: none by default.
+
+    count: per scan. size: in pixels, one number per axis. scale: smallest and largest share of the area or volume that a
+    crop shows, in place of the recipe's.
+    """
+
+    count: int = 0
+    size: tuple[int, ...] = ()
+    scale: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,17 @@ class Recipe:
             pieces = zip(x.split(rows), key.split(rows), strict=True)
             return torch.cat([self._apply(self.ops, x, part, view) for x, part in pieces])
         return self._apply(self.ops, x, key, view)
+
+    def small(self, views: SmallViews) -> "Recipe":
+        """Return the recipe of small views: the same ops, with the size and the crops of `views`.
+
+        Raises UserError for a recipe without a crop, whose small views would show the whole scan at a lower resolution.
+        """
+        if not any(isinstance(op, Crop) for _, op in self.ops):
+            raise UserError(
+                "small views are crops, and this augmentation has none; use another augment, such as neutral"
+            )
+        return Recipe(views.size, tuple((slot, _of_small(op, views)) for slot, op in self.ops))
 
     def transform_mask(self, mask: Tensor, key: rng.Key, view: int) -> Tensor:
         """Transform mask (B, *S) int64 classes to (B, *size) like view `view` of its image, class 0 beyond the edges.
@@ -120,6 +144,13 @@ def _op(name: str, size: tuple[int, ...], options: Mapping[str, Any]) -> Op:
         if expected and (len(numbers) != expected[1] or not all(isinstance(n, int | float) for n in numbers)):
             raise UserError(f"augmentation recipe: {name}.{key} must be {expected[0]}, got {options[key]!r}")
     return op(**given, **({"size": size} if "size" in hints else {}))
+
+
+def _of_small(op: Any, views: SmallViews) -> Op:
+    """Return an op as it is applied to small views."""
+    if isinstance(op, Crop):
+        return replace(op, size=views.size, scale=views.scale)
+    return replace(op, size=views.size) if hasattr(op, "size") else op
 
 
 def _resampled(x: Tensor, weights: Weights | None) -> Tensor:

@@ -10,15 +10,20 @@ from torch import Tensor, nn
 from medssl.errors import UserError
 
 
-def sincos(grid: tuple[int, ...], dim: int) -> Tensor:
+def sincos(grid: tuple[int, ...], dim: int, across: tuple[int, ...] | None = None) -> Tensor:
     """Return (prod(grid), dim) float32 sine and cosine positions, rows in row-major order of the grid.
 
     Each axis has 2 * (dim // (2 * axes)) channels, sines then cosines, at frequencies 10000^(-i/k) as in Vaswani et
-    al., 2017, section 3.5; remaining channels are zero.
+    al., 2017, section 3.5; remaining channels are zero. across: a grid over whose whole extent this one is spread, its own
+    by default: the positions of a smaller image, as other transformers interpolate learned ones.
     """
     k = dim // (2 * len(grid))
     omega = 10_000.0 ** (-torch.arange(k) / k)
-    axes = torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in grid], indexing="ij")
+    at = [
+        torch.arange(n, dtype=torch.float32) if m == n else (torch.arange(n) + 0.5) * (m / n) - 0.5
+        for n, m in zip(grid, across or grid, strict=True)
+    ]
+    axes = torch.meshgrid(*at, indexing="ij")
     parts = [f(a.flatten()[:, None] * omega) for a in axes for f in (torch.sin, torch.cos)]
     return F.pad(torch.cat(parts, 1), (0, dim - 2 * k * len(grid)))
 
@@ -63,6 +68,8 @@ def pyramid(depths: list[Tensor], patch: tuple[int, ...], as_map: Callable[[Tens
 class ViT(nn.Module):
     """Encode (B, C, *size) as (B, dim), 2D or 3D (Dosovitskiy et al., 2021, arXiv:2010.11929; without a class token).
 
+    Also takes smaller views, whose patches get positions spread over the whole grid.
+
     `patch` is an edge in pixels, or one per axis; by default the divisor of each axis nearest to an eighth of it (in 2D
     at most 16 pixels): 49 to 196 tokens for images of 28 to 224 pixels and about 512 for volumes.
 
@@ -101,10 +108,19 @@ class ViT(nn.Module):
                 nn.init.xavier_uniform_(m.weight)
                 nn.init.zeros_(m.bias)
 
+    def grid_of(self, x: Tensor) -> tuple[int, ...]:
+        """Return the grid of patches of x (B, C, *S), which is `grid` for scans of `size`."""
+        return tuple(n // p for n, p in zip(x.shape[2:], self.patch, strict=True))
+
+    def positions(self, x: Tensor) -> Tensor:
+        """Return the positions (N, dim) of the patches of x (B, C, *S)."""
+        grid = self.grid_of(x)
+        return self.pos if grid == self.grid else sincos(grid, self.dim, self.grid).to(self.pos)
+
     def patchify(self, x: Tensor) -> Tensor:
         """Return the patches (B, N, C * prod(patch)) of x, each flattened channel first, then in row-major order."""
         n = len(self.patch)
-        split = [m for pair in zip(self.grid, self.patch, strict=True) for m in pair]
+        split = [m for pair in zip(self.grid_of(x), self.patch, strict=True) for m in pair]
         x = x.reshape(*x.shape[:2], *split)
         cells, inner = range(2, 2 * n + 2, 2), range(3, 2 * n + 3, 2)
         return x.permute(0, *cells, 1, *inner).flatten(n + 1).flatten(1, n)
@@ -116,7 +132,7 @@ class ViT(nn.Module):
 
         hidden_BN: bool; where True the learned vector `hole` (dim,) takes the place of the patch, at the same position.
         """
-        patches, pos = self.patchify(x), self.pos.expand(len(x), -1, -1)
+        patches, pos = self.patchify(x), self.positions(x).expand(len(x), -1, -1)
         if keep_BK is not None:
             patches, pos = (t.gather(1, keep_BK[..., None].expand(-1, -1, t.shape[2])) for t in (patches, pos))
         h = self.embed(patches)
@@ -129,7 +145,7 @@ class ViT(nn.Module):
 
     def depths(self, x: Tensor) -> list[Tensor]:
         """Return the outputs (B, N, dim) of every block, before the final norm."""
-        h, found = self.embed(self.patchify(x)) + self.pos, []
+        h, found = self.embed(self.patchify(x)) + self.positions(x), []
         for block in self.blocks:
             h = block(h)
             found.append(h)
@@ -137,11 +153,12 @@ class ViT(nn.Module):
 
     def stages(self, x: Tensor) -> list[Tensor]:
         """Return the `pyramid` (B, dim, *s) of the tokens of evenly spaced blocks; the last is `maps(x)`."""
-        return pyramid(self.depths(x), self.patch, lambda h: self.norm(h).transpose(1, 2).unflatten(2, self.grid))
+        grid = self.grid_of(x)
+        return pyramid(self.depths(x), self.patch, lambda h: self.norm(h).transpose(1, 2).unflatten(2, grid))
 
     def maps(self, x: Tensor) -> Tensor:
         """Return the tokens on their grid (B, dim, *grid)."""
-        return self.tokens(x).transpose(1, 2).unflatten(2, self.grid)
+        return self.tokens(x).transpose(1, 2).unflatten(2, self.grid_of(x))
 
     def by_depth(self) -> list[list[nn.Parameter]]:
         """Return the parameters of the patch embedding and of each block, the last with the final norm."""

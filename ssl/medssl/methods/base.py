@@ -4,6 +4,7 @@ from typing import Any, ClassVar, NamedTuple, TypedDict
 
 from torch import Tensor, nn
 
+from medssl.augmentations.recipes import SmallViews
 from medssl.encoders.unet_decoder import UNetDecoder
 from medssl.losses.target_losses import TargetLoss
 from medssl.rng import Key
@@ -14,7 +15,7 @@ METHOD_SLOT = 1000  # the first slot of medssl.rng for randomness inside a metho
 class Batch(TypedDict, total=False):
     """The input of a method."""
 
-    views: list[Tensor]  # `Method.views` tensors (B, C, *spatial), float32, standardised
+    views: list[Tensor]  # `Method.views` tensors (B, C, *spatial), float32, standardised; then the small views
     key: Key  # for randomness inside the method: rng.uniform(batch["key"], view, slot, n), slot >= METHOD_SLOT
     target: Tensor  # named by `Method.target`: (B,) int64 classes or groups, or float32 numbers (B,) or (B, L)
 
@@ -45,6 +46,7 @@ class Method(nn.Module):
         views: number of views of each scan.
         paired_within: "study": the last view is of another series of the same study, with the random numbers of view 0, so
             that both are cropped and turned alike; scans whose study has no other series are left out. "": nothing is paired.
+        small_views: the small views of each scan, which come after those; see `methods.parts.small_views`.
         target: content of batch["target"]: "" for nothing, "patient" or "study" for groups (B,) int64, or "label" for the
             label in target=…, with unknown values marked as in `TargetLoss.known`.
         compares_scans: whether the loss compares scans with each other, so that a pass over a single scan teaches nothing.
@@ -57,6 +59,7 @@ class Method(nn.Module):
 
     views: int = 1
     paired_within: str = ""
+    small_views: SmallViews = SmallViews()
     target: str = ""
     compares_scans: bool = False
     parts: int = 1

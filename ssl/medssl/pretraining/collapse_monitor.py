@@ -154,7 +154,7 @@ class CollapseMonitor:
         if not self.writes:
             return
         say(f"step {step}: {found[0].words}")
-        batch = batch_of(self.store, self.config, method.views, max(0, step - 1))
+        batch = batch_of(self.store, self.config, method, max(0, step - 1))
         also = [other._asdict() for other in found[1:]]
         write_alarm(self.run, {"step": step, **found[0]._asdict(), "also": also, "evidence": evidence, "batch": batch})
 

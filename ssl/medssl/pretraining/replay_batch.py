@@ -6,6 +6,7 @@ from torch import Tensor
 
 from medssl import catalog
 from medssl.augmentations.loader import RawScans, make_views
+from medssl.augmentations.recipes import SmallViews
 from medssl.errors import UserError
 from medssl.pretraining.study_pairs import study_partners
 from medssl.rng import Key
@@ -26,7 +27,7 @@ def replay_batch(run: str | Path, store: str | Path | Store, alarm: int = 0) -> 
         alarm: which collapse in alarm.json, counted from 0.
 
     Returns:
-        For each forward pass, the views, each (B, C, *size) float32 and standardised, and their key.
+        For each forward pass, the views, each (B, C, *size) float32 and standardised, small ones last, and their key.
 
     Raises UserError if there is no such alarm, or if the store has changed.
     """
@@ -43,8 +44,11 @@ def replay_batch(run: str | Path, store: str | Path | Store, alarm: int = 0) -> 
     partners = None
     if catalog.attribute(catalog.load("method", config.method.name), "paired_within"):
         partners = study_partners(scans, scans.rows("train"), config.method.name)[1]
+    kept = batch.get("small_views")  # absent where a method has none
+    small = SmallViews(kept["count"], tuple(kept["size"]), tuple(kept["scale"])) if kept else SmallViews()
     source, out = RawScans(resampled, partners=partners), []
     for one in batch["passes"]:
         raw = source.__getitems__(list(zip(one["row"], one["epoch"], strict=True)))
-        out.append(make_views(raw, recipe, batch["views"], batch["seed"], resampled.mean, resampled.std))
+        of = recipe, batch["views"], batch["seed"], resampled.mean, resampled.std, small
+        out.append(make_views(raw, *of))
     return out

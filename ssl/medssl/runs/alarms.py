@@ -1,23 +1,25 @@
 """RUN/alarm.json: the collapses of a run, with the information from which `medssl replay` reconstructs each batch."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from medssl.augmentations.loader import StepSampler
 from medssl.errors import UserError
 from medssl.files import write_json
+from medssl.methods.base import Method
 from medssl.runs.config import PretrainConfig
 from medssl.store.store import Store
 
 FILE = "alarm.json"
 
 
-def batch_of(store: Store, config: PretrainConfig, views: int, step: int) -> dict[str, Any]:
+def batch_of(store: Store, config: PretrainConfig, method: Method, step: int) -> dict[str, Any]:
     """Return the batch of a step (from 0) as JSON values; it depends on the seed and the step alone.
 
     "passes" lists, for each forward pass, the pseudonyms, rows and epochs of its scans over all processes; process r of R
-    has the r-th of R equal parts. A view is a function of (seed, epoch, row, view).
+    has the r-th of R equal parts. A view is a function of (seed, epoch, row, view). "small_views" is there if there are any.
     """
     window = step * config.accumulate, (step + 1) * config.accumulate
     scan = store.column("scan")
@@ -25,7 +27,9 @@ def batch_of(store: Store, config: PretrainConfig, views: int, step: int) -> dic
     for pairs in StepSampler(store.rows("train"), config.batch // config.accumulate, *window, config.seed):
         row, epoch = (list(v) for v in zip(*pairs, strict=True))
         passes.append({"scan": scan[row].tolist(), "row": row, "epoch": epoch})
-    return {"seed": config.seed, "step": step, "views": views, "store": store.fingerprint, "passes": passes}
+    small = {"small_views": asdict(method.small_views)} if method.small_views.count else {}
+    same = {"seed": config.seed, "step": step, "store": store.fingerprint, "passes": passes}
+    return same | {"views": method.views} | small
 
 
 def write_alarm(run: Path, alarm: dict[str, Any]) -> None:

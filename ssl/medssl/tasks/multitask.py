@@ -40,7 +40,7 @@ class MultiTask(Method):
         self.other = catalog.build(spec, encoder=encoder)
         if self.other.target or not any(p.requires_grad for p in encoder.parameters()):
             raise UserError(f"method.method={method} cannot share an encoder with labels; use another, such as simclr")
-        self.views, self.parts = self.other.views, self.other.parts
+        self.views, self.small_views, self.parts = self.other.views, self.other.small_views, self.other.parts
         self.compares_scans = self.other.compares_scans
         self.head = nn.Linear(encoder.dim, target_loss.outputs)
 

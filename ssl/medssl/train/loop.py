@@ -50,9 +50,10 @@ def train(
     accumulate, optim = options.accumulate, options.optim
     if batch % (fabric.world_size * accumulate):
         raise UserError(f"batch={batch} does not divide over {fabric.world_size} processes x accumulate={accumulate}")
-    if batch // (fabric.world_size * accumulate) < method.fewest_scans:
+    if (at_once := batch // (fabric.world_size * accumulate)) < method.fewest_scans:
+        each = "one scan" if at_once == 1 else f"{at_once} scans"
         raise UserError(
-            f"batch={batch} over {fabric.world_size} processes x accumulate={accumulate} is one scan at a time, and "
+            f"batch={batch} over {fabric.world_size} processes x accumulate={accumulate} is {each} at a time, and "
             f"{type(method).__name__} needs {method.fewest_scans}; raise batch or lower accumulate"
         )
     out.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,8 @@ def train(
             for micro in range(accumulate):
                 requested = time.perf_counter()
                 raw = fabric.to_device(next(raws))
-                views, key = make_views(raw, data.recipe, method.views, seed, scans.mean, scans.std)
+                of = data.recipe, method.views, seed, scans.mean, scans.std, method.small_views
+                views, key = make_views(raw, *of)
                 waited += time.perf_counter() - requested
                 inputs: Batch = {"views": views, "key": key}
                 if "target" in raw:

@@ -60,7 +60,7 @@ def train_seeds(
 
     after, stacked = _AfterStep(first), {k: None if _is_flag(v) else 0 for k, v in buffers.items()}
     losses_of_each, after_each = torch.vmap(losses_of, (0, stacked, 0)), torch.vmap(after_of, (0, stacked))
-    for step, given in enumerate(_batches(data, batch, steps, seeds, first.views, device)):
+    for step, given in enumerate(_batches(data, batch, steps, seeds, first, device)):
         clock = Clock(step, steps)
         try:
             with under_vmap():
@@ -169,14 +169,15 @@ def _optimizer(optim: Optim, first: nn.Module, params: Tensors) -> torch.optim.O
 
 
 def _batches(
-    data: TrainingData, batch: int, steps: int, seeds: list[int], views: int, device: str | torch.device
+    data: TrainingData, batch: int, steps: int, seeds: list[int], method: Method, device: str | torch.device
 ) -> Iterator[Batch]:
     """Yield batches (S, B, …) with the scans that each seed would get alone; the seed of the key is (S,)."""
     scans, stats = RawScans(data.resampled, data.targets, data.partners), (data.resampled.mean, data.resampled.std)
     seed, split = torch.tensor(seeds, device=device), (len(seeds), -1)
     for parts in zip(*(StepSampler(data.rows, batch, 0, steps, s) for s in seeds), strict=True):
         raw = {k: v.to(device) for k, v in scans.__getitems__([pair for part in parts for pair in part]).items()}
-        made, key = make_views(raw, data.recipe, views, seed.repeat_interleave(batch), *stats)
+        each = method.views, seed.repeat_interleave(batch), *stats, method.small_views
+        made, key = make_views(raw, data.recipe, *each)
         key = Key(seed, key.epoch.unflatten(0, split), key.scan.unflatten(0, split))
         given: Batch = {"views": [v.unflatten(0, split) for v in made], "key": key}
         if "target" in raw:

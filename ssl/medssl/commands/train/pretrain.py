@@ -78,6 +78,8 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
             scans.channels, config.size, config.spacing, config.equalise, resampled.mean, resampled.std
         )
         method = catalog.build(spec, encoder=model, **targets.given, **origins.arguments(student))
+        if method.small_views.count:
+            recipe.small(method.small_views)  # refuses what has no crop, before the run folder
         by_row = targets.rows_of(method)
         run = Run(Path(out))
         if zero:

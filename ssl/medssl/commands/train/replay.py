@@ -18,8 +18,8 @@ def replay(run: str | Path, store: str | Path | Store, *, out: str | Path | None
     Args:
         run: a run folder with an alarm.json.
         store: the store that the run was trained on.
-        out: a .safetensors file for the tensors pass{i}.view{v} (B, C, *size) float32, standardised as in training, and
-            pass{i}.scan and pass{i}.epoch (B,) int64, rows of the store and epochs, which key all random numbers.
+        out: a .safetensors file for the tensors pass{i}.view{v} (B, C, *size) float32, standardised as in training, small
+            views last, and pass{i}.scan and pass{i}.epoch (B,) int64, rows of the store and epochs, which key all random numbers.
         alarm: which collapse in alarm.json, counted from 0.
 
     Raises UserError if there is no such alarm, or if the store has changed.

@@ -21,7 +21,8 @@ from medssl.losses.energy import deep_energy
 from medssl.losses.regression import squared_error
 from medssl.methods.base import METHOD_SLOT, Batch, Clock, Method
 from medssl.methods.parts.boltzmann import linears
-from medssl.methods.parts.units import Visible, chain_key, sample_bernoulli
+from medssl.methods.parts.step_key import step_key
+from medssl.methods.parts.units import Visible, sample_bernoulli
 from medssl.rng import Key
 
 
@@ -54,7 +55,7 @@ class DBM(Method):
         with torch.no_grad(), torch.autocast(v.device.type, enabled=False):
             mu = self.mean_field(v)
             error = squared_error(self.visible.mean(self.inputs([v, *mu], 0)), v)
-            sample = self.gibbs(chain_key(batch["key"], clock, len(self.state), v.device))
+            sample = self.gibbs(step_key(batch["key"], clock, len(self.state), v.device))
             self.moved = torch.cat(sample[1::2], 1)
         data, model = (self.energy(s).mean() for s in ([v, *mu], sample))
         return {"loss": data - model, "error": error}

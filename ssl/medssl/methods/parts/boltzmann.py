@@ -11,7 +11,8 @@ from medssl.errors import UserError
 from medssl.losses.energy import contrastive_divergence
 from medssl.losses.regression import squared_error
 from medssl.methods.base import METHOD_SLOT, Clock
-from medssl.methods.parts.units import Visible, chain_key, sample_bernoulli, sample_gaussian
+from medssl.methods.parts.step_key import step_key
+from medssl.methods.parts.units import Visible, sample_bernoulli, sample_gaussian
 from medssl.rng import Key
 
 
@@ -56,7 +57,7 @@ class RBMLayer(nn.Module):
             error = squared_error(self.visible.mean(self.down(self.up(v, linear), linear)), v)
             s = v
             if n := len(self.chains):
-                s, key = self.chains, chain_key(key, clock, n, v.device)
+                s, key = self.chains, step_key(key, clock, n, v.device)
             for slot in range(self.slot, self.slot + 2 * self.k, 2):
                 a = self.up(s, linear)
                 h = sample_gaussian(a, key, slot) if self.hidden == "gaussian" else sample_bernoulli(a, key, slot)

@@ -57,3 +57,14 @@ def box_edges(area: Tensor, log_ratio: Tensor, grid: tuple[int, ...]) -> Tensor:
     logs = torch.cat([torch.zeros_like(area)[..., None], -log_ratio], -1)
     logs = logs - logs.mean(-1, keepdim=True)
     return torch.tensor(grid, device=area.device) * (area.log()[..., None] / len(grid) + logs).exp()
+
+
+def hide_some(key: Key, view: int, slot: int, n: int, chance: float, share: tuple[float, float]) -> Tensor:
+    """Return (B, n) bool: with probability `chance` a random share between the two given is hidden, else none.
+
+    Zhou et al., 2022, https://arxiv.org/abs/2111.07832: a network that sees only masked scans would never see whole ones. Draws
+    from `slot` and the one after it.
+    """
+    u = uniform(key, view, slot, 2)
+    drawn = share[0] + (share[1] - share[0]) * u[:, 1]
+    return hide_tokens(key, view, slot + 1, n, torch.where(u[:, 0] < chance, drawn, 0.0))

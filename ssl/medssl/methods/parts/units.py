@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from medssl.errors import UserError, nearest
 from medssl.losses.distributed import gather_rows
-from medssl.methods.base import Clock
 from medssl.rng import Key, normal_field, uniform_field
 
 KINDS = ("bernoulli", "gaussian")
@@ -19,11 +18,6 @@ def sample_bernoulli(p: Tensor, key: Key, slot: int) -> Tensor:
 def sample_gaussian(mean: Tensor, key: Key, slot: int) -> Tensor:
     """Sample normals of variance 1 around means (B, D), in their dtype."""
     return mean + normal_field(key, 0, slot, tuple(mean.shape[1:])).to(mean.dtype)
-
-
-def chain_key(key: Key, clock: Clock, n: int, device: torch.device) -> Key:
-    """Return the key of n chains at a step, the same on every rank."""
-    return Key(key.seed, torch.full((n,), clock.step, device=device), torch.arange(n, device=device))
 
 
 class Visible(nn.Module):
