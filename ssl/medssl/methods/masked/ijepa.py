@@ -16,8 +16,8 @@ from medssl.losses.regression import smooth_absolute_error
 from medssl.methods.base import METHOD_SLOT, Batch, Clock, Method
 from medssl.methods.parts.context_blocks import Blocks, context_and_targets
 from medssl.methods.parts.frozen_teacher import FrozenTeacher, token_teacher
+from medssl.methods.parts.step_key import step_key
 from medssl.methods.parts.teacher import ema_update
-from medssl.methods.parts.units import chain_key
 from medssl.schedule import cosine
 
 
@@ -67,7 +67,7 @@ class IJEPA(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (x,), key = batch["views"], batch["key"]
-        of_step = chain_key(key, clock, 1, x.device)
+        of_step = step_key(key, clock, 1, x.device)
         context, targets = context_and_targets(key, of_step, 0, METHOD_SLOT, self.encoder.grid, self.blocks)
         seen = self.narrow(self.encoder.tokens(x, context))
         seen = seen + self.positions[context].to(seen.dtype)  # (B, K, width)
