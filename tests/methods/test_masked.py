@@ -13,8 +13,8 @@ from medssl.errors import UserError
 from medssl.methods.base import Clock
 from medssl.methods.parts.context_blocks import context_and_targets
 from medssl.methods.parts.frozen_teacher import FrozenTeacher
+from medssl.methods.parts.step_key import step_key
 from medssl.methods.parts.token_masks import hide_blocks, hide_squares
-from medssl.methods.parts.units import chain_key
 
 CLOCK = Clock(3, 10)
 
@@ -76,7 +76,7 @@ def test_data2vec_predicts_the_mean_of_the_teachers_last_normalised_blocks(top):
 
 def test_ijepa_predicts_each_target_by_itself_from_the_context():
     method, batch = doubled("ijepa")
-    (x,), step = batch["views"], chain_key(batch["key"], CLOCK, 1, torch.device("cpu"))
+    (x,), step = batch["views"], step_key(batch["key"], CLOCK, 1, torch.device("cpu"))
     context, targets = context_and_targets(batch["key"], step, 0, 1000, method.encoder.grid, method.blocks)
     terms = []
     for scan, seen, wanted in zip(x, context, targets, strict=True):
@@ -96,7 +96,7 @@ def test_the_blocks_of_ijepa_have_one_size_a_step_and_change_with_it():
     method, sizes = tiny.method("ijepa", size=48), set()
     for step in range(12):
         key = tiny.key(4)
-        of_step = chain_key(key, Clock(step, 20), 1, torch.device("cpu"))
+        of_step = step_key(key, Clock(step, 20), 1, torch.device("cpu"))
         context, targets = context_and_targets(key, of_step, 0, 1000, method.encoder.grid, method.blocks)
         sizes.add((context.shape[1], targets.shape[2]))
     assert len(sizes) > 3
@@ -155,7 +155,7 @@ def test_a_frozen_teacher_sets_the_targets_and_never_moves(name):
         wanted = torch.stack([F.layer_norm(h, (32,)) for h in method.teacher.encoder.depths(small)[-2:]]).mean(0)
         wanted, head = wanted[hidden_of(method, batch)], method.predictor
     else:
-        step = chain_key(batch["key"], CLOCK, 1, x.device)
+        step = step_key(batch["key"], CLOCK, 1, x.device)
         context, targets = context_and_targets(batch["key"], step, 0, 1000, method.encoder.grid, method.blocks)
         tokens = F.layer_norm(method.teacher.encoder.tokens(small), (32,))
         wanted = torch.stack([t[block] for t, blocks in zip(tokens, targets, strict=True) for block in blocks])

@@ -19,7 +19,7 @@ from medssl.methods.base import METHOD_SLOT, Batch, Clock, Method
 from medssl.methods.parts.prototypes import Prototypes, TeacherTargets, Temperatures, projector
 from medssl.methods.parts.small_views import encode_views, small_views
 from medssl.methods.parts.teacher import ema_update, make_teacher
-from medssl.methods.parts.token_masks import hide_some
+from medssl.methods.parts.token_masks import checked_shares, equal_scans, hide_some
 from medssl.schedule import cosine
 
 
@@ -44,14 +44,8 @@ class IBOT(Method):
     ):  # fmt: skip
         super().__init__()
         if not hasattr(encoder, "tokens"):
-            raise UserError(
-                f"patches need an encoder with tokens, and {type(encoder).__name__} has none; use encoder=vit"
-            )
-        if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1] <= 1:
-            raise UserError(f"method.ratio must be [low, high] with 0 < low <= high <= 1, got {list(ratio)}")
+            raise UserError(f"{type(encoder).__name__} has no tokens of patches; use encoder=vit")
         self.patch_count = math.prod(encoder.grid)
-        if int(self.patch_count * ratio[1]) == 0:
-            raise UserError(f"method.ratio={list(ratio)} of {self.patch_count} patches hides none; raise it")
         for name, value in {"momentum": momentum, "chance": chance, "gram_start": gram_start}.items():
             if not 0 <= value <= 1:
                 raise UserError(f"method.{name} must lie between 0 and 1, got {value}")
@@ -60,7 +54,7 @@ class IBOT(Method):
                 raise UserError(f"method.{name} is a weight of 0 or more, got {value}")
         self.temperatures = Temperatures(student_temperature, teacher_start, teacher_temperature, warmup).check()
         self.encoder, self.momentum, self.small_views = encoder, momentum, small_views(encoder, **small)
-        self.chance, self.ratio = chance, (ratio[0], ratio[1])
+        self.chance, self.ratio = chance, checked_shares(ratio, self.patch_count)
         self.weights, self.gram_start = (patches, koleo, gram), gram_start
         self.projector = projector(encoder.dim, hidden, out)
         self.head = nn.Sequential(self.projector, Prototypes(out, prototypes))
@@ -91,17 +85,13 @@ class IBOT(Method):
             sharp = self.temperatures.of_teacher(clock)
             target = self.targets(self.teacher[1](seen.mean(1)), sharp)
             patch_target = self.patch_targets(self.teacher[2](seen[hidden]), sharp)
-        share = (1 / hidden.sum(1).clamp(min=1) / len(hidden))[:, None].expand_as(hidden)[
-            hidden
-        ]  # each scan counts once
+        share = equal_scans(hidden)
         loss = across_views(student.chunk(len(views)), target.chunk(self.views), self.temperatures.student)
         patches = prototype_cross_entropy(predicted, patch_target, self.temperatures.student, share)
         of_patches, of_koleo, of_gram = self.weights
         loss = loss + of_patches * patches
-        out = {
-            "patches": patches.detach(),
-            "error": loss.detach() - entropy(target) - of_patches * entropy(patch_target, share),
-        }
+        error = loss.detach() - entropy(target) - of_patches * entropy(patch_target, share)
+        out = {"patches": patches.detach(), "error": error}
         if of_koleo:  # apart for each view, since the two of a scan shall be near
             loss = loss + of_koleo * sum(koleo(view) for view in features.chunk(self.views))
         if self.gram_teacher is not None and clock.frac >= self.gram_start:
@@ -109,8 +99,7 @@ class IBOT(Method):
                 anchor = self.gram_teacher.tokens(whole)
             loss = loss + of_gram * gram_distance(tokens, anchor)
         if not of_koleo:  # the loss of constant features
-            masked = hidden.any(1).float().mean()
-            out["chance"] = math.log(student.shape[1]) * (1 + of_patches * masked)
+            out["chance"] = math.log(student.shape[1]) * (1 + of_patches * hidden.any(1).float().mean())
         return {"loss": loss, **out}
 
     def after_step(self, clock: Clock) -> None:

@@ -1,10 +1,12 @@
 """Which patches of a scan are hidden from an encoder with tokens: keyed masks on its grid of patches."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from medssl.errors import UserError
 from medssl.methods.parts.patches import inside_boxes
 from medssl.rng import Key, uniform
 
@@ -68,3 +70,17 @@ def hide_some(key: Key, view: int, slot: int, n: int, chance: float, share: tupl
     u = uniform(key, view, slot, 2)
     drawn = share[0] + (share[1] - share[0]) * u[:, 1]
     return hide_tokens(key, view, slot + 1, n, torch.where(u[:, 0] < chance, drawn, 0.0))
+
+
+def checked_shares(share: Sequence[float], n: int) -> tuple[float, float]:
+    """Return the two shares of `hide_some`. Raises UserError unless they ascend within (0, 1] and the larger hides one of n."""
+    if len(share) != 2 or not 0 < share[0] <= share[1] <= 1:
+        raise UserError(f"method.ratio must be [low, high] with 0 < low <= high <= 1, got {list(share)}")
+    if int(n * share[1]) == 0:
+        raise UserError(f"method.ratio={list(share)} of {n} patches hides none; raise it")
+    return share[0], share[1]
+
+
+def equal_scans(hidden_BN: Tensor) -> Tensor:
+    """Return a weight for each hidden patch, in the order of `x[hidden_BN]`, with which all scans with any weigh 1 / B."""
+    return (1 / hidden_BN.sum(1).clamp(min=1) / len(hidden_BN))[:, None].expand_as(hidden_BN)[hidden_BN]
