@@ -40,6 +40,9 @@ RUN, RUN_FROZEN, RUN_ENCODER = "run", "run, frozen", "run, encoder alone"
 """Sources of features: all that the run pretrained; its encoder without training it on labels; its encoder without its decoder.
 Others are names of baselines."""
 
+POOLED = ("attentive", "mil")
+"""Probes beside the linear one; tables with other ones are kept side by side."""
+
 
 @dataclass
 class PredictedRow:
@@ -47,7 +50,7 @@ class PredictedRow:
 
     Attributes:
         source: RUN, RUN_FROZEN or the name of a baseline.
-        probe: linear, kNN, fine-tuned, …
+        probe: linear, attentive, mil, kNN, fine-tuned, …
         p: one array per draw of labels, (N, …) as the task's metrics take it; for per_case one number per scan.
         label_budget: "all", "10 %" or "50 scans".
         drawn: the labelled scans of all draws in words, with a digest; "" where all training scans are used.
@@ -103,7 +106,7 @@ class Predictions:
     @property
     def file(self) -> str:
         """The file's name in a run folder: the same for the same question on the same label budgets."""
-        rows = [{"label_budget": row.label_budget, "drawn": row.drawn} for row in self.rows]
+        rows = [{"label_budget": row.label_budget, "drawn": row.drawn, "probe": row.probe} for row in self.rows]
         return f"predictions/{self.about['command']}-{digest(identity(self.about | {'rows': rows}))}.npz"
 
     def write(self, run: Path) -> Path:
@@ -156,8 +159,10 @@ def identity(table: Mapping[str, Any]) -> list[Any]:
 
     Raises KeyError for a table that lacks them.
     """
-    budgets = sorted({(row["label_budget"], row["drawn"]) for row in table.get("rows", [])})
-    return [table["command"], table["target"], table["asked"], budgets]
+    rows = table.get("rows", [])
+    budgets = sorted({(row["label_budget"], row["drawn"]) for row in rows})
+    pooled = sorted({row["probe"] for row in rows} & set(POOLED))
+    return [table["command"], table["target"], table["asked"], budgets, *([pooled] if pooled else [])]
 
 
 def describe_mismatch(predictions: Sequence[Predictions]) -> str:

@@ -112,6 +112,21 @@ class FeatureSources:
             if name in baselines:
                 yield str(name), self.frozen(name)
 
+    def positions(self, baselines: Iterable[str]) -> Iterator[tuple[str, FeatureSource]]:
+        """Yield the same as `all` for vectors at the positions of feature maps (`features.from_maps`), where there are any."""
+        encoder = self.encoder
+        key = [RUN, encoder.weights, list(encoder.size), encoder.spacing, self.device, "positions"]
+
+        def load() -> FeatureSource:
+            return features.from_maps(self.pretrained(), encoder.input, self.device)
+
+        yield RUN, _cached_source(lambda store: self.path / "cache", key, load)
+        if Baseline.RANDOM_INIT in baselines:
+            yield (
+                str(Baseline.RANDOM_INIT),
+                lambda store, rows: features.from_maps(self.initial(), encoder.input, self.device)(store, rows),
+            )
+
     def side_by_side(self, names: str) -> FeatureSource:
         """Return the features named in `names`, see `all`."""
         known = (*ENCODER_FEATURES, *BESIDE)

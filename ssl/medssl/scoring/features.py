@@ -88,6 +88,32 @@ def from_encoder(encoder: nn.Module, wanted: InputConfig, device: str) -> Featur
     return features
 
 
+class Positions(nn.Module):
+    """The last feature map of an encoder, or its tokens, position after position: (B, C, *size) -> (B, T * dim)."""
+
+    def __init__(self, encoder: Any):
+        super().__init__()
+        if not hasattr(encoder, "maps"):
+            raise UserError(
+                f"an attentive probe needs an encoder with feature maps, and {type(encoder).__name__} has none; "
+                "use probes=[linear]"
+            )
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, T * dim)."""
+        return self.encoder.maps(x).flatten(2).transpose(1, 2).flatten(1)
+
+
+def from_maps(encoder: nn.Module, wanted: InputConfig, device: str) -> FeatureSource:
+    """Return the vectors (len(rows), T, dim) float32 at the T positions of an encoder's last feature map; see `from_encoder`.
+
+    Raises UserError for an encoder without feature maps.
+    """
+    flat = from_encoder(Positions(encoder), wanted, device)
+    return lambda store, rows: flat(store, rows).reshape(len(rows), -1, encoder.dim)  # type: ignore[arg-type]
+
+
 def check_input(wanted: InputConfig, store: Store) -> None:
     """Raise UserError if an encoder with this input cannot take the scans of `store`."""
     has, takes = (store.channels, store.dims), (wanted.channels, len(wanted.size))

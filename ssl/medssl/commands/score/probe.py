@@ -7,7 +7,8 @@ from pathlib import Path
 from medssl.commands.options import accepts
 from medssl.results import Result
 from medssl.runs.predictions import RUN, PredictedRow
-from medssl.scoring import probes
+from medssl.scoring import probes as probing
+from medssl.scoring.attention_probes import READERS, select_readers
 from medssl.scoring.baselines import DEFAULT_BASELINES, Baseline, FeatureSources, select_baselines
 from medssl.scoring.clinical import clinical_use, subgroup_scores
 from medssl.scoring.eval_splits import SplitOptions
@@ -21,7 +22,8 @@ def probe(
     store: str | Path | Store,
     target: str | list[str],
     *,
-    label_budgets: Iterable[str | int | float] = (probes.ALL,),
+    label_budgets: Iterable[str | int | float] = (probing.ALL,),
+    probes: Iterable[str] = ("linear",),
     draws: int = 5,
     balanced: bool = False,
     specificity: float = 0.9,
@@ -30,7 +32,7 @@ def probe(
     baselines: Iterable[str] = DEFAULT_BASELINES,
     options: SplitOptions,
 ) -> Result:
-    """Score the frozen encoder of a run by a linear probe; adds the table to RUN/scores.json and returns it.
+    """Score the frozen encoder of a run by linear and other probes; adds the table to RUN/scores.json and returns it.
 
     The probe is fitted on the store's training patients, validation patients choose its penalty, and it is scored on test
     patients. Intervals are 95 % intervals over patients, and over draws where labels are drawn. "Δ vs run" is
@@ -43,11 +45,14 @@ def probe(
         target: the name of a label or of acquisition metadata; several names are findings, each present or absent.
         label_budgets: labelled training scans, as "all", "10 %" or 50. Each is drawn `draws` times, the smaller ones
             within the larger, and as few validation scans choose the penalty. The supervised baseline uses all.
+        probes: linear; attentive, which pools the positions of the last feature map or the tokens by learned attention
+            (rows of encoders alone); mil, which pools the scans of a patient (`medssl.evals.probes.attention_pooling`). The
+            first one is analysed below the table.
         draws: how often each budget is drawn.
         balanced: draw equal numbers of scans of each class.
         specificity: the threshold for two classes has this specificity on validation patients.
         prevalences: prevalences at which PPV and NPV are computed.
-        features: more features of the run, a row each: "stages" (means of the maps of all stages), "grid" (the last map in
+        features: more features of the run for the linear probe, a row each: "stages" (means of the maps of all stages), "grid" (the last map in
             3 x 3 or 2 x 2 x 2 cells) or "pooled", also beside baselines: "pooled+pyramid" (the k-means patch pyramid), "+bank",
             "+pixels".
         baselines: the members of `medssl.scoring.baselines.BASELINES` to include.
@@ -56,26 +61,29 @@ def probe(
     Raises UserError if pretraining has seen a test patient or test image, and for labels that cannot be scored.
     """
     names, seed = select_baselines(baselines), options.seed
+    chosen = select_readers(probes)
     sources, splits = FeatureSources.load(run, store, target, options)
-    subsets = probes.draw_subsets(splits, label_budgets, draws, seed, balanced)
-    labelled = probes.describe_draws(splits, subsets, seed)
+    subsets = probing.draw_subsets(splits, label_budgets, draws, seed, balanced)
+    labelled = probing.describe_draws(splits, subsets, seed)
     tests = splits.predicted
-    rows = [
-        probes.predicted_row(name, "linear", drawn, budget, labelled[budget], val=len(tests) - 1 or None)
-        for name, source in sources.all(names, features)
-        for budget, drawn in probes.linear(
-            source, splits, tests, subsets=subsets, seed=seed, device=sources.device
-        ).items()
-    ]
-    if Baseline.SUPERVISED in names and splits.target.has_classes and probes.ALL in subsets:
+    rows = []
+    for kind in chosen:
+        more = features if kind == "linear" else ()
+        for name, source in sources.positions(names) if kind == "attentive" else sources.all(names, more):
+            fitted = READERS[kind](source, splits, tests, subsets=subsets, seed=seed, device=sources.device)
+            rows += [
+                probing.predicted_row(name, kind, drawn, budget, labelled[budget], val=len(tests) - 1 or None)
+                for budget, drawn in fitted.items()
+            ]
+    if Baseline.SUPERVISED in names and splits.target.has_classes and probing.ALL in subsets:
         supervised = sources.supervised(splits)
         p, *val = (supervised(part.store, part.rows) for part in tests)
-        rows.append(PredictedRow(Baseline.SUPERVISED.value, "end to end", [p], probes.ALL, labelled[probes.ALL], val))
-    scans = probes.count_scans(subsets)
+        rows.append(PredictedRow(Baseline.SUPERVISED.value, "end to end", [p], probing.ALL, labelled[probing.ALL], val))
+    scans = probing.count_scans(subsets)
     scores = compute_scores("probe", splits, rows, sources.name, seed, label_budgets=scans)
     sections: list[Callable[[], Result]] = []
-    if probes.ALL in subsets:
-        own = next(row for row in rows if row.key == (RUN, "linear", probes.ALL))
+    if probing.ALL in subsets:
+        own = next(row for row in rows if row.key == (RUN, chosen[0], probing.ALL))
         if splits.target.has_classes and splits.target.width == 2:
             p_val = own.val[0] if own.val else own.p[0][:0]
             sections.append(partial(clinical_use, splits, p_val, own.p[0], specificity, list(prevalences), seed))

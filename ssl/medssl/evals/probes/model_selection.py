@@ -78,6 +78,7 @@ class PenalisedModel:
         task: the name of the task type, for strata.
         path: sets of training rows -> their `Path`.
         loss: (y, predictions, patient or None) -> validation loss.
+        unit: what a row is, in words.
     """
 
     name: str
@@ -85,6 +86,7 @@ class PenalisedModel:
     task: str
     path: Callable[[Sequence[Rows]], Path]
     loss: Callable[[NDArray[Any], Floats, NDArray[np.str_] | None], float]
+    unit: str = "scans"
 
 
 def fit_probes(
@@ -120,7 +122,7 @@ def fit_probes(
                 label_subsets.subset_of_size(y_val, val_who, n, task=model.task, seed=key)
                 for n, key in zip(sizes, keys, strict=True)
             ]
-        where = "validation scans"
+        where = f"validation {model.unit}"
     else:
         if who is None:
             raise ValueError("without validation scans the patients of the training scans are needed")
@@ -128,7 +130,11 @@ def fit_probes(
         fitted = [rows[~h] for rows, h in zip(sets, held, strict=True)]
         x_val, y_val, val_who = x, y, who
         validation = [rows[h] for rows, h in zip(sets, held, strict=True)]
-        where = "scans of held-out training patients"
+        where = (
+            f"{model.unit} of held-out training patients"
+            if model.unit == "scans"
+            else f"held-out training {model.unit}"
+        )
 
     def loss(s: int, fit: Model, at: int) -> float:
         rows = validation[s]
@@ -146,7 +152,7 @@ def fit_probes(
     found = []
     for s, fit in enumerate(fits):
         b = best[s]
-        how = model.name + ("" if subsets is None else f" on {len(sets[s])} scans")
+        how = model.name + ("" if subsets is None else f" on {len(sets[s])} {model.unit}")
         how += f", C = {C[b]:g} by {model.criterion} on {len(validation[s])} {where}"
         if len(C) > 1 and b in (0, len(C) - 1):
             how += ", at the end of the range tried"
