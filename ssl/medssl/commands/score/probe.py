@@ -52,9 +52,9 @@ def probe(
         balanced: draw equal numbers of scans of each class.
         specificity: the threshold for two classes has this specificity on validation patients.
         prevalences: prevalences at which PPV and NPV are computed.
-        features: more features of the run for the linear probe, a row each: "stages" (means of the maps of all stages), "grid" (the last map in
-            3 x 3 or 2 x 2 x 2 cells) or "pooled", also beside baselines: "pooled+pyramid" (the k-means patch pyramid), "+bank",
-            "+pixels".
+        features: more features of the run for the linear probe, a row each: "stages" (means of the maps of all stages), "grid"
+            (the last map in 3 x 3 or 2 x 2 x 2 cells) or "pooled", also beside baselines: "pooled+pyramid" (the k-means patch
+            pyramid), "+bank", "+pixels".
         baselines: the members of `medssl.scoring.baselines.BASELINES` to include.
         options: keyword arguments; see `medssl.scoring.eval_splits.SplitOptions`.
 
