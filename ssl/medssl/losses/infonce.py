@@ -26,7 +26,7 @@ def nt_xent(a_BD: Tensor, b_BD: Tensor, temperature: float) -> Tensor:
 
 @full_precision
 def decoupled(a_BD: Tensor, b_BD: Tensor, temperature: float) -> Tensor:
-    """Return the decoupled contrastive loss, Yeh et al., 2022, https://arxiv.org/abs/2110.06848, equation 6.
+    """Return the decoupled contrastive loss, Yeh et al., 2022, https://arxiv.org/abs/2110.06848.
 
     It is `nt_xent` without the partner in the denominator: the mean over all 2B views i, with partner j, of
 

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from medssl.losses.distributed import full_precision, gather_rows
 
-VICREG_EPSILON = 1e-4  # under the root of equation 1
+VICREG_EPSILON = 1e-4  # under the root of the standard deviation, as in their code
 BARLOW_EPSILON = 1e-5  # added to variances, as by the batch normalisation of their code
 
 
 @full_precision
 def vicreg(a_BD: Tensor, b_BD: Tensor, invariance: float, variance: float, covariance: float) -> Tensor:
-    """Return VICReg, Bardes et al., 2022, https://arxiv.org/abs/2105.04906, equation 6, with weights of its three terms.
+    """Return VICReg, Bardes et al., 2022, https://arxiv.org/abs/2105.04906, with weights of its three terms.
 
     With s_j the standard deviation of feature j, sqrt(variance + 1e-4), and C the covariance matrix (both divide by the
     number of rows - 1), it is
@@ -21,7 +21,7 @@ def vicreg(a_BD: Tensor, b_BD: Tensor, invariance: float, variance: float, covar
       + variance   * mean over both views and all features j of max(0, 1 - s_j)
       + covariance * sum over both views of 1/D * sum over i != j of C_ij^2
 
-    As in their code, for which the paper gives its weights, the first term is a mean over features, where equation 5 has
+    As in their code, for which the paper gives its weights, the first term is a mean over features, where the paper has
     their sum, and the second is halved. Rows span all ranks. For constant features the loss is 0.99 * variance.
     """
     loss = a_BD.new_zeros(())
@@ -36,9 +36,9 @@ def vicreg(a_BD: Tensor, b_BD: Tensor, invariance: float, variance: float, covar
 
 @full_precision
 def barlow_twins(a_BD: Tensor, b_BD: Tensor, redundancy: float) -> Tensor:
-    """Return the loss of Barlow Twins, Zbontar et al., 2021, https://arxiv.org/abs/2103.03230, equation 1.
+    """Return the loss of Barlow Twins, Zbontar et al., 2021, https://arxiv.org/abs/2103.03230.
 
-    With C_ij the correlation over the rows of feature i of one view with feature j of the other (equation 2, with 1e-5 added
+    With C_ij the correlation over the rows of feature i of one view with feature j of the other (with 1e-5 added
     to each variance), it is
 
         sum over i of (1 - C_ii)^2 + redundancy * sum over i != j of C_ij^2

@@ -1,6 +1,6 @@
 """Decoupled contrastive learning: SimCLR without the positive in the denominator, for small batches.
 
-Yeh et al., 2022, https://arxiv.org/abs/2110.06848, equation 6. With few negatives, easy positives shrink the gradient of
+Yeh et al., 2022, https://arxiv.org/abs/2110.06848. With few negatives, easy positives shrink the gradient of
 InfoNCE; without the positive in its denominator they do not.
 """
 

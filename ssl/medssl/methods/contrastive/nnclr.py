@@ -1,6 +1,6 @@
 """NNCLR: the positive of a scan is its nearest neighbour among the features of earlier steps.
 
-Dwibedi et al., 2021, https://arxiv.org/abs/2104.14548: equations 2 and 3, symmetrised, with the predictor of section 3.2.
+Dwibedi et al., 2021, https://arxiv.org/abs/2104.14548: their loss, symmetrised, with their predictor.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Barlow Twins: each feature of a view correlates with the same feature of the other view, and with no other feature.
 
-Zbontar et al., 2021, https://arxiv.org/abs/2103.03230: encoder, projector (section 2.2), equation 1.
+Zbontar et al., 2021, https://arxiv.org/abs/2103.03230: a projector on the encoder, and its loss.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """VICReg: features of two views agree, each of them varies over the scans, and no two covary.
 
-Bardes et al., 2022, https://arxiv.org/abs/2105.04906: encoder, expander (section 4.2), equation 6. Without negatives,
+Bardes et al., 2022, https://arxiv.org/abs/2105.04906: an expander on the encoder, and its loss. Without negatives,
 teacher or predictor: the variance term is what keeps features from collapsing.
 """
 
