@@ -18,6 +18,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import torch
+import transformed_volumes
 from PIL import Image, ImageDraw
 from quality_duplicates import gray, jpeg, noisy, resized, unit
 from quality_leaks import shrunk
@@ -201,9 +202,13 @@ def main() -> None:
     args.add_argument("--images", type=int, default=100, help="scans put into the test, once for each way")
     args.add_argument("--tests", type=int, default=1000, help="test scans among which false pairs are counted, at most")
     args.add_argument("--scans", type=int, default=10_000, help="set size for run time; 0 for none")
-    args.add_argument("--only", default="", help="recall, false or speed")
+    args.add_argument("--only", default="", help="recall, false or speed; of volumes: recall, false or slices")
+    args.add_argument("--volumes", action="store_true", help="volumes instead of X-rays, see transformed_volumes.py")
     given = args.parse_args()
     torch.set_num_threads(1)
+    if given.volumes:
+        transformed_volumes.measure(given.data, given.images, given.only)
+        return
     images, patients = [], []
     for folder in (given.data / "cxr_guangzhou", given.data / "cxr_nih"):
         with (folder / "manifest.csv").open() as f:

@@ -2,6 +2,7 @@
 
 A uniform border is cut off, the rest is stretched to 64 x 64 pixels, and grey values are replaced by their ranks, which no
 monotone curve changes. Regions without any structure (a blacked part, a background) are marked and take no part in comparisons.
+Volumes are described in the same way in `medssl.leakage.volume_grid`.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, avg_pool3d
 
 from medssl.readers.phash import SIDE, thumbnail
 
@@ -44,21 +45,33 @@ class EqualisedGrid:
         inside = image[content(image)]
         if min(inside.shape) < MIN_PIXELS:
             return None
-        grid = thumbnail(inside)
-        ranks = np.zeros(grid.shape, np.uint8)
-        structured = ~uniform_regions(grid)
-        if structured.mean() < 0.1:
-            return None
-        _, index, counts = np.unique(grid[structured], return_inverse=True, return_counts=True)
-        middle = (np.cumsum(counts) - counts / 2) / counts.sum()
-        ranks[structured] = np.round(1 + 254 * middle[index.ravel()]).astype(np.uint8)
-        return cls(ranks, min(inside.shape) >= SHARP_PIXELS)
+        ranks = equalised(thumbnail(inside), REGION)
+        return None if ranks is None else cls(ranks, min(inside.shape) >= SHARP_PIXELS)
 
 
-def content(image: NDArray[np.floating]) -> tuple[slice, slice]:
-    """Return the rows and columns of (H, W) inside a uniform border."""
-    rows = _inside(np.ptp(image, axis=1) <= BORDER)
-    return rows, _inside(np.ptp(image[rows], axis=0) <= BORDER)
+def equalised(grid: NDArray[np.floating], region: int) -> NDArray[np.uint8] | None:
+    """Return the ranks, 1 to 255, of the values of a grid (n, n) or (n, n, n), 0 where there is no structure; None if little has.
+
+    region: see `uniform_regions`.
+    """
+    ranks = np.zeros(grid.shape, np.uint8)
+    structured = ~uniform_regions(grid, region)
+    if structured.mean() < 0.1:
+        return None
+    _, index, counts = np.unique(grid[structured], return_inverse=True, return_counts=True)
+    middle = (np.cumsum(counts) - counts / 2) / counts.sum()
+    ranks[structured] = np.round(1 + 254 * middle[index.ravel()]).astype(np.uint8)
+    return ranks
+
+
+def content(image: NDArray[np.floating]) -> tuple[slice, ...]:
+    """Return the rows and columns of (H, W), or the slices, rows and columns of (D, H, W), inside a uniform border."""
+    kept: list[slice] = []
+    for axis in range(image.ndim):
+        part = image[tuple(kept)]
+        others = tuple(i for i in range(image.ndim) if i != axis)
+        kept.append(_inside(np.ptp(part, axis=others) <= BORDER))
+    return tuple(kept)
 
 
 def _inside(uniform: NDArray[np.bool_]) -> slice:
@@ -71,15 +84,15 @@ def _inside(uniform: NDArray[np.bool_]) -> slice:
     return slice(ends[0], n - ends[1])
 
 
-def uniform_regions(grid: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Return where a grid (SIDE, SIDE) has no structure: all squares of REGION pixels in which every grey value is the same."""
+def uniform_regions(grid: NDArray[np.floating], region: int = REGION) -> NDArray[np.bool_]:
+    """Return where a grid (n, n) or (n, n, n) has no structure: squares or cubes of `region` pixels with the same value."""
     varied = _largest(grid, 1) + _largest(-grid, 1) > UNIFORM
-    return _largest(~_largest(varied, REGION // 2), REGION // 2)
+    return _largest(~_largest(varied, region // 2), region // 2)
 
 
 def _largest(x: NDArray[Any], reach: int) -> NDArray[Any]:
-    """Return the largest value of (H, W) within `reach` pixels of each, along both axes."""
-    for axis in (0, 1):
+    """Return the largest value of an array within `reach` pixels of each, along all axes."""
+    for axis in range(x.ndim):
         x = np.moveaxis(x, axis, 0)
         out = x.copy()
         for far in range(1, reach + 1):
@@ -90,26 +103,27 @@ def _largest(x: NDArray[Any], reach: int) -> NDArray[Any]:
 
 
 def as_tensors(ranks: NDArray[np.uint8], side: int) -> tuple[Tensor, Tensor]:
-    """Return the values (N, side, side) in the unit range and the weights, 0 or 1, of N grids (N, SIDE, SIDE)."""
+    """Return the values (N, side, …) in the unit range and the weights, 0 or 1, of N grids (N, n, n) or (N, n, n, n)."""
     x = torch.from_numpy(ranks).float()
-    if side == SIDE:
+    if side == x.shape[-1]:
         weight = (x > 0).float()
         return (x - 1) / 254 * weight, weight
-    step = SIDE // side
-    share = avg_pool2d(x.clamp(max=1)[:, None], step)[:, 0]
-    mean = avg_pool2d(x[:, None], step)[:, 0] / share.clamp(min=1e-6)
+    step = x.shape[-1] // side
+    pool = avg_pool2d if x.ndim == 3 else avg_pool3d
+    share = pool(x.clamp(max=1)[:, None], step)[:, 0]
+    mean = pool(x[:, None], step)[:, 0] / share.clamp(min=1e-6)
     weight = (share > 0.5).float()
     value = (mean - 1) / 254 * weight
     return value, weight
 
 
 def normalise_contrast(value: Tensor, weight: Tensor, sigma: float) -> Tensor:
-    """Return (N, n, n) minus its local mean, over its local standard deviation; 0 where the weight is.
+    """Return grids minus their local mean, over their local standard deviation; 0 where the weight is.
 
     Local equalisation (CLAHE), shading and smooth curves thus change little.
 
     Args:
-        value, weight: (N, n, n).
+        value, weight: (N, n, n) or (N, n, n, n).
         sigma: standard deviation, in pixels, of the Gaussian over which mean and deviation are taken.
     """
     share = _blurred(weight, sigma) + 1e-3
@@ -118,13 +132,15 @@ def normalise_contrast(value: Tensor, weight: Tensor, sigma: float) -> Tensor:
 
 
 def smoothed(value: Tensor, weight: Tensor, sigma: float) -> Tensor:
-    """Return the local means of (N, n, n) under a Gaussian of standard deviation `sigma` pixels; 0 where the weight is."""
+    """Return the local means of grids under a Gaussian of standard deviation `sigma` pixels; 0 where the weight is."""
     return _blurred(value * weight, sigma) / _blurred(weight, sigma).clamp(min=1e-3) * weight
 
 
 def _blurred(x: Tensor, sigma: float) -> Tensor:
     kernel = _gaussian(x.shape[-1], sigma)
-    return ((x @ kernel).mT.contiguous() @ kernel).mT  # two large products are faster than many small ones
+    for _ in range(x.ndim - 1):
+        x = (x @ kernel).movedim(-1, 1).contiguous()  # a few large products are faster than many small ones
+    return x
 
 
 @lru_cache

@@ -1,9 +1,9 @@
 """Sets of scans as plain arrays, and the comparison of their images: each image is read once, each pair compared once."""
 
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache as cached
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from medssl.files import atomic
 from medssl.leakage import small_images
 from medssl.leakage.equalised_grid import EqualisedGrid
 from medssl.leakage.similarity import is_near_duplicate
+from medssl.leakage.volume_grid import VolumeGrid, slice_grids
 
 Strings = NDArray[np.str_]
 Rows = NDArray[np.int64]
@@ -37,6 +38,7 @@ class ScanSet:
         patient_known: (N,) bool, whether the source identifies the patient.
         side: (N,) int64, pixels of the image's longest side; 0 if the image cannot be read.
         image: row -> (H, W) in the unit range, the middle slice of a volume; None if it cannot be read.
+        volumes: for rows that are volumes, a function that returns (D, H, W) in the unit range, None if it cannot be read.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ScanSet:
     patient_known: NDArray[np.bool_]
     side: Rows
     image: Callable[[int], np.ndarray | None] | None = None
+    volumes: Mapping[int, Callable[[], np.ndarray | None]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.hash)
@@ -64,7 +67,10 @@ class ImageComparer:
     def __init__(self, sets: Iterable[ScanSet], cache: Path | None = None):
         self._sources: dict[str, tuple[Callable[[int], np.ndarray | None], int]] = {}
         self._small: set[str] = set()
+        self._volumes: dict[str, Callable[[], np.ndarray | None]] = {}
         for part in sets:
+            for row, read in part.volumes.items():
+                self._volumes.setdefault(str(part.hash[row]), read)
             if part.image is not None:
                 for row, (content, side) in enumerate(zip(part.hash.tolist(), part.side.tolist(), strict=True)):
                     if side:
@@ -73,6 +79,7 @@ class ImageComparer:
                         self._small.add(content)
         self._read = lru_cache(maxsize=IMAGES_IN_MEMORY)(self._read_image)
         self._small_image = cached(self._describe)
+        self._volume_grid = cached(self._describe_volume)
         self._shifted_descriptors = cached(self._describe_shifts)
         self._cache, self._results = cache, _read_results(cache)
         self._saved = len(self._results)
@@ -93,6 +100,23 @@ class ImageComparer:
         """Return the grid of an image; None if it cannot be read or described."""
         image = self.read(content)
         return None if image is None else EqualisedGrid.from_image(image)
+
+    def is_volume(self, content: str) -> bool:
+        """Return whether a content hash is that of a volume that some set has."""
+        return content in self._volumes
+
+    def volume_grid(self, content: str) -> VolumeGrid | None:
+        """Return the grid of a volume; None if it cannot be read, is too thin or has too little structure, and for an image."""
+        return self._volume_grid(content)
+
+    def _describe_volume(self, content: str) -> VolumeGrid | None:
+        volume = self._volumes[content]() if content in self._volumes else None
+        return None if volume is None else VolumeGrid.from_volume(volume)
+
+    def slices(self, content: str) -> list[EqualisedGrid]:
+        """Return the grids of a volume's slices, see `slice_grids`; none if it cannot be read."""
+        volume = self._volumes[content]()
+        return [] if volume is None else slice_grids(volume)
 
     def count_unreadable(self, hashes: Strings) -> int:
         """Return how many of the images no set can read."""

@@ -5,9 +5,10 @@
 Patients whose source names them are compared by pseudonym, images as in `medssl.leakage.near_duplicates`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -174,8 +175,18 @@ def scan_set_from_store(name: str, store: Store, rows: np.ndarray) -> ScanSet:
     patient, scan, content, phash = (store.column(c)[rows].astype(str) for c in TEXT_COLUMNS)
     side = np.array([max(shape[-2:]) for shape in store.column("shape")[rows]], np.int64)
     known = store.column("patient_known")[rows].astype(bool)
+    volumes = _volumes((i, store, int(row)) for i, row in enumerate(rows))
     return ScanSet(
-        name, store.info["key_id"], patient, scan, content, phash, known, side, lambda i: _middle(store, int(rows[i]))
+        name,
+        store.info["key_id"],
+        patient,
+        scan,
+        content,
+        phash,
+        known,
+        side,
+        lambda i: _middle(store, int(rows[i])),
+        volumes,
     )
 
 
@@ -231,11 +242,28 @@ def read_pretrained_on(path: Path, key: str, stores: Iterable[Store] = ()) -> Sc
     side = np.array([max(found[0].table["shape"][found[1]].as_py()[-2:]) if found else 0 for found in at], np.int64)
 
     def image(i: int) -> np.ndarray | None:
-        with suppress(UserError):
-            return _middle(*found) if (found := at[i]) else None
-        return None
+        return _unless_damaged(partial(_middle, *found)) if (found := at[i]) else None
 
-    return ScanSet("pretraining", key, patient, scan, content, phash, known, side, image if held else None)
+    volumes = _volumes((i, *found) for i, found in enumerate(at) if found)
+    readers = {i: partial(_unless_damaged, read) for i, read in volumes.items()}
+    return ScanSet("pretraining", key, patient, scan, content, phash, known, side, image if held else None, readers)
+
+
+def _unless_damaged(read: Callable[[], np.ndarray]) -> np.ndarray | None:
+    """Return the array, None if its bytes are missing or damaged."""
+    with suppress(UserError):
+        return read()
+    return None
+
+
+def _volumes(places: Iterable[tuple[int, Store, int]]) -> dict[int, Callable[[], np.ndarray]]:
+    """Return a function that reads the volume (D, H, W) in the unit range of each scan (key, store, row) that is one."""
+    return {i: partial(_volume, store, row) for i, store, row in places if len(store.table["shape"][row].as_py()) == 4}
+
+
+def _volume(store: Store, row: int) -> np.ndarray:
+    low, high = (store.table[name][row].as_py() for name in ("low", "high"))
+    return to_unit_range(store[row][0], low, high)
 
 
 def _middle(store: Store, row: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Affine registration of pairs of equalised grids, and how well they then agree.
+"""Affine registration of pairs of equalised grids, in two or three dimensions, and how well they then agree.
 
 A copy that was turned, cropped, padded, shifted or stretched agrees with its original after an affine transform. Gauss-Newton
 steps maximise the correlation of the locally normalised grids (the enhanced correlation coefficient of Evangelidis and
@@ -16,18 +16,18 @@ from medssl.leakage.equalised_grid import normalise_contrast
 
 MIN_OVERLAP = 0.5  # share of the structured part of the smaller image that the other must cover
 MIN_AREA = 0.15  # share of the grid that must be compared
-MAX_ZOOM = 2.0  # largest change of area
+MAX_ZOOM = 2.0  # largest change of area or volume
 MAX_STEP = 0.06  # largest change of a parameter in one step, relative to the side
 DAMPING = 1e-3
 
 
 @dataclass(frozen=True)
 class Affine:
-    """N affine maps: place p of one image shows place `matrix` p + `shift` of the other, both in [-1/2, 1/2].
+    """N affine maps: place p of one image shows place `matrix` p + `shift` of the other, all coordinates in [-1/2, 1/2].
 
     Attributes:
-        matrix: (N, 2, 2) float32.
-        shift: (N, 2) float32.
+        matrix: (N, d, d) float32, d = 2 for images and 3 for volumes.
+        shift: (N, d) float32.
     """
 
     matrix: Tensor
@@ -44,44 +44,45 @@ class Affine:
         )
 
     def moved(self, change: Tensor) -> "Affine":
-        """Return the maps after a change (N, 6) of the places of the first image."""
-        matrix = torch.stack([change[:, 0:2], change[:, 3:5]], 1)
-        shift = torch.stack([change[:, 2], change[:, 5]], 1)
-        return Affine(self.matrix + self.matrix @ matrix, self.shift + (self.matrix @ shift[..., None])[..., 0])
+        """Return the maps after a change (N, d, d + 1), matrix beside shift, of the places of the first image."""
+        matrix, shift = change[..., :-1], change[..., -1:]
+        return Affine(self.matrix + self.matrix @ matrix, self.shift + (self.matrix @ shift)[..., 0])
 
     def sample(self, images: Tensor) -> Tensor:
-        """Return images (N, C, n, n) at the mapped places, linearly interpolated, 0 outside."""
-        n = images.shape[-1]
-        at = places(n) @ self.matrix.transpose(1, 2) + self.shift[:, None]
-        return grid_sample(images, 2 * at.flip(-1).view(len(at), n, n, 2), padding_mode="zeros", align_corners=False)
+        """Return images (N, C, n, …) at the mapped places, linearly interpolated, 0 outside."""
+        n, d = images.shape[-1], images.ndim - 2
+        at = places(n, d) @ self.matrix.transpose(1, 2) + self.shift[:, None]
+        at = 2 * at.flip(-1).view(len(at), *[n] * d, d)
+        return grid_sample(images, at, padding_mode="zeros", align_corners=False)
 
 
 @lru_cache
-def places(n: int) -> Tensor:
-    """Return the centres (n * n, 2) of the pixels of a grid of side 1 around 0, row before column."""
+def places(n: int, d: int = 2) -> Tensor:
+    """Return the centres (n ** d, d) of the pixels of a grid of side 1 around 0, in the order of the array."""
     at = (torch.arange(n) + 0.5) / n - 0.5
-    return torch.stack(torch.meshgrid(at, at, indexing="ij"), -1).reshape(-1, 2)
+    return torch.stack(torch.meshgrid(*[at] * d, indexing="ij"), -1).reshape(-1, d)
 
 
 def correlation(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """Return the weighted correlation (N,) of images (N, n, n)."""
-    share = weight / weight.sum((1, 2), keepdim=True).clamp(min=1e-6)
-    x, y = (i - (i * share).sum((1, 2), keepdim=True) for i in (x, y))
-    variance = (share * x * x).sum((1, 2)) * (share * y * y).sum((1, 2))
-    return (share * x * y).sum((1, 2)) / variance.clamp(min=1e-12).sqrt()
+    """Return the weighted correlation (N,) of images (N, n, …)."""
+    x, y, weight = x.flatten(1), y.flatten(1), weight.flatten(1)
+    share = weight / weight.sum(1, keepdim=True).clamp(min=1e-6)
+    x, y = (i - (i * share).sum(1, keepdim=True) for i in (x, y))
+    variance = (share * x * x).sum(1) * (share * y * y).sum(1)
+    return (share * x * y).sum(1) / variance.clamp(min=1e-12).sqrt()
 
 
 def comparable(weight: Tensor, a: Tensor, b: Tensor, maps: Affine) -> Tensor:
     """Return whether (N,) enough of both images is compared, at a plausible zoom.
 
     Args:
-        weight: (N, n, n), what is compared.
+        weight: (N, n, …), what is compared.
         a, b: the weights of the two images.
         maps: the maps between them.
     """
-    area = weight.mean((1, 2))
-    least = torch.minimum(a.mean((1, 2)), b.mean((1, 2)))
-    zoom = (maps.matrix[:, 0, 0] * maps.matrix[:, 1, 1] - maps.matrix[:, 0, 1] * maps.matrix[:, 1, 0]).abs()
+    area = weight.flatten(1).mean(1)
+    least = torch.minimum(a.flatten(1).mean(1), b.flatten(1).mean(1))
+    zoom = torch.linalg.det(maps.matrix).abs()
     return (area >= MIN_AREA) & (area >= MIN_OVERLAP * least) & (zoom <= MAX_ZOOM) & (zoom >= 1 / MAX_ZOOM)
 
 
@@ -91,7 +92,7 @@ def register(
     """Return better maps from places of `fixed` to places of `moving`, and the correlation (N,), 0 where nothing is comparable.
 
     Args:
-        moving, fixed: normalised images (N, n, n) and their weights.
+        moving, fixed: normalised images (N, n, n) or volumes (N, n, n, n), and their weights.
         maps: from which to start.
         steps: Gauss-Newton steps; the best maps on the way are returned.
     """
@@ -110,28 +111,32 @@ def register(
 
 
 def _gauss_newton(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """Return the change (N, 6) of places that makes images x (N, n, n) most like y, to first order."""
-    n = x.shape[-1]
-    share = weight / weight.sum((1, 2), keepdim=True).clamp(min=1e-6)
-    x, y = (i - (i * share).sum((1, 2), keepdim=True) for i in (x, y))
-    x, y = (i / (share * i * i).sum((1, 2), keepdim=True).sqrt().clamp(min=1e-3) for i in (x, y))
-    mean, down, right = (x + y) / 2, torch.zeros_like(x), torch.zeros_like(x)
-    down[:, 1:-1] = (mean[:, 2:] - mean[:, :-2]) * (n / 2)
-    right[:, :, 1:-1] = (mean[:, :, 2:] - mean[:, :, :-2]) * (n / 2)
-    row, column = places(n).T
-    down, right = down.flatten(1), right.flatten(1)
-    slope = torch.stack([down * row, down * column, down, right * row, right * column, right], 2)
-    weighted = (slope * weight.flatten(1)[..., None]).transpose(1, 2)
-    normal = weighted @ slope
-    normal = normal + torch.eye(6) * (DAMPING * normal.diagonal(dim1=1, dim2=2).mean(1) + 1e-6)[:, None, None]
-    return torch.linalg.solve(normal, weighted @ (y - x).flatten(1)[..., None])[..., 0].clamp(-MAX_STEP, MAX_STEP)
+    """Return the change (N, d, d + 1) of places that makes images x (N, n, …) most like y, to first order."""
+    n, d, shape = x.shape[-1], x.ndim - 1, x.shape
+    x, y, weight = x.flatten(1), y.flatten(1), weight.flatten(1)
+    share = weight / weight.sum(1, keepdim=True).clamp(min=1e-6)
+    x, y = (i - (i * share).sum(1, keepdim=True) for i in (x, y))
+    x, y = (i / (share * i * i).sum(1, keepdim=True).sqrt().clamp(min=1e-3) for i in (x, y))
+    mean, slopes = ((x + y) / 2).view(shape), []
+    for axis in range(1, d + 1):
+        slope = torch.zeros(shape)
+        slope.narrow(axis, 1, n - 2).copy_(mean.narrow(axis, 2, n - 2) - mean.narrow(axis, 0, n - 2)).mul_(n / 2)
+        slopes += [slope.flatten(1) * at for at in (*places(n, d).T, torch.ones(()))]
+    slope = torch.stack(slopes, 1)
+    weighted = slope * weight[:, None]
+    normal = weighted @ slope.transpose(1, 2)
+    size = d * (d + 1)
+    damping = DAMPING * normal.diagonal(dim1=1, dim2=2).mean(1) + 1e-6
+    normal = normal + torch.eye(size) * damping[:, None, None]
+    step = torch.linalg.solve(normal, weighted @ (y - x)[..., None])[..., 0]
+    return step.clamp(-MAX_STEP, MAX_STEP).unflatten(1, (d, d + 1))
 
 
 def agreement(moving: tuple[Tensor, Tensor], fixed: tuple[Tensor, Tensor], maps: Affine, sigma: float) -> Tensor:
     """Return the correlation (N,) of registered images after normalising the contrast of what both show; 0 if that is too little.
 
     Args:
-        moving, fixed: values (N, n, n) in the unit range and weights, not normalised.
+        moving, fixed: values (N, n, …) in the unit range and weights, not normalised.
         maps: from places of `fixed` to places of `moving`.
         sigma: see `normalise_contrast`.
     """

@@ -1,5 +1,6 @@
 """Copies of scans that were mirrored, turned, cropped, padded, shifted, inverted, partly covered or changed in contrast."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,18 +45,33 @@ class AgreeingPairs:
 
 
 def agreeing_pairs(
-    queries: list[EqualisedGrid], images: list[EqualisedGrid], transforms: Transforms, floor: float
+    queries: list[EqualisedGrid],
+    images: list[EqualisedGrid],
+    transforms: Transforms,
+    floor: float,
+    scan: Sequence[int] | None = None,
 ) -> AgreeingPairs:
-    """Return the pairs of queries and images whose correlation after registration is at least `floor`."""
-    search = TransformedSearch(np.stack([g.ranks for g in images]), transforms)
+    """Return the pairs of queries and scans whose correlation after registration is at least `floor`.
+
+    Args:
+        queries, images: what is compared.
+        transforms: under which queries are searched.
+        floor: least correlation.
+        scan: the scan that each image shows, ascending from 0, where several are slices of one; by default all differ. A pair
+            names the scan, whose best slice counts.
+    """
+    of = torch.arange(len(images)) if scan is None else torch.tensor(scan)
+    search = TransformedSearch(np.stack([g.ranks for g in images]), of, transforms)
     ranks = np.stack([g.ranks for g in queries])
     sharp = torch.tensor([g.sharp for g in queries]), torch.tensor([g.sharp for g in images])
     found, parts = search.candidates(ranks), []
     for start in range(0, len(queries), QUERIES):
         at = torch.arange(*torch.searchsorted(found.query, torch.tensor([start, start + QUERIES])).tolist())
-        parts.append(_Pairs(ranks, search, found[at], sharp).agreeing(floor))
-    query, image, score, runner_up, both_sharp = (torch.cat(x).numpy() for x in zip(*parts, strict=True))
-    return AgreeingPairs(query, image, score, runner_up, both_sharp)
+        some = found[at]
+        pairs = _Pairs(ranks, search, some, sharp)
+        kept, score, runner_up = best_pairs(some, of[some.image], pairs.coarse, pairs.final, floor)
+        parts.append((some.query[kept], of[some.image[kept]], score, runner_up, pairs.sharp[kept]))
+    return AgreeingPairs(*(torch.cat(x).numpy() for x in zip(*parts, strict=True)))
 
 
 def _registered(grids: Grids, maps: Affine, sigma: float, steps: int) -> tuple[Affine, Tensor]:
@@ -81,7 +97,7 @@ class _Pairs:
         value = torch.where(self.found.sign[at, None, None] < 0, 1 - value, value) * weight
         return (value, weight), as_tensors(self.search.ranks[self.found.image[at].numpy()], side)
 
-    def _final(self, at: Tensor) -> Tensor:
+    def final(self, at: Tensor) -> Tensor:
         """Return the agreement (P,) of pairs at the resolution that both images have."""
         found = torch.zeros(len(at))
         for sigma, use in ((SIGMA_SHARP, self.sharp[at]), (SIGMA_SMALL, ~self.sharp[at])):
@@ -98,26 +114,35 @@ class _Pairs:
                 found[use] = agreement(grids[0], grids[1], maps, sigma)
         return found
 
-    def agreeing(self, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return the columns of `AgreeingPairs`."""
-        query, score = self.found.query, torch.full((len(self.coarse),), torch.nan)
-        order = torch.argsort(self.coarse, descending=True, stable=True)
-        order = order[torch.argsort(query[order], stable=True)]
-        rank = torch.arange(len(order)) - torch.searchsorted(query[order], query[order])
-        first = order[(rank < FINALISTS) & (self.coarse[order] >= MIN_COARSE)]
-        score[first] = self._final(first)
-        hit = torch.isin(query, query[first[score[first] >= floor]])
-        rest = torch.nonzero(hit & score.isnan())[:, 0]  # compared as well, for the runner-up and other copies
-        score[rest] = self._final(rest)
-        kept, runner_up = [], torch.zeros(len(score))
-        for q in query[hit].unique().tolist():
-            at = torch.nonzero(query == q)[:, 0]
-            at = at[torch.argsort(score[at], descending=True, stable=True)]
-            first_of = {
-                int(image): int(pair) for pair, image in zip(at.flip(0), self.found.image[at].flip(0), strict=True)
-            }
-            best = sorted(first_of.values(), key=lambda pair: -float(score[pair]))  # one pair per image
-            runner_up[best] = float(score[best[RUNNER_UP]]) if len(best) > RUNNER_UP else 0.0
-            kept += [pair for pair in best if score[pair] >= floor]
-        pairs = torch.tensor(kept, dtype=torch.int64)
-        return query[pairs], self.found.image[pairs], score[pairs], runner_up[pairs], self.sharp[pairs]
+
+def best_pairs(
+    found: Candidates, owner: Tensor, coarse: Tensor, final: Callable[[Tensor], Tensor], floor: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the pairs that agree: their positions among the candidates (P,), scores (P,) and runners-up (P,).
+
+    Args:
+        found: the candidates.
+        owner: (C,), the scan that each candidate's image shows: a query is paired with the best image of each scan.
+        coarse: (C,), the agreement at half resolution, which decides what is compared further.
+        final: positions -> agreement at full resolution.
+        floor: least agreement of a pair.
+    """
+    query, score = found.query, torch.full((len(coarse),), torch.nan)
+    order = torch.argsort(coarse, descending=True, stable=True)
+    order = order[torch.argsort(query[order], stable=True)]
+    rank = torch.arange(len(order)) - torch.searchsorted(query[order], query[order])
+    first = order[(rank < FINALISTS) & (coarse[order] >= MIN_COARSE)]
+    score[first] = final(first)
+    hit = torch.isin(query, query[first[score[first] >= floor]])
+    rest = torch.nonzero(hit & score.isnan())[:, 0]  # compared as well, for the runner-up and other copies
+    score[rest] = final(rest)
+    kept, runner_up = [], torch.zeros(len(score))
+    for q in query[hit].unique().tolist():
+        at = torch.nonzero(query == q)[:, 0]
+        at = at[torch.argsort(score[at], descending=True, stable=True)]
+        first_of = {int(scan): int(pair) for pair, scan in zip(at.flip(0), owner[at].flip(0), strict=True)}
+        best = sorted(first_of.values(), key=lambda pair: -float(score[pair]))  # one pair per scan
+        runner_up[best] = float(score[best[RUNNER_UP]]) if len(best) > RUNNER_UP else 0.0
+        kept += [pair for pair in best if score[pair] >= floor]
+    pairs = torch.tensor(kept, dtype=torch.int64)
+    return pairs, score[pairs], runner_up[pairs]

@@ -7,6 +7,7 @@ import hashlib
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache as cached
 from pathlib import Path
 
@@ -14,16 +15,21 @@ import numpy as np
 
 from medssl.errors import UserError
 from medssl.files import atomic
+from medssl.leakage.equalised_grid import EqualisedGrid
 from medssl.leakage.image_sets import ImageComparer, ScanSet
 from medssl.leakage.transformed_copies import AgreeingPairs, agreeing_pairs
 from medssl.leakage.transformed_search import Transforms
+from medssl.leakage.volume_copies import agreeing_volumes
+from medssl.leakage.volume_grid import VolumeGrid
+from medssl.leakage.volume_search import VolumeTransforms
 from medssl.readers.phash import BLANK
 
-VERSION = 2  # of everything that decides about a pair; cached results of other versions are ignored
+VERSION = 3  # of everything that decides about a pair; cached results of other versions are ignored
 # Least correlation of a copy if both images resolve 64 x 64 pixels, and if one does not; and largest share of what is left to a
 # perfect correlation, relative to the runner-up: images of one organ are alike, and simple images more so.
 NEAR_SHARP, NEAR_SMALL, NEAR_SHARE = 0.80, 0.88, 0.40
 MAYBE_SHARP, MAYBE_SMALL, MAYBE_SHARE = 0.72, 0.84, 0.5
+NEAR_VOLUME, MAYBE_VOLUME = 0.85, 0.80  # least correlation of volumes
 COPIES_SHARP = 0.95  # correlation at 64 x 64 pixels that needs no runner-up: one set may hold many copies
 
 LOOKED_FOR = (
@@ -58,7 +64,7 @@ def find_transformed(
         found = _search(before, queries, images)
         _write(file, found)
     result: dict[str, dict[str, str]] = {}
-    for query, image, kind in found:
+    for query, image, kind in sorted(found):  # "near" counts more than "maybe", and comes after it
         result.setdefault(query, {})[image] = kind
     return result
 
@@ -67,24 +73,83 @@ def _hashes(part: ScanSet) -> Iterable[str]:
     return part.hash[part.phash != BLANK].tolist()
 
 
-def _search(before: list[str], queries: list[str], images: ImageComparer) -> list[tuple[str, str, str]]:
-    old, new = ({h: g for h in names if (g := images.grid(h)) is not None} for names in (before, queries))
-    if not old or not new:
-        return []
-    floor = min(MAYBE_SHARP, MAYBE_SMALL)
-    pairs = agreeing_pairs(list(new.values()), list(old.values()), _transforms(), floor)
-    kinds = classify(pairs)
-    names = list(new), list(old)
-    return [
-        (names[0][q], names[1][i], kind)
-        for q, i, kind in zip(pairs.query.tolist(), pairs.image.tolist(), kinds, strict=True)
-        if kind
-    ]
+@dataclass(frozen=True)
+class _Described:
+    """The grids of a set, by content hash.
+
+    Attributes:
+        volumes: all volumes.
+        solid: the volumes that are compared as a whole.
+        flat: images, and of the other volumes the middle slice.
+    """
+
+    volumes: list[str]
+    solid: dict[str, VolumeGrid]
+    flat: dict[str, EqualisedGrid]
+
+    @classmethod
+    def of(cls, names: list[str], images: ImageComparer) -> "_Described":
+        solid = {h: g for h in names if (g := images.volume_grid(h)) is not None}
+        flat = {h: g for h in names if h not in solid and (g := images.grid(h)) is not None}
+        return cls([h for h in names if images.is_volume(h)], solid, flat)
+
+    def images(self) -> dict[str, list[EqualisedGrid]]:
+        """Return one grid of each image."""
+        volumes = set(self.volumes)
+        return {h: [g] for h, g in self.flat.items() if h not in volumes}
+
+    def slices(self, images: ImageComparer) -> dict[str, list[EqualisedGrid]]:
+        """Return the grids of all slices of each volume."""
+        return {h: images.slices(h) for h in self.volumes}
+
+
+def _search(before: list[str], queries: list[str], images: ImageComparer) -> set[tuple[str, str, str]]:
+    """Return (query, image, kind) of all pairs.
+
+    Volumes are compared as a whole. Images, and the middle slices of volumes too thin for that, are compared with images and
+    with all slices of volumes.
+    """
+    old, new = (_Described.of(names, images) for names in (before, queries))
+    found = set()
+    if new.flat:
+        found |= _image_pairs(new.flat, old.images() | old.slices(images))
+    if old.flat and new.volumes:
+        found |= {(query, image, kind) for image, query, kind in _image_pairs(old.flat, new.slices(images))}
+    if old.solid and new.solid:
+        pairs = agreeing_volumes(list(new.solid.values()), list(old.solid.values()), _volume_transforms(), MAYBE_VOLUME)
+        found |= _named(pairs, classify_volumes(pairs), new.solid, old.solid)
+    return found
+
+
+def _image_pairs(
+    queries: Mapping[str, EqualisedGrid], scans: Mapping[str, list[EqualisedGrid]]
+) -> set[tuple[str, str, str]]:
+    """Return (query, scan, kind) of images and of scans, each described by the grids of all its images."""
+    scans = {h: grids for h, grids in scans.items() if grids}
+    if not scans:
+        return set()
+    grids = [g for some in scans.values() for g in some]
+    scan = [k for k, some in enumerate(scans.values()) for _ in some]
+    pairs = agreeing_pairs(list(queries.values()), grids, _transforms(), min(MAYBE_SHARP, MAYBE_SMALL), scan)
+    return _named(pairs, classify(pairs), queries, scans)
+
+
+def _named(
+    pairs: AgreeingPairs, kinds: Iterable[str], queries: Iterable[str], scans: Iterable[str]
+) -> set[tuple[str, str, str]]:
+    names = list(queries), list(scans)
+    of = zip(pairs.query.tolist(), pairs.image.tolist(), kinds, strict=True)
+    return {(names[0][q], names[1][i], kind) for q, i, kind in of if kind}
 
 
 @cached
 def _transforms() -> Transforms:
     return Transforms()
+
+
+@cached
+def _volume_transforms() -> VolumeTransforms:
+    return VolumeTransforms()
 
 
 def classify(pairs: AgreeingPairs) -> list[str]:
@@ -96,16 +161,24 @@ def classify(pairs: AgreeingPairs) -> list[str]:
     return np.select([near, maybe], ["near", "maybe"], "").tolist()
 
 
-def _read(file: Path | None) -> list[tuple[str, str, str]] | None:
+def classify_volumes(pairs: AgreeingPairs) -> list[str]:
+    """Return for each pair of volumes "near" (a copy), "maybe" or ""."""
+    share = (1 - pairs.score) / np.maximum(1 - pairs.runner_up, 1e-6)
+    near = (pairs.score >= NEAR_VOLUME) & (share <= NEAR_SHARE)
+    maybe = (pairs.score >= MAYBE_VOLUME) & (share <= MAYBE_SHARE)
+    return np.select([near, maybe], ["near", "maybe"], "").tolist()
+
+
+def _read(file: Path | None) -> set[tuple[str, str, str]] | None:
     """Return kept results; None if the file is absent or damaged."""
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         if file is not None:
             with np.load(file, allow_pickle=False) as f:
-                return [(a, b, kind) for a, b, kind in f["found"].tolist()]
+                return {(a, b, kind) for a, b, kind in f["found"].tolist()}
     return None
 
 
-def _write(file: Path | None, found: list[tuple[str, str, str]]) -> None:
+def _write(file: Path | None, found: set[tuple[str, str, str]]) -> None:
     if file is not None:
         with suppress(UserError, OSError), atomic(file) as part, part.open("wb") as f:
-            np.savez_compressed(f, found=np.array(found, str).reshape(-1, 3))
+            np.savez_compressed(f, found=np.array(sorted(found), str).reshape(-1, 3))

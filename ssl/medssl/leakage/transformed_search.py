@@ -154,31 +154,26 @@ class TransformedSearch:
 
     Args:
         ranks: (N, SIDE, SIDE) uint8, grids of the images searched.
+        scan: (N,) int64, the scan that each shows: those of a volume's slices are the same, and the best of them counts.
         transforms: shared by all searches.
     """
 
-    def __init__(self, ranks: NDArray[np.uint8], transforms: Transforms):
-        self.ranks, self.transforms = ranks, transforms
+    def __init__(self, ranks: NDArray[np.uint8], scan: Tensor, transforms: Transforms):
+        self.ranks, self.scan, self.transforms = ranks, scan, transforms
         self._whole = self._describe(transforms.whole)
         self._uniform = torch.cat([flat_grids(ranks[at])[1] == 0 for at in _blocks(len(ranks))])
 
     def _describe(self, bank: _Bank) -> tuple[Tensor, Tensor]:
         """Return the whitening matrix (D, D), and the whitened descriptors (N, D) of all images, of length 1."""
         found = torch.cat([flat_grids(self.ranks[at])[0] @ bank.waves.T for at in _blocks(len(self.ranks))])
-        sample = found[:: max(1, len(found) // SAMPLE)]
-        moments = (sample.T @ sample / len(sample)).double()
-        size = len(moments)
-        shrink = max(SHRINKAGE, size / (size + len(sample)))
-        moments = (1 - shrink) * moments + shrink * moments.diagonal().mean() * torch.eye(size)
-        value, vector = torch.linalg.eigh(moments + 1e-9 * torch.eye(size))
-        whitening = ((vector * value**-0.5) @ vector.T).float()
+        whitening = whitening_matrix(found)
         return whitening, normalize(found @ whitening, dim=1)
 
     def candidates(self, ranks: NDArray[np.uint8]) -> Candidates:
         """Return candidates for queries (M, SIDE, SIDE) uint8."""
         grid, weight = (torch.cat(x) for x in zip(*(flat_grids(ranks[i]) for i in _blocks(len(ranks))), strict=True))
         queries, everything = torch.arange(len(ranks)), torch.arange(len(self.ranks))
-        found = [_nearest(self.transforms.whole, *self._whole, grid, queries, everything, CANDIDATES)]
+        found = [self._nearest(self.transforms.whole, *self._whole, grid, queries, everything, CANDIDATES)]
         uniform = (weight == 0).float()
         for block, bank in zip(self.transforms.blocks, self.transforms.rest, strict=True):
             share = uniform @ self.transforms.orientations[:, block].mean(1).T  # the block's share, by orientation
@@ -188,10 +183,64 @@ class TransformedSearch:
                 whitening, described = self._describe(bank)
                 for some, among in ((covered, everything), (queries, images)):
                     if len(some) and len(among):
-                        found.append(_nearest(bank, whitening, described[among], grid, some, among, MASKED_CANDIDATES))
+                        found.append(
+                            self._nearest(bank, whitening, described[among], grid, some, among, MASKED_CANDIDATES)
+                        )
         query, image, transform, sign = (torch.cat(x) for x in zip(*found, strict=True))
         order = torch.argsort(query, stable=True)
         return Candidates(query[order], image[order], transform[order], sign[order])
+
+    def _nearest(
+        self,
+        bank: _Bank,
+        whitening: Tensor,
+        images: Tensor,
+        grid: Tensor,
+        queries: Tensor,
+        among: Tensor,
+        count: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return query, image, transform and sign (P,) of the nearest images of each query, under the best transform.
+
+        Args:
+            bank, whitening: see `_Bank` and `TransformedSearch`.
+            images: (N, D) whitened descriptors of the images at the positions `among` (N,).
+            grid: (M, n * n) normalised grids, of which those at `queries` are searched.
+            count: scans per query.
+        """
+        scan, size = self.scan[among], bank.waves.shape[0]
+        count = min(count, len(scan.unique()))
+        found = []
+        for some in queries.split(256):
+            described = (grid[some] @ bank.transformed.T).unflatten(1, (-1, size)) @ whitening
+            for query, views in zip(some, normalize(described, dim=2), strict=True):
+                best = torch.cat([(views @ part.T).abs_().amax(0) for part in images.split(BLOCK)])
+                at = _best_of_each(best, scan, count)
+                cosine = views @ images[at].T
+                transform = cosine.abs().argmax(0)
+                sign = torch.where(cosine.gather(0, transform[None])[0] < 0, -1.0, 1.0)
+                found.append((query.expand(count), among[at], bank.first + transform, sign))
+        return tuple(torch.cat(x) for x in zip(*found, strict=True))  # type: ignore[return-value]
+
+
+def _best_of_each(value: Tensor, scan: Tensor, count: int) -> Tensor:
+    """Return the positions of the largest values (N,) of `count` scans (N,), one each."""
+    if len(scan) == int(scan[-1]) + 1:  # sorted, and one image of every scan
+        return torch.topk(value, count).indices
+    top = torch.full((int(scan[-1]) + 1,), -1.0).scatter_reduce_(0, scan, value, "amax")
+    scans = torch.topk(top, count).indices
+    return torch.stack([torch.where(scan == i, value, -1.0).argmax() for i in scans])
+
+
+def whitening_matrix(found: Tensor) -> Tensor:
+    """Return the (D, D) matrix that divides descriptors (N, D) by their typical size in each direction."""
+    sample = found[:: max(1, len(found) // SAMPLE)]
+    moments = (sample.T @ sample / len(sample)).double()
+    size = len(moments)
+    shrink = max(SHRINKAGE, size / (size + len(sample)))
+    moments = (1 - shrink) * moments + shrink * moments.diagonal().mean() * torch.eye(size)
+    value, vector = torch.linalg.eigh(moments + 1e-9 * torch.eye(size))
+    return ((vector * value**-0.5) @ vector.T).float()
 
 
 def _blocks(n: int) -> list[slice]:
@@ -202,28 +251,3 @@ def flat_grids(ranks: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
     """Return the normalised grids and weights (N, HALF_SIDE ** 2) of N grids of ranks."""
     value, weight = as_tensors(ranks, HALF_SIDE)
     return normalise_contrast(value, weight, SIGMA).flatten(1), weight.flatten(1)
-
-
-def _nearest(
-    bank: _Bank, whitening: Tensor, images: Tensor, grid: Tensor, queries: Tensor, among: Tensor, count: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return query, image, transform and sign (P,) of the nearest images of each query, under the best transform.
-
-    Args:
-        bank, whitening: see `_Bank` and `TransformedSearch`.
-        images: (N, D) whitened descriptors of the images at the positions `among` (N,).
-        grid: (M, n * n) normalised grids, of which those at `queries` are searched.
-        count: images per query.
-    """
-    count, size = min(count, len(images)), bank.waves.shape[0]
-    found = []
-    for some in queries.split(256):
-        described = (grid[some] @ bank.transformed.T).unflatten(1, (-1, size)) @ whitening
-        for query, views in zip(some, normalize(described, dim=2), strict=True):
-            best = torch.cat([(views @ part.T).abs_().amax(0) for part in images.split(BLOCK)])
-            at = torch.topk(best, count).indices
-            cosine = views @ images[at].T
-            transform = cosine.abs().argmax(0)
-            sign = torch.where(cosine.gather(0, transform[None])[0] < 0, -1.0, 1.0)
-            found.append((query.expand(count), among[at], bank.first + transform, sign))
-    return tuple(torch.cat(x) for x in zip(*found, strict=True))  # type: ignore[return-value]
