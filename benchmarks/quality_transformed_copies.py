@@ -207,7 +207,7 @@ def main() -> None:
     given = args.parse_args()
     torch.set_num_threads(1)
     if given.volumes:
-        transformed_volumes.measure(given.data, given.images, given.only)
+        transformed_volumes.measure(given.data, given.images, given.tests, given.only)
         return
     images, patients = [], []
     for folder in (given.data / "cxr_guangzhou", given.data / "cxr_nih"):

@@ -6,7 +6,7 @@ copies of other patients' volumes.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -106,13 +106,13 @@ class Volumes:
     Args:
         name: of the set.
         volumes: all of it, each of another patient.
+        tests: volumes among which false pairs are counted, at most.
     """
 
-    def __init__(self, name: str, volumes: list[np.ndarray]):
-        self.name = name
+    def __init__(self, name: str, volumes: list[np.ndarray], tests: int):
         grids = [(x, g) for x in volumes if (g := VolumeGrid.from_volume(x)) is not None]
         print(f"\n{name}: {len(grids)} of {len(volumes)} volumes described")
-        self.seen, self.test = grids[::2], grids[1::2]
+        self.seen, self.test = grids[::2], grids[1::2][:tests]
         self.transforms = VolumeTransforms()
 
     def recall(self, count: int) -> None:
@@ -151,28 +151,23 @@ class Volumes:
             pairs = agreeing_pairs(copies, grids, images, 0.5, scan)
             way = f"any slice of axis {axis} as an image ({len(copies)} of {asked} described)"
             print(f"{way:60s}{outcome(pairs, classify(pairs), asked, np.array(truth))}", flush=True)
-        others = [g for x, _ in self.test for axis in range(3) for g in _some_slices(x, axis, 4)]
+        middles = [as_png(x.take(x.shape[axis] * 2 // 5, axis)) for x, _ in self.test for axis in range(3)]
+        others = [g for g in middles if g is not None]
         pairs = agreeing_pairs(others, grids, images, 0.5, scan)
         print(f"slices as images and volumes: {false(pairs, classify(pairs), len(others), len(self.seen))}", flush=True)
 
 
-def _some_slices(x: np.ndarray, axis: int, count: int) -> Iterator[EqualisedGrid]:
-    for k in np.linspace(0.2, 0.8, count) * x.shape[axis]:
-        if (g := as_png(x.take(int(k), axis))) is not None:
-            yield g
-
-
-def measure(data: Path, count: int, only: str) -> None:
-    """Print all of it, for the sets in `data`; only: recall, false, slices, or "" for all."""
+def measure(data: Path, count: int, tests: int, only: str) -> None:
+    """Print all of it, for the sets in `data`. only: recall, false, slices, or "" for all."""
     files = sorted((data / "hippocampus" / "images").iterdir())
     volumes = [np.asarray(nibabel.load(p).dataobj, np.float32).transpose(2, 1, 0) for p in files]
     sets = {"hippocampus, MR": [unit(x, *np.percentile(x, (0.5, 99.5))) for x in volumes]}
-    for side in (64, 28):
+    for side in (28, 64):
         with np.load(data / "medmnist" / f"adrenalmnist3d{'_64' * (side == 64)}.npz") as f:
             masks = np.concatenate([f["train_images"], f["test_images"]])
         sets[f"adrenal masks, {side} voxels"] = list((masks / 255).astype(np.float32))
     for name, some in sets.items():
-        part = Volumes(name, some)
+        part = Volumes(name, some, tests)
         if only in ("", "false"):
             part.false_pairs()
         if only in ("", "recall"):

@@ -20,7 +20,7 @@ from medssl.leakage.equalised_grid import (
 )
 from medssl.leakage.image_sets import ImageComparer
 from medssl.leakage.leak_check import check_leaks
-from medssl.leakage.registration import Affine, register
+from medssl.leakage.registration import Affine, correlation, independent_values, register
 from medssl.leakage.transformed_copies import AgreeingPairs, agreeing_pairs
 from medssl.leakage.transformed_duplicates import classify, find_transformed
 from medssl.leakage.transformed_search import Transforms
@@ -194,13 +194,47 @@ def test_grids_at_half_resolution_average_what_has_structure():
     assert as_tensors(ranks, 64)[1].sum() == 4
 
 
-@pytest.mark.parametrize(("score", "runner_up", "sharp", "kind"), [
-    (0.9, 0.5, True, "near"), (0.91, 0.5, False, "near"), (0.85, 0.5, False, "maybe"), (0.89, 0.5, False, "near"),
-    (0.87, 0.5, False, "maybe"),
-    (0.75, 0.3, True, "maybe"),
-    (0.9, 0.85, True, ""), (0.96, 0.96, True, "near"), (0.96, 0.96, False, ""), (0.7, 0.0, True, ""),
+@pytest.mark.parametrize(("score", "evidence", "runner_up", "sharp", "kind"), [
+    (0.9, 20, 0.5, True, "near"), (0.91, 20, 0.5, False, "near"), (0.85, 20, 0.5, False, "maybe"),
+    (0.89, 20, 0.5, False, "near"), (0.87, 20, 0.5, False, "maybe"), (0.75, 20, 0.3, True, "maybe"),
+    (0.9, 20, 0.85, True, ""), (0.96, 20, 0.96, True, "near"), (0.96, 20, 0.96, False, ""), (0.7, 20, 0.0, True, ""),
+    (0.96, 7.9, 0.96, True, ""), (0.91, 7.9, 0.5, False, ""), (0.91, 8.0, 0.5, False, "near"),
 ])  # fmt: skip
-def test_the_limits_of_a_copy(score, runner_up, sharp, kind):
+def test_the_limits_of_a_copy(score, evidence, runner_up, sharp, kind):
     one = np.zeros(1, np.int64)
-    pairs = AgreeingPairs(one, one, np.array([score]), np.array([runner_up]), np.array([sharp]))
+    pairs = AgreeingPairs(one, one, *(np.array([x]) for x in (score, evidence, runner_up, sharp)))
     assert classify(pairs) == [kind]
+
+
+def test_unrelated_images_of_a_few_smooth_blobs_are_no_copies(transforms):
+    rng = np.random.default_rng(0)
+    blobs = [Image.fromarray(rng.normal(size=(4, 4)).astype(np.float32)).resize((48, 48), 3) for _ in range(200)]
+    images = [grid(np.clip(0.43 + 0.1 * np.asarray(x), 0, 1).round(3)) for x in blobs]
+    pairs = agreeing_pairs(images[140:], images[:140], transforms, 0.5)
+    assert pairs.score.max() > 0.84  # so much alike that correlation alone does not tell
+    assert not any(classify(pairs))
+
+
+def test_the_number_of_independent_values():
+    """By its definition: the correlation of unrelated smooth images has the mean square 1 / m."""
+    rng = np.random.default_rng(0)
+    wide = (gaussian_filter(rng.normal(size=(600, 64, 64)), (0, 1, 1), mode="wrap") for _ in "xy")
+    x, y = (torch.from_numpy(i[:, 16:48, 16:48]).float() for i in wide)
+    weight = torch.ones(600, 32, 32)
+    found, m = correlation(x, y, weight), independent_values(3 * x + 1, y, weight)
+    assert float(found.square().mean()) == pytest.approx(float((1 / m).mean()), rel=0.2)
+    half = weight * (torch.arange(32) < 16)
+    torch.testing.assert_close(independent_values(x * half, y * half, half), independent_values(x, y + 1 - half, half))
+    white = torch.from_numpy(rng.normal(size=(2, 200, 16, 16))).float()
+    assert float(independent_values(*white, torch.ones(200, 16, 16)).median()) == pytest.approx(256, rel=0.1)
+
+
+def test_sharp_images_are_smoothed_to_the_detail_of_small_ones(xrays, transforms):
+    """Noise of a sharp image that a small copy cannot show does not count against it."""
+    rng = np.random.default_rng(0)
+    small = [shrunk(x, 40) for x in xrays[:30]]
+    noisy = [np.clip(x + rng.normal(0, 0.12, x.shape), 0, 1) for x in xrays[:8]]
+    pairs = agreeing_pairs([grid(x) for x in noisy], [grid(x) for x in small], transforms, 0.5)
+    right = {int(q): float(s) for q, i, s in zip(pairs.query, pairs.image, pairs.score, strict=True) if q == i}
+    assert len(right) == 8
+    assert np.median(list(right.values())) > 0.9

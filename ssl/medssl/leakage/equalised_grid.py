@@ -23,7 +23,11 @@ SHARP_PIXELS = 56  # pixels inside the border from which the grid of 64 x 64 is 
 BORDER = 0.02  # range of grey values (of 1) in a row or column of a uniform border
 MAX_BORDER = 0.4  # share of an axis that is cut off on each side, at most
 UNIFORM = 0.004  # range of grey values over 3 x 3 grid pixels without structure: one level of 8 bits
+MIN_STRUCTURED = 0.1  # share of a grid with structure below which an image is not described
 REGION = 5  # grid pixels, in each direction, of the smallest region that is marked
+EDGE = (
+    2  # grid pixels around these regions that are marked too: their edge is a mixture, and hides the contrast beside it
+)
 CONTRAST_FLOOR = 0.03  # local standard deviation of ranks (of 1) that counts as noise
 
 
@@ -55,8 +59,11 @@ def equalised(grid: NDArray[np.floating], region: int) -> NDArray[np.uint8] | No
     region: see `uniform_regions`.
     """
     ranks = np.zeros(grid.shape, np.uint8)
-    structured = ~uniform_regions(grid, region)
-    if structured.mean() < 0.1:
+    uniform = uniform_regions(grid, region)
+    structured = ~_largest(uniform, EDGE)
+    if structured.mean() < MIN_STRUCTURED:  # a shape, which is all edge
+        structured = ~uniform
+    if structured.mean() < MIN_STRUCTURED:
         return None
     _, index, counts = np.unique(grid[structured], return_inverse=True, return_counts=True)
     middle = (np.cumsum(counts) - counts / 2) / counts.sum()

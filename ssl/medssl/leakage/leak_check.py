@@ -160,7 +160,8 @@ def _unchecked(pretrained: ScanSet, train: ScanSet, test: ScanSet, images: Image
     if unread := images.count_unreadable(pretrained.hash):
         lines.append(
             f"the pixels of {unread} of {len(pretrained)} pretraining scans cannot be read: copies of them are found by hash "
-            "only, and those shifted, turned by few degrees, cropped, covered or locally equalised are mostly missed"
+            "only, and those shifted, turned by few degrees, cropped, covered or locally equalised are mostly missed; of volumes "
+            "only the middle slice is compared"
         )
     if tiny := int(((test.side > 0) & (test.side <= TINY)).sum()):
         lines.append(

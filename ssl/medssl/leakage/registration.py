@@ -132,8 +132,13 @@ def _gauss_newton(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     return step.clamp(-MAX_STEP, MAX_STEP).unflatten(1, (d, d + 1))
 
 
-def agreement(moving: tuple[Tensor, Tensor], fixed: tuple[Tensor, Tensor], maps: Affine, sigma: float) -> Tensor:
-    """Return the correlation (N,) of registered images after normalising the contrast of what both show; 0 if that is too little.
+def agreement(
+    moving: tuple[Tensor, Tensor], fixed: tuple[Tensor, Tensor], maps: Affine, sigma: float
+) -> tuple[Tensor, Tensor]:
+    """Return how well registered images agree in what both show: the correlation after normalising contrast, and its evidence.
+
+    Both are (N,), and 0 if what both show is too little. The evidence is Fisher's z of the correlation over its standard
+    deviation between unrelated images: a few smooth blobs agree by chance where many details do not.
 
     Args:
         moving, fixed: values (N, n, …) in the unit range and weights, not normalised.
@@ -144,5 +149,26 @@ def agreement(moving: tuple[Tensor, Tensor], fixed: tuple[Tensor, Tensor], maps:
     sampled = maps.sample(torch.stack([x * x_weight, x_weight], 1))
     weight = (sampled[:, 1] > 0.5).float() * y_weight
     x = sampled[:, 0] / sampled[:, 1].clamp(min=0.5)
-    found = correlation(normalise_contrast(x, weight, sigma), normalise_contrast(y, weight, sigma), weight)
-    return torch.where(comparable(weight, x_weight, y_weight, maps), found, torch.zeros_like(found))
+    x, y = normalise_contrast(x, weight, sigma), normalise_contrast(y, weight, sigma)
+    found = correlation(x, y, weight)
+    found = torch.where(comparable(weight, x_weight, y_weight, maps), found, torch.zeros_like(found))
+    return found, found.clamp(-0.999, 0.999).atanh() * independent_values(x, y, weight).sqrt()
+
+
+def independent_values(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """Return (N,), how many independent values would correlate as little by chance as unrelated images (N, n, …) do.
+
+    The inverse of the variance of the correlation of two stationary processes, which is the sum over all lags of the product
+    of their autocorrelations (Bartlett, 1935), here by power spectra, without wrapping around.
+    """
+    axes = tuple(range(1, x.ndim))
+    mean = weight.flatten(1).sum(1).clamp(min=1e-6).view(-1, *[1] * len(axes))
+    size = [2 * x.shape[-1]] * len(axes)
+    power = []
+    for image in (x, y):
+        centred = (image - (image * weight).sum(axes, keepdim=True) / mean) * weight
+        power.append(torch.fft.fftn(centred, s=size, dim=axes).abs().square().flatten(1))
+    a, b = power
+    return (
+        a.sum(1) * b.sum(1) / (a * b).sum(1).clamp(min=1e-12) / 2 ** len(axes)
+    )  # the spectra have so many times more points

@@ -33,6 +33,7 @@ class AgreeingPairs:
     Attributes:
         query, image: (P,) int64, positions; the best image of a query comes first.
         score: (P,) float32, their correlation.
+        evidence: (P,) float32, see `registration.agreement`.
         runner_up: (P,) float32, the correlation of the query with the RUNNER_UP-th next image after its best; 0 if there is none.
         sharp: (P,) bool, whether both images resolve all pixels of the grid.
     """
@@ -40,6 +41,7 @@ class AgreeingPairs:
     query: NDArray[np.int64]
     image: NDArray[np.int64]
     score: NDArray[np.float32]
+    evidence: NDArray[np.float32]
     runner_up: NDArray[np.float32]
     sharp: NDArray[np.bool_]
 
@@ -69,8 +71,8 @@ def agreeing_pairs(
         at = torch.arange(*torch.searchsorted(found.query, torch.tensor([start, start + QUERIES])).tolist())
         some = found[at]
         pairs = _Pairs(ranks, search, some, sharp)
-        kept, score, runner_up = best_pairs(some, of[some.image], pairs.coarse, pairs.final, floor)
-        parts.append((some.query[kept], of[some.image[kept]], score, runner_up, pairs.sharp[kept]))
+        kept, *scores = best_pairs(some, of[some.image], pairs.coarse, pairs.final, floor)
+        parts.append((some.query[kept], of[some.image[kept]], *scores, pairs.sharp[kept]))
     return AgreeingPairs(*(torch.cat(x).numpy() for x in zip(*parts, strict=True)))
 
 
@@ -98,8 +100,8 @@ class _Pairs:
         return (value, weight), as_tensors(self.search.ranks[self.found.image[at].numpy()], side)
 
     def final(self, at: Tensor) -> Tensor:
-        """Return the agreement (P,) of pairs at the resolution that both images have."""
-        found = torch.zeros(len(at))
+        """Return the agreement (2, P), correlation and evidence, of pairs at the resolution that both images have."""
+        found = torch.zeros(2, len(at))
         for sigma, use in ((SIGMA_SHARP, self.sharp[at]), (SIGMA_SMALL, ~self.sharp[at])):
             if use.any():
                 some = at[use]
@@ -111,31 +113,32 @@ class _Pairs:
                         for f, (v, w) in zip(finer, grids, strict=True)
                     )
                 maps, _ = _registered(grids, self.maps[some], sigma, FINE_STEPS)
-                found[use] = agreement(grids[0], grids[1], maps, sigma)
+                found[:, use] = torch.stack(agreement(grids[0], grids[1], maps, sigma))
         return found
 
 
 def best_pairs(
     found: Candidates, owner: Tensor, coarse: Tensor, final: Callable[[Tensor], Tensor], floor: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the pairs that agree: their positions among the candidates (P,), scores (P,) and runners-up (P,).
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the pairs that agree: positions among the candidates, correlations, evidence and runners-up, each (P,).
 
     Args:
         found: the candidates.
         owner: (C,), the scan that each candidate's image shows: a query is paired with the best image of each scan.
         coarse: (C,), the agreement at half resolution, which decides what is compared further.
-        final: positions -> agreement at full resolution.
+        final: positions (P,) -> agreement (2, P) at full resolution.
         floor: least agreement of a pair.
     """
-    query, score = found.query, torch.full((len(coarse),), torch.nan)
+    query, agreeing = found.query, torch.full((2, len(coarse)), torch.nan)
+    score = agreeing[0]
     order = torch.argsort(coarse, descending=True, stable=True)
     order = order[torch.argsort(query[order], stable=True)]
     rank = torch.arange(len(order)) - torch.searchsorted(query[order], query[order])
     first = order[(rank < FINALISTS) & (coarse[order] >= MIN_COARSE)]
-    score[first] = final(first)
+    agreeing[:, first] = final(first)
     hit = torch.isin(query, query[first[score[first] >= floor]])
     rest = torch.nonzero(hit & score.isnan())[:, 0]  # compared as well, for the runner-up and other copies
-    score[rest] = final(rest)
+    agreeing[:, rest] = final(rest)
     kept, runner_up = [], torch.zeros(len(score))
     for q in query[hit].unique().tolist():
         at = torch.nonzero(query == q)[:, 0]
@@ -145,4 +148,4 @@ def best_pairs(
         runner_up[best] = float(score[best[RUNNER_UP]]) if len(best) > RUNNER_UP else 0.0
         kept += [pair for pair in best if score[pair] >= floor]
     pairs = torch.tensor(kept, dtype=torch.int64)
-    return pairs, score[pairs], runner_up[pairs]
+    return pairs, score[pairs], agreeing[1, pairs], runner_up[pairs]

@@ -12,6 +12,7 @@ from functools import cache as cached
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medssl.errors import UserError
 from medssl.files import atomic
@@ -32,13 +33,17 @@ MAYBE_SHARP, MAYBE_SMALL, MAYBE_SHARE = 0.72, 0.84, 0.5
 NEAR_VOLUME, MAYBE_VOLUME = 0.85, 0.80  # least correlation of volumes
 COPIES_SHARP = 0.95  # correlation at 64 x 64 pixels that needs no runner-up: one set may hold many copies
 
+MIN_EVIDENCE = 8.0  # of a copy, see `registration.agreement`; unrelated images of a few smooth blobs reached 7.2
+
 LOOKED_FOR = (
     "copies of test images were looked for as they are, mirrored, turned by right angles or up to 10 degrees, inverted, with "
-    "up to 10 % cut off, added or shifted, cut to their central square, with another contrast or a quarter covered; not looked "
-    "for: smaller parts, montages, warped or generated images, other slices of a volume than the middle one, images of less "
-    "than 24 pixels"
+    "up to 10 % cut off, added or shifted, cut to their central square, with another contrast or a quarter covered; copies of "
+    "volumes as a whole, mirrored, turned by right angles, inverted, cropped, padded, shifted, thinned out, with another spacing "
+    "or contrast, or a slice of them as an image; not looked for: smaller parts, montages, warped or generated images, parts of "
+    "a volume, neighbouring slices, slices along other directions than its axes, images of less than 24 pixels"
 )
 
+Limit = float | NDArray[np.float64]
 Found = Mapping[str, Mapping[str, str]]
 
 
@@ -153,20 +158,22 @@ def _volume_transforms() -> VolumeTransforms:
 
 
 def classify(pairs: AgreeingPairs) -> list[str]:
-    """Return for each pair "near" (a copy), "maybe" or ""."""
-    share = (1 - pairs.score) / np.maximum(1 - pairs.runner_up, 1e-6)
-    near = (pairs.score >= np.where(pairs.sharp, NEAR_SHARP, NEAR_SMALL)) & (share <= NEAR_SHARE)
-    near |= (pairs.score >= COPIES_SHARP) & pairs.sharp
-    maybe = (pairs.score >= np.where(pairs.sharp, MAYBE_SHARP, MAYBE_SMALL)) & (share <= MAYBE_SHARE)
-    return np.select([near, maybe], ["near", "maybe"], "").tolist()
+    """Return for each pair of images "near" (a copy), "maybe" or ""."""
+    near, maybe = (np.where(pairs.sharp, *least) for least in ((NEAR_SHARP, NEAR_SMALL), (MAYBE_SHARP, MAYBE_SMALL)))
+    return _kinds(pairs, near, maybe, (pairs.score >= COPIES_SHARP) & pairs.sharp)
 
 
 def classify_volumes(pairs: AgreeingPairs) -> list[str]:
     """Return for each pair of volumes "near" (a copy), "maybe" or ""."""
+    return _kinds(pairs, NEAR_VOLUME, MAYBE_VOLUME, np.zeros(len(pairs.score), bool))
+
+
+def _kinds(pairs: AgreeingPairs, near: Limit, maybe: Limit, certain: NDArray[np.bool_]) -> list[str]:
+    """Return the kinds, given the least correlations, and which pairs need no runner-up."""
     share = (1 - pairs.score) / np.maximum(1 - pairs.runner_up, 1e-6)
-    near = (pairs.score >= NEAR_VOLUME) & (share <= NEAR_SHARE)
-    maybe = (pairs.score >= MAYBE_VOLUME) & (share <= MAYBE_SHARE)
-    return np.select([near, maybe], ["near", "maybe"], "").tolist()
+    evident = pairs.evidence >= MIN_EVIDENCE
+    kinds = [certain | ((pairs.score >= near) & (share <= NEAR_SHARE)), (pairs.score >= maybe) & (share <= MAYBE_SHARE)]
+    return np.select([kind & evident for kind in kinds], ["near", "maybe"], "").tolist()
 
 
 def _read(file: Path | None) -> set[tuple[str, str, str]] | None:

@@ -34,6 +34,12 @@ _ORIENTATIONS = [np.array(m, float) for m in (
 _AXIS = [(1, 0), (0.9, 0), (0.8, 0), (1 / 0.9, 0), (1 / 0.8, 0), (1, 0.06), (1, -0.06), (0.9, 0.05), (0.9, -0.05)]
 _AXIS += [(0.94, 0.03), (0.94, -0.03)]
 _CORNERS = [((0.86, 0.86), (down, right)) for down, right in product((-0.07, 0.07), repeat=2)]
+# A copy that lacks up to 10 % at one end of an axis, or of both.
+_LACKING = [
+    (tuple(1 + 0.09 * abs(i) for i in ends), tuple(0.045 * i for i in ends))
+    for ends in product((-1, 0, 1), repeat=2)
+    if ends != (0, 0)
+]
 _SHIFTS = [((1, 1), by) for by in product((-0.1, 0, 0.1), repeat=2) if by != (0, 0)]
 _QUARTERS = [((0.75, 1), (0.125, 0)), ((0.75, 1), (-0.125, 0)), ((1, 0.75), (0, 0.125)), ((1, 0.75), (0, -0.125))]
 # The central square of an image of up to 2 to 1, to which data sets are often cut.
@@ -48,7 +54,9 @@ def _rotation(degrees: float) -> NDArray[np.float64]:
 def _transforms() -> Affine:
     """Return all transforms: upright and mirrored images in detail, other orientations with few sizes and turns."""
     axes = [((s, u), (t, v)) for (s, t), (u, v) in product(_AXIS, repeat=2) if abs(s - u) < 0.25]
-    detailed = [(np.diag(scale), shift) for scale, shift in (*axes, *_CORNERS, *_SHIFTS, *_QUARTERS, *_SQUARES)]
+    detailed = [
+        (np.diag(scale), shift) for scale, shift in (*axes, *_CORNERS, *_LACKING, *_SHIFTS, *_QUARTERS, *_SQUARES)
+    ]
     detailed += [(_rotation(a) * s, (0, 0)) for a in (-9, -6, -3, 3, 6, 9) for s in (1, 0.9)]
     few = [(np.eye(2) * s, (0, 0)) for s in (1, 0.9, 0.8, 1 / 0.9)] + [(_rotation(a), (0, 0)) for a in (-6, 6)]
     found = [(o @ m, t) for o in _ORIENTATIONS[:2] for m, t in detailed]
@@ -215,7 +223,7 @@ class TransformedSearch:
             described = (grid[some] @ bank.transformed.T).unflatten(1, (-1, size)) @ whitening
             for query, views in zip(some, normalize(described, dim=2), strict=True):
                 best = torch.cat([(views @ part.T).abs_().amax(0) for part in images.split(BLOCK)])
-                at = _best_of_each(best, scan, count)
+                at = best_of_each(best, scan, count)
                 cosine = views @ images[at].T
                 transform = cosine.abs().argmax(0)
                 sign = torch.where(cosine.gather(0, transform[None])[0] < 0, -1.0, 1.0)
@@ -223,7 +231,7 @@ class TransformedSearch:
         return tuple(torch.cat(x) for x in zip(*found, strict=True))  # type: ignore[return-value]
 
 
-def _best_of_each(value: Tensor, scan: Tensor, count: int) -> Tensor:
+def best_of_each(value: Tensor, scan: Tensor, count: int) -> Tensor:
     """Return the positions of the largest values (N,) of `count` scans (N,), one each."""
     if len(scan) == int(scan[-1]) + 1:  # sorted, and one image of every scan
         return torch.topk(value, count).indices

@@ -38,9 +38,9 @@ def agreeing_volumes(
         found = search.candidates(ranks[start : start + QUERIES])
         found = Candidates(found.query + start, *(getattr(found, k) for k in ("image", "transform", "sign")))
         pairs = _VolumePairs(ranks, search, found, voxels)
-        kept, score, runner_up = best_pairs(found, found.image, pairs.coarse, pairs.final, floor)
+        kept, *scores = best_pairs(found, found.image, pairs.coarse, pairs.final, floor)
         sharp = torch.minimum(voxels[0][found.query[kept]].amin(1), voxels[1][found.image[kept]].amin(1)) >= SIDE
-        parts.append((found.query[kept], found.image[kept], score, runner_up, sharp))
+        parts.append((found.query[kept], found.image[kept], *scores, sharp))
     return AgreeingPairs(*(torch.cat(x).numpy() for x in zip(*parts, strict=True)))
 
 
@@ -68,8 +68,8 @@ class _VolumePairs:
         return (value, weight), as_tensors(self.search.ranks[self.found.image[at].numpy()], side)
 
     def final(self, pairs: Tensor) -> Tensor:
-        """Return the agreement (P,) of pairs at the resolution that both volumes have along each axis."""
-        out = torch.zeros(len(pairs))
+        """Return the agreement (2, P), correlation and evidence, of pairs, at the resolution that both have along each axis."""
+        out = torch.zeros(2, len(pairs))
         for at in torch.arange(len(pairs)).split(PAIRS):
             some = pairs[at]
             grids, start = self._grids(some, SIDE), self.maps[some]
@@ -82,5 +82,5 @@ class _VolumePairs:
             grids = (smoothed_to(x, x_weight, of_query), x_weight), (smoothed_to(y, y_weight, sigma), y_weight)
             moving, fixed = ((normalise_contrast(value, weight, SIGMA), weight) for value, weight in grids)
             maps, _ = register(moving, fixed, start, FINE_STEPS)
-            out[at] = agreement(grids[0], grids[1], maps, SIGMA)
+            out[:, at] = torch.stack(agreement(grids[0], grids[1], maps, SIGMA))
         return out
