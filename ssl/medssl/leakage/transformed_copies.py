@@ -135,10 +135,12 @@ def best_pairs(
     order = order[torch.argsort(query[order], stable=True)]
     rank = torch.arange(len(order)) - torch.searchsorted(query[order], query[order])
     first = order[(rank < FINALISTS) & (coarse[order] >= MIN_COARSE)]
-    agreeing[:, first] = final(first)
+    if len(first):
+        agreeing[:, first] = final(first)
     hit = torch.isin(query, query[first[score[first] >= floor]])
     rest = torch.nonzero(hit & score.isnan())[:, 0]  # compared as well, for the runner-up and other copies
-    agreeing[:, rest] = final(rest)
+    if len(rest):
+        agreeing[:, rest] = final(rest)
     kept, runner_up = [], torch.zeros(len(score))
     for q in query[hit].unique().tolist():
         at = torch.nonzero(query == q)[:, 0]
