@@ -217,13 +217,14 @@ class TransformedSearch:
             count: scans per query.
         """
         scan, size = self.scan[among], bank.waves.shape[0]
-        count = min(count, len(scan.unique()))
+        scans = len(scan.unique())
+        count = min(count, scans)
         found = []
         for some in queries.split(256):
             described = (grid[some] @ bank.transformed.T).unflatten(1, (-1, size)) @ whitening
             for query, views in zip(some, normalize(described, dim=2), strict=True):
                 best = torch.cat([(views @ part.T).abs_().amax(0) for part in images.split(BLOCK)])
-                at = best_of_each(best, scan, count)
+                at = torch.topk(best, count).indices if scans == len(scan) else best_of_each(best, scan, count)
                 cosine = views @ images[at].T
                 transform = cosine.abs().argmax(0)
                 sign = torch.where(cosine.gather(0, transform[None])[0] < 0, -1.0, 1.0)
@@ -233,8 +234,6 @@ class TransformedSearch:
 
 def best_of_each(value: Tensor, scan: Tensor, count: int) -> Tensor:
     """Return the positions of the largest values (N,) of `count` scans (N,), one each."""
-    if len(scan) == int(scan[-1]) + 1:  # sorted, and one image of every scan
-        return torch.topk(value, count).indices
     top = torch.full((int(scan[-1]) + 1,), -1.0).scatter_reduce_(0, scan, value, "amax")
     scans = torch.topk(top, count).indices
     return torch.stack([torch.where(scan == i, value, -1.0).argmax() for i in scans])
