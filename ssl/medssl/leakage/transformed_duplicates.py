@@ -115,7 +115,7 @@ def _search(before: list[str], queries: list[str], images: ImageComparer) -> set
     with all slices of volumes.
     """
     old, new = (_Described.of(names, images) for names in (before, queries))
-    found = set()
+    found: set[tuple[str, str, str]] = set()
     if new.flat:
         found |= _image_pairs(new.flat, old.images() | old.slices(images))
     if old.flat and new.volumes:
