@@ -95,7 +95,7 @@ class _Described:
     @classmethod
     def of(cls, names: list[str], images: ImageComparer) -> "_Described":
         solid = {h: g for h in names if (g := images.volume_grid(h)) is not None}
-        flat = {h: g for h in names if h not in solid and (g := images.grid(h)) is not None}
+        flat = {h: x for h in names if h not in solid and (x := images.grid(h)) is not None}
         return cls([h for h in names if images.is_volume(h)], solid, flat)
 
     def images(self) -> dict[str, list[EqualisedGrid]]:

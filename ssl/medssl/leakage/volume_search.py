@@ -30,14 +30,12 @@ _ONE_AXIS = [(1, 0.07), (1, -0.07), (0.9, 0.05), (0.9, -0.05)]
 
 def _variants() -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
     """Return (scale, shift) of all axes of every size and shift; closed under exchanges and mirroring of axes."""
-    found = [(tuple(map(float, scale)), (0.0, 0.0, 0.0)) for scale in _SCALES]
+    found: list[tuple[tuple[float, ...], tuple[float, ...]]] = [
+        (tuple(map(float, scale)), (0.0, 0.0, 0.0)) for scale in _SCALES
+    ]
     for axis, (scale, shift) in product(range(3), _ONE_AXIS):
-        found.append(
-            (
-                tuple(scale if i == axis else 1.0 for i in range(3)),
-                tuple(shift if i == axis else 0.0 for i in range(3)),
-            )
-        )
+        changed = [i == axis for i in range(3)]
+        found.append((tuple(scale if i else 1.0 for i in changed), tuple(shift if i else 0.0 for i in changed)))
     return found
 
 
