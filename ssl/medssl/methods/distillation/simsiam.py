@@ -1,13 +1,8 @@
 """SimSiam: predict the features of the other view, which receive no gradient. No negatives, no teacher.
 
-<<<<<<< ours
-Chen & He, 2021, https://arxiv.org/abs/2011.10566: projector and predictor (section 3), equation 4, up to a constant and a
-factor, since 2 - 2 cos is minimised here, and -cos there. With more views it is FastSiam, Pototzky et al., 2022,
+Chen & He, 2021, https://arxiv.org/abs/2011.10566: projector, predictor and loss as in their code, up to a constant and a factor,
+since 2 - 2 cos is minimised here, and -cos there. With more views it is FastSiam, Pototzky et al., 2022,
 https://doi.org/10.1007/978-3-031-16788-1_4: each view predicts the mean of the others.
-=======
-Chen & He, 2021, https://arxiv.org/abs/2011.10566: projector, predictor and loss of the paper and its code, up to a constant and a
-factor, since 2 - 2 cos is minimised here, and -cos there.
->>>>>>> theirs
 """
 
 from typing import Any
