@@ -8,12 +8,12 @@ from medssl import catalog
 from medssl.augmentations.loader import RawScans, make_views
 from medssl.augmentations.recipes import SmallViews
 from medssl.errors import UserError
-from medssl.pretraining.study_pairs import study_partners
 from medssl.rng import Key
 from medssl.runs.alarms import FILE, alarms_of
 from medssl.runs.run_folder import Run
 from medssl.store.resampled import resample_scans
 from medssl.store.store import Store
+from medssl.store.study_pairs import training_rows
 
 
 def replay_batch(run: str | Path, store: str | Path | Store, alarm: int = 0) -> list[tuple[list[Tensor], Key]]:
@@ -41,9 +41,7 @@ def replay_batch(run: str | Path, store: str | Path | Store, alarm: int = 0) -> 
         raise UserError(f"{scans.path} is not the store of that run, or has changed since; ingest the same scans again")
     resampled = resample_scans(scans, config.size, config.spacing, config.equalise)
     recipe = catalog.build(config.augment.spec("augment"), size=resampled.size)
-    partners = None
-    if catalog.attribute(catalog.load("method", config.method.name), "paired_within"):
-        partners = study_partners(scans, scans.rows("train"), config.method.name)[1]
+    partners = training_rows(scans, batch["paired_within"], config.method.name)[1]
     kept = batch.get("small_views")  # absent where a method has none
     small = SmallViews(kept["count"], tuple(kept["size"]), tuple(kept["scale"])) if kept else SmallViews()
     source, out = RawScans(resampled, partners=partners), []

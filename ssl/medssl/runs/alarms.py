@@ -11,6 +11,7 @@ from medssl.files import write_json
 from medssl.methods.base import Method
 from medssl.runs.config import PretrainConfig
 from medssl.store.store import Store
+from medssl.store.study_pairs import training_rows
 
 FILE = "alarm.json"
 
@@ -24,12 +25,13 @@ def batch_of(store: Store, config: PretrainConfig, method: Method, step: int) ->
     window = step * config.accumulate, (step + 1) * config.accumulate
     scan = store.column("scan")
     passes = []
-    for pairs in StepSampler(store.rows("train"), config.batch // config.accumulate, *window, config.seed):
+    rows = training_rows(store, method.paired_within, config.method.name)[0]
+    for pairs in StepSampler(rows, config.batch // config.accumulate, *window, config.seed):
         row, epoch = (list(v) for v in zip(*pairs, strict=True))
         passes.append({"scan": scan[row].tolist(), "row": row, "epoch": epoch})
     small = {"small_views": asdict(method.small_views)} if method.small_views.count else {}
     same = {"seed": config.seed, "step": step, "store": store.fingerprint, "passes": passes}
-    return same | {"views": method.views} | small
+    return same | {"views": method.views, "paired_within": method.paired_within} | small
 
 
 def write_alarm(run: Path, alarm: dict[str, Any]) -> None:

@@ -20,13 +20,13 @@ from medssl.methods.base import Method
 from medssl.pretraining.collapse_monitor import CollapseMonitor
 from medssl.pretraining.origins import Origins
 from medssl.pretraining.pretrain_targets import PretrainTargets
-from medssl.pretraining.study_pairs import study_partners
 from medssl.progress import say
 from medssl.rng import seed_from
 from medssl.runs.config import Choice, PretrainConfig, PretrainOptions, default_augment
 from medssl.runs.run_folder import Run
 from medssl.store.resampled import ResampledScans, resample_scans
 from medssl.store.store import Store
+from medssl.store.study_pairs import training_rows
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.options import TrainingData
@@ -54,12 +54,9 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
     gradient that is not finite ended the run.
     """
     scans = Store.open(store, options.where)
-    rows = scans.rows("train")
     spec = catalog.spec("method", options.method, **(options.method_options or {}))
     defaults = DEFAULTS | spec.pop("_run_", {})
-    partners = None
-    if catalog.attribute(spec, "paired_within"):
-        rows, partners = study_partners(scans, rows, options.method)
+    rows, partners = training_rows(scans, catalog.attribute(spec, "paired_within") or "", options.method)
     labels = (options.target, options.task, options.positive, options.unknown)
     targets = PretrainTargets.of(scans, rows, options.method, spec, *labels)
     origins = Origins.of(options, spec)

@@ -2,13 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 
 import dicom_files
 import medssl
 import tiny
 from medssl.errors import UserError
-from medssl.pretraining.study_pairs import study_partners
+from medssl.methods.volumes.session_vae import SessionVAE
+from medssl.pretraining.replay_batch import replay_batch
+from medssl.runs.alarms import batch_of, write_alarm
+from medssl.runs.run_folder import Run
 from medssl.store.store import Store
+from medssl.store.study_pairs import study_partners
 
 
 def write(folder, patient, number, series, **tags):
@@ -56,19 +61,29 @@ def test_series_of_unknown_studies_are_not_taken_for_one_study(tmp_path):
         study_partners(store, store.rows("train"), "session_vae")
 
 
-def test_session_vae_pretrains_on_pairs_and_resumes(store, tmp_path):
-    options = {
-        "method": "session_vae",
-        "encoder": "cnn",
-        "encoder_options": {"widths": [8, 16]},
-        "size": 16,
-        "batch": 8,
-    }
-    options |= {"method_options": {"width": 16}, "monitor_every": 0}
-    run = medssl.pretrain(store.path, tmp_path / "run", steps=3, **options)
-    again = medssl.pretrain(store.path, tmp_path / "again", steps=3, **options)
+OPTIONS = {
+    "method": "session_vae", "method_options": {"width": 16}, "encoder": "cnn", "encoder_options": {"widths": [8, 16]},
+    "size": 16, "batch": 8, "steps": 3, "monitor_every": 0,
+}  # fmt: skip
+
+
+def test_a_run_on_pairs_is_exact_and_its_batches_can_be_made_again(store, tmp_path, monkeypatch):
+    seen, plain = [], SessionVAE.forward
+
+    def watched(method, batch, clock):
+        seen.append((method, batch))
+        return plain(method, batch, clock)
+
+    monkeypatch.setattr(SessionVAE, "forward", watched)
+    run = medssl.pretrain(store.path, tmp_path / "run", **OPTIONS)
+    again = medssl.pretrain(store.path, tmp_path / "again", **OPTIONS)
     assert (run / "encoder.safetensors").read_bytes() == (again / "encoder.safetensors").read_bytes()
     assert not (run / "decoder.safetensors").exists()
+    method, batch = seen[2]
+    write_alarm(run, {"step": 3, "cause": "constant", "batch": batch_of(store, Run(run).config(), method, 2)})
+    ((views, key),) = replay_batch(run, store)
+    assert torch.equal(key.scan, batch["key"].scan)
+    assert all(torch.equal(a, b) for a, b in zip(views, batch["views"], strict=True))
 
 
 def test_one_series_per_study_is_refused_before_training(tmp_path):

@@ -29,3 +29,9 @@ def study_partners(store: Store, rows: np.ndarray, method: str) -> tuple[np.ndar
             "ingest DICOM studies with several sequences, or choose another method"
         )
     return paired, partners
+
+
+def training_rows(store: Store, paired_within: str, method: str) -> tuple[np.ndarray, list[np.ndarray] | None]:
+    """Return the rows that a method with this `Method.paired_within` trains on, and their partners or None."""
+    rows = store.rows("train")
+    return study_partners(store, rows, method) if paired_within else (rows, None)
