@@ -426,6 +426,21 @@ def test_a_pretrained_decoder_is_where_segmentation_starts(made, tmp_path, monke
         segment(run, folder / "store", width=4, **quick)
 
 
+def test_by_default_crops_keep_most_of_a_scan_and_a_named_recipe_is_as_it_is(made):
+    folder, run = made
+    before = set((run / "segment").glob("*"))
+    quick = {"label_budgets": "all", "steps": 1, "batch": 2, "width": 4, "baselines": []}
+    for augment, scale in ((None, [0.8, 1.0]), ("neutral", [0.4, 1.0])):
+        result = segment(run, folder / "store", augment=augment, **quick)
+        (made_now,) = set((run / "segment").glob("*")) - before
+        before.add(made_now)
+        used = json.loads((made_now / "settings.json").read_text())["settings"]["augment"]
+        assert used["name"] == "neutral"
+        assert used["crop"]["scale"] == scale
+        assert used["noise"] == catalog.load("augment", "neutral")["noise"]
+        assert result["asked"]["augment"] == ("neutral" if augment else used)
+
+
 def test_scores_are_computed_on_the_scans_own_grid(made, scored):
     """A ceiling: masks resampled to 16 x 16 and back cannot be right everywhere on 20 x 26."""
     store = Store.open(made[0] / "store")

@@ -21,6 +21,7 @@ from medssl.scoring.training import TrainingSettings
 from medssl.store.store import Store
 from medssl.train.optim import Optim
 
+CROP = 0.8  # share of a scan that a crop keeps, by default; see benchmarks/results/quality_segmentation.md
 WIDTH = 16  # channels of the decoder's finest level, where neither the call nor the run gives it
 
 
@@ -31,9 +32,9 @@ def segment(
     *,
     label_budgets: Iterable[str | int | float] = ("10 %", probes.ALL),
     draws: int = 1,
-    steps: int = 300,
-    batch: int = 4,
-    lr: float = 1e-3,
+    steps: int = 600,
+    batch: int = 2,
+    lr: float = 5e-3,
     weight_decay: float = 1e-2,
     width: int | None = None,
     augment: str | None = None,
@@ -62,7 +63,8 @@ def segment(
         draws: how often each budget is drawn.
         steps, batch, lr, weight_decay: for AdamW with a short warm-up and a half-cosine schedule.
         width: channels of the decoder's finest level; None: as in the run's decoder, or 16 without one.
-        augment: an augmentation recipe in configs/augment; None: by the store's modality. Masks move with their images.
+        augment: an augmentation recipe in configs/augment; None: by the store's modality, with crops of at least CROP of the
+            scan, since test scans are shown whole. Masks move with their images.
         tolerance: mm (pixels where no spacing is known) within which a surface counts as correct.
         baselines: the members of BASELINES to include: the run's initial weights trained from scratch; a decoder on
             the frozen encoder; one on the frozen initial weights; probes of every pixel's features without a decoder,
@@ -79,7 +81,9 @@ def segment(
     sources = FeatureSources(run, home, options.device)
     width = _width(sources, width)
     splits, labels = load_mask_splits(sources, home, options)
-    recipe, optim = Choice.of("augment", augment or default_augment(home)), Optim(lr=lr, weight_decay=weight_decay)
+    whole = {} if augment else {"crop": {"scale": [CROP, 1.0]}}
+    recipe = Choice.of("augment", augment or default_augment(home), whole)
+    optim = Optim(lr=lr, weight_decay=weight_decay)
     settings = TrainingSettings(recipe, steps, batch, optim, seed, sources.device, save_every)
     segmentation = Segmentation(sources, splits, settings, labels, width, tolerance)
     rows = segmentation.rows(select_baselines(baselines, BASELINES))
@@ -103,8 +107,8 @@ def segment(
     table = compute_scores(
         "segment", splits, dice_rows(measured), sources.name, seed, scores=scores, more=by_class,
         label_budgets=probes.count_scans(subsets), steps=steps, batch=batch, tolerance=tolerance, unit=unit,
-        asked={"steps": steps, "batch": batch, "lr": lr, "weight_decay": weight_decay, "width": width, "augment": recipe.name,
-               "tolerance": tolerance},
+        asked={"steps": steps, "batch": batch, "lr": lr, "weight_decay": weight_decay, "width": width,
+               "augment": augment or recipe.as_dict(), "tolerance": tolerance},
         notes=[f"HD95 in {unit}; surface Dice at {tolerance:g} {unit}; {steps} steps of {batch}"],
     )  # fmt: skip
     return keep(sources.path, table)
