@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
+import discs
 import medssl
 import tiny
 from medssl.commands.score.finetune import finetune
@@ -65,6 +66,7 @@ def test_every_row_stands_at_every_budget_with_intervals_and_its_difference(tune
     lines = [
         ("simclr cnn", "fine-tuned"),
         ("random init", "end to end"),
+        ("random init", "end to end, 3x steps"),
         ("simclr cnn, frozen", "linear"),
         ("random init, frozen", "linear"),
     ]
@@ -78,23 +80,25 @@ def test_every_row_stands_at_every_budget_with_intervals_and_its_difference(tune
             assert "over 2 draws of labels and 80 patients" in s["how"]
         assert (row["difference"] is None) == (features == "simclr cnn")
     (kept,) = (p for p in predictions_of(made[1]) if p.about["command"] == "finetune")
-    p = {(e.source, e.label_budget): e.p for e in kept.rows}
+    p = {(e.source, e.label_budget): e.p for e in kept.rows if "3x" not in e.probe}
     for baseline in ("random init", "simclr cnn, frozen", "random init, frozen"):
         for budget in ("20 %", "all"):
             source = baseline.replace("simclr cnn", "run")
             each = zip(p[source, budget], p["run", budget], strict=True)
             want = np.mean([roc_auc_score(kept.y, a[:, 1]) - roc_auc_score(kept.y, b[:, 1]) for a, b in each])
-            row = next(r for k, r in rows.items() if k[0] == baseline and k[2] == budget)
+            row = next(r for k, r in rows.items() if k[0] == baseline and k[2] == budget and "3x" not in k[1])
             assert row["difference"]["value"] == pytest.approx(want)
     assert json.loads((made[1] / "scores.json").read_text())["tables"][-1] == json.loads(json.dumps(tuned))
 
 
 def test_all_fits_have_the_same_budget_and_their_own_seeds(tuned, made):
-    """Every fit has the same steps and rates, none the same scans in the same order from the same weights."""
+    """Fits have the same steps, or three times as many, none the same scans in the same order from the same weights."""
     fits = sorted((made[1] / "finetune").glob("*/*/"))
-    assert len(fits) == 2 * 2 * 2
+    assert len(fits) == 2 * 2 * 3
     logged = {f.name: [json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in fits}
-    assert len({tuple((r["step"], r["lr"]) for r in rows) for rows in logged.values()}) == 1
+    assert {(rows[-1]["step"], "3x" in name) for name, rows in logged.items()} == {(12, False), (36, True)}
+    rates = {tuple((r["step"], r["lr"]) for r in rows) for rows in logged.values()}
+    assert len(rates) == 3  # of the head from the probe, from scratch, and for longer
     assert len({rows[-1]["loss"] for rows in logged.values()}) == len(fits)
     assert not [f for f in fits if (f / "checkpoints").exists()]
 
@@ -149,38 +153,46 @@ def test_lower_blocks_move_less(made, tmp_path):
     assert moved[2] > 0
 
 
+SMALL = {"steps": 24, "batch": 16, "draws": 1, "baselines": ["scratch", "scratch 3x"], "save_every": 2}
+
+
 def in_a_child(run, store):
     torch.set_num_threads(1)
-    small = {"steps": 24, "batch": 16, "draws": 1}
-    finetune(run, store, "label", label_budgets=[60], baselines=["scratch"], save_every=2, **QUICK | small)
+    finetune(run, store, "label", label_budgets=[60], **QUICK | SMALL)
 
 
 def bits(run):
     return {p.parent.name: p.read_bytes() for p in (run / "finetune").rglob("test.npy")}
 
 
-def test_killed_and_run_again_it_ends_with_the_same_bits(made, tmp_path):
-    """SIGKILL in the middle of the second fit: the first is not done again, the second goes on."""
+@pytest.fixture(scope="module")
+def whole(made, tmp_path_factory):
+    """A run that was fine-tuned without a stop."""
     store, run = made
-    whole, killed = (shutil.copytree(run, tmp_path / name) for name in ("whole", "killed"))
-    for copy in (whole, killed):
-        shutil.rmtree(copy / "finetune", ignore_errors=True)
-    in_a_child(whole, store)
+    copy = shutil.copytree(run, tmp_path_factory.mktemp("whole") / "run", ignore=shutil.ignore_patterns("finetune"))
+    in_a_child(copy, store)
+    return copy
+
+
+@pytest.mark.parametrize(("row", "done", "steps"), [("run", 0, 24), ("end-to-end", 1, 24), ("3x", 2, 72)])
+def test_killed_and_run_again_it_ends_with_the_same_bits(made, whole, tmp_path, row, done, steps):
+    """SIGKILL in the middle of each row's fit: those before it are not done again, and it goes on where it was."""
+    store, run = made
+    killed = shutil.copytree(run, tmp_path / "killed", ignore=shutil.ignore_patterns("finetune"))
     child = mp.get_context("fork").Process(target=in_a_child, args=(killed, store))
     child.start()
-    while child.is_alive() and not [p for p in (killed / "finetune").rglob("last.ckpt") if "random" in str(p)]:
+    while child.is_alive() and not [p for p in (killed / "finetune").rglob("last.ckpt") if row in p.parts[-3]]:
         time.sleep(0.005)
     os.kill(child.pid, signal.SIGKILL)
     child.join()
     assert child.exitcode == -signal.SIGKILL
-    (done,) = (killed / "finetune").rglob("test.npy")
+    finished = {p: p.stat().st_mtime_ns for p in (killed / "finetune").rglob("test.npy")}
+    assert len(finished) == done
     (half,) = (killed / "finetune").rglob("last.ckpt")
-    assert done.parent != half.parent.parent
-    first, reached = done.stat().st_mtime_ns, torch.load(half, weights_only=True)["step"]
-    assert 0 < reached < 24
+    assert 0 < torch.load(half, weights_only=True)["step"] < steps
     in_a_child(killed, store)
-    assert done.stat().st_mtime_ns == first
-    assert len(bits(whole)) == 2
+    assert {p: p.stat().st_mtime_ns for p in finished} == finished
+    assert len(bits(whole)) == 3
     assert bits(killed) == bits(whole)
     same = [(c / "scores.json").read_text() for c in (whole, killed)]
     assert same[0] == same[1]
@@ -230,36 +242,9 @@ def test_imagenet_is_a_row_where_its_weights_are(made, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """Discs of three sizes, with a label of every kind."""
     folder = tmp_path_factory.mktemp("drawn")
-    (folder / "scans").mkdir()
-    lines = ["file,bright,large,level,width,days,died,split"]
-    for i in range(90):
-        level, bright = i % 3, i // 3 % 2
-        random = np.random.default_rng(i)
-        y, x = np.mgrid[:20, :20] - 9.5 - random.uniform(-3, 3, (2, 1, 1))
-        picture = 40 + 60 * (1 + bright) * (y**2 + x**2 < (3 + 2 * level) ** 2)
-        noise = np.kron(random.integers(0, 60, (5, 5)), np.ones((4, 4), int))  # coarse, or they are near duplicates
-        Image.fromarray((picture + noise).astype(np.uint8)).save(folder / "scans" / f"{i}.png")
-        split = ("train", "train", "test")[i % 9 // 3]
-        said = ("yes" if bright else "no") if i % 7 else ""
-        width, days, died = 10 + 4.5 * level + i / 100, 30 - 9 * level + i / 100, int(i % 5 > 0)
-        lines.append(f"{i}.png,{said},{int(level == 2)},{level},{width},{days},{died},{split}")
-    (folder / "labels.csv").write_text("\n".join(lines))
-    store = medssl.ingest(
-        folder / "scans", folder / "store", labels=folder / "labels.csv", key=tiny.secret(folder / "key"),
-        targets=["bright", "large", "level", "width", "days", "died"],
-    )  # fmt: skip
-    return store, medssl.pretrain(
-        store,
-        folder / "run",
-        encoder="cnn",
-        encoder_options={"widths": [8, 16]},
-        size=16,
-        steps=2,
-        batch=32,
-        monitor_every=0,
-    )
+    store = discs.ingest(folder)
+    return store, discs.pretrain(store, folder / "run")
 
 
 @pytest.mark.parametrize(
@@ -300,6 +285,9 @@ def test_what_cannot_be_is_one_line(made, drawn, tmp_path):
         ({"blocks": 9}, "give 0 to 3"),
         ({"layer_decay": 2.0}, "layer_decay"),
         ({"augment": "xry"}, "xray"),
+        ({"head": "prob"}, "Did you mean 'probe'"),
+        ({"lr": 0.0}, "^lr must be positive"),
+        ({"scratch_lr": 0.0}, "scratch_lr must be positive"),
     ]:
         with pytest.raises(UserError, match=says) as e:
             finetune(run, store, "label", **QUICK | wrong)

@@ -8,6 +8,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -26,9 +27,16 @@ from medssl.runs.run_folder import Run
 from medssl.scoring import features
 from medssl.scoring.eval_splits import EvalSplits, SplitOptions, load_splits
 from medssl.scoring.features import ENCODER_FEATURES, POOLED, FeatureSource, MapFeatures, SideBySide
-from medssl.scoring.training import TrainingSettings, patch_bank, predictor, train_supervised
+from medssl.scoring.training import (
+    LONGER,
+    SCRATCH,
+    TrainingSettings,
+    end_to_end,
+    patch_bank,
+    predictor,
+    train_supervised,
+)
 from medssl.store.store import Store
-from medssl.train.optim import Optim
 
 
 class Baseline(StrEnum):
@@ -40,15 +48,18 @@ class Baseline(StrEnum):
     PATCH_PYRAMID = "k-means patch pyramid"
     RANDOM_INIT = "random init"
     SUPERVISED = "supervised"
+    SUPERVISED_LONGER = f"supervised {LONGER}x"
     IMAGENET = "ImageNet"
 
 
 RANDOM_INIT_FROZEN = f"{Baseline.RANDOM_INIT}, frozen"
 FROZEN = (Baseline.RAW_PIXELS, Baseline.PCA, Baseline.PATCH_BANK, Baseline.PATCH_PYRAMID, Baseline.RANDOM_INIT)
 """Baselines with features."""
-BASELINES = (*FROZEN, Baseline.SUPERVISED)
+SUPERVISED = {Baseline.SUPERVISED: 1, Baseline.SUPERVISED_LONGER: LONGER}
+"""Baselines trained on the labels, and how many times the run's steps each is trained for."""
+BASELINES = (*FROZEN, *SUPERVISED)
 DEFAULT_FROZEN = tuple(name for name in FROZEN if name != Baseline.PATCH_PYRAMID)
-DEFAULT_BASELINES = (*DEFAULT_FROZEN, Baseline.SUPERVISED)
+DEFAULT_BASELINES = (*DEFAULT_FROZEN, *SUPERVISED)
 BANKS = {Baseline.PATCH_BANK: "patch_bank", Baseline.PATCH_PYRAMID: "patch_pyramid"}  # their names in configs/encoder
 BESIDE = {"bank": Baseline.PATCH_BANK, "pyramid": Baseline.PATCH_PYRAMID, "pixels": Baseline.RAW_PIXELS}
 """Baselines whose features may stand beside those of a run, by their names in `features=`."""
@@ -173,18 +184,27 @@ class FeatureSources:
 
         return _cached_source(_cache_of, depends, fit)
 
-    def supervised(self, splits: EvalSplits) -> FeatureSource:
-        """Return predictions of the run's encoder trained from scratch on the labels, with the run's steps and augmentation."""
+    def supervised(self, baselines: Iterable[str], splits: EvalSplits) -> Iterator[tuple[str, FeatureSource]]:
+        """Yield the probe, as in tables, and the predictions of those of SUPERVISED that are in `baselines`.
+
+        Nothing for targets other than one class per scan.
+        """
+        for name, times in SUPERVISED.items():
+            if name in baselines and splits.target.has_classes:
+                yield end_to_end(times), self._supervised(name, splits, times * self.config.steps)
+
+    def _supervised(self, name: str, splits: EvalSplits, steps: int) -> FeatureSource:
+        """Return predictions of the run's encoder trained from scratch on the labels, with the run's augmentation."""
         train, target, config, encoder = splits.train, splits.target, self.config, self.encoder
         settings = config.as_dict()
         depends: list[Any] = [VERSION, Baseline.SUPERVISED, train.store.fingerprint, self.device, target.width]
-        depends += [{k: settings[k] for k in ("encoder", "size", "spacing", "seed", "augment", "steps", "batch")}]
+        depends += [{k: settings[k] for k in ("encoder", "size", "spacing", "seed", "augment", "batch")}]
+        depends += [steps, asdict(SCRATCH)]
         depends += [encoder.equalise, encoder.mean, encoder.std, *_described(train.store, train.rows), train.y.tolist()]
 
         def fit() -> FeatureSource:
-            say(f"baseline: {Baseline.SUPERVISED}")
-            optim = Optim(lr=1e-3, weight_decay=1e-2)
-            how = TrainingSettings(config.augment, config.steps, config.batch, optim, config.seed, self.device)
+            say(f"baseline: {name}")
+            how = TrainingSettings(config.augment, steps, config.batch, SCRATCH, config.seed, self.device)
             loss = target.kind.target_loss(train.y, target.width)
             with tempfile.TemporaryDirectory() as work:
                 method = train_supervised(Path(work), self.initial(), encoder.input, loss, train, how)

@@ -1,6 +1,6 @@
 """Fine-tuning: the rows of its table, and training and exporting one of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,30 +18,52 @@ from medssl.runs.predictions import RUN, RUN_FROZEN, PredictedRow
 from medssl.scoring import probes
 from medssl.scoring.baselines import RANDOM_INIT_FROZEN, Baseline, FeatureSources
 from medssl.scoring.eval_splits import EvalSplits
+from medssl.scoring.features import FeatureSource, from_encoder
+from medssl.scoring.probe_heads import fit_head
 from medssl.scoring.trained_rows import LabelDraw, TrainedRow
-from medssl.scoring.training import TrainingSettings, predictor, train_supervised
+from medssl.scoring.training import LONGER, TrainingSettings, end_to_end, predictor, train_supervised
 from medssl.tasks.supervised import Supervised
 from medssl.train.optim import Optim
 
-SCRATCH, PROBE, RANDOM_PROBE, IMAGENET = BASELINES = ("scratch", "linear probe", "random frozen", "ImageNet")
+SCRATCH, LONG_SCRATCH, PROBE, RANDOM_PROBE, IMAGENET = BASELINES = (
+    "scratch",
+    f"scratch {LONGER}x",
+    "linear probe",
+    "random frozen",
+    "ImageNet",
+)
+HEADS = ("probe", "random")
 
 
 @dataclass(frozen=True)
 class FinetunedRow(TrainedRow):
-    """A row with its optimizer and the number of last blocks that are trained (None: all)."""
+    """A row with its settings.
 
-    optim: Optim
-    blocks: int | None
+    Attributes:
+        settings: with its own steps and optimizer.
+        blocks: the number of last blocks that are trained; None: all.
+        features: of the frozen encoder, if the head begins at their linear probe; None: at random.
+    """
+
+    settings: TrainingSettings
+    blocks: int | None = None
+    features: FeatureSource | None = None
 
 
 @dataclass(frozen=True)
 class Finetuning:
-    """The data and settings that all rows of a table share. `settings` are for the run's own row."""
+    """The data and settings that all rows of a table share.
+
+    Attributes:
+        settings, blocks, head: of the pretrained rows; `head` is one of HEADS. scratch: optimizer of the others.
+    """
 
     sources: FeatureSources
     splits: EvalSplits
     settings: TrainingSettings
+    scratch: Optim
     blocks: int | None
+    head: str
 
     def described(self) -> dict[str, Any]:
         """Return the JSON values that the trained weights depend on, apart from row and draw."""
@@ -49,21 +71,23 @@ class Finetuning:
         splits["validation"] = self.splits.val.described()
         splits |= {"positive": list(self.splits.target.positive), "weights": self.sources.encoder.weights}
         settings = asdict(self.settings) | {"augment": self.settings.augment.as_dict(), "blocks": self.blocks}
+        settings |= {"head": self.head, "scratch": asdict(self.scratch) | {"longer": LONGER}}
         return {
-            "version": 2,
+            "version": 3,
             "splits": splits,
             "settings": {k: v for k, v in settings.items() if k not in ("save_every", "seed")},
         }
 
     def rows(self, baselines: Sequence[str]) -> list[FinetunedRow]:
         """Return the trained rows, the run's own first; flags an ImageNet baseline whose weights are not on this machine."""
-        sources, optim = self.sources, self.settings.optim
+        sources, settings = self.sources, self.settings
         if not sources.pretrained().by_depth():  # type: ignore[operator]
             raise UserError(f"{sources.encoder.name} has no trainable weights; score it with medssl probe")
-        rows = [FinetunedRow(RUN, "fine-tuned", sources.pretrained, optim, self.blocks)]
-        if SCRATCH in baselines:
-            flat = replace(optim, layer_decay=1.0)
-            rows.append(FinetunedRow(Baseline.RANDOM_INIT.value, "end to end", sources.initial, flat, None))
+        rows = [self._tuned(RUN, sources.pretrained, sources.of_run())]
+        for name, times in ((SCRATCH, 1), (LONG_SCRATCH, LONGER)):
+            if name in baselines:
+                own = replace(settings, optim=self.scratch, steps=times * settings.steps)
+                rows.append(FinetunedRow(Baseline.RANDOM_INIT.value, end_to_end(times), sources.initial, own))
         if IMAGENET in baselines:
             encoder = sources.config.encoder
             spec = encoder.spec("encoder") | {"pretrained": True}
@@ -72,10 +96,15 @@ class Finetuning:
                 def imagenet() -> nn.Module:
                     return catalog.build(spec, channels=sources.encoder.channels, size=self._size)
 
-                rows.append(FinetunedRow(Baseline.IMAGENET.value, "fine-tuned", imagenet, optim, self.blocks))
+                features = from_encoder(imagenet(), sources.encoder.input, sources.device)
+                rows.append(self._tuned(Baseline.IMAGENET.value, imagenet, features))
             else:
                 self.splits.flags.append(f"no row for ImageNet: its weights of {encoder.name} are not on this machine")
         return rows
+
+    def _tuned(self, source: str, start: Callable[[], nn.Module], features: FeatureSource) -> FinetunedRow:
+        probed = features if self.head == "probe" else None
+        return FinetunedRow(source, "fine-tuned", start, self.settings, self.blocks, probed)
 
     @property
     def _size(self) -> tuple[int, ...]:
@@ -115,9 +144,13 @@ class Finetuning:
     def predict(self, folder: Path, row: FinetunedRow, draw: LabelDraw, export: bool) -> list[np.ndarray]:
         """Train a row in `folder` and predict (N, …) each of `EvalSplits.predicted`; `export` keeps encoder and head."""
         labelled, target = self.splits.train.take(draw.rows), self.splits.target
-        wanted, settings = self.sources.encoder.input, replace(self.settings, optim=row.optim, seed=draw.seed)
+        wanted, settings = self.sources.encoder.input, replace(row.settings, seed=draw.seed)
         loss = target.kind.target_loss(labelled.y, target.width)
-        method = train_supervised(folder, row.start(), wanted, loss, labelled, settings, row.blocks)
+        head = None
+        if row.features is not None:
+            by = self.settings.seed, settings.device
+            head = fit_head(row.features, self.splits, draw.rows, draw.budget, *by)
+        method = train_supervised(folder, row.start(), wanted, loss, labelled, settings, row.blocks, head)
         predicted = predictor(method, wanted, settings.device)
         p = [predicted(part.store, part.rows) for part in self.splits.predicted]
         if export:

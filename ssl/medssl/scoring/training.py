@@ -15,6 +15,7 @@ from medssl.methods.base import Method
 from medssl.rng import seed_from
 from medssl.runs.config import Choice
 from medssl.scoring.features import FeatureSource, from_encoder
+from medssl.scoring.probe_heads import ProbeHead
 from medssl.scoring.targets import Subset
 from medssl.store.resampled import resample_scans, resampled_for_encoder
 from medssl.store.store import Store
@@ -25,6 +26,13 @@ from medssl.train.optim import Optim
 from medssl.train.options import TrainingData, TrainOptions
 
 BANK = {2: 64, 3: 32}  # largest edge of the patch bank's scans
+SCRATCH = Optim(lr=2e-3, weight_decay=1e-2)  # for encoders that begin with random weights
+LONGER = 3  # networks that begin with random weights are also trained for so many times the steps
+
+
+def end_to_end(times: int) -> str:
+    """Return the probe, as in tables, of a network trained from random weights for `times` the steps of the run's row."""
+    return "end to end" if times == 1 else f"end to end, {times}x steps"
 
 
 @dataclass(frozen=True)
@@ -82,14 +90,20 @@ def train_supervised(
     labelled: Subset,
     settings: TrainingSettings,
     blocks: int | None = None,
+    head: ProbeHead | None = None,
 ) -> Supervised:
-    """Train `encoder` (only its last `blocks`, if given) and a head on labelled scans."""
+    """Train `encoder` (only its last `blocks`, if given) and a head on labelled scans.
+
+    head: the probe that it begins as; None: the head begins at random.
+    """
     y = labelled.y
     targets = np.zeros((len(labelled.store), *y.shape[1:]), y.dtype)
     targets[labelled.rows] = y
     with torch.random.fork_rng():
         torch.manual_seed(seed_from(settings.seed, 1))
         method = Supervised(encoder, target_loss, blocks)
+        if head is not None:
+            method.begin_at(*(torch.from_numpy(v).double() for v in (head.features, head.weight, head.bias)))
         train_in(folder, method, labelled.store, labelled.rows, wanted, settings, targets)
     return method
 

@@ -6,7 +6,9 @@ From random weights it is a baseline for pretraining, from pretrained weights it
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from medssl.errors import UserError
 from medssl.losses.target_losses import TargetLoss
@@ -31,7 +33,7 @@ class Supervised(Method):
         groups = encoder.by_depth()
         if blocks is not None and not 0 <= blocks <= len(groups):
             raise UserError(f"blocks={blocks}, and {type(encoder).__name__} has {len(groups)}; give 0 to {len(groups)}")
-        self.encoder, self.target_loss = encoder, target_loss
+        self.encoder, self.target_loss, self.keep_statistics = encoder, target_loss, False
         self.norm = nn.BatchNorm1d(encoder.dim, affine=False) if blocks == 0 else nn.Identity()
         self.head = nn.Linear(encoder.dim, target_loss.outputs)
         for p in chain(*groups[: len(groups) - blocks] if blocks is not None else []):
@@ -40,7 +42,25 @@ class Supervised(Method):
     def train(self, mode: bool = True) -> "Supervised":
         super().train(mode)
         _freeze_statistics(self.encoder)
+        if self.keep_statistics:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
         return self
+
+    def begin_at(self, features: Tensor, weight: Tensor, bias: Tensor) -> None:
+        """Begin as a linear probe: `linear` returns its `weight` (outputs, dim) and `bias` (outputs,).
+
+        The head is then on features standardised as `features` (N, dim) of the labelled scans are, so that its rate does not
+        depend on their scale, and batch normalisation keeps its statistics: those of a batch of few scans would change the
+        features under the probe. All float64.
+        """
+        self.keep_statistics, self.norm = True, nn.BatchNorm1d(self.encoder.dim, affine=False)
+        mean, var = features.mean(0), features.var(0, unbiased=False)
+        self.norm.load_state_dict({"running_mean": mean, "running_var": var}, strict=False)
+        with torch.no_grad():
+            self.head.weight.copy_(weight * (var + self.norm.eps).sqrt())
+            self.head.bias.copy_(bias + weight @ mean)
 
     def linear(self) -> tuple[Tensor, Tensor]:
         """Return weight (outputs, dim) and bias (outputs,) of the head on raw features: scores = x @ weight.T + bias."""

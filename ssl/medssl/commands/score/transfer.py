@@ -75,12 +75,11 @@ def transfer(
             near = probes.nearest(source, home, tests, k)
             for i, each in enumerate(rows):
                 each.append(PredictedRow(name, probe, [near[i]], drawn=labelled, val=near[len(splits) :]))
-    if Baseline.SUPERVISED in names and home.target.has_classes:
-        supervised = sources.supervised(home)
+    for trained, supervised in sources.supervised(names, home):
         p = [supervised(part.store, part.rows) for part in tests]
         for i, each in enumerate(rows):
             name = Baseline.SUPERVISED.value
-            each.append(PredictedRow(name, "end to end", [p[i]], drawn=labelled, val=p[len(splits) :]))
+            each.append(PredictedRow(name, trained, [p[i]], drawn=labelled, val=p[len(splits) :]))
     metric = home.target.kind.metrics[0]
 
     def at(tested: EvalSplits, row: PredictedRow) -> Score:

@@ -11,6 +11,7 @@ from medssl.commands.train.pretrain import pretrain
 from medssl.errors import UserError
 from medssl.progress import say
 from medssl.results import Result
+from medssl.scoring.baselines import DEFAULT_FROZEN, Baseline
 from medssl.synthetic.cohort import write_cohort
 
 SIZE = 48  # pixels, so that a nodule covers several of them
@@ -57,8 +58,9 @@ def demo(
     pretrain(store, run, method=method, encoder=encoder, encoder_options=widths, size=SIZE, steps=steps, seed=seed)
     _announce(4, f"medssl embed run={run} store={store}")
     embed(run, store)
-    _announce(5, f"medssl probe run={run} store={store} target=lesion")
-    scores = probe(run, store, "lesion")
+    short = f'baselines="[{", ".join([*DEFAULT_FROZEN, Baseline.SUPERVISED])}]"'
+    _announce(5, f"medssl probe run={run} store={store} target=lesion {short}")
+    scores = probe(run, store, "lesion", baselines=[*DEFAULT_FROZEN, Baseline.SUPERVISED])
     _announce(6, f"medssl report run={run}")
     path = report(run)
     return Result({"scores": dict(scores), "report": str(path)}, f"{scores}\n\nreport: {path}")

@@ -41,8 +41,13 @@ class Cox:
 
     def predict(self, x: ArrayLike, at: int = 0) -> Floats:
         """Return log relative risks (N,) for features (N, D) with penalty number `at`."""
+        (w,), (bias,) = self.linear(at)
+        return np.asarray(x, np.float64) @ w + bias
+
+    def linear(self, at: int = 0) -> tuple[Floats, Floats]:
+        """See `model_selection.Model`: weight (1, D) and bias (1,)."""
         w = self.scale * self.weights[at]
-        return np.asarray(x, np.float64) @ w - self.mean @ w
+        return w[None], -(self.mean @ w)[None]
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,18 @@ class LinearModels:
 
     def predict(self, x: ArrayLike, at: int = 0) -> Floats:
         """Return predictions for features (N, D) with penalty number `at`, as the task's metrics take them."""
-        # the scale is folded into the weights, so that x is not copied
+        w, bias = self._of_features(at)
+        return self.link(np.asarray(x, np.float64) @ w + bias)
+
+    def linear(self, at: int = 0) -> tuple[Floats, Floats]:
+        """Return weight (J, D) and bias (J,) of the scores of features as they are: x @ weight.T + bias, before `link`."""
+        w, bias = self._of_features(at)
+        return np.broadcast_to(w.T, (len(bias), len(w))), bias
+
+    def _of_features(self, at: int) -> tuple[Floats, Floats]:
+        """Return weights (D, M) and bias (J,) with mean and scale folded in, so that x is not copied."""
         w = self.scale[:, None] * self.weights[at]
-        return self.link(np.asarray(x, np.float64) @ w + (self.bias[at] - self.mean @ w))
+        return w, self.bias[at] - self.mean @ w
 
 
 def fit_linear(

@@ -186,6 +186,17 @@ class TaskType:
         """Return the loss that selects the penalty of the linear model."""
         raise NotImplementedError
 
+    def head_target(self, y: Y, width: int) -> tuple[str, Y]:
+        """Return the name of the task, and y in its form, whose linear model has the scores of the head of `target_loss`."""
+        return self.name, y
+
+    def head(self, weight: Floats, bias: Floats, y: Y) -> tuple[Floats, Floats]:
+        """Return the weight (outputs, D) and bias (outputs,) with which `target_loss` predicts what a linear model does.
+
+        weight (J, D), bias (J,): of the model of `head_target`, see `model_selection.Probe`. y: the labels it is fitted on.
+        """
+        return weight, bias
+
     def vote(self, votes: Votes, y: Y, classes: int | None) -> Floats:
         """Return the predictions of a kNN probe with training labels y."""
         raise UserError(f"a kNN probe does not fit task={self.name}; use medssl probe")

@@ -126,6 +126,11 @@ class Classification(TaskType):
     def validation_loss(self, y: Y, p: Floats) -> float:
         return float(-np.log(np.maximum(p[np.arange(len(y)), y], SMALLEST)).mean())
 
+    def head(self, weight: Floats, bias: Floats, y: Y) -> tuple[Floats, Floats]:
+        if len(bias) > 1:
+            return weight, bias
+        return np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2  # one logit of two classes
+
     def vote(self, votes: Votes, y: Y, classes: int | None) -> Floats:
         if classes is None or y.ndim != 1 or y.min() < 0 or y.max() >= classes:
             raise ValueError(f"needs one class in [0, {classes}) per training scan, got {y.shape}")

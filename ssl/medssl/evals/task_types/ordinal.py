@@ -40,6 +40,14 @@ class Ordinal(Classification):
     def target_loss(self, y: Y, width: int) -> TargetLoss:
         return target_losses.ordinal(width)
 
+    def head_target(self, y: Y, width: int) -> tuple[str, Y]:
+        """Return y (N, J): whether a scan is above level j, unknown below it, as `losses.supervised.continuation` has it."""
+        j = np.arange(width - 1)
+        return "multilabel", np.where(y[:, None] < j, np.nan, y[:, None] > j)
+
+    def head(self, weight: Floats, bias: Floats, y: Y) -> tuple[Floats, Floats]:
+        return weight, bias
+
     def encode(self, y: Y, classes: int) -> LinearTarget:
         present, place, counts = self.classes_present(y)
 
