@@ -185,6 +185,7 @@ UNLIKE = {
     "gallery": ("retrieve", {}, {"gallery": "test"}, "gallery is train and test"),
     "steps": ("finetune", TUNING, TUNING | {"steps": 2}, "steps is 1 and 2"),
     "recipe": ("finetune", TUNING, TUNING | {"augment": "plain"}, "augment is the run's own and plain"),
+    "head": ("finetune", TUNING, TUNING | {"head": "random"}, "head is probe and random"),
     "training": ("finetune", TUNING, TUNING | {"seed": 1}, r"scans with seed 0 .* and \d+ scans with seed 1"),
     "draws": (
         "probe", {"label_budgets": [20], "draws": 2}, {"label_budgets": [20], "draws": 3},

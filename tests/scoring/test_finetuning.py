@@ -96,6 +96,17 @@ def test_a_head_at_random_does_not_begin_as_the_probe(made, tmp_path):
     assert np.abs(found[0] - found[1]).max() > 0.01
 
 
+class Standardise(nn.Module):
+    """Features by the mean and standard deviation of those of the labelled scans."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.mean, self.std = torch.from_numpy(x.mean(0)), torch.from_numpy(np.sqrt(x.var(0) + 1e-5))
+
+    def forward(self, x):
+        return ((x.double() - self.mean) / self.std).float()
+
+
 def by_definition(finetuning, settings, encoder, head, keep):
     """Train with plain torch and return the predictions for the test scans.
 
@@ -143,9 +154,13 @@ def test_a_row_is_trained_as_its_definition_says(made, tmp_path):
         if row.source == "run":
             splits = finetuning.splits
             probe = probes.linear(finetuning.sources.of_run(), splits, [], seed=0)["all"][0]
+            x = finetuning.sources.of_run()(splits.train.store, splits.train.rows).astype(np.float64)
+            standardise = Standardise(x)
+            on_standard = probe.weight * standardise.std.numpy(), probe.bias + probe.weight @ x.mean(0)
             with torch.no_grad():  # two scores whose difference is the logit of the second class
-                for part, logit in ((head.weight, probe.weight), (head.bias, probe.bias)):
+                for part, logit in zip((head.weight, head.bias), on_standard, strict=True):
                     part.copy_(torch.from_numpy(np.concatenate([-logit, logit]) / 2))
+            head = nn.Sequential(standardise, head)
         else:
             with torch.random.fork_rng():
                 torch.manual_seed(seed_from(0, 1))

@@ -60,7 +60,7 @@ def test_validation_predictions_of_every_probe_are_kept_and_are_those_of_the_pro
     medssl.probe(run, store, "label", baselines=["supervised"])
     medssl.knn(run, store, "label", k=3, baselines=[])
     medssl.transfer(run, store, "label", [], baselines=[])
-    medssl.finetune(run, store, "label", label_budgets=["all", 10], draws=2, steps=1, baselines=["linear probe"])
+    medssl.finetune(run, store, "label", label_budgets=["all", 10], draws=2, steps=2, baselines=["linear probe"])
     (fitted,) = linear_probes(
         (x, splits.train.y), (x_val, splits.val.y), [x_test, x_val], classes=2, patient=splits.train.patient
     )
