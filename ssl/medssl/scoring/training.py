@@ -110,7 +110,10 @@ def train_supervised(
 
 def predictor(method: Supervised, wanted: InputConfig, device: str) -> FeatureSource:
     """Return a function of (store, rows) that predicts (len(rows), …) float64, as metrics take them."""
-    scores = from_encoder(nn.Sequential(method.encoder, method.norm, method.head), wanted, device)
+    weight, bias = method.linear()  # as exported
+    head = nn.Linear(weight.shape[1], len(weight))
+    head.load_state_dict({"weight": weight, "bias": bias})
+    scores = from_encoder(nn.Sequential(method.encoder, head), wanted, device)
     return lambda store, rows: method.target_loss.predict(torch.from_numpy(scores(store, rows)).double()).numpy()
 
 

@@ -64,11 +64,15 @@ class Supervised(Method):
 
     def linear(self) -> tuple[Tensor, Tensor]:
         """Return weight (outputs, dim) and bias (outputs,) of the head on raw features: scores = x @ weight.T + bias."""
-        weight, bias = self.head.weight.detach(), self.head.bias.detach()
-        if not isinstance(self.norm, nn.BatchNorm1d) or self.norm.running_mean is None or self.norm.running_var is None:
-            return weight, bias
-        weight = weight * (self.norm.running_var + self.norm.eps).rsqrt()
-        return weight, bias - weight @ self.norm.running_mean
+        weight, bias = self.head.weight.detach().double(), self.head.bias.detach().double()
+        if (
+            isinstance(self.norm, nn.BatchNorm1d)
+            and self.norm.running_mean is not None
+            and self.norm.running_var is not None
+        ):
+            weight = weight * (self.norm.running_var.double() + self.norm.eps).rsqrt()
+            bias = bias - weight @ self.norm.running_mean.double()
+        return weight.float(), bias.float()
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         scores = self.head(self.norm(self.encoder(batch["views"][0])))
