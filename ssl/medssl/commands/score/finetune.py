@@ -38,7 +38,7 @@ def finetune(
     steps: int = 300,
     batch: int = 64,
     lr: float = 1e-4,
-    head_lr: float = 1e-3,
+    head_lr: float = 1e-4,
     scratch_lr: float = SCRATCH.lr,
     weight_decay: float = SCRATCH.weight_decay,
     augment: str | None = None,
