@@ -130,7 +130,7 @@ def by_definition(finetuning, settings, encoder, head, keep):
         factor = frac / rise if frac < rise else (1 + math.cos(math.pi * (frac - rise) / (1 - rise))) / 2
         (view,), _ = make_views(raw, recipe, 1, 0, resampled.mean, resampled.std)
         nn.functional.cross_entropy(head(encoder(view)), raw["target"]).backward()
-        nn.utils.clip_grad_norm_(list(rates), 10.0)
+        nn.utils.clip_grad_norm_([*encoder.parameters(), *head.parameters()], 10.0)
         for group in adam.param_groups:
             group["lr"] = group["peak"] * factor
         adam.step()

@@ -103,7 +103,7 @@ def train_supervised(
         torch.manual_seed(seed_from(settings.seed, 1))
         method = Supervised(encoder, target_loss, blocks)
         if head is not None:
-            method.begin_at(*(torch.from_numpy(v).double() for v in (head.features, head.weight, head.bias)))
+            method.begin_at(*(torch.tensor(v, dtype=torch.float64) for v in (head.features, head.weight, head.bias)))
         train_in(folder, method, labelled.store, labelled.rows, wanted, settings, targets)
     return method
 
