@@ -52,7 +52,10 @@ def scored(made):
 def test_every_number_has_an_interval_and_baselines(scored, made):
     frozen = ("simclr cnn", "raw pixels", "PCA", "k-means patch bank", "random init")
     linear, near = ({(r["features"], r["probe"]) for r in table["rows"]} for table in scored)
-    assert linear == {(f, "linear") for f in frozen} | {("supervised", "end to end"), ("supervised", "end to end, 3x steps")}
+    assert linear == {(f, "linear") for f in frozen} | {
+        ("supervised", "end to end"),
+        ("supervised", "end to end, 3x steps"),
+    }
     assert near == {(f, "kNN") for f in frozen}
     for table, row in [(t, row) for t in scored for row in t["rows"]]:
         assert set(row["scores"]) == {"AUROC", "AUPRC", "accuracy", "balanced accuracy", "ECE"}
