@@ -44,14 +44,10 @@ def probe(
         store: a labelled store.
         target: the name of a label or of acquisition metadata; several names are findings, each present or absent.
         label_budgets: labelled training scans, as "all", "10 %" or 50. Each is drawn `draws` times, the smaller ones
-<<<<<<< HEAD
-            within the larger, and as few validation scans choose the penalty. The supervised baseline uses all.
+            within the larger, and as few validation scans choose the penalty. The supervised baselines use all.
         probes: linear; attentive, which pools the positions of the last feature map or the tokens by learned attention
             (rows of encoders alone); mil, which pools the scans of a patient (`medssl.evals.probes.attention_pooling`). The
             first one is analysed below the table.
-=======
-            within the larger, and as few validation scans choose the penalty. The supervised baselines use all.
->>>>>>> 448d803 (Fine-tuning begins at the linear probe, and scratch is trained once and three times as long)
         draws: how often each budget is drawn.
         balanced: draw equal numbers of scans of each class.
         specificity: the threshold for two classes has this specificity on validation patients.
@@ -70,7 +66,6 @@ def probe(
     subsets = probing.draw_subsets(splits, label_budgets, draws, seed, balanced)
     labelled = probing.describe_draws(splits, subsets, seed)
     tests = splits.predicted
-<<<<<<< HEAD
     rows = []
     for kind in chosen:
         more = features if kind == "linear" else ()
@@ -80,24 +75,10 @@ def probe(
                 probing.predicted_row(name, kind, drawn, budget, labelled[budget], val=len(tests) - 1 or None)
                 for budget, drawn in fitted.items()
             ]
-    if Baseline.SUPERVISED in names and splits.target.has_classes and probing.ALL in subsets:
-        supervised = sources.supervised(splits)
+    for trained, supervised in sources.supervised(names, splits) if probing.ALL in subsets else ():
         p, *val = (supervised(part.store, part.rows) for part in tests)
-        rows.append(PredictedRow(Baseline.SUPERVISED.value, "end to end", [p], probing.ALL, labelled[probing.ALL], val))
+        rows.append(PredictedRow(Baseline.SUPERVISED.value, trained, [p], probing.ALL, labelled[probing.ALL], val))
     scans = probing.count_scans(subsets)
-=======
-    rows = [
-        probes.predicted_row(name, "linear", drawn, budget, labelled[budget], val=len(tests) - 1 or None)
-        for name, source in sources.all(names, features)
-        for budget, drawn in probes.linear(
-            source, splits, tests, subsets=subsets, seed=seed, device=sources.device
-        ).items()
-    ]
-    for trained, supervised in sources.supervised(names, splits) if probes.ALL in subsets else ():
-        p, *val = (supervised(part.store, part.rows) for part in tests)
-        rows.append(PredictedRow(Baseline.SUPERVISED.value, trained, [p], probes.ALL, labelled[probes.ALL], val))
-    scans = probes.count_scans(subsets)
->>>>>>> 448d803 (Fine-tuning begins at the linear probe, and scratch is trained once and three times as long)
     scores = compute_scores("probe", splits, rows, sources.name, seed, label_budgets=scans)
     sections: list[Callable[[], Result]] = []
     if probing.ALL in subsets:
