@@ -157,7 +157,8 @@ def test_a_row_is_trained_as_its_definition_says(made, tmp_path):
             probe = probes.linear(finetuning.sources.of_run(), splits, [], seed=0)["all"][0]
             x = finetuning.sources.of_run()(splits.train.store, splits.train.rows).astype(np.float64)
             standardise = Standardise(x)
-            on_standard = probe.weight * standardise.std.numpy(), probe.bias + probe.weight @ x.mean(0)
+            weight, bias = probe.weight_bias
+            on_standard = weight * standardise.std.numpy(), bias + weight @ x.mean(0)
             with torch.no_grad():  # two scores whose difference is the logit of the second class
                 for part, logit in zip((head.weight, head.bias), on_standard, strict=True):
                     part.copy_(torch.from_numpy(np.concatenate([-logit, logit]) / 2))

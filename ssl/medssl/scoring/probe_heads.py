@@ -44,5 +44,6 @@ def fit_head(
     train_y, val_y = replace(train, y=recoded(train.y)), replace(splits.val, y=recoded(splits.val.y))
     asked = replace(splits, target=target, train=train_y, val=val_y)
     ((probe,),) = probes.linear(source, asked, [], subsets={budget: [rows]}, seed=seed, device=device).values()
-    weight, bias = kind.head(probe.weight, probe.bias, train.y[rows])
+    assert probe.weight_bias is not None  # these probes are linear
+    weight, bias = kind.head(*probe.weight_bias, train.y[rows])
     return ProbeHead(source(train.store, train.rows)[rows], weight, bias)

@@ -76,6 +76,9 @@ class Fitted:
     converged: NDArray[np.bool_]
     device: str
 
+    def linear(self, at: int = 0) -> None:
+        """See `model_selection.Model`."""
+
     def predict(self, x: ArrayLike, at: int = 0) -> Floats:
         """Return predictions for x (N, T, D), nan where a scan or patient has fewer than T vectors."""
         dtype = torch.float32

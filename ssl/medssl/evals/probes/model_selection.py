@@ -33,7 +33,7 @@ class Probe:
 
     predictions: one per test set, as the task's metrics take them, float64. C: the inverse penalty. loss: validation loss at
     C. path: (C, loss) of the penalties tried, strongest first. how: a description in words. converged: whether the fit at C is
-    the optimum within the accuracy asked for. weight (J, D), bias (J,): see `Model.linear`.
+    the optimum within the accuracy asked for. weight_bias: see `Model.linear`.
     """
 
     predictions: list[Floats]
@@ -42,8 +42,7 @@ class Probe:
     path: list[tuple[float, float]]
     how: str
     converged: bool
-    weight: Floats
-    bias: Floats
+    weight_bias: tuple[Floats, Floats] | None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the choice of the penalty as JSON values."""
@@ -60,8 +59,8 @@ class Model(Protocol):
     def predict(self, x: Floats, at: int) -> Floats:
         """Return predictions for x (N, D) with penalty number `at`."""
 
-    def linear(self, at: int) -> tuple[Floats, Floats]:
-        """Return weight (J, D) and bias (J,) of the scores x @ weight.T + bias that the predictions are made of."""
+    def linear(self, at: int) -> tuple[Floats, Floats] | None:
+        """Return weight (J, D) and bias (J,) of the scores x @ weight.T + bias of the predictions, None if they are not linear."""
 
 
 class Path(Protocol):
@@ -166,7 +165,7 @@ def fit_probes(
         tried = [(float(c), float(v)) for c, v in zip(C, losses[s], strict=True) if not np.isnan(v)]
         predictions = [fit.predict(t, 0) for t in tests]
         value = losses[s, b] if val is None else loss(s, fit, 0)
-        found.append(Probe(predictions, float(C[b]), float(value), tried, how, converged, *fit.linear(0)))
+        found.append(Probe(predictions, float(C[b]), float(value), tried, how, converged, fit.linear(0)))
     return found
 
 
