@@ -60,7 +60,7 @@ class Model(Protocol):
         """Return predictions for x (N, D) with penalty number `at`."""
 
     def linear(self, at: int) -> tuple[Floats, Floats] | None:
-        """Return weight (J, D) and bias (J,) of the scores x @ weight.T + bias of the predictions, None if they are not linear."""
+        """Return weight (J, D) and bias (J,) of the scores x @ weight.T + bias of predictions, None if they are not linear."""
 
 
 class Path(Protocol):
