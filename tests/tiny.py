@@ -37,6 +37,7 @@ SHRINK = {
     "rounds": 3,
     "chains": 8,
     "per_scan": 8,
+    "clusters": 8,
 }
 
 
@@ -62,8 +63,11 @@ def method(
     torch.manual_seed(0)
     model = catalog.build(catalog.spec("encoder", encoder, **SMALL[encoder]), channels=channels, size=(size,) * dims)
     adapt(model, adapted, rank=2)
-    if catalog.takes(spec, "target_loss") != "no":
-        spec = {"target_loss": classification(2)} | spec
+    for loss in ("target_loss", "predict_loss", "unlearn_loss"):
+        if catalog.takes(spec, loss) != "no":
+            spec = {loss: classification(2)} | spec
+    if catalog.takes(spec, "rows") != "no":
+        spec = {"rows": torch.arange(64)} | spec
     if catalog.takes(spec, "teacher") == "yes":
         spec = {"teacher": teacher(channels, (size,) * dims)} | spec
     return catalog.build(spec, encoder=model)
@@ -96,10 +100,12 @@ def trains(made) -> bool:
 
 
 def targets(wanted: str, n: int, start: int = 0) -> torch.Tensor | None:
-    """Return the targets of scans start … start + n: patients with two scans, or two classes with every fifth unknown."""
+    """Return the targets of scans start … start + n: patients with two scans, classes or pairs of them, every fifth unknown."""
     at = torch.arange(start, start + n)
     if wanted == "label":
         return torch.where(at % 5 == 4, -1, at % 2)
+    if wanted == "facts":
+        return torch.stack([at % 2, at // 2 % 2], 1).float().masked_fill((at % 5 == 4)[:, None], torch.nan)
     return at // 2 if wanted else None
 
 

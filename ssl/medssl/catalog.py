@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from medssl.errors import UsageError, UserError, nearest
 
-GIVEN = ("encoder", "target_loss", "teacher")  # constructor arguments of a method that are not options
+GIVEN = ("encoder", "target_loss", "predict_loss", "unlearn_loss", "rows", "teacher")
+"""Constructor arguments of a method that are not options."""
 FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.[\d_]*|\.[\d_]+|\d[\d_]*)(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf)|\.(?:nan|NaN)")
 """Floats as OmegaConf reads them: PyYAML takes 1e-3 for a string."""
 

@@ -57,6 +57,26 @@ def query_key(query_BD: Tensor, key_BD: Tensor, temperature: float, queue_KD: Te
     return F.cross_entropy(logits, _own_rows(query_BD))
 
 
+@full_precision
+def query_own_key(
+    query_ND: Tensor, key_ND: Tensor, temperature: float, negatives_KD: Tensor, counts_NK: Tensor
+) -> Tensor:
+    """Return InfoNCE of each query with its own key and negatives from a queue, as of MoCo and DenseCL.
+
+    Wang et al., 2021, https://arxiv.org/abs/2011.09157, equations 1 and 2: the mean over queries i, with cosine similarity s, of
+
+        -log( exp(s(query_i, key_i) / t) / (exp(s(query_i, key_i) / t) + sum over k of exp(s(query_i, negative_k) / t)) )
+
+    counts_NK: bool, whether negative k counts for query i. For constant features the loss is the mean of ln(1 + negatives
+    that count).
+    """
+    query_ND, key_ND, negatives_KD = (F.normalize(x, dim=1) for x in (query_ND, key_ND, negatives_KD))
+    own = (query_ND * key_ND).sum(1, keepdim=True)
+    others = (query_ND @ negatives_KD.T).masked_fill(~counts_NK, float("-inf"))
+    logits = torch.cat([own, others], 1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+
+
 def _logits(a_BD: Tensor, b_BD: Tensor, temperature: float) -> Iterator[tuple[Tensor, Tensor]]:
     """For each view: yield the scaled similarities (B, 2G) to all views, itself at -inf, and the columns of the partners.
 

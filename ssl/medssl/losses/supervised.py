@@ -14,6 +14,12 @@ def cross_entropy(scores_BK: Tensor, target_B: Tensor) -> Tensor:
 
 
 @full_precision
+def weighted_cross_entropy(scores_BK: Tensor, target_B: Tensor, weight_B: Tensor) -> Tensor:
+    """Return the mean over scans of -weight * log softmax(scores)[target]; target: int64 classes."""
+    return (weight_B * F.cross_entropy(scores_BK, target_B, reduction="none")).mean()
+
+
+@full_precision
 def confident_cross_entropy(scores_BK: Tensor, guess_BK: Tensor, threshold: float) -> Tensor:
     """Return the loss of pseudo-labels, Sohn et al., 2020, https://arxiv.org/abs/2001.07685, equation 4.
 

@@ -40,15 +40,18 @@ class Method(nn.Module):
     """Base class of all methods. Subclass it once, never twice: a variant is an argument or another file.
 
     State that outlives a step lives in buffers. A constructor with a parameter `target_loss` is given the TargetLoss of
-    the label in target=…, or None if the parameter has that default and there is no label.
+    the label in target=…, or None if the parameter has that default and there is no label; one with `rows` the rows (N,)
+    int64 of the training scans in the store, which are those of `Key.scan`; and one with `predict_loss` and `unlearn_loss`
+    the TargetLosses of the facts that its options `predict` and `unlearn` name.
 
     Attributes:
         views: number of views of each scan.
         paired_within: "study": the last view is of another series of the same study, with the random numbers of view 0, so
             that both are cropped and turned alike; scans whose study has no other series are left out. "": nothing is paired.
         small_views: the small views of each scan, which come after those; see `methods.parts.small_views`.
-        target: content of batch["target"]: "" for nothing, "patient" or "study" for groups (B,) int64, or "label" for the
-            label in target=…, with unknown values marked as in `TargetLoss.known`.
+        target: content of batch["target"]: "" for nothing, "patient" or "study" for groups (B,) int64, "label" for the
+            label in target=…, with unknown values marked as in `TargetLoss.known`, or "facts" for those of `predict` and
+            `unlearn`, (B, 2) float32, nan where unknown.
         compares_scans: whether the loss compares scans with each other, so that a pass over a single scan teaches nothing.
         parts: number of trainings that follow each other in equal parts of the run, each with its own parameters.
         encoder: a module with channels, size, dim and whatever else the method needs: tokens, layers, …

@@ -9,7 +9,7 @@ from medssl.errors import UserError, nearest
 from medssl.evals.stats.resampling import FEW
 from medssl.evals.stats.subgroups import UNKNOWN
 from medssl.evals.task_types.columns import MOST_CLASSES
-from medssl.scoring.targets import OWN, Subset, Target, values
+from medssl.scoring.targets import OWN, Subset, Target, resolve_target, values
 from medssl.store.label_values import as_text, canonical_value, chosen_spellings, number
 from medssl.store.store import Store
 
@@ -54,10 +54,8 @@ def field_names(store: Store, target: Target, wanted: Iterable[str] | str | None
     Other labels, such as a treatment, are fields only if requested. Raises UserError for a name that the store does
     not have, and for the target itself.
     """
-    columns = store.table.column_names
-    found = sorted({c.removeprefix("fact:") for c in columns if c.startswith("fact:")} - set(OWN))
     own = {*target.columns, *(c.removeprefix("fact:") for c in target.columns)}
-    known = [name for name in (*OWN, *found, *PIXELS) if name not in own]
+    known = [name for name in (*fact_names(store), *PIXELS) if name not in own]
     names = [wanted] if isinstance(wanted, str) else list(wanted or known)
     for name in names:
         if name in target.columns:
@@ -65,6 +63,35 @@ def field_names(store: Store, target: Target, wanted: Iterable[str] | str | None
         if name not in known and name not in store.labels:
             raise UserError(f"{store.path} has no metadata {name!r}.{nearest(name, [*known, *store.labels])}")
     return list(dict.fromkeys(names))
+
+
+def fact_names(store: Store) -> list[str]:
+    """Return the facts that a store keeps of its scans: site, scanner, modality and acquisition metadata, without labels."""
+    columns = store.table.column_names
+    return [*OWN, *sorted({c.removeprefix("fact:") for c in columns if c.startswith("fact:")} - set(OWN))]
+
+
+def fact_target(store: Store, rows: np.ndarray, name: str) -> Target:
+    """Return a fact of the training scans `rows` as a target: a number as in `load_field`, else a class.
+
+    Raises UserError for what is not among `fact_names`, for a fact that no training scan has, and for one that is the same
+    in all or nearly all of them.
+    """
+    names = fact_names(store)
+    if name not in names:
+        raise UserError(f"{store.path} has no metadata {name!r}.{nearest(name, names)}")
+    raw = [v for v in _raw(store, name)[rows] if v is not None]
+    seen = {canonical_value(v): v for v in raw}
+    if not seen:
+        known = [n for n in names if any(v is not None for v in _raw(store, n)[rows])]
+        raise UserError(f"no training scan of {store.path} has a known {name}; choose another of {known}")
+    if len(seen) == 1:
+        raise UserError(f"{name} is {as_text(raw[0])} wherever it is known in {store.path}; choose what differs")
+    numeric = len(seen) > FEWEST_NUMBERS and all(number(v) is not None for v in raw)
+    if not numeric and len(seen) > MOST_CLASSES:
+        raise UserError(f"{name} has {len(seen)} values in {store.path}; choose one with at most {MOST_CLASSES}")
+    column = f"fact:{name}" if name not in OWN else name
+    return resolve_target(store, rows, column, CONTINUOUS if numeric else CATEGORICAL)
 
 
 def load_field(name: str, train: Subset, test: Subset) -> MetadataField:

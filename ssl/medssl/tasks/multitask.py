@@ -36,6 +36,8 @@ class MultiTask(Method):
             raise UserError(f"method.method={method} learns from labels itself; choose one that needs none")
         if catalog.takes(spec, "teacher") == "yes":
             raise UserError(f"method.method={method} needs a teacher, which multitask has not; choose another")
+        if any(catalog.takes(spec, given) == "yes" for given in ("rows", "unlearn_loss")):
+            raise UserError(f"method.method={method} cannot share an encoder with labels; use another, such as simclr")
         self.encoder, self.target_loss, self.weight = encoder, target_loss, weight
         self.other = catalog.build(spec, encoder=encoder)
         if self.other.target or not any(p.requires_grad for p in encoder.parameters()):

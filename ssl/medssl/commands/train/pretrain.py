@@ -74,7 +74,9 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
         student = InputConfig(
             scans.channels, config.size, config.spacing, config.equalise, resampled.mean, resampled.std
         )
-        method = catalog.build(spec, encoder=model, **targets.given, **origins.arguments(student))
+        given = targets.given | origins.arguments(student)
+        given |= {"rows": torch.from_numpy(rows)} if catalog.takes(spec, "rows") != "no" else {}
+        method = catalog.build(spec, encoder=model, **given)
         if method.small_views.count:
             recipe.small(method.small_views)  # refuses what has no crop, before the run folder
         by_row = targets.rows_of(method)
