@@ -20,7 +20,8 @@ from bad_files import CASES, USED, Case, ct, data, hounsfield, uid
 from medssl.commands.data.ingest import ingest
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.reject_codes import CODES
-from medssl.store.store import Store, read_array
+from medssl.store.scan_bytes import read_array
+from medssl.store.store import Store
 from tiny import secret
 
 # pydicom and Pillow warn when invalid files are written on purpose.

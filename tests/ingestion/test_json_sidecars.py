@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medssl.errors import UserError
-from medssl.ingestion.json_sidecars import MAX_BYTES, Sidecars, allowed_values, columns, read_json
+from medssl.ingestion.json_sidecars import Sidecars
+from medssl.ingestion.json_values import MAX_BYTES, allowed_values, columns, parse_json
 from medssl.ingestion.path_match import pair
 from medssl.leakage import rendition
 from medssl.readers.archive import members, open_member
@@ -153,13 +154,13 @@ def test_json_that_cannot_be_used_is_refused_without_quoting_it(data):
 
 def test_large_json():
     with pytest.raises(Unreadable, match="16 MB") as e:
-        read_json(b" " * (MAX_BYTES + 1))
+        parse_json(b" " * (MAX_BYTES + 1))
     assert e.value.code == "TOO_LARGE"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp949"])
 def test_encodings(encoding):
-    assert read_json('{"진단": "폐렴"}'.encode(encoding)) == {"진단": "폐렴"}
+    assert parse_json('{"진단": "폐렴"}'.encode(encoding))[0] == {"진단": "폐렴"}
 
 
 def test_keys_are_found_by_name_at_any_depth():

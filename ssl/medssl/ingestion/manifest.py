@@ -27,8 +27,8 @@ from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.reject_codes import CODES
 from medssl.store.intensity_windows import to_unit_range
 from medssl.store.manifest_columns import Row
+from medssl.store.scan_bytes import read_array
 from medssl.store.splits import assign_splits, count_groups_across_splits
-from medssl.store.store import read_array
 
 # The columns that label tables, groups and splits read or change. The rest of a row is not kept in memory.
 KEPT = (

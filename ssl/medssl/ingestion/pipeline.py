@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from medssl.errors import UserError
-from medssl.ingestion.json_sidecars import MAX_BYTES, Sidecars
+from medssl.ingestion.json_sidecars import Sidecars
+from medssl.ingestion.json_values import MAX_BYTES
 from medssl.ingestion.ledger import Ledger
 from medssl.ingestion.staged_store import StagedStore
 from medssl.ingestion.worker_pool import Event, Task, WorkerPool

@@ -9,6 +9,7 @@ from typing import BinaryIO
 from medssl.readers import archive, image, nifti, npz
 from medssl.readers.dicom import reader
 from medssl.readers.dicom.elements import is_dicom
+from medssl.readers.nifti_header import is_nifti
 from medssl.readers.other_formats import other_format
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Slice, Unreadable
@@ -43,7 +44,7 @@ class Format:
 IMAGE = Format("PNG, JPEG, TIFF", image.is_image, image.read, (".png", ".jpg", ".jpeg", ".tif", ".tiff"))
 FORMATS = (
     Format("DICOM", is_dicom, reader.read, (".dcm", ".dicom", ".ima"), gzipped=True),
-    Format("NIfTI", nifti.is_nifti, nifti.read, (".nii", ".nii.gz", ".hdr"), reserved=True, gzipped=True),
+    Format("NIfTI", is_nifti, nifti.read, (".nii", ".nii.gz", ".hdr"), reserved=True, gzipped=True),
     IMAGE,
     Format("MedMNIST npz", archive.is_npz, npz.read, (".npz",)),
 )

@@ -22,9 +22,9 @@ import keyword
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 
 from medssl.errors import UserError, nearest
 from medssl.readers.quality_flags import FLAGS
-from medssl.store.label_values import canonical_value, number
+from medssl.store.label_values import number
+from medssl.store.query_values import KINDS, Value, from_end, mapped, same_values
 
 MAX_LENGTH = 10_000  # characters
 COMPARE = {
@@ -44,7 +45,6 @@ COMPARE = {
     ast.Gt: "greater",
     ast.GtE: "greater_equal",
 }
-KINDS = {"number": "a number", "text": "text", "bool": "true or false", "texts": "a list of texts", "list": "a list"}
 
 
 def select(table: pa.Table, where: str) -> np.ndarray:
@@ -75,20 +75,6 @@ def query_name(name: str) -> str:
     return word + "_" if keyword.iskeyword(word) else word
 
 
-@dataclass(frozen=True)
-class _Value:
-    """A column (pa.Array) or a constant; its kind, a key of KINDS; its source text for messages; whether it is a label."""
-
-    kind: str
-    data: Any
-    source: str
-    is_label: bool = False
-
-    @property
-    def is_constant(self) -> bool:
-        return not isinstance(self.data, pa.Array)
-
-
 class _Query:
     """Evaluates one `where` on one table."""
 
@@ -97,12 +83,12 @@ class _Query:
         self.derived: dict[str, Callable[[], pa.Array]] = {
             "dims": lambda: pc.subtract(pc.list_value_length(self._column("shape")), 1),
             "channels": lambda: pc.list_element(self._column("shape"), 0),
-            "slices": lambda: _from_end(self._column("shape"), 3, min_length=4),
-            "height": lambda: _from_end(self._column("shape"), 2),
-            "width": lambda: _from_end(self._column("shape"), 1),
-            "spacing": lambda: pc.max_element_wise(*(_from_end(self._column("spacing"), k) for k in (1, 2, 3))),
+            "slices": lambda: from_end(self._column("shape"), 3, min_length=4),
+            "height": lambda: from_end(self._column("shape"), 2),
+            "width": lambda: from_end(self._column("shape"), 1),
+            "spacing": lambda: pc.max_element_wise(*(from_end(self._column("spacing"), k) for k in (1, 2, 3))),
             **{
-                f"spacing_{axis}": lambda k=k: _from_end(self._column("spacing"), k)  # type: ignore[misc]
+                f"spacing_{axis}": lambda k=k: from_end(self._column("spacing"), k)  # type: ignore[misc]
                 for k, axis in enumerate("xyz", 1)
             },
         }
@@ -144,7 +130,7 @@ class _Query:
             self._fail(left, f"{a.source} and {b.source} are both constants; one side must be a name")
         if (a.is_label or b.is_label) and {a.kind, b.kind} <= {"text", "number", "bool"}:
             order = not isinstance(op, ast.Eq | ast.NotEq)
-            a, b = (self._numbers(right, v) if order else _same_values(v) for v in (a, b))
+            a, b = (self._numbers(right, v) if order else same_values(v) for v in (a, b))
         if a.kind != b.kind or a.kind in {"texts", "list"}:
             quotes = "; text must be in quotes" if {a.kind, b.kind} == {"number", "text"} else ""
             self._fail(right, f"{a.source} is {KINDS[a.kind]} and {b.source} is {KINDS[b.kind]}{quotes}")
@@ -156,8 +142,8 @@ class _Query:
         if isinstance(right, ast.List | ast.Tuple | ast.Set):
             value, items = self._column_of(left), [self._value(item) for item in right.elts]
             if value.is_label:
-                value = _same_values(value)
-                items = [_same_values(item) if item.is_constant else item for item in items]
+                value = same_values(value)
+                items = [same_values(item) if item.is_constant else item for item in items]
             for node, item in zip(right.elts, items, strict=True):
                 if not item.is_constant or item.kind != value.kind:
                     self._fail(node, f"{value.source} is {KINDS[value.kind]}, so it cannot be {item.source}")
@@ -176,13 +162,13 @@ class _Query:
             self._fail(left, f"there is no flag {word.source}.{nearest(word.data, self.flags.values())}")
         return self._flagged(word.data)
 
-    def _column_of(self, node: ast.expr) -> _Value:
+    def _column_of(self, node: ast.expr) -> Value:
         value = self._value(node)
         if value.is_constant:
             self._fail(node, f"{value.source} is a constant; a name must be here")
         return value
 
-    def _value(self, node: ast.expr) -> _Value:
+    def _value(self, node: ast.expr) -> Value:
         source = ast.get_source_segment(self.text.strip(), node) or "this"
         if isinstance(node, ast.Name):
             return self._named(node)
@@ -198,14 +184,14 @@ class _Query:
             sign, node = (-sign if isinstance(node.op, ast.USub) else sign), node.operand
         constant = node.value if isinstance(node, ast.Constant) else None
         if isinstance(constant, bool | str) and sign == 1.0:
-            return _Value("bool" if isinstance(constant, bool) else "text", constant, source)
+            return Value("bool" if isinstance(constant, bool) else "text", constant, source)
         if isinstance(constant, int | float) and not isinstance(constant, bool):
-            return _Value("number", sign * float(constant), source)
+            return Value("number", sign * float(constant), source)
         if isinstance(node, ast.Constant) and constant is None:
             self._fail(node, "None can only follow `is` or `is not`")
         self._fail(node, f"{source} is not allowed here; only names, numbers, text in quotes and lists of them are")
 
-    def _named(self, node: ast.Name) -> _Value:
+    def _named(self, node: ast.Name) -> Value:
         name = node.id
         if name in self.derived:
             return self._as_value(self.derived[name](), name)
@@ -218,26 +204,26 @@ class _Query:
                 self._fail(node, f'{name} is a {other} and a flag; write {other}.{name}, or "{flag}" in flags')
             return self._single(node, found)
         if name in self.flags and "flags" in self.columns:
-            return _Value("bool", self._flagged(self.flags[name]), name)
+            return Value("bool", self._flagged(self.flags[name]), name)
         known = {*self.derived, *self.columns, *self.prefixed, *self.flags}
         self._fail(node, f"there is no name {name!r} (text must be in quotes).{nearest(name, known)}")
 
-    def _single(self, node: ast.expr, columns: list[str]) -> _Value:
+    def _single(self, node: ast.expr, columns: list[str]) -> Value:
         if len(columns) > 1:
             ways = " or ".join(f"{kind}.{query_name(name)}" for kind, _, name in (c.partition(":") for c in columns))
             self._fail(node, f"{' and '.join(columns)} both exist; write {ways}")
         value = self._as_value(self._column(columns[0]), columns[0])
         return replace(value, is_label=columns[0].startswith("label:") and value.kind == "text")
 
-    def _as_value(self, data: pa.Array, source: str) -> _Value:
+    def _as_value(self, data: pa.Array, source: str) -> Value:
         kind = data.type
         if pa.types.is_list(kind):
-            return _Value("texts" if pa.types.is_string(kind.value_type) else "list", data, source)
+            return Value("texts" if pa.types.is_string(kind.value_type) else "list", data, source)
         if pa.types.is_boolean(kind):
-            return _Value("bool", data, source)
+            return Value("bool", data, source)
         if pa.types.is_floating(kind):  # NaN is missing
-            return _Value("number", pc.if_else(pc.is_nan(data), None, data), source)
-        return _Value("number" if pa.types.is_integer(kind) else "text", data, source)
+            return Value("number", pc.if_else(pc.is_nan(data), None, data), source)
+        return Value("number" if pa.types.is_integer(kind) else "text", data, source)
 
     def _flagged(self, flag: str) -> pa.Array:
         flags = self._column("flags")
@@ -246,15 +232,15 @@ class _Query:
         mask[parents[pc.equal(pc.list_flatten(flags), flag).to_numpy(zero_copy_only=False)]] = True
         return pa.array(mask)
 
-    def _numbers(self, node: ast.expr, value: _Value) -> _Value:
+    def _numbers(self, node: ast.expr, value: Value) -> Value:
         """Return a label or a constant as numbers."""
         if value.kind == "number":
             return value
         if value.is_constant:
             found = number(value.data) if value.kind == "text" else None
-            out = _Value("number", found, value.source)
+            out = Value("number", found, value.source)
         else:
-            out = _mapped(value, number, pa.float64(), "number")
+            out = mapped(value, number, pa.float64(), "number")
         if out.data is None or (not value.is_constant and out.data.null_count > value.data.null_count):
             self._fail(node, f"only numbers can be compared by size, and {value.source} has other values")
         return out
@@ -265,28 +251,6 @@ class _Query:
 
     def _fail(self, node: ast.expr, message: str) -> NoReturn:
         raise UserError(f"where={_short(self.text)}, character {_character(self.text.strip(), node)}: {message}")
-
-
-def _same_values(value: _Value) -> _Value:
-    """Return a label, a text or a constant in the form in which values of labels are compared."""
-    if value.is_constant:
-        return _Value("text", canonical_value(value.data), value.source)
-    return _mapped(value, canonical_value, pa.string(), "text") if value.kind == "text" else value
-
-
-def _mapped(value: _Value, f: Callable[[str], Any], kind: pa.DataType, name: str) -> _Value:
-    """Return a column of text with `f` of each value; null stays null."""
-    found = value.data.dictionary_encode()
-    words = pa.array([f(word) for word in found.dictionary.to_pylist()], kind)
-    return replace(value, kind=name, data=words.take(found.indices))
-
-
-def _from_end(lists: pa.ListArray, k: int, min_length: int | None = None) -> pa.Array:
-    """Return the k-th last item of each list, null if the list is missing or shorter than `min_length` (or k)."""
-    offsets = lists.offsets.to_numpy()
-    long_enough = (np.diff(offsets) >= (min_length or k)) & lists.is_valid().to_numpy(zero_copy_only=False)
-    at = np.where(long_enough, offsets[1:] - k, 0)
-    return lists.values.take(pa.array(at, mask=~long_enough))
 
 
 def _character(text: str, node: ast.expr) -> int:

@@ -18,7 +18,8 @@ from medssl.errors import UserError
 from medssl.files import disk_errors, follow_links, is_empty_folder
 from medssl.progress import track
 from medssl.store.chunks import unpack
-from medssl.store.store import ADDRESS, Store, file_errors, read_bytes
+from medssl.store.scan_bytes import ADDRESS, file_errors, read_bytes
+from medssl.store.store import Store
 
 Address = tuple[str, int, int]  # file, offset, length
 

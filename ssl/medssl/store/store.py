@@ -8,8 +8,7 @@ ingest read new files only; `released.json` lists the scans released from quaran
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,38 +20,12 @@ import pyarrow.parquet as pq
 
 from medssl.errors import UserError, nearest
 from medssl.progress import track
-from medssl.store.chunks import read_crop, unpack
+from medssl.store.chunks import read_crop
 from medssl.store.intensity_windows import INTENSITIES, modalities_of_values, resolve_intensity
 from medssl.store.manifest_columns import MASK, SCHEMA_VERSION, content_hash, fingerprint
 from medssl.store.query import select
+from medssl.store.scan_bytes import ADDRESS, file_errors, read_array
 from medssl.store.splits import SPLITS
-
-ADDRESS = ("file", "offset", "length", "shape", "dtype")  # columns that locate and decode a scan's bytes
-
-
-@contextmanager
-def file_errors(path: Path) -> Iterator[None]:
-    """Turn a missing or undecodable file into a UserError that names it."""
-    try:
-        yield
-    except FileNotFoundError as e:
-        raise UserError(f"{path} is missing; copy the store or ingest the scans again") from e
-    except ValueError as e:
-        raise UserError(f"{path} is damaged; copy the store or ingest the scans again") from e
-
-
-def read_bytes(path: Path, offset: int, length: int) -> bytes:
-    """Return the bytes of one scan. A `length` of 0 means up to the end of the file."""
-    with path.open("rb") as f:
-        f.seek(offset)
-        return f.read(length) if length else f.read()
-
-
-def read_array(folder: Path, row: Mapping[str, Any]) -> np.ndarray:
-    """Return the array of one manifest row. Raises UserError if its bytes are missing or damaged."""
-    path = folder / row["file"]
-    with file_errors(path):
-        return unpack(read_bytes(path, row["offset"], row["length"]), row["shape"], row["dtype"])
 
 
 class Store:

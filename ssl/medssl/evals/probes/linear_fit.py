@@ -90,26 +90,13 @@ def fit_linear(
     conjugate gradients, shared by all penalties and findings. Sets of similar size take their steps together.
     Raises UserError for features that are constant or not finite, and for sets without a second class.
     """
-    kind = task_type(task)
-    x, y, classes = checked((x, y), "training", kind, classes)
-    sets = [np.asarray(rows, np.int64) for rows in subsets]
-    C = valid_penalties(penalties, len(sets))
-    names = [rows.tobytes() + c.tobytes() for rows, c in zip(sets, C, strict=True)]
-    first = {name: i for i, name in reversed(list(enumerate(names)))}
-    distinct = sorted(first.values())
-    targets = [kind.encode(y[sets[i]], classes) for i in distinct]
-    sizes = [(len(sets[i]), min(len(sets[i]), x.shape[1])) for i in distinct]
-    found: dict[int, LinearModels] = {}
-    for stack in stacks(sizes, [(t.outputs, t.start.shape[1]) for t in targets]):
-        at = [distinct[i] for i in stack]
-        designs = [_design(x[sets[i]], device) for i in at]
-        parts = designs, [targets[i] for i in stack], C[at]
-        found |= dict(zip(at, _ridge(*parts) if kind.least_squares else _solve(*parts)[0], strict=True))
-    return [found[first[name]] for name in names]
+    x, y, classes = checked((x, y), "training", task_type(task), classes)
+    path = LinearPath(x, y, subsets, task=task, classes=classes, device=device)
+    return path.exact(range(len(subsets)), list(valid_penalties(penalties, len(subsets))))
 
 
 class LinearPath:
-    """Linear models of several sets of scans, for one penalty after another.
+    """Linear models of several sets of scans, for one penalty after another or several at once; equal sets are fitted once.
 
     `coarse` fits in float32 to a gap of COARSE, each penalty starting at the model of the last one. That is enough to compare
     penalties by their validation loss; `exact` then fits the chosen ones. Ridge regression is exact in both.
@@ -132,29 +119,35 @@ class LinearPath:
         """Return the models of the sets with positions `at`, with the inverse penalty C."""
         return self._fit(at, [C] * len(at), COARSE, torch.float32)
 
-    def exact(self, at: Sequence[int], C: Sequence[float]) -> list[LinearModels]:
-        """Return the models of the sets with positions `at`, each with its own C, started at the coarse ones if there are any."""
+    def exact(self, at: Sequence[int], C: Sequence[ArrayLike]) -> list[LinearModels]:
+        """Return the models of the sets with positions `at`, each with its own C, a number or several.
+
+        With one number the fit starts at the last coarse model, if there is one.
+        """
         return self._fit(at, C, GAP, torch.float64)
 
-    def _fit(self, at: Sequence[int], C: Sequence[float], tolerance: float, dtype: torch.dtype) -> list[LinearModels]:
-        wanted = {(self.first[i], c) for i, c in zip(at, C, strict=True)}
-        order = sorted(wanted)
+    def _fit(
+        self, at: Sequence[int], C: Sequence[ArrayLike], tolerance: float, dtype: torch.dtype
+    ) -> list[LinearModels]:
+        asked = [(self.first[i], tuple(np.atleast_1d(c).tolist())) for i, c in zip(at, C, strict=True)]
+        order = sorted(set(asked))
         sizes = [(len(self.designs[i].a), self.designs[i].a.shape[1]) for i, _ in order]
         kinds = [(t.outputs, t.start.shape[1]) for t in (self.targets[i] for i, _ in order)]
-        found: dict[tuple[int, float], LinearModels] = {}
+        found: dict[tuple[int, tuple[float, ...]], LinearModels] = {}
         for stack in stacks(sizes, kinds):
             some = [order[k] for k in stack]
             designs, targets = [self.designs[i] for i, _ in some], [self.targets[i] for i, _ in some]
-            penalties = valid_penalties([[c] for _, c in some], len(some))
+            penalties = valid_penalties([c for _, c in some], len(some))
             if self.kind.least_squares:
                 found |= dict(zip(some, _ridge(designs, targets, penalties), strict=True))
                 continue
-            started = [self._nearest(i, c) for i, c in some]
+            started = [self._nearest(i, c[0]) if len(c) == 1 else None for i, c in some]
             models, solutions = _solve([d.to(dtype) for d in designs], targets, penalties, tolerance, started)
             found |= dict(zip(some, models, strict=True))
             for (i, c), solution in zip(some, solutions, strict=True):
-                self.solutions[i][c] = solution
-        return [found[self.first[i], c] for i, c in zip(at, C, strict=True)]
+                if len(c) == 1:
+                    self.solutions[i][c[0]] = solution
+        return [found[each] for each in asked]
 
     def _nearest(self, i: int, C: float) -> Tensor | None:
         """Return the solution of set i at C or, without one, at the weakest penalty solved."""

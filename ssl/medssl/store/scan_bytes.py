@@ -1,0 +1,38 @@
+"""The bytes of stored scans: where they are, and what is said of a file that is missing or damaged."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medssl.errors import UserError
+from medssl.store.chunks import unpack
+
+ADDRESS = ("file", "offset", "length", "shape", "dtype")  # columns that locate and decode a scan's bytes
+
+
+@contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Turn a missing or undecodable file into a UserError that names it."""
+    try:
+        yield
+    except FileNotFoundError as e:
+        raise UserError(f"{path} is missing; copy the store or ingest the scans again") from e
+    except ValueError as e:
+        raise UserError(f"{path} is damaged; copy the store or ingest the scans again") from e
+
+
+def read_bytes(path: Path, offset: int, length: int) -> bytes:
+    """Return the bytes of one scan. A `length` of 0 means up to the end of the file."""
+    with path.open("rb") as f:
+        f.seek(offset)
+        return f.read(length) if length else f.read()
+
+
+def read_array(folder: Path, row: Mapping[str, Any]) -> np.ndarray:
+    """Return the array of one manifest row. Raises UserError if its bytes are missing or damaged."""
+    path = folder / row["file"]
+    with file_errors(path):
+        return unpack(read_bytes(path, row["offset"], row["length"]), row["shape"], row["dtype"])
