@@ -46,11 +46,11 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(whole, nearest(rows, start), strict=True))
 
 
-def test_an_empty_cluster_takes_the_row_farthest_from_its_centroid():
-    rows = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.6], [-1.0, 0.0]]), dim=1)
-    start = torch.tensor([[1.0, 0.0], [-0.6, 0.8], [0.0, -1.0]])  # nothing is nearest to the third
+def test_an_empty_cluster_splits_the_largest_at_its_farthest_row():
+    rows = F.normalize(torch.tensor([[1, 0], [1, 0.1], [1, 0.7], [1, 0.6], [-1, 0], [-1, 0.9]]), dim=1)
+    start = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, -1.0]])  # nothing is nearest to the third
     found, assigned = spherical_kmeans(rows, start, 0)
-    assert assigned.tolist() == [0, 0, 2, 1]  # not the only row of the second, which is as far from its centroid
+    assert assigned.tolist() == [0, 0, 2, 2, 1, 1], "the last row is farther, but its cluster is smaller"
     assert torch.equal(found[2], rows[2])
 
 

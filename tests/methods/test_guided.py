@@ -8,12 +8,13 @@ import torch.nn.functional as F
 
 import tiny
 from medssl.errors import UserError
+from medssl.losses.adversarial import ridge_error
 from medssl.losses.target_losses import classification, regression
 from medssl.methods.base import Clock
 
 
 def losses(method, batch):
-    """Return the losses of both heads for the known scans, without any reversal."""
+    """Return the losses of head and adversary=mlp for the known scans, without any reversal."""
     features = method.encoder(batch["views"][0])
     known = ~batch["target"].isnan().any(1)
     scores = method.head(features), method.adversary(features)
@@ -23,7 +24,7 @@ def losses(method, batch):
 @pytest.mark.parametrize(("step", "reversed_"), [(0, 0.0), (5, 0.98661), (10, 0.99991)])
 def test_the_encoder_gets_the_second_gradient_reversed_and_the_adversary_as_it_is(step, reversed_):
     """2 / (1 + exp(-10 p)) - 1 at the progress p = 0, .5 and 1, times the strength."""
-    method = tiny.method("guided", strength=0.5).double()
+    method = tiny.method("guided", strength=0.5, adversary="mlp").double()
     batch = tiny.batch_for(method)
     batch["views"] = [batch["views"][0].double()]
     out = method(batch, Clock(step, 10))
@@ -45,7 +46,7 @@ def two_facts(n, seed):
     facts = torch.randint(0, 2, (n, 2), generator=g)
     x = torch.randn(n, 1, 16, 16, generator=g)
     x[..., :8] += facts[:, 0, None, None, None]
-    x[..., 8:] -= facts[:, 1, None, None, None]
+    x[..., 8:] -= 0.5 * facts[:, 1, None, None, None]
     return {"views": [x], "key": tiny.key(n), "target": facts.float()}
 
 
@@ -61,24 +62,45 @@ def probed(method, column):
     return ((x_test @ weight)[:, 0].sign() == y_test).float().mean().item()
 
 
+def trained(steps=150, **options):
+    method = tiny.method("guided", **options)
+    optimizer = torch.optim.Adam(method.parameters(), 3e-3)
+    for step in range(steps):
+        method.train()
+        loss = method(two_facts(32, step), Clock(step, steps))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return [probed(method, column) for column in (0, 1)]
+
+
 def test_the_second_fact_is_unlearnt_and_the_first_is_kept():
-    found = {}
-    for strength in (0.0, 1.0):
-        method = tiny.method("guided", strength=strength)
-        optimizer = torch.optim.Adam(method.parameters(), 3e-3)
-        for step in range(150):
-            method.train()
-            loss = method(two_facts(32, step), Clock(step, 150))["loss"]
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        found[strength] = [probed(method, column) for column in (0, 1)]
-    assert min(*found[0.0], found[1.0][0]) > 0.95, found
-    assert found[1.0][1] < 0.75, found
+    kept, unlearnt = trained(strength=0.0), trained(strength=1.0)
+    assert min(kept[0], unlearnt[0]) > 0.95
+    assert kept[1] > 0.8
+    assert unlearnt[1] < 0.7
+
+
+def test_the_reversed_gradient_is_that_of_the_ridge_regressions_error():
+    method = tiny.method("guided", strength=0.5).double()
+    batch = tiny.batch_for(method, n=24)
+    batch["views"] = [batch["views"][0].double()]
+    out = method(batch, Clock(10, 10))
+    out["loss"].backward()
+    features = method.encoder(batch["views"][0])
+    known = ~batch["target"].isnan().any(1)
+    answer = F.one_hot(batch["target"][:, 1].nan_to_num(0).long(), 2).double()
+    first = F.cross_entropy(method.head(features)[known], batch["target"][known, 0].long())
+    second = ridge_error(features, answer, known)
+    assert out["unlearn"].item() == pytest.approx(second.item(), rel=1e-6)
+    parameters = [*method.encoder.parameters()]
+    expected = torch.autograd.grad(first - 0.49995 * second, parameters)
+    for p, grad in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(p.grad, grad, rtol=1e-3, atol=1e-6)
 
 
 def test_unknown_facts_count_for_nothing_and_numbers_have_their_own_loss():
-    method = tiny.method("guided", predict_loss=regression(40.0, 10.0), unlearn_loss=classification(3))
+    method = tiny.method("guided", adversary="mlp", predict_loss=regression(40.0, 10.0), unlearn_loss=classification(3))
     batch = tiny.batch(1, n=4)
     batch["target"] = torch.tensor([[30.0, 2.0], [math.nan, 0.0], [50.0, math.nan], [math.nan, math.nan]])
     out = method(batch, Clock(0, 10))
@@ -89,6 +111,18 @@ def test_unknown_facts_count_for_nothing_and_numbers_have_their_own_loss():
     assert out["unlearn"].item() == pytest.approx(expected[1].item(), rel=1e-4)
 
 
+def test_an_unknown_number_to_unlearn_counts_for_nothing():
+    method = tiny.method("guided", predict_loss=classification(2), unlearn_loss=regression(40.0, 10.0))
+    batch = tiny.batch(1, n=12)
+    age = torch.rand(12, generator=torch.Generator().manual_seed(0)) * 60
+    batch["target"] = torch.stack([torch.arange(12) % 2.0, age.masked_fill(torch.arange(12) > 8, math.nan)], 1)
+    features = method.encoder(batch["views"][0])
+    expected = ridge_error(features[:9], age[:9, None], torch.ones(9, dtype=torch.bool)).item()
+    assert method(batch, Clock(0, 10))["unlearn"].item() == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_negative_strength_is_refused():
     with pytest.raises(UserError, match=r"method\.strength must be 0 or more"):
         tiny.method("guided", strength=-1.0)
+    with pytest.raises(UserError, match=r"method\.adversary is 'rigde'.*Did you mean 'ridge'"):
+        tiny.method("guided", adversary="rigde")

@@ -17,8 +17,7 @@ def spherical_kmeans(rows_ND: Tensor, centroids_KD: Tensor, iterations: int) -> 
     """Return centroids (K, D) of unit length and the nearest one (N,) int64 of each row, from a start and unit rows.
 
     An iteration assigns rows to the centroid with the largest cosine, and moves each to the mean direction of its rows
-    (Dhillon & Modha, 2001). A centroid without rows moves to the row farthest from its own centroid, among clusters of two
-    rows or more, so with N >= K no cluster of the result is empty.
+    (Dhillon & Modha, 2001). An empty cluster takes a part of the largest one, so with N >= K no cluster of the result is empty.
     """
     for _ in range(iterations):
         assigned, _ = _without_empty(rows_ND, centroids_KD)
@@ -28,14 +27,19 @@ def spherical_kmeans(rows_ND: Tensor, centroids_KD: Tensor, iterations: int) -> 
 
 
 def _without_empty(rows_ND: Tensor, centroids_KD: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the assignment (N,) and the centroids, in which those that had no rows are a row each."""
+    """Return the assignment (N,) and the centroids; those that had no rows split the largest clusters.
+
+    The new centroid is the row farthest from the old one, and takes the rows of that cluster that are nearer to it.
+    """
     assigned, product = nearest(rows_ND, centroids_KD)
     centroids_KD = centroids_KD.clone()
-    counts = torch.bincount(assigned, minlength=len(centroids_KD))
-    for empty in (counts == 0).nonzero()[:, 0].tolist():
-        farthest = product.masked_fill(counts[assigned] < 2, torch.inf).argmin()
-        counts[assigned[farthest]] -= 1
-        counts[empty] += 1
-        assigned[farthest], product[farthest] = empty, 1.0
-        centroids_KD[empty] = rows_ND[farthest]
+    for empty in (torch.bincount(assigned, minlength=len(centroids_KD)) == 0).nonzero()[:, 0].tolist():
+        largest = torch.bincount(assigned, minlength=len(centroids_KD)).argmax()
+        members = (assigned == largest).nonzero()[:, 0]
+        members = members[product[members].argsort(stable=True)]  # the farthest first; the nearest stays
+        far, others = members[0], members[1:-1]
+        product_far = rows_ND[others] @ rows_ND[far]
+        moved = torch.cat([far[None], others[product_far > product[others]]])
+        assigned[moved], product[moved] = empty, rows_ND[moved] @ rows_ND[far]
+        centroids_KD[empty] = rows_ND[far]
     return assigned, centroids_KD
