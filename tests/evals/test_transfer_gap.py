@@ -1,9 +1,11 @@
 """The drop between two hospitals: its value is the difference, its variance the sum, and it does not see pairs."""
 
+import re
+
 import numpy as np
 import pytest
 
-from medssl.evals.metrics.metrics import AUROC, MEAN
+from medssl.evals.metrics.metrics import AUROC, MAE, MEAN
 from medssl.evals.stats.bootstrap import score
 from medssl.evals.stats.transfer_gap import ScoredSet, transfer_gap
 
@@ -62,3 +64,24 @@ def test_a_set_with_one_patient_of_a_class_has_no_interval_and_says_so():
     assert np.isnan([lost.low, lost.high]).all()
     assert lost.how.startswith("no interval, because a set has none")
     assert "no interval from 1 patients in the rarest class" in lost.how
+
+
+def numbers(n, seed):
+    rng = np.random.default_rng(seed)
+    y = rng.normal(size=n)
+    return ScoredSet(y, y + rng.normal(size=n), np.arange(n))
+
+
+def test_a_bootstrapped_metric_resamples_both_sets_independently():
+    """With the same resamples of the same set, the distances to both ends would be the same."""
+    home = numbers(100, 6)
+    lost = transfer_gap(MAE, home, home, n=300)
+    assert re.fullmatch(r"95 % interval from those of both sets.*(300 resamples.*){2}", lost.how)
+    assert lost.value - lost.low != pytest.approx(lost.high - lost.value, rel=1e-6)
+
+
+def test_the_level_is_that_of_both_intervals():
+    home, away = numbers(100, 6), numbers(150, 7)
+    wide, narrow = (transfer_gap(MAE, home, away, level=level) for level in (0.95, 0.5))
+    assert narrow.how.startswith("50 % interval")
+    assert (narrow.high - narrow.low) / (wide.high - wide.low) == pytest.approx(0.6745 / 1.96, rel=0.1)

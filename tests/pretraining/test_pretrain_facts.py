@@ -86,7 +86,9 @@ def test_a_run_is_trained_on_facts_and_records_them(store, tmp_path):
     assert Run(out).config().target["predict"]["columns"] == ["fact:age"]
     assert (out / "encoder.safetensors").exists() or any(out.glob("encoder*"))
     with pytest.raises(UserError, match="does not learn from labels"):
-        medssl.pretrain(store, tmp_path / "labels", method="guided", target="lesion", method_options={"unlearn": "site"})
+        medssl.pretrain(
+            store, tmp_path / "labels", method="guided", target="lesion", method_options={"unlearn": "site"}
+        )
 
 
 def test_more_clusters_than_training_scans_are_refused_before_training(store, tmp_path):

@@ -7,8 +7,9 @@ import pytest
 
 from medssl.evals.metrics.metrics import AUROC, ECE
 from medssl.evals.stats.bootstrap import paired
+from medssl.evals.stats.score import Score
 from medssl.runs.predictions import Predictions
-from medssl.scoring.comparison import Comparison, compare_pairs, rank_models
+from medssl.scoring.comparison import Comparison, compare_pairs, rank_models, selection
 
 ABOUT = {"command": "probe", "target": "lesion", "task": "classification", "classes": ["no", "yes"], "test_store": "a"}
 Y = np.arange(120) % 2
@@ -70,6 +71,24 @@ def test_the_best_of_several_is_said_to_be_selected():
     two = compare_pairs([comparison("lesion", {"a": 0.2, "b": 1.5})], seed=0)[0]
     assert "partly the luckiest" not in str(two)
     assert two["selection"] is None
+
+
+def test_a_model_without_a_score_is_none_of_the_several():
+    def scored(**values):
+        return {name: Score(value, 0.0, 1.0, 10, 10, "") for name, value in values.items()}
+
+    assert selection(scored(a=0.7, b=0.9, c=float("nan")), AUROC) is None
+    assert selection(scored(a=0.7, b=0.9, c=0.8, d=float("nan")), AUROC).startswith(
+        "b has the best AUROC of these 3 models"
+    )
+
+
+def test_the_selected_model_is_named_as_in_the_table():
+    """With the mark of a test set that overlaps with what the model was trained on."""
+    asked = comparison("lesion", {"a": 0.2, "b": 1.5, "c": 0.4})
+    asked.shown["b"] = "b (!)"
+    found = compare_pairs([asked], seed=0)[0]
+    assert found["selection"].startswith("b (!) has the best AUROC of these 3 models")
 
 
 def test_the_first_of_a_ranking_is_said_to_be_selected():
