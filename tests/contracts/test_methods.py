@@ -14,6 +14,7 @@ from medssl.methods.parts.teacher import ema_update, make_teacher
 from medssl.schedule import cosine
 
 LEARNING = [m for m in tiny.METHODS if tiny.trains(tiny.method(m))]
+GAMES = {"bigan"}  # networks that play against each other: nothing they log falls from the first step on
 SHAPES = [(2, 1), (2, 3), (3, 1), (3, 3)]
 
 
@@ -47,7 +48,7 @@ def test_kmeans_alone_trains_without_gradients_and_colour_alone_needs_two_channe
             tiny.method("colour", dims, channels=1)
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("name", sorted({*LEARNING} - GAMES))
 def test_a_few_steps_lower_the_loss(name):
     method = tiny.method(name)
     optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], 3e-3)
@@ -310,6 +311,12 @@ def _places(method, batch):
         ("moco", {"temperature": 0.0}, "temperature must be positive"),
         ("moco", {"momentum": 1.5}, "momentum must lie between 0 and 1"),
         ("moco", {"queue": -1}, "queue must be 0 or more"),
+        ("moco", {"momentum_end": -0.1}, "momentum_end must lie between 0 and 1"),
+        ("densecl", {"temperature": 0.0}, "temperature must be positive"),
+        ("densecl", {"queue": 0}, "queue must be at least 1"),
+        ("densecl", {"local": 1.5}, "local must lie between 0 and 1"),
+        ("deepcluster", {"temperature": 0.0}, "temperature must be positive"),
+        ("deepcluster", {"rounds": 0}, "must be at least 1"),
         ("dcl", {"temperature": -0.1}, "temperature must be positive"),
         ("nnclr", {"temperature": 0.0}, "temperature must be positive"),
         ("nnclr", {"queue": 0}, "queue must be at least 1"),

@@ -26,6 +26,8 @@ VARIANTS = {  # what the defaults alone cannot show
     ),
     "swav with a queue": ("swav", {"queue": 40}),
     "dinov2 with centres": ("dinov2", {"centring": "mean", "gram": 1.0, "gram_start": 0.0}),
+    "moco v2": ("moco", {"queue": 40, "predictor": False, "momentum": 0.9, "momentum_end": 0.9}),
+    "guided with mlp": ("guided", {"adversary": "mlp"}),
 }
 NAMES = [*tiny.METHODS, *VARIANTS]
 

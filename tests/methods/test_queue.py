@@ -81,3 +81,19 @@ def test_each_view_is_compared_with_the_other(name):
     loss = method(batch, CLOCK)["loss"].item()
     assert loss == pytest.approx(crossed, rel=1e-5)
     assert loss != pytest.approx(straight, rel=1e-3), "the views differ enough for the test to see it"
+
+
+def test_moco_v2_has_no_predictor_and_a_constant_momentum():
+    method = tiny.method("moco", queue=20, predictor=False, momentum=0.9, momentum_end=0.9)
+    batch = tiny.batch(2)
+    views = torch.cat(batch["views"])
+    q, k = method.projector(method.encoder(views)), method.teacher(views)
+    expected = sum(query_key(a, b, 0.2, method.queue.rows).item() for a, b in ((q[:8], k[8:]), (q[8:], k[:8]))) / 2
+    assert method(batch, Clock(9, 10))["loss"].item() == pytest.approx(expected, rel=1e-5)
+    with torch.no_grad():
+        for p in method.encoder.parameters():
+            p.add_(1.0)
+    teacher, student = (next(m.parameters()) for m in method.teacher_student())
+    before = teacher.clone()
+    method.after_step(Clock(9, 10))
+    torch.testing.assert_close(teacher, 0.9 * before + 0.1 * student)

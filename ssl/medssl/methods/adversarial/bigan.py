@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.parametrizations import spectral_norm
 
 from medssl.errors import UserError
 from medssl.losses.adversarial import tell_apart
@@ -73,7 +74,9 @@ def generator(latent: int, width: int, channels: int, size: tuple[int, ...]) -> 
 class Discriminator(nn.Module):
     """Pairs of scans (B, C, *size) and codes (B, latent) -> logits (B,) of "a real scan with its code".
 
-    Three strided convolutions without normalisation, which would mix the scans of a batch, and two layers on map and code.
+    Three strided convolutions without batch normalisation, which would mix the scans of a batch, and two layers on map and
+    code. All have spectral normalisation (Miyato et al., 2018, https://arxiv.org/abs/1802.05957), which the paper has not:
+    without it the discriminator wins on small data sets, and the encoder learns nothing.
     """
 
     def __init__(self, latent: int, width: int, hidden: int, channels: int, size: tuple[int, ...]):
@@ -81,12 +84,11 @@ class Discriminator(nn.Module):
         conv = nn.Conv2d if len(size) == 2 else nn.Conv3d
         at, layers = size, []
         for a, b in pairwise((channels, width // 4, width // 2, width)):
-            layers += [conv(a, b, 3, 2, 1), nn.LeakyReLU(0.2)]
+            layers += [spectral_norm(conv(a, b, 3, 2, 1)), nn.LeakyReLU(0.2)]
             at = tuple(-(-n // 2) for n in at)
         self.scan = nn.Sequential(*layers, nn.Flatten())
-        self.pair = nn.Sequential(
-            nn.Linear(width * math.prod(at) + latent, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1)
-        )
+        first, last = nn.Linear(width * math.prod(at) + latent, hidden), nn.Linear(hidden, 1)
+        self.pair = nn.Sequential(spectral_norm(first), nn.LeakyReLU(0.2), spectral_norm(last))
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         return self.pair(torch.cat([self.scan(x), code], 1))[:, 0]
