@@ -1,8 +1,9 @@
 """Models, comparisons and conclusions: on real predictions of small runs, and on planted ones with a known answer."""
 
+import inspect
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from medssl.evals.stats.variance_components import components
 from medssl.runs.predictions import PredictedRow, predictions_of
 from medssl.runs.runs_by_seed import find_runs, group_by_seed
 from medssl.scoring.comparison import sentence
+from medssl.scoring.eval_splits import SplitOptions
 from medssl.synthetic.cohort import write_cohort
 
 
@@ -216,6 +218,23 @@ def test_different_settings_are_refused_and_the_difference_is_named(made, pair, 
         p.about["asked"] for p in predictions_of(pair[1]) if p.about["command"] == command
     )
     assert len(predictions_of(pair[0])) == 2
+
+
+SAME_PREDICTIONS = {"run", "store", "target", "baselines", "save_every"}
+SCANS = {field.name for field in fields(SplitOptions)} | {
+    "label_budgets",
+    "draws",
+}  # the settings have digests of these
+
+
+@pytest.mark.parametrize(("command", "options"), [("knn", {}), ("retrieve", {}), ("finetune", TUNING)], ids=str)
+def test_every_option_that_changes_predictions_is_among_the_settings(made, pair, command, options):
+    """So that no option can be added to a command and make tables unlike without `compare` seeing it."""
+    asked(made, pair[0], command, **options)
+    settings = predictions_of(pair[0])[0].about["asked"]
+    own = inspect.signature(getattr(medssl, command)).parameters.keys() - SAME_PREDICTIONS - SCANS - {"options"}
+    assert own <= settings.keys()
+    assert own, "the command has options of its own, so that the test sees them"
 
 
 def test_fewer_training_scans_are_another_question(made, pair, tmp_path):
