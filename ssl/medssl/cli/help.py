@@ -17,7 +17,9 @@ FAMILIES = {
     "metric": "Metric learning",
     "reconstruction": "Reconstruction",
     "pretext": "Pretext tasks",
+    "volumes": "Volumes (and images)",
     "layerwise": "Layer-wise training and energy models",
+    "adversarial": "Adversarial",
     "tasks": "With labels",
 }
 
