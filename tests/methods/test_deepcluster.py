@@ -96,6 +96,17 @@ def test_clusters_are_found_at_the_end_of_each_round_from_the_features_kept():
     assert torch.equal(method.cluster, nearest(method.features, method.centroids)[0])
 
 
+def test_a_round_starts_from_the_last_centroids_so_that_clusters_keep_their_numbers():
+    method = trained(rounds=16, steps=16)[0]
+    before = method.centroids.clone()
+    batch = {**tiny.batch(2, n=16, seed=99), "key": tiny.key(16)}
+    method(batch, Clock(7, 16))
+    method.after_step(Clock(7, 16))
+    expected, clusters = spherical_kmeans(method.features, before, method.iterations)
+    torch.testing.assert_close(method.centroids, expected)
+    assert torch.equal(method.cluster, clusters)
+
+
 def test_a_round_with_fewer_scans_seen_than_clusters_waits():
     assert trained(clusters=20)[1] == [3, 7, 11, 15]
     assert trained(clusters=20, rounds=16)[1] == list(range(1, 16)), "16 scans are seen after the first step"

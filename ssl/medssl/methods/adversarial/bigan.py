@@ -75,14 +75,14 @@ class Discriminator(nn.Module):
     """Pairs of scans (B, C, *size) and codes (B, latent) -> logits (B,) of "a real scan with its code".
 
     Three strided convolutions without batch normalisation, which would mix the scans of a batch, and two layers on map and
-    code. All have spectral normalisation (Miyato et al., 2018, https://arxiv.org/abs/1802.05957), which the paper has not:
-    without it the discriminator wins on small data sets, and the encoder learns nothing.
+    code. All have spectral normalisation (Miyato et al., 2018, https://arxiv.org/abs/1802.05957), which the paper has not, so
+    that the discriminator does not win at once on a small data set.
     """
 
     def __init__(self, latent: int, width: int, hidden: int, channels: int, size: tuple[int, ...]):
         super().__init__()
         conv = nn.Conv2d if len(size) == 2 else nn.Conv3d
-        at, layers = size, []
+        at, layers = size, list[nn.Module]()
         for a, b in pairwise((channels, width // 4, width // 2, width)):
             layers += [spectral_norm(conv(a, b, 3, 2, 1)), nn.LeakyReLU(0.2)]
             at = tuple(-(-n // 2) for n in at)

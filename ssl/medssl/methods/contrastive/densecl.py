@@ -56,8 +56,8 @@ class DenseCL(Method):
         self.projector, self.places = (
             nn.Sequential(nn.Linear(encoder.dim, hidden), nn.ReLU(), nn.Linear(hidden, out)) for _ in range(2)
         )
-        self.teacher = make_teacher(nn.ModuleList([self.encoder, self.projector, self.places]))
-        self.queues = nn.ModuleList(Queue(queue, out) for _ in range(2))
+        self.teacher: Any = make_teacher(nn.ModuleList([self.encoder, self.projector, self.places]))
+        self.queues: Any = nn.ModuleList(Queue(queue, out) for _ in range(2))
         self.register_buffer("owner", torch.full((queue,), -1))
         self.waiting: list[Tensor] = []  # scans of the keys since the last step
 
