@@ -68,7 +68,8 @@ class DenseCL(Method):
         first, second = batch["views"]
         map_a, q, r = embed(self.encoder, self.projector, self.places, first)
         with torch.no_grad():
-            map_b, k, t = embed(*self.teacher, second)
+            encoder, projector, places = self.teacher
+            map_b, k, t = embed(encoder, projector, places, second)
             matched = t.gather(1, most_similar(map_a, map_b)[..., None].expand_as(t))
         scan = gather_rows(batch["key"].scan.to(self.owner.device))
         owner = torch.cat([scan, self.owner])
