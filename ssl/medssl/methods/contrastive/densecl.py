@@ -7,8 +7,7 @@ their places, and InfoNCE with negatives from a queue of keys of earlier steps,
 
 j(i) is the place of the other view whose encoder feature is most similar to that of place i. The negatives of places are the
 means over places of the keys of other scans. Ours: keys of the same step are negatives too, and earlier keys of the same scan
-are not, which matters where the queue is not much shorter than the training set. The training without the second term that
-their code begins with is omitted.
+are not, which matters where the queue is not much shorter than the training set.
 """
 
 from typing import Any
