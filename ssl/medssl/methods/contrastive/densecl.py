@@ -31,7 +31,6 @@ class DenseCL(Method):
     hidden, out: widths of the projectors, two layers each. temperature: of the similarities. local: weight of the places.
     momentum: of the teacher. queue: number of keys of earlier steps that are negatives, at least the scans of a step. A step
     needs memory for scans x places x queue similarities.
-
     The loss rises while the queue fills; "error" is its ratio to the loss of constant features.
     """
 
