@@ -60,7 +60,7 @@ TASKS = {
         "chest_xray_28",
         "subtype",
         (100,),
-        lambda data: {"labels": data / "cxr_guangzhou" / "manifest.csv", "modality": "DX"},
+        lambda data: {"labels": data / "cxr_guangzhou" / "manifest.csv", "intensity": "xray"},
         where="subtype != 'normal'",
     ),
     "adrenal": Task("medmnist/adrenalmnist3d.npz", "shapes_3d_28", "label", (20, 50)),
@@ -126,7 +126,8 @@ def run_task(name: str, task: Task, data: Path, work: Path, seeds: Sequence[int]
 
 def same_source(runs: Sequence[Path]) -> str:
     """Return AUROC on the validation scans at every label budget, and the differences to the patch bank, as text."""
-    kept = [next(p for p in predictions_of(run) if p.about["command"] == "probe") for run in runs]
+    tables = [[p for p in predictions_of(run) if p.about["command"] == "probe"] for run in runs]
+    kept = [max(each, key=lambda p: len(p.rows)) for each in tables]
     first = kept[0]
     if first.val is None or first.about["task"] != "classification" or len(first.about["classes"]) != 2:
         return ""
