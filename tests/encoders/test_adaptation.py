@@ -147,3 +147,19 @@ def test_a_method_with_a_teacher_trains_its_heads_and_the_chosen_part(how):
 def test_an_encoder_without_such_layers_is_refused(name, how, words):
     with pytest.raises(UserError, match=words):
         adapt(build(name), how, 4)
+
+
+def test_an_encoder_with_torchs_attention_can_still_train_its_norms():
+    """Its projections are not linear layers, so attention and lora refuse it, and norm does not."""
+
+    def made():
+        encoder = torch.nn.Module()
+        encoder.attention, encoder.norm = torch.nn.MultiheadAttention(4, 1), torch.nn.LayerNorm(4)
+        return encoder
+
+    encoder = made()
+    adapt(encoder, "norm", 2)
+    assert [name for name, p in encoder.named_parameters() if p.requires_grad] == ["norm.weight", "norm.bias"]
+    for how in ("attention", "lora"):
+        with pytest.raises(UserError, match="use adapt=norm or all"):
+            adapt(made(), how, 2)

@@ -46,8 +46,8 @@ def adapt(encoder: nn.Module, how: str, rank: int) -> None:
     """
     if how == "all":
         return
-    attention = [layer for m in encoder.modules() for layer in _projections(m)]
     name = type(encoder).__name__
+    attention = [] if how == "norm" else [layer for m in encoder.modules() for layer in _projections(m)]
     if how == "norm":
         norms = [m for m in encoder.modules() if "norm" in type(m).__name__.lower()]
         trained = [p for m in norms for p in m.parameters(recurse=False)]
