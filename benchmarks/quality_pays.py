@@ -75,6 +75,9 @@ def main() -> None:
     args.add_argument("--tasks", nargs="+", choices=TASKS, default=["pneumonia"])
     args.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103])
     args.add_argument("--threads", type=int, default=2)
+    args.add_argument(
+        "--finetune", action="store_true", help="also fine-tune every run with few labels, against scratch"
+    )
     args.add_argument("--short", action="store_true")
     given = args.parse_args()
     torch.set_num_threads(given.threads)
@@ -84,11 +87,12 @@ def main() -> None:
             if not (given.data / task.source).exists():
                 print(f"{name}: {given.data / task.source} is not there; left out")
                 continue
-            run_task(name, task, given.data, (given.work or Path(scratch)) / name, given.seeds, given.short)
+            run_task(name, task, given, (given.work or Path(scratch)) / name)
 
 
-def run_task(name: str, task: Task, data: Path, work: Path, seeds: Sequence[int], short: bool) -> None:
+def run_task(name: str, task: Task, given: argparse.Namespace, work: Path) -> None:
     """Ingest, pretrain, score and compare; print the tables."""
+    data = given.data
     work.mkdir(parents=True, exist_ok=True)
     source = data / task.source
     if task.source == "mnist":
@@ -98,9 +102,9 @@ def run_task(name: str, task: Task, data: Path, work: Path, seeds: Sequence[int]
     store = work / "store"
     if not store.exists():
         medssl.ingest(source, store, key=work / "key", **task.ingest(data))
-    recipe = medssl.recipe(task.recipe) | ({"steps": 20} if short else {})
+    recipe = medssl.recipe(task.recipe) | ({"steps": 20} if given.short else {})
     runs = []
-    for seed in seeds:
+    for seed in given.seeds:
         start, cpu = time.perf_counter(), time.process_time()
         run = medssl.pretrain(store, work / f"run{seed}", seed=seed, monitor_every=0, **recipe)
         spent = time.perf_counter() - start, time.process_time() - cpu
@@ -118,6 +122,9 @@ def run_task(name: str, task: Task, data: Path, work: Path, seeds: Sequence[int]
             **options,
         )
         medssl.knn(run, store, task.target, **options)
+        if given.finetune:
+            few: dict[str, Any] = {"label_budgets": task.labels, "draws": task.draws, "where": task.where}
+            print(medssl.finetune(run, store, task.target, baselines=["scratch", "scratch 3x", "linear probe"], **few))
         runs.append(str(run))
     for probe, baselines in (("linear", [BESIDE, *BASELINES]), ("kNN", BASELINES)):
         print(medssl.compare(runs, probe=probe, baselines=baselines), flush=True)

@@ -1,7 +1,7 @@
 """Candidates for copies of volumes that were mirrored, turned by right angles, inverted, cropped, padded or shifted.
 
 As `medssl.leakage.transformed_search` does for images: descriptors of low frequencies, whitened, under many affine transforms.
-Each transform is one of 45 sizes and shifts, in one of the 48 orientations of a cube. Turning a volume only permutes its
+Each transform is one of 41 sizes and shifts, in one of the 48 orientations of a cube. Turning a volume only permutes its
 frequencies, so that the sizes and shifts alone need a matrix.
 """
 
