@@ -7,7 +7,7 @@ whose data is missing is named and left out. Each task ingests, pretrains every 
 encoder, alone and beside the k-means patch pyramid, by linear probes with all and with few labels and by kNN. `medssl
 compare` then pairs the run with the baselines, the p values of a task's table being one family (Holm). The last table scores
 the validation scans, which come from the same source as the training scans, and which have chosen the penalty of the probes.
-With --work, finished runs are kept and an interrupted benchmark continues. --short pretrains for 20 steps, only to see that
+With --work, finished runs are kept and an interrupted benchmark continues. --short pretrains for 5 steps of 64, only to see that
 everything runs.
 """
 
@@ -102,7 +102,7 @@ def run_task(name: str, task: Task, given: argparse.Namespace, work: Path) -> No
     store = work / "store"
     if not store.exists():
         medssl.ingest(source, store, key=work / "key", **task.ingest(data))
-    recipe = medssl.recipe(task.recipe) | ({"steps": 20} if given.short else {})
+    recipe = medssl.recipe(task.recipe) | ({"steps": 5, "batch": 64} if given.short else {})
     runs = []
     for seed in given.seeds:
         start, cpu = time.perf_counter(), time.process_time()
