@@ -220,7 +220,7 @@ def test_different_settings_are_refused_and_the_difference_is_named(made, pair, 
     assert len(predictions_of(pair[0])) == 2
 
 
-SAME_PREDICTIONS = {"run", "store", "target", "baselines", "save_every"}
+SAME_PREDICTIONS = {"run", "store", "target", "baselines", "features", "save_every"}
 SCANS = {field.name for field in fields(SplitOptions)} | {
     "label_budgets",
     "draws",

@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from medssl.encoders.cnn import CNN
 from medssl.encoders.config import EncoderConfig
-from medssl.encoders.export import CLASSES, load_decoder, load_encoder, save_encoder
+from medssl.encoders.export import CLASSES, digest_of, load_decoder, load_encoder, save_encoder
 from medssl.encoders.mlp import MLP
 from medssl.encoders.monai3d import ResNet3d
 from medssl.encoders.patch_bank import PatchBank
 from medssl.encoders.patch_pyramid import PatchPyramid
+from medssl.encoders.small_resnet import SmallResNet
 from medssl.encoders.timm2d import TimmEncoder
 from medssl.encoders.unet_decoder import UNetDecoder
 from medssl.encoders.vit import ViT
@@ -28,6 +29,8 @@ MADE = [
     lambda: ViT(2, (8, 8, 8), dim=24, depth=1),
     lambda: CNN(2, (16, 16), widths=(8, 16), norm="group"),
     lambda: CNN(2, (8, 8, 8), widths=(8, 16)),
+    lambda: SmallResNet(2, (16, 16), widths=(4, 6), blocks=2),
+    lambda: SmallResNet(2, (8, 8, 8), widths=(4, 6)),
     lambda: MLP(2, (8, 8), widths=(12, 6), activation="tanh"),
     lambda: PatchBank(2, (12, 12), patch=4, centroids=7, pool=2, contrast=0.1),
     lambda: PatchPyramid(2, (12, 12), patches=(3, 5), centroids=7, pool=2, contrast=0.1),
@@ -117,11 +120,9 @@ def edit(folder, **changes):
 
 def rewrite(folder, change):
     """Other weights, with a digest that fits them."""
-    from medssl.encoders.export import _digest
-
     file = folder / "encoder.safetensors"
     save_file(change(load_file(file)), file)
-    edit(folder, weights=_digest(file))
+    edit(folder, weights=digest_of(file))
 
 
 @pytest.mark.parametrize(
@@ -154,12 +155,10 @@ def test_a_pair_that_is_not_right_is_a_user_error(harm, says, tmp_path):
 
 
 def test_a_pickle_is_refused_even_with_the_right_digest(tmp_path):
-    from medssl.encoders.export import _digest
-
     save_encoder(tmp_path, MLP(1, (4, 4), widths=(3,)), EncoderConfig())
     file = tmp_path / "encoder.safetensors"
     torch.save({"layers.0.1.weight": torch.zeros(3, 16), "layers.0.1.bias": torch.zeros(3)}, file)
-    edit(tmp_path, weights=_digest(file))
+    edit(tmp_path, weights=digest_of(file))
     with pytest.raises(UserError, match="not a safetensors file"):
         load_encoder(tmp_path)
 

@@ -142,7 +142,7 @@ def test_the_decoder_fills_hidden_places_of_every_stage_with_its_own_vector():
     for side in method.decoder.sides:
         side.register_forward_hook(lambda m, given, out: filled.append(given[0]))
     method.decoder(stages, visible)
-    for m, stage, hole in zip(reversed(filled), stages, method.decoder.holes, strict=True):
+    for m, stage, hole in zip(filled, stages, method.decoder.holes, strict=True):
         shown = at_size(visible, m.shape[2:]).expand_as(m)
         assert torch.equal(m[shown], stage[shown])
         assert torch.equal(m[~shown], hole.view(1, -1, 1, 1).expand_as(m)[~shown])

@@ -91,7 +91,7 @@ def _columns(rows: Iterable[tuple[str, str]], width: int = 0) -> list[str]:
     for name, note in rows:
         indent = " " * (width + 4)
         if len(name) > width:
-            lines.append(f"  {name}")
+            lines += textwrap.wrap(name, WIDTH, initial_indent="  ", subsequent_indent="    ")
             first = indent
         else:
             first = f"  {name:<{width}}  "
