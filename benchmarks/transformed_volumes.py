@@ -123,6 +123,9 @@ class Volumes:
         for way, change in WAYS.items():
             copies = [VolumeGrid.from_volume(np.ascontiguousarray(change(self.seen[i][0], rng))) for i in source]
             kept = [k for k, g in enumerate(copies) if g is not None]
+            if not kept:
+                print(f"{way:48s}none of the copies is described")
+                continue
             pairs = agreeing_volumes([copies[k] for k in kept], [g for _, g in self.seen], self.transforms, 0.5)
             print(f"{way:48s}{outcome(pairs, classify_volumes(pairs), len(source), source[kept])}", flush=True)
 
