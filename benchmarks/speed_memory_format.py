@@ -1,4 +1,4 @@
-"""Seconds of a forward and backward pass by memory order of the convolutions and by precision, in 2D and 3D.
+"""Processor time of a forward and backward pass by memory order of the convolutions and by precision, in 2D and 3D.
 
     python benchmarks/speed_memory_format.py --threads 1
 

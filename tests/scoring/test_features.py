@@ -89,3 +89,9 @@ def test_unknown_features_are_refused_in_one_line(made):
     store, run, _ = made
     with pytest.raises(UserError, match=r"'pooled\+pyramids'.*'pyramids'.*pyramid"):
         medssl.probe(run, store, "lesion", features=["pooled+pyramids"], baselines=[])
+
+
+def test_features_without_the_linear_probe_are_refused_not_ignored(made):
+    store, run, _ = made
+    with pytest.raises(UserError, match="features= adds rows of the linear probe"):
+        medssl.probe(run, store, "lesion", probes=["attentive"], features=["stages"], baselines=[])

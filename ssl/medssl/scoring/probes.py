@@ -99,12 +99,13 @@ def linear(
 ) -> dict[str, list[Probe]]:
     """Return linear probes with predictions for `tests`, budget -> draw; validation patients choose the penalty."""
     train, val, target = splits.train, splits.val, splits.target
-    x = source(train.store, train.rows)
+    blocks = source.blocks(train.store, train.rows) if isinstance(source, SideBySide) else []
+    x = np.concatenate(blocks, axis=1) if blocks else source(train.store, train.rows)
     validation = (source(val.store, val.rows), val.y) if len(val) else None
     xs = [source(t.store, t.rows) for t in tests]
     options: dict[str, Any] = {"patient": train.patient, "seed": seed, "device": device}
-    if isinstance(source, SideBySide):
-        options["blocks"] = [part.shape[1] for part in source.blocks(train.store, train.rows)]
+    if blocks:
+        options["blocks"] = [part.shape[1] for part in blocks]
     options["val_patient"] = val.patient if len(val) else None
 
     def fitted(drawn: list[np.ndarray] | None) -> list[Probe]:

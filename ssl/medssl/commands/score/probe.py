@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from medssl.commands.options import accepts
+from medssl.errors import UserError
 from medssl.results import Result
 from medssl.runs.predictions import RUN, PredictedRow
 from medssl.scoring import probes as probing
@@ -62,6 +63,8 @@ def probe(
     """
     names, seed = select_baselines(baselines), options.seed
     chosen = select_readers(probes)
+    if features and "linear" not in chosen:
+        raise UserError("features= adds rows of the linear probe; add linear to probes, or leave features out")
     sources, splits = FeatureSources.load(run, store, target, options)
     subsets = probing.draw_subsets(splits, label_budgets, draws, seed, balanced)
     labelled = probing.describe_draws(splits, subsets, seed)
