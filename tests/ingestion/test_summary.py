@@ -98,3 +98,23 @@ def test_single_slices_are_counted(tmp_path, modality, kind, count, metadata, he
         store = Store.open(writer.finish().path, quarantined=True)
     assert single_slices(store).startswith(f"{count} images of CT, MR or PET are single slices") == told
     assert told or single_slices(store) == ""
+
+
+@pytest.mark.parametrize(
+    ("studies", "told"),
+    [
+        ([f"study{i}" for i in range(9)], True),
+        (["study"] * 9, False),
+        (["study0", *(f"study{i}" for i in range(8))], False),  # two slices of one study: studies are real
+        ([""] * 9, False),
+    ],
+)
+def test_a_study_for_each_slice_of_a_patient_is_named(tmp_path, studies, told):
+    with StoreWriter(tmp_path / "s", Pseudonyms(bytes(32)), "auto") as writer:
+        for i, study in enumerate(studies):
+            array = np.random.default_rng(i).integers(0, 4000, SHAPES["grey"]).astype(np.int16)
+            writer.add(Scan(array, f"s{i}", "p", modality="CT", metadata={"sop_class": "1"}, study=study), f"{i}")
+        store = Store.open(writer.finish().path, quarantined=True)
+    words = "9 of them have a Study Instance UID of their own beside others of the same patient"
+    assert (words in single_slices(store)) == told
+    assert single_slices(store).startswith("9 images of CT, MR or PET are single slices")

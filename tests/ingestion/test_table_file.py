@@ -221,3 +221,14 @@ def test_utf16_without_a_mark_is_named(tmp_path, encoding):
     table.write_bytes("file,label\na.png,sick\n".encode(encoding))
     with pytest.raises(UserError, match="has zero bytes: it is UTF-16 without a byte order mark"):
         read_table(table)
+
+
+def test_rows_with_fewer_cells_than_the_header_are_counted_aloud(tmp_path):
+    """Their last cells are empty, which changes no other cell. Columns without a name may be missing."""
+    table = tmp_path / "t.csv"
+    table.write_text("file,patient,label,\na.png,P1,sick\nb.png,P2\nc.png,P3,well,\nd.png\n")
+    found = read_table(table)
+    assert found.cells[3] == ["b.png", "P2", "", ""]
+    assert found.cells[4] == ["c.png", "P3", "well", ""]
+    (note,) = found.notes
+    assert note.startswith("2 rows have fewer cells than the header, the first of them in line 3: ")

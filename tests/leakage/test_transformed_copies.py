@@ -100,7 +100,20 @@ def test_the_result_does_not_depend_on_the_order_of_scans(xrays):
     backwards = of("training", xrays[:40][::-1])
     found = [find_transformed((part,), b, ImageComparer([part, b])) for part in (a, backwards)]
     assert found[0] == found[1]
-    assert len(found[0]) == 10
+    assert len(found[0].copies) == 10
+    assert not found[0].not_compared
+
+
+def test_scans_that_are_not_compared_are_counted(xrays, tmp_path):
+    """Three shapes without texture and a thumbnail of 20 pixels."""
+    y, x = np.indices((64, 64))
+    shapes = [(x + y > 60 + 2 * k).astype(np.float32) for k in range(5)]
+    train = of("training", [*shapes[:2], *xrays[:4]])
+    test = of("test", [*shapes[2:], shrunk(xrays[9], 20), *xrays[10:14]])
+    cache = tmp_path / "cache" / "alike.npz"
+    for _ in range(2):  # computed, then read from the cache
+        words = "\n".join(check_leaks(empty("pretraining"), train, empty("validation"), test, cache).warnings())
+        assert "4 of 8 test scans and 2 of 6 training scans have too little texture" in words
 
 
 def test_the_border_is_cut_off_and_regions_without_structure_are_marked():

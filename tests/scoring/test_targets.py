@@ -302,6 +302,25 @@ def test_both_spellings_are_named_when_they_meet():
     assert value_notes(target, ours, home.rows(), home, home.rows()) == ["y: '1' and '1.0' count as one value"]
 
 
+def test_yes_and_1_are_named_when_they_meet():
+    """In two stores, or in one. They are different classes, unless both are positive; findings and events know both."""
+    home, away = hospital("home", y=["0", "1", "1"]), hospital("away", y=["no", "yes", "YES"])
+    said = "y: '1', 'yes' are different values; if not, add positive=[1, yes]"
+
+    def notes(ours, theirs, columns="y", **options):
+        target, train, _ = both(ours, theirs, columns, **options)
+        return value_notes(target, train, ours.rows(), theirs, theirs.rows())
+
+    assert said in notes(home, away)
+    assert said in notes(home, away, positive=["1"])
+    assert "are different values" not in " ".join(notes(home, away, positive=["1", "yes"]))
+    mixed = hospital("home", y=["0", "1", "no", "yes"])
+    assert any("'1', 'yes' are different values" in line for line in notes(mixed, mixed))
+    several = hospital("home", y=["0", "1", "1"], z=["no", "yes", "no"]), hospital("away", y=["no"], z=["1"])
+    assert notes(*several, ["y", "z"]) == []
+    assert "are different values" not in " ".join(notes(home, hospital("away", y=["0.0", "true"])))
+
+
 def test_a_positive_value_that_a_finding_never_has_is_refused():
     home = hospital("home", a=["1", "0"], b=["yes", "no"])
     with pytest.raises(UserError, match="no training scan has b=1; it has 'no', 'yes'"):

@@ -1,8 +1,10 @@
 """Resampling to a common grid: pixels, proportions, padding and the cache."""
 
+import errno
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import tempfile
 from pathlib import Path
@@ -236,3 +238,38 @@ def test_a_read_only_store_uses_a_private_folder(tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().err.count("is read-only") == 1
         (private,) = (base / "tmp").iterdir()
         assert private.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_private_folder_keeps_nothing_of_a_store_that_has_changed_or_is_gone(tmp_path, monkeypatch):
+    """Withdrawn scans are in no cache after the ingest that withdrew them, or after the next use of any read-only store."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "read-only")
+
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    arrays = [noise((1, 20, 20), seed=i) for i in range(3)]
+
+    def cached(name):
+        resample_scans(Store.open(tmp_path / name), 12)
+        return sorted((tmp_path / "tmp").glob("*/*/*.npy"))
+
+    make(tmp_path / "a", arrays)
+    make(tmp_path / "b", arrays[:2])
+    (kept,) = cached("a")
+    assert kept.parent.parent.stat().st_mode & 0o777 == 0o700
+    assert cached("a") == [kept]
+    assert len(cached("b")) == 2
+    make(tmp_path / "a", arrays[1:], overwrite=True)
+    assert sorted((tmp_path / "tmp").glob("*/*/*.npy")) == cached("b")  # without a first use of the new store
+    assert len(cached("a")) == 2
+    shutil.rmtree(tmp_path / "b")
+    (now,) = cached("a")
+    assert now != kept
+    by_another_user = tmp_path / "a" / "store.json"
+    by_another_user.write_text(by_another_user.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    (kept.parent.parent / "resampled-of-an-earlier-version.npy").write_bytes(b"pixels")
+    (last,) = cached("a")
+    assert last != now
+    assert list(kept.parent.parent.iterdir()) == [last.parent]

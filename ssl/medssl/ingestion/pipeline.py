@@ -20,7 +20,7 @@ from medssl.readers.scan import Slice, Unreadable
 from medssl.readers.walk import File, open_file, walk
 from medssl.store.manifest_columns import Row
 
-VERSION = "4"  # raise it when a change alters what is read from a file: everything is then read again
+VERSION = "5"  # raise it when a change alters what is read from a file: everything is then read again
 SAVE_SECONDS = 2.0  # seconds between saves; a crash loses the work since the last one
 MAX_DEATHS = 3  # deaths of workers on the volumes of one group, after which no slice of the volume is tried again
 TRANSIENT = ("CANNOT_OPEN", "TOO_SLOW", "TOO_BIG_TO_READ")  # reject codes that may not recur the next time

@@ -16,6 +16,7 @@ from medssl.files import disk_errors, follow_links, is_empty_folder
 from medssl.ingestion.ledger import Address, Ledger
 from medssl.ingestion.manifest_table import Manifest
 from medssl.progress import say
+from medssl.store.cache import forget_outdated
 from medssl.store.manifest_columns import Row
 from medssl.store.store import Store
 
@@ -179,6 +180,7 @@ class StagedStore:
                 write_synced(self.folder / "manifest.parquet", buffer.getvalue())
             write_synced(self.folder / "store.json", (json.dumps(info, indent=1) + "\n").encode())
             _move(self.folder, self.out, keep_cache=self._published_fingerprint() == info["fingerprint"])
+            forget_outdated()
             (self.out / "lock").unlink()
             assert self.lock is not None
             self.lock.close()

@@ -1,5 +1,6 @@
 """The summary of an ingest for the terminal."""
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +76,24 @@ def single_slices(store: Store) -> str:
     """Return a warning if DICOM images of CT, MR or PET are single slices, as localizers are, but also fallen stacks."""
     if "fact:sop_class" not in store.table.column_names:
         return ""
-    columns = (store.column(name) for name in ("modality", "shape", "fact:sop_class", "held"))
-    n = sum(
-        modality in STACKED - {""} and len(shape) == 3 and sop is not None and held != "localizer"
-        for modality, shape, sop, held in zip(*columns, strict=True)
-    )
+    columns = (store.column(name) for name in ("modality", "shape", "fact:sop_class", "held", "patient", "study"))
+    studies: defaultdict[str, list[str]] = defaultdict(list)
+    for modality, shape, sop, held, patient, study in zip(*columns, strict=True):
+        if modality in STACKED - {""} and len(shape) == 3 and sop is not None and held != "localizer":
+            studies[patient].append(study)
+    n = sum(map(len, studies.values()))
     if n < MIN_SLICES:
         return ""
+    # a study of its own for each of many slices of one patient
+    apart = sum(len(s) for s in studies.values() if len(s) >= MIN_SLICES and "" not in s and len(set(s)) == len(s))
+    told = (
+        f"; {apart} of them have a Study Instance UID of their own beside others of the same patient: if they are one stack, "
+        "write one UID into all files of it"
+    )
     return (
-        f"{n} images of CT, MR or PET are single slices: at fewer than {MIN_SLICES} positions of a series, or without a "
-        "position in the header; if they should be volumes, export them again with Image Position and Orientation (Patient)"
+        f"{n} images of CT, MR or PET are single slices: at fewer than {MIN_SLICES} positions of a series and study, or without "
+        "a position in the header; if they should be volumes, export them again with Image Position and Orientation (Patient)"
+        f"{told if apart else ''}"
     )
 
 

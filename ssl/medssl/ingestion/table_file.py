@@ -78,6 +78,12 @@ def read_table(path: Path) -> TableFile:
         )
     cells = {number: (line + [""] * len(header))[: len(header)] for number, line in lines.items()}
     notes = [] if encoding == "UTF-8" else [f"the table was read as {encoding}"]
+    named = max((i for i, name in enumerate(header, 1) if name), default=0)
+    if short := [number for number, line in lines.items() if len(line) < named]:
+        notes.append(
+            f"{len(short)} rows have fewer cells than the header, the first of them in line {short[0]}: the cells missing at "
+            "their end count as empty"
+        )
     return TableFile(path, header, cells, separator, notes)
 
 

@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medssl.errors import UserError
+from medssl.leakage.equalised_grid import MIN_PIXELS
 from medssl.leakage.image_sets import TINY, ImageComparer, ScanSet
 from medssl.leakage.near_duplicates import find_duplicates
-from medssl.leakage.transformed_duplicates import find_transformed
+from medssl.leakage.transformed_duplicates import Transformed, find_transformed
 from medssl.store.intensity_windows import to_unit_range
 from medssl.store.store import Store
 
@@ -126,7 +127,7 @@ def check_leaks(
     pairs = []
     compared = [(pretrained, test), (train, test), (val, test), (train, val), (train, train), (val, val), (test, test)]
     for a, b in compared:
-        found = find_duplicates(a, b, images, {} if a is b else transformed[b.name])
+        found = find_duplicates(a, b, images, {} if a is b else transformed[b.name].copies)
         shared = None if a.key != b.key else 0 if a is b else len(_named(a) & _named(b))
         examples = tuple(
             (kind, str(a.scan[i]), str(b.scan[j]))
@@ -137,7 +138,7 @@ def check_leaks(
         pairs.append(SetOverlap(a.name, b.name, len(b), len(set(b.patient)), shared, *counts, examples))
     images.save()
     repeats = tuple((str(test.scan[i]), str(test.scan[j])) for j, i in [*found.exact.items(), *found.near.items()])
-    return LeakReport(tuple(pairs), tuple(_unchecked(pretrained, train, test, images)), repeats)
+    return LeakReport(tuple(pairs), tuple(_unchecked(pretrained, train, test, images, transformed["test"])), repeats)
 
 
 def _named(part: ScanSet) -> set[str]:
@@ -145,7 +146,9 @@ def _named(part: ScanSet) -> set[str]:
     return set(part.patient[part.patient_known].tolist())
 
 
-def _unchecked(pretrained: ScanSet, train: ScanSet, test: ScanSet, images: ImageComparer) -> list[str]:
+def _unchecked(
+    pretrained: ScanSet, train: ScanSet, test: ScanSet, images: ImageComparer, transformed: Transformed
+) -> list[str]:
     lines = []
     others = [part.name for part in (pretrained, train) if part.key != test.key]
     if others:
@@ -162,6 +165,14 @@ def _unchecked(pretrained: ScanSet, train: ScanSet, test: ScanSet, images: Image
             f"the pixels of {unread} of {len(pretrained)} pretraining scans cannot be read: copies of them are found by hash "
             "only, and those shifted, turned by few degrees, cropped, covered or locally equalised are mostly missed; of volumes "
             "only the middle slice is compared"
+        )
+    plain = [
+        (part, int(np.isin(part.hash, list(transformed.not_compared)).sum())) for part in (test, pretrained, train)
+    ]
+    if counts := [f"{n} of {len(part)} {part.name} scans" for part, n in plain if n]:
+        lines.append(
+            f"{' and '.join(counts)} have too little texture (binary masks, for example), or less than {MIN_PIXELS} pixels "
+            "inside their border: copies of them are found if they are equal or nearly so, and mostly missed if transformed"
         )
     if tiny := int(((test.side > 0) & (test.side <= TINY)).sum()):
         lines.append(

@@ -51,7 +51,7 @@ def find_duplicates(
     Args:
         a, b: the sets.
         images: compares them.
-        transformed: from `transformed_duplicates.find_transformed`: the copies that were transformed.
+        transformed: the copies that were transformed, see `transformed_duplicates.Transformed`.
     """
     inside = a is b
     exact = _exact(a, b, inside)

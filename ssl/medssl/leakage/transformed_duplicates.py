@@ -7,7 +7,7 @@ import hashlib
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache as cached
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from medssl.leakage.volume_grid import VolumeGrid
 from medssl.leakage.volume_search import VolumeTransforms
 from medssl.readers.phash import BLANK
 
-VERSION = 3  # of everything that decides about a pair; cached results of other versions are ignored
+VERSION = 4  # of everything that decides about a pair; cached results of other versions are ignored
 # Least correlation of a copy if both images resolve 64 x 64 pixels, and if one does not; and largest share of what is left to a
 # perfect correlation, relative to the runner-up: images of one organ are alike, and simple images more so.
 NEAR_SHARP, NEAR_SMALL, NEAR_SHARE = 0.80, 0.88, 0.40
@@ -40,17 +40,30 @@ LOOKED_FOR = (
     "up to 10 % cut off, added or shifted, cut to their central square, with another contrast or a quarter covered; copies of "
     "volumes as a whole, mirrored, turned by right angles, inverted, cropped, padded, shifted, thinned out, with another spacing "
     "or contrast, or a slice of them as an image; not looked for: smaller parts, montages, warped or generated images, parts of "
-    "a volume, neighbouring slices, slices along other directions than its axes, images of less than 24 pixels"
+    "a volume, neighbouring slices, slices along other directions than its axes, images of less than 24 pixels, shapes without "
+    "texture (most binary masks); not found in our tests: images equalised locally without limit, whose originals have 28 pixels"
 )
 
 Limit = float | NDArray[np.float64]
-Found = Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """The transformed copies found in a set, by content hash.
+
+    Attributes:
+        copies: query -> image of an earlier set that it is a copy of -> "near" or "maybe".
+        not_compared: the images of either side that are too small or have too little structure for that.
+    """
+
+    copies: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    not_compared: frozenset[str] = frozenset()
 
 
 def find_transformed(
     seen: Sequence[ScanSet], test: ScanSet, images: ImageComparer, folder: Path | None = None
-) -> Found:
-    """Return content hash of a test image -> content hash of each image in `seen` that it is a copy of -> "near" or "maybe".
+) -> Transformed:
+    """Return which images of `test` are transformed copies of images in `seen`.
 
     Args:
         seen: the earlier sets.
@@ -61,17 +74,18 @@ def find_transformed(
     before = sorted({h for part in seen for h in _hashes(part) if images.is_readable(h)})
     queries = sorted({h for h in _hashes(test) if images.is_readable(h)} - set(before))
     if not before or not queries:
-        return {}
+        return Transformed()
     names = hashlib.blake2b(f"{VERSION} {before} {queries}".encode(), digest_size=8).hexdigest()
     file = None if folder is None else folder / f"transformed_{names}.npz"
     found = _read(file)
     if found is None:
         found = _search(before, queries, images)
         _write(file, found)
+    pairs, not_compared = found
     result: dict[str, dict[str, str]] = {}
-    for query, image, kind in sorted(found):  # "near" counts more than "maybe", and comes after it
+    for query, image, kind in sorted(pairs):  # "near" counts more than "maybe", and comes after it
         result.setdefault(query, {})[image] = kind
-    return result
+    return Transformed(result, not_compared)
 
 
 def _hashes(part: ScanSet) -> Iterable[str]:
@@ -83,11 +97,13 @@ class _Described:
     """The grids of a set, by content hash.
 
     Attributes:
+        names: all of it.
         volumes: all volumes.
         solid: the volumes that are compared as a whole.
         flat: images, and of the other volumes the middle slice.
     """
 
+    names: list[str]
     volumes: list[str]
     solid: dict[str, VolumeGrid]
     flat: dict[str, EqualisedGrid]
@@ -96,7 +112,12 @@ class _Described:
     def of(cls, names: list[str], images: ImageComparer) -> "_Described":
         solid = {h: g for h in names if (g := images.volume_grid(h)) is not None}
         flat = {h: x for h in names if h not in solid and (x := images.grid(h)) is not None}
-        return cls([h for h in names if images.is_volume(h)], solid, flat)
+        return cls(names, [h for h in names if images.is_volume(h)], solid, flat)
+
+    @property
+    def left_out(self) -> set[str]:
+        """Images and volumes without a grid."""
+        return set(self.names) - set(self.solid) - set(self.flat)
 
     def images(self) -> dict[str, list[EqualisedGrid]]:
         """Return one grid of each image."""
@@ -108,8 +129,10 @@ class _Described:
         return {h: images.slices(h) for h in self.volumes}
 
 
-def _search(before: list[str], queries: list[str], images: ImageComparer) -> set[tuple[str, str, str]]:
-    """Return (query, image, kind) of all pairs.
+def _search(
+    before: list[str], queries: list[str], images: ImageComparer
+) -> tuple[set[tuple[str, str, str]], frozenset[str]]:
+    """Return (query, image, kind) of all pairs, and what is not compared.
 
     Volumes are compared as a whole. Images, and the middle slices of volumes too thin for that, are compared with images and
     with all slices of volumes.
@@ -123,7 +146,7 @@ def _search(before: list[str], queries: list[str], images: ImageComparer) -> set
     if old.solid and new.solid:
         pairs = agreeing_volumes(list(new.solid.values()), list(old.solid.values()), _volume_transforms(), MAYBE_VOLUME)
         found |= _named(pairs, classify_volumes(pairs), new.solid, old.solid)
-    return found
+    return found, frozenset(old.left_out | new.left_out)
 
 
 def _image_pairs(
@@ -176,16 +199,17 @@ def _kinds(pairs: AgreeingPairs, near: Limit, maybe: Limit, certain: NDArray[np.
     return np.select([kind & evident for kind in kinds], ["near", "maybe"], "").tolist()
 
 
-def _read(file: Path | None) -> set[tuple[str, str, str]] | None:
-    """Return kept results; None if the file is absent or damaged."""
+def _read(file: Path | None) -> tuple[set[tuple[str, str, str]], frozenset[str]] | None:
+    """Return kept results of `_search`; None if the file is absent or damaged."""
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         if file is not None:
             with np.load(file, allow_pickle=False) as f:
-                return {(a, b, kind) for a, b, kind in f["found"].tolist()}
+                return {(a, b, kind) for a, b, kind in f["found"].tolist()}, frozenset(f["not_compared"].tolist())
     return None
 
 
-def _write(file: Path | None, found: set[tuple[str, str, str]]) -> None:
+def _write(file: Path | None, found: tuple[set[tuple[str, str, str]], frozenset[str]]) -> None:
+    pairs, not_compared = (np.array(sorted(x), str) for x in found)
     if file is not None:
         with suppress(UserError, OSError), atomic(file) as part, part.open("wb") as f:
-            np.savez_compressed(f, found=np.array(sorted(found), str).reshape(-1, 3))
+            np.savez_compressed(f, found=pairs.reshape(-1, 3), not_compared=not_compared)

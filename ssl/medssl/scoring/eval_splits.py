@@ -153,9 +153,10 @@ def load_splits(
     train, val = (Subset.of(resolved, home, home.rows(split)) for split in ("train", "val"))
     test = Subset.of(resolved, away, test_rows)
     splits = EvalSplits.checked(run, encoder, resolved, (train, val, test), name, options.allow_overlap)
+    notes = value_notes(resolved, train, home.rows("train"), away, test_rows)
     if not len(test):
-        raise UserError(f"no test scan of {away.path} has the label {str(resolved)!r}")
-    splits.flags += value_notes(resolved, train, home.rows("train"), away, test_rows)
+        raise UserError("; ".join([f"no test scan of {away.path} has a known label {str(resolved)!r}", *notes]))
+    splits.flags += notes
     splits.flags += resolved.kind.check_splits(train.y, test.y, str(resolved), resolved.names)
     splits.flags += describe_site_confounding(resolved, train, test, options.seed)
     return splits

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from medssl.errors import UserError, nearest
 from medssl.evals.task_types.base import TaskType
-from medssl.evals.task_types.columns import MOST_CLASSES, NO, known, unit_of
+from medssl.evals.task_types.columns import MOST_CLASSES, NO, YES, known, unit_of
 from medssl.evals.task_types.task_types import task_type
 from medssl.files import digest
 from medssl.store.label_values import (
@@ -247,6 +247,11 @@ def value_notes(target: Target, train: Subset, rows: np.ndarray, test: Store, te
         if spelled := several_spellings({*ours, *theirs}):
             pairs = "; ".join(" and ".join(map(repr, each)) for each in spelled[:3])
             lines.append(f"{column}: {pairs} count as one value{' each' if len(spelled) > 1 else ''}")
+        yes = {canonical_value(w): w for w in sorted({*ours, *theirs}) if canonical_value(w) in YES}
+        told = yes.keys() <= set(map(canonical_value, target.positive)) if target.positive else not target.has_classes
+        if len(yes) > 1 and not told:
+            meant = sorted(yes.values())
+            lines.append(f"{column}: {quoted(meant)} are different values; if not, add positive=[{', '.join(meant)}]")
         seen = set(map(canonical_value, ours))
         new = {w for w in theirs if canonical_value(w) not in seen}
         if new and (target.positive or len(target.columns) == 1):

@@ -49,6 +49,23 @@ def test_a_slope_without_an_intercept_gives_no_hounsfield_units():
     assert "rescale_type" not in ct("2", None, "HU").metadata
 
 
+@pytest.mark.parametrize(
+    ("words", "kind", "fact"),
+    [
+        (["DERIVED", "PRIMARY", "AXIAL", "CBF"], None, "other"),
+        (["DERIVED", "SECONDARY", "PERF_MTT"], None, "other"),
+        (["DERIVED", "PRIMARY", "AXIAL", "CBF"], "HU", None),
+        (["DERIVED", "PRIMARY", "AXIAL", "PERFUSION"], None, None),  # the contrast passing by, in HU
+        (["ORIGINAL", "PRIMARY", "AXIAL", "TTP"], None, None),
+        (["DERIVED", "PRIMARY", "AXIAL", "CBFX"], None, None),
+    ],
+)
+def test_derived_perfusion_maps_without_a_rescale_type_are_not_in_hounsfield_units(words, kind, fact):
+    scan = ct(".1", "0", kind, ImageType=words)
+    assert scan.metadata.get("rescale_type") == fact
+    assert (window(scan, "auto") == CT_RANGE) == (fact is None)
+
+
 @pytest.mark.parametrize(("kind", "fact"), [("HU", None), (None, None), ("MGML", "MGML")])
 def test_a_modality_lut_names_its_own_units(kind, fact):
     lut = Dataset()

@@ -96,6 +96,9 @@ LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 203)
 # Rescale Types (PS3.3 C.11.1.1.2) other than Hounsfield units; US is unspecified.
 HU = "HU"
 OTHER_UNITS = frozenset("OD US MGML Z_EFF ED EDW PCT".split())  # noqa: SIM905
+# Blood flow, blood volume and times of passage, as makers name them in Image Type
+PERFUSION = frozenset("CBF CBV RCBF RCBV PBV MTT RMTT TTP TTD TTS TMAX".split())  # noqa: SIM905
+SPLIT = re.compile(r"[^A-Z0-9]+")
 # Convolution kernels: GE words; codes of Siemens (B30f, Br40d, I31f), Philips (YC) and Canon (FC08).
 KERNELS = frozenset("STANDARD STND STD STD+ SOFT DETAIL EDGE BONE BONEPLUS LUNG CHST ULTRA".split())  # noqa: SIM905
 KERNEL = re.compile(r"[A-Z][a-z]?[0-9]{2}[a-z]?|FC[0-9]{2}|[A-Z]{1,2}")
@@ -141,8 +144,8 @@ def is_lossy(header: Header) -> bool:
 def rescale_type(header: Header) -> str:
     """Return the units of a CT image: "HU", a word of `OTHER_UNITS`, or "other".
 
-    Rescale Type is required if the units are not Hounsfield units (PS3.3 C.8.2.1). A slope without an intercept gives no
-    Hounsfield units, because these start at -1024.
+    Rescale Type is required if the units are not Hounsfield units (PS3.3 C.8.2.1), and is missing in some derived perfusion
+    maps. A slope without an intercept gives no Hounsfield units, because these start at -1024.
     """
     try:
         tables = [item for item in header.items("ModalityLUTSequence") if item.raw("LUTData")]
@@ -150,6 +153,10 @@ def rescale_type(header: Header) -> str:
         tables = []
     word = tables[0].word("ModalityLUTType") if tables else header.word("RescaleType")
     if not word:
+        if "DERIVED" in image_type(header)[:1] and PERFUSION & {
+            w for v in image_type(header)[2:] for w in SPLIT.split(v)
+        }:
+            return "other"
         lone = numbers(header, "RescaleSlope") and not numbers(header, "RescaleIntercept")
         return "US" if lone and not tables else HU
     if word in {HU, "HU_MOD"} or word.startswith("HOUNSFIELD"):
