@@ -10,7 +10,7 @@ stack of 5 slices: it is compared as an image, with every slice of the other vol
 
 import argparse
 import dataclasses
-import resource
+import re
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -41,9 +41,11 @@ def write(folder: Path, volumes: int, thin: int) -> None:
         nibabel.save(image, folder / f"p{i:04}.nii")
 
 
-def megabytes() -> float:
-    """Return the largest memory of this process until now."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def megabytes(name: str) -> float:
+    """Return the memory of this process now (VmRSS) or at most until now (VmHWM). Linux only."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
 
 
 def check(path: Path, volumes: int) -> str:
@@ -56,12 +58,12 @@ def check(path: Path, volumes: int) -> str:
         scan_set_from_store(name, store, part)
         for name, part in zip(("training", "validation", "test"), np.split(rows, ends), strict=True)
     )
-    before, began = megabytes(), (time.perf_counter(), time.process_time())
+    before, began = megabytes("VmRSS"), (time.perf_counter(), time.process_time())
     report = check_leaks(dataclasses.replace(train, name="pretraining"), train, val, test)
     wall, work = time.perf_counter() - began[0], time.process_time() - began[1]
     return (
         f"{volumes} volumes ({len(test)} of them the test): {wall:.1f} s, {work:.1f} s of processors, {work / volumes:.2f} s a "
-        f"volume; at most {megabytes() - before:.0f} MB above {before:.0f} MB before; "
+        f"volume; at most {megabytes('VmHWM') - before:.0f} MB above {before:.0f} MB before; "
         f"{'refused' if report.refusal else 'clean'}"
     )
 
