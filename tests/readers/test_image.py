@@ -204,6 +204,40 @@ def test_pages_of_a_tiff():
     assert len({scan.scan for scan, _ in found}) == 3
 
 
+def stack(pages, description):
+    """Return a TIFF file of these pages with ImageJ's description on the first."""
+    first, *others = (Image.fromarray(x) for x in pages)
+    return saved(first, "TIFF", save_all=True, append_images=others, description=description)
+
+
+def test_slices_of_an_imagej_stack_are_one_volume():
+    pages = [GREY + k for k in range(4)]
+    volume = only(stack(pages, "ImageJ=1.54f\nimages=4\nslices=4\nunit=micron\nloop=false\n"), "a/x.tif")
+    np.testing.assert_array_equal(volume.array, np.stack(pages)[None])
+    assert volume.scan == PSEUDONYMS.of("scan", "file|a/x.tif")
+    colour = only(stack([X, X[::-1]], "ImageJ=1.54f\nimages=2\nslices=2\n"))
+    np.testing.assert_array_equal(colour.array, np.stack([X, X[::-1]]).transpose(3, 0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    "words", ["a stack of slices=4", "ImageJ=1\nimages=4\nframes=4\n", "ImageJ=1\nimages=4\nchannels=2\nslices=2\n"]
+)
+def test_other_pages_are_images(words):
+    assert [part for _, part in run(stack([GREY] * 4, words))] == [f"x#page/{k}" for k in range(4)]
+
+
+def test_an_imagej_stack_that_cannot_be_read_whole_is_refused():
+    [(why, part)] = run(stack([GREY, GREY[:3]], "ImageJ=1\nimages=2\nslices=2\n"))
+    assert (why.code, str(why), part) == ("UNSUPPORTED_PIXELS", "the slices of the stack differ in size or type", "x")
+    [(why, part)] = run(stack([GREY, np.full((5, 8), np.nan, np.float32)], "ImageJ=1\nimages=2\nslices=2\n"))
+    assert (why.code, part) == ("NON_FINITE", "x")
+    with pytest.raises(
+        Unreadable, match="an ImageJ stack of 900 images, of which the file lists 1; save it as NIfTI"
+    ) as e:
+        run(saved(GREY, "TIFF", description="ImageJ=1\nimages=900\nslices=900\n"))
+    assert e.value.code == "UNSUPPORTED_PIXELS"
+
+
 def test_a_bad_page_does_not_affect_the_others():
     good, bad = Image.fromarray(GREY), Image.fromarray(np.full((5, 8), np.nan, np.float32))
     first, second, third = run(saved(good, "TIFF", save_all=True, append_images=[bad, good]))

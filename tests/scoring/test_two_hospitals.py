@@ -61,3 +61,7 @@ def test_without_unknown_the_third_class_is_named(stores):
     assert "6 test values of sick are in no training scan and are not scored: '-1'" in str(found)
     with pytest.raises(UserError, match="no training scan has sick=-1"):
         medssl.knn(run, home, "sick", test_store=away, positive=["-1"], baselines=[])
+    with pytest.raises(
+        UserError, match=r"no test scan of .* has a known label 'sick'; 6 test values of sick are in no training"
+    ):
+        medssl.knn(run, home, "sick", test_store=away, test_where="sick == -1", baselines=[], k=3)

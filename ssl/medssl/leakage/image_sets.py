@@ -15,6 +15,7 @@ from medssl.errors import UserError
 from medssl.files import atomic
 from medssl.leakage import small_images
 from medssl.leakage.equalised_grid import EqualisedGrid
+from medssl.leakage.plain_shapes import shape_digest
 from medssl.leakage.similarity import is_near_duplicate
 from medssl.leakage.volume_grid import VolumeGrid, slice_grids
 
@@ -112,6 +113,11 @@ class ImageComparer:
     def _describe_volume(self, content: str) -> VolumeGrid | None:
         volume = self._volumes[content]() if content in self._volumes else None
         return None if volume is None else VolumeGrid.from_volume(volume)
+
+    def shape_digest(self, content: str) -> str:
+        """Return `plain_shapes.shape_digest` of an image or volume; "" if it cannot be read."""
+        array = self._volumes[content]() if content in self._volumes else self.read(content)
+        return "" if array is None else shape_digest(array)
 
     def slices(self, content: str) -> list[EqualisedGrid]:
         """Return the grids of a volume's slices, see `slice_grids`; none if it cannot be read."""

@@ -172,7 +172,7 @@ def _unchecked(
     if counts := [f"{n} of {len(part)} {part.name} scans" for part, n in plain if n]:
         lines.append(
             f"{' and '.join(counts)} have too little texture (binary masks, for example), or less than {MIN_PIXELS} pixels "
-            "inside their border: copies of them are found if they are equal or nearly so, and mostly missed if transformed"
+            "inside their border: of their copies, those cropped, resized, covered or turned by a few degrees are mostly missed"
         )
     if tiny := int(((test.side > 0) & (test.side <= TINY)).sum()):
         lines.append(

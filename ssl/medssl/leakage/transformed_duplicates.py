@@ -5,6 +5,7 @@ Limits were chosen on pairs of different patients (benchmarks/quality_transforme
 
 import hashlib
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -39,9 +40,10 @@ LOOKED_FOR = (
     "copies of test images were looked for as they are, mirrored, turned by right angles or up to 10 degrees, inverted, with "
     "up to 10 % cut off, added or shifted, cut to their central square, with another contrast or a quarter covered; copies of "
     "volumes as a whole, mirrored, turned by right angles, inverted, cropped, padded, shifted, thinned out, with another spacing "
-    "or contrast, or a slice of them as an image; not looked for: smaller parts, montages, warped or generated images, parts of "
-    "a volume, neighbouring slices, slices along other directions than its axes, images of less than 24 pixels, shapes without "
-    "texture (most binary masks); not found in our tests: images equalised locally without limit, whose originals have 28 pixels"
+    "or contrast, or a slice of them as an image; copies of shapes without texture (most binary masks) only mirrored, turned by "
+    "right angles, inverted, padded or with other grey values; not looked for: smaller parts, montages, warped or generated "
+    "images, parts of a volume, neighbouring slices, slices along other directions than its axes, images of less than 24 pixels; "
+    "not found in our tests: images equalised locally without limit, whose originals have 28 pixels"
 )
 
 Limit = float | NDArray[np.float64]
@@ -135,7 +137,7 @@ def _search(
     """Return (query, image, kind) of all pairs, and what is not compared.
 
     Volumes are compared as a whole. Images, and the middle slices of volumes too thin for that, are compared with images and
-    with all slices of volumes.
+    with all slices of volumes. What has too little texture for that is compared pixel by pixel.
     """
     old, new = (_Described.of(names, images) for names in (before, queries))
     found: set[tuple[str, str, str]] = set()
@@ -146,7 +148,18 @@ def _search(
     if old.solid and new.solid:
         pairs = agreeing_volumes(list(new.solid.values()), list(old.solid.values()), _volume_transforms(), MAYBE_VOLUME)
         found |= _named(pairs, classify_volumes(pairs), new.solid, old.solid)
-    return found, frozenset(old.left_out | new.left_out)
+    left_out = old.left_out, new.left_out
+    if all(left_out):
+        found |= _equal_shapes(*left_out, images)
+    return found, frozenset(left_out[0] | left_out[1])
+
+
+def _equal_shapes(before: set[str], queries: set[str], images: ImageComparer) -> set[tuple[str, str, str]]:
+    """Return (query, image, "near") of shapes without texture that are equal, see `plain_shapes`."""
+    seen: defaultdict[str, list[str]] = defaultdict(list)
+    for name in before:
+        seen[images.shape_digest(name)].append(name)
+    return {(q, name, "near") for q in queries if (key := images.shape_digest(q)) for name in seen.get(key, ())}
 
 
 def _image_pairs(

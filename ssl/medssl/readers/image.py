@@ -21,8 +21,9 @@ from medssl.readers.values import FEW, lossless, one_channel
 
 MAGIC = {"PNG": (b"\x89PNG\r\n\x1a\n",), "JPEG": (b"\xff\xd8\xff",), "TIFF": (b"II*\0", b"MM\0*")}
 MAX_PIXELS = 1 << 27  # three times the largest radiograph
+MAX_BYTES = 1 << 33  # of a volume, as in NIfTI files
 ORIENTATION = 0x0112  # EXIF and TIFF
-SUBFILE, PHOTOMETRIC, SAMPLE_FORMAT = 254, 262, 339  # TIFF 6.0
+SUBFILE, PHOTOMETRIC, DESCRIPTION, SAMPLE_FORMAT = 254, 262, 270, 339  # TIFF 6.0
 DERIVED = 0b101  # bits of SUBFILE: reduced copy, transparency mask
 WHITE_IS_ZERO, SIGNED = 0, 2
 # Pillow mode -> mode to convert to (None: as is) and the processing step. Other modes are refused.
@@ -49,7 +50,8 @@ def _kind(head: bytes) -> str:
 def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Iterator[tuple[Scan | Unreadable, str]]:
     """Yield the image as (1, H, W) or (3, H, W), upright; the pages of a TIFF file are `name#page/k`.
 
-    Probable label maps are quarantined. Masks of two levels that JPEG compression or smoothing has blurred are 0 and 255 again.
+    A TIFF file in which ImageJ has noted that its pages are slices is one volume, (1, D, H, W) or (3, D, H, W). Probable label
+    maps are quarantined. Masks of two levels that JPEG compression or smoothing has blurred are 0 and 255 again.
 
     Raises:
         Unreadable: EMPTY, NOT_A_SCAN, BAD_HEADER, TRUNCATED, DECODE_FAILED, TOO_LARGE, UNSUPPORTED_PIXELS, NON_FINITE.
@@ -60,11 +62,12 @@ def read(stream: BinaryIO, name: str, pseudonyms: Pseudonyms) -> Iterator[tuple[
         raise Unreadable("NOT_A_SCAN" if head else "EMPTY", "not PNG, JPEG or TIFF")
     with _guarded():
         pages = _pages(stream, kind)
-    for k in pages:
-        part = f"{name}#page/{k}" if len(pages) > 1 else name
+        slices = _slices(stream, kind, pages)
+    for k in pages[:1] if slices else pages:
+        part = f"{name}#page/{k}" if len(pages) > 1 and not slices else name
         try:
             with _guarded():
-                array, steps = _page(stream, kind, k, name)
+                array, steps = _stack(stream, kind, pages, name) if slices else _page(stream, kind, k, name)
         except Unreadable as why:
             yield why, part
             continue
@@ -119,6 +122,42 @@ def _pages(stream: BinaryIO, kind: str) -> list[int]:
         if not isinstance(opened, TiffImageFile):
             return [0]
         return [k for k in range(opened.n_frames) if not _tag(opened, k, SUBFILE) & DERIVED]
+
+
+def _slices(stream: BinaryIO, kind: str, pages: list[int]) -> bool:
+    """Return whether the pages of a file are the slices of a volume, according to ImageJ's description of it.
+
+    Raises:
+        Unreadable: UNSUPPORTED_PIXELS if there are more slices than pages: ImageJ lists only the first of a very large stack.
+    """
+    with _open(stream, kind) as opened:
+        text = opened.tag_v2.get(DESCRIPTION, "") if isinstance(opened, TiffImageFile) else ""
+    if not str(text).startswith("ImageJ="):
+        return False
+    fields = dict(line.split("=", 1) for line in str(text).splitlines() if "=" in line)
+    images, slices, channels, frames = (
+        int(found) if (found := fields.get(k, "1").strip()).isascii() and found.isdigit() else 1
+        for k in ("images", "slices", "channels", "frames")
+    )
+    if images > len(pages):
+        what = f"an ImageJ stack of {images} images, of which the file lists {len(pages)}; save it as NIfTI"
+        raise Unreadable("UNSUPPORTED_PIXELS", what)
+    return len(pages) > 1 and slices == len(pages) and channels == frames == 1
+
+
+def _stack(stream: BinaryIO, kind: str, pages: list[int], name: str) -> tuple[np.ndarray, list[str]]:
+    """Return the pages as one volume (C, D, H, W), and the processing steps of any of them."""
+    found: list[np.ndarray] = []
+    steps: dict[str, None] = {}
+    for k in pages:
+        array, done = _page(stream, kind, k, name)
+        if found and (array.shape, array.dtype) != (found[0].shape, found[0].dtype):
+            raise Unreadable("UNSUPPORTED_PIXELS", "the slices of the stack differ in size or type")
+        if array.nbytes * len(pages) > MAX_BYTES:
+            raise Unreadable("TOO_LARGE", f"{array.nbytes * len(pages):,} bytes; at most {MAX_BYTES:,} are read")
+        found.append(array)
+        steps |= dict.fromkeys(done)
+    return np.stack(found, 1), list(steps)
 
 
 def _tag(opened: TiffImageFile, page: int, number: int) -> int:
