@@ -15,7 +15,7 @@ from medssl.leakage.plain_shapes import shape_digest
 def mask(seed, shape=(30, 24, 27)):
     """Return a binary mask of one smooth region, which no two patients share."""
     x = gaussian_filter(np.random.default_rng(seed).normal(size=shape), 4)
-    return (x > np.quantile(x, 0.8)).astype(np.float32)
+    return (x > np.quantile(x, 0.6)).astype(np.float32)
 
 
 WAYS = {
