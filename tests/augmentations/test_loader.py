@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from medssl import catalog
 from medssl.augmentations.loader import RawScans, StepSampler, apply_windows, loader, make_views
 from medssl.errors import UserError
+from medssl.store.partners import Partners
 
 
 @dataclass
@@ -152,7 +153,7 @@ def test_views_do_not_depend_on_the_batch_or_on_autocast(tmp_path):
 def test_a_partner_is_drawn_anew_in_every_epoch_and_comes_with_its_own_window(tmp_path):
     resampled = _resampled(tmp_path)
     partners = [np.array([r for r in range(20) if r // 4 == row // 4 and r != row]) for row in range(20)]
-    source = RawScans(resampled, partners=partners)
+    source = RawScans(resampled, partners=Partners(partners, aligned=False))
     drawn = []
     for epoch in range(40):
         raw = source.__getitems__([(row, epoch) for row in (5, 6, 13)])
@@ -169,22 +170,23 @@ def test_a_partner_is_drawn_anew_in_every_epoch_and_comes_with_its_own_window(tm
     assert min(counts) > 4  # of 40 / 3 expected
 
 
-def test_the_last_view_shows_the_partner_through_the_same_crop(tmp_path):
-    """A scan and a partner of equal pixels give equal views 0 and 1, and the partner's own window applies."""
+@pytest.mark.parametrize(("aligned", "view"), [(True, 0), (False, 1)])
+def test_the_last_view_shows_the_partner_through_the_same_crop_or_its_own(tmp_path, aligned, view):
+    """A scan and an aligned partner of equal pixels give equal views, else views 0 and 1; the partner's window applies."""
     resampled = _resampled(tmp_path, n=4)
     array = np.array(resampled.array)
     array[1] = array[0]
     low, high = np.zeros(4, np.float32), np.array([200, 100, 200, 200], np.float32)
-    source = RawScans(
-        Resampled(array, low, high), partners=[np.array([1]), np.array([0]), np.array([3]), np.array([2])]
-    )
+    partners = Partners([np.array([1]), np.array([0]), np.array([3]), np.array([2])], aligned)
+    source = RawScans(Resampled(array, low, high), partners=partners)
     crop = catalog.build(catalog.spec("augment", "crop"), size=(8, 8))
     raw = source.__getitems__([(0, 3), (2, 3)])
-    plain = {k: v for k, v in raw.items() if not k.startswith("partner")}
+    name = "aligned" if aligned else "partner"
+    plain = {k: v for k, v in raw.items() if not k.startswith(name)}
     (first, second), _ = make_views(raw, crop, 2, 7, 0.0, 1.0)
     alone, _ = make_views(plain, crop, 2, 7, 0.0, 1.0)
     assert torch.equal(first, alone[0])
-    doubled, _ = make_views(plain | {"high": raw["partner_high"]}, crop, 1, 7, 0.0, 1.0)
-    torch.testing.assert_close(second[0], doubled[0][0])
+    doubled, _ = make_views(plain | {"high": raw[f"{name}_high"]}, crop, 2, 7, 0.0, 1.0)
+    torch.testing.assert_close(second[0], doubled[view][0])
     assert not torch.equal(second[0], first[0])
     assert not torch.equal(second[1], alone[1][1])

@@ -18,6 +18,7 @@ from medssl import rng
 from medssl.augmentations.recipes import Recipe, SmallViews
 from medssl.errors import UserError
 from medssl.store.intensity_windows import to_unit_range
+from medssl.store.partners import Partners
 from medssl.store.resampled import ResampledScans
 
 RawBatch = dict[str, Tensor]
@@ -59,12 +60,10 @@ class RawScans(Dataset[RawBatch]):
     """Resampled scans, read a batch at a time.
 
     targets: (N, …), one per row of `resampled`; returned as float32 if they are floats, else as int64.
-    partners: for every row of `resampled`, the rows that it may be paired with; one is drawn anew in every epoch.
+    partners: of the rows of `resampled`.
     """
 
-    def __init__(
-        self, resampled: ResampledScans, targets: np.ndarray | None = None, partners: list[np.ndarray] | None = None
-    ):
+    def __init__(self, resampled: ResampledScans, targets: np.ndarray | None = None, partners: Partners | None = None):
         self.resampled, self.targets, self.partners = resampled, targets, partners
 
     def __len__(self) -> int:
@@ -73,15 +72,16 @@ class RawScans(Dataset[RawBatch]):
     def __getitems__(self, pairs: list[tuple[int, int]]) -> RawBatch:
         """Return a raw batch of (row, epoch) pairs: image (B, C, *S), low, high, scan and epoch (B,), perhaps target.
 
-        With partners, partner_image, partner_low and partner_high too. Images have the type of the resampled scans, except
-        uint16, which becomes int32.
+        With partners, partner_image, partner_low and partner_high too, or aligned_… if they are aligned. Images have the type
+        of the resampled scans, except uint16, which becomes int32.
         """
         rows, epochs = np.array(pairs, dtype=np.int64).T
         raw = self._images(rows) | {"scan": torch.from_numpy(rows.copy()), "epoch": torch.from_numpy(epochs.copy())}
         if self.partners is not None:
             draws = rng.words(rng.Key(0, raw["epoch"], raw["scan"]), 0, PARTNER_SLOT, 1)[:, 0].tolist()
-            chosen = [of[n % len(of)] for n, of in zip(draws, (self.partners[row] for row in rows), strict=True)]
-            raw |= {f"partner_{k}": v for k, v in self._images(np.array(chosen, dtype=np.int64)).items()}
+            chosen = [of[n % len(of)] for n, of in zip(draws, (self.partners.rows[row] for row in rows), strict=True)]
+            name = "aligned" if self.partners.aligned else "partner"
+            raw |= {f"{name}_{k}": v for k, v in self._images(np.array(chosen, dtype=np.int64)).items()}
         if self.targets is not None:
             target = self.targets[rows]
             raw["target"] = torch.from_numpy(target.astype(np.float32 if target.dtype.kind == "f" else np.int64))
@@ -116,7 +116,7 @@ def loader(
     world: int = 1,
     workers: int = 0,
     targets: np.ndarray | None = None,
-    partners: list[np.ndarray] | None = None,
+    partners: Partners | None = None,
 ) -> DataLoader[RawBatch]:
     """Return a loader of the raw batches of steps [start, stop), the same for any number of workers.
 
@@ -162,7 +162,7 @@ def make_views(
     """Return views 0 … n_views - 1 of a raw batch, each (B, C, *size) float32, and the batch's key.
 
     Small views, (B, C, *small.size), come after them and are numbered on from n_views. With partners the last view of those
-    before is of the partner, with the random numbers of view 0.
+    before is of the partner, with its own random numbers, or those of view 0 if partners are aligned.
 
     Views are standardised: (value in [0, 1] - mean) / std. Runs on the device of raw["image"], in float32 even under
     autocast. "scan" and "epoch" may stay on the CPU.
@@ -171,9 +171,10 @@ def make_views(
     with torch.no_grad(), torch.autocast(raw["image"].device.type, enabled=False):
         x = apply_windows(raw)
         shown = [(x, view) for view in range(n_views + small.count)]
-        if "partner_image" in raw:
-            other = {k: raw[f"partner_{k}"] for k in ("image", "low", "high")}
-            shown[n_views - 1] = apply_windows(other), 0
+        for name, view in (("partner", n_views - 1), ("aligned", 0)):
+            if f"{name}_image" in raw:
+                other = {k: raw[f"{name}_{k}"] for k in ("image", "low", "high")}
+                shown[n_views - 1] = apply_windows(other), view
         recipes = [recipe] * n_views + [recipe.small(small) for _ in range(small.count)]
         made = (of(image, key, view) for of, (image, view) in zip(recipes, shown, strict=True))
         return [view.sub(mean).div_(std) for view in made], key

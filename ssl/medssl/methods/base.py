@@ -46,8 +46,10 @@ class Method(nn.Module):
 
     Attributes:
         views: number of views of each scan.
-        paired_within: "study": the last view is of another series of the same study, with the random numbers of view 0, so
-            that both are cropped and turned alike; scans whose study has no other series are left out. "": nothing is paired.
+        paired_within: "patient" or "study": the last view is of another scan of the same patient or study, if there is one.
+            "series": it is of another series of the same study, with the random numbers of view 0, so that both are cropped
+            and turned alike; scans whose study has no other series are left out. "": nothing is paired. A method with an
+            argument `pairs` (scan, patient, study) has it from there.
         small_views: the small views of each scan, which come after those; see `methods.parts.small_views`.
         target: content of batch["target"]: "" for nothing, "patient" or "study" for groups (B,) int64, "label" for the
             label in target=…, with unknown values marked as in `TargetLoss.known`, or "facts" for those of `predict` and

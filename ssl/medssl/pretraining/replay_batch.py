@@ -11,9 +11,9 @@ from medssl.errors import UserError
 from medssl.rng import Key
 from medssl.runs.alarms import FILE, alarms_of
 from medssl.runs.run_folder import Run
+from medssl.store.partners import training_rows
 from medssl.store.resampled import resample_scans
 from medssl.store.store import Store
-from medssl.store.study_pairs import training_rows
 
 
 def replay_batch(run: str | Path, store: str | Path | Store, alarm: int = 0) -> list[tuple[list[Tensor], Key]]:

@@ -10,8 +10,8 @@ from medssl.errors import UserError
 from medssl.files import write_json
 from medssl.methods.base import Method
 from medssl.runs.config import PretrainConfig
+from medssl.store.partners import training_rows
 from medssl.store.store import Store
-from medssl.store.study_pairs import training_rows
 
 FILE = "alarm.json"
 

@@ -110,10 +110,10 @@ def write_cohort(
         masks.mkdir(parents=True, exist_ok=True)
         for k in range(who.images):
             pixels = draw_scan(seed, patient, k, size, who.lesion, who.scanner)
-            _dataset(pixels, who, seed, patient, k).save_as(folder / f"{k}.dcm", enforce_file_format=True)
+            dicom_of(pixels, who, seed, patient, k).save_as(folder / f"{k}.dcm", enforce_file_format=True)
             Image.fromarray(draw_mask(seed, patient, k, size, who.lesion)).save(masks / f"{k}.png")
             rows.append((f"{patient:04d}/{k}.dcm", "yes" if who.lesion else "no"))
-    _write_broken(scans)
+    write_broken(scans)
     with (out / "labels.csv").open("w", newline="") as f:
         writer = csv.writer(f, lineterminator="\n")
         writer.writerow(("file", "lesion"))
@@ -121,7 +121,7 @@ def write_cohort(
     return out
 
 
-def _dataset(pixels: np.ndarray, who: Person, seed: int, patient: int, image: int) -> FileDataset:
+def dicom_of(pixels: np.ndarray, who: Person, seed: int, patient: int, image: int) -> FileDataset:
     """Return a DX object. Scanner A: explicit VR; B: implicit VR, MONOCHROME1. Sign and rescale vary by patient."""
     maker, model, *_ = SCANNERS[who.scanner]
     inverse, signed, rescaled = who.scanner == "B", patient % 2 == 1, patient % 3 == 0
@@ -171,7 +171,7 @@ def _encode(ds: FileDataset, pixels: np.ndarray, inverse: bool, signed: bool, re
     ds.PixelData = (stored & MAX).astype("<u2").tobytes()
 
 
-def _write_broken(scans: Path) -> None:
+def write_broken(scans: Path) -> None:
     """Write a truncated file, an empty one, and a text file named .dcm."""
     whole = (scans / "0000" / "0.dcm").read_bytes()
     for name, data in zip(

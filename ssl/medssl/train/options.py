@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medssl.augmentations.recipes import Recipe
+from medssl.store.partners import Partners
 from medssl.store.resampled import ResampledScans
 from medssl.train.optim import Optim
 
@@ -14,14 +15,14 @@ class TrainingData:
     """The scans of a run.
 
     rows: (N,) the rows of `resampled` to train on. recipe: makes the views. targets: one per row of `resampled`, for
-    methods that learn from labels or masks. partners: see `augmentations.loader.RawScans`.
+    methods that learn from labels or masks. partners: of the rows of `resampled`.
     """
 
     resampled: ResampledScans
     rows: np.ndarray
     recipe: Recipe
     targets: np.ndarray | None = None
-    partners: list[np.ndarray] | None = None
+    partners: Partners | None = None
 
 
 @dataclass(frozen=True)

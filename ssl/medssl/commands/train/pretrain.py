@@ -17,6 +17,7 @@ from medssl.errors import UserError
 from medssl.files import atomic
 from medssl.leakage.leak_check import pretrained_on
 from medssl.methods.base import Method
+from medssl.methods.parts.heads import pairs_of
 from medssl.pretraining.collapse_monitor import CollapseMonitor
 from medssl.pretraining.origins import Origins
 from medssl.pretraining.pretrain_targets import PretrainTargets
@@ -24,9 +25,9 @@ from medssl.progress import say
 from medssl.rng import seed_from
 from medssl.runs.config import Choice, PretrainConfig, PretrainOptions, default_augment
 from medssl.runs.run_folder import Run
+from medssl.store.partners import training_rows
 from medssl.store.resampled import ResampledScans, resample_scans
 from medssl.store.store import Store
-from medssl.store.study_pairs import training_rows
 from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.options import TrainingData
@@ -56,7 +57,8 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
     scans = Store.open(store, options.where)
     spec = catalog.spec("method", options.method, **(options.method_options or {}))
     defaults = DEFAULTS | spec.pop("_run_", {})
-    rows, partners = training_rows(scans, catalog.attribute(spec, "paired_within") or "", options.method)
+    paired_within = pairs_of(spec["pairs"]) if "pairs" in spec else catalog.attribute(spec, "paired_within") or ""
+    rows, partners = training_rows(scans, paired_within, options.method)
     labels = (options.target, options.task, options.positive, options.unknown)
     targets = PretrainTargets.of(scans, rows, options.method, spec, *labels)
     origins = Origins.of(options, spec)

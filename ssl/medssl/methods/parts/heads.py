@@ -11,6 +11,7 @@ from medssl.losses.supervised import cross_entropy
 from medssl.methods.base import Batch
 
 POSITIVES = ("scan", "patient", "study", "label")
+PAIRS = ("scan", "patient", "study")
 
 
 def mlp(*dims: int, bias: bool = True) -> nn.Sequential:
@@ -22,6 +23,16 @@ def mlp(*dims: int, bias: bool = True) -> nn.Sequential:
     for a, b in pairwise(dims[:-1]):
         layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(dims[-2], dims[-1], bias=bias))
+
+
+def pairs_of(pairs: str) -> str:
+    """Return the `Method.paired_within` of a method whose two views are of one scan, or of two of a patient or study.
+
+    Raises UserError for an unknown value.
+    """
+    if pairs not in PAIRS:
+        raise UserError(f"method.pairs is {pairs!r}.{nearest(pairs, PAIRS)}")
+    return "" if pairs == "scan" else pairs
 
 
 def target_of(positives: str, target_loss: Any) -> str:

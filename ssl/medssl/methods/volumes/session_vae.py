@@ -31,7 +31,7 @@ class SessionVAE(Method):
     """
 
     views = 2
-    paired_within = "study"
+    paired_within = "series"
 
     def __init__(
         self, encoder: Any, anatomy: int, sequence: int, beta: float, boxes: int, smallest: float, largest: float, width: int

@@ -1,4 +1,4 @@
-"""Two series of a study are paired, and a store without such a study is refused before training."""
+"""Two series of a study, or two scans of a patient, are paired, and a store without such a study is refused before training."""
 
 import numpy as np
 import pytest
@@ -8,12 +8,13 @@ import dicom_files
 import medssl
 import tiny
 from medssl.errors import UserError
+from medssl.methods.contrastive.simclr import SimCLR
 from medssl.methods.volumes.session_vae import SessionVAE
 from medssl.pretraining.replay_batch import replay_batch
 from medssl.runs.alarms import batch_of, write_alarm
 from medssl.runs.run_folder import Run
+from medssl.store.partners import scan_partners, series_partners
 from medssl.store.store import Store
-from medssl.store.study_pairs import study_partners
 
 
 def write(folder, patient, number, series, **tags):
@@ -43,12 +44,13 @@ def store(tmp_path_factory):
 
 def test_partners_are_the_other_series_of_a_study_among_the_rows(store):
     rows = store.rows("train")
-    paired, partners = study_partners(store, rows, "session_vae")
+    paired, partners = series_partners(store, rows, "session_vae")
     study, series = store.column("study"), store.column("series")
     for row in range(len(store)):
         own = {r for r in rows.tolist() if row in rows and study[r] == study[row] and series[r] != series[row]}
-        assert set(partners[row].tolist()) == own
-    assert set(paired.tolist()) == {r for r in rows.tolist() if len(partners[r])}
+        assert set(partners.rows[row].tolist()) == own
+    assert partners.aligned
+    assert set(paired.tolist()) == {r for r in rows.tolist() if len(partners.rows[r])}
     alone = [row for row in rows.tolist() if row not in paired]
     assert len(alone) in (0, 2)  # the study with one series, if its patient is for training
 
@@ -58,7 +60,24 @@ def test_series_of_unknown_studies_are_not_taken_for_one_study(tmp_path):
     assert set(store.column("study")) == {""}
     assert len(set(store.column("series"))) > 2
     with pytest.raises(UserError, match="no study of the training patients"):
-        study_partners(store, store.rows("train"), "session_vae")
+        series_partners(store, store.rows("train"), "session_vae")
+
+
+@pytest.mark.parametrize("within", ["patient", "study"])
+def test_partners_are_the_other_scans_of_a_patient_and_a_scan_alone_is_its_own(store, within):
+    rows = store.rows("train")
+    of = store.column(within)
+    kept = np.delete(rows, np.flatnonzero(of[rows] == of[rows[0]])[1:])  # the first patient keeps one scan
+    partners = scan_partners(store, kept, within)
+    assert not partners.aligned
+    for row in range(len(store)):
+        others = {r for r in kept.tolist() if row in kept and of[r] == of[row] and r != row}
+        assert set(partners.rows[row].tolist()) == (others or {row})
+    assert partners.rows[kept[0]].tolist() == [kept[0]]
+    with pytest.raises(
+        UserError, match=f"no {within} among the training patients of .* has two; take method.pairs=scan"
+    ):
+        scan_partners(store, kept[:1], within)
 
 
 OPTIONS = {
@@ -67,20 +86,24 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def test_a_run_on_pairs_is_exact_and_its_batches_can_be_made_again(store, tmp_path, monkeypatch):
-    seen, plain = [], SessionVAE.forward
+PAIRS = OPTIONS | {"method": "simclr", "method_options": {"pairs": "patient", "hidden": 16, "out": 8}}
 
-    def watched(method, batch, clock):
-        seen.append((method, batch))
-        return plain(method, batch, clock)
 
-    monkeypatch.setattr(SessionVAE, "forward", watched)
-    run = medssl.pretrain(store.path, tmp_path / "run", **OPTIONS)
-    again = medssl.pretrain(store.path, tmp_path / "again", **OPTIONS)
+@pytest.mark.parametrize(("method", "options"), [(SessionVAE, OPTIONS), (SimCLR, PAIRS)], ids=["series", "patient"])
+def test_a_run_on_pairs_is_exact_and_its_batches_can_be_made_again(store, tmp_path, monkeypatch, method, options):
+    seen, plain = [], method.forward
+
+    def watched(self, batch, clock):
+        seen.append((self, batch))
+        return plain(self, batch, clock)
+
+    monkeypatch.setattr(method, "forward", watched)
+    run = medssl.pretrain(store.path, tmp_path / "run", **options)
+    again = medssl.pretrain(store.path, tmp_path / "again", **options)
     assert (run / "encoder.safetensors").read_bytes() == (again / "encoder.safetensors").read_bytes()
     assert not (run / "decoder.safetensors").exists()
-    method, batch = seen[2]
-    write_alarm(run, {"step": 3, "cause": "constant", "batch": batch_of(store, Run(run).config(), method, 2)})
+    trained, batch = seen[2]
+    write_alarm(run, {"step": 3, "cause": "constant", "batch": batch_of(store, Run(run).config(), trained, 2)})
     ((views, key),) = replay_batch(run, store)
     assert torch.equal(key.scan, batch["key"].scan)
     assert all(torch.equal(a, b) for a, b in zip(views, batch["views"], strict=True))
