@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 import medssl
 import tiny
@@ -15,7 +16,7 @@ from medssl.synthetic.cohort import identifiers, person
 from medssl.synthetic.lesion import BENIGN, MALIGNANT, draw_lesion, lesion_shape
 from medssl.synthetic.lesion_cohort import PREVALENCE, write_lesion_cohort
 
-PATIENTS, LABELLED, SIZE = 60, 8, 32
+PATIENTS, LABELLED, SIZE = 80, 4, 32
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_few_patients_have_a_label_but_all_for_testing(cohort):
     assert counts["train", "yes"] == counts["train", "no"] == LABELLED // 2
     assert counts["val", "yes"] == counts["val", "no"] == LABELLED // 4
     assert counts["test", ""] == 0
-    assert Counter(split for split, _ in rows.values()) == {"train": 42, "test": 12, "val": 6}
+    assert Counter(split for split, _ in rows.values()) == {"train": 56, "test": 16, "val": 8}
     for patient, (_, label) in rows.items():
         assert label in ("", "yes" if person(0, patient, PREVALENCE).lesion else "no")
 
@@ -74,11 +75,9 @@ def test_the_label_decides_the_shape_and_nothing_else(tmp_path):
     benign, malignant = (
         np.array([draw_lesion(0, i, 0, 28, lesion, "A") for i in range(400)]) / 4095 for lesion in (False, True)
     )
-    # the same background, exposure and noise: the lesions alone differ
-    means = benign.mean((1, 2)), malignant.mean((1, 2))
-    spread = np.hypot(*(m.std() / len(m) ** 0.5 for m in means))
-    assert abs(means[0].mean() - means[1].mean()) < 0.3 * np.std(means)
-    assert spread > 0
+    # the same background, exposure and noise: the lesions alone differ, and their brightness tells little
+    brightness = np.concatenate([benign.mean((1, 2)), malignant.mean((1, 2))])
+    assert 0.3 < roc_auc_score(np.arange(800) >= 400, brightness) < 0.7
     corner = np.abs(benign - malignant)[:, :3, :3].max((1, 2))
     assert (corner < 0.1).mean() > 0.9
 
@@ -93,7 +92,7 @@ def test_drawn_pixels_never_change():
     """The images are fixed to the bit, so that results on the cohort stay comparable."""
     drawn = [draw_lesion(3, p, k, 28, p % 2 == 0, scanner) for p in range(8) for k in (0, 1) for scanner in "AB"]
     digest = hashlib.sha256(b"".join(d.astype("<u2").tobytes() for d in drawn)).hexdigest()
-    assert digest == "?"
+    assert digest == "4e68c046432bdce9d43da297fd7bba41b2e53c5e3c7533f93911f33ef861a964"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Synthetic close-ups of a lung lesion: one of eight shapes, seen from another angle in every image.
 
-Whether a lesion is malignant depends on its shape alone, and no single edge, size or brightness tells it: either half has
-compact and thin shapes. All else (angle, size, stretch, outline, ribs, background, exposure, noise) is drawn anew for every
-image of a patient, but the contrast, which is the patient's, and the scanner.
+Whether a lesion is malignant depends on its shape alone: four shapes are, four are not, and either half has compact and thin
+shapes, so that no edge, size or brightness is enough to tell. All else (angle, size, stretch, outline, ribs, background,
+exposure, noise) is drawn anew for every image of a patient, but the contrast, which is the patient's, and the scanner.
 """
 
 import numpy as np
