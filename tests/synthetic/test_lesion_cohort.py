@@ -16,7 +16,7 @@ from medssl.synthetic.cohort import identifiers, person
 from medssl.synthetic.lesion import BENIGN, MALIGNANT, draw_lesion, lesion_shape
 from medssl.synthetic.lesion_cohort import PREVALENCE, write_lesion_cohort
 
-PATIENTS, LABELLED, SIZE = 80, 4, 32
+PATIENTS, LABELLED, SIZE = 120, 4, 32
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_few_patients_have_a_label_but_all_for_testing(cohort):
     assert counts["train", "yes"] == counts["train", "no"] == LABELLED // 2
     assert counts["val", "yes"] == counts["val", "no"] == LABELLED // 4
     assert counts["test", ""] == 0
-    assert Counter(split for split, _ in rows.values()) == {"train": 56, "test": 16, "val": 8}
+    assert Counter(split for split, _ in rows.values()) == {"train": 84, "test": 24, "val": 12}
     for patient, (_, label) in rows.items():
         assert label in ("", "yes" if person(0, patient, PREVALENCE).lesion else "no")
 
