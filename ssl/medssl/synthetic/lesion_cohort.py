@@ -12,7 +12,7 @@ PREVALENCE = 0.5
 SPLITS = {0: "test", 1: "test", 2: "val"}  # by the last digit of a patient's number; the others are for training
 
 
-def write_lesion_cohort(out: Path, patients: int = 1300, labelled: int = 40, size: int = 64, seed: int = 0) -> Path:
+def write_lesion_cohort(out: Path, patients: int = 1300, labelled: int = 40, size: int = 28, seed: int = 0) -> Path:
     """Write `out`/scans/…/….dcm, three broken files in `out`/scans/broken, and `out`/labels.csv; return `out`.
 
     The table has the columns `file`, relative to `out`/scans, `split` and `malignant`, the same for all images of a patient.
