@@ -112,6 +112,10 @@ PLANTS = [
     Plant("same views", "a recipe without augmentation", views="plain"),
     Plant("teacher copies", "the teacher is set to the student at every step", "byol", corrupt=copying),
     Plant("teacher stuck", "momentum 1", "byol", method_options={"momentum": 1.0}),
+    Plant("teacher copies", "DINOv2 whose teacher is its student", "dinov2", "vit", corrupt=copying),
+    Plant("teacher copies", "data2vec whose teacher is its student", "data2vec", "vit", corrupt=copying),
+    Plant("teacher stuck", "I-JEPA at momentum 1", "ijepa", "vit", method_options={"momentum": 1.0}),
+    Plant("chance", "SwAV with codes of equal parts", "swav", method_options={"sharpness": 100.0, "prototypes": 32}),
     Plant("no gradient", "temperature 1e6", method_options={"temperature": 1e6}),
 ]  # fmt: skip
 HEALTHY = [("simclr", 4), ("byol", 4), ("contrastive", 3), ("triplet", 3), ("mae", 3), ("greedy_ae", 3)]
@@ -151,7 +155,7 @@ def go(store: Store, folder: Path, plant: Plant, seed: int, given: argparse.Name
         augment=Choice(plant.views, {}), size=size, spacing=None, equalise=False, steps=given.steps, batch=given.batch,
         accumulate=1, seed=seed, optimizer="adamw", lr=1e-3, lr_end=0.0, warmup=0.05, weight_decay=1e-4, momentum=0.9,
         clip=10.0, precision="32-true", log_every=1, monitor_every=1, on_collapse="warn", accelerator="cpu", devices=1,
-        workers=0, log="jsonl", save_every=given.steps,
+        workers=0, log="jsonl", save_every=given.steps, init=None, adapt="all", lora_rank=8, teacher=None,
     )  # fmt: skip
     monitor = CollapseMonitor(store, resampled, recipe, method, config, "cpu", folder)
     monitor.knn = None  # no kNN score is needed

@@ -61,7 +61,9 @@ def test_the_files_are_read_back_without_identifiers(cohort, tmp_path):
     store = Store.open(made)
     assert len(store) == len(table(cohort))
     assert len(set(store.column("patient"))) == PATIENTS
-    assert Counter(v or "" for v in store.column("label:malignant")) == Counter(row["malignant"] for row in table(cohort))
+    assert Counter(v or "" for v in store.column("label:malignant")) == Counter(
+        row["malignant"] for row in table(cohort)
+    )
     words = [word.encode() for word in identifiers(PATIENTS)]
     files = [p.read_bytes() for p in (tmp_path / "store").rglob("*") if p.is_file()]
     assert not [word for word in words if any(word in data for data in files)]

@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_fn
+import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -27,7 +28,7 @@ class GlobalBatchNorm(_BatchNorm):
         wide = x if x.dtype == torch.float64 else x.float()
         total = torch.cat([wide.sum(axes), wide.new_full((1,), wide.numel() / wide.shape[1])])
         total = dist_fn.all_reduce(total, op=dist.ReduceOp.SUM)
-        n = total[-1].detach()
+        n = total[-1].detach().clamp(min=1)  # a pass without rows leaves no nan
         mean = total[:-1] / n
         centred = wide - mean.view(shape)
         variance = dist_fn.all_reduce(centred.square().sum(axes), op=dist.ReduceOp.SUM) / n
@@ -35,7 +36,7 @@ class GlobalBatchNorm(_BatchNorm):
             with torch.no_grad():
                 m = self.momentum if self.momentum is not None else 0.1
                 self.running_mean.lerp_(mean, m)
-                self.running_var.lerp_(variance * n / (n - 1), m)
+                self.running_var.lerp_(variance * n / (n - 1).clamp(min=1), m)
                 if self.num_batches_tracked is not None:
                     self.num_batches_tracked += 1
         y = centred * (variance.view(shape) + self.eps).rsqrt()
@@ -45,7 +46,16 @@ class GlobalBatchNorm(_BatchNorm):
         return self.act(self.drop(y)) if isinstance(self, BatchNormAct2d) else y
 
 
-KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
+class HeadNorm(nn.BatchNorm1d):
+    """Batch normalisation (B, C) -> (B, C), by the running statistics where a pass has fewer than two rows to normalise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) < 2:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+KNOWN = (HeadNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
 
 def convert_batch_norm(module: nn.Module) -> nn.Module:

@@ -12,6 +12,7 @@ from medssl.errors import UserError, nearest
 from medssl.losses.distributed import gather_rows
 from medssl.losses.self_distillation import sinkhorn
 from medssl.methods.base import Clock
+from medssl.methods.parts.norm import HeadNorm
 
 CENTRING = ("mean", "sinkhorn")
 ROUNDS = 3  # of Sinkhorn's algorithm, in SwAV and DINOv2
@@ -32,9 +33,18 @@ class Prototypes(nn.Module):
 
 
 def projector(dim: int, hidden: int, out: int) -> nn.Sequential:
-    """Return DINO's projector without batch statistics: (B, dim) -> (B, out) by three layers with GELU between them."""
-    first, second, last = (nn.Linear(a, b) for a, b in pairwise((dim, hidden, hidden, out)))
-    return nn.Sequential(first, nn.GELU(), second, nn.GELU(), last)
+    """Return DINO's projector: (B, dim) -> (B, out) by three layers with batch normalisation and GELU between them.
+
+    Batch normalisation is an option of their code. Without it, features of scans that look alike stay so close to each other in
+    batches of 128 that teacher and student agree on equal parts of all prototypes. Weights are initialised as in their code.
+    """
+    layers: list[nn.Module] = []
+    for a, b in pairwise((dim, hidden, hidden, out)):
+        linear = nn.Linear(a, b)
+        nn.init.trunc_normal_(linear.weight, std=0.02)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, HeadNorm(b), nn.GELU()]
+    return nn.Sequential(*layers[:-2])
 
 
 class Temperatures(NamedTuple):

@@ -32,8 +32,10 @@ class LeJEPA(Method):
         self, encoder: Any, hidden: int, out: int, weight: float, directions: int, small: dict[str, Any]
     ):  # fmt: skip
         super().__init__()
-        if not 0 <= weight <= 1:
-            raise UserError(f"method.weight must lie between 0 and 1, got {weight}")
+        if not 0 < weight <= 1:
+            raise UserError(
+                f"method.weight must be above 0 and at most 1, got {weight}; at 0, equal features of all scans lose least"
+            )
         if directions < 1:
             raise UserError(f"method.directions must be at least 1, got {directions}")
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, hidden, out)

@@ -28,10 +28,10 @@ class VICReg(Method):
     def __init__(self, encoder: Any, hidden: int, out: int, invariance: float, variance: float, covariance: float):
         super().__init__()
         self.weights = invariance, variance, covariance
-        if min(self.weights) < 0 or sum(self.weights) <= 0:
+        if min(self.weights) < 0 or variance <= 0:
             raise UserError(
                 f"method.invariance={invariance}, method.variance={variance} and method.covariance={covariance} are weights "
-                "of 0 or more, one at least above 0"
+                "of 0 or more, the variance's above 0: without it, equal features of all scans have the least loss"
             )
         self.encoder, self.projector = encoder, mlp(encoder.dim, hidden, hidden, out, bias=False)
 
