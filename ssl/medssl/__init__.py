@@ -9,6 +9,10 @@ Every command of the command line is a function with plain arguments:
     scores = medssl.probe(run, "store/", "label")
     medssl.report(run)
 
+What they return shows itself in a notebook: a store as a contact sheet, a run as its curves, scores as a table with intervals
+(`medssl.reporting.notebook`). A run is the path of its folder; `run.embeddings(store)` is a pandas DataFrame, and
+`store.dataset()` a torch Dataset.
+
 `medssl.load_encoder(run)` returns the encoder, `medssl.Store.open(path)` the scans, `medssl.recipe(name)` the settings of a
 recipe: `medssl.pretrain("store/", "run/", **medssl.recipe("chest_xray_28"))`. Nothing is imported before it is used.
 """
@@ -18,7 +22,12 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_OBJECTS = {"load_encoder": "medssl.encoders.export", "recipe": "medssl.catalog", "Store": "medssl.store.store"}
+_OBJECTS = {
+    "load_encoder": "medssl.encoders.export",
+    "recipe": "medssl.catalog",
+    "Store": "medssl.reporting.notebook",
+    "Run": "medssl.reporting.notebook",
+}
 
 
 def _commands() -> dict[str, Any]:
@@ -29,8 +38,10 @@ def _commands() -> dict[str, Any]:
 def __getattr__(name: str) -> Any:
     if name.startswith("_") or name == "catalog" or (name not in _OBJECTS and name not in _commands()):
         raise AttributeError(f"module 'medssl' has no attribute {name!r}")
-    module = _OBJECTS.get(name) or _commands()[name].target.rpartition(".")[0]
-    return getattr(import_module(module), name)
+    if name in _OBJECTS:
+        return getattr(import_module(_OBJECTS[name]), name)
+    command = getattr(import_module(_commands()[name].target.rpartition(".")[0]), name)
+    return import_module("medssl.reporting.notebook").showing(command)
 
 
 def __dir__() -> list[str]:

@@ -1,12 +1,11 @@
-"""Progress with rate and time left: a bar on a terminal, a line every ten seconds elsewhere, nothing under CI."""
+"""Progress with rate and time left: a bar on a terminal and in a notebook, else a line every ten seconds; nothing under CI."""
 
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
-
-from tqdm import tqdm
+from importlib.util import find_spec
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 EVERY = 10.0  # seconds between plain lines when the output is not a terminal
@@ -18,6 +17,12 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+def in_notebook() -> bool:
+    """Return whether this runs in a notebook that can show a bar, for which tqdm needs ipywidgets."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel") and find_spec("ipywidgets") is not None
+
+
 class Progress:
     """A progress display: `with Progress("train", total=1000, unit="step") as bar: bar.update(1, loss="0.31")`."""
 
@@ -26,8 +31,11 @@ class Progress:
         self.notes: dict[str, str] = {}
         self.start = self.last = time.monotonic()
         self.quiet = quiet or bool(os.environ.get("CI"))
-        terminal = sys.stderr.isatty() and not self.quiet
-        self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True) if terminal else None
+        self.bar: Any = None
+        if not self.quiet and (sys.stderr.isatty() or in_notebook()):
+            from tqdm.auto import tqdm  # a bar of text on a terminal, a widget in a notebook
+
+            self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True)
 
     def update(self, n: int = 1, **notes: str) -> None:
         """Count `n` more as done; show `notes` beside the rate."""

@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from medssl.reporting.faithfulness import Faithfulness
 from medssl.reporting.plots import COLOURS, GREY, is_empty
 from medssl.reporting.render import render
 from medssl.reporting.thumbnails import ACROSS, Thumbnails
+from medssl.results import ShownPath
 from medssl.store.label_values import number
 from medssl.store.store import Store
 
@@ -200,7 +200,7 @@ def _packed(values: NDArray[Any]) -> str:
     return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
 
 
-class Page(type(Path())):  # type: ignore[misc]
+class Page(ShownPath):
     """The path of a page; a notebook shows the page itself."""
 
     def _repr_html_(self) -> str:

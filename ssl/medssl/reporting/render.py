@@ -30,6 +30,14 @@ def read_json(path: Path) -> Any:
         raise damaged(path, e) from e
 
 
+def read_lines(path: Path) -> list[Any]:
+    """Return the values of a file with JSON in each line, none where there is no file. Raises UserError if it is damaged."""
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    except ValueError as e:
+        raise damaged(path, e) from e
+
+
 def damaged(path: Path, error: Exception) -> UserError:
     """Return the error for a file of a run that cannot be read."""
     return UserError(f"{path} is damaged ({type(error).__name__}); delete it and run the command that writes it again")

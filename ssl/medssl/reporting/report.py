@@ -1,6 +1,5 @@
 """The report on a run: a single file without scripts or outside addresses, which opens offline and prints."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from medssl.reporting.conclusions import conclusions
 from medssl.reporting.data_sheet import data_sheet
 from medssl.reporting.embeddings import Embeddings, neighbours, read_embeddings
 from medssl.reporting.pictures import grid, picture, view_sheet
-from medssl.reporting.render import damaged, read_json, render
+from medssl.reporting.render import read_json, read_lines, render
 from medssl.reporting.score_table import score_table
 from medssl.reporting.sections import audit_section, cam_section, quality_section
 from medssl.reporting.tsne import FEWEST, trustworthiness, tsne
@@ -116,10 +115,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 def _curves(path: Path) -> dict[str, Any]:
     """Return the training curves, the last step and the warnings in metrics.jsonl."""
-    try:
-        rows = [json.loads(line) for line in _lines(path)]
-    except ValueError as e:
-        raise damaged(path, e) from e
+    rows = read_lines(path)
     warnings = [f"Step {row.get('step', '?')}: {row['warning']}" for row in rows if row.get("warning")]
     return {
         "curves": plots.curves(rows) if rows else b"",
