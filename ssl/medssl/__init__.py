@@ -13,6 +13,8 @@ What they return shows itself in a notebook: a store as a contact sheet, a run a
 (`medssl.reporting.notebook`). A run is the path of its folder; `run.embeddings(store)` is a pandas DataFrame, and
 `store.dataset()` a torch Dataset.
 
+`medssl.Encoder(run).transform(["new.png"])` embeds files and arrays without a store.
+
 `medssl.load_encoder(run)` returns the encoder, `medssl.Store.open(path)` the scans, `medssl.recipe(name)` the settings of a
 recipe: `medssl.pretrain("store/", "run/", **medssl.recipe("chest_xray_28"))`. Nothing is imported before it is used.
 """
@@ -27,6 +29,7 @@ _OBJECTS = {
     "recipe": "medssl.catalog",
     "Store": "medssl.reporting.notebook",
     "Run": "medssl.reporting.notebook",
+    "Encoder": "medssl.scoring.new_scans",
 }
 
 

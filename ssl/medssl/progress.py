@@ -8,13 +8,24 @@ from importlib.util import find_spec
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-EVERY = 10.0  # seconds between plain lines when the output is not a terminal
+FIRST, EVERY = (
+    3.0,
+    10.0,
+)  # seconds until the first plain line, and between the others, when the output is not a terminal
 
 
 def say(text: str) -> None:
     """Write a one-line notice to stderr at once, so that stdout holds results only."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: "45 s", "3 min", "2 h 5 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def in_notebook() -> bool:
@@ -30,6 +41,7 @@ class Progress:
         self.label, self.total, self.unit, self.done, self.first = label, total, unit, done, done
         self.notes: dict[str, str] = {}
         self.start = self.last = time.monotonic()
+        self.wait = FIRST
         self.quiet = quiet or bool(os.environ.get("CI"))
         self.bar: Any = None
         if not self.quiet and (sys.stderr.isatty() or in_notebook()):
@@ -44,14 +56,14 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix(self.notes, refresh=False)
             self.bar.update(n)
-        elif not self.quiet and time.monotonic() - self.last > EVERY:
-            self.last = time.monotonic()
+        elif not self.quiet and time.monotonic() - self.last > self.wait:
+            self.last, self.wait = time.monotonic(), EVERY
             self._line()
 
     def _line(self) -> None:
         """Write one line."""
         rate = (self.done - self.first) / max(time.monotonic() - self.start, 1e-9)
-        left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 else ""
+        left = f", {duration((self.total - self.done) / rate)} left" if self.total and rate > 0 else ""
         of = f"/{self.total}" if self.total else ""
         notes = "".join(f", {k} {v}" for k, v in self.notes.items())
         say(f"{self.label}: {self.done}{of} {self.unit}, {rate:.3g} {self.unit}/s{left}{notes}")

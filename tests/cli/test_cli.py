@@ -20,8 +20,10 @@ import medssl as medssl_package
 import tiny
 from conftest import ROOT
 from medssl import catalog
+from medssl.cli.aliases import ALIASES, known_as
+from medssl.cli.help import GROUPS
 from medssl.cli.main import main
-from medssl.cli.run import compose_config, expand_recipe, literal, typed
+from medssl.cli.run import bracketed, compose_config, expand_recipe, literal, typed
 from medssl.cli.run import run as run_command
 from medssl.errors import UsageError
 from medssl.runs.config import PretrainOptions
@@ -74,8 +76,7 @@ def test_help_lists_every_command_and_every_choice(capsys):
     commands = catalog.entries("command")
     assert [line.split()[0] for line in out.splitlines() if re.match(r"  [a-z]+ ", line)] == [
         *commands,
-        "medssl",
-        "medssl",
+        *["medssl"] * 3,
     ]
     for command, entry in commands.items():
         code, out, _ = medssl(capsys, command, "--help")
@@ -122,6 +123,50 @@ RENAMED = [
 ]
 
 
+def test_every_name_from_elsewhere_stands_for_a_key_that_exists():
+    keys = {k for c in catalog.entries("command") for k in catalog.load("command", c)} | set(GROUPS)
+    for alias, names in ALIASES.items():
+        assert {name.partition("=")[0] for name in names} <= keys, alias
+        assert known_as(alias, keys - {alias}).startswith("write "), alias
+
+
+def test_help_of_a_command_and_of_a_choice(capsys):
+    assert medssl(capsys, "help", "probe") == medssl(capsys, "probe", "--help")
+    code, out, _ = medssl(capsys, "pretrain", "method=dino", "--help")
+    assert code == 0
+    assert out.startswith("method=dino: DINO: predict")
+    assert "  method.small.size=0.43 " in out
+    assert "Keys" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    for group in GROUPS:
+        for name in catalog.choices(group):
+            given = {k: v for k, v in catalog.load(group, name).items() if not k.startswith("_")}
+            options = [k for k, v in given.items() if not (isinstance(v, dict) and set(v) <= {"op", "slot"})]
+            text = medssl(capsys, "pretrain", f"{group}={name}", "--help")[1]
+            assert all(f" {group}.{k}" in text for k in options), name
+    assert "Keys" in medssl(capsys, "demo", "encoder=cnn", "--help")[1], "a plain key there"
+
+
+@pytest.mark.parametrize(
+    ("command", "word", "meant"),
+    [
+        ("compare", "runs=a,b c", "runs=[a,b c]"),
+        ("probe", "label_budgets=10 %,all", "label_budgets=[10 %,all]"),
+        ("explore", "maps=pca,tsne", "maps=[pca,tsne]"),
+        ("probe", "target=a,b", "target=[a,b]"),
+        ("probe", "target=a", "target='a'"),
+        ("knn", "where=age in (1,2)", r"where='age in (1,2)'"),
+    ],
+)
+def test_a_list_needs_no_brackets(command, word, meant):
+    assert literal(command, bracketed(command, word)) == meant
+
+
+def test_a_file_with_a_comma_in_its_name_is_one_value(tmp_path):
+    (tmp_path / "a,b").mkdir()
+    assert bracketed("compare", f"runs={tmp_path / 'a,b'}") == f"runs={tmp_path / 'a,b'}"
+
+
 @pytest.mark.parametrize(("command", "old", "new"), RENAMED)
 def test_an_old_key_names_the_new_one(capsys, command, old, new):
     code, _, err = medssl(capsys, command, f"{old}=x")
@@ -147,6 +192,16 @@ USAGE = [
     (["pretrain", "-m", "store=x", "out=y", "encoder=mlp,resnet10t"], "encoder=timm"),
     (["pretrain", "-m", "store=x", "out=y", "method=simclr,nope"], "there is no method 'nope'"),
     (["ingest", "source=x", "out=y", "intensity=xry"], "Did you mean 'xray'"),
+    (["pretrain", "store=x", "out=y", "epochs=3"], "write steps=…; training is counted in updates of the weights"),
+    (["pretrain", "store=x", "out=y", "gpu=1"], "write accelerator=cuda"),
+    (["probe", "run=x", "store=y", "target=z", "gpu=1"], "write device=cuda"),
+    (["pretrain", "store=x", "out=y", "wandb=true"], "write log=wandb; wandb is offline, wandb-online sends"),
+    (["pretrain", "store=x", "out=y", "image_size=224"], "write size=…"),
+    (["pretrain", "store=x", "out=y", "backbone=vit"], "write encoder=…"),
+    (["ingest", "data=x", "out=y"], "write source=…"),
+    (["embed", "run=x", "data=y"], "write store=…"),
+    (["help", "pretrane"], "there is no command 'pretrane'. Did you mean 'pretrain'"),
+    (["pretrain", "method=dyno", "--help"], "there is no method 'dyno' with a help text. Did you mean 'dino'"),
 ]
 
 
@@ -351,6 +406,8 @@ def test_a_sweep_makes_a_run_for_each_combination(store, tmp_path):
     done = subprocess.run([sys.executable, "-m", "medssl.cli", *args], env=ENV, cwd=ROOT, check=False,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
+    said = [line.split(":")[0] for line in done.stderr.splitlines() if line.startswith("run ")]
+    assert said == [f"run {k} of 4" for k in (1, 2, 3, 4)]
     runs = {p.name for p in out.iterdir() if (p / "encoder.json").exists()}
     assert runs == {f"method={m},seed={s}" for m in ("simclr", "byol") for s in (0, 1)}
 

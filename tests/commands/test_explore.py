@@ -141,7 +141,7 @@ def test_a_thumbnail_is_the_scan_in_its_window_and_of_a_volume_three_planes(dims
         y, x = ((side - n) // 2 for n in plane.shape)
         wanted[y : y + plane.shape[0], x : x + plane.shape[1]] = 255 * np.clip((plane - low) / (high - low), 0, 1)
         got = sheet[:side, p * (side + 1) : p * (side + 1) + side]
-        assert np.corrcoef(got.ravel(), wanted.ravel())[0, 1] > 0.97, p
+        assert np.abs(got - wanted)[wanted > 0].mean() < 12, p  # WebP is lossy
 
 
 def test_a_sample_is_keyed_and_said(made, run):

@@ -15,7 +15,7 @@ import torch
 import medssl
 from conftest import ROOT
 from medssl import catalog
-from medssl.cli.run import compose_config, literal
+from medssl.cli.run import compose_config, literal, named
 from medssl.encoders.config import EncoderConfig
 from medssl.encoders.export import save_encoder
 from medssl.encoders.timm2d import TimmEncoder
@@ -30,7 +30,7 @@ COMMAND_LINES = [
 def test_every_command_is_shown_and_can_be_parsed():
     assert {words[1] for words in COMMAND_LINES} == set(catalog.entries("command")) - {"demo"}
     for words in COMMAND_LINES:
-        compose_config(words[1], [literal(words[1], w) for w in words[2:]])
+        compose_config(words[1], [literal(words[1], named(words[1], w)) for w in words[2:]])
 
 
 def test_the_make_targets_exist():

@@ -21,6 +21,7 @@ from medssl import progress
 from medssl.errors import UserError
 from medssl.reporting import notebook
 from medssl.reporting.contact_sheet import contact_sheet
+from medssl.scoring import data_frame
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +101,9 @@ def test_embeddings_are_a_data_frame_by_scan(made, tmp_path):
 
 
 def test_without_pandas_one_line_says_what_to_install(made, monkeypatch):
-    monkeypatch.setattr(notebook, "find_spec", lambda name: None)
+    monkeypatch.setattr(data_frame, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'medssl\[pandas\]'"):
-        notebook.data_frame({"scan": ["a"]}, np.zeros((1, 2)))
+        data_frame.data_frame({"scan": ["a"]}, np.zeros((1, 2)))
 
 
 def test_scores_show_their_intervals(made):

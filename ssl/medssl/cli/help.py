@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 
 from medssl import catalog
+from medssl.errors import UsageError, nearest
 
 WIDTH = 80
 GROUPS = ("method", "encoder", "augment")
@@ -30,7 +31,11 @@ def overview() -> str:
     lines = ["medssl: self-supervised representation learning for medical scans"]
     for folder, title in COMMAND_GROUPS.items():
         lines += ["", title, *_columns((n, e.about) for n, e in commands.items() if e.folder == folder)]
-    more = {"medssl COMMAND --help": "keys and choices", "medssl pretrain -m …": "sweep: method=simclr,byol seed=0,1,2"}
+    more = {
+        "medssl COMMAND --help": "keys and choices",
+        "medssl pretrain method=NAME --help": "options of one method",
+        "medssl pretrain -m …": "sweep: method=simclr,byol seed=0,1,2",
+    }
     return "\n".join([*lines, "", *_columns(more.items())])
 
 
@@ -64,6 +69,38 @@ def command_help(command: str) -> str:
     return "\n".join(lines)
 
 
+def group_taken(command: str, group: str) -> bool:
+    """Return whether a command chooses a yaml of `group`, rather than having a plain key of that name."""
+    return f"\n  - {group}: " in catalog.text("command", command)
+
+
+def choice_help(group: str, name: str) -> str:
+    """Return what one choice of a group is and its options with their defaults: method=NAME --help.
+
+    Raises UsageError for a choice that has no yaml.
+    """
+    if name not in catalog.choices(group):
+        raise UsageError(f"there is no {group} {name!r} with a help text.{nearest(name, catalog.choices(group))}")
+    entry = catalog.entries(group)[name]
+    options, run, inside = [], [], ""
+    for line in catalog.text(group, name).splitlines():
+        setting, _, note = line.partition("#")
+        key, colon, value = setting.strip().partition(":")
+        if line[:1] not in ("", " ", "#"):
+            inside = key if not value.strip() else ""
+        hidden = key in {"op", "slot", "_target_", "_order_"}  # not for users to choose
+        if not colon or line.startswith("#") or hidden or (inside and line[0] != " "):
+            continue
+        if inside == "_run_":
+            run.append((f"{key}={value.strip()}", note.strip()))
+        else:
+            options.append((f"{group}.{inside + '.' if inside else ''}{key}={value.strip()}", note.strip()))
+    lines = [*textwrap.wrap(f"{group}={name}: {entry.about}", WIDTH), "", "Options:", *_columns(options)]
+    if run:
+        lines += ["", f"Defaults of pretrain with this {group}:", *_columns(run)]
+    return "\n".join(lines if options or run else [*lines[:-1], "This has no options."])
+
+
 def _group_help(group: str) -> list[str]:
     """The choices of a config group; methods by family."""
     entries = catalog.entries(group)
@@ -95,5 +132,7 @@ def _columns(rows: Iterable[tuple[str, str]], width: int = 0) -> list[str]:
             first = indent
         else:
             first = f"  {name:<{width}}  "
-        lines += textwrap.wrap(note, WIDTH, initial_indent=first, subsequent_indent=indent) or [first.rstrip()]
+        lines += textwrap.wrap(note, WIDTH, initial_indent=first, subsequent_indent=indent) or (
+            [first.rstrip()] if first.strip() else []
+        )
     return lines

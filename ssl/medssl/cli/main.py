@@ -11,7 +11,7 @@ from contextlib import suppress
 from types import FrameType
 
 from medssl import __version__, catalog
-from medssl.cli.help import command_help, overview
+from medssl.cli.help import GROUPS, choice_help, command_help, group_taken, overview
 from medssl.errors import UsageError, UserError, nearest
 
 ASCII = {"Δ": "D", "–": "-", "—": "-", "−": "-", "×": "x", "…": "...", "≥": ">=", "≤": "<=", "±": "+-", "’": "'"}
@@ -89,6 +89,8 @@ def _fail(message: str, code: int) -> int:
 
 def _dispatch(args: list[str]) -> None:
     commands = catalog.entries("command")
+    if args and args[0] == "help" and len(args) > 1:
+        args = [args[1], "--help", *args[2:]]
     if not args or args[0] in {"-h", "--help", "help"}:
         print(overview())
     elif args[0] == "--version":
@@ -96,7 +98,9 @@ def _dispatch(args: list[str]) -> None:
     elif args[0] not in commands:
         raise UsageError(f"there is no command {args[0]!r}.{nearest(args[0], commands)}")
     elif {"-h", "--help"} & set(args[1:]):
-        print(command_help(args[0]))
+        chosen = dict(word.split("=", 1) for word in args[1:] if "=" in word)
+        asked = [(group, chosen[group]) for group in GROUPS if group in chosen and group_taken(args[0], group)]
+        print("\n\n".join(choice_help(*choice) for choice in asked) or command_help(args[0]))
     else:
         from medssl.cli.run import run
 

@@ -5,7 +5,8 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
-from math import isfinite
+from itertools import count
+from math import isfinite, prod
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medssl import catalog
+from medssl.cli.aliases import known_as
 from medssl.cli.help import GROUPS
 from medssl.errors import Interrupted, UsageError, UserError, nearest
 from medssl.results import Result
@@ -35,7 +37,8 @@ def run(command: str, args: list[str]) -> None:
         given = expand_recipe(given)
     if _has_groups(command):
         given = [word for a in given for word in _any_timm(a)]
-    words = [literal(command, word) for word in given]
+    given = [named(command, word) for word in given]
+    words = [literal(command, word if sweep else bracketed(command, word)) for word in given]
     _refuse_old_keys(command, words)
     for word in words:
         if "=" not in word or word.startswith("-"):
@@ -81,12 +84,14 @@ def _sweep(command: str, cfg: DictConfig, words: list[str], parsed: list[Overrid
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach cli.main unchanged
 
     failed: list[UserError] = []
+    total, begun = prod(sum(1 for _ in o.sweep_string_iterator()) for o in swept), count(1)
 
     def job(cfg: DictConfig) -> None:
         """Run one combination. A wrong one does not stop the others; an interrupt does."""
         hydra_cfg = HydraConfig.get()
         if any(isinstance(e, Interrupted) for e in failed):
             return
+        print(f"run {next(begun)} of {total}: {hydra_cfg.job.override_dirname}", file=sys.stderr, flush=True)
         try:
             call(command, cfg, dict(hydra_cfg.runtime.choices) | own, Path(hydra_cfg.runtime.output_dir))
         except Exception as e:
@@ -124,6 +129,8 @@ def typed(key: str, value: Any, hint: Any) -> Any:
     kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
     if value is None and NoneType in kinds:
         return None
+    if isinstance(value, str) and str not in kinds and any(get_origin(kind) is list for kind in kinds):
+        return [value]
     if (
         isinstance(value, list)
         and len(kinds) > 1
@@ -175,6 +182,8 @@ def _explain(command: str, words: list[str], error: Exception) -> str:
     for word in said:
         bare = word.partition("=")[0].lstrip("+~")
         if bare not in known and bare not in GROUPS:
+            if called := known_as(bare, known | set(GROUPS if _has_groups(command) else ())):
+                return f"medssl {command} has no key {bare!r}: {called}"
             group = bare.partition(".")[0]
             hint = (
                 f" Choose the {group} first: {group}=NAME."
@@ -265,11 +274,28 @@ def literal(command: str, word: str) -> str:
     return f"{key}={_quote(value)}"
 
 
+def bracketed(command: str, word: str) -> str:
+    """Return the word with [ ] around the values of a key that takes several: runs=A,B, as shells leave it alone.
+
+    A value with quotes, or that is the name of a file, is left as it is.
+    """
+    key, _, value = word.partition("=")
+    if "," not in value or value[0] in "[{'\"" or key.endswith("where") or not _takes_list(command, key):
+        return word
+    return word if os.path.lexists(value) else f"{key}=[{value}]"
+
+
+def named(command: str, word: str) -> str:
+    """Return a lone word as the value of the key that it stands for (`_bare_` in the yaml): medssl runs FOLDER."""
+    key = _special(command, "_bare_")
+    return f"{key}={word}" if key and "=" not in word and not word.startswith("-") else word
+
+
 def _takes_list(command: str, key: str) -> bool:
     """Return whether the value of a key may be a list, by the annotation of the command's function."""
     module, _, name = catalog.entries("command")[command].target.rpartition(".")
     hint = get_type_hints(getattr(import_module(module), name)).get(key)
-    return any(get_origin(kind) in (list, Sequence) for kind in (hint, *get_args(hint)))
+    return any(get_origin(kind) in (list, Sequence, Iterable) for kind in (hint, *get_args(hint)))
 
 
 def _example(command: str) -> str:

@@ -5,8 +5,6 @@ import io
 from collections.abc import Callable
 from functools import wraps
 from html import escape
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +21,13 @@ from medssl.reporting.score_table import score_table
 from medssl.results import Result, ShownPath
 from medssl.runs.config import PretrainConfig
 from medssl.runs.run_folder import Run as RunFolder
+from medssl.scoring.data_frame import data_frame
 from medssl.scoring.score_table import read_tables
 from medssl.store import store as stores
 from medssl.store.dataset import ScanDataset
 from medssl.store.splits import SPLITS
 
 SHOWN = 24  # scans of a store that are shown
-
-
-def data_frame(columns: dict[str, Any], features: Any) -> Any:
-    """Return a pandas DataFrame of `columns`, indexed by scan, then the features (N, D) as f0, f1, …
-
-    Raises UserError without pandas, which is an extra.
-    """
-    if find_spec("pandas") is None:
-        raise UserError("a DataFrame needs pandas: pip install 'medssl[pandas]'")
-    pandas = import_module("pandas")
-    index = pandas.Index(columns["scan"], name="scan")
-    known = pandas.DataFrame({k: v for k, v in columns.items() if k != "scan"}, index=index)
-    return known.join(pandas.DataFrame(features, index=index, columns=[f"f{i}" for i in range(features.shape[1])]))
 
 
 class Store(stores.Store):

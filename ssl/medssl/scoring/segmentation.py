@@ -23,6 +23,7 @@ from medssl.runs.predictions import RUN, RUN_ENCODER, RUN_FROZEN, PredictedRow
 from medssl.scoring.baselines import RANDOM_INIT_FROZEN, Baseline, FeatureSources
 from medssl.scoring.eval_splits import EvalSplits, SplitOptions, Stores
 from medssl.scoring.features import check_input
+from medssl.scoring.kept_segmentation import keep_network
 from medssl.scoring.targets import Subset, Target
 from medssl.scoring.trained_rows import LabelDraw, TrainedRow
 from medssl.scoring.training import TrainingSettings, train_in
@@ -128,6 +129,8 @@ class Segmentation:
             decoder = load_decoder(self.sources.path, self.sources.encoder, classes) if row.decoder else None
             method = Segment(encoder, classes, self.width, row.model == "decoder", decoder)
             train_in(folder, method, store, labelled.rows, wanted, replace(self.settings, seed=draw.seed), masks)
+        if (row.source, row.model) == (RUN, "train"):
+            keep_network(folder, method, self.labels, self.width)
         method = method.eval().to(device)
 
         def net(x: Tensor) -> Tensor:

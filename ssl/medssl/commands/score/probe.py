@@ -13,6 +13,7 @@ from medssl.scoring.attention_probes import READERS, select_readers
 from medssl.scoring.baselines import DEFAULT_BASELINES, Baseline, FeatureSources, select_baselines
 from medssl.scoring.clinical import clinical_use, subgroup_scores
 from medssl.scoring.eval_splits import SplitOptions
+from medssl.scoring.kept_probe import KeptProbe
 from medssl.scoring.score_table import compute_scores, keep
 from medssl.store.store import Store
 
@@ -34,6 +35,8 @@ def probe(
     options: SplitOptions,
 ) -> Result:
     """Score the frozen encoder of a run by linear and other probes; adds the table to RUN/scores.json and returns it.
+
+    The linear probe of all labels is kept in RUN/probes, for `medssl.predict`.
 
     The probe is fitted on the store's training patients, validation patients choose its penalty, and it is scored on test
     patients. Intervals are 95 % intervals over patients, and over draws where labels are drawn. "Δ vs run" is
@@ -69,11 +72,13 @@ def probe(
     subsets = probing.draw_subsets(splits, label_budgets, draws, seed, balanced)
     labelled = probing.describe_draws(splits, subsets, seed)
     tests = splits.predicted
-    rows = []
+    rows, own_probe = [], None
     for kind in chosen:
         more = features if kind == "linear" else ()
         for name, source in sources.positions(names) if kind == "attentive" else sources.all(names, more):
             fitted = READERS[kind](source, splits, tests, subsets=subsets, seed=seed, device=sources.device)
+            if (name, kind) == (RUN, "linear") and probing.ALL in fitted:
+                own_probe = KeptProbe.of(splits.target, fitted[probing.ALL][0], splits.train.y, sources.encoder.weights)
             rows += [
                 probing.predicted_row(name, kind, drawn, budget, labelled[budget], val=len(tests) - 1 or None)
                 for budget, drawn in fitted.items()
@@ -90,4 +95,6 @@ def probe(
             p_val = own.val[0] if own.val else own.p[0][:0]
             sections.append(partial(clinical_use, splits, p_val, own.p[0], specificity, list(prevalences), seed))
         sections.append(partial(subgroup_scores, splits, own.p[0], seed))
+    if own_probe is not None:
+        own_probe.write(sources.path)
     return keep(sources.path, scores, *sections)

@@ -1,6 +1,7 @@
 """`medssl pretrain`: pretrain an encoder by one method on the training patients of a store; runs resume exactly."""
 
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from medssl import catalog
 from medssl.commands.options import accepts
 from medssl.encoders.adaptation import adapt, merge
 from medssl.encoders.config import EncoderConfig, InputConfig
-from medssl.encoders.export import save_encoder
+from medssl.encoders.export import ENCODER, save_encoder
 from medssl.errors import UserError
 from medssl.files import atomic
 from medssl.leakage.leak_check import pretrained_on
@@ -87,7 +88,8 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
             run.start({"store": str(scans.path), "out": str(out)} | options.given(), config)
             passes = config.steps * config.batch / len(rows)
             what = f"{config.steps} steps of {config.batch} ({passes:.0f} epochs)"
-            say(f"{options.method}, {config.encoder.name}: {len(rows)} scans, {what}")
+            where = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "CPU"
+            say(f"{options.method}, {config.encoder.name} on {where}: {len(rows)} scans, {what}")
             for words in changed:
                 say(f"init: {words}")
         fabric.barrier()
@@ -108,6 +110,8 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
             steps = monitor.fall_back(fabric, method, run.checkpoints, e)
     if zero:
         _export(run, scans, resampled, method, config, steps, origins)
+        words = f"run={shlex.quote(str(run.path))} store={shlex.quote(str(scans.path))}"
+        say(f"encoder: {run.path / ENCODER}. Next: medssl embed {words}; medssl probe {words} target=LABEL")
     fabric.barrier()
     return run.path
 
