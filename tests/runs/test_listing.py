@@ -7,6 +7,7 @@ import pytest
 
 import medssl
 from explored import write_store
+from medssl.commands.analyse.runs import runs
 from medssl.errors import UserError
 from medssl.runs.listing import list_runs
 from medssl.runs.run_folder import Run
@@ -37,13 +38,13 @@ def folder(tmp_path_factory):
 
 
 def test_each_run_has_its_status_time_score_and_how_to_continue(folder):
-    broken, done, stopped = list_runs(folder / "all")
+    broken, done, stopped = medssl.list_runs(folder / "all")
     assert (done["run"], done["status"], done["step"], done["steps"], done["resume"]) == ("done", "finished", 4, 4, "")
     kept = json.loads((folder / "all/done/scores.json").read_text())["tables"][0]["rows"][0]["scores"]["AUROC"]
     assert (done["metric"], done["score"], done["target"]) == ("AUROC", kept, "site")
     assert (stopped["status"], stopped["step"], stopped["seconds"]) == ("not finished", 3, 15.5)
     assert (broken["status"], "resolved.yaml" in broken["problem"]) == ("damaged", True)
-    text = str(medssl.runs(folder / "all"))
+    text = str(runs(folder / "all"))
     table = text.splitlines()
     assert f"AUROC {kept['value']:.3f} [{kept['low']:.3f}, {kept['high']:.3f}] (site)" in table[2]
     assert "vicreg cnn" in table[3]
@@ -69,6 +70,6 @@ def test_the_command_to_continue_is_that_of_the_run(folder, monkeypatch):
 
 def test_a_folder_without_runs_is_refused_in_one_line(folder, tmp_path):
     with pytest.raises(UserError, match="holds no run; make one with: medssl pretrain"):
-        medssl.runs(tmp_path)
+        runs(tmp_path)
     with pytest.raises(UserError, match="there is no folder"):
-        medssl.runs(tmp_path / "none")
+        runs(tmp_path / "none")

@@ -15,13 +15,14 @@ from medssl.runs.predictions import RUN
 from medssl.runs.run_folder import Run
 
 
-def list_runs(folder: Path) -> list[dict[str, Any]]:
+def list_runs(folder: str | Path = ".") -> list[dict[str, Any]]:
     """Return what there is to know of each run in a folder or below it, in order of path.
 
     Keys: run (path below the folder), name, seed, status, step, steps, seconds (of training), collapsed, target, metric, score
     ({value, low, high}) or None, resume (the command that continues an unfinished run, "" otherwise), problem.
     Raises UserError if there is none.
     """
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give the folder that holds your runs")
     found = sorted(file.parent for file in folder.glob("**/resolved.yaml"))

@@ -14,7 +14,7 @@ def runs(folder: str | Path = ".") -> Result:
 
     Returns {"runs": one dict for each, see `medssl.runs.listing.list_runs`}. Raises UserError if there is none.
     """
-    found = list_runs(Path(folder).expanduser())
+    found = list_runs(folder)
     head = ["run", "method, encoder", "seed", "status", "step", "time", "score"]
     lines = aligned(head, [_cells(row) for row in found], indent="")
     for row in found:
