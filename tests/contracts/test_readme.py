@@ -1,4 +1,4 @@
-"""The README is correct: its tree, its commands, its Python. The wheel runs without a checkout."""
+"""The README and the pages it leads to are correct: commands, Python, links, folders. The wheel runs without a checkout."""
 
 import ast
 import inspect
@@ -21,7 +21,18 @@ from medssl.encoders.export import save_encoder
 from medssl.encoders.timm2d import TimmEncoder
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.S)
+KOREAN = (ROOT / "README.ko.md").read_text()
+PAGES = {path: path.read_text() for path in sorted(ROOT.glob("ssl/medssl/*/README.md"))}
+PAGES |= {
+    ROOT / name: (ROOT / name).read_text() for name in ("README.md", "README.ko.md", "benchmarks/results/README.md")
+}
+
+
+def blocks_of(text):
+    return re.findall(r"```(\w*)\n(.*?)```", text, re.S)
+
+
+BLOCKS = [block for text in PAGES.values() for block in blocks_of(text)]
 COMMAND_LINES = [
     shlex.split(line, comments=True) for _, block in BLOCKS for line in block.splitlines() if line.startswith("medssl ")
 ]
@@ -40,12 +51,12 @@ def test_the_make_targets_exist():
 
 
 def test_the_python_is_real():
-    (code,) = [block for language, block in BLOCKS if language == "python"]
+    (code,) = [block for language, block in blocks_of(README) if language == "python"]
     calls = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call)]
-    assert len(calls) == 6
+    assert len(calls) == 7
     for call in calls:
         function = getattr(medssl, call.func.attr)
-        inspect.signature(function).bind(*call.args, **{k.arg: None for k in call.keywords})
+        inspect.signature(function).bind(*call.args, **{k.arg: None for k in call.keywords if k.arg})
 
 
 @pytest.mark.parametrize("model", ["resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
@@ -62,22 +73,37 @@ def test_the_timm_lines_load_an_encoder(model, tmp_path):
         assert torch.equal(net(x), encoder.eval()(x))
 
 
-def test_the_tree_is_true():
-    (tree,) = [block for _, block in BLOCKS if "└── medssl/" in block]
-    folders = re.findall(r"[├└]── (\w+)/", tree)
-    assert set(folders) - {"medssl"} == {
-        p.name for p in (ROOT / "ssl/medssl").iterdir() if p.is_dir() and p.name[0] != "_"
-    }
-    ground = re.search(r"├── ([a-z ]+?)   ", tree).group(1).split()
-    assert set(ground) == {p.stem for p in (ROOT / "ssl/medssl").glob("*.py")} - {"__init__"}
-    for folder in re.findall(r"^(\w+)/", tree, re.M):
-        assert (ROOT / folder).is_dir(), folder
+def test_every_folder_of_the_package_is_described():
+    described = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = [line.split("|")[1] for line in described.splitlines() if line.startswith("| `")]
+    folders = {p.name for p in (ROOT / "ssl/medssl").iterdir() if p.is_dir() and p.name[0] != "_"}
+    assert {name for row in rows for name in re.findall(r"`(\w+)/`", row)} == folders
+    ground = next(row for row in rows if "errors" in row)
+    assert set(re.findall(r"\w+", ground)) == {p.stem for p in (ROOT / "ssl/medssl").glob("*.py")} - {"__init__"}
+
+
+def test_every_link_leads_to_a_file():
+    for page, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_korean_readme_says_the_same():
+    """The same headings, commands, numbers and links; the words cannot be compared."""
+
+    def facts(text):
+        plain = [[line.split("#")[0].rstrip() for line in block.splitlines()] for _, block in blocks_of(text)]
+        links = set(re.findall(r"\]\(([^)#]+)\)", text)) - {"README.md", "README.ko.md"}
+        numbers = sorted(re.findall(r"\d*\.\d+|\d[\d,]*\d", text))
+        return plain, links, numbers, len(re.findall("^## ", text, re.M)), sorted(re.findall(r"`[^`\n]+`", text))
+
+    assert facts(KOREAN) == facts(README)
 
 
 def test_every_method_that_is_named_exists_and_stands_in_its_family():
     from medssl.cli.help import FAMILIES
 
-    section = README.partition("## Methods\n")[2].partition("\n## ")[0]
+    section = PAGES[ROOT / "ssl/medssl/methods/README.md"]
     rows = {cells[1].strip(): cells[2] for line in section.splitlines() if len(cells := line.split("|")) == 4}
     families = {name: FAMILIES[e.folder] for name, e in catalog.entries("method").items()}
     named = {name: family for family, text in rows.items() for name in re.findall(r"`(\w+)`", text)}
@@ -101,7 +127,14 @@ def test_the_top_level_is_what_it_should_be():
         "Makefile",
         "Dockerfile",
     }
-    assert top <= allowed | {"LICENSE", "CONTRIBUTING.md", ".ci", ".gitignore", ".pre-commit-config.yaml"}
+    assert top <= allowed | {
+        "README.ko.md",
+        "LICENSE",
+        "CONTRIBUTING.md",
+        ".ci",
+        ".gitignore",
+        ".pre-commit-config.yaml",
+    }
 
 
 def test_a_wheel_runs_outside_the_checkout(tmp_path):
