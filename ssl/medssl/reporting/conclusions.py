@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from medssl.reporting.messages import Messages, messages
 from medssl.runs.predictions import RUN
 from medssl.scoring.baselines import RANDOM_INIT_FROZEN, Baseline
-from medssl.scoring.comparison import SEVERAL, describe_selected
+from medssl.scoring.comparison import SEVERAL
 from medssl.scoring.eval_splits import marked
 
 Table = Mapping[str, Any]
@@ -49,75 +50,93 @@ def is_ours(row: Row) -> bool:
     return row["source"] == RUN
 
 
-def shown(row: Row, table: Table) -> str:
+def shown(row: Row, table: Table, t: Messages | None = None) -> str:
     """Return the name of a row's features, marked if its test set overlaps with what they were trained on."""
-    return marked(row["features"], row["source"], table["overlap"])
+    name = row["features"] if t is None else t.phrase(row["features"])
+    return marked(name, row["source"], table["overlap"])
 
 
-def _probe(row: Row) -> str:
+def probe(row: Row, t: Messages) -> str:
     """Return the probe, and the label budget if it is not all."""
-    return row["probe"] if row["label_budget"] == "all" else f"{row['probe']}, {row['label_budget']}"
+    name = t.phrase(row["probe"])
+    return name if row["label_budget"] == "all" else f"{name}, {t.phrase(row['label_budget'])}"
 
 
-def conclusions(table: Table) -> list[str]:
+def scored_rows(table: Table) -> tuple[list[Row], list[Row]]:
+    """Return the rows whose first score has an interval, best first, and those of them that score the run itself."""
+    name = next(iter(metrics(table)), None)
+    scored = [row for row in table["rows"] if name is not None and has_interval(row["scores"].get(name))]
+    scored.sort(key=lambda row: -int(table.get("sign", 1)) * row["scores"][name]["value"])
+    return scored, [row for row in scored if is_ours(row)]
+
+
+def baselines(ours: Row, table: Table) -> list[tuple[Row, float, float, float]]:
+    """Return each baseline of the same probe with the run's gain over it and its interval. Positive means better."""
+    sign = int(table.get("sign", 1))
+    out = []
+    for row in table["rows"]:
+        same = all(row[k] == ours[k] for k in ("probe", "label_budget"))
+        if same and has_interval(row["difference"]) and row["source"] in BASELINES:
+            # a stored difference is baseline minus run
+            gain, *ends = (-sign * row["difference"][k] for k in ("value", "low", "high"))
+            out.append((row, gain, *sorted(ends)))
+    return out
+
+
+def conclusions(table: Table, t: Messages | None = None) -> list[str]:
     """State the run's best score, its difference to each baseline, and the best row if that is not the run's.
 
     Where the best was chosen among several rows, that is said.
     """
+    t = t or messages()
     name = next(iter(metrics(table)), None)
     if name is None:
-        return [f"The table for {table['target']} has no scores."]
-    scored = [row for row in table["rows"] if has_interval(row["scores"].get(name))]
-    ours = [row for row in scored if is_ours(row)]
+        return [t("table_without_scores", target=table["target"])]
+    scored, ours = scored_rows(table)
     if not ours:
-        return [f"This run has no {name} with an interval for {table['target']!r}, so nothing can be concluded."]
-    sign = int(table.get("sign", 1))
-
-    def rank(row: Row) -> float:
-        return sign * row["scores"][name]["value"]
-
-    row, best = max(ours, key=rank), max(scored, key=rank)
+        return [t("nothing_concluded", metric=t.phrase(name), target=table["target"])]
+    row, best, metric = ours[0], scored[0], t.phrase(name)
     score = row["scores"][name]
     out = [
-        f'For "{table["target"]}" on {table["test"]}, {shown(row, table)} ({_probe(row)}) has {name} '
-        f"{' '.join(number(score))}: {score['n']:,} scans of {score['patients']:,} patients.",
-        *_against_baselines(row, table, sign),
-    ]
+        t(
+            "has_score", target=table["target"], test=t.phrase(table["test"]), model=shown(row, table, t), metric=metric,
+            probe=probe(row, t), value=" ".join(number(score)), n=score["n"], patients=score["patients"],
+        ),
+        *_against_baselines(row, table, t),
+    ]  # fmt: skip
     if table["overlap"]:
-        sets = " and ".join(table["overlap"])
-        out.append(f"Rows with (!) may be too good: their test set overlaps with {sets}.")
+        out.append(t("rows_overlap", sets=overlap(table, t)))
     if not is_ours(best):
         value = " ".join(number(best["scores"][name]))
-        out.append(f"The best {name} is not this run's: {shown(best, table)} ({_probe(best)}) has {value}.")
-    for chosen, rows, whose in ((row, ours, "this run's"), (best, scored, "this table's")):
+        out.append(
+            t("best_is_other", metric=metric, model=shown(best, table, t), probe=probe(best, t), value=value)
+        )
+    for chosen, rows, whose in ((row, ours, "rows_of_run"), (best, scored, "rows_of_table")):
         if len(rows) >= SEVERAL and (chosen is best) == (rows is scored):
-            out.append(
-                describe_selected(f"{shown(chosen, table)} ({_probe(chosen)})", name, f"{whose} {len(rows)} rows")
-            )
+            who = f"{shown(chosen, table, t)} ({probe(chosen, t)})"
+            out.append(t("selected", best=who, measure=metric, among=t(whose, n=len(rows))))
     return out
 
 
-def _against_baselines(ours: Row, table: Table, sign: int) -> list[str]:
-    """Compare the run with each baseline of the same probe. A stored difference is baseline minus run."""
-    rows = [
-        row
-        for row in table["rows"]
-        if all(row[k] == ours[k] for k in ("probe", "label_budget"))
-        and has_interval(row["difference"])
-        and row["source"] in BASELINES
-    ]
-    if not rows:
-        return ["The table has neither random weights nor a k-means patch bank, so what training added is unknown."]
-    out = []
-    for row in rows:
-        gain, *ends = (-sign * row["difference"][k] for k in ("value", "low", "high"))
-        low, high = sorted(ends)
-        if low > 0:
-            out.append(f"It is better than {shown(row, table)} by {gain:.3f} [{low:.3f}, {high:.3f}].")
-        elif high < 0:
-            out.append(f"It is worse than {shown(row, table)} by {-gain:.3f} [{-high:.3f}, {-low:.3f}].")
-        else:
-            out.append(
-                f"It cannot be told apart from {shown(row, table)} (difference {gain:+.3f} [{low:+.3f}, {high:+.3f}])."
-            )
-    return out
+def overlap(table: Table, t: Messages) -> str:
+    """Return the sets that the test set overlaps with."""
+    names = [t.phrase(name) for name in table["overlap"]]
+    return " and ".join(names) if t.language == "en" else ", ".join(names)
+
+
+def _against_baselines(ours: Row, table: Table, t: Messages) -> list[str]:
+    """Compare the run with each baseline of the same probe."""
+    out = [verdict("{}_than", "same_as", found, t, baseline=shown(found[0], table, t)) for found in baselines(ours, table)]
+    return out or [t("no_baseline")]
+
+
+def verdict(
+    differs: str, same: str, found: tuple[Row, float, float, float], t: Messages, **values: Any
+) -> str:
+    """Return a sentence about a difference: better or worse only if its whole interval lies on one side of 0."""
+    _, gain, low, high = found
+    if low > 0:
+        return t(differs.format("better"), gain=gain, low=low, high=high, **values)
+    if high < 0:
+        return t(differs.format("worse"), gain=-gain, low=-high, high=-low, **values)
+    return t(same, gain=gain, low=low, high=high, **values)

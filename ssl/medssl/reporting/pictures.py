@@ -6,11 +6,15 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion
 
 from medssl.reporting.plots import SOFT, STYLE, WIDTH, png_bytes, shorten
 from medssl.resample import apply_axes, axis_weights
+
+OUTLINE = to_rgb("#00E5FF")  # of a mask
 
 
 def grid(
@@ -52,15 +56,6 @@ def grid(
         return png_bytes(fig)
 
 
-def view_sheet(views: Sequence[tuple[str, NDArray[Any]]], *, columns: int = 6) -> bytes:
-    """Draw (name, array (H, W) or (D, H, W)) on one common grey scale; for a volume its middle slice. PNG."""
-    flat = [(name, a[len(a) // 2] if a.ndim == 3 else a) for name, a in views]
-    low, high = min(float(a.min()) for _, a in flat), max(float(a.max()) for _, a in flat)
-    lines = [flat[i : i + columns] for i in range(0, len(flat), columns)]
-    images = [[(a - low) / max(high - low, 1e-12) for _, a in line] for line in lines]
-    return grid(images, captions=[[name for name, _ in line] for line in lines])
-
-
 def picture(
     scan: NDArray[Any], low: float, high: float, spacing: Sequence[float] | None = None, *, most: int = 144
 ) -> NDArray[Any]:
@@ -87,3 +82,10 @@ def picture(
         ways = [axis_weights(zero, zero + n, n, m) for n, m in zip(x.shape[1:], sides, strict=True)]
         x = apply_axes(x[None], ways)[0]
     return x.permute(1, 2, 0).squeeze(-1).numpy()
+
+
+def outlined(image: NDArray[Any], mask: NDArray[np.bool_], thick: int = 1) -> NDArray[Any]:
+    """Return a picture (H, W) or (H, W, 3) in [0, 1] as colours (H, W, 3) with the inner edge of a mask (H, W) drawn."""
+    out = np.array(image if image.ndim == 3 else np.repeat(image[..., None], 3, 2))
+    out[mask & ~binary_erosion(mask, iterations=thick, border_value=1)] = OUTLINE
+    return out

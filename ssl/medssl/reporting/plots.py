@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.font_manager import get_font_names
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -21,9 +21,11 @@ from medssl.rng import generator
 # The colour-blind safe palette of Okabe and Ito, without the yellow, which is too faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 GREY = "#B8B8B8"  # categories beyond the palette, and unknown values
+HANGUL = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "AppleGothic")
 INK, SOFT = "#1b1f24", "#5b6470"
 STYLE: Any = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib, so the same bytes everywhere
+    # DejaVu Sans ships with matplotlib, so the same bytes everywhere; Hangul needs a font of the machine
+    "font.family": ["DejaVu Sans", *[name for name in HANGUL if name in get_font_names()]],
     "font.size": 8,
     "text.color": INK,
     "axes.edgecolor": "#9aa3ad",
@@ -49,14 +51,12 @@ POINTS = 600  # a curve is averaged down to about this many points
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A row of a forest plot; the rows of the run itself are marked."""
+class Entry:
+    """A value in a legend: its name, how often it occurs, and its colour."""
 
     name: str
-    value: float
-    low: float
-    high: float
-    marked: bool = False
+    n: int
+    colour: str
 
 
 def png_bytes(fig: Figure) -> bytes:
@@ -119,38 +119,37 @@ def _thin(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]
     return np.array([x[p].mean() for p in parts]), np.array([y[p].mean() for p in parts])
 
 
-def scatter(
-    xy: NDArray[Any], values: Sequence[object] | NDArray[Any], *, seed: int = 0, unknown: str = "unknown"
-) -> bytes:
-    """Draw xy (n, 2) coloured by a categorical column, in random order so that no category hides another. PNG.
-
-    The seven most frequent values have colours and the others are grey; empty values are `unknown`.
-    """
+def legend(values: Sequence[object] | NDArray[Any], *, unknown: str = "unknown", others: str = "{n} others") -> list[Entry]:
+    """Return the legend of a categorical column: the seven most frequent values in colours, the others and the unknown grey."""
     words = [unknown if is_empty(v) else str(v) for v in values]
     counts = Counter(words)
     known = sorted(counts.keys() - {unknown}, key=lambda name: (-counts[name], name))
     shown = sorted(known if len(known) <= len(COLOURS) else known[: len(COLOURS) - 1])
-    colour = dict(zip(shown, COLOURS, strict=False))
-    legend = [(name, counts[name], colour[name]) for name in shown]
-    if rest := sum(counts[name] for name in known if name not in colour):
-        legend.append((f"{len(known) - len(shown)} others", rest, GREY))
+    found = [Entry(name, counts[name], colour) for name, colour in zip(shown, COLOURS, strict=False)]
+    if rest := [name for name in known if name not in shown]:
+        found.append(Entry(others.format(n=len(rest)), sum(counts[name] for name in rest), GREY))
     if unknown in counts:
-        legend.append((unknown, counts[unknown], GREY))
+        found.append(Entry(unknown, counts[unknown], GREY))
+    return found
+
+
+def scatter(xy: NDArray[Any], values: Sequence[object] | NDArray[Any], *, seed: int = 0) -> bytes:
+    """Draw xy (n, 2) in the colours of `legend(values)`, in random order so that no category hides another. PNG."""
+    colour = {entry.name: entry.colour for entry in legend(values)}
     order = torch.randperm(len(xy), generator=generator(seed, len(xy))).numpy()
+    low, high = xy.min(0), xy.max(0)
+    wide, tall = np.maximum(high - low, 1e-9 + 0.3 * (high - low).max())
     with mpl.rc_context(STYLE):
-        lines = math.ceil(len(legend) / 2)
-        fig = Figure(figsize=(WIDTH / 2 - 0.1, 3.7 + 0.19 * lines), layout="constrained")
-        axes = fig.add_subplot(xticks=[], yticks=[])
+        width = WIDTH / 2 - 0.1
+        fig = Figure(figsize=(width, width * float(tall / wide)))
+        axes = fig.add_axes((0, 0, 1, 1), xticks=[], yticks=[])
+        axes.set_axis_off()
         size = float(np.clip(5000 / max(len(xy), 1), 3, 22))
-        paint = [colour.get(words[i], GREY) for i in order]
+        paint = [colour.get(str(values[i]), GREY) for i in order]
         axes.scatter(xy[order, 0], xy[order, 1], s=size, c=paint, alpha=0.75, linewidths=0)
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.spines[["left", "bottom"]].set_visible(False)
-        dots = [
-            Line2D([], [], linestyle="", marker="o", markersize=6, color=c, label=f" {shorten(n, 24)}  ({k:,})")
-            for n, k, c in legend
-        ]
-        fig.legend(handles=dots, loc="outside lower left", ncols=2, handletextpad=0.2, labelspacing=0.5)
+        middle = (low + high) / 2
+        for axis, at, side in ((axes.set_xlim, middle[0], wide), (axes.set_ylim, middle[1], tall)):
+            axis(at - 0.52 * side, at + 0.52 * side)
         return png_bytes(fig)
 
 
@@ -164,42 +163,14 @@ def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def forest(rows: Sequence[Interval], *, label: str) -> bytes:
-    """Draw scores with their intervals in rows; `label` names the axis, marked rows have a colour. PNG."""
-    with mpl.rc_context(STYLE):
-        fig = Figure(figsize=(WIDTH, 0.55 + 0.24 * len(rows)), layout="constrained")
-        axes = fig.add_subplot()
-        for i, row in enumerate(rows):
-            colour = COLOURS[1] if row.marked else SOFT
-            axes.plot([row.low, row.high], [i, i], color=colour, linewidth=2.2 if row.marked else 1.4)
-            axes.plot(row.value, i, marker="D" if row.marked else "o", markersize=5, color=colour)
-            text = f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
-            axes.annotate(
-                text, (1.0, i), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
-                va="center", fontsize=7.5, color=INK,
-            )  # fmt: skip
-        axes.set_yticks(range(len(rows)), [shorten(row.name, 44) for row in rows])
-        for tick, row in zip(axes.get_yticklabels(), rows, strict=True):
-            tick.set_color(COLOURS[1] if row.marked else INK)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="x", color="#e3e6ea", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.set_xlabel(label)
-        return png_bytes(fig)
-
-
 def reliability(curve: Sequence[Mapping[str, Any]]) -> bytes:
     """Draw observed frequency with its interval against predicted probability, for each bin of scans. PNG."""
     with mpl.rc_context(STYLE):
         fig = Figure(figsize=(3.2, 3.0))
         axes = fig.add_axes(
-            (0.16, 0.15, 0.8, 0.8),
+            (0.1, 0.08, 0.86, 0.88),
             xlim=(0, 1),
             ylim=(0, 1),
-            xlabel="predicted probability",
-            ylabel="observed frequency",
         )
         axes.plot([0, 1], [0, 1], color=SOFT, linewidth=0.6)
         for found in curve:
@@ -227,12 +198,11 @@ def decision_curve(curve: Sequence[Mapping[str, Any]]) -> bytes:
     )
     with mpl.rc_context(STYLE):
         fig = Figure(figsize=(WIDTH / 2, 3.0), layout="constrained")
-        axes = fig.add_subplot(xlabel="threshold probability", ylabel="net benefit")
-        axes.axhline(0, color=SOFT, linewidth=0.8, label="treat none")
-        axes.plot(x, treat_all, color=COLOURS[1], label="treat all")
-        axes.plot(x, model, color=COLOURS[0], label="model")
+        axes = fig.add_subplot()
+        axes.axhline(0, color=SOFT, linewidth=0.8)
+        axes.plot(x, treat_all, color=COLOURS[1])
+        axes.plot(x, model, color=COLOURS[0])
         axes.fill_between(x, low, high, color=COLOURS[0], alpha=0.18, linewidth=0)
         # treating all costs more and more at high thresholds, which would hide the rest
         axes.set_ylim(min(0.0, np.nanmin(model)) - 0.05, max(0.0, np.nanmax(high), np.nanmax(treat_all)) + 0.05)
-        fig.legend(loc="outside upper right", ncols=3)
         return png_bytes(fig)

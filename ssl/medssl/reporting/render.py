@@ -13,13 +13,17 @@ from markupsafe import Markup
 
 from medssl.errors import UserError
 from medssl.reporting.conclusions import number
+from medssl.reporting.messages import Messages, messages
 
 SCALE = 1.5  # pixels of a figure per CSS pixel: sharp in print; at 144 dpi, a point of type stays a point
 
 
-def render(template: str, **values: Any) -> Markup:
-    """Fill templates/`template` with the values. A name that a template misses is an error, never an empty string."""
-    return Markup(_environment().get_template(template).render(values))
+def render(template: str, *, t: Messages | None = None, **values: Any) -> Markup:
+    """Fill templates/`template` with the values and the messages `t`, English ones if None.
+
+    A name that a template misses is an error, never an empty string.
+    """
+    return Markup(_environment().get_template(template).render(values, t=t or messages()))
 
 
 def read_json(path: Path) -> Any:
@@ -53,7 +57,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "thousands": "{:,}".format, "methods": _interval_methods}
-    environment.filters |= {"base64": _base64, "size": _size}
+    environment.filters |= {"base64": _base64, "size": _size, "marked_in": lambda text, t: t.marked(text)}
     return environment
 
 
@@ -66,9 +70,9 @@ def _size(png: bytes) -> tuple[int, ...]:
     return tuple(round(side / SCALE) for side in struct.unpack(">II", png[16:24]))
 
 
-def _interval_methods(scores: object) -> str:
+def _interval_methods(scores: object, t: Messages) -> str:
     """Return how the intervals of all scores in nested lists and dicts were made, each method once."""
-    return "; ".join(dict.fromkeys(_methods(scores)))
+    return "; ".join(dict.fromkeys(map(t.phrase, _methods(scores))))
 
 
 def _methods(scores: object) -> Iterator[str]:

@@ -6,15 +6,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
-from scipy.ndimage import binary_erosion
 
-from medssl.reporting.pictures import grid
+from medssl.reporting.pictures import grid, outlined
 
 LEAST = 160  # pixels of a picture's longer side: small scans are enlarged so that outlines stay thin
 STRENGTH = 0.65  # opacity at the map's maximum
-OUTLINE, THICK = to_rgb("#00E5FF"), 2  # pixels
+THICK = 2  # pixels of an outline
 COLUMNS = 2  # scans per row
 
 
@@ -50,12 +48,23 @@ def _cells(each: ScanWithMap) -> list[NDArray[Any] | None]:
     def big(image: NDArray[Any]) -> NDArray[Any]:
         return image.repeat(factor, 0).repeat(factor, 1)
 
-    scan = big(each.scan if each.scan.ndim == 3 else np.repeat(each.scan[..., None], 3, 2))
-    heat = big(each.map / max(float(each.map.max()), 1e-12))
-    colour = colormaps["magma"](heat)[..., :3]
+    scan, heat = in_colours(big(each.scan)), _heat(big(each.map))
+    mask = None if each.mask is None else big(each.mask)
+    return [scan, colormaps["magma"](heat)[..., :3], overlaid(scan, big(each.map), mask)]
+
+
+def in_colours(scan: NDArray[Any]) -> NDArray[Any]:
+    """Return a scan (H, W) or (H, W, 3) as (H, W, 3)."""
+    return scan if scan.ndim == 3 else np.repeat(scan[..., None], 3, 2)
+
+
+def overlaid(scan: NDArray[Any], map_: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[Any]:
+    """Return a scan with its map on the map's own scale, and the outline of the mask (H, W) in [0, 1]; all of one size."""
+    heat = _heat(map_)
     opacity = STRENGTH * heat[..., None]
-    over = scan * (1 - opacity) + colour * opacity
-    if each.mask is not None and each.mask.any():
-        mask = big(each.mask >= min(0.5, float(each.mask.max())))
-        over[mask & ~binary_erosion(mask, iterations=THICK, border_value=1)] = OUTLINE
-    return [scan, colour, over]
+    over = in_colours(scan) * (1 - opacity) + colormaps["magma"](heat)[..., :3] * opacity
+    return over if mask is None or not mask.any() else outlined(over, mask >= min(0.5, float(mask.max())), THICK)
+
+
+def _heat(map_: NDArray[Any]) -> NDArray[Any]:
+    return map_ / max(float(map_.max()), 1e-12)

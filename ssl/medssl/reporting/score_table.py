@@ -1,18 +1,40 @@
-"""A score table in a report: every row with its interval, a forest plot, and what the score means in clinical use."""
+"""A score table in a report: every row with its interval, and a forest plot of the first metric."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from medssl.reporting.conclusions import Table, has_interval, is_ours, metrics, shown
-from medssl.reporting.plots import Interval, decision_curve, forest, reliability
+from medssl.reporting.conclusions import Table, conclusions, has_interval, is_ours, metrics, shown
+from medssl.reporting.messages import Messages, messages
 from medssl.reporting.render import render
 from medssl.runs.predictions import in_words
 
 
-def score_table(table: Table) -> Markup:
-    """Return one table of scores.json with the run's own rows marked and a forest plot of its first metric."""
+@dataclass(frozen=True)
+class Interval:
+    """A row of a forest plot; the rows of the run itself are marked."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An interval placed on the axis of a forest plot: left end, width and value in percent of the axis."""
+
+    of: Interval
+    left: float
+    width: float
+    at: float
+
+
+def score_table(table: Table, t: Messages | None = None) -> Markup:
+    """Return one table of scores.json with the run's own rows marked, what it shows, and a forest plot of its first metric."""
+    t = t or messages()
     names = metrics(table)
     budgets = {row["label_budget"] for row in table["rows"]} != {"all"}
     asked = (
@@ -20,7 +42,7 @@ def score_table(table: Table) -> Markup:
     )
     intervals = [
         Interval(
-            ", ".join([shown(row, table), row["probe"], *([row["label_budget"]] if budgets else [])]),
+            ", ".join([shown(row, table, t), t.phrase(row["probe"]), *([t.phrase(row["label_budget"])] if budgets else [])]),
             **{k: score[k] for k in ("value", "low", "high")},
             marked=is_ours(row),
         )
@@ -28,43 +50,40 @@ def score_table(table: Table) -> Markup:
         if has_interval(score := row["scores"].get(names[0]))
     ]
     rows = [
-        [shown(row, table), row["probe"], *(row["scores"].get(name) for name in names), row["difference"]]
+        [shown(row, table, t), t.phrase(row["probe"]), *(row["scores"].get(name) for name in names), row["difference"]]
         for row in table["rows"]
     ]
     if budgets:
         for cells, row in zip(rows, table["rows"], strict=True):
-            cells.insert(2, row["label_budget"] + (f", {row['draws']} draws" if row["draws"] > 1 else ""))
+            budget = t.phrase(row["label_budget"])
+            cells.insert(2, t("draws", budget=budget, draws=row["draws"]) if row["draws"] > 1 else budget)
+    words = [t("features"), t("probe"), *([t("label_budget")] if budgets else [])]
+    shown_names = [t.phrase(name) for name in names]
     return render(
         "score_table.html.j2",
+        t=t,
         table=table,
+        conclusion=conclusions(table, t),
         asked=", ".join(asked),
-        head=["features", "probe", *(["label budget"] if budgets else []), *names, f"Δ {names[0]} vs run"],
+        head=[*words, *shown_names, t("versus_run", metric=shown_names[0])],
         rows=rows,
-        words=2 + budgets,
+        words=len(words),
         ours=[i for i, row in enumerate(table["rows"]) if is_ours(row)],
-        metric=names[0],
-        intervals=intervals,
-        forest=forest(intervals, label=f"{names[0]}, {table['target']}") if intervals else b"",
-        clinical_use=clinical_use(table),
+        metric=shown_names[0],
+        **forest(intervals),
     )
 
 
-def clinical_use(table: Table) -> Markup:
-    """Return the operating point, calibration, decision curve and subgroups of a table; empty where it has none."""
-    calibration, decision = table.get("calibration"), table.get("decision_curve")
-    return render(
-        "clinical_use.html.j2",
-        point=table.get("operating_point"),
-        why=table.get("why"),
-        calibration=calibration,
-        scaled=_calibrated(calibration) if calibration else [],
-        reliability=reliability(calibration["curve"]) if calibration else b"",
-        decision=decision,
-        net_benefit=decision_curve(decision["curve"]) if decision else b"",
-        subgroups=table.get("subgroups", {}),
-    )
+def forest(intervals: Sequence[Interval]) -> dict[str, object]:
+    """Return the bars of a forest plot and the numbers at the two ends of its axis, for the macro `forest`."""
+    if not intervals:
+        return {"bars": [], "axis": ("", "")}
+    low, high = min(row.low for row in intervals), max(row.high for row in intervals)
+    room = 0.04 * (high - low) or 0.01
+    low, high = low - room, high + room
 
+    def place(value: float) -> float:
+        return 100 * (value - low) / (high - low)
 
-def _calibrated(calibration: Mapping[str, Any]) -> list[list[Any]]:
-    columns = [calibration[k] for k in ("uncalibrated", "temperature_scaled", "difference")]
-    return [[name, *(column.get(name) for column in columns)] for name in columns[0]]
+    bars = [Bar(row, place(row.low), place(row.high) - place(row.low), place(row.value)) for row in intervals]
+    return {"bars": bars, "axis": (f"{low:.3f}", f"{high:.3f}")}
