@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 import medssl
 import tiny
-from medssl.commands.analyse.cam import cam, choose_shown
+from medssl.commands.analyse.cam import cam
 from medssl.encoders.cnn import CNN
 from medssl.encoders.config import InputConfig
 from medssl.encoders.export import load_encoder
@@ -23,14 +23,17 @@ from medssl.evals.explain.saliency import gradcam
 from medssl.evals.explain.saliency_checks import depends_on_weights, randomisation_check
 from medssl.evals.probes.linear import linear_probes
 from medssl.evals.stats.intervals import NO_SPREAD
-from medssl.reporting.saliency_sheet import OUTLINE, ScanWithMap, saliency_sheet, strongest_slice
+from medssl.reporting.pictures import OUTLINE
+from medssl.reporting.saliency_sheet import ScanWithMap, saliency_sheet, strongest_slice
+from medssl.reporting.scan_overlay import to_scan
 from medssl.reporting.sections import cam_section
 from medssl.runs.predictions import Predictions
 from medssl.runs.run_folder import Run
 from medssl.scoring import features
 from medssl.scoring.eval_splits import EvalSplits, SplitOptions, load_splits
-from medssl.scoring.saliency_maps import masks_on_grid, outputs, probe_weights
+from medssl.scoring.saliency_maps import fit_probe, masks_on_grid, outputs
 from medssl.scoring.saliency_scores import check_random_weights
+from medssl.scoring.shown_scans import choose_by_answer, choose_shown
 from medssl.scoring.targets import Subset, Target
 from medssl.store.resampled import resample_scans
 
@@ -135,24 +138,63 @@ def test_batches_make_no_difference(made, monkeypatch, tmp_path):
             assert value == same or value["value"] == pytest.approx(same["value"], rel=1e-4, abs=1e-6)
 
 
-def test_outlines_are_those_of_the_scan_above_them(made, drawn):
-    """Six scans with a square and two without, three pictures each: an outline in six of the eight, where the square is."""
-    _, run, store = made
+def centre(where: np.ndarray) -> np.ndarray:
+    """The middle of the true pixels, as a share of the picture."""
+    return (np.array(np.nonzero(where)).mean(1) + 0.5) / where.shape
+
+
+def test_outlines_are_those_of_the_scan_below_them(made, drawn):
+    """An outline where there is a square, at its place: on the sheet of small scans and on the scans as stored."""
+    run = made[1]
     with Image.open(run / "cam.png") as file:
         picture = np.asarray(file.convert("RGB")).astype(int)
-    high, wide = picture.shape[0] / 4, picture.shape[1] / 6
-    blue = (np.abs(picture - np.round(255 * np.array(OUTLINE))) < 60).all(2)
-    rows = store.rows("test")
-    masked = np.array([i for i, row in enumerate(rows) if store.mask(int(row)).any()])
-    order = choose_shown(masked, len(rows))
-    for k, i in enumerate(order):
+    with np.load(run / "cam.npz") as file:
+        pairs = [(file[f"scan{k}"].astype(int), file[f"over{k}"].astype(int)) for k in range(len(drawn["shown"]))]
+    lines, (high, wide) = -(-len(pairs) // 2), picture.shape[:2]
+    high, wide = high / lines, wide / 6
+    colour = np.round(255 * np.array(OUTLINE))
+    for k, (said, (scan, over)) in enumerate(zip(drawn["shown"], pairs, strict=True)):
         top, left = round(k // 2 * high), round((k % 2 * 3 + 2) * wide)
-        cell = blue[top : top + round(wide), left : left + round(wide)]
-        mask = store.mask(int(rows[i]))[0]
-        assert (cell.sum() > 30) == bool(mask.any())
-        if mask.any():
-            centre = np.array(np.nonzero(cell)).mean(1) / round(wide)
-            np.testing.assert_allclose(centre, (np.array(np.nonzero(mask)).mean(1) + 0.5) / SIZE, atol=0.06)
+        cell = picture[top : top + round(wide), left : left + round(wide)]
+        small, large = ((np.abs(a - colour) < 60).all(2) for a in (cell, over))
+        assert (small.sum() > 30) == (large.sum() > 30) == (said["label"] == "yes")
+        assert scan.shape == over.shape == (SIZE * 8, SIZE * 8, 3)
+        if said["label"] == "yes":
+            bright = scan[..., 0] > (np.median(scan) + scan.max()) / 2
+            np.testing.assert_allclose(centre(large), centre(bright), atol=0.02)
+            np.testing.assert_allclose(centre(small), centre(bright), atol=0.06)
+
+
+def test_hits_misses_and_doubtful_scans_are_shown(made):
+    """The surest of each, from every class in turn, each patient once within a kind and each scan once in all."""
+    store = made[2]
+    rows, p = store.rows("test")[:8], np.array([0.9, 0.2, 0.6, 0.45, 0.97, 0.1, 0.52, 0.3])
+    y = np.array([1, 0, 0, 1, 0, 1, 1, 0])
+    nothing = Subset(store, rows[:0], y[:0], 0, 0)
+    target = Target(("square",), "classification", ("no", "yes"))
+    splits = EvalSplits(target, nothing, nothing, Subset(store, rows, y, 0, 0), "held-out patients")
+    shown = choose_by_answer(splits, np.stack([1 - p, p], 1))
+    by = {kind: [s.at for s in shown if s.kind == kind] for kind in ("hit", "doubtful", "miss")}
+    patient = splits.test.patient
+    assert len(set(patient[by["hit"]])) == len(by["hit"])
+    assert by["hit"][:2] == [0, 1]  # the surest yes, then the surest no
+    assert by["miss"][:2] == [5, 4]  # of a yes called no, then of a no called yes
+    rest = [i for i in range(len(p)) if i not in by["hit"] + by["miss"]]
+    assert by["doubtful"][0] == min(rest, key=lambda i: abs(p[i] - 0.5))
+    assert len({s.at for s in shown}) == len(shown)
+    assert [(s.label, s.called, s.p) for s in shown if s.at == 4] == [("no", "yes", 0.97)]
+
+
+def test_a_map_lies_on_the_voxels_of_its_scan():
+    """A wide scan is padded above and below on a square grid: the map's middle rows cover it, and its corner stays a corner."""
+    grid, wanted = np.zeros((8, 8)), InputConfig(1, (8, 8), None, False, 0.0, 1.0)
+    grid[2, 0] = 1.0  # the first row that the scan covers
+    found = to_scan(grid, (40, 80), (1.0, 1.0), wanted)
+    assert found.shape == (40, 80)
+    assert np.unravel_index(found.argmax(), found.shape) < (6, 6)
+    assert found[:, 40:].max() == 0
+    grid[2, 0], grid[0, 0] = 0.0, 1.0  # in the padding
+    assert to_scan(grid, (40, 80), (1.0, 1.0), wanted).max() == 0
 
 
 def test_the_same_command_writes_the_same_bytes_and_no_weights(made, drawn, tmp_path):
@@ -289,9 +331,10 @@ def test_the_probe_of_several_classes(made):
         for rows in (store.rows("train"), store.rows("val"), store.rows("test"))
     ]
     target = Target(("square",), "classification", ("a", "b", "c"))
-    head = probe_weights(source, EvalSplits(target, *parts, "held-out patients"), 0)
+    head, predicted = fit_probe(source, EvalSplits(target, *parts, "held-out patients"), 0)
     x = [source(store, part.rows) for part in parts]
     p = linear_probes((x[0], parts[0].y), (x[1], parts[1].y), [x[2]], classes=3)[0].predictions[0]
+    np.testing.assert_allclose(predicted, p, rtol=1e-2, atol=1e-4)
     logits = x[2] @ head
     for k in (1, 2):
         ours = logits[:, k] - logits[:, 0]
@@ -402,7 +445,9 @@ def test_the_section_of_a_report(made, drawn, tmp_path):
         assert f"[{value['low']:.3f}, {value['high']:.3f}]" in page
     assert drawn["verdict"] in page
     assert "medssl cam run=" in cam_section(tmp_path)
-    (tmp_path / "cam.png").write_bytes((made[1] / "cam.png").read_bytes())
+    for kind in {"hit", "miss", "doubtful"} & {each["kind"] for each in drawn["shown"]}:
+        assert {"hit": "Hits", "miss": "Misses", "doubtful": "Doubtful"}[kind] in page
+    (tmp_path / "cam.npz").write_bytes((made[1] / "cam.npz").read_bytes())
     (tmp_path / "cam.json").write_text('{"about": "x"}')
     with pytest.raises(UserError, match=r"cam.json is damaged"):
         cam_section(tmp_path)

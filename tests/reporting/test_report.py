@@ -23,6 +23,7 @@ from medssl.ingestion.writer import StoreWriter
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan, Unreadable
 from medssl.reporting import pictures, plots
+from medssl.reporting.clinical_use import meaning
 from medssl.reporting.conclusions import conclusions
 from medssl.reporting.embeddings import neighbours, read_embeddings
 from medssl.reporting.report import write_report
@@ -171,7 +172,7 @@ class Reader(HTMLParser):
 def section(page: str, key: str) -> str:
     found = re.search(rf'<section id="{key}">.*?</section>', page, re.S)
     assert found
-    return found[0]
+    return re.sub(r"</?abbr[^>]*>", "", found[0])
 
 
 def test_label_free_measures_have_intervals(page):
@@ -204,7 +205,8 @@ def test_page_loads_nothing_and_its_tags_nest(page):
 def test_page_is_small_and_every_picture_has_an_alt_text_and_loads(page):
     assert len(page.encode()) < 4e6
     images = [a for tag, a in Reader(page).seen if tag == "img"]
-    assert len(images) == 8  # scans, curves, forest, t-SNE by finding, site and split, views, neighbours
+    # scans, curves, t-SNE by finding, site and split, views, queries with their neighbours
+    assert len(images) == 12 + 1 + 3 + 2 + 5 * 7
     for image in images:
         assert len(image["alt"]) > 10
         picture = Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2])))
@@ -228,7 +230,7 @@ def test_a_decision_curve_is_drawn_with_its_numbers(store):
         {"threshold": t, "model": score(0.3 - t / 4, 0.1, 0.4), "treat_all": score((0.4 - t) / (1 - t), -1, 1)}
         for t in (0.1, 0.2, 0.5)
     ]
-    shown = score_table(make_table(store) | {"decision_curve": {"how": EVIL, "curve": points}})
+    shown = meaning(make_table(store) | {"decision_curve": {"how": EVIL, "curve": points}})
     assert "net benefit 0.275 at threshold 0.1, 0.333 if all are treated" in shown
     assert "net benefit 0.175 at threshold 0.5, -0.200 if all are treated" in shown
     assert "<script" not in shown
@@ -236,7 +238,7 @@ def test_a_decision_curve_is_drawn_with_its_numbers(store):
     for colour in plots.COLOURS[:2]:
         rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
         assert (np.abs(drawn - rgb).max(1) < 5).sum() > 100, colour
-    assert "Decision curve" not in score_table(make_table(store))
+    assert "Decision curve" not in meaning(make_table(store))
 
 
 def test_numbers_without_an_interval_say_so(run, store, tmp_path):
@@ -327,7 +329,7 @@ def test_scores_of_an_earlier_version_are_refused(run, store, tmp_path):
 )
 def test_results_without_a_key_are_called_damaged(file, content, tmp_path, store):
     (tmp_path / file).write_text(content)
-    (tmp_path / "cam.png").write_bytes(b"png")
+    np.savez(tmp_path / "cam.npz", scan0=np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(UserError, match=rf"{file} is damaged"):
         write_report(tmp_path, store)
 
@@ -358,7 +360,8 @@ def test_data_card_counts(page, store):
 def test_warnings_and_flags_are_shown(page):
     assert "Step 50: the embedding is collapsing" in section(page, "curves")
     header = page[: page.index("<main>")]
-    assert "pretraining has seen 2 of the test patients" in header
+    assert "Warnings that limit this answer: 1" in header
+    assert "pretraining has seen 2 of the test patients" in section(page, "findings")
     assert "carry a flag" in section(page, "limits")
     assert "4 scans no patient was found" in section(page, "limits")
     assert "Trustworthiness 0." in section(page, "tsne")
@@ -472,8 +475,7 @@ def test_the_best_of_several_rows_is_said_to_be_selected(store):
 
 
 def test_the_page_says_that_the_best_was_selected(page):
-    header = page[: page.index("<main>")]
-    assert "The best of several is partly the luckiest" in header
+    assert "The best of several is partly the luckiest" in section(page, "scores")
 
 
 def test_neighbours_are_never_of_the_same_patient(run, store):
@@ -515,18 +517,19 @@ def test_scatter_colours_known_values_and_greys_the_rest():
     shown = pixels(png)
     for colour in (*plots.COLOURS[:6], plots.GREY):
         rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
-        # in the legend, and translucent in the cloud
-        for seen in (rgb, 255 - 0.75 * (255 - rgb)):
-            assert (np.abs(shown - seen).max(1) < 5).sum() > 20, colour
+        seen = 255 - 0.75 * (255 - rgb)  # translucent
+        assert (np.abs(shown - seen).max(1) < 5).sum() > 20, colour
+    entries = plots.legend(values)
+    assert [entry.colour for entry in entries] == [*plots.COLOURS[:6], plots.GREY, plots.GREY]
+    assert [(entry.name, entry.n) for entry in entries[6:]] == [("3 others", 66), ("unknown", 20)]
     assert len(png) < 100_000
 
 
 def test_figures_leave_no_state_behind():
     before = dict(mpl.rcParams)
     plots.curves([{"step": i, "loss": 1 / (i + 1), "lr": 0.1} for i in range(5000)])
-    plots.forest([plots.Interval("one", 0.5, 0.4, 0.6, True)], label="AUROC")
     plots.scatter(np.zeros((3, 2)), ["_a", "$", ""])
-    pictures.view_sheet([("a", np.ones((4, 4)))])
+    pictures.grid([[np.ones((4, 4))]], captions=[["a"]])
     assert dict(mpl.rcParams) == before
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or pyplot.get_fignums() == []

@@ -13,7 +13,7 @@ from medssl.evals.metrics.metrics import AUROC
 from medssl.evals.probes.knn import knn_probe
 from medssl.evals.probes.retrieval import retrieve
 from medssl.evals.stats.bootstrap import score
-from medssl.reporting.score_table import clinical_use
+from medssl.reporting.clinical_use import meaning, subgroups
 from medssl.runs.predictions import predictions_of
 from medssl.scoring import baselines
 from medssl.scoring.baselines import FeatureSources
@@ -138,9 +138,11 @@ def test_the_clinical_meaning_of_a_score_is_below_it(made):
     assert {"sex", "age", "scanner"} <= set(result["subgroups"])
     (n,) = {sum(g["n"] for g in found["groups"]) for found in result["subgroups"].values()}
     assert n == result["n_test"]
-    page = clinical_use(json.loads(json.dumps(result)))
+    kept = json.loads(json.dumps(result))
+    page = meaning(kept) + subgroups(kept)
     for word in (
-        "Operating point",
+        "At a prevalence of 2 %:",
+        "Of 1,000 such scans, 20 have",
         "PPV at 2 %",
         "temperature-scaled",
         "Reliability curve",
@@ -152,6 +154,7 @@ def test_the_clinical_meaning_of_a_score_is_below_it(made):
     low = result["operating_point"]["scores"]["sensitivity"]["low"]
     assert f"[{low:.3f}, " in page
     sick = entry(run, "probe", "run", "linear", "all")[0].y.mean()
+    assert result["prevalence"] == pytest.approx(sick)
     for point in result["decision_curve"]["curve"]:
         odds = point["threshold"] / (1 - point["threshold"])
         assert point["treat_all"]["value"] == pytest.approx(sick - (1 - sick) * odds, abs=1e-9)

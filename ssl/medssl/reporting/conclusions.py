@@ -108,9 +108,7 @@ def conclusions(table: Table, t: Messages | None = None) -> list[str]:
         out.append(t("rows_overlap", sets=overlap(table, t)))
     if not is_ours(best):
         value = " ".join(number(best["scores"][name]))
-        out.append(
-            t("best_is_other", metric=metric, model=shown(best, table, t), probe=probe(best, t), value=value)
-        )
+        out.append(t("best_is_other", metric=metric, model=shown(best, table, t), probe=probe(best, t), value=value))
     for chosen, rows, whose in ((row, ours, "rows_of_run"), (best, scored, "rows_of_table")):
         if len(rows) >= SEVERAL and (chosen is best) == (rows is scored):
             who = f"{shown(chosen, table, t)} ({probe(chosen, t)})"
@@ -126,13 +124,13 @@ def overlap(table: Table, t: Messages) -> str:
 
 def _against_baselines(ours: Row, table: Table, t: Messages) -> list[str]:
     """Compare the run with each baseline of the same probe."""
-    out = [verdict("{}_than", "same_as", found, t, baseline=shown(found[0], table, t)) for found in baselines(ours, table)]
+    out = [
+        verdict("{}_than", "same_as", found, t, baseline=shown(found[0], table, t)) for found in baselines(ours, table)
+    ]
     return out or [t("no_baseline")]
 
 
-def verdict(
-    differs: str, same: str, found: tuple[Row, float, float, float], t: Messages, **values: Any
-) -> str:
+def verdict(differs: str, same: str, found: tuple[Row, float, float, float], t: Messages, **values: Any) -> str:
     """Return a sentence about a difference: better or worse only if its whole interval lies on one side of 0."""
     _, gain, low, high = found
     if low > 0:

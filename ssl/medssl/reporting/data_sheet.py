@@ -67,5 +67,7 @@ def _prevalence(label: NDArray[Any], split: NDArray[Any], patient: NDArray[Any],
         ]
         rows.append([name, *(f"{n:,} ({n / of:.0%})" if of else "0" for n, of in sizes)])
     if (label == "").any():
-        rows.append([t("data_no_label"), *(f"{n:,}" for s in SPLITS for n in _sizes((label == "") & (split == s), patient))])
+        rows.append(
+            [t("data_no_label"), *(f"{n:,}" for s in SPLITS for n in _sizes((label == "") & (split == s), patient))]
+        )
     return rows

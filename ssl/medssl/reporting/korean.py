@@ -5,7 +5,7 @@ import re
 PARTICLES = re.compile(r"(은\(는\)|이\(가\)|을\(를\)|과\(와\)|으로\(로\))")
 BRACKET = re.compile(r"\s*[(\[][^()\[\]]*[)\]]$")
 FINAL_DIGITS = "013678"  # 영, 일, 삼, 육, 칠, 팔 end in a consonant
-RIEUL = "1 7 8 L l".split()  # 일, 칠, 팔, 엘
+RIEUL = ["1", "7", "8", "L", "l"]  # 일, 칠, 팔, 엘
 
 
 def particles(text: str) -> str:

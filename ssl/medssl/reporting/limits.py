@@ -15,9 +15,7 @@ FEW = 2  # test patients that an interval needs
 EXTERNAL = "all patients of "  # how a test on another store begins
 
 
-def limits(
-    run: Path, store: Store, tables: Sequence[Mapping[str, Any]], trust: float | None, t: Messages
-) -> list[str]:
+def limits(run: Path, store: Store, tables: Sequence[Mapping[str, Any]], trust: float | None, t: Messages) -> list[str]:
     """Return a sentence for each thing that was not checked or that this report cannot show. trust: of the map, if drawn."""
     out = []
     sites = {site for site in store.column("site") if site}

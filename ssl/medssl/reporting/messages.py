@@ -125,5 +125,3 @@ def _pattern(english: str) -> re.Pattern[str]:
             parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>.+?)")
             seen.add(name)
     return re.compile("".join(parts), re.DOTALL)
-
-

@@ -119,7 +119,9 @@ def _thin(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]
     return np.array([x[p].mean() for p in parts]), np.array([y[p].mean() for p in parts])
 
 
-def legend(values: Sequence[object] | NDArray[Any], *, unknown: str = "unknown", others: str = "{n} others") -> list[Entry]:
+def legend(
+    values: Sequence[object] | NDArray[Any], *, unknown: str = "unknown", others: str = "{n} others"
+) -> list[Entry]:
     """Return the legend of a categorical column: the seven most frequent values in colours, the others and the unknown grey."""
     words = [unknown if is_empty(v) else str(v) for v in values]
     counts = Counter(words)

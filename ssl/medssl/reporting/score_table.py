@@ -42,7 +42,9 @@ def score_table(table: Table, t: Messages | None = None) -> Markup:
     )
     intervals = [
         Interval(
-            ", ".join([shown(row, table, t), t.phrase(row["probe"]), *([t.phrase(row["label_budget"])] if budgets else [])]),
+            ", ".join(
+                [shown(row, table, t), t.phrase(row["probe"]), *([t.phrase(row["label_budget"])] if budgets else [])]
+            ),
             **{k: score[k] for k in ("value", "low", "high")},
             marked=is_ours(row),
         )

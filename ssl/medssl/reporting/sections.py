@@ -52,9 +52,7 @@ def cam_section(run: Path, t: Messages | None = None) -> Markup:
     return _section(run, "cam.json", t, lambda found: _cam(found, pictures, t), pictures=bool(pictures))
 
 
-def _section(
-    run: Path, file: str, t: Messages, prepare: Callable[[Any], dict[str, Any]], **values: Any
-) -> Markup:
+def _section(run: Path, file: str, t: Messages, prepare: Callable[[Any], dict[str, Any]], **values: Any) -> Markup:
     """Fill the template named after `file` with its content and what `prepare` makes of it; `found` is None without it."""
     path = run / file
     found = read_json(path)

@@ -95,7 +95,7 @@ def view_cells(views: Sequence[tuple[str, NDArray[Any]]], t: Messages) -> list[C
         return []
     flat = [(t.phrase(name), a[len(a) // 2] if a.ndim == 3 else a) for name, a in views]
     low, high = min(float(a.min()) for _, a in flat), max(float(a.max()) for _, a in flat)
-    return [Cell(png_of((a - low) / max(high - low, 1e-12)), (name,), f"{name}") for name, a in flat]
+    return [Cell(png_of((a - low) / max(high - low, 1e-12)), (name,), t("view_alt", name=name)) for name, a in flat]
 
 
 def cam_cells(found: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]], t: Messages) -> dict[str, list[Cell]]:

@@ -31,7 +31,8 @@ def clinical_use(
 ) -> Result:
     """Return operating point, PPV and NPV at `prevalences`, calibration and decision curve, for a target with two classes.
 
-    Threshold and temperature are fitted on validation patients. If that is not possible, the result has the reason.
+    Threshold and temperature are fitted on validation patients; `prevalence` is
+    the share of positives in the test set. If that is not possible, the result has the reason.
     """
     val, test = splits.val, splits.test
     try:
@@ -59,6 +60,7 @@ def clinical_use(
     ]
     return Result(
         {
+            "prevalence": float((np.asarray(test.y) == 1).mean()),
             "operating_point": {"threshold": point.threshold, "how": point.how, "scores": _dicts(point.scores)},
             "calibration": {
                 "temperature": temperature.value,

@@ -96,34 +96,39 @@ class SaliencyMaker:
 
 def make_maps(
     method: str, explain: str | None, sources: FeatureSources, splits: EvalSplits, encoders: list[nn.Module], seed: int
-) -> tuple[Maps, list[np.ndarray | None], str]:
-    """Return the maps of a method, the weights of each encoder's probe (None without a probe), and what is explained."""
+) -> tuple[Maps, list[np.ndarray | None], str, np.ndarray | None]:
+    """Return the maps of a method, the weights of each encoder's probe (None without a probe), what is explained, and what the
+    first encoder's probe predicts for the test scans (None without a probe).
+    """
     wanted, home, test = sources.encoder.input, sources.store, splits.test
     training = home.rows("train")
     reference = resampled_for_encoder(home, wanted), training[evenly_spaced(len(training), REFERENCES)]
     grid = resampled_for_encoder(test.store, wanted)
     maker = SaliencyMaker(method, grid, reference, sources.config, seed, sources.device)
     if method != GRADCAM:
-        return lambda encoder, _, at: maker(encoder, test.rows[at], None), [None] * len(encoders), ""
+        return lambda encoder, _, at: maker(encoder, test.rows[at], None), [None] * len(encoders), "", None
     subject, output, sign = outputs(splits.target, explain, test.y)
 
     def maps(encoder: nn.Module, head: np.ndarray | None, at: np.ndarray) -> np.ndarray:
         assert head is not None
         return maker(encoder, test.rows[at], (head[:, output[at]] * sign[at]).T.astype(np.float32))
 
-    heads = [probe_weights(from_encoder(encoder, wanted, sources.device), splits, seed) for encoder in encoders]
-    return maps, [*heads], subject
+    probes = [fit_probe(from_encoder(encoder, wanted, sources.device), splits, seed) for encoder in encoders]
+    return maps, [weights for weights, _ in probes], subject, probes[0][1]
 
 
-def probe_weights(source: FeatureSource, splits: EvalSplits, seed: int) -> np.ndarray:
-    """Return the weights (dim, outputs) of the linear probe for features that are not standardised."""
+def fit_probe(source: FeatureSource, splits: EvalSplits, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weights (dim, outputs) of the linear probe for features that are not standardised, and its predictions for the
+    test scans.
+    """
     train, val, target = splits.train, splits.val, splits.target
     x = source(train.store, train.rows)
     validation = (source(val.store, val.rows), val.y) if len(val) else None
     options: dict[str, Any] = {"task": target.task, "classes": len(target.names) or None}
-    probe = linear_probes((x, train.y), validation, [], patient=train.patient, seed=seed, **options)[0]
+    test = [source(splits.test.store, splits.test.rows)]
+    probe = linear_probes((x, train.y), validation, test, patient=train.patient, seed=seed, **options)[0]
     model = fit_linear(x, train.y, [np.arange(len(x))], [probe.C], **options)[0]
-    return (model.scale[:, None] * model.weights[0]).astype(np.float32)
+    return (model.scale[:, None] * model.weights[0]).astype(np.float32), probe.predictions[0]
 
 
 def outputs(target: Target, explain: str | None, y: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from medssl.evals.explain.saliency import map_resolution
 from medssl.evals.explain.saliency_checks import MaskEnergy, depends_on_weights, mask_energy, randomisation_check
 from medssl.files import atomic, write_json
 from medssl.reporting.saliency_sheet import ScanWithMap, saliency_sheet, strongest_slice
+from medssl.reporting.scan_overlay import on_stored_scan, write_pictures
 from medssl.results import Result
 from medssl.rng import seed_from
 from medssl.runs.predictions import RUN, Predictions
@@ -22,12 +23,13 @@ from medssl.scoring.eval_splits import EvalSplits, SplitOptions, Stores, load_sp
 from medssl.scoring.features import check_input, initial_encoder
 from medssl.scoring.saliency_maps import GRADCAM, METHODS, make_maps, masks_on_grid
 from medssl.scoring.saliency_scores import check_random_weights, describe_masks, mask_rows, score_in_masks
+from medssl.scoring.shown_scans import OTHER, ShownScan, choose_by_answer, choose_shown
 from medssl.scoring.targets import values
 from medssl.store.query import evenly_spaced
 from medssl.store.resampled import ResampledScans, resampled_for_encoder
 from medssl.store.store import Store
 
-MOST, SHOWN = 500, 8  # maximum of test scans scored, and drawn
+MOST = 500  # maximum of test scans scored
 DRAWS = 3  # encoders with random weights
 
 
@@ -42,9 +44,11 @@ def cam(
     part: int = 1,
     options: SplitOptions,
 ) -> Result:
-    """Draw and score saliency maps of test scans; writes RUN/cam.png and RUN/cam.json and returns the latter.
+    """Draw and score saliency maps of test scans; writes RUN/cam.png, RUN/cam.npz and RUN/cam.json and returns the latter.
 
-    cam.png shows some scans, their maps, and both with the outline of the mask. If scans have masks, the share of a map
+    cam.png shows some scans on the encoder's grid, their maps, and both with the outline of the mask: the surest hits and
+    misses of the probe and the doubtful scans, if the target has classes. cam.npz has the same scans as they are stored, with
+    the maps over them, for the report. If scans have masks, the share of a map
     inside the mask is compared with the mask's share of the scan and with the maps of the untrained encoder, paired. The
     maps are always checked against maps of random weights.
 
@@ -75,7 +79,7 @@ def cam(
         splits.flags.append(f"{len(kept)} of {len(splits.test)} test scans were used")
     test = splits.test = splits.test.take(kept)
     encoder, baseline = sources.pretrained(), sources.initial().eval()
-    maps, heads, subject = make_maps(method, explain, sources, splits, [encoder, baseline], seed)
+    maps, heads, subject, p = make_maps(method, explain, sources, splits, [encoder, baseline], seed)
     own = maps(encoder, heads[0], np.arange(len(test)))
     at, masks, insides = masks_on_grid(test.store, test.rows, wanted, part)
     found: dict[str, MaskEnergy] = {}
@@ -99,10 +103,20 @@ def cam(
             f"{randomisation_check(last)}\nmaps: {picture}",
         )
     )
+    if p is not None and splits.target.has_classes:
+        chosen = choose_by_answer(splits, p)
+    else:
+        chosen = [ShownScan(int(i), OTHER) for i in choose_shown(at, len(test))]
     resampled = resampled_for_encoder(test.store, wanted)
-    shown = [_picture(resampled, splits, i, own[i], masks[at == i]) for i in choose_shown(at, len(test))]
+    shown = [_picture(resampled, splits, scan.at, own[scan.at], masks[at == scan.at]) for scan in chosen]
     with atomic(picture) as file:
         file.write_bytes(saliency_sheet(shown))
+    result["shown"] = [
+        {"kind": c.kind, "label": c.label, "called": c.called, "p": c.p, "caption": s.caption}
+        for c, s in zip(chosen, shown, strict=True)
+    ]
+    on_scans = [on_stored_scan(test.store, int(test.rows[c.at]), own[c.at], wanted, part) for c in chosen]
+    write_pictures(sources.path / "cam.npz", on_scans)
     write_json(sources.path / "cam.json", result)
     if found:
         masked = test.take(at)
@@ -130,13 +144,6 @@ def _described(
         "test_store": test.store.fingerprint,
         "flags": splits.flags,
     }
-
-
-def choose_shown(masked: np.ndarray, n: int) -> np.ndarray:
-    """Return the positions of at most SHOWN of n scans: mostly ones with a mask, about a quarter without."""
-    others = np.setdiff1d(np.arange(n), masked)
-    most = min(len(others), max(SHOWN // 4, SHOWN - len(masked)))
-    return np.concatenate([masked[evenly_spaced(len(masked), SHOWN - most)], others[evenly_spaced(len(others), most)]])
 
 
 def _picture(resampled: ResampledScans, splits: EvalSplits, i: int, map_: np.ndarray, mask: np.ndarray) -> ScanWithMap:

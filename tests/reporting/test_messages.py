@@ -1,0 +1,211 @@
+"""A report in English or Korean: the same keys and placeholders in both, and every number in its sentence."""
+
+import copy
+import re
+
+import pytest
+import yaml
+
+from medssl.errors import UserError
+from medssl.reporting.answer import answer
+from medssl.reporting.clinical_use import meaning, subgroups
+from medssl.reporting.conclusions import conclusions
+from medssl.reporting.glossary import explain
+from medssl.reporting.korean import particles
+from medssl.reporting.messages import FOLDER, GLOSSARY, LANGUAGES, messages, phrases, placeholders, table
+from medssl.reporting.score_table import score_table
+
+HANGUL = re.compile("[가-힣]")
+HOW = "95 % Wilson interval by a jackknife over 7 patients"
+
+
+def score(value: float, low: float, high: float) -> dict:
+    return {"value": value, "low": low, "high": high, "n": 14, "patients": 7, "how": HOW}
+
+
+def make_table() -> dict:
+    """A probe's table with all its sections."""
+
+    def row(source: str, features: str, auroc: float, difference: dict | None) -> dict:
+        kept = {"source": source, "features": features, "probe": "linear", "label_budget": "all", "draws": 1}
+        return kept | {"scores": {"AUROC": score(auroc, auroc - 0.031, auroc + 0.024)}, "difference": difference}
+
+    points = {"sensitivity": score(0.8, 0.71, 0.88), "specificity": score(0.9, 0.82, 0.95)}
+    points |= {"PPV": score(0.75, 0.6, 0.85), "NPV": score(0.93, 0.85, 0.97)}
+    points |= {"PPV at 5 %": score(0.296, 0.2, 0.4), "NPV at 5 %": score(0.988, 0.98, 0.99)}
+    both = {"ECE": score(0.12, 0.08, 0.2)}, {"ECE": score(0.05, 0.03, 0.1)}
+    groups = [
+        {"name": name, "n": n, "patients": n // 2, "score": score(*s), "why": ""}
+        for name, n, s in (("F", 8, (0.9, 0.8, 0.95)), ("M", 6, (0.85, 0.7, 0.93)))
+    ]
+    return {
+        "command": "probe",
+        "target": "lesion",
+        "classes": ["no", "yes"],
+        "task": "classification",
+        "train_store": "a" * 32,
+        "test_store": "b" * 32,
+        "test": "held-out patients",
+        "n_train": 40,
+        "patients_train": 20,
+        "n_test": 14,
+        "patients_test": 7,
+        "flags": [],
+        "overlap": [],
+        "asked": {},
+        "sign": 1,
+        "prevalence": 0.25,
+        "rows": [
+            row("run", "simclr cnn", 0.912, None),
+            row("random init", "random init", 0.8, score(-0.112, -0.15, -0.07)),
+            row("k-means patch bank", "k-means patch bank", 0.88, score(-0.032, -0.06, 0.01)),
+        ],
+        "operating_point": {"threshold": 0.4, "how": "threshold 0.4", "scores": points},
+        "calibration": {
+            "temperature": 1.5,
+            "how": "temperature by cross-entropy on 49 scans",
+            "uncalibrated": both[0],
+            "temperature_scaled": both[1],
+            "difference": {"ECE": score(-0.07, -0.1, -0.04)},
+            "curve": [{"predicted": score(0.2, 0.1, 0.3), "observed": score(0.25, 0.1, 0.4)}],
+        },
+        "subgroups": {
+            "sex": {"groups": groups, "largest": "F", "smallest": "M", "gap": score(0.05, 0.0, 0.15), "why": ""}
+        },
+    }
+
+
+def text(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+
+
+SENTENCES = {
+    "answer": lambda table, t: "\n".join(answer([table], 2, t)),
+    "conclusions": lambda table, t: "\n".join(conclusions(table, t)),
+    "scores": lambda table, t: text(score_table(table, t)),
+    "meaning": lambda table, t: text(meaning(table, t)),
+    "subgroups": lambda table, t: text(subgroups(table, t)),
+}
+ENDS = ("value", "low", "high")
+RUN_SCORE = [("rows", 0, "scores", "AUROC", k) for k in ENDS]
+BANK, RANDOM = ([("rows", i, "difference", k) for k in ENDS] for i in (2, 1))
+POINT = [("operating_point", "scores", m, k) for m in ("sensitivity", "specificity", "PPV", "NPV") for k in ENDS]
+NUMBERS = {
+    "answer": [*RUN_SCORE, *BANK, ("rows", 2, "scores", "AUROC", "value"), ("n_test",), ("patients_test",)],
+    "conclusions": [*RUN_SCORE, *BANK, *RANDOM, ("rows", 0, "scores", "AUROC", "n"), ("rows", 0, "scores", "AUROC", "patients")],
+    "scores": [*RUN_SCORE, *BANK, *RANDOM, ("n_train",), ("patients_train",), ("n_test",), ("patients_test",)]
+    + [("rows", i, "scores", "AUROC", k) for i in (1, 2) for k in ENDS],
+    "meaning": [*POINT, ("prevalence",), ("calibration", "temperature")]
+    + [("operating_point", "scores", f"{m} at 5 %", k) for m in ("PPV", "NPV") for k in ENDS]
+    + [("calibration", when, "ECE", k) for when in ("uncalibrated", "temperature_scaled", "difference") for k in ENDS],
+    "subgroups": [("subgroups", "sex", "gap", k) for k in ENDS]
+    + [("subgroups", "sex", "groups", i, k) for i in (0, 1) for k in ("n", "patients")]
+    + [("subgroups", "sex", "groups", i, "score", k) for i in (0, 1) for k in ENDS],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_number_changes_its_sentence(language):
+    t, unchanged = messages(language), []
+    for part, paths in NUMBERS.items():
+        before = SENTENCES[part](make_table(), t)
+        for path in paths:
+            changed = copy.deepcopy(make_table())
+            inner = changed
+            for key in path[:-1]:
+                inner = inner[key]
+            # an end of an interval stays on its side of the value
+            inner[path[-1]] += 3 if isinstance(inner[path[-1]], int) else 0.0052
+            if SENTENCES[part](changed, t) == before:
+                unchanged.append((part, *path))
+    assert unchanged == []
+
+
+def test_the_answer_has_three_sentences_with_the_strongest_baseline():
+    asked, found, not_for = answer([make_table()], 1, messages("en"))
+    assert asked == (
+        'Asked: how well does simclr cnn (linear) predict "lesion" (no, yes) on held-out patients, 14 scans of 7 patients?'
+    )
+    assert found == (
+        "Found: AUROC 0.912 [0.881, 0.936], which cannot be told apart from the strongest simple baseline, "
+        "k-means patch bank (0.880; difference +0.032 [-0.010, +0.060])."
+    )
+    assert "7 test patients of one site" in not_for
+    assert "with 4 sites" in answer([make_table()], 4, messages("en"))[2]
+
+
+def test_the_answer_claims_no_more_than_the_interval():
+    table = make_table()
+    for low, high, word in ((-0.06, -0.01, "which is better than"), (0.01, 0.06, "which is worse than")):
+        table["rows"][-1]["difference"] = score((low + high) / 2, low, high)
+        table["rows"] = [table["rows"][0], table["rows"][-1]]
+        assert word in answer([table], 1, messages("en"))[1]
+    table["overlap"] = ["pretraining"]
+    assert "It may be too good, since the test set overlaps with pretraining." in answer([table], 1, messages("en"))[1]
+    table["rows"] = table["rows"][:1]
+    assert "what training added is unknown" in answer([table], 1, messages("en"))[1]
+    table["rows"][0]["scores"]["AUROC"] |= {"low": None, "high": None}
+    assert "nothing that can be concluded" in answer([table], 1, messages("en"))[1]
+    assert answer([], 1, messages("en")) == []
+
+
+def test_natural_frequencies_by_hand():
+    """250 of 1,000 ill: 200 found, 50 missed; of 750 well, 75 called. At 5 %: 40 of 50 found, 95 of 950 called."""
+    shown = text(meaning(make_table()))
+    assert "250 have" in shown
+    assert (
+        "275 are called positive, of which 200 have it and 75 do not; of the 725 called negative, 50 have it" in shown
+    )
+    assert "135 are called positive, of which 40 have it and 95 do not; of the 865 called negative, 10 have it" in shown
+
+
+def test_both_languages_have_the_same_keys_and_placeholders():
+    for key, texts in table().items():
+        assert texts.keys() == LANGUAGES.keys(), key
+        assert placeholders(texts["en"]) == placeholders(texts["ko"]), key
+        assert HANGUL.search(texts["ko"]) or not re.search("[a-z]{4}", re.sub(r"{[^}]*}", "", texts["en"])), key
+        assert not HANGUL.search(texts["en"]), key
+    for entry in yaml.safe_load((FOLDER / f"{GLOSSARY}.yaml").read_text("utf-8")).values():
+        assert entry["term"].keys() == LANGUAGES.keys()
+        assert HANGUL.search(entry["ko"])
+    assert 18 <= len(messages("en").glossary()) <= 26
+    for english, korean in phrases():
+        assert placeholders(english) == placeholders(korean), english
+
+
+def test_an_unknown_language_is_refused_in_one_line():
+    with pytest.raises(UserError, match=r"^there is no report in language='de'\. .*en.*ko[^\n]*$"):
+        messages("de")
+
+
+def test_particles_follow_the_sound():
+    assert particles("모델은(는) 환자이(가) AUROC을(를) cnn과(와) 서울으로(로)") == "모델은 환자가 AUROC를 cnn과 서울로"
+    assert particles('"병변"(예)을(를)') == '"병변"(예)을'
+    assert particles("모델(선형 프로브)은(는) 3이(가) 4이(가)") == "모델(선형 프로브)은 3이 4가"
+
+
+def test_terms_are_explained_once_in_each_section():
+    page = explain(
+        "<section><h2>AUROC</h2><p>AUROC and AUROC, preAUROC</p><code>AUROC</code></section><section>AUROC 보정을</section>",
+        {"AUROC": 'a "chance"', "보정": "맞춤"},
+    )
+    assert page.count("<abbr") == 3
+    assert '<h2>AUROC</h2><p><abbr tabindex="0" title="a &#34;chance&#34;">AUROC</abbr> and AUROC, preAUROC</p>' in page
+    assert "<code>AUROC</code>" in page
+    assert ">보정</abbr>을" in page
+
+
+def test_kept_sentences_are_translated_without_pseudonyms():
+    ids = "b5boyafka2pyopvq6amyxcnkav", "s5vglzw4lz64fgb2wi5m36sk3k"
+    flag = (
+        "training includes possibly 7 test images (similar, but their pixels cannot be read or do not decide), for example "
+        f"{ids[0]} and {ids[1]}"
+    )
+    for language in LANGUAGES:
+        shown = messages(language).phrase(flag)
+        assert "7" in shown
+        assert not any(one in shown for one in ids)
+    assert HANGUL.search(messages("ko").phrase(flag))
+    unknown = "a sentence nobody has translated"
+    assert messages("ko").marked(unknown) == f'<span lang="en">{unknown}</span>'
+    assert messages("en").marked("a < b") == "a &lt; b"
