@@ -13,11 +13,12 @@ from markupsafe import Markup
 
 from medssl.errors import UserError
 from medssl.reporting import plots
+from medssl.reporting.clinical_use import meaning, subgroups
 from medssl.reporting.conclusions import conclusions
 from medssl.reporting.contact_sheet import contact_sheet
 from medssl.reporting.embeddings import read_embeddings
 from medssl.reporting.render import read_lines
-from medssl.reporting.score_table import score_table
+from medssl.reporting.score_table import forest_style, score_table
 from medssl.results import Result, ShownPath
 from medssl.runs.config import PretrainConfig
 from medssl.runs.run_folder import Run as RunFolder
@@ -53,8 +54,7 @@ class ScoreTable(Result):
     """A table of scores that a notebook shows with intervals and a forest plot; see RUN/scores.json for its keys."""
 
     def _repr_html_(self) -> str:
-        said = "".join(f"<p>{escape(line)}</p>" for line in conclusions(self))
-        return f"{said}{score_table(self)}"
+        return f"<style>{forest_style()}</style>{score_table(self)}{meaning(self)}{subgroups(self)}"
 
 
 class EmbeddingsFile(ShownPath):

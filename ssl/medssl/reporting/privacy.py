@@ -29,6 +29,7 @@ def privacy_page(store: Store) -> str:
     released = Counter(found["held"] for found in read_released(store.path).values())
     heights = [seen_text_height(shape) for shape in store.column("shape") if len(shape) == 3]
     rejected = sorted(store.info["counts"]["rejected"].items(), key=lambda item: -item[1])
+    counted: dict[str, Any] = {k: known.get(f"fact:{k}", 0) for k in ("age", "sex", "burned_in")}
     return render(
         "privacy.html.j2",
         store=store,
@@ -49,7 +50,7 @@ def privacy_page(store: Store) -> str:
         faces=faces(store),
         thin=THIN,
         rejected=[[code, CODES.get(code, ("",))[0], n] for code, n in rejected],
-        **{k: known.get(f"fact:{k}", 0) for k in ("age", "sex", "burned_in")},
+        **counted,
         over_90=sum(float(age) >= 90 for age in values.get("fact:age", [])),
         scanners=known["scanner"],
         sites=known["site"],

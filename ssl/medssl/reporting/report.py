@@ -87,7 +87,7 @@ def write_report(
         environment=list(_flat(env)) if env else [],
         data=data_sheet(store, t),
         samples=sample_sheet(store, seed, t),
-        score_tables=[score_table(table, t) for table in tables],
+        score_tables=[score_table(table, t, flags=False) for table in tables],
         meanings=[shown for table in tables if (shown := meaning(table, t)).strip()],
         subgroups=[shown for table in tables if (shown := subgroups(table, t)).strip()],
         audit=audit_section(run, t),

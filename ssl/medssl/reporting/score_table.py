@@ -32,8 +32,16 @@ class Bar:
     at: float
 
 
-def score_table(table: Table, t: Messages | None = None) -> Markup:
-    """Return one table of scores.json with the run's own rows marked, what it shows, and a forest plot of its first metric."""
+def forest_style() -> Markup:
+    """Return the style sheet of forest plots, for where the page's own is not: a notebook."""
+    return render("forest.css")
+
+
+def score_table(table: Table, t: Messages | None = None, *, flags: bool = True) -> Markup:
+    """Return one table of scores.json with the run's own rows marked, what it shows, and a forest plot of its first metric.
+
+    flags: whether its warnings stand above it.
+    """
     t = t or messages()
     names = metrics(table)
     budgets = {row["label_budget"] for row in table["rows"]} != {"all"}
@@ -66,6 +74,7 @@ def score_table(table: Table, t: Messages | None = None) -> Markup:
         t=t,
         table=table,
         conclusion=conclusions(table, t),
+        flags=table["flags"] if flags else [],
         asked=", ".join(asked),
         head=[*words, *shown_names, t("versus_run", metric=shown_names[0])],
         rows=rows,
