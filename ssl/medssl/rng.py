@@ -25,6 +25,11 @@ class Key(NamedTuple):
     epoch: Tensor  # (B,) int64
     scan: Tensor  # (B,) int64
 
+    def to(self, device: torch.device | str) -> "Key":
+        """Return the key with its tensors on `device`, without waiting for it."""
+        seed = self.seed.to(device, non_blocking=True) if isinstance(self.seed, Tensor) else self.seed
+        return Key(seed, self.epoch.to(device, non_blocking=True), self.scan.to(device, non_blocking=True))
+
     def split(self, rows: int) -> list["Key"]:
         """Split into keys of `rows` scans each."""
         parts = zip(self.epoch.split(rows), self.scan.split(rows), strict=True)
@@ -33,10 +38,13 @@ class Key(NamedTuple):
         return [Key(self.seed, *part) for part in parts]
 
 
-def philox(counter: Tensor, key: Tensor) -> Tensor:
-    """Philox4x32-10 of counter (..., 4) and key (..., 2), 32-bit words in int64. Returns (..., 4) such words."""
+def philox(counter: Tensor, key: Tensor | tuple[int, int]) -> Tensor:
+    """Philox4x32-10 of counter (..., 4) and key (..., 2), 32-bit words in int64. Returns (..., 4) such words.
+
+    A key of two integers, the same for all counters, needs no copy to the counter's device.
+    """
     c0, c1, c2, c3 = counter.unbind(-1)
-    k0, k1 = key.unbind(-1)
+    k0, k1 = key.unbind(-1) if isinstance(key, Tensor) else key
     for _ in range(10):
         p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2  # int64 wraps, so all 64 bits of the product are right
         c0, c1, c2, c3 = (p1 >> 32 & MASK) ^ c1 ^ k0, p1 & MASK, (p0 >> 32 & MASK) ^ c3 ^ k1, p0 & MASK
@@ -54,16 +62,15 @@ def words(key: Key, view: int, slot: int, n: int) -> Tensor:
         torch.broadcast_tensors(
             epoch[:, None] & MASK,
             scan[:, None] & MASK,
-            torch.tensor(view * SLOTS + slot, device=scan.device),
+            torch.full((), view * SLOTS + slot, device=scan.device),
             blocks[None],
         ),
         -1,
     )
     if isinstance(key.seed, Tensor):
-        seed = torch.stack([key.seed & MASK, key.seed >> 32 & MASK], -1)[:, None].to(scan.device)
-    else:
-        seed = torch.tensor([key.seed & MASK, key.seed >> 32 & MASK], device=scan.device)
-    return philox(counter, seed).flatten(1)[:, :n]
+        seeds = torch.stack([key.seed & MASK, key.seed >> 32 & MASK], -1)[:, None].to(scan.device)
+        return philox(counter, seeds).flatten(1)[:, :n]
+    return philox(counter, (key.seed & MASK, key.seed >> 32 & MASK)).flatten(1)[:, :n]
 
 
 class _Draw(Function):
@@ -125,7 +132,7 @@ def _bits_field(key: Key, view: int, slot: int, n: int) -> Tensor:
 def _normal_quantiles(device: torch.device) -> Tensor:
     """Return the 2^16 midpoint quantiles of the normal distribution, scaled to variance 1."""
     q = torch.special.ndtri((torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16))
-    return (q / q.square().mean().sqrt()).float().to(device)
+    return (q / q.square().mean().sqrt()).float().to(device, non_blocking=True)
 
 
 @_mappable

@@ -58,7 +58,9 @@ class Resize(Separable):
         if lengths == list(self.size):
             return weights
         zero = x.new_zeros(1)
-        return _after([axis_weights(zero, zero + n, n, m)[0] for n, m in zip(lengths, self.size, strict=True)], weights)
+        return _after(
+            [axis_weights(zero, zero + n, n, m, longest=n)[0] for n, m in zip(lengths, self.size, strict=True)], weights
+        )
 
 
 class Box(NamedTuple):
@@ -94,7 +96,7 @@ class Crop(Separable):
 
     def boxes(self, params: Box, shape: list[int]) -> tuple[Tensor, Tensor]:
         """Return (start, extent) in pixels of an image of `shape`, both (B, D) whole numbers in float32."""
-        n = torch.tensor(shape, dtype=torch.float32, device=params.at.device)
+        n = torch.tensor(shape, dtype=torch.float32).to(params.at.device, non_blocking=True)
         extent = (params.extent * n).round().clamp(min=1)
         return (params.at * (n - extent + 1)).floor().minimum(n - extent), extent
 
@@ -219,7 +221,7 @@ def _turn(x: Tensor, angles: Tensor) -> Tensor:
         one[:, a, a], one[:, b, b], one[:, a, b], one[:, b, a] = cos, cos, -sin, sin
         full = full @ one
     # grid units to pixels, up to a factor
-    half = torch.tensor(x.shape[:1:-1], device=x.device, dtype=x.dtype)
+    half = torch.tensor(x.shape[:1:-1], dtype=x.dtype).to(x.device, non_blocking=True)
     theta = F.pad(full * half / half[:, None], (0, 1))
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

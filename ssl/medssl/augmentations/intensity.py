@@ -285,5 +285,6 @@ def _turn_hue(x: Tensor, shift: Tensor) -> Tensor:
     safe = torch.where(chroma > 0, chroma, 1.0)
     hue = torch.where(high == r, (g - b) / safe, torch.where(high == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
     # hue in sixths of the circle
-    k = (x.new_tensor([5, 3, 1]).view(1, 3, *[1] * (x.ndim - 2)) + hue + 6 * shift) % 6
+    k = torch.tensor([5, 3, 1], dtype=x.dtype).to(x.device, non_blocking=True)
+    k = (k.view(1, 3, *[1] * (x.ndim - 2)) + hue + 6 * shift) % 6
     return high - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)

@@ -141,13 +141,23 @@ def apply_windows(raw: RawBatch) -> Tensor:
     return to_unit_range(raw["image"], low, high)
 
 
-def batch_target(raw: RawBatch, recipe: Recipe, key: rng.Key) -> Tensor:
-    """Return the targets of a raw batch: those of whole scans unchanged, masks (B, *S) transformed like view 0 (B, *size)."""
-    target = raw["target"]
+def images_to(raw: RawBatch, device: torch.device | str) -> RawBatch:
+    """Return a raw batch with its images and windows on `device`, without waiting for it; the rest stays on the CPU.
+
+    There, "scan" and "epoch" give the parameters of the views, and "target" the number of classes.
+    """
+    stays = ("scan", "epoch", "target")
+    return {k: v if k in stays else v.to(device, non_blocking=True) for k, v in raw.items()}
+
+
+def batch_target(raw: RawBatch, recipe: Recipe, key: rng.Key, device: torch.device | str) -> Tensor:
+    """Return the targets of a raw batch on `device`: masks (B, *S) transformed like view 0, (B, *size); others unchanged."""
+    target = raw["target"].to(device, non_blocking=True)
     if target.ndim <= 2:
         return target
+    classes = int(raw["target"].max()) + 1
     with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
-        return recipe.transform_mask(target, key, 0)
+        return recipe.transform_mask(target, key, 0, classes)
 
 
 def make_views(

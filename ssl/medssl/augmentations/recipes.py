@@ -91,15 +91,17 @@ class Recipe:
             )
         return Recipe(views.size, tuple((slot, _of_small(op, views)) for slot, op in self.ops))
 
-    def transform_mask(self, mask: Tensor, key: rng.Key, view: int) -> Tensor:
+    def transform_mask(self, mask: Tensor, key: rng.Key, view: int, classes: int | None = None) -> Tensor:
         """Transform mask (B, *S) int64 classes to (B, *size) like view `view` of its image, class 0 beyond the edges.
 
         Applies the ops that move pixels, with the image's random numbers, to one map per class; at each pixel the largest
-        map wins, the lower class in a tie.
+        map wins, the lower class in a tie. classes: one more than the highest in the mask, if known; it saves waiting for a
+        GPU.
         """
-        classes = torch.arange(int(mask.max()) + 1, device=mask.device).view(1, -1, *[1] * (mask.ndim - 1))
+        number = int(mask.max()) + 1 if classes is None else classes
+        each = torch.arange(number, device=mask.device).view(1, -1, *[1] * (mask.ndim - 1))
         moving = tuple((slot, op) for slot, op in self.ops if op.moves)
-        return self._apply(moving, (mask[:, None] == classes).float(), key, view).argmax(1)
+        return self._apply(moving, (mask[:, None] == each).float(), key, view).argmax(1)
 
     def _apply(self, ops: tuple[tuple[int, Op], ...], x: Tensor, key: rng.Key, view: int) -> Tensor:
         """Apply `ops` in order to x. Consecutive separable ops become one matrix per axis."""

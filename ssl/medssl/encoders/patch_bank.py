@@ -78,7 +78,7 @@ class PatchBank(nn.Module):
         """Return (B * n, P) normalised patches of x (B, C, *size) at the positions of n uniforms in [0, 1) per scan."""
         at = (u_Bn.double() * math.prod(self.positions)).long().clamp(max=math.prod(self.positions) - 1)
         scan = torch.arange(len(x), device=x.device)[:, None].expand_as(at)
-        where = torch.unravel_index(at, self.positions)
+        where = [at // math.prod(self.positions[a + 1 :]) % n for a, n in enumerate(self.positions)]
         return self._normalise(self._windows(x)[(scan, *where)].flatten(2).flatten(0, 1))
 
     def whitened(self, patches_NP: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class PatchBank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, dim) for x (B, C, *size), computed in chunks of patches."""
         K, (first, *rest) = len(self.centroids), self.positions
-        grids = [_cells(n, self.pool).to(x) for n in self.positions]
+        grids = [_cells(n, self.pool).to(x, non_blocking=True) for n in self.positions]
         rows = max(1, BUDGET // (max(K, len(self.mean)) * math.prod(rest)))
         step = max(1, rows // first)
         out = x.new_zeros(len(x), self.pool, self.pool ** len(rest) * K)

@@ -70,31 +70,51 @@ def is_under_vmap() -> bool:
     return _UNDER_VMAP.get()
 
 
+Note = Callable[[str, Tensor], None]
+_NOTE: ContextVar[Note | None] = ContextVar("note", default=None)
+
+
+@contextmanager
+def noting_values(note: Note) -> Iterator[None]:
+    """Let losses call `note` with their name and whether they were given finite values (a bool scalar) instead of raising.
+
+    The value stays on its device, and nothing waits for it.
+    """
+    token = _NOTE.set(note)
+    try:
+        yield
+    finally:
+        _NOTE.reset(token)
+
+
 def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Run a loss in float32 or better under any autocast: similarities and logs lose too much in bfloat16.
 
     Raises FloatingPointError for non-finite inputs, before they reach a weight, and on all ranks if one of them has any: the
-    others would wait for it. Inside `under_vmap` the caller checks.
+    others would wait for it. Inside `under_vmap` the caller checks, and inside `noting_values` it is told.
     """
 
     @wraps(loss)
     def wrapped(first: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         tensors = [a for a in (first, *args) if isinstance(a, Tensor) and a.is_floating_point()]
-        if not is_under_vmap() and not _finite_on_all_ranks(tensors):
-            raise FloatingPointError(f"{loss.__name__} was given values that are not finite")
+        if not is_under_vmap():
+            _check(loss.__name__, torch.stack([torch.isfinite(t).all() for t in tensors]).all())
         with torch.autocast(first.device.type, enabled=False):
             return loss(*(_at_least_float32(a) for a in (first, *args)), **kwargs)
 
     return wrapped
 
 
-def _finite_on_all_ranks(tensors: list[Tensor]) -> bool:
-    """Return whether all elements are finite, on every rank."""
-    finite = torch.stack([torch.isfinite(t).all() for t in tensors]).all()
+def _check(name: str, finite: Tensor) -> None:
+    """Pass on whether the values of the loss `name` are finite, or raise FloatingPointError if they are not on every rank."""
+    if (note := _NOTE.get()) is not None:
+        note(name, finite)
+        return
     if world_size() > 1:
         finite = finite.to(torch.int32)
         dist.all_reduce(finite, dist.ReduceOp.MIN)
-    return bool(finite)
+    if not bool(finite):
+        raise FloatingPointError(f"{name} was given values that are not finite")
 
 
 def _at_least_float32(a: Any) -> Any:

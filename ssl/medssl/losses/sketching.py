@@ -55,7 +55,7 @@ def visreg(z_BD: Tensor, directions_MD: Tensor, scale: float, shape: float, cent
     z_GD = gather_rows(z_BD)
     mean, std = z_GD.mean(0), z_GD.std(0, correction=0)
     x_GM = ((z_GD - mean) / (std.detach() + VISREG_EPSILON)) @ F.normalize(directions_MD, dim=1).to(z_BD.dtype).T
-    off = (x_GM.sort(0).values - normal_quantiles(len(x_GM)).to(x_GM)[:, None]).square().mean()
+    off = (x_GM.sort(0).values - normal_quantiles(len(x_GM)).to(x_GM, non_blocking=True)[:, None]).square().mean()
     return scale * (1 - std).square().mean() + shape * off + centre * mean.square().mean()
 
 

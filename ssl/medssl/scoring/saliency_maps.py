@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from medssl import catalog
-from medssl.augmentations.loader import RawScans, make_views
+from medssl.augmentations.loader import RawScans, images_to, make_views
 from medssl.encoders.config import InputConfig
 from medssl.errors import UserError, nearest
 from medssl.evals.embed import embed, standardised
@@ -88,8 +88,7 @@ class SaliencyMaker:
         """Return weights (n, dim), averaged over views made by the run's own augmentation recipe."""
         recipe = catalog.build(self.config.augment.spec("augment"), size=self.test.size)
         raw = RawScans(self.test).__getitems__([(int(row), 0) for row in rows])
-        raw = {k: v.to(self.device) for k, v in raw.items()}
-        views, _ = make_views(raw, recipe, VIEWS, self.seed, self.test.mean, self.test.std)
+        views, _ = make_views(images_to(raw, self.device), recipe, VIEWS, self.seed, self.test.mean, self.test.std)
         z = encoder.eval()(x)
         return torch.stack([similarity_weight(z, encoder(view), reference) for view in views]).mean(0)
 

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
-from medssl.augmentations.loader import batch_target, loader, make_views
+from medssl.augmentations.loader import batch_target, images_to, loader, make_views
 from medssl.errors import UserError
 from medssl.methods.base import Batch, Clock, Method
 from medssl.methods.parts.norm import convert_batch_norm
 from medssl.progress import Progress
 from medssl.rng import seed_from
-from medssl.train.checkpoint import load, not_finite, save
+from medssl.train.checkpoint import load, save
+from medssl.train.finite import FiniteChecks
 from medssl.train.log import Log
 from medssl.train.options import TrainingData, TrainOptions
 from medssl.train.precision import channels_last
@@ -43,8 +44,10 @@ def train(
     monitor: called with the method and the logged rows every `monitor_every` steps. Returns scalars to log, optionally a
     "warning" (text), and optionally "do": "keep" saves the state as `out/healthy.ckpt`, "end" ends the run.
 
-    Raises TrainingStopped when a gradient is not finite (nothing is updated) or the monitor ends the run, and UserError
-    when a signal stopped the run.
+    Between two log intervals nothing waits for a GPU.
+
+    Raises TrainingStopped when a loss or gradient is not finite (see `FiniteChecks` for when) or the monitor ends the run,
+    and UserError when a signal stopped the run.
     """
     steps, batch, seed = options.steps, options.batch, options.seed
     accumulate, optim = options.accumulate, options.optim
@@ -77,6 +80,7 @@ def train(
     drawn = (scans, data.rows, batch // accumulate, *window, seed, *ranks)
     raws = iter(loader(*drawn, options.workers, data.targets, data.partners))
     started, waited = time.perf_counter(), 0.0
+    checks = FiniteChecks(method, last, at_once=fabric.device.type == "cpu")
     bar = Progress(type(method).__name__, steps, "step", done=start, quiet=quiet or not fabric.is_global_zero)
     with StopRequest() as stop, bar:
         method.train()
@@ -85,28 +89,25 @@ def train(
             lr = optim.lr_at(clock.frac)
             torch.manual_seed(seed_from(seed, step, fabric.global_rank))  # for dropout etc.
             means: dict[str, Tensor] = {}
+            norm = None
             for micro in range(accumulate):
                 requested = time.perf_counter()
-                raw = fabric.to_device(next(raws))
+                raw = images_to(next(raws), fabric.device)
                 of = data.recipe, method.views, seed, scans.mean, scans.std, method.small_views
                 views, key = make_views(raw, *of)
                 waited += time.perf_counter() - requested
-                inputs: Batch = {"views": views, "key": key}
+                inputs: Batch = {"views": views, "key": key.to(fabric.device)}
                 if "target" in raw:
-                    inputs["target"] = batch_target(raw, data.recipe, key)
+                    inputs["target"] = batch_target(raw, data.recipe, key, fabric.device)
                 more = optimizer is not None and micro < accumulate - 1
                 with fabric.no_backward_sync(module) if more else nullcontext():
-                    try:
+                    with checks.of_losses(step):
                         losses = module(inputs, clock)
-                    except FloatingPointError as e:
-                        raise not_finite(method, step, last) from e
                     if optimizer is not None:
                         fabric.backward(losses["loss"] / accumulate)
                 means = {k: means.get(k, 0) + v.detach().float() / accumulate for k, v in losses.items()}
             if optimizer is not None:
-                norm = get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
-                if not torch.isfinite(norm):  # averaged over ranks, so all of them stop here
-                    raise not_finite(method, step, last)
+                norm = checks.norm(step)
                 clip_grads_with_norm_(method.parameters(), optim.clip, norm)
                 for group in wrapped.param_groups:
                     group["lr"] = lr * group["lr_scale"]
@@ -118,9 +119,9 @@ def train(
             final, every = done == steps, options.monitor_every
             watch = monitor is not None and every and done % every == 0
             if done % options.log_every == 0 or final or watch:
-                row = {"step": done} | {k: torch.as_tensor(fabric.all_reduce(v)).item() for k, v in means.items()}
-                if optimizer is not None:
-                    row |= {"lr": lr, "grad_norm": float(norm)}
+                row: dict[str, Any] = {"step": done} | checks.read(fabric, step, means, norm)
+                if norm is not None:
+                    row |= {"lr": lr, "grad_norm": row.pop("grad_norm")}
                 history.append(row)
                 if watch and monitor is not None:
                     row |= fabric.broadcast(monitor(method, history))
@@ -137,6 +138,7 @@ def train(
                     save(fabric, last.with_name("healthy.ckpt"), state)
             stopping = stop.wanted(fabric)
             if done % options.save_every == 0 or final or stopping:
+                checks.read(fabric, step)
                 save(fabric, last, state)
             if stopping:
                 raise stop.reason(f"at step {done} of {steps}")

@@ -63,7 +63,10 @@ class SwAV(Method):
             if len(queue.rows):
                 queue.add(view)
         loss = across_views(scores, targets, self.temperature)
-        return {"loss": loss, "chance": loss.new_tensor(math.log(scores[0].shape[1]))}  # the loss of constant features
+        return {
+            "loss": loss,
+            "chance": loss.new_full((), math.log(scores[0].shape[1])),
+        }  # the loss of constant features
 
     @torch.no_grad()
     def assign(self, scores: Tensor, queue: Queue) -> Tensor:

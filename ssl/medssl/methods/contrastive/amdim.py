@@ -56,4 +56,4 @@ class AMDIM(Method):
                 squares.append(scores.square().mean())
                 chance += ceiling / 2
         loss, square = torch.stack(losses).sum() / 2, torch.stack(squares).sum() / 2
-        return {"loss": loss + self.penalty * square, "square": square, "chance": loss.new_tensor(chance)}
+        return {"loss": loss + self.penalty * square, "square": square, "chance": loss.new_full((), chance)}

@@ -78,7 +78,7 @@ class CPC(Method):
             at = torch.arange(prediction.shape[1], device=x.device) + k * row
             losses.append(cpc_loss(prediction, key, at))
         loss = torch.stack(losses).mean()
-        return {"loss": loss, "chance": loss.new_tensor(math.log(key.shape[1] * len(x) * world_size()))}
+        return {"loss": loss, "chance": loss.new_full((), math.log(key.shape[1] * len(x) * world_size()))}
 
 
 def takes(encoder: Any, size: list[int]) -> bool:

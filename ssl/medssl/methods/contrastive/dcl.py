@@ -37,4 +37,4 @@ class DCL(Method):
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         a, b = self.projector(self.encoder(torch.cat(batch["views"]))).chunk(2)
         chance = math.log(2 * len(a) * world_size() - 2)  # the loss of constant features
-        return {"loss": decoupled(a, b, self.temperature), "chance": a.new_tensor(chance)}
+        return {"loss": decoupled(a, b, self.temperature), "chance": a.new_full((), chance)}

@@ -59,7 +59,7 @@ class DIM(Method):
                 "dv": 0.0,
             }
             chance = self.weights[name] * ceiling[self.bound]  # the loss of constant features: all bounds are 0
-            out["chance"] = out.get("chance", h.new_tensor(0.0)) + chance
+            out["chance"] = out.get("chance", h.new_full((), 0.0)) + chance
             out["loss"] = out.get("loss", 0) + chance - self.weights[name] * out[name]
         return out
 

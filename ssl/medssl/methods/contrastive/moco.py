@@ -69,7 +69,7 @@ class MoCo(Method):
         if len(self.queue.rows):
             self.queue.add(k_a, k_b)
         chance = math.log(len(q_a) * world_size() + len(self.queue.rows))  # the loss of constant features
-        return {"loss": (terms[0] + terms[1]) / 2, "chance": q_a.new_tensor(chance)}
+        return {"loss": (terms[0] + terms[1]) / 2, "chance": q_a.new_full((), chance)}
 
     def after_step(self, clock: Clock) -> None:
         ema_update(*self.teacher_student(), cosine(clock.frac, *self.momentum))

@@ -47,7 +47,7 @@ class NNCLR(Method):
         terms = [query_key(near, p, self.temperature, near[:0]) for near, p in pairs]
         self.queue.add(z_a)
         chance = math.log(len(z_a) * world_size())  # the loss of constant features
-        return {"loss": (terms[0] + terms[1]) / 2, "chance": z_a.new_tensor(chance)}
+        return {"loss": (terms[0] + terms[1]) / 2, "chance": z_a.new_full((), chance)}
 
     @torch.no_grad()
     def neighbours(self, z: Tensor) -> Tensor:

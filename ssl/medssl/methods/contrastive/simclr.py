@@ -39,4 +39,4 @@ class SimCLR(Method):
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         a, b = self.projector(self.encoder(torch.cat(batch["views"]))).chunk(2)
         chance = math.log(2 * len(a) * world_size() - 1)  # the loss of constant features
-        return {"loss": nt_xent(a, b, self.temperature), "chance": a.new_tensor(chance)}
+        return {"loss": nt_xent(a, b, self.temperature), "chance": a.new_full((), chance)}

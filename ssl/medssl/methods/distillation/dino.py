@@ -61,7 +61,7 @@ class DINO(Method):
             teacher = self.teacher(torch.cat(views[: self.views]))
         target = self.targets(teacher, self.temperatures.of_teacher(clock))
         loss = across_views(student.chunk(len(views)), target.chunk(self.views), self.temperatures.student)
-        chance = student.new_tensor(math.log(student.shape[1]))  # the loss of constant features
+        chance = student.new_full((), math.log(student.shape[1]))  # the loss of constant features
         return {"loss": loss, "error": loss.detach() - entropy(target), "chance": chance}
 
     def after_step(self, clock: Clock) -> None:

@@ -31,7 +31,7 @@ class DBN(Method):
         (x,) = batch["views"]
         at = clock.part(self.parts)
         h = forward_frozen(self.encoder.layers, at, x)
-        return self.machines[at](h, self.encoder.layers[at][1], batch["key"], clock) | {"layer": x.new_tensor(at)}
+        return self.machines[at](h, self.encoder.layers[at][1], batch["key"], clock) | {"layer": x.new_full((), at)}
 
     def after_step(self, clock: Clock) -> None:
         self.machines[clock.part(self.parts)].keep()

@@ -49,9 +49,9 @@ class DeepAutoencoder(Method):
         (x,) = batch["views"]
         at = self.layer(clock)
         if at == len(self.machines):
-            return self.whole(x) | {"layer": x.new_tensor(at)}
+            return self.whole(x) | {"layer": x.new_full((), at)}
         h = forward_frozen(self.encoder.layers, at, x)
-        return self.machines[at](h, self.encoder.layers[at][1], batch["key"], clock) | {"layer": x.new_tensor(at)}
+        return self.machines[at](h, self.encoder.layers[at][1], batch["key"], clock) | {"layer": x.new_full((), at)}
 
     def whole(self, x: Tensor) -> dict[str, Tensor]:
         units = self.machines[0].visible

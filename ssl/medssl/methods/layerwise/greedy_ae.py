@@ -63,7 +63,7 @@ class GreedyAE(Method):
         (x,) = batch["views"]
         at = clock.part(self.parts, until=1 - self.finetune)
         if at == self.parts:
-            return {"loss": self.whole(x, batch), "layer": x.new_tensor(at)}
+            return {"loss": self.whole(x, batch), "layer": x.new_full((), at)}
         layer, h = self.encoder.layers[at], forward_frozen(self.encoder.layers, at, x)
         seen = uniform_field(batch["key"], 0, MASK_SLOT + at, tuple(h.shape[1:])) >= self.corruption
         loss = squared_error(self.decoders[at](layer(h * seen)), h)
@@ -72,7 +72,7 @@ class GreedyAE(Method):
         if self.supervised and self.target_loss is not None:
             scores = self.heads[at](layer(h).flatten(1))
             loss = loss + self.supervised * self.target_loss.loss_of_known(scores, batch["target"])
-        return {"loss": loss, "layer": h.new_tensor(at)}
+        return {"loss": loss, "layer": h.new_full((), at)}
 
     def whole(self, x: Tensor, batch: Batch) -> Tensor:
         """Return the loss of all layers at once: of the label, or of reconstructing the scan through all decoders."""

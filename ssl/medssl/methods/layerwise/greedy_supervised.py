@@ -40,4 +40,4 @@ class GreedySupervised(Method):
         for layer in self.encoder.layers if whole else [self.encoder.layers[at]]:
             h = layer(h)
         loss = self.target_loss.loss_of_known(self.heads[-1 if whole else at](h.flatten(1)), batch["target"])
-        return {"loss": loss, "layer": h.new_tensor(at)}
+        return {"loss": loss, "layer": h.new_full((), at)}

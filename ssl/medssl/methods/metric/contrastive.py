@@ -40,7 +40,7 @@ class Contrastive(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))
-        chance = z.new_tensor(self.margins[1] ** 2)
+        chance = z.new_full((), self.margins[1] ** 2)
         return {
             "loss": contrastive(z, groups_of(batch, self.positives), *self.margins, self.distance),
             "chance": chance,

@@ -40,4 +40,7 @@ class SupCon(Method):
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))
         chance = math.log(len(z) * world_size() - 1)  # the loss of constant features
-        return {"loss": sup_con(z, groups_of(batch, self.positives), self.temperature), "chance": z.new_tensor(chance)}
+        return {
+            "loss": sup_con(z, groups_of(batch, self.positives), self.temperature),
+            "chance": z.new_full((), chance),
+        }

@@ -41,4 +41,4 @@ class Triplet(Method):
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         z = self.projector(self.encoder(torch.cat(batch["views"])))
         loss = triplet(z, groups_of(batch, self.positives), self.margin, self.mining, self.distance)
-        return {"loss": loss, "chance": z.new_tensor(self.margin)}
+        return {"loss": loss, "chance": z.new_full((), self.margin)}

@@ -54,12 +54,13 @@ def context_and_targets(
     """
     dims, n, count = len(grid), math.prod(grid), blocks.count
     sizes = uniform(of_step, view, slot + 1, dims + 1)[0]
-    whole = torch.tensor(grid, device=key.scan.device)
-    edges = torch.tensor(blocks.target_edges(grid, sizes[:dims]), device=whole.device)
+    whole = torch.tensor(grid).to(key.scan.device, non_blocking=True)
+    each = blocks.target_edges(grid, sizes[:dims])
+    edges = torch.tensor(each).to(whole.device, non_blocking=True)
     u = uniform(key, view, slot, (count + 1) * dims + n)
     start = (u[:, : count * dims].view(len(u), count, dims) * (whole - edges + 1)).floor().long()
-    steps = torch.tensor([math.prod(grid[a + 1 :]) for a in range(dims)], device=whole.device)
-    inner = torch.cartesian_prod(*[torch.arange(int(e), device=whole.device) for e in edges]).view(-1, dims)
+    steps = torch.tensor([math.prod(grid[a + 1 :]) for a in range(dims)]).to(whole.device, non_blocking=True)
+    inner = torch.cartesian_prod(*[torch.arange(e, device=whole.device) for e in each]).view(-1, dims)
     targets = ((start[:, :, None] + inner) * steps).sum(-1)
     wide = blocks.context[0] + (blocks.context[1] - blocks.context[0]) * sizes[dims]
     edge = (whole * wide ** (1 / dims)).round().expand(len(u), -1)

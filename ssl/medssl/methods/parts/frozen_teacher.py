@@ -61,7 +61,7 @@ class FrozenTeacher(nn.Module):
         """Return views (B, C, *size) in the student's format as the teacher expects them."""
         for_axis = zip(x.shape[2:], self.size, strict=True)
         if x.shape[2:] != self.size:
-            x = apply_axes(x, [_resize(n_in, n_out).to(x) for n_in, n_out in for_axis])
+            x = apply_axes(x, [_resize(n_in, n_out).to(x, non_blocking=True) for n_in, n_out in for_axis])
         return x * self.scale + self.shift
 
 

@@ -26,7 +26,7 @@ class KMeans(nn.Module):
 
     def add_covariance(self, patches: Tensor) -> Tensor:
         """Add patches (N, P) to the covariance and return their variance."""
-        added = [patches.sum(0), patches.T @ patches, patches.new_tensor(float(len(patches)))]
+        added = [patches.sum(0), patches.T @ patches, patches.new_full((), float(len(patches)))]
         for total, new in zip((self.first, self.second, self.seen), sum_over_ranks(added), strict=True):
             total += new
         return patches.var(0).sum()

@@ -11,7 +11,8 @@ from medssl.rng import Key, generator, uniform
 
 def crop_resize(x: Tensor, start_BA: Tensor, extent_BA: Tensor, size: tuple[int, ...]) -> Tensor:
     """Crop each scan (B, C, *S) to the box from `start` of length `extent`, in pixels per axis, and resize to (B, C, *size)."""
-    weights = [axis_weights(start_BA[:, a], extent_BA[:, a], x.shape[2 + a], n).to(x.dtype) for a, n in enumerate(size)]
+    axes = enumerate(zip(x.shape[2:], size, strict=True))  # no box is longer than its axis
+    weights = [axis_weights(start_BA[:, a], extent_BA[:, a], n, m, longest=n).to(x.dtype) for a, (n, m) in axes]
     return apply_axes(x, weights)
 
 
@@ -22,8 +23,8 @@ def tiles(x: Tensor, which_BT: Tensor, grid: int, keep: float, key: Key, slot: i
     """
     B, T = which_BT.shape
     size = x.shape[2:]
-    shape = torch.tensor(size, dtype=torch.float32, device=x.device)
-    place = torch.stack(torch.unravel_index(which_BT, (grid,) * len(size)), -1)
+    shape = torch.tensor(size, dtype=torch.float32).to(x.device, non_blocking=True)
+    place = torch.stack([which_BT // grid**a % grid for a in reversed(range(len(size)))], -1)
     jitter = uniform(key, 0, slot, T * len(size)).view(B, T, -1) * (1 - keep)
     start = (place + jitter) * shape / grid
     extent = (keep * shape / grid).expand(B * T, -1)
@@ -32,7 +33,7 @@ def tiles(x: Tensor, which_BT: Tensor, grid: int, keep: float, key: Key, slot: i
 
 def slab(x: Tensor, start_B: Tensor, share: float) -> Tensor:
     """Cut each scan (B, C, *S) to a `share` of its first spatial axis, from `start` in [0, 1 - share], and resize it."""
-    shape = torch.tensor(x.shape[2:], dtype=torch.float32, device=x.device)
+    shape = torch.tensor(x.shape[2:], dtype=torch.float32).to(x.device, non_blocking=True)
     start, extent = torch.zeros(len(x), len(shape), device=x.device), shape.expand(len(x), -1).clone()
     start[:, 0], extent[:, 0] = start_B * shape[0], share * shape[0]
     return crop_resize(x, start, extent, tuple(x.shape[2:]))
@@ -68,6 +69,6 @@ def inside_boxes(start_BA: Tensor, edge_BA: Tensor, size: tuple[int, ...]) -> Te
 def random_boxes(key: Key, slot: int, size: tuple[int, ...], smallest: float, largest: float) -> Tensor:
     """Return masks (B, *size), True in one random box per scan, with edges of `smallest` to `largest` times the scan's."""
     u = uniform(key, 0, slot, 2 * len(size))
-    n = torch.tensor(size, device=u.device)
+    n = torch.tensor(size).to(u.device, non_blocking=True)
     edge = ((smallest + (largest - smallest) * u[:, ::2]) * n).round().clamp(torch.ones_like(n), n)
     return inside_boxes((u[:, 1::2] * (n - edge + 1)).floor(), edge, size)

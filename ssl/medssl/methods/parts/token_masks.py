@@ -14,7 +14,7 @@ from medssl.rng import Key, uniform
 def hide_tokens(key: Key, view: int, slot: int, n: int, share_B: Tensor) -> Tensor:
     """Return (B, n) bool, True for a random choice of int(share * n) of the n patches of each scan. Draws n numbers."""
     rank = uniform(key, view, slot, n).argsort(1).argsort(1)
-    return rank < (share_B.to(rank.device)[:, None] * n).long()
+    return rank < (share_B.to(rank.device, non_blocking=True)[:, None] * n).long()
 
 
 def hide_squares(key: Key, view: int, slot: int, grid: tuple[int, ...], share: float, edge: int) -> Tensor:
@@ -43,8 +43,9 @@ def hide_blocks(
     drawn, order = u[:, : BLOCKS * 2 * dims].unflatten(1, (BLOCKS, -1)), u[:, BLOCKS * 2 * dims :]
     area = smallest + (share - smallest) * drawn[..., 0]
     log_ratio = (2 * drawn[..., 1:dims] - 1) * math.log(aspect)
-    edges = box_edges(area, log_ratio, grid).round().clamp(min=1).minimum(torch.tensor(grid, device=u.device))
-    start = (drawn[..., dims:] * (torch.tensor(grid, device=u.device) - edges + 1)).floor()
+    whole = torch.tensor(grid).to(u.device, non_blocking=True)
+    edges = box_edges(area, log_ratio, grid).round().clamp(min=1).minimum(whole)
+    start = (drawn[..., dims:] * (whole - edges + 1)).floor()
     inside = inside_boxes(start.flatten(0, 1), edges.flatten(0, 1), grid).view(len(u), BLOCKS, n)
     number = torch.arange(BLOCKS, device=u.device)[:, None]
     first = torch.where(inside, number, BLOCKS).amin(1)  # the block that covers a patch first
@@ -58,7 +59,7 @@ def box_edges(area: Tensor, log_ratio: Tensor, grid: tuple[int, ...]) -> Tensor:
     """
     logs = torch.cat([torch.zeros_like(area)[..., None], -log_ratio], -1)
     logs = logs - logs.mean(-1, keepdim=True)
-    return torch.tensor(grid, device=area.device) * (area.log()[..., None] / len(grid) + logs).exp()
+    return torch.tensor(grid).to(area.device, non_blocking=True) * (area.log()[..., None] / len(grid) + logs).exp()
 
 
 def hide_some(key: Key, view: int, slot: int, n: int, chance: float, share: tuple[float, float]) -> Tensor:

@@ -38,8 +38,8 @@ class ContextRestoration(Method):
 def swapped(x: Tensor, key: Key, edge: tuple[int, ...], swaps: int) -> Tensor:
     """Return scans (B, C, *S) after the swaps of two patches of `edge` pixels. Pairs of patches that overlap are not swapped."""
     size, device = tuple(x.shape[2:]), x.device
-    shape, box = torch.tensor(size, device=device), torch.tensor(edge, device=device)
-    strides = torch.tensor([torch.Size(size[i + 1 :]).numel() for i in range(len(size))], device=device)
+    each = size, edge, [torch.Size(size[i + 1 :]).numel() for i in range(len(size))]
+    shape, box, strides = torch.tensor(each).to(device, non_blocking=True)
     steps = torch.cartesian_prod(*[torch.arange(n, device=device) for n in edge]).view(-1, len(size))
     offsets = (steps * strides).sum(1)
     u = uniform(key, 0, METHOD_SLOT, swaps * 2 * len(size)).to(device)

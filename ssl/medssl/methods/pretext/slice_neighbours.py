@@ -44,4 +44,4 @@ class SliceNeighbours(Method):
         both = torch.cat([slab(first, start, self.share), slab(second, start + self.share, self.share)])
         a, b = self.projector(self.encoder(both)).chunk(2)
         chance = math.log(2 * len(a) * world_size() - 1)  # the loss of constant features
-        return {"loss": nt_xent(a, b, self.temperature), "chance": a.new_tensor(chance)}
+        return {"loss": nt_xent(a, b, self.temperature), "chance": a.new_full((), chance)}

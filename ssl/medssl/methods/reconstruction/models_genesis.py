@@ -48,7 +48,8 @@ class ModelsGenesis(Method):
     def deformed(self, x: Tensor, key: Key) -> Tensor:
         """Deform scans (B, C, *S), each with the random numbers of its own key."""
         size = tuple(x.shape[2:])
-        nonlinear, shuffle, paint, inner = (uniform(key, 0, CHOICE_SLOT, 4) < torch.tensor(self.chances).to(x.device)).T
+        chances = torch.tensor(self.chances).to(x.device, non_blocking=True)
+        nonlinear, shuffle, paint, inner = (uniform(key, 0, CHOICE_SLOT, 4) < chances).T
         low, high = (end.view(-1, *[1] * (x.ndim - 1)) for end in x.flatten(1).aminmax(dim=1))
 
         def choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:

@@ -33,5 +33,5 @@ class BarlowTwins(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         a, b = self.projector(self.encoder(torch.cat(batch["views"]))).chunk(2)
-        chance = a.new_tensor(float(a.shape[1]))  # the loss of constant features
+        chance = a.new_full((), float(a.shape[1]))  # the loss of constant features
         return {"loss": barlow_twins(a, b, self.redundancy), "chance": chance}

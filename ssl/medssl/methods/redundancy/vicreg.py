@@ -38,4 +38,4 @@ class VICReg(Method):
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         a, b = self.projector(self.encoder(torch.cat(batch["views"]))).chunk(2)
         chance = self.weights[1] * (1 - VICREG_EPSILON**0.5)  # the loss of constant features
-        return {"loss": vicreg(a, b, *self.weights), "chance": a.new_tensor(chance)}
+        return {"loss": vicreg(a, b, *self.weights), "chance": a.new_full((), chance)}

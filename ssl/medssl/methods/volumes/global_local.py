@@ -68,7 +68,7 @@ class GlobalLocal(Method):
         rows = z.unflatten(0, (self.partitions, len(batch["views"]), n)).movedim(2, 0)  # (B, partitions, views, out)
         chance = math.log(1 + (self.partitions - 1) * len(batch["views"]) * n * world_size())
         loss = partition_contrast(rows, self.temperature, self.across)
-        return {"loss": loss, "chance": loss.new_tensor(chance)}
+        return {"loss": loss, "chance": loss.new_full((), chance)}
 
     def locally(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss of the second part."""
@@ -81,4 +81,4 @@ class GlobalLocal(Method):
             stages = self.encoder.stages(both)
         places = pool_places(self.decoder(both, stages)).flatten(2).transpose(1, 2)  # (2 B, L, out)
         a, b = self.embed(places).chunk(2)
-        return {"loss": place_contrast(a, b, self.temperature), "chance": a.new_tensor(math.log(a.shape[1]))}
+        return {"loss": place_contrast(a, b, self.temperature), "chance": a.new_full((), math.log(a.shape[1]))}

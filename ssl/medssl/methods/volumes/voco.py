@@ -54,7 +54,7 @@ class VoCo(Method):
         u = uniform(batch["key"], 0, METHOD_SLOT, self.crops * len(self.share)).view(len(x), self.crops, -1)
         starts = u.to(x.dtype) * (1 - self.share)  # (B, Q, dims)
         cut = torch.cat([starts, self.corners.to(x.dtype).expand(len(x), -1, -1)], 1)
-        size = torch.tensor(x.shape[2:], dtype=x.dtype, device=x.device)
+        size = torch.tensor(x.shape[2:], dtype=x.dtype).to(x.device, non_blocking=True)
         shown = crop_resize(
             x.repeat_interleave(cut.shape[1], 0), cut.flatten(0, 1) * size,
             (self.share * size).expand(len(x) * cut.shape[1], -1), tuple(x.shape[2:]),
