@@ -55,8 +55,8 @@ class Device(TorchDispatchMode):
     """Runs operations on "cuda" under fake tensors and all others as they are.
 
     answers: what the same code computed on the CPU. waits: where the CPU waited for a value from the device, for item(),
-    nonzero(), x[mask], cpu() and the like, and so went on with an answer. number: what is read without one. copies: where it waited for
-    a copy to the device.
+    nonzero(), x[mask], cpu() and the like, and so went on with an answer. number: what is read without one. copies: where
+    it waited for a copy to the device.
     """
 
     mode: FakeTensorMode

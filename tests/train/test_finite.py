@@ -71,7 +71,7 @@ def test_nothing_after_the_bad_step_is_saved_and_a_restart_is_exact(tmp_path, mo
             weight.register_hook(lambda g: g * math.nan if method.encoder.step == bad else g)
         method.register_forward_pre_hook(lambda m, given: setattr(m.encoder, "step", given[1].step))
         recipe = catalog.build(catalog.spec("augment", "neutral"), size=resampled.size)
-        options = TrainOptions(8, 16, 0, Optim(), log_every=6, save_every=3)
+        options = TrainOptions(8, 16, 0, Optim(), log_every=7, save_every=3)
         data = TrainingData(resampled, torch.arange(48).numpy(), recipe)
         out.mkdir(exist_ok=True)
         loop.train(FABRIC, method, data, options, out / "c", Log(out, "jsonl", {}), quiet=True)
