@@ -10,6 +10,8 @@ from scipy.ndimage import gaussian_filter
 from leakage.test_leak_check import empty, of
 from medssl.leakage.leak_check import check_leaks
 from medssl.leakage.plain_shapes import shape_digest
+from medssl.readers.phash import BLANK
+from medssl.store.manifest_columns import content_hash
 
 
 def mask(seed, shape=(30, 24, 27)):
@@ -69,3 +71,20 @@ def test_a_test_of_transformed_masks_is_refused(tmp_path):
         assert report["training", "test"].near == 5
     clean = check_leaks(empty("pretraining"), train, empty("validation"), as_set("test", masks[6:]))
     assert not clean["training", "test"]
+
+
+def test_volumes_whose_middle_slice_is_blank_are_compared_and_blank_volumes_are_not():
+    masks = [mask(seed, (20, 14, 15)) for seed in range(3)]
+    for x in masks:
+        x[8:13] = 0
+    nothing = np.zeros((20, 14, 15), np.float32)
+
+    def as_set(name, volumes):
+        part = of(name, [x[len(x) // 2] for x in volumes], hash=[content_hash(x) for x in volumes])
+        assert set(part.phash) == {BLANK}
+        return dataclasses.replace(part, volumes={i: partial(np.asarray, x) for i, x in enumerate(volumes)})
+
+    train = as_set("training", [*masks[:2], nothing])
+    test = as_set("test", [np.ascontiguousarray(masks[0][:, ::-1]), masks[1], masks[2], nothing])
+    found = check_leaks(empty("pretraining"), train, empty("validation"), test)["training", "test"]
+    assert (found.exact, found.near, found.maybe) == (0, 2, 0)

@@ -106,6 +106,15 @@ def test_holes_beside_a_background_are_refused():
     assert outcome(bad) == "NON_FINITE"
 
 
+def test_a_block_at_an_edge_between_the_corners_is_no_background():
+    bad = np.zeros((60, 60), bool)
+    for corner in (bad[:8, :8], bad[:8, -8:], bad[-8:, :8], bad[-8:, -8:]):
+        corner[:] = True
+    assert outcome(bad) == FILLED
+    bad[:10, 25:35] = True
+    assert outcome(bad) == "NON_FINITE"
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_the_background_becomes_the_smallest_finite_value(value):
     image = np.random.default_rng(0).normal(100, 20, (1, 8, 8, 8)).astype(np.float32)

@@ -46,7 +46,8 @@ def find_duplicates(
 ) -> Duplicates:
     """Find the scans of `b` that are also in `a`; if a is b, the scans that equal an earlier scan of another patient.
 
-    Inside one set (a is b) near-duplicates are searched by hash only.
+    Inside one set (a is b) near-duplicates are searched by hash only, and blank images are left out. Volumes whose middle slice
+    is blank are compared as a whole, in `transformed`.
 
     Args:
         a, b: the sets.
@@ -55,12 +56,26 @@ def find_duplicates(
     """
     inside = a is b
     exact = _exact(a, b, inside)
+    near, maybe = _alike(a, b, exact, images)
+    first = dict(zip(a.hash[::-1].tolist(), range(len(a) - 1, -1, -1), strict=True))  # the first row of each content
+    for j, content in enumerate(b.hash.tolist()):
+        copied = {first[h]: kind for h, kind in transformed.get(content, {}).items() if h in first and j not in exact}
+        for row, kind in copied.items():
+            (near if kind == "near" else maybe).setdefault(j, row)
+    return Duplicates(exact, near, {j: i for j, i in maybe.items() if j not in near})
+
+
+def _alike(
+    a: ScanSet, b: ScanSet, exact: Mapping[int, int], images: ImageComparer
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Return the near-duplicates, certain and possible, among images that are not blank and not `exact`."""
+    inside = a is b
     first = np.sort(np.unique(a.hash, return_index=True)[1])
     rows_a = first[a.phash[first] != BLANK]
     rows_b = rows_a if inside else np.flatnonzero(b.phash != BLANK)
     rows_b = rows_b[~np.isin(rows_b, list(exact))]
     if not len(rows_a) or not len(rows_b):
-        return Duplicates(exact, {}, {})
+        return {}, {}
     small = _SmallImageMatches() if inside else _match_small_images(a, b, rows_a, rows_b, images)
     near, maybe = small.near, small.maybe
     at = np.unique(np.concatenate([_near_by_hash(a.phash[rows_a], b.phash[rows_b]), *small.candidates]), axis=0)
@@ -78,12 +93,7 @@ def find_duplicates(
                 maybe.setdefault(j, i)
     for j, (i, certain) in ({} if inside else copies_by_hash(a, b, rows_a, rows_b, images)).items():
         (near if certain else maybe).setdefault(j, i)
-    rows_of = dict(zip(a.hash[first[::-1]].tolist(), first[::-1].tolist(), strict=True))
-    for j in rows_b.tolist():
-        copied = {rows_of[h]: kind for h, kind in transformed.get(str(b.hash[j]), {}).items() if h in rows_of}
-        for row, kind in copied.items():
-            (near if kind == "near" else maybe).setdefault(j, row)
-    return Duplicates(exact, near, {j: i for j, i in maybe.items() if j not in near})
+    return near, maybe
 
 
 @dataclass

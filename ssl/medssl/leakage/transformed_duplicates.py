@@ -26,7 +26,7 @@ from medssl.leakage.volume_grid import VolumeGrid
 from medssl.leakage.volume_search import VolumeTransforms
 from medssl.readers.phash import BLANK
 
-VERSION = 4  # of everything that decides about a pair; cached results of other versions are ignored
+VERSION = 5  # of everything that decides about a pair; cached results of other versions are ignored
 # Least correlation of a copy if both images resolve 64 x 64 pixels, and if one does not; and largest share of what is left to a
 # perfect correlation, relative to the runner-up: images of one organ are alike, and simple images more so.
 NEAR_SHARP, NEAR_SMALL, NEAR_SHARE = 0.80, 0.88, 0.40
@@ -42,9 +42,8 @@ LOOKED_FOR = (
     "volumes as a whole, mirrored, turned by right angles, inverted, cropped, padded, shifted, thinned out, with another spacing "
     "or contrast, or a slice of them as an image; copies of shapes without texture (most binary masks) only mirrored, turned by "
     "right angles, inverted, padded or with other grey values; not looked for: smaller parts, montages, warped or generated "
-    "images, parts of a volume, neighbouring slices, slices along other directions than its axes, volumes with a blank middle "
-    "slice, images of less than 24 pixels; not found in our tests: images equalised locally without limit, whose originals have "
-    "28 pixels"
+    "images, parts of a volume, neighbouring slices, slices along other directions than its axes, images of less than 24 pixels; "
+    "not found in our tests: images equalised locally without limit, whose originals have 28 pixels"
 )
 
 Limit = float | NDArray[np.float64]
@@ -75,7 +74,8 @@ def find_transformed(
         folder: where results are kept for later checks of the same images, if it can be written.
     """
     before = sorted({h for part in seen for h in _hashes(part) if images.is_readable(h)})
-    queries = sorted({h for h in _hashes(test) if images.is_readable(h)} - set(before))
+    known = set(before) - {str(test.hash[i]) for i in test.volumes if test.phash[i] == BLANK}
+    queries = sorted({h for h in _hashes(test) if images.is_readable(h)} - known)
     if not before or not queries:
         return Transformed()
     names = hashlib.blake2b(f"{VERSION} {before} {queries}".encode(), digest_size=8).hexdigest()
@@ -92,7 +92,8 @@ def find_transformed(
 
 
 def _hashes(part: ScanSet) -> Iterable[str]:
-    return part.hash[part.phash != BLANK].tolist()
+    """Return the content hashes of images that are not blank, and of volumes: only their middle slice may be."""
+    return {*part.hash[part.phash != BLANK].tolist(), *part.hash[list(part.volumes)].tolist()}
 
 
 @dataclass(frozen=True)
