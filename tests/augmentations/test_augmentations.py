@@ -324,6 +324,36 @@ def test_a_view_depends_only_on_the_key_of_its_scan(name, shape, size, channels)
         assert not torch.allclose(views[0], recipe(x, key(7, seed=2), 0), atol=1e-2)
 
 
+@pytest.mark.parametrize("name", ["xray", "neutral", "mr", "crop"])
+@pytest.mark.parametrize(("shape", "size"), [((20, 18), (16, 12)), ((10, 12, 9), (8, 8, 8))], ids=["2D", "3D"])
+def test_the_strength_scales_how_far_a_scan_is_changed(name, shape, size):
+    x, k = image((64, 1, *shape)), key(64)
+    plain = build("plain", size)(x, k, 0)
+    off, weak, usual = (
+        (build(name, size, strength=s)(x, k, 0) - plain).square().mean().sqrt().item() for s in (0.0, 0.3, 1.0)
+    )
+    assert off < 1e-5
+    assert 0.1 * usual < weak < 0.8 * usual
+    assert torch.equal(build(name, size, strength=1.0)(x, k, 0), build(name, size)(x, k, 0))
+
+
+def test_each_option_is_scaled_by_its_own_rule():
+    recipe = build("xray", (16, 16), strength=0.5, crop={"scale": [0.4, 0.9]})
+    ops = {type(op).__name__: op for _, op in recipe.ops}
+    assert ops["Rotate"].degrees == 5.0
+    assert ops["Crop"].scale == pytest.approx((0.7, 0.95))
+    assert ops["Crop"].ratio == pytest.approx((math.sqrt(3 / 4), math.sqrt(4 / 3)))
+    assert ops["Blur"].sigma == pytest.approx((0.05, 1.0))
+    assert ops["Exposure"].exponent == pytest.approx((math.sqrt(0.7), math.sqrt(1.5)))
+    assert (ops["Exposure"].gain, ops["Exposure"].offset) == pytest.approx((0.1, 0.05))
+    assert ops["Noise"].std == pytest.approx((0.0, 0.025))
+    assert ops["Rotate"].p == 0.5
+    assert {type(op).__name__: op for _, op in build("mr", (16, 16), strength=2.0).ops}["Crop"].scale[0] == 0.01
+    for wrong in (-1.0, math.inf, math.nan, "strong"):
+        with pytest.raises(UserError, match=r"augment\.strength must be a number of 0 or more"):
+            build("xray", (16, 16), strength=wrong)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_equals_its_ops_in_sequence(name):
     """Up to rounding: crop, flip and blur are folded into one product per axis."""

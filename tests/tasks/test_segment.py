@@ -159,7 +159,7 @@ def still(name, size):
     """Return a recipe of configs/augment without the ops that change intensities."""
     spec = catalog.load("augment", name)
     for options in spec.values():
-        if "op" in options and options["op"] not in ("geometry.Rotate", "geometry.Flip") and "p" in options:
+        if isinstance(options, dict) and options["op"] not in ("geometry.Rotate", "geometry.Flip") and "p" in options:
             options["p"] = 0.0
     return catalog.build(spec, size=size)
 

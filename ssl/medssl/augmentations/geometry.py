@@ -1,9 +1,9 @@
 """Geometric ops: resize, crop, flip and blur as one matrix per axis, and rotation."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +85,12 @@ class Crop(Separable):
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     draws: ClassVar[int] = 8
     moves: ClassVar[bool] = True
+    raised: ClassVar[tuple[str, ...]] = ("ratio",)
+
+    def scaled(self, strength: float) -> Self:
+        """Return the crop that cuts away `strength` times as much, of at least a hundredth of the image."""
+        low, high = (max(0.01, 1 - strength * (1 - share)) for share in self.scale)
+        return replace(super().scaled(strength), scale=(low, high))
 
     def params(self, u: Tensor) -> Box:
         """Return boxes from u (B, 8): fraction, aspect ratios, position."""
@@ -158,6 +164,7 @@ class Blur(Separable):
     size: tuple[int, ...] = (224,)
     draws: ClassVar[int] = 4
     moves: ClassVar[bool] = False
+    multiplied: ClassVar[tuple[str, ...]] = ("sigma",)
 
     @property
     def pixels(self) -> tuple[float, float]:
@@ -199,6 +206,7 @@ class Rotate(Op):
     degrees: float
     draws: ClassVar[int] = 4
     moves: ClassVar[bool] = True
+    multiplied: ClassVar[tuple[str, ...]] = ("degrees",)
 
     def params(self, u: Tensor) -> Tensor:
         """Return (B, 3) angles in radians, 0 for no rotation; 2D uses the first."""

@@ -69,6 +69,7 @@ class Gamma(IntensityOp):
 
     exponent: tuple[float, float]
     neutral: ClassVar[tuple[float, ...]] = (1,)
+    raised: ClassVar[tuple[str, ...]] = ("exponent",)
 
     def draw(self, u: Tensor) -> Tensor:
         """Return exponents (B, 1)."""
@@ -91,6 +92,7 @@ class BrightnessContrast(IntensityOp):
     brightness: float
     contrast: float
     neutral: ClassVar[tuple[float, ...]] = (1, 1)
+    multiplied: ClassVar[tuple[str, ...]] = ("brightness", "contrast")
     whole_batch: ClassVar[bool] = True
 
     def draw(self, u: Tensor) -> Tensor:
@@ -111,6 +113,7 @@ class Noise(IntensityOp):
 
     std: tuple[float, float]
     neutral: ClassVar[tuple[float, ...]] = (0, 0, 0)
+    multiplied: ClassVar[tuple[str, ...]] = ("std",)
 
     def draw(self, u: Tensor) -> Tensor:
         """Return (B, 3): the standard deviation and two uniforms that seed the field, so it is a function of u alone."""
@@ -138,6 +141,7 @@ class Window(IntensityOp):
     width: float
     hu: tuple[float, float] = CT_RANGE
     neutral: ClassVar[tuple[float, ...]] = (0, 1)
+    multiplied: ClassVar[tuple[str, ...]] = ("level", "width")
     whole_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -176,6 +180,7 @@ class BiasField(IntensityOp):
     strength: float
     draws: ClassVar[int] = 12
     neutral: ClassVar[tuple[float, ...]] = (0,) * 9
+    multiplied: ClassVar[tuple[str, ...]] = ("strength",)
 
     def draw(self, u: Tensor) -> Tensor:
         """Return coefficients (B, 9): x, y(, z), then their products; 2D uses the first five."""
@@ -207,6 +212,8 @@ class Exposure(IntensityOp):
     gain: float
     offset: float
     neutral: ClassVar[tuple[float, ...]] = (1, 1, 0)
+    multiplied: ClassVar[tuple[str, ...]] = ("gain", "offset")
+    raised: ClassVar[tuple[str, ...]] = ("exponent",)
 
     def draw(self, u: Tensor) -> Tensor:
         """Return (B, 3): exponent, gain, offset."""
@@ -264,6 +271,7 @@ class Colour(IntensityOp):
     saturation: float
     hue: float
     neutral: ClassVar[tuple[float, ...]] = (1, 0)
+    multiplied: ClassVar[tuple[str, ...]] = ("saturation", "hue")
 
     def draw(self, u: Tensor) -> Tensor:
         """Return (B, 2): saturation factor, hue shift."""

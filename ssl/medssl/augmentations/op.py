@@ -1,7 +1,8 @@
 """The contract of an augmentation, and helpers that ops share."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor
 
@@ -14,16 +15,29 @@ class Op(Protocol):
     Attributes:
         draws: uniform numbers needed per scan.
         moves: whether the op changes pixel positions. If so, label masks are transformed with the image.
+        multiplied, raised: fields, numbers or pairs, that `scaled` multiplies by a strength, and that it raises to its power.
     """
 
     draws: ClassVar[int]
     moves: ClassVar[bool]
+    multiplied: ClassVar[tuple[str, ...]] = ()
+    raised: ClassVar[tuple[str, ...]] = ()
+
+    def scaled(self, strength: float) -> Self:
+        """Return the op with changes `strength` times as large; at 0 it changes nothing."""
+        with_strength = {name: _each(getattr(self, name), lambda v: v * strength) for name in self.multiplied}
+        with_strength |= {name: _each(getattr(self, name), lambda v: v**strength) for name in self.raised}
+        return replace(self, **with_strength)  # type: ignore[type-var]
 
     def params(self, u: Tensor) -> Any:
         """u (B, draws) in [0, 1) -> parameters per scan."""
 
     def apply(self, x: Tensor, params: Any) -> Tensor:
         """x (B, C, *S) float32 in [0, 1] -> (B, C, *S')."""
+
+
+def _each(value: Any, f: Callable[[float], float]) -> Any:
+    return tuple(map(f, value)) if isinstance(value, tuple) else f(value)
 
 
 def between(u: Tensor, low: float, high: float) -> Tensor:

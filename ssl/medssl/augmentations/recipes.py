@@ -117,19 +117,24 @@ class Recipe:
         return _resampled(x, weights).contiguous()
 
 
-def recipe(size: Sequence[int], **ops: Mapping[str, Any]) -> Recipe:
+def recipe(size: Sequence[int], strength: float = 1.0, **ops: Mapping[str, Any]) -> Recipe:
     """Build a recipe for views of `size` from a file of configs/augment.
 
     ops: name -> {op: "module.Class" in medssl.augmentations, slot: int, and the options of that class}. An op with a field
-    `size` gets the size of the views.
+    `size` gets the size of the views. strength: how far ops change a scan, as a multiple of their options, 0 not at all:
+    angles, widths, shares cut away, changes of contrast and noise are multiplied, exponents raised. Whether an op is applied (p)
+    and mirroring, solarising, greying stay.
 
-    Raises UserError for an unknown op and for an option that is not the number or the pair it should be.
+    Raises UserError for a strength below 0, an unknown op and for an option that is not the number or the pair it should be.
     """
     view = tuple(size)
     for name, options in ops.items():
         if not isinstance(options, Mapping):
             raise UserError(f"augmentation recipe: {name} takes options, as in augment.{name}.p=0.5, got {options!r}")
-    return Recipe(view, tuple((options["slot"], _op(name, view, options)) for name, options in ops.items()))
+    if not isinstance(strength, int | float) or not 0 <= strength < math.inf:
+        raise UserError(f"augment.strength must be a number of 0 or more, got {strength!r}")
+    made = ((options["slot"], _op(name, view, options)) for name, options in ops.items())
+    return Recipe(view, tuple((slot, op if strength == 1 else op.scaled(strength)) for slot, op in made))
 
 
 def _op(name: str, size: tuple[int, ...], options: Mapping[str, Any]) -> Op:
