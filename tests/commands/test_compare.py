@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import shutil
 from dataclasses import fields, replace
 
@@ -295,3 +296,30 @@ def test_a_run_that_has_seen_the_test_set_is_marked_wherever_it_stands(made, tmp
     assert all(("simclr mlp (!)" in line) == ("simclr mlp" in line) for line in text.splitlines() if "! " not in line)
     assert "byol mlp (!)" not in text
     assert "raw pixels (!)" not in text
+
+
+def test_a_report_on_two_runs_has_the_numbers_of_compare(made, tmp_path):
+    """In both languages; each run of a comparison is named with how it was trained."""
+    runs = [str(made / f"runs/{method}0") for method in ("simclr", "byol")]
+    result = medssl.compare(runs)
+    pair = result["comparisons"][0]["pairs"][0]
+    d = pair["difference"]
+    for language, word in (("en", "after Holm correction"), ("ko", "홀름 보정 후")):
+        path = medssl.report(runs=runs, out=tmp_path / f"{language}.html", language=language)
+        page = re.sub(r"</?abbr[^>]*>", "", path.read_text("utf-8"))
+        assert word in page
+        assert f"{abs(d['value']):.3f}" in page
+        assert f"{abs(d['low']):.3f}" in page
+        for score in result["comparisons"][0]["scores"].values():
+            assert f"{score['value']:.3f}" in page
+        assert f'<html lang="{language}">' in page
+        assert page.count('<dl class="sums">') == 2
+        assert "<script" not in page
+    assert medssl.report(runs=runs).name == "comparison.html"
+    for given in ({}, {"run": runs[0], "runs": runs}):
+        with pytest.raises(UserError, match="give either one run"):
+            medssl.report(**given)
+    with pytest.raises(UserError, match="there is no report in language='kr'"):
+        medssl.report(runs=runs, language="kr")
+    with pytest.raises(UserError, match="there is only one model"):
+        medssl.report(runs=runs[0])

@@ -3,13 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from medssl.errors import UserError
 from medssl.files import atomic, write_json
 from medssl.reporting.critical_difference import critical_difference_diagram
 from medssl.results import Result
-from medssl.runs.runs_by_seed import find_runs, group_by_seed
 from medssl.scoring.comparable_settings import RowFilter
-from medssl.scoring.comparison import compare_pairs, find_comparisons, rank_models
+from medssl.scoring.compared_runs import compare_runs
+from medssl.scoring.comparison import rank_models
 
 
 def compare(
@@ -41,20 +40,7 @@ def compare(
     Raises UserError if there are fewer than two models, if no score is common to all, or if the runs were scored with
     different settings: on other scans, with other draws of labels or other options.
     """
-    groups, extra = group_by_seed(find_runs(runs)), [baselines] if isinstance(baselines, str) else list(baselines)
-    if len(groups) + len(extra) < 2:
-        raise UserError(
-            f"there is only one model, {groups[0].name} with {len(groups[0].runs)} seeds; give runs that differ in more than "
-            'the seed, or a baseline in their tables: baselines="[k-means patch bank]"'
-        )
-    comparisons, flags = find_comparisons(groups, extra, RowFilter(target, probe, label_budget, metric))
-    results = compare_pairs(comparisons, seed)
-    result = Result(
-        {"runs": {g.name: sorted(g.runs) for g in groups}}
-        | {"flags": [*flags, *dict.fromkeys(flag for c in comparisons for flag in c.flags)]}
-        | {"family": sum(len(r["pairs"]) for r in results), "comparisons": results},
-        "\n\n".join([*(f"! {flag}" for flag in flags), *map(str, results)]),
-    )
+    _, comparisons, result = compare_runs(runs, baselines, RowFilter(target, probe, label_budget, metric), seed)
     path = None if out is None else Path(out).expanduser()
     if len(comparisons) > 1 and len(comparisons[0].p) > 2:
         ranking, described = rank_models(comparisons)
