@@ -1,11 +1,12 @@
 """Choices by name: configs/GROUP/NAME.yaml describes the choice NAME of GROUP, and its first line is what --help prints.
 
 A yaml holds `_target_`, the import path of a class or function, and its options. There is no registry: a file is found
-by its name, in the installed package or the checkout, never in a run folder. A method of your own needs no yaml: it is
-named by its import path, as in method=my_module.MyMethod.
+by its name, in the installed package or the checkout, never in a run folder. A method or an encoder of your own needs no
+yaml: it is named by its import path, as in method=my_module.MyMethod or encoder=my_module.MyNet.
 """
 
 import importlib
+import importlib.util
 import inspect
 import re
 import sys
@@ -17,6 +18,8 @@ from medssl.errors import UsageError, UserError, nearest
 
 GIVEN = ("encoder", "target_loss", "predict_loss", "unlearn_loss", "rows", "teacher")
 """Constructor arguments of a method that are not options."""
+FORMAT = ("channels", "size")
+"""Those of an encoder."""
 FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.[\d_]*|\.[\d_]+|\d[\d_]*)(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf)|\.(?:nan|NaN)")
 """Floats as OmegaConf reads them: PyYAML takes 1e-3 for a string."""
 
@@ -75,7 +78,7 @@ def choices(group: str) -> dict[str, str]:
 def load(group: str, name: str) -> dict[str, Any]:
     """Return the options of a choice with its `_target_`. Raises UsageError for an unknown name."""
     if is_own(group, name):
-        return _own(name)
+        return _own(group, name)
     if name not in choices(group):
         raise UsageError(f"there is no {group} {name!r}.{nearest(name, choices(group))}")
     return read_yaml(text(group, name))
@@ -130,24 +133,45 @@ def _check_known(of: str, option: str, known: dict[str, Any]) -> None:
 
 
 def is_own(group: str, name: str) -> bool:
-    """Return whether `name` is the import path of a user's own method."""
+    """Return whether `name` is the import path of a user's own method, or encoder.
+
+    Names of timm models have dots too; an encoder is of one's own if there is such a module.
+    """
     parts = name.split(".")
-    return group == "method" and len(parts) > 1 and all(p.isidentifier() for p in parts)
+    if group not in ("method", "encoder") or len(parts) < 2 or not all(p.isidentifier() for p in parts):
+        return False
+    if group == "method":
+        return True
+    look_in_working_folder()
+    return parts[0] in sys.modules or importlib.util.find_spec(parts[0]) is not None
 
 
-def _own(path: str) -> dict[str, Any]:
-    """Return the options of a user's own method: constructor arguments with defaults. Finds modules in the working folder."""
+def look_in_working_folder() -> None:
+    """Let modules of the working folder be imported, as Python does for a script."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+
+
+def _own(group: str, path: str) -> dict[str, Any]:
+    """Return the options of a user's own class: constructor arguments with defaults. Finds modules in the working folder."""
+    look_in_working_folder()
     module, _, name = path.rpartition(".")
     try:
         made = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as e:
-        raise UsageError(f"method={path} cannot be imported from {Path.cwd()}: {e}") from e
-    if not (isinstance(made, type) and hasattr(made, "after_step")):
-        raise UsageError(f"method={path} is not a medssl.methods.base.Method")
-    parameters = inspect.signature(made).parameters.items()
-    options = {k: p.default for k, p in parameters if p.default is not p.empty and k not in GIVEN}
+        raise UsageError(f"{group}={path} cannot be imported from {Path.cwd()}: {e}") from e
+    kind, sign = ("medssl.methods.base.Method", "after_step") if group == "method" else ("torch.nn.Module", "forward")
+    if not (isinstance(made, type) and hasattr(made, sign)):
+        raise UsageError(f"{group}={path} is not a {kind}")
+    parameters = inspect.signature(made).parameters
+    given = GIVEN if group == "method" else FORMAT
+    options = {k: p.default for k, p in parameters.items() if p.default is not p.empty and k not in given}
+    if group == "encoder":
+        if lacking := [k for k in FORMAT if k not in parameters]:
+            raise UsageError(
+                f"encoder={path} must take channels and size in its constructor; it lacks {' and '.join(lacking)}"
+            )
+        return {"_target_": path} | options
     return {"_target_": path, "_run_": dict(getattr(made, "run", {}))} | options
 
 

@@ -31,6 +31,10 @@ QUOTED = re.compile(r"""(['"])(\\.|(?!\1).)*\1""")
 
 def run(command: str, args: list[str]) -> None:
     """Run a command once, or with -m once for each combination of comma-separated values."""
+    if modules := os.environ.get("MEDSSL_IMPORT"):
+        from medssl.encoders.own import import_named
+
+        import_named(modules)
     sweep = bool({"-m", "--multirun"} & set(args))
     given = [a for a in args if a not in {"-m", "--multirun"}]
     if command == "pretrain":
@@ -43,7 +47,7 @@ def run(command: str, args: list[str]) -> None:
     for word in words:
         if "=" not in word or word.startswith("-"):
             raise UsageError(f"cannot read {word!r}: options are key=value. {_example(command)}")
-    words, own = _own_method(words)
+    words, own = _own_code(words)
     parsed = _parse(words)
     swept = [o.key_or_group for o in parsed if o.is_sweep_override()]
     if swept and not sweep:
@@ -171,7 +175,7 @@ def compose_config(command: str, words: list[str]) -> DictConfig:
 
 def _explain(command: str, words: list[str], error: Exception) -> str:
     """Return which word is wrong, and the nearest known one."""
-    said = [w for w in words if w != "~method" and not w.startswith("+method.")]  # see _own_method
+    said = [w for w in words if w != "~method" and not w.startswith("+method.")]  # see _own_code
     for word in said:
         key, _, value = word.partition("=")
         bare = key.lstrip("+~")
@@ -225,7 +229,8 @@ def _first(o: Override) -> str:
 def _any_timm(word: str) -> list[str]:
     """Turn encoder=NAME into the timm model of that name if there is no such yaml."""
     key, _, value = word.partition("=")
-    if key == "encoder" and re.fullmatch(r"[\w.\-]+", value) and value not in catalog.choices("encoder"):
+    known = value in catalog.choices("encoder") or catalog.is_own("encoder", value)
+    if key == "encoder" and re.fullmatch(r"[\w.\-]+", value) and not known:
         return ["encoder=timm", f"encoder.model={value}"]
     return [word]
 
@@ -251,14 +256,16 @@ def expand_recipe(words: list[str]) -> list[str]:
     return [*out, *own]
 
 
-def _own_method(words: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Take method=my_module.MyMethod out of the words: it has no yaml, and its options go in as new keys."""
-    own = [v for w in words for k, _, v in [w.partition("=")] if k == "method" and catalog.is_own("method", v)]
-    if not own:
-        return words, {}
-    others = [w for w in words if w != f"method={own[-1]}"]
-    options = [f"+{w}" if w.startswith("method.") else w for w in others]
-    return ["~method", *options], {"method": own[-1]}
+def _own_code(words: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take method=my_module.MyMethod and encoder=… out of the words: they have no yaml, and their options go in as new keys."""
+    chosen: dict[str, str] = {}
+    for group in ("method", "encoder"):
+        own = [v for w in words for k, _, v in [w.partition("=")] if k == group and catalog.is_own(group, v)]
+        if own:
+            chosen[group] = own[-1]
+            words = [f"+{w}" if w.startswith(f"{group}.") else w for w in words if w != f"{group}={own[-1]}"]
+            words = [f"~{group}", *words] if group == "method" else words
+    return words, chosen
 
 
 def literal(command: str, word: str) -> str:

@@ -1,7 +1,8 @@
 """The exported pair of an encoder: encoder.safetensors (weights) and encoder.json (an `EncoderConfig`).
 
 A method that pretrains a decoder too adds decoder.safetensors, which encoder.json describes. Loading builds one of the
-classes in `CLASSES`, or a `UNetDecoder`, and copies numbers into it; nothing in the files is executed.
+classes in `CLASSES`, a user's own class that is imported already (`encoders.own`), or a `UNetDecoder`, and copies numbers into
+it; nothing in the files is executed.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from medssl.encoders.cnn import CNN
 from medssl.encoders.config import EncoderConfig
 from medssl.encoders.mlp import MLP
 from medssl.encoders.monai3d import ResNet3d
+from medssl.encoders.own import build_own
 from medssl.encoders.patch_bank import PatchBank
 from medssl.encoders.patch_pyramid import PatchPyramid
 from medssl.encoders.small_resnet import SmallResNet
@@ -46,7 +48,8 @@ def save_encoder(folder: Path, encoder: Any, config: EncoderConfig, decoder: UNe
         config: input and provenance; name, options, channels, size, dim and weights are taken from `encoder`.
         decoder: a decoder for this encoder's stages; its last layer is not kept.
     """
-    assert type(encoder) in CLASSES.values(), type(encoder)
+    own = getattr(encoder, "own_name", "")
+    assert own or type(encoder) in CLASSES.values(), type(encoder)
     described_decoder = None
     if decoder is not None:
         kept = {k: v for k, v in decoder.state_dict().items() if not k.startswith(DECODER_HEAD)}
@@ -59,7 +62,7 @@ def save_encoder(folder: Path, encoder: Any, config: EncoderConfig, decoder: UNe
         weights = digest_of(part)
     described = replace(
         config,
-        name=type(encoder).__name__,
+        name=own or type(encoder).__name__,
         options=encoder.options,
         channels=encoder.channels,
         size=tuple(encoder.size),
@@ -113,7 +116,7 @@ def load_decoder(folder: Path, config: EncoderConfig, classes: int) -> UNetDecod
 
 def network(encoder: nn.Module) -> nn.Module:
     """Return the module whose state dict is saved: the wrapped network, where there is one."""
-    net = getattr(encoder, "net", encoder)
+    net = encoder if getattr(encoder, "own_name", "") else getattr(encoder, "net", encoder)
     assert isinstance(net, nn.Module)
     return net
 
@@ -139,6 +142,8 @@ def _config(file: Path) -> EncoderConfig:
 
 
 def _build(config: EncoderConfig, file: Path) -> Any:
+    if config.name not in CLASSES and "." in config.name:
+        return build_own(config.name, config.channels, config.size, config.options or {})
     if config.name not in CLASSES:
         raise UserError(f"{file}: unknown encoder {config.name!r}.{nearest(config.name, CLASSES)}")
     given = config.options or {}

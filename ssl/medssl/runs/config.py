@@ -48,7 +48,7 @@ class Choice:
         Raises UserError for an unknown name or option.
         """
         given = dict(options or {})
-        if group == "encoder" and name not in catalog.choices("encoder"):
+        if group == "encoder" and name not in catalog.choices("encoder") and not catalog.is_own(group, name):
             spec = catalog.spec("encoder", "timm", **({"model": name} | given))
         else:
             spec = catalog.spec(group, name, **given)
@@ -66,6 +66,11 @@ class Choice:
 
     def spec(self, group: str) -> dict[str, Any]:
         """Return the arguments of `catalog.build`, with the import path from the catalog."""
+        if group == "encoder" and catalog.is_own(group, self.name):
+            return {
+                "_target_": self.name,
+                **self.options,
+            }  # imports nothing: a run folder names code, and does not run it
         if group == "encoder" and self.name not in catalog.choices("encoder"):
             return catalog.spec("encoder", "timm", **({"model": self.name} | dict(self.options)))
         spec = catalog.spec(group, self.name, **self.options)

@@ -10,8 +10,8 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
-from medssl import catalog
 from medssl.encoders.config import InputConfig
+from medssl.encoders.own import build_encoder
 from medssl.errors import UserError, nearest
 from medssl.evals.embed import embed
 from medssl.rng import seed_from
@@ -130,7 +130,7 @@ def initial_encoder(config: PretrainConfig, wanted: InputConfig) -> nn.Module:
         spec = config.encoder.spec("encoder")
         if "pretrained" in spec:
             spec["pretrained"] = False
-        return catalog.build(spec, channels=wanted.channels, size=wanted.size)
+        return build_encoder(spec, wanted.channels, wanted.size)
 
 
 def raw_pixels(equalise: bool) -> FeatureSource:

@@ -14,6 +14,7 @@ from medssl.commands.options import accepts
 from medssl.encoders.adaptation import adapt, merge
 from medssl.encoders.config import EncoderConfig, InputConfig
 from medssl.encoders.export import ENCODER, save_encoder
+from medssl.encoders.own import build_encoder
 from medssl.errors import UserError
 from medssl.files import atomic
 from medssl.leakage.leak_check import pretrained_on
@@ -70,7 +71,7 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
     recipe = catalog.build(config.augment.spec("augment"), size=config.size)
     with torch.random.fork_rng():
         torch.manual_seed(seed_from(config.seed, 0))
-        model = catalog.build(config.encoder.spec("encoder"), channels=scans.channels, size=config.size)
+        model = build_encoder(config.encoder.spec("encoder"), scans.channels, config.size)
         changed = [] if origins.init is None else origins.init.load_into(model, config.encoder.name)
         adapt(model, config.adapt, config.lora_rank)
         resampled = resample_scans(scans, config.size, config.spacing, config.equalise)
@@ -111,7 +112,11 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
     if zero:
         _export(run, scans, resampled, method, config, steps, origins)
         words = f"run={shlex.quote(str(run.path))} store={shlex.quote(str(scans.path))}"
-        say(f"encoder: {run.path / ENCODER}. Next: medssl embed {words}; medssl probe {words} target=LABEL")
+        own = getattr(method.encoder, "own_name", "")
+        first = f"MEDSSL_IMPORT={own.rpartition('.')[0]} " * bool(own)  # a run folder does not import a user's code
+        say(
+            f"encoder: {run.path / ENCODER}. Next: {first}medssl embed {words}; {first}medssl probe {words} target=LABEL"
+        )
     fabric.barrier()
     return run.path
 
