@@ -13,7 +13,7 @@ import medssl
 from conftest import ROOT
 from explored import write_store
 from medssl import catalog
-from medssl.encoders.own import build_encoder
+from medssl.encoders.own import build_encoder, build_own
 from medssl.errors import UserError
 
 CODE = """
@@ -126,6 +126,12 @@ def test_what_cannot_be_an_encoder_is_refused_in_one_line(folder):
             build_encoder(catalog.load("encoder", f"my_net.{name}"), 1, (8, 8))
     with pytest.raises(UserError, match=r"has no option .wide.\. Did you mean .width."):
         catalog.spec("encoder", "my_net.MyNet", wide=3)
+
+
+@pytest.mark.parametrize("name", ["os.system", "torch.nn.Linear", "torch.nn.Nothing", "subprocess.Popen"])
+def test_a_file_that_names_other_code_makes_nothing(name):
+    with pytest.raises(UserError, match="unknown encoder"):
+        build_own(name, 1, (8, 8), {})
 
 
 def test_measuring_its_width_draws_no_random_number_and_leaves_its_mode(folder):

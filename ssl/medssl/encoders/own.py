@@ -8,6 +8,7 @@ code, and opening a run never imports code: import the module yourself before, o
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def import_named(modules: str) -> None:
 def own_class(path: str) -> type[nn.Module]:
     """Return the class at an import path whose module has been imported already.
 
-    Raises UserError if it has not, or is no nn.Module.
+    A file may name any class that happens to be imported, so that one without `channels` and `size` is not made. Raises
+    UserError if its module has not been imported, or it is no such nn.Module.
     """
     module, _, name = path.rpartition(".")
     if module not in sys.modules:
@@ -42,9 +44,12 @@ def own_class(path: str) -> type[nn.Module]:
             f"the encoder is {path}, code of your own that a run folder may not import; "
             f"write `import {module}` before, or on the command line MEDSSL_IMPORT={module}"
         )
-    found = getattr(sys.modules[module], name, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise UserError(f"{path} is not a torch.nn.Module; correct it")
+    found: Any = getattr(sys.modules[module], name, None)
+    known = isinstance(found, type) and issubclass(found, nn.Module)
+    if not known or not set(catalog.FORMAT) <= set(signature(found).parameters):
+        raise UserError(
+            f"unknown encoder {path!r}: it is no torch.nn.Module that takes channels and size; correct the name"
+        )
     return found
 
 
