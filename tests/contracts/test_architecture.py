@@ -24,7 +24,8 @@ FLOORS = [
     {"train", "evals"},
     {"runs"},
     {"scoring"},
-    {"pretraining", "reporting"},
+    {"pretraining", "reporting", "exporting"},
+    {"tuning"},
     {"commands"},
     {"cli"},
 ]
@@ -40,7 +41,7 @@ SUBFLOORS = {
     "commands": [{""}, {"data", "train", "score", "analyse"}],
 }
 """The same for the subfolders of a folder; "" is its own files."""
-CALLERS = {"commands.train.demo", "commands.train.forecast"}
+CALLERS = {"commands.train.demo", "commands.train.forecast", "commands.train.tune"}
 TOPS = CALLERS | {"readers.formats"}
 """Files that stand above the subfolders of their folder: the callers call other commands, the table of formats names readers."""
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
@@ -132,7 +133,7 @@ def test_nothing_private_is_imported():
 
 
 def test_commands_import_no_command():
-    """Only the demo and the forecast call others."""
+    """Only the demo, the forecast and the search call others."""
     commands = {m for m in MODULES if m.startswith("commands.") and m.count(".") == 2}
     found = {m: IMPORTS[m] & commands for m in commands - CALLERS}
     assert {m: c for m, c in found.items() if c} == {}

@@ -22,7 +22,12 @@ from medssl.errors import UserError
 
 SIZES = ((32, 40), (16, 24, 16))
 TWO_D_ONLY, THREE_D_ONLY = {"timm"}, {"resnet18_3d"}
-ONCE = {"resnet50", "resnet18_3d", "timm"}  # deep, or of the class of another choice: one number of channels is enough
+ONCE = {
+    "resnet50",
+    "resnet18_3d",
+    "timm",
+    "resenc",
+}  # deep, or of the class of another choice: one number of channels is enough
 
 
 def build(name: str, channels: int, size: tuple[int, ...]) -> nn.Module:
@@ -55,6 +60,7 @@ def test_the_choices_are_listed():
         "layer",
         "hourglass",
         "small_resnet",
+        "resenc",
     }
 
 

@@ -16,6 +16,8 @@ from medssl.errors import UsageError, UserError, nearest
 
 ASCII = {"Δ": "D", "–": "-", "—": "-", "−": "-", "×": "x", "…": "...", "≥": ">=", "≤": "<=", "±": "+-", "’": "'"}
 """Written instead of characters that a terminal does not have; others are escaped."""
+OF_SCHEDULERS = (signal.SIGUSR1, signal.SIGUSR2)
+PREEMPTED = 75  # EX_TEMPFAIL: a scheduler that sent SIGTERM, SIGUSR1 or SIGUSR2 tries again
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     _never_fail_to_print()
     before = {}
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, *OF_SCHEDULERS):
         with suppress(ValueError):  # not the main thread
             before[number] = signal.signal(number, _interrupt)
     try:
@@ -33,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = 0
     except UserError as e:
         code = _fail(str(e), e.code)
-    except KeyboardInterrupt:
-        code = _fail("stopped; run the same command again", 1)
+    except KeyboardInterrupt as e:
+        preempted = bool(e.args) and e.args[0] in (signal.SIGTERM, *OF_SCHEDULERS)
+        code = _fail("stopped; run the same command again", PREEMPTED if preempted else 1)
     except BrokenPipeError:
         _drop_output()  # the reader left, as `| head` does
         code = 0
@@ -77,7 +80,7 @@ def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """A scheduler's signal ends a command as Ctrl-C does, so that nothing half-written stays."""
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(number)
 
 
 def _fail(message: str, code: int) -> int:

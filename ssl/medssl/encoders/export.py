@@ -22,6 +22,7 @@ from medssl.encoders.monai3d import ResNet3d
 from medssl.encoders.own import build_own
 from medssl.encoders.patch_bank import PatchBank
 from medssl.encoders.patch_pyramid import PatchPyramid
+from medssl.encoders.resenc import ResEnc
 from medssl.encoders.small_resnet import SmallResNet
 from medssl.encoders.timm2d import TimmEncoder
 from medssl.encoders.unet_decoder import UNetDecoder
@@ -31,7 +32,7 @@ from medssl.files import atomic, write_json
 
 FORMAT = 2
 CLASSES: dict[str, type[nn.Module]] = {
-    c.__name__: c for c in (CNN, MLP, PatchBank, PatchPyramid, ResNet3d, SmallResNet, TimmEncoder, ViT)
+    c.__name__: c for c in (CNN, MLP, PatchBank, PatchPyramid, ResEnc, ResNet3d, SmallResNet, TimmEncoder, ViT)
 }
 REQUIRED = ("name", "options", "channels", "size", "dim", "weights")
 ENCODER, DECODER = "encoder.safetensors", "decoder.safetensors"

@@ -13,6 +13,7 @@ import yaml
 
 from medssl.errors import UserError
 from medssl.files import check_writable, write_json, write_text
+from medssl.progress import say
 from medssl.runs.config import PretrainConfig
 
 LIBRARIES = ("medssl", "torch", "timm", "lightning-fabric", "numpy", "scikit-learn", "faiss-cpu", "pydicom")
@@ -32,8 +33,14 @@ class Run:
         """
         resolved = self.path / "resolved.yaml"
         if resolved.exists():
-            if differs := self.config().describe_changes(config):
+            kept = self.config()
+            if differs := kept.describe_changes(config):
                 raise UserError(f"{self.path} holds a run with {differs}; choose another out=, or delete that folder")
+            if kept.devices != config.devices:
+                say(
+                    f"the run began with devices={kept.devices} and goes on with {config.devices}: the scans, views and masks of "
+                    "every step stay the same; dropout and rounding do not, so the weights are not those of an unchanged run"
+                )
             return
         if self.path.is_file():
             raise UserError(f"{self.path} is a file; choose another out=")

@@ -67,6 +67,7 @@ def resample_scans(
     def images() -> Iterator[tuple[int, np.ndarray]]:
         with Progress(f"resample to {'x'.join(map(str, grid))}", len(store), "scan") as bar:
             for rows, starts, extents in _batches(store, grid, spacing):
+                store.prefetch(rows)
                 x = np.stack([scan_values(store, row, equalise) for row in rows])
                 yield from zip(rows, resample_to_grid(x, low[rows], grid, starts, extents, dtype), strict=True)
                 bar.update(len(rows))

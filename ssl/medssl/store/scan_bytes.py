@@ -9,6 +9,7 @@ import numpy as np
 
 from medssl.errors import UserError
 from medssl.store.chunks import unpack
+from medssl.store.remote import remote_of
 
 ADDRESS = ("file", "offset", "length", "shape", "dtype")  # columns that locate and decode a scan's bytes
 
@@ -32,7 +33,9 @@ def read_bytes(path: Path, offset: int, length: int) -> bytes:
 
 
 def read_array(folder: Path, row: Mapping[str, Any]) -> np.ndarray:
-    """Return the array of one manifest row. Raises UserError if its bytes are missing or damaged."""
-    path = folder / row["file"]
+    """Return the array of one manifest row. Raises UserError if its bytes are missing or damaged, or cannot be fetched."""
+    path, at = folder / row["file"], (row["offset"], row["length"])
+    remote = remote_of(folder)
     with file_errors(path):
-        return unpack(read_bytes(path, row["offset"], row["length"]), row["shape"], row["dtype"])
+        data = read_bytes(path, *at) if remote is None else remote.read(row["file"], *at)
+        return unpack(data, row["shape"], row["dtype"])

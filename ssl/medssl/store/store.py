@@ -24,6 +24,7 @@ from medssl.store.chunks import read_crop
 from medssl.store.intensity_windows import INTENSITIES, modalities_of_values, resolve_intensity
 from medssl.store.manifest_columns import MASK, SCHEMA_VERSION, content_hash, fingerprint
 from medssl.store.query import select
+from medssl.store.remote import is_url, mirror, remote_of
 from medssl.store.scan_bytes import ADDRESS, file_errors, read_array
 from medssl.store.splits import SPLITS
 
@@ -59,7 +60,8 @@ class Store:
         """Open a store.
 
         Args:
-            path: its folder. A Store is returned unchanged unless `where` or `quarantined` is given.
+            path: its folder, or the URL of one in shards, see `medssl.store.remote`. A Store is returned unchanged unless `where`
+                or `quarantined` is given.
             where: filter expression selecting scans, see `medssl.store.query`.
             quarantined: include scans that have not been released from quarantine.
 
@@ -71,7 +73,7 @@ class Store:
             if where is None and not quarantined:
                 return path
             path = path.path
-        path = Path(path).expanduser()
+        path = mirror(str(path)) if is_url(path) else Path(path).expanduser()
         if not (path / "store.json").is_file():
             what = "is not a store (it has no store.json)" if path.is_dir() else "does not exist"
             raise UserError(f"{path} {what}; make one with: medssl ingest source=FOLDER out={path}")
@@ -131,9 +133,17 @@ class Store:
         shape = at["shape"]
         if any(a < 0 or n < 1 or a + n > m for a, n, m in zip(start, size, shape[1:], strict=True)):
             raise ValueError(f"a crop of {tuple(size)} from {tuple(start)} is not inside {tuple(shape[1:])}")
+        if remote_of(self.path) is not None:
+            return self[row][(slice(None), *(slice(a, a + n) for a, n in zip(start, size, strict=True)))]
         path = self.path / at["file"]
         with file_errors(path):
             return read_crop(path, at["offset"], at["length"], shape, at["dtype"], start, size)
+
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """Fetch the bytes of scans that will be read, of a store in object storage; does nothing for a local store."""
+        if (remote := remote_of(self.path)) is not None:
+            at = (self._address(row) for row in rows)
+            remote.prefetch((a["file"], a["offset"], a["length"]) for a in at)
 
     def mask(self, row: int) -> np.ndarray | None:
         """Return the label map of scan `row` on its own grid, (1, *spatial) uint8; None if it has none.

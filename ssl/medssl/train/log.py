@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -60,5 +61,6 @@ def _wandb(run: Path, sink: str, config: dict[str, Any]) -> Any:
 
     path = run.resolve()
     identity = f"{path.name}-{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+    identity = os.environ.get("WANDB_RUN_ID") or identity  # the agent of a sweep gives one
     mode: Any = "online" if sink == "wandb-online" else "offline"
     return wandb.init(project="medssl", id=identity, resume="allow", mode=mode, dir=str(run), config=config)

@@ -21,17 +21,21 @@ class TrainingStopped(UserError):
 
 
 class StopRequest:
-    """Record SIGINT, SIGTERM and SIGUSR1 inside the `with`; the loop checks after every step."""
+    """Record SIGINT and the signals of schedulers inside the `with`; the loop checks after every step.
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    A second Ctrl-C does not wait for the end of the step. Schedulers repeat their signals, to a process and to its parent, and
+    the run saves all the same.
+    """
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.before: dict[int, Any] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt  # a second signal does not wait for the end of the step
+        if number == self.received == signal.SIGINT:
+            raise KeyboardInterrupt
         self.received = signal.Signals(number)
 
     def __enter__(self) -> "StopRequest":

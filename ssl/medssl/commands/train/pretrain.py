@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from medssl.store.resampled import ResampledScans, resample_scans
 from medssl.store.store import Store
 from medssl.train.log import Log
 from medssl.train.loop import train
+from medssl.train.lost_process import lost_process
 from medssl.train.options import TrainingData
 from medssl.train.precision import make_fabric
 from medssl.train.stop import TrainingStopped
@@ -56,6 +58,13 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
     Raises UserError for input that cannot work, before training where possible, and TrainingStopped if a collapse or a
     gradient that is not finite ended the run.
     """
+    return pretrain_watched(store, out, options, None)
+
+
+def pretrain_watched(
+    store: str | Path | Store, out: str | Path, options: PretrainOptions, watch: Callable[[dict[str, Any]], None] | None
+) -> Path:
+    """`pretrain`, which calls `watch` with each evaluated row of metrics.jsonl; what it raises ends the run, unfinished."""
     scans = Store.open(store, options.where)
     spec = catalog.spec("method", options.method, **(options.method_options or {}))
     defaults = DEFAULTS | spec.pop("_run_", {})
@@ -95,18 +104,27 @@ def pretrain(store: str | Path | Store, out: str | Path, *, options: PretrainOpt
                 say(f"init: {words}")
         fabric.barrier()
         monitor = CollapseMonitor(scans, resampled, recipe, method, config, str(fabric.device), run.path, zero)
+
+        def monitored(method: Method, rows: list[dict[str, Any]]) -> dict[str, Any]:
+            found = monitor(method, rows)
+            if watch is not None:
+                for row in (*rows[:-1], rows[-1] | found):
+                    watch(row)
+            return found
+
         logged = {k: v for k, v in config.as_dict().items() if k != "store"}
         steps = config.steps
         try:
-            train(
-                fabric,
-                method,
-                TrainingData(resampled, rows, recipe, by_row, partners),
-                config.train_options,
-                run.checkpoints,
-                Log(run.path, config.log if zero else "jsonl", logged),
-                monitor,
-            )
+            with lost_process(fabric):
+                train(
+                    fabric,
+                    method,
+                    TrainingData(resampled, rows, recipe, by_row, partners),
+                    config.train_options,
+                    run.checkpoints,
+                    Log(run.path, config.log if zero else "jsonl", logged),
+                    monitored,
+                )
         except TrainingStopped as e:
             steps = monitor.fall_back(fabric, method, run.checkpoints, e)
     if zero:
