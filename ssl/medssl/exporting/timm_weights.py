@@ -26,7 +26,7 @@ def write_timm(encoder: Any, config: EncoderConfig, run: Path, folder: Path) -> 
             f"form=timm needs an encoder of timm, and this one is {type(encoder).__name__}; pretrain with encoder=resnet18 "
             "on images, or with the name of a timm model"
         )
-    model: str = encoder.options["model"]
+    model = str(encoder.options["model"])
     sized = {"img_size": list(encoder.size)} if hasattr(encoder.net, "patch_embed") else {}
     shutil.copyfile(run / ENCODER, folder / "model.safetensors")
     about = {
