@@ -127,10 +127,19 @@ def test_the_answer_has_three_sentences_with_the_strongest_baseline():
         'Asked: how well does simclr cnn (linear) predict "lesion" (no, yes) on held-out patients, 14 scans of 7 patients?'
     )
     assert found == (
-        "Found: AUROC 0.912 [0.881, 0.936], which cannot be told apart from the strongest simple baseline, "
+        "Found: AUROC 0.912 [0.881, 0.936], which cannot be told apart from the strongest baseline, "
         "k-means patch bank (0.880; difference +0.032 [-0.010, +0.060])."
     )
     assert "7 test patients of one site" in not_for
+    trained = make_table()
+    supervised = row("supervised", "supervised", 0.905, score(-0.007, -0.02, 0.01)) | {"probe": "end to end"}
+    of_the_run = row("run, pooled+pyramid", "simclr cnn, pooled+pyramid", 0.95, score(0.04, 0.01, 0.07))
+    trained["rows"] += [
+        supervised,
+        of_the_run,
+        supervised | {"label_budget": "20 scans", "difference": score(0.2, 0.1, 0.3)},
+    ]
+    assert "the strongest baseline, supervised, end to end (0.905;" in answer([trained], 1, messages("en"))[1]
     assert "with 4 sites" in answer([make_table()], 4, messages("en"))[2]
 
 

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from medssl.reporting.conclusions import (
     Table,
-    baselines,
     metrics,
     number,
     overlap,
     probe,
     scored_rows,
     shown,
+    strongest_rival,
     verdict,
 )
 from medssl.reporting.messages import Messages
@@ -20,8 +20,8 @@ PROBE = "probe"  # the command whose table answers first
 
 
 def answer(tables: Sequence[Table], sites: int, t: Messages) -> list[str]:
-    """Return three sentences about the first target: the question, the run's best score against the strongest simple baseline,
-    and what it may not be used for. With other targets, a fourth names them. Empty without tables.
+    """Return three sentences about the first target: the question, the run's best score against the strongest baseline, and
+    what it may not be used for. With other targets, a fourth names them. Empty without tables.
 
     tables: those of scores.json. sites: the number of sites that the store names.
     """
@@ -56,13 +56,15 @@ def _found(table: Table, t: Messages) -> str:
     score = ours[0]["scores"][name]
     value, interval = number(score)
     said = {"metric": t.phrase(name), "value": value, "interval": interval}
-    # the smallest gain is over the strongest baseline
-    strongest = min(baselines(ours[0], table), key=lambda found: found[1], default=None)
+    strongest = strongest_rival(ours[0], table)
     if strongest is None:
         sentence = t("found_alone", **said)
     else:
         row = strongest[0]
-        said |= {"baseline": shown(row, table, t), "base": number(row["scores"].get(name))[0]}
+        name_of_it = (
+            shown(row, table, t) if row["probe"] == ours[0]["probe"] else f"{shown(row, table, t)}, {probe(row, t)}"
+        )
+        said |= {"baseline": name_of_it, "base": number(row["scores"].get(name))[0]}
         sentence = verdict("found_{}", "found_same", strongest, t, **said)
     if table["overlap"]:
         sentence += " " + t("may_be_too_good", sets=overlap(table, t))

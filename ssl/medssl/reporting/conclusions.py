@@ -77,10 +77,28 @@ def baselines(ours: Row, table: Table) -> list[tuple[Row, float, float, float]]:
     for row in table["rows"]:
         same = all(row[k] == ours[k] for k in ("probe", "label_budget"))
         if same and has_interval(row["difference"]) and row["source"] in BASELINES:
-            # a stored difference is baseline minus run
-            gain, *ends = (-sign * row["difference"][k] for k in ("value", "low", "high"))
-            out.append((row, gain, *sorted(ends)))
+            out.append(_gain(row, sign))
     return out
+
+
+def strongest_rival(ours: Row, table: Table) -> tuple[Row, float, float, float] | None:
+    """Return the strongest row of the table that is not of the run, with the same labels and any probe, as in `baselines`."""
+    sign = int(table.get("sign", 1))
+    rivals = [
+        _gain(row, sign)
+        for row in table["rows"]
+        if row["source"].partition(",")[0] != RUN
+        and row["label_budget"] == ours["label_budget"]
+        and has_interval(row["difference"])
+    ]
+    return min(rivals, key=lambda found: found[1], default=None)
+
+
+def _gain(row: Row, sign: int) -> tuple[Row, float, float, float]:
+    # a stored difference is baseline minus run
+    gain, *ends = (-sign * row["difference"][k] for k in ("value", "low", "high"))
+    low, high = sorted(ends)
+    return row, gain, low, high
 
 
 def conclusions(table: Table, t: Messages | None = None) -> list[str]:
