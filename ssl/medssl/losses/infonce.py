@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medssl.losses.distributed import full_precision, gather_rows, rank
+from medssl.losses.distributed import full_precision, gather_rows, is_under_vmap, rank, world_size
+from medssl.losses.tiles import LARGE, row_logsumexp
 
 
 @full_precision
@@ -18,8 +19,10 @@ def nt_xent(a_BD: Tensor, b_BD: Tensor, temperature: float) -> Tensor:
         -log( exp(s_ij / temperature) / sum over k != i of exp(s_ik / temperature) )
 
     a_BD, b_BD: the two views of the same B scans of this rank; negatives come from all ranks. For constant features the
-    loss is ln(2B - 1), with B counted over all ranks.
+    loss is ln(2B - 1), with B counted over all ranks. A large matrix of similarities is never kept; see `losses.tiles`.
     """
+    if _is_large(2 * len(a_BD), 2 * len(a_BD) * world_size()):
+        return _tiled(a_BD, b_BD, temperature, with_partner=True)
     losses = [F.cross_entropy(logits, me) for logits, me in _logits(a_BD, b_BD, temperature)]
     return losses[0] / 2 + losses[1] / 2
 
@@ -34,6 +37,8 @@ def decoupled(a_BD: Tensor, b_BD: Tensor, temperature: float) -> Tensor:
 
     For constant features the loss is ln(2B - 2), with B, at least 2, counted over all ranks. It has no lower bound of 0.
     """
+    if _is_large(2 * len(a_BD), 2 * len(a_BD) * world_size()):
+        return _tiled(a_BD, b_BD, temperature, with_partner=False)
     loss = a_BD.new_zeros(())
     for logits, me in _logits(a_BD, b_BD, temperature):
         negatives = logits.scatter(1, me[:, None], float("-inf")).logsumexp(1)
@@ -52,9 +57,12 @@ def query_key(query_BD: Tensor, key_BD: Tensor, temperature: float, queue_KD: Te
     The keys are those of all ranks and, as more negatives, the K rows of a queue, which may be empty. For constant features
     the loss is ln(B + K), with B counted over all ranks.
     """
-    keys = F.normalize(torch.cat([gather_rows(key_BD), queue_KD]), dim=1)
-    logits = F.normalize(query_BD, dim=1) @ keys.T / temperature
-    return F.cross_entropy(logits, _own_rows(query_BD))
+    keys, own = F.normalize(torch.cat([gather_rows(key_BD), queue_KD]), dim=1), _own_rows(query_BD)
+    query_BD = F.normalize(query_BD, dim=1)
+    if _is_large(len(query_BD), len(keys)):
+        none = own.new_empty(len(own), 0)
+        return (row_logsumexp(query_BD, keys, none, temperature) - (query_BD * keys[own]).sum(1) / temperature).mean()
+    return F.cross_entropy(query_BD @ keys.T / temperature, own)
 
 
 @full_precision
@@ -75,6 +83,23 @@ def query_own_key(
     others = (query_ND @ negatives_KD.T).masked_fill(~counts_NK, float("-inf"))
     logits = torch.cat([own, others], 1) / temperature
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+
+
+def _is_large(rows: int, columns: int) -> bool:
+    """Return whether a matrix of similarities is computed in tiles, which torch.vmap cannot."""
+    return rows * columns >= LARGE and not is_under_vmap()
+
+
+def _tiled(a_BD: Tensor, b_BD: Tensor, temperature: float, with_partner: bool) -> Tensor:
+    """Return `nt_xent`, or `decoupled` without the partner in the denominator, without their matrices."""
+    a_BD, b_BD = F.normalize(a_BD, dim=1), F.normalize(b_BD, dim=1)
+    all_GD = torch.cat([gather_rows(a_BD), gather_rows(b_BD)])
+    me = _own_rows(a_BD)
+    mine = torch.cat([me, me + len(all_GD) // 2])
+    partners = mine.roll(len(me))
+    left_out = mine[:, None] if with_partner else torch.stack([mine, partners], 1)
+    x_ND = torch.cat([a_BD, b_BD])
+    return (row_logsumexp(x_ND, all_GD, left_out, temperature) - (x_ND * all_GD[partners]).sum(1) / temperature).mean()
 
 
 def _logits(a_BD: Tensor, b_BD: Tensor, temperature: float) -> Iterator[tuple[Tensor, Tensor]]:
