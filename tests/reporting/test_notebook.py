@@ -111,6 +111,7 @@ def test_scores_show_their_intervals(made):
     scores = medssl.knn(run, store, "site", k=3, baselines=[])
     score = scores["rows"][0]["scores"]["AUROC"]
     for html in (scores._repr_html_(), run.scores[0]._repr_html_()):
+        assert "<table" in html
         assert f"{score['value']:.3f}" in html
         assert f"[{score['low']:.3f}, {score['high']:.3f}]" in html
     assert "site" in run._repr_html_()
