@@ -225,3 +225,18 @@ def test_kept_sentences_are_translated_without_pseudonyms():
     unknown = "a sentence nobody has translated"
     assert messages("ko").marked(unknown) == f'<span lang="en">{unknown}</span>'
     assert messages("en").marked("a < b") == "a &lt; b"
+
+
+def test_kept_sentences_of_an_audit_are_translated_with_their_numbers():
+    """Two sentences are two, a part in brackets is kept, and what follows a colon is translated too."""
+    t = messages("ko")
+    verdict = "Part of the score of lesion comes from the scanner. No shortcut was found in the metadata at hand: age."
+    assert t.phrase(verdict) == (
+        "lesion 점수의 일부는 촬영 장비에서 나옵니다. 주어진 메타데이터에서 지름길 학습을 찾지 못했습니다(확인한 항목: 나이)."
+    )
+    field = "scanner: alone it predicts lesion on test scans (AUROC 0.712 [0.601, 0.803]); within one scanner the score falls "
+    shown = t.phrase(f"{field}from 0.801 [0.700, 0.902] to 0.7, paired -0.1: part of the score comes from the scanner.")
+    for number in ("0.712 [0.601, 0.803]", "0.801 [0.700, 0.902]", "0.7로", "-0.1"):
+        assert number in shown
+    assert "predicts" not in shown
+    assert t.phrase("Step 50: the embedding is collapsing") == "50단계: the embedding is collapsing"

@@ -122,6 +122,7 @@ def _pattern(english: str) -> re.Pattern[str]:
     for words, name, _, _ in string.Formatter().parse(english):
         parts.append(re.escape(words))
         if name is not None:
-            parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>.+?)")
+            # one sentence, so that two are never taken for one
+            parts.append(f"(?P={name})" if name in seen else rf"(?P<{name}>(?:(?!\. ).)+?)")
             seen.add(name)
     return re.compile("".join(parts), re.DOTALL)
