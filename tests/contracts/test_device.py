@@ -178,3 +178,14 @@ def test_the_loop_waits_for_the_device_at_log_intervals_alone(tmp_path, name, au
         waits[steps] = device.waits
     assert waits[1] == waits[3]
     assert len(waits[3]) == 2, "one for the row of the log, one before the checkpoint"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", tiny.METHODS)
+def test_a_gpu_gives_the_loss_of_the_cpu(name):
+    method = tiny.method(name).train()
+    batch, twin = tiny.batch_for(method), copy.deepcopy(method)
+    expected = twin(batch, CLOCK)["loss"].item()
+    given = {k: [v.cuda() for v in x] if k == "views" else x.to("cuda") for k, x in batch.items()}
+    assert method.cuda()(given, CLOCK)["loss"].item() == pytest.approx(expected, rel=1e-2, abs=1e-3)
