@@ -533,3 +533,18 @@ def test_figures_leave_no_state_behind():
     assert dict(mpl.rcParams) == before
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or pyplot.get_fignums() == []
+
+
+def test_a_korean_page_holds_the_same_numbers(run, store, page, tmp_path):
+    """Same tables and pictures; its sentences and headings are Korean, and what has no translation is marked as English."""
+    korean = write_report(run, store, out=tmp_path / "ko.html", language="ko").read_text("utf-8")
+    assert '<html lang="ko">' in korean
+    for key in ("scores", "quality"):
+        numbers = [sorted(re.findall(r"-?\d\.\d{3}", re.sub(r"<[^>]*>", " ", section(p, key)))) for p in (page, korean)]
+        assert numbers[0] == numbers[1]
+    headings = re.findall(r"<h2>(.*?)</h2>", korean)
+    assert len(headings) == 14
+    assert all(re.search("[가-힣]", heading) for heading in headings)
+    header = re.sub(r"<[^>]*>", "", korean[korean.index("<body>") : korean.index("<main>")])
+    assert "질문:" in header
+    assert "금지: 환자의 진단이나 치료에 쓸 수 없습니다" in header

@@ -71,7 +71,8 @@ class Messages:
                 left, right = self._translated(head + end), self._translated(tail)
                 if left or right:
                     return f"{left or head + end}{mark.removeprefix(end)}{right or tail}"
-        return None
+        stem = self._translated(text[:-1]) if text.endswith(".") else None
+        return f"{stem}." if stem else None
 
 
 @cache

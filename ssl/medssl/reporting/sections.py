@@ -1,7 +1,7 @@
 """The sections of a report about the results of `medssl audit`, `medssl quality` and `medssl cam`."""
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,27 @@ SITE = ("scans", "trained on all sites", "trained without it", "difference")
 SITE_HEADS = ("audit_site", "scans_column", "audit_all_sites", "audit_without", "difference")
 
 
-def audit_section(run: Path, t: Messages | None = None) -> Markup:
+def audit_section(run: Path, t: Messages | None = None, said: Collection[str] = ()) -> Markup:
     """Return RUN/audit.json as HTML: for each target a verdict, a sentence per metadata field, and the numbers.
 
     Raises UserError if the file is damaged.
     """
     t = t or messages()
-    return _section(run, "audit.json", t, lambda found: {"audits": [_audit(table, t) for table in found["tables"]]})
+    return _section(
+        run, "audit.json", t, said, lambda found: {"audits": [_audit(table, t) for table in found["tables"]]}
+    )
 
 
-def quality_section(run: Path, t: Messages | None = None) -> Markup:
+def quality_section(run: Path, t: Messages | None = None, said: Collection[str] = ()) -> Markup:
     """Return RUN/quality.json as HTML: each label-free measure with its interval, on all and on half of the patients.
 
     Raises UserError if the file is damaged.
     """
     t = t or messages()
-    return _section(run, "quality.json", t, lambda found: _quality(found, t))
+    return _section(run, "quality.json", t, said, lambda found: _quality(found, t))
 
 
-def cam_section(run: Path, t: Messages | None = None) -> Markup:
+def cam_section(run: Path, t: Messages | None = None, said: Collection[str] = ()) -> Markup:
     """Return RUN/cam.json and RUN/cam.npz as HTML: the maps of hits, misses and doubtful scans on the scans as stored, their
     share inside masks, and the randomisation check.
 
@@ -49,16 +51,21 @@ def cam_section(run: Path, t: Messages | None = None) -> Markup:
         pictures = dict(np.load(path, allow_pickle=False)) if path.exists() else {}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
         raise damaged(path, e) from e
-    return _section(run, "cam.json", t, lambda found: _cam(found, pictures, t), pictures=bool(pictures))
+    return _section(run, "cam.json", t, said, lambda found: _cam(found, pictures, t), pictures=bool(pictures))
 
 
-def _section(run: Path, file: str, t: Messages, prepare: Callable[[Any], dict[str, Any]], **values: Any) -> Markup:
-    """Fill the template named after `file` with its content and what `prepare` makes of it; `found` is None without it."""
+def _section(
+    run: Path, file: str, t: Messages, said: Collection[str], prepare: Callable[[Any], dict[str, Any]], **values: Any
+) -> Markup:
+    """Fill the template named after `file` with its content and what `prepare` makes of it; `found` is None without it.
+
+    said: warnings that stand on the page already and are not repeated.
+    """
     path = run / file
     found = read_json(path)
     try:
         prepared = {} if found is None else prepare(found)
-        return render(f"{path.stem}.html.j2", t=t, run=run.resolve().name, found=found, **values, **prepared)
+        return render(f"{path.stem}.html.j2", t=t, said=said, run=run.resolve().name, found=found, **values, **prepared)
     except (UndefinedError, LookupError, TypeError, ValueError, AttributeError) as e:
         raise damaged(path, e) from e
 
