@@ -27,7 +27,7 @@ def write_store(path, n=40, dims=2, patients=None, labels=True, start=0):
             scan = Scan(
                 array=array, scan=ALIAS.of("scan", str(i)), patient=ALIAS.of("patient", str(patient)),
                 study=ALIAS.of("study", str(i)), series=ALIAS.of("series", str(i)), site="north" if i % 2 else "south",
-                scanner="scanner A", modality="DX" if dims == 2 else "CT", labels=kind if labels else {},
+                scanner="scanner A", modality="DX" if dims == 2 else "MR", labels=kind if labels else {},
                 spacing=(1.0,) * dims, patient_known=True, metadata={"age": float(30 + i)},
             )  # fmt: skip
             writer.add(scan, f"/secret/ward/file{i}.png")
