@@ -60,7 +60,11 @@ TASKS = {
         "chest_xray_28",
         "subtype",
         (100,),
-        lambda data: {"labels": data / "cxr_guangzhou" / "manifest.csv", "intensity": "xray"},
+        lambda data: {
+            "labels": data / "cxr_guangzhou" / "manifest.csv",
+            "targets": "subtype",
+            "intensity": "xray",
+        },
         where="subtype != 'normal'",
     ),
     "adrenal": Task("medmnist/adrenalmnist3d.npz", "shapes_3d_28", "label", (20, 50)),
