@@ -8,6 +8,17 @@ from medssl.errors import UsageError, nearest
 
 WIDTH = 80
 GROUPS = ("method", "encoder", "augment")
+LAUNCH_KEYS = {
+    "launcher": "slurm, or local: jobs of this machine, one after the other",
+    "partition": "of Slurm",
+    "gpus": "GPUs of a run, all on one node: one process each",
+    "cpus": "processor cores of a run",
+    "memory": "GB of a run",
+    "hours": "longest time of a job, 24 if not given; an unfinished run is requeued",
+    "account": "of Slurm",
+    "qos": "of Slurm",
+}
+"""Keys of a launch: of pretrain, with launcher=."""
 COMMAND_GROUPS = {"data": "Data", "train": "Train", "score": "Score", "analyse": "Look at results"}
 FAMILIES = {
     "contrastive": "Contrastive and mutual information",
@@ -65,6 +76,11 @@ def command_help(command: str) -> str:
         lines += [
             *_columns((name, entry.about) for name, entry in recipes.items()),
             "  listed in configs/recipe/NAME.yaml",
+        ]
+        lines += [
+            "",
+            "On a cluster, for one run or a sweep (-m), with launcher=slurm or local:",
+            *_columns(LAUNCH_KEYS.items()),
         ]
     return "\n".join(lines)
 

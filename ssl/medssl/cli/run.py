@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
-from itertools import count
+from itertools import count, product
 from math import isfinite, prod
 from pathlib import Path
 from types import NoneType, UnionType
@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from medssl import catalog
 from medssl.cli.aliases import known_as
 from medssl.cli.help import GROUPS
+from medssl.cli.launch import launch, take_launcher
 from medssl.errors import Interrupted, UsageError, UserError, nearest
 from medssl.results import Result
 
@@ -37,6 +38,8 @@ def run(command: str, args: list[str]) -> None:
         import_named(modules)
     sweep = bool({"-m", "--multirun"} & set(args))
     given = [a for a in args if a not in {"-m", "--multirun"}]
+    given, launcher = take_launcher(given) if command == "pretrain" else (given, {})
+    asked = given
     if command == "pretrain":
         given = expand_recipe(given)
     if _has_groups(command):
@@ -54,7 +57,11 @@ def run(command: str, args: list[str]) -> None:
         raise UsageError(f"{swept[0]} has several values; add -m to sweep over them")
     first = [_first(o) if o.is_sweep_override() else w for o, w in zip(parsed, words, strict=True)]
     cfg = compose_config(command, first)
-    if sweep:
+    if launcher:
+        out = Path(str(OmegaConf.select(cfg, "out"))).expanduser()
+        runs = _swept_runs(out, given, parsed, own) if sweep else {out: asked}
+        print(launch(runs, out.with_name(f"{out.name}.jobs"), launcher))
+    elif sweep:
         _sweep(command, cfg, words, parsed, own)
     else:
         call(command, cfg, dict(cfg.hydra.runtime.choices) | own, None)
@@ -106,6 +113,21 @@ def _sweep(command: str, cfg: DictConfig, words: list[str], parsed: list[Overrid
     hydra.main(version_base="1.3", config_path=str(catalog.root() / "command"), config_name=command)(job)()
     if failed:
         raise UserError(f"{len(failed)} of the runs under {out} did not finish; {failed[-1]}", failed[-1].code)
+
+
+def _swept_runs(out: Path, given: list[str], parsed: list[Override], own: dict[str, str]) -> dict[Path, list[str]]:
+    """Return the words of each run of a sweep by its folder, where `_sweep` would put it."""
+    if own:
+        raise UsageError("launcher= does not sweep over code of your own; submit its runs one by one")
+    fixed = [word for word, o in zip(given, parsed, strict=True) if not o.is_sweep_override()]
+    fixed = [word for word in fixed if word.partition("=")[0] != "out"]
+    keys = [o.get_key_element() for o in parsed if o.is_sweep_override()]
+    runs = {}
+    for values in product(*(o.sweep_string_iterator() for o in parsed if o.is_sweep_override())):
+        chosen = [f"{k}={v}" for k, v in zip(keys, values, strict=True)]
+        folder = out / ",".join(sorted(chosen))
+        runs[folder] = [*fixed, *chosen, f"out={folder}"]
+    return runs
 
 
 def call(command: str, cfg: DictConfig, choices: Any, out: Path | None) -> None:

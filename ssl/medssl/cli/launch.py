@@ -1,0 +1,145 @@
+"""`launcher=slurm` or `local`: submit `medssl pretrain` as jobs, one per run, which go on after preemption (submitit)."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medssl.cli.help import LAUNCH_KEYS
+from medssl.errors import UsageError, UserError, nearest
+from medssl.progress import say
+
+LAUNCHERS = ("slurm", "local")
+PREEMPTED = 75  # the exit code of a run that a scheduler's signal stopped
+SAVING = 60.0  # seconds that a run is given to save; a step and a checkpoint take less
+OF_SLURM = (
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_NODEID",
+    "SLURM_NNODES",
+    "SLURM_STEP",
+    "SLURM_TASKS",
+)
+"""Variables by which Lightning would wait for processes that Slurm does not start: a run starts its own."""
+
+
+class Job:
+    """One `medssl pretrain` command, in a process of its own: what submitit runs on a node, and again after preemption.
+
+    words: of the command line, after `medssl pretrain`.
+    """
+
+    def __init__(self, words: Sequence[str]):
+        self.words = list(words)
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def __call__(self) -> int:
+        """Run the command. Raises RuntimeError if it fails."""
+        own = {k: v for k, v in os.environ.items() if not k.startswith(OF_SLURM)}
+        self.child = subprocess.Popen([sys.executable, "-m", "medssl.cli", "pretrain", *self.words], env=own)
+        while self.child.poll() is None:  # not wait(), which would hold a lock that `checkpoint` needs
+            time.sleep(0.2)
+        if self.child.returncode == PREEMPTED:
+            # the run got the scheduler's signal and this process did not: pass it on, so that submitit requeues
+            signal.raise_signal(getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")))
+        if self.child.returncode:
+            raise RuntimeError(f"medssl pretrain ended with exit code {self.child.returncode}")
+        return 0
+
+    def checkpoint(self) -> Any:
+        """Let the run save and end, and return the same job for submitit to requeue; called on its signal."""
+        from submitit.core.utils import DelayedSubmission
+
+        if self.child is not None and self.child.poll() is None:
+            self.child.send_signal(signal.SIGTERM)
+            try:
+                self.child.wait(SAVING)
+            except subprocess.TimeoutExpired:
+                self.child.kill()  # the last regular checkpoint remains
+        return DelayedSubmission(Job(self.words))
+
+
+def take_launcher(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the words without those of a launch, and these by key; {} without launcher=.
+
+    Raises UsageError for an unknown launcher.
+    """
+    pairs = [word.partition("=") for word in words]
+    if not any(key == "launcher" and eq for key, eq, _ in pairs):
+        return list(words), {}
+    settings = {key: value for key, eq, value in pairs if eq and key in LAUNCH_KEYS}
+    if settings["launcher"] not in LAUNCHERS:
+        raise UsageError(f"launcher is {settings['launcher']!r}.{nearest(settings['launcher'], LAUNCHERS)}")
+    for key in ("gpus", "cpus", "memory", "hours"):
+        try:
+            fits = float(settings.get(key, 1)) > 0
+        except ValueError:
+            fits = False
+        if not fits:
+            raise UsageError(f"{key} must be a positive number, got {settings[key]!r}")
+    return [word for word in words if word.partition("=")[0] not in LAUNCH_KEYS], settings
+
+
+def launch(runs: Mapping[Path, Sequence[str]], folder: Path, settings: Mapping[str, str]) -> str:
+    """Submit the runs {run folder: words of the command}; returns what to print.
+
+    slurm returns at once; local runs one after the other and returns when all have ended.
+
+    folder: for submitit's files and logs. Raises UserError without submitit or Slurm, and with local if a run fails.
+    """
+    try:
+        import submitit
+    except ImportError as e:
+        raise UserError("launcher= needs submitit: pip install 'medssl[slurm]'") from e
+    kind = settings["launcher"]
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=kind)
+    except RuntimeError as e:
+        raise UserError("launcher=slurm, but there is no sbatch here; run it on a login node, or launcher=local") from e
+    executor.update_parameters(**_parameters(settings))
+    gpus = int(float(settings.get("gpus", 0)))
+    more = [f"devices={gpus}", "accelerator=cuda"] if gpus else []
+    jobs = {
+        out: Job([*words, *(w for w in more if not any(given.startswith(w.split("=")[0] + "=") for given in words))])
+        for out, words in runs.items()
+    }
+    if kind == "slurm":
+        try:
+            with executor.batch():
+                submitted = [executor.submit(job) for job in jobs.values()]
+        except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError, OSError) as e:
+            why = " ".join(str(e).split())[-300:]
+            raise UserError(f"Slurm did not take the jobs: {why}") from e
+        lines = [f"job {job.job_id}: {out}" for job, out in zip(submitted, jobs, strict=True)]
+        return "\n".join([*lines, f"logs: {folder}; squeue shows the jobs, scancel ends one"])
+    failed = []
+    for out, job in jobs.items():
+        submitted_job = executor.submit(job)
+        say(f"job {submitted_job.job_id}: {out}")
+        try:
+            submitted_job.result()
+        except Exception:  # submitit raises what the job raised
+            said = [line for line in (submitted_job.stderr() or "").splitlines() if line.startswith("medssl: ")]
+            failed.append((out, said[-1].removeprefix("medssl: ") if said else f"see {submitted_job.paths.stderr}"))
+            say(f"{out}: {failed[-1][1]}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(jobs)} runs did not finish; {failed[-1][0]}: {failed[-1][1]}")
+    return f"{len(jobs)} run{'s'[: len(jobs) > 1]} finished; logs: {folder}"
+
+
+def _parameters(settings: Mapping[str, str]) -> dict[str, Any]:
+    """Return submitit's names for the settings."""
+    minutes = max(1, round(60 * float(settings.get("hours", 24))))
+    out: dict[str, Any] = {"name": "medssl", "timeout_min": minutes, "nodes": 1, "tasks_per_node": 1}
+    for key, name in (("gpus", "gpus_per_node"), ("cpus", "cpus_per_task"), ("memory", "mem_gb")):
+        if key in settings:
+            out[name] = int(float(settings[key]))
+    for key in ("partition", "account", "qos"):
+        if key in settings:
+            out[f"slurm_{key}"] = settings[key]
+    return out
