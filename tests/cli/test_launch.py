@@ -49,7 +49,7 @@ def children(pid):
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_a_preempted_job_saves_is_requeued_and_ends_with_the_bits_of_one_that_was_not(store, tmp_path):
     """As on Slurm: submitit gets the signal, the run saves, the job ends and starts again."""
-    words = [f"store={store}", *SMALL, "steps=3000", "save_every=100000", "log_every=1"]
+    words = [f"store={store}", *SMALL, "steps=400", "save_every=100000", "log_every=1"]
     executor = submitit.LocalExecutor(folder=tmp_path / "jobs")
     executor.update_parameters(timeout_min=10)
     job = executor.submit(Job([*words, f"out={tmp_path / 'a'}"]))
@@ -71,7 +71,7 @@ def test_a_preempted_job_saves_is_requeued_and_ends_with_the_bits_of_one_that_wa
     assert "saved at step" in job.stderr()
     options = {"method": "simclr", "encoder": "cnn", "encoder_options": {"widths": [4]}, "size": 8, "batch": 8}
     medssl.pretrain(
-        store, tmp_path / "b", steps=3000, monitor_every=0, accelerator="cpu", save_every=100000, log_every=1, **options
+        store, tmp_path / "b", steps=400, monitor_every=0, accelerator="cpu", save_every=100000, log_every=1, **options
     )
     a, b = (load_file(tmp_path / name / "encoder.safetensors") for name in "ab")
     assert all((a[k] == b[k]).all() for k in b)
