@@ -23,8 +23,9 @@ from medssl import catalog
 from medssl.cli.aliases import ALIASES, known_as
 from medssl.cli.help import GROUPS
 from medssl.cli.main import main
-from medssl.cli.run import bracketed, compose_config, expand_recipe, literal, typed
+from medssl.cli.run import compose_config, typed
 from medssl.cli.run import run as run_command
+from medssl.cli.words import bracketed, expand_recipe, literal
 from medssl.errors import UsageError
 from medssl.runs.config import PretrainOptions
 

@@ -15,7 +15,8 @@ import torch
 import medssl
 from conftest import ROOT
 from medssl import catalog
-from medssl.cli.run import compose_config, literal, named
+from medssl.cli.run import compose_config
+from medssl.cli.words import literal, named
 from medssl.encoders.config import EncoderConfig
 from medssl.encoders.export import save_encoder
 from medssl.encoders.timm2d import TimmEncoder

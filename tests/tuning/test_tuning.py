@@ -271,7 +271,7 @@ def test_the_sweep_of_wandb_starts_commands_that_can_be_parsed(tmp_path):
     assert sweep["command"][:2] == ["bash", "-c"]
     words = shlex.split(sweep["command"][2])
     assert words[:3] == ["exec", "medssl", "pretrain"]
-    from medssl.cli.run import literal
+    from medssl.cli.words import literal
 
     cfg = compose_config("pretrain", [literal("pretrain", w) for w in words[3:-1]])
     assert cfg.store == str(tmp_path / "it's a store")

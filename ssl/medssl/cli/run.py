@@ -1,7 +1,6 @@
 """Turn the words of the command line into plain arguments, with Hydra. No other file knows Hydra."""
 
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
@@ -24,10 +23,20 @@ from medssl import catalog
 from medssl.cli.aliases import known_as
 from medssl.cli.help import GROUPS
 from medssl.cli.launch import launch, take_launcher
+from medssl.cli.words import (
+    any_timm,
+    bracketed,
+    example,
+    expand_recipe,
+    has_groups,
+    literal,
+    named,
+    own_code,
+    quote,
+    refuse_old_keys,
+)
 from medssl.errors import Interrupted, UsageError, UserError, nearest
 from medssl.results import Result
-
-QUOTED = re.compile(r"""(['"])(\\.|(?!\1).)*\1""")
 
 
 def run(command: str, args: list[str]) -> None:
@@ -42,15 +51,15 @@ def run(command: str, args: list[str]) -> None:
     asked = given
     if command == "pretrain":
         given = expand_recipe(given)
-    if _has_groups(command):
-        given = [word for a in given for word in _any_timm(a)]
+    if has_groups(command):
+        given = [word for a in given for word in any_timm(a)]
     given = [named(command, word) for word in given]
     words = [literal(command, word if sweep else bracketed(command, word)) for word in given]
-    _refuse_old_keys(command, words)
+    refuse_old_keys(command, words)
     for word in words:
         if "=" not in word or word.startswith("-"):
-            raise UsageError(f"cannot read {word!r}: options are key=value. {_example(command)}")
-    words, own = _own_code(words)
+            raise UsageError(f"cannot read {word!r}: options are key=value. {example(command)}")
+    words, own = own_code(words)
     parsed = _parse(words)
     swept = [o.key_or_group for o in parsed if o.is_sweep_override()]
     if swept and not sweep:
@@ -85,7 +94,7 @@ def _sweep(command: str, cfg: DictConfig, words: list[str], parsed: list[Overrid
         "--multirun",
         *words,
         *_search_path(command),
-        f"hydra.sweep.dir={_quote(str(out))}",
+        f"hydra.sweep.dir={quote(str(out))}",
         "hydra.sweep.subdir=${hydra.job.override_dirname}",
         f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(fixed))}]",
         "hydra.output_subdir=null",
@@ -190,7 +199,7 @@ def compose_config(command: str, words: list[str]) -> DictConfig:
     missing = [str(k) for k in cfg if k != "hydra" and OmegaConf.is_missing(cfg, k)]
     if missing:
         raise UsageError(
-            f"medssl {command} needs {', '.join(f'{k}=…' for k in missing)}. For example: {_example(command)}"
+            f"medssl {command} needs {', '.join(f'{k}=…' for k in missing)}. For example: {example(command)}"
         )
     return cfg
 
@@ -208,7 +217,7 @@ def _explain(command: str, words: list[str], error: Exception) -> str:
     for word in said:
         bare = word.partition("=")[0].lstrip("+~")
         if bare not in known and bare not in GROUPS:
-            if called := known_as(bare, known | set(GROUPS if _has_groups(command) else ())):
+            if called := known_as(bare, known | set(GROUPS if has_groups(command) else ())):
                 return f"medssl {command} has no key {bare!r}: {called}"
             group = bare.partition(".")[0]
             hint = (
@@ -248,116 +257,9 @@ def _first(o: Override) -> str:
     return f"{o.get_key_element()}={value}"
 
 
-def _any_timm(word: str) -> list[str]:
-    """Turn encoder=NAME into the timm model of that name if there is no such yaml."""
-    key, _, value = word.partition("=")
-    known = value in catalog.choices("encoder") or catalog.is_own("encoder", value)
-    if key == "encoder" and re.fullmatch(r"[\w.\-]+", value) and not known:
-        return ["encoder=timm", f"encoder.model={value}"]
-    return [word]
-
-
-def expand_recipe(words: list[str]) -> list[str]:
-    """Return the words with recipe=NAME replaced by its settings, except those that the other words give.
-
-    Another method, encoder or augment than the recipe's comes without the recipe's options for it.
-    """
-    names = [value for word in words for key, eq, value in [word.partition("=")] if eq and key == "recipe"]
-    if not names:
-        return words
-    own = [word for word in words if word.partition("=")[0] != "recipe"]
-    given = {word.partition("=")[0] for word in own}
-    out = []
-    for key, value in catalog.recipe(names[-1]).items():
-        if isinstance(value, dict):
-            group = key.removesuffix("_options")
-            options = {f"{group}.{option}": v for option, v in value.items()} if group not in given else {}
-        else:
-            options = {key: value}
-        out += [f"{k}={v}" for k, v in options.items() if k not in given]
-    return [*out, *own]
-
-
-def _own_code(words: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Take method=my_module.MyMethod and encoder=… out of the words: they have no yaml, and their options go in as new keys."""
-    chosen: dict[str, str] = {}
-    for group in ("method", "encoder"):
-        own = [v for w in words for k, _, v in [w.partition("=")] if k == group and catalog.is_own(group, v)]
-        if own:
-            chosen[group] = own[-1]
-            words = [f"+{w}" if w.startswith(f"{group}.") else w for w in words if w != f"{group}={own[-1]}"]
-            words = [f"~{group}", *words] if group == "method" else words
-    return words, chosen
-
-
-def literal(command: str, word: str) -> str:
-    """Quote the value of a key whose value is taken literally: paths and filter expressions (`_literal_` in the yaml)."""
-    key, eq, value = word.partition("=")
-    if not eq or key not in _special(command, "_literal_") or value in {"null", ""}:
-        return word
-    if value[0] == "[" and _takes_list(command, key):
-        return word
-    # quoted by the user, as Hydra wants it; a filter, and the name of a file, may well have quotes
-    if not key.endswith("where") and QUOTED.fullmatch(value) and not os.path.lexists(value):
-        return word
-    return f"{key}={_quote(value)}"
-
-
-def bracketed(command: str, word: str) -> str:
-    """Return the word with [ ] around the values of a key that takes several: runs=A,B, as shells leave it alone.
-
-    A value with quotes, or that is the name of a file, is left as it is.
-    """
-    key, _, value = word.partition("=")
-    if "," not in value or value[0] in "[{'\"" or key.endswith("where") or not _takes_list(command, key):
-        return word
-    return word if os.path.lexists(value) else f"{key}=[{value}]"
-
-
-def named(command: str, word: str) -> str:
-    """Return a lone word as the value of the key that it stands for (`_bare_` in the yaml): medssl runs FOLDER."""
-    key = _special(command, "_bare_")
-    return f"{key}={word}" if key and "=" not in word and not word.startswith("-") else word
-
-
-def _takes_list(command: str, key: str) -> bool:
-    """Return whether the value of a key may be a list, by the annotation of the command's function."""
-    module, _, name = catalog.entries("command")[command].target.rpartition(".")
-    hint = get_type_hints(getattr(import_module(module), name)).get(key)
-    return any(get_origin(kind) in (list, Sequence, Iterable) for kind in (hint, *get_args(hint)))
-
-
-def _example(command: str) -> str:
-    return catalog.entries("command")[command].example
-
-
-def _special(command: str, key: str) -> Any:
-    return catalog.load("command", command).get(key, ())
-
-
-def _refuse_old_keys(command: str, words: Iterable[str]) -> None:
-    """Raise UsageError for a key that has been renamed (`_renamed_` in the yaml)."""
-    renamed = dict(_special(command, "_renamed_"))
-    for word in words:
-        key, eq, value = word.partition("=")
-        if eq and key in renamed:
-            raise UsageError(f"{key}= is called {renamed[key]}= now; write {renamed[key]}={value}")
-
-
-def _has_groups(command: str) -> bool:
-    """Return whether method=, encoder= and augment= choose a yaml with options, rather than being plain keys."""
-    return bool(_special(command, "defaults"))
-
-
 def _search_path(command: str) -> list[str]:
     """Tell Hydra where the config groups are: beside the folder of commands.
 
     Other commands have plain keys with the names of groups, which Hydra would take for choices of a group.
     """
-    return [f"hydra.searchpath=[{_quote(str(catalog.root()))}]"] if _has_groups(command) else []
-
-
-def _quote(value: str) -> str:
-    """Quote for Hydra: escape backslashes before a quote or the end, and ${, which would be interpolated."""
-    value = re.sub(r"(\\*)'", r"\1\1\\'", value.replace("${", "\\${"))
-    return "'" + re.sub(r"(\\+)$", r"\1\1", value) + "'"
+    return [f"hydra.searchpath=[{quote(str(catalog.root()))}]"] if has_groups(command) else []
