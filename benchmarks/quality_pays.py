@@ -41,7 +41,8 @@ class Task:
     """A store to pretrain and score on.
 
     source: below DATA. recipe: in configs/recipe. target: the label. labels: budgets of labelled scans beside all. ingest:
-    further arguments of `medssl.ingest`, given DATA. draws: of each budget. where: a filter of the scans that are scored. allow_overlap: score although a few images are in both sets, and mark it.
+    further arguments of `medssl.ingest`, given DATA. draws: of each budget. where: a filter of the scans that are scored.
+    allow_overlap: score although a few images are in both sets, and mark it.
     """
 
     source: str
