@@ -23,6 +23,9 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+# The first backward of a process counts its devices, and after counting a GPU it starts threads, with which no test could
+# fork. Making a fake tensor registers a GPU, so count before.
+torch.ones(1, requires_grad=True).sum().backward()
 CUDA = torch.device("cuda", 0)
 ATEN = torch.ops.aten
 COPIES = {ATEN._to_copy.default: 0, ATEN.copy_.default: 1}  # the place of the source among the arguments

@@ -47,8 +47,9 @@ def children(pid):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-def test_a_preempted_job_saves_is_requeued_and_ends_with_the_bits_of_one_that_was_not(store, tmp_path):
+def test_a_preempted_job_saves_is_requeued_and_ends_with_the_bits_of_one_that_was_not(store, tmp_path, monkeypatch):
     """As on Slurm: submitit gets the signal, the run saves, the job ends and starts again."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as this process: bits are those of one number of threads
     words = [f"store={store}", *SMALL, "steps=400", "save_every=100000", "log_every=1"]
     executor = submitit.LocalExecutor(folder=tmp_path / "jobs")
     executor.update_parameters(timeout_min=10)

@@ -15,6 +15,7 @@ from medssl.encoders.mlp import MLP
 from medssl.encoders.monai3d import ResNet3d
 from medssl.encoders.patch_bank import PatchBank
 from medssl.encoders.patch_pyramid import PatchPyramid
+from medssl.encoders.resenc import ResEnc
 from medssl.encoders.small_resnet import SmallResNet
 from medssl.encoders.timm2d import TimmEncoder
 from medssl.encoders.unet_decoder import UNetDecoder
@@ -31,6 +32,8 @@ MADE = [
     lambda: CNN(2, (8, 8, 8), widths=(8, 16)),
     lambda: SmallResNet(2, (16, 16), widths=(4, 6), blocks=2),
     lambda: SmallResNet(2, (8, 8, 8), widths=(4, 6)),
+    lambda: ResEnc(2, (16, 16), features=(4, 8), blocks=(1, 1)),
+    lambda: ResEnc(2, (8, 8, 8), features=(4, 8), blocks=(1, 1)),
     lambda: MLP(2, (8, 8), widths=(12, 6), activation="tanh"),
     lambda: PatchBank(2, (12, 12), patch=4, centroids=7, pool=2, contrast=0.1),
     lambda: PatchPyramid(2, (12, 12), patches=(3, 5), centroids=7, pool=2, contrast=0.1),

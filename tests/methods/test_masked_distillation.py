@@ -44,12 +44,13 @@ def forward(method, batch):
         student, teacher = real(views, **given), method.teacher[0].tokens(views)
         target = torch.softmax(method.teacher[1](teacher.mean(1)) / 0.07, 1)
         scans = across_views(method.head(student.mean(1)).chunk(2), target.chunk(2), 0.1).item()
-        patches = 0.0
-        for one, other, hidden in zip(student, teacher, given["hidden_BN"], strict=True):
-            each = []
-            for place in hidden.nonzero()[:, 0]:
-                p = torch.softmax(method.teacher[2](other[place][None]) / 0.07, 1)
-                each.append(-(p * torch.log_softmax(method.patch_head(one[place][None]) / 0.1, 1)).sum().item())
+        patches, hidden_BN = 0.0, given["hidden_BN"]
+        # the heads normalise over all hidden patches of the batch
+        asked = torch.softmax(method.teacher[2](teacher[hidden_BN]) / 0.07, 1)
+        said = torch.log_softmax(method.patch_head(student[hidden_BN]) / 0.1, 1)
+        terms = iter(-(p * q).sum().item() for p, q in zip(asked, said, strict=True))
+        for hidden in hidden_BN:
+            each = [next(terms) for _ in range(int(hidden.sum()))]
             patches += sum(each) / max(len(each), 1) / len(views)
     return loss, scans, patches, given
 

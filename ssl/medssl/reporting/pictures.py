@@ -56,6 +56,15 @@ def grid(
         return png_bytes(fig)
 
 
+def view_sheet(views: Sequence[tuple[str, NDArray[Any]]], *, columns: int = 6) -> bytes:
+    """Draw (name, array (H, W) or (D, H, W)) on one common grey scale; for a volume its middle slice. PNG."""
+    flat = [(name, a[len(a) // 2] if a.ndim == 3 else a) for name, a in views]
+    low, high = min(float(a.min()) for _, a in flat), max(float(a.max()) for _, a in flat)
+    lines = [flat[i : i + columns] for i in range(0, len(flat), columns)]
+    images = [[(a - low) / max(high - low, 1e-12) for _, a in line] for line in lines]
+    return grid(images, captions=[[name for name, _ in line] for line in lines])
+
+
 def picture(
     scan: NDArray[Any], low: float, high: float, spacing: Sequence[float] | None = None, *, most: int = 144
 ) -> NDArray[Any]:
