@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
@@ -23,6 +24,7 @@ PREEMPTED = 75  # EX_TEMPFAIL: a scheduler that sent SIGTERM, SIGUSR1 or SIGUSR2
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0, 1 for wrong input, 2 for a command that cannot be understood, 75 for preemption."""
     args = list(sys.argv[1:] if argv is None else argv)
+    warnings.filterwarnings("ignore", "`torch.jit.interface`", FutureWarning)  # on import of timm below 1.0.23
     _never_fail_to_print()
     before = {}
     for number in (signal.SIGTERM, signal.SIGHUP, *OF_SCHEDULERS):

@@ -133,7 +133,9 @@ def write_onnx(encoder: nn.Module, wanted: InputConfig, store: Store, path: Path
     model = program.model_proto
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(dims), "spacing"))
     onnx.save(model, path)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3  # no warning that "spacing" is an input with a default, which it should be
+    session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     return {"inputs": names, "window": window} | _compare(session, encoder, wanted, store, window is None)
 
 
