@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+PREEMPTED = 75  # exit code after a scheduler's signal (SIGTERM, SIGUSR1, SIGUSR2), EX_TEMPFAIL: it tries again
+
 
 class UserError(Exception):
     """Wrong input. The message is one line with the remedy; `code` is the exit code of the command line."""

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from medssl.cli.help import LAUNCH_KEYS
-from medssl.errors import UsageError, UserError, nearest
+from medssl.errors import PREEMPTED, UsageError, UserError, nearest
 from medssl.progress import say
 
 LAUNCHERS = ("slurm", "local")
-PREEMPTED = 75  # the exit code of a run that a scheduler's signal stopped
 SAVING = 60.0  # seconds that a run is given to save; a step and a checkpoint take less
 OF_SLURM = (
     "SLURM_NTASKS",

@@ -13,12 +13,11 @@ from types import FrameType
 
 from medssl import __version__, catalog
 from medssl.cli.help import GROUPS, choice_help, command_help, group_taken, overview
-from medssl.errors import UsageError, UserError, nearest
+from medssl.errors import PREEMPTED, UsageError, UserError, nearest
 
 ASCII = {"Δ": "D", "–": "-", "—": "-", "−": "-", "×": "x", "…": "...", "≥": ">=", "≤": "<=", "±": "+-", "’": "'"}
 """Written instead of characters that a terminal does not have; others are escaped."""
 OF_SCHEDULERS = (signal.SIGUSR1, signal.SIGUSR2)
-PREEMPTED = 75  # EX_TEMPFAIL: a scheduler that sent SIGTERM, SIGUSR1 or SIGUSR2 tries again
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from medssl.errors import Interrupted, UserError
-
-PREEMPTED = 75  # EX_TEMPFAIL: schedulers try again
+from medssl.errors import PREEMPTED, Interrupted, UserError
 
 
 class TrainingStopped(UserError):

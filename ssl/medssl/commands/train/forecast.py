@@ -56,6 +56,7 @@ def forecast(
     label_budgets: Iterable[str | int | float] = (20, 100, "all"),
     draws: int = 5,
     where: str | None = None,
+    allow_overlap: bool = False,
     seed: int = 0,
 ) -> Result:
     """Train a part of a recipe on some of the training patients, and score it against its rivals on others of them.
@@ -73,6 +74,7 @@ def forecast(
         share: of the recipe's steps that are trained.
         label_budgets, draws: as for `medssl.probe`.
         where: filter expression selecting scans.
+        allow_overlap: judge even if patients set aside share images with those trained on.
         seed: of the split, the run and the draws.
 
     Returns one row per label budget, and the seconds a full run would take on this machine. Raises UserError for too few
@@ -90,7 +92,16 @@ def forecast(
     pretrain(held, run, **settings | {"steps": steps, "batch": batch, "seed": seed})
     speed = json.loads((run / "timing.jsonl").read_text("utf-8").splitlines()[-1])["scans_per_s"]
     seconds = full * batch / speed
-    probe(run, held, target, label_budgets=label_budgets, draws=draws, balanced=False, baselines=RIVALS, seed=seed)
+    probe(
+        run,
+        held,
+        target,
+        label_budgets=label_budgets,
+        draws=draws,
+        baselines=RIVALS,
+        allow_overlap=allow_overlap,
+        seed=seed,
+    )
     answers = answers_of(max(predictions_of(run), key=lambda p: len(p.rows)))
     rows = [{"budget": a.budget, "rival": a.rival, "gain": a.gain.score.as_dict(), "chance": a.chance} for a in answers]
     tested = len(set(held.column("patient")[held.rows("test")]))
