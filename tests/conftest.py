@@ -27,3 +27,10 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_again():
+    """A test that wants two threads must not leave them to the next file of its worker."""
+    yield
+    torch.set_num_threads(1)
