@@ -13,7 +13,7 @@ from medssl.methods.base import Clock, Method
 from medssl.methods.parts.patches import crop_resize
 from medssl.methods.reconstruction.models_genesis import curved
 from medssl.tasks.supervised import Supervised
-from medssl.train.precision import make_fabric
+from medssl.train.ranks import make_fabric
 
 BF16 = "bf16-mixed"
 

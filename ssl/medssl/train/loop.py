@@ -22,6 +22,7 @@ from medssl.train.finite import FiniteChecks
 from medssl.train.log import Log
 from medssl.train.options import TrainingData, TrainOptions
 from medssl.train.precision import channels_last
+from medssl.train.ranks import stop_searching
 from medssl.train.stop import StopRequest, TrainingStopped
 
 
@@ -107,6 +108,8 @@ def train(
                         fabric.backward(losses["loss"] / accumulate)
                 means = {k: means.get(k, 0) + v.detach().float() / accumulate for k, v in losses.items()}
             if optimizer is not None:
+                if step == start:
+                    module = state["method"] = stop_searching(fabric, method, module)
                 norm = checks.norm(step)
                 clip_grads_with_norm_(method.parameters(), optim.clip, norm)
                 for group in wrapped.param_groups:

@@ -3,9 +3,7 @@
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
-from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
 
@@ -22,18 +20,6 @@ class NetworkPrecision(MixedPrecision):
     def convert_input(self, data: Any) -> Any:
         """Return `data` unchanged."""
         return data
-
-
-def make_fabric(accelerator: str, devices: int, precision: str) -> Fabric:
-    """Return a Fabric for `precision`: "32-true" or "bf16-mixed". accelerator: auto, cpu or cuda. devices: processes."""
-    strategy = DDPStrategy(find_unused_parameters=True) if devices > 1 else "auto"
-    if precision != "bf16-mixed":
-        return Fabric(accelerator=accelerator, devices=devices, precision="32-true", strategy=strategy)
-    kind = accelerator
-    if kind == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        kind = "cpu" if found is None else found.type
-    return Fabric(accelerator=accelerator, devices=devices, plugins=[NetworkPrecision(kind)], strategy=strategy)
 
 
 def channels_last(module: nn.Module) -> None:

@@ -35,7 +35,7 @@ from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.lost_process import lost_process
 from medssl.train.options import TrainingData
-from medssl.train.precision import make_fabric
+from medssl.train.ranks import make_fabric
 from medssl.train.stop import TrainingStopped
 
 DEFAULTS = {"encoder": "resnet18", "steps": 2000, "batch": 128, "lr": 1e-3, "lr_end": 0.0}
