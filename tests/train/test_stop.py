@@ -1,22 +1,24 @@
 """Signals of schedulers, processes that are gone, and runs that go on with another number of processes."""
 
 import io
-import multiprocessing
 import os
 import signal
-import socket
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessRaisedException
 
+import processes
 import tiny
 from medssl.cli.main import main
 from medssl.errors import UserError
+from medssl.progress import say
 from medssl.runs.run_folder import Run
-from medssl.train.lost_process import lost_process
+from medssl.train.lost_process import LEFT, Silence, lost_process
+from medssl.train.ranks import make_fabric
 from medssl.train.stop import PREEMPTED, StopRequest
 
 
@@ -53,39 +55,72 @@ def test_a_command_that_is_stopped_outside_training_ends_with_the_code_of_a_requ
     assert "run the same command again" in capsys.readouterr().err
 
 
-def wait_for_the_other(rank, port, path):
-    """Two processes; the second one is killed, and the first one waits for its gradients."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    dist.all_reduce(torch.ones(1))
-    if rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
+def wait_for_the_other(rank, number, lost, out):
+    """Wait for gradients in one of two processes, of which `lost` gets the signal `number`."""
+    sys.stderr = (out / f"{rank}").open("w")
+    fabric = make_fabric("cpu", 2, "32-true")
+    fabric.launch()
     try:
-        with lost_process(SimpleNamespace(world_size=2, global_rank=0)):
+        with lost_process(fabric, patience=1.0):
+            fabric.barrier()
+            if rank == lost:
+                os.kill(os.getpid(), number)
             for _ in range(2):
-                dist.all_reduce(torch.ones(1))
+                fabric.all_reduce(torch.ones(1))
     except UserError as e:
-        path.write_text(str(e))
+        say(f"medssl: {e}")
+        os._exit(1)
     os._exit(0)
 
 
-def test_a_process_that_is_gone_ends_the_others_in_one_line(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    both = [context.Process(target=wait_for_the_other, args=(rank, port, tmp_path / "said")) for rank in range(2)]
-    for process in both:
-        process.start()
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_is_gone_or_hangs_ends_the_other_in_one_line(tmp_path, number, lost):
+    both = processes.start(wait_for_the_other, 2, number, lost, tmp_path).processes
     for process in both:
         process.join(60)
-    assert both[0].exitcode == 0
-    assert (tmp_path / "said").read_text().startswith("process 0 of 2 ends because another one of this run is gone")
+    assert both[lost].exitcode == -signal.SIGKILL
+    assert both[1 - lost].exitcode == 1
+    why = {signal.SIGKILL: "another one of this run is gone", signal.SIGSTOP: f"process {lost} does not answer"}
+    (said,) = (tmp_path / f"{1 - lost}").read_text().splitlines()
+    assert said.startswith(f"medssl: process {1 - lost} of 2 ends because {why[number]}")
+
+
+def slow(rank, out):
+    """The first process needs longer for a step than the other has patience, and is longer in the run."""
+    fabric = make_fabric("cpu", 2, "32-true")
+    fabric.launch()
+    with lost_process(fabric, patience=0.5):
+        fabric.barrier()
+        if rank == 0:
+            time.sleep(1.0)
+        fabric.barrier()
+        if rank == 0:
+            time.sleep(1.0)
+    (out / f"{rank}").touch()
+
+
+def test_a_process_that_is_slow_is_waited_for(tmp_path):
+    processes.run(slow, 2, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"0", "1"}
+
+
+def test_silence_is_counted_in_looks_and_a_process_that_has_left_may_be_silent():
+    silence = Silence(3, most=2)
+    looks = [b"1", b"1", b"1"], [b"2", b"1", b"1"], [b"3", LEFT, b"2"], [b"4", LEFT, b"2"], [b"5", LEFT, b"2"]
+    assert [silence.first(signs) for signs in looks] == [None, None, None, None, 2]
+
+
+def fail(rank):
+    fabric = make_fabric("cpu", 2, "32-true")
+    fabric.launch()
+    with lost_process(fabric):
+        raise RuntimeError("shapes do not match")
 
 
 def test_an_error_of_this_process_is_not_taken_for_another_one_that_is_gone():
-    with pytest.raises(RuntimeError, match="shapes"), lost_process(SimpleNamespace(world_size=2, global_rank=0)):
-        raise RuntimeError("shapes do not match")
+    with pytest.raises(ProcessRaisedException, match="RuntimeError: shapes do not match"):
+        processes.run(fail, 2)
     with pytest.raises(RuntimeError, match="gloo"), lost_process(SimpleNamespace(world_size=1, global_rank=0)):
         raise RuntimeError("gloo")
 
