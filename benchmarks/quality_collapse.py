@@ -155,7 +155,7 @@ def go(store: Store, folder: Path, plant: Plant, seed: int, given: argparse.Name
         augment=Choice(plant.views, {}), size=size, spacing=None, equalise=False, steps=given.steps, batch=given.batch,
         accumulate=1, seed=seed, optimizer="adamw", lr=1e-3, lr_end=0.0, warmup=0.05, weight_decay=1e-4, momentum=0.9,
         clip=10.0, precision="32-true", log_every=1, monitor_every=1, on_collapse="warn", accelerator="cpu", devices=1,
-        workers=0, log="jsonl", save_every=given.steps, init=None, adapt="all", lora_rank=8, teacher=None,
+        strategy="ddp", workers=0, log="jsonl", save_every=given.steps, init=None, adapt="all", lora_rank=8, teacher=None,
     )  # fmt: skip
     monitor = CollapseMonitor(store, resampled, recipe, method, config, "cpu", folder)
     monitor.knn = None  # no kNN score is needed

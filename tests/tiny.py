@@ -171,7 +171,7 @@ def config(**changes) -> PretrainConfig:
         "encoder": Choice("cnn", {}), "augment": Choice("neutral", {}), "size": (16, 16), "spacing": None, "equalise": False,
         "steps": 10, "batch": 8, "accumulate": 1, "seed": 0, "optimizer": "adamw", "lr": 1e-3, "lr_end": 0.0, "warmup": 0.05,
         "weight_decay": 1e-4, "momentum": 0.9, "clip": 10.0, "precision": "32-true", "log_every": 10, "monitor_every": 1,
-        "on_collapse": "warn", "accelerator": "cpu", "devices": 1, "workers": 0, "log": "jsonl", "save_every": 100,
-        "init": None, "adapt": "all", "lora_rank": 8, "teacher": None,
+        "on_collapse": "warn", "accelerator": "cpu", "devices": 1, "strategy": "ddp", "workers": 0, "log": "jsonl",
+        "save_every": 100, "init": None, "adapt": "all", "lora_rank": 8, "teacher": None,
     }  # fmt: skip
     return PretrainConfig(**settings | changes)

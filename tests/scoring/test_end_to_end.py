@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import medssl
 import tiny
@@ -295,27 +296,30 @@ def test_it_learns_on_real_scans(shared, tmp_path):
 
 
 def test_two_processes_train_by_the_documented_command(made, tmp_path):
-    """devices=2 on the CPU: the loop, the sampler and the hand-over, through the real launcher."""
+    """devices=2 on the CPU: the loop, the sampler, the monitor and the hand-over, through the real launcher."""
     folder, _ = made
-    args = [
-        f"store={folder / 'store'}",
-        f"out={tmp_path / 'r'}",
-        "encoder=mlp",
-        "encoder.widths=[16]",
-        "size=16",
-        "steps=4",
-    ]
-    args += ["batch=16", "devices=2", "accelerator=cpu", "monitor_every=2", "log_every=1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "medssl.cli", "pretrain", *args], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    one = medssl.pretrain(
+    words = ["encoder=mlp", "encoder.widths=[16]", "size=16", "steps=4", "batch=16", "monitor_every=2", "log_every=1"]
+    for strategy in ("ddp", "fsdp"):
+        args = [f"store={folder / 'store'}", f"out={tmp_path / strategy}", *words, "accelerator=cpu"]
+        done = subprocess.run(
+            [sys.executable, "-m", "medssl.cli", "pretrain", *args, "devices=2", f"strategy={strategy}"],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    medssl.pretrain(
         folder / "store", tmp_path / "one", encoder="mlp", encoder_options={"widths": [16]}, size=16, steps=4, batch=16,
         accelerator="cpu", monitor_every=2, log_every=1,
     )  # fmt: skip
-    losses = [
-        [json.loads(line)["loss"] for line in (r / "metrics.jsonl").read_text().splitlines()]
-        for r in (tmp_path / "r", one)
-    ]
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+    alone, *others = (tmp_path / name for name in ("one", "ddp", "fsdp"))
+    rows, encoder = rows_of(alone), load_file(alone / "encoder.safetensors")
+    for run in others:
+        for key in ("loss", "rankme"):
+            mine, expected = ([row[key] for row in of if key in row] for of in (rows_of(run), rows))
+            assert expected
+            np.testing.assert_allclose(mine, expected, rtol=1e-3)
+        for name, weights in load_file(run / "encoder.safetensors").items():
+            torch.testing.assert_close(weights, encoder[name], rtol=1e-3, atol=1e-4)
+
+
+def rows_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_fn  # not reachable as an attribute of torch.distributed
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 def world_size() -> int:
@@ -30,6 +31,11 @@ def gather_rows(x: Tensor) -> Tensor:
     if rows.requires_grad:
         rows.register_hook(lambda grad: grad.contiguous())  # gloo sends memory in its physical order
     return rows
+
+
+def whole(x: Tensor) -> Tensor:
+    """Return a tensor that FSDP keeps in pieces in one piece, on every rank; any other unchanged."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def least_over_ranks(n: Tensor) -> int:

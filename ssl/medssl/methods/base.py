@@ -56,6 +56,7 @@ class Method(nn.Module):
             `unlearn`, (B, 2) float32, nan where unknown.
         compares_scans: whether the loss compares scans with each other, so that a pass over a single scan teaches nothing.
         parts: number of trainings that follow each other in equal parts of the run, each with its own parameters.
+        shards: whether strategy=fsdp can train it: all parameters are changed by the optimiser alone, and none is a scalar.
         encoder: a module with channels, size, dim and whatever else the method needs: tokens, layers, …
         projector: (B, dim) -> (B, out), or None. The collapse monitor watches its outputs.
         target_loss: the TargetLoss of a method that learns from labels, or None.
@@ -68,6 +69,7 @@ class Method(nn.Module):
     target: str = ""
     compares_scans: bool = False
     parts: int = 1
+    shards: bool = True
     encoder: Any
     projector: Any
     target_loss: TargetLoss | None = None

@@ -14,6 +14,7 @@ from medssl.augmentations.recipes import Recipe
 from medssl.evals.embed import embed, embed_views, evaluating, standardised, views_of
 from medssl.evals.label_free.collapse import RECENT, Collapse, diagnose, evidence
 from medssl.evals.label_free.quality import MEASURES, measures
+from medssl.losses.distributed import whole
 from medssl.methods.base import Method
 from medssl.pretraining.held_out_knn import HeldOutKnn
 from medssl.pretraining.held_out_subset import HELD_OUT, VIEWS_SEED, held_out_subset
@@ -145,7 +146,7 @@ class CollapseMonitor:
             return {}
         teacher, student = pair
         pairs = zip(teacher.parameters(), student.parameters(), strict=True)
-        gap = sum(float((t.detach() - s.detach()).double().square().sum()) for t, s in pairs) ** 0.5
+        gap = sum(float(whole((t.detach() - s.detach()).double().square().sum())) for t, s in pairs) ** 0.5
         moved = float(weight_norm(teacher) != self.teacher)
         return {"teacher_gap": gap / max(weight_norm(student), 1e-12), "teacher_moved": moved}
 
@@ -202,4 +203,4 @@ def dead_relus(encoder: nn.Module) -> Iterator[dict[str, float]]:
 
 def weight_norm(module: nn.Module) -> float:
     """Return the Euclidean norm of all weights."""
-    return sum(float(p.detach().double().square().sum()) for p in module.parameters()) ** 0.5
+    return sum(float(whole(p.detach().double().square().sum())) for p in module.parameters()) ** 0.5

@@ -15,6 +15,7 @@ from medssl.store.store import Store
 from medssl.train.log import SINKS
 from medssl.train.optim import Optim
 from medssl.train.options import TrainOptions
+from medssl.train.ranks import STRATEGIES
 
 RANGES = {  # smallest and largest value, both allowed
     "steps": (1, inf), "batch": (2, inf), "accumulate": (1, inf), "devices": (1, inf), "workers": (0, inf), "seed": (0, inf),
@@ -25,6 +26,7 @@ CHOICES = {
     "log": SINKS,
     "precision": ("32-true", "bf16-mixed"),
     "accelerator": ("auto", "cpu", "cuda"),
+    "strategy": STRATEGIES,
     "on_collapse": ("warn", "stop", "rollback"),
     "adapt": ADAPT,
 }
@@ -103,6 +105,7 @@ class PretrainOptions:
         accumulate: forward passes per update.
         optimizer, lr, lr_end, warmup, weight_decay, momentum, clip: see `medssl.train.optim.Optim`.
         precision: 32-true or bf16-mixed. accelerator: auto, cpu or cuda. devices: processes. workers: loading processes.
+        strategy: of several devices: ddp keeps all weights on each, fsdp a part; see `medssl.train.ranks`.
         log: jsonl, wandb (offline) or wandb-online.
         log_every, save_every: steps between rows of metrics.jsonl and between checkpoints.
         monitor_every: steps between evaluations on held-out scans (label-free measures, kNN, collapse checks); None: ten
@@ -143,6 +146,7 @@ class PretrainOptions:
     precision: str = "32-true"
     accelerator: str = "auto"
     devices: int = 1
+    strategy: str = "ddp"
     workers: int = 0
     log: str = "jsonl"
     log_every: int = 10
@@ -199,6 +203,7 @@ class PretrainConfig:
     on_collapse: str
     accelerator: str
     devices: int
+    strategy: str
     workers: int
     log: str
     save_every: int
@@ -216,6 +221,10 @@ class PretrainConfig:
                 raise UserError(f"{key} is {getattr(self, key)!r}.{nearest(str(getattr(self, key)), known)}")
         if self.accelerator == "cuda" and not torch.cuda.is_available():
             raise UserError("accelerator=cuda, but torch finds no GPU; use accelerator=cpu")
+        if self.strategy == "fsdp" and self.devices == 1:
+            raise UserError("strategy=fsdp divides the weights over devices, and devices is 1; give devices=2 or more")
+        if self.strategy == "fsdp" and self.optimizer == "lars":
+            raise UserError("optimizer=lars needs whole matrices, which strategy=fsdp divides; use adamw or sgd")
         _ = self.train_options  # checks the optimiser's settings
 
     @property

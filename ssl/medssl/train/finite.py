@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from medssl.losses.distributed import noting_values
+from medssl.losses.distributed import noting_values, whole
 from medssl.methods.base import Method
 from medssl.train.stop import TrainingStopped
 
@@ -48,12 +48,12 @@ class FiniteChecks:
     def norm(self, step: int) -> Tensor:
         """Return the norm of all gradients, the same on every rank, and check it."""
         grads = {n: p.grad for n, p in self.method.named_parameters() if p.grad is not None}
-        norm = get_total_norm(grads.values())
+        norm = whole(get_total_norm(grads.values()))
         if self.at_once:
             if not torch.isfinite(norm):
                 raise self._stopped(step, step, self._bad_gradient())
             return norm
-        norms = torch.stack(torch._foreach_norm([*grads.values()]))
+        norms = torch.stack([whole(n) for n in torch._foreach_norm([*grads.values()])])
         bad = _step_if(~torch.isfinite(norm), step)
         first, kept = self.grads.get(tuple(grads), (torch.full_like(bad, NEVER), norms))
         self.grads[tuple(grads)] = torch.minimum(first, bad), torch.where(bad < first, norms, kept)
@@ -88,7 +88,7 @@ class FiniteChecks:
     def _bad_gradient(self) -> str:
         """Return the last parameter without a finite gradient, the nearest to the loss, or "" if there is none."""
         named = [(n, p.grad) for n, p in self.method.named_parameters() if p.grad is not None]
-        return next((n for n, g in reversed(named) if not bool(torch.isfinite(g).all())), "")
+        return next((n for n, g in reversed(named) if not bool(torch.isfinite(whole(g)).all())), "")
 
     def _late(self, first: int, step: int, firsts: dict[str | tuple[str, ...], int]) -> TrainingStopped:
         for name, at in firsts.items():

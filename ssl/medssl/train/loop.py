@@ -22,7 +22,7 @@ from medssl.train.finite import FiniteChecks
 from medssl.train.log import Log
 from medssl.train.options import TrainingData, TrainOptions
 from medssl.train.precision import channels_last
-from medssl.train.ranks import stop_searching
+from medssl.train.ranks import stop_searching, unsharded
 from medssl.train.stop import StopRequest, TrainingStopped
 
 
@@ -63,15 +63,14 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     last = out / "last.ckpt"
     channels_last(method)
-    optimizer = optim.build(method)
     if fabric.world_size > 1:
         convert_batch_norm(method)
-    if optimizer is None:  # nothing is trained by gradient, so ranks have nothing to synchronise
-        module: Any = method.to(fabric.device)
-        state: dict[str, Any] = {"method": method, "step": 0}
-    else:
-        module, wrapped = fabric.setup(method, optimizer)
-        state = {"method": module, "optimizer": wrapped, "step": 0}
+    trains = any(p.requires_grad for p in method.parameters())  # else ranks have nothing to synchronise
+    module: Any = fabric.setup_module(method) if trains else method.to(fabric.device)
+    state: dict[str, Any] = {"method": module, "step": 0}
+    if (optimizer := optim.build(method)) is not None:  # after the module, which may be sharded
+        wrapped: Any = fabric.setup_optimizers(optimizer)
+        state["optimizer"] = wrapped
     if last.exists():
         load(fabric, last, state)
     start = state["step"]
@@ -127,7 +126,8 @@ def train(
                     row |= {"lr": lr, "grad_norm": row.pop("grad_norm")}
                 history.append(row)
                 if watch and monitor is not None:
-                    row |= fabric.broadcast(monitor(method, history))
+                    with unsharded(method):
+                        row |= fabric.broadcast(monitor(method, history))
                     method.train()
                 do = row.pop("do", None)
                 if fabric.is_global_zero:

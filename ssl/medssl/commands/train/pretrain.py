@@ -1,5 +1,6 @@
 """`medssl pretrain`: pretrain an encoder by one method on the training patients of a store; runs resume exactly."""
 
+import copy
 import math
 import shlex
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from medssl.train.log import Log
 from medssl.train.loop import train
 from medssl.train.lost_process import lost_process
 from medssl.train.options import TrainingData
-from medssl.train.ranks import make_fabric
+from medssl.train.ranks import check_shards, make_fabric, put_together
 from medssl.train.stop import TrainingStopped
 
 DEFAULTS = {"encoder": "resnet18", "steps": 2000, "batch": 128, "lr": 1e-3, "lr_end": 0.0}
@@ -74,7 +75,7 @@ def pretrain_watched(
     targets = PretrainTargets.of(scans, rows, options.method, spec, *labels)
     origins = Origins.of(options, spec)
     config = _config(options, scans, len(rows), defaults, targets, origins)
-    fabric = make_fabric(config.accelerator, config.devices, config.precision)
+    fabric = make_fabric(config.accelerator, config.devices, config.precision, config.strategy)
     fabric.launch()
     zero = fabric.is_global_zero
     recipe = catalog.build(config.augment.spec("augment"), size=config.size)
@@ -90,6 +91,8 @@ def pretrain_watched(
         given = targets.given | origins.arguments(student)
         given |= {"rows": torch.from_numpy(rows)} if catalog.takes(spec, "rows") != "no" else {}
         method = catalog.build(spec, encoder=model, **given)
+        if config.strategy == "fsdp":
+            check_shards(method)
         if method.small_views.count:
             recipe.small(method.small_views)  # refuses what has no crop, before the run folder
         by_row = targets.rows_of(method)
@@ -112,6 +115,7 @@ def pretrain_watched(
                     watch(row)
             return found
 
+        exported = copy.deepcopy(method) if config.strategy == "fsdp" and zero else method
         logged = {k: v for k, v in config.as_dict().items() if k != "store"}
         steps = config.steps
         try:
@@ -127,8 +131,10 @@ def pretrain_watched(
                 )
         except TrainingStopped as e:
             steps = monitor.fall_back(fabric, method, run.checkpoints, e)
+        if config.strategy == "fsdp":
+            put_together(method, exported)
     if zero:
-        _export(run, scans, resampled, method, config, steps, origins)
+        _export(run, scans, resampled, exported, config, steps, origins)
         words = f"run={shlex.quote(str(run.path))} store={shlex.quote(str(scans.path))}"
         own = getattr(method.encoder, "own_name", "")
         first = f"MEDSSL_IMPORT={own.rpartition('.')[0]} " * bool(own)  # a run folder does not import a user's code
@@ -163,7 +169,17 @@ def _config(
     every = max(1, steps // 10) if options.monitor_every is None else options.monitor_every
     same = (
         *("spacing", "equalise", "accumulate", "seed", "optimizer", "warmup", "weight_decay", "momentum", "clip"),
-        *("precision", "log_every", "on_collapse", "accelerator", "devices", "workers", "log", "save_every"),
+        *(
+            "precision",
+            "log_every",
+            "on_collapse",
+            "accelerator",
+            "devices",
+            "strategy",
+            "workers",
+            "log",
+            "save_every",
+        ),
         *("adapt", "lora_rank"),
     )
     config = PretrainConfig(

@@ -33,6 +33,7 @@ class DBM(Method):
     sweeps of Gibbs sampling per update. iterations: of the mean-field equations.
     """
 
+    shards = False
     state: Tensor  # (chains, units of layers 1, 3, …): given these, all other units are independent
 
     def __init__(self, encoder: Any, visible: str, chains: int, k: int, iterations: int):

@@ -28,6 +28,7 @@ class DeepAutoencoder(Method):
     run, at its end, that trains the whole; 1 starts from random weights.
     """
 
+    shards = False
     machines: Any  # one RBMLayer per layer
     decoders: Any  # one nn.Linear per layer
 

@@ -22,6 +22,7 @@ class RBM(Method):
     for chains that start at the scans.
     """
 
+    shards = False
     machine: Any  # an RBMLayer
 
     def __init__(self, encoder: Any, visible: str, k: int, persistent: int):

@@ -32,6 +32,7 @@ class Similarity(Method):
     """
 
     views = 2
+    shards = False
 
     def __init__(
         self, encoder: Any, hidden: int, out: int, learn: str, positives: str, reach: float, scale: float, bias: float,
