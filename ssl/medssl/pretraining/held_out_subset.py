@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from medssl.rng import generator, seed_from
+from medssl.rng import seed_from
+from medssl.store.sampling import sample_of_patients
 from medssl.store.store import Store
 
 HELD_OUT = {2: 256, 3: 64}  # most scans by dimension during pretraining
@@ -32,11 +32,4 @@ def held_out_subset(store: Store, most: int, seed: int = 0) -> HeldOutSubset:
     The sample depends on the store and `seed` alone. With fewer than 16 validation scans, training scans are sampled.
     """
     split = "val" if len(store.rows("val")) >= ENOUGH else "train"
-    rows = store.rows(split)
-    rows = rows[torch.randperm(len(rows), generator=generator(seed, 1)).numpy()]
-    earlier: dict[str, int] = {}  # scans of the same patient so far
-    rank = []
-    for patient in store.column("patient")[rows].tolist():
-        rank.append(earlier.get(patient, 0))
-        earlier[patient] = rank[-1] + 1
-    return HeldOutSubset(np.sort(rows[np.argsort(rank, kind="stable")[:most]]), split)
+    return HeldOutSubset(sample_of_patients(store, store.rows(split), most, seed), split)

@@ -91,14 +91,18 @@ def sentence(name: str, target: str, metric: str, found: Score) -> str:
 def groups_of(subset: Subset) -> dict[str, np.ndarray]:
     """Return the numbers (N, K) of every group for the scans of a split; a volume is judged by its middle slice."""
     store, rows = subset.store, subset.rows
+    return properties_of(store, rows) | {FLAGS: _flags(store, rows), OUTER_RING: _ring(store, rows)}
+
+
+def properties_of(store: Store, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the properties (N, K) of the pictures of the scans `rows`, group by group; see `picture_properties`."""
     low, high = store.column("low"), store.column("high")
     each: list[dict[str, list[float]]] = []
     for row in rows:
         scan = store[int(row)].astype(np.float32)
         picture = scan.mean(0) if store.dims == 2 else scan.mean(0)[scan.shape[1] // 2]
         each.append(picture_properties(to_unit_range(picture, low[row], high[row])))
-    groups = {name: np.array([e[name] for e in each], np.float64) for name in each[0]}
-    return groups | {FLAGS: _flags(store, rows), OUTER_RING: _ring(store, rows)}
+    return {name: np.array([e[name] for e in each], np.float64) for name in each[0]}
 
 
 def _flags(store: Store, rows: np.ndarray) -> np.ndarray:
