@@ -57,7 +57,7 @@ def changed_facts(reference: Subset, new: Subset, seed: int) -> list[Change]:
     group = np.repeat([0, 1], [len(reference), len(new)])
     patient = np.concatenate([[f"{k} {p}" for p in s.patient] for k, s in enumerate((reference, new))])
     level = 1 - (1 - LEVEL) / max(1, len(found))
-    changes = [_change(name, *both, group, patient, seed, level) for name, both in found.items()]
+    changes = [_change(name, (before, after), group, patient, seed, level) for name, (before, after) in found.items()]
     return sorted((c for c in changes if c), key=lambda c: (not c.shown, -c.association.value))
 
 
@@ -105,10 +105,10 @@ def _measured(subset: Subset) -> dict[str, np.ndarray]:
 
 
 def _change(
-    name: str, before: np.ndarray, after: np.ndarray, group: np.ndarray, patient: np.ndarray, seed: int, level: float
+    name: str, values: tuple[np.ndarray, np.ndarray], group: np.ndarray, patient: np.ndarray, seed: int, level: float
 ) -> Change | None:
-    """Return the change of a fact; None if it is known for no scan."""
-    every = np.concatenate([before, after])
+    """Return the change of a fact; None if it is the same in all scans."""
+    every = np.concatenate(values)
     x = np.array([np.nan if (n := number(v)) is None else n for v in every])
     known = ~np.isnan(x)
     numeric = every.dtype.kind == "f" or known.all() or (known | (every == UNKNOWN)).all()

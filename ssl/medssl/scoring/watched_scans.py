@@ -69,10 +69,10 @@ def watched_scans(
             f"come from this alone; ingest the new scans with intensity={home.intensity}"
         )
     left = _unseen(run, encoder, home, rows, store, flags)
-    chosen = [
+    old, new = (
         Subset(s, sample_of_patients(s, r, most, seed), np.zeros(0), 0, 0) for s, r in ((home, rows), (store, left))
-    ]
-    for subset, what in zip(chosen, ("reference scans", "new scans"), strict=True):
+    )
+    for subset, what in ((old, "reference scans"), (new, "new scans")):
         patients = len(set(subset.patient)) if len(subset) else 0
         if patients < LEAST:
             raise UserError(
@@ -81,7 +81,7 @@ def watched_scans(
             )
         if unnamed := int((subset.column("patient_known") == "False").sum()):
             flags.append(f"{unnamed} of the {len(subset)} {what} name no patient and count as a patient each")
-    return WatchedScans(*chosen, name, flags)
+    return WatchedScans(old, new, name, flags)
 
 
 def _training_store(run: Run, store: Store, where: str | None, flags: list[str]) -> tuple[Store, np.ndarray, str]:

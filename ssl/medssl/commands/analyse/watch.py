@@ -37,11 +37,11 @@ def watch(
 ) -> Result:
     """Test whether the features of new scans have drifted, say what has changed, and name the most unusual new scans.
 
-    The test compares the distributions of the encoder's features with a kernel by permuting patients, never scans
-    (`medssl.evals.label_free.drift`); without drift it rejects in 5 % of looks. The size of the drift is the AUROC, with an
-    interval over patients, of telling new patients from the reference by their features, 0.5 without drift. Facts that changed
-    most come from metadata, geometry, intensities and properties of the pictures. Labels are not read: drift does not say that
-    scores have fallen, nor its absence that they have not. Writes RUN/watch.json and returns it.
+    The test compares the distributions of the encoder's features with a kernel, on a random scan of each patient, and permutes
+    patients, never scans (`medssl.evals.label_free.drift`); without drift it rejects in 5 % of looks. The size of the drift is
+    the AUROC, with an interval over patients, of telling new patients from the reference by their features, 0.5 without drift.
+    Facts that changed most come from metadata, geometry, intensities and properties of the pictures. Labels are not read: drift
+    does not say that scores have fallen, nor its absence that they have not. Writes RUN/watch.json and returns it.
 
     Args:
         run: a finished run folder.
