@@ -5,11 +5,11 @@ wait for the device and every blocking copy is recorded, and an operation on ten
 """
 
 import sys
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,9 @@ class Recorded(TorchDispatchMode):
         self.answers: Answers = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _is_composite(func):
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
         out = func(*args, **(kwargs or {}))
         if func in INDEXED:
             if masks := [i for i in args[1] if i is not None and i.dtype == torch.bool]:
@@ -73,6 +76,9 @@ class Device(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if _is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         on_cpu = not any(isinstance(t, FakeTensor) for t in tensors)
         if on_cpu and torch.device(kwargs.get("device") or "cpu").type == "cpu":
@@ -94,7 +100,9 @@ class Device(TorchDispatchMode):
         self.waits.append(f"{func} at {at}")
         known = self.answers.get((str(func), at)) or [self.number] * (func is ATEN._local_scalar_dense.default)
         assert known, f"on the CPU there is no such value: {func} at {at}"
-        return known.pop(0)
+        return (
+            known.pop(0) if len(known) > 1 else known[0]
+        )  # a search for a minimum may take more steps than on the CPU
 
     def _copied(self, func: Any, args: Any, kwargs: Any) -> Tensor | None:
         """Record a copy between CPU and device; return what arrives on the CPU."""
@@ -132,12 +140,22 @@ class Device(TorchDispatchMode):
         return args[0], indices, *args[2:]
 
 
+def _is_composite(func: Any) -> bool:
+    """Return whether an operation is made of others; inference mode hands over `cpu()` and `item()` undivided."""
+    return bool(torch.is_inference_mode_enabled() and func.namespace == "aten" and func._can_decompose())
+
+
 def _place() -> str:
     """Return the line outside torch that is being run; "backward" if there is none in the package."""
-    frames = [f for f in traceback.extract_stack() if "/torch/" not in f.filename and f.filename != __file__]
-    if not any("/medssl/" in f.filename for f in frames):
-        return "backward"
-    return "/".join(f"{frames[-1].filename}:{frames[-1].lineno}".split("/")[-3:])
+    place, frame = "", sys._getframe()
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if "/torch/" not in name and name != __file__:
+            place = place or "/".join(f"{name}:{frame.f_lineno}".split("/")[-3:])
+            if "/medssl/" in name:
+                return place
+        frame = frame.f_back
+    return "backward"
 
 
 @contextmanager
@@ -152,6 +170,8 @@ def fake_device(bf16: bool = False, answers: Answers | None = None, number: floa
     with ExitStack() as stack:
         stack.enter_context(mode)
         stack.enter_context(device)
+        stack.enter_context(patch.object(nn.Module, "to", _to({})))
+        stack.enter_context(patch.object(torch.autograd, "grad", _grad))
         torch.set_autocast_enabled("cuda", bf16)  # torch.autocast refuses where there is no GPU
         torch.set_autocast_dtype("cuda", torch.bfloat16)
         try:
@@ -187,11 +207,49 @@ def move(module: nn.Module) -> nn.Module:
     return module
 
 
+def _to(made: dict[Tensor, Tensor]) -> Callable[..., nn.Module]:
+    """Return `nn.Module.to` for the device and back; made: parameters and buffers on the device -> those they were made of."""
+    to_others = nn.Module.to
+
+    def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        if len(args) != 1 or kwargs or not isinstance(args[0], str | torch.device):
+            return to_others(module, *args, **kwargs)
+        if torch.device(args[0]).type == "cuda":
+            before = [*module.parameters(), *module.buffers()]
+            after = [*move(module).parameters(), *module.buffers()]
+            made.update({new: old for new, old in zip(after, before, strict=True) if not isinstance(old, FakeTensor)})
+            return module
+        for part in module.modules():
+            for kept in (part._parameters, part._buffers):
+                kept.update({name: made.get(t, t) for name, t in kept.items() if t is not None})
+        return module
+
+    return to
+
+
+def _grad(loss: Tensor, inputs: Tensor) -> tuple[Tensor]:
+    """Return the gradient of `loss` with respect to one leaf, as `torch.autograd.grad` does; see `backward`."""
+    found: list[Tensor] = []
+
+    def keep(leaf: Tensor, grad: Tensor | None) -> None:
+        if leaf is inputs and grad is not None:
+            found.append(grad)
+
+    _propagate(loss, keep)
+    assert found, "the loss does not depend on it"
+    return (sum(found[1:], start=found[0]),)
+
+
 def backward(loss: Tensor) -> None:
     """Set the gradients of `loss`, as `loss.backward()` does: torch's own engine asks the driver for a device.
 
     Raises AssertionError for a gradient whose shape or device is not that of its tensor.
     """
+    _propagate(loss, _accumulate)
+
+
+def _propagate(loss: Tensor, at_leaf: Callable[[Tensor, Tensor | None], None]) -> None:
+    """Call `at_leaf` with every leaf that `loss` depends on and its gradient; see `backward`."""
     assert loss.grad_fn is not None, "the loss has no gradient"
     waiting: dict[Any, int] = {}
     seen, todo = {loss.grad_fn}, [loss.grad_fn]
@@ -210,7 +268,7 @@ def backward(loss: Tensor) -> None:
             grads = given.pop(node, None)
             if hasattr(node, "variable"):
                 if grads is not None:
-                    _accumulate(node.variable, grads[0])
+                    at_leaf(node.variable, grads[0])
                 continue
             outs = _apply(node, grads)
             for (after, at), grad in zip(node.next_functions, outs, strict=True):

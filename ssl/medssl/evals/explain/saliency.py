@@ -63,7 +63,7 @@ def rollout(encoder: Any, x: Tensor) -> Tensor:
     """
     with _evaluating(encoder), torch.no_grad():
         attentions, first, pool, grid = _attention(encoder, x)
-    eye = torch.eye(attentions[0].shape[-1]).to(attentions[0])
+    eye = torch.eye(attentions[0].shape[-1], dtype=attentions[0].dtype, device=attentions[0].device)
     reach = eye
     for each in attentions:
         reach = (each.mean(1) + eye) / 2 @ reach

@@ -1,8 +1,8 @@
 """Drift: have the features of new scans another distribution than those of reference scans? Tested by patient.
 
 The null hypothesis is about a random scan of a random patient, so one random scan of each patient is compared, and a patient is
-never in both groups. With all scans of a patient the test would take another number of scans per patient for drift: in
-simulations without drift it then rejects in 7 % of looks in place of 5.
+never in both groups. The test is then exact, however many scans the patients of either group have; the mean over all scans
+of a patient would find more, but its distribution depends on their number.
 """
 
 from dataclasses import dataclass
