@@ -203,11 +203,16 @@ def main() -> None:
     args.add_argument("--tests", type=int, default=1000, help="test scans among which false pairs are counted, at most")
     args.add_argument("--scans", type=int, default=10_000, help="set size for run time; 0 for none")
     args.add_argument("--only", default="", help="recall, false or speed; of volumes: recall, false or slices")
+    args.add_argument(
+        "--sizes", nargs="+", default=["224:224", "64:64", "224:28", "28:28"], help="pixels of X-rays, test:pretraining"
+    )
+    args.add_argument("--xrays", action="store_true", help="no other images")
     args.add_argument("--volumes", action="store_true", help="volumes instead of X-rays, see transformed_volumes.py")
+    args.add_argument("--sets", default="", help="only the sets of volumes whose names hold this word")
     given = args.parse_args()
     torch.set_num_threads(1)
     if given.volumes:
-        transformed_volumes.measure(given.data, given.images, given.tests, given.only)
+        transformed_volumes.measure(given.data, given.images, given.tests, given.only, given.sets)
         return
     images, patients = [], []
     for folder in (given.data / "cxr_guangzhou", given.data / "cxr_nih"):
@@ -222,17 +227,14 @@ def main() -> None:
     test = [x for x, p in zip(images, patients, strict=True) if p in held][: given.tests]
     source = rng.choice(len(seen), given.images, replace=False)
     originals = [seen[i] for i in source]
-    if given.only in ("", "recall"):
-        for name, old, new in (("224 pixels", 224, 224), ("64 pixels", 64, 64), ("224 pixels against 28", 28, 224)):
+    sizes = [tuple(int(n) for n in pair.split(":")) for pair in given.sizes]
+    for new, old in sizes:
+        name = f"{new} pixels" if old == new else f"{new} pixels against {old}"
+        if given.only in ("", "recall"):
             recall(name, shrunk(seen, old), shrunk(originals, new), source)
-    if given.only in ("", "false"):
-        for name, old, new in (
-            ("224 pixels", 224, 224),
-            ("64 pixels", 64, 64),
-            ("224 against 28", 28, 224),
-            ("28 pixels", 28, 28),
-        ):
+        if given.only in ("", "false"):
             false_pairs(f"X-rays, {name}", shrunk(seen, old), shrunk(test, new))
+    if given.only in ("", "false") and not given.xrays:
         folder = given.data / "hippocampus" / "images"
         for axis in range(3):
             x = middles(folder, axis)

@@ -5,6 +5,7 @@ transformed in one way, and slices of them as 8-bit images. False: test volumes,
 copies of other patients' volumes.
 """
 
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from quality_duplicates import unit
 from scipy.ndimage import shift, zoom
 
+import medssl
 from medssl.leakage.equalised_grid import EqualisedGrid
 from medssl.leakage.transformed_copies import AgreeingPairs, agreeing_pairs
 from medssl.leakage.transformed_duplicates import classify, classify_volumes
@@ -160,17 +162,63 @@ class Volumes:
         print(f"slices as images and volumes: {false(pairs, classify(pairs), len(others), len(self.seen))}", flush=True)
 
 
-def measure(data: Path, count: int, tests: int, only: str) -> None:
-    """Print all of it, for the sets in `data`. only: recall, false, slices, or "" for all."""
+def dicom_volumes(folder: Path) -> list[np.ndarray]:
+    """Return the distinct CT and MR volumes with at least 14 slices among DICOM files, in the unit range.
+
+    Volumes that the check finds to be one are taken once: the set is for recall only.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        store = medssl.ingest(folder, Path(work) / "store", key=Path(work) / "key", workers=1)
+        shapes = store.column("shape")
+        rows = [i for i, shape in enumerate(shapes) if len(shape) == 4 and shape[0] == 1 and min(shape[1:]) >= 14]
+        volumes = [np.asarray(store[i][0], np.float32) for i in rows]
+    volumes = [unit(x, *np.percentile(x, (0.5, 99.5))) for x in volumes]
+    described = [(x, g) for x in volumes if (g := VolumeGrid.from_volume(x)) is not None]
+    grids = [g for _, g in described]
+    pairs = agreeing_volumes(grids, grids, VolumeTransforms(), 0.5)
+    repeats = {
+        max(q, i)
+        for q, i, kind in zip(pairs.query.tolist(), pairs.image.tolist(), classify_volumes(pairs), strict=True)
+        if kind and q != i
+    }
+    return [x for k, (x, _) in enumerate(described) if k not in repeats]
+
+
+def hippocampus(data: Path) -> list[np.ndarray]:
     files = sorted((data / "hippocampus" / "images").iterdir())
     volumes = [np.asarray(nibabel.load(p).dataobj, np.float32).transpose(2, 1, 0) for p in files]
-    sets = {"hippocampus, MR": [unit(x, *np.percentile(x, (0.5, 99.5))) for x in volumes]}
-    for side in (28, 64):
-        with np.load(data / "medmnist" / f"adrenalmnist3d{'_64' * (side == 64)}.npz") as f:
-            masks = np.concatenate([f["train_images"], f["test_images"]])
-        sets[f"adrenal masks, {side} voxels"] = list((masks / 255).astype(np.float32))
-    for name, some in sets.items():
-        part = Volumes(name, some, tests)
+    return [unit(x, *np.percentile(x, (0.5, 99.5))) for x in volumes]
+
+
+def masks(data: Path, size: str) -> list[np.ndarray]:
+    with np.load(data / "medmnist" / f"adrenalmnist3d{size}.npz") as f:
+        values = np.concatenate([f["train_images"], f["test_images"]])
+    return list((values / 255).astype(np.float32))
+
+
+def synthetic_ct(count: int = 12) -> list[np.ndarray]:
+    """Return CT volumes of 100 x 128 x 128 voxels with smooth shapes and noise, in the unit range of a body window."""
+    out = []
+    for i in range(count):
+        rng = np.random.default_rng(i)
+        smooth = zoom(rng.normal(0, 1, (10, 13, 13)).astype(np.float32), (10, 128 / 13, 128 / 13), order=1)
+        out.append(unit(np.where(smooth > -0.5, 150 * smooth, -1000) + rng.normal(0, 12, smooth.shape), -1000, 1000))
+    return out
+
+
+def measure(data: Path, count: int, tests: int, only: str, sets_named: str) -> None:
+    """Print all of it, for the sets in `data` whose names hold a word. only: recall, false, slices, or "" for all."""
+    makers: dict[str, Callable[[], list[np.ndarray]]] = {
+        "hippocampus, MR": lambda: hippocampus(data),
+        "adrenal masks, 28 voxels": lambda: masks(data, ""),
+        "adrenal masks, 64 voxels": lambda: masks(data, "_64"),
+        "DICOM, distinct volumes": lambda: dicom_volumes(data / "dicom"),
+        "synthetic CT": synthetic_ct,
+    }
+    for name, make in makers.items():
+        if sets_named not in name:
+            continue
+        part = Volumes(name, make(), tests)
         if only in ("", "false"):
             part.false_pairs()
         if only in ("", "recall"):
