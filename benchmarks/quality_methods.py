@@ -69,6 +69,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         given.work = given.work or scratch
         work = Path(given.work)
+        work.mkdir(parents=True, exist_ok=True)
         if given.mnist:
             given.source, given.allow_overlap = archive(given.mnist, work / "mnist.npz", train=5000, val=1000), True
         medssl.ingest(given.source, work / "store", key=work / "key")

@@ -173,15 +173,15 @@ def dicom_volumes(folder: Path) -> list[np.ndarray]:
         rows = [i for i, shape in enumerate(shapes) if len(shape) == 4 and shape[0] == 1 and min(shape[1:]) >= 14]
         volumes = [np.asarray(store[i][0], np.float32) for i in rows]
     volumes = [unit(x, *np.percentile(x, (0.5, 99.5))) for x in volumes]
-    described = [(x, g) for x in volumes if (g := VolumeGrid.from_volume(x)) is not None]
-    grids = [g for _, g in described]
-    pairs = agreeing_volumes(grids, grids, VolumeTransforms(), 0.5)
-    repeats = {
-        max(q, i)
-        for q, i, kind in zip(pairs.query.tolist(), pairs.image.tolist(), classify_volumes(pairs), strict=True)
-        if kind and q != i
-    }
-    return [x for k, (x, _) in enumerate(described) if k not in repeats]
+    transforms, distinct, grids = VolumeTransforms(), [], []
+    for x in volumes:
+        grid = VolumeGrid.from_volume(x)
+        if grid is None:
+            continue
+        if not (grids and any(classify_volumes(agreeing_volumes([grid], grids, transforms, 0.5)))):
+            distinct.append(x)
+            grids.append(grid)
+    return distinct
 
 
 def hippocampus(data: Path) -> list[np.ndarray]:

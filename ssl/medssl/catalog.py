@@ -28,13 +28,13 @@ class Entry(NamedTuple):
     """The head of a yaml file.
 
     Attributes:
-        about, example: its first two lines of comment.
+        about, more: its first two lines of comment. `more` is the example of a command, and when to choose a method.
         target: the import path in `_target_`.
         order: the number in `_order_`, 0 if there is none.
     """
 
     about: str
-    example: str
+    more: str
     target: str
     order: int
 
@@ -65,8 +65,8 @@ def entries(group: str) -> dict[str, Entry]:
         lines = file.read_text("utf-8").splitlines()
         comments = [line.lstrip("# ").strip() for line in lines[:2] if line.startswith("#")]
         values = dict(line.split(": ", 1) for line in lines if line.startswith(("_target_: ", "_order_: ")))
-        about, example = (*comments, "", "")[:2]
-        found[file.stem] = Entry(about, example, values.get("_target_", ""), int(values.get("_order_", 0)))
+        about, more = (*comments, "", "")[:2]
+        found[file.stem] = Entry(about, more, values.get("_target_", ""), int(values.get("_order_", 0)))
     return dict(sorted(found.items(), key=lambda item: item[1].order))
 
 

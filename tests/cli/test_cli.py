@@ -82,7 +82,7 @@ def test_help_lists_every_command_and_every_choice(capsys):
     for command, entry in commands.items():
         code, out, _ = medssl(capsys, command, "--help")
         assert code == 0
-        assert entry.example in out
+        assert entry.more in out
     code, out, _ = medssl(capsys, "pretrain", "--help")
     for group in ("method", "encoder", "augment"):
         for name in catalog.choices(group):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 
+import family_tree
 import pytest
 import timm
 import torch
@@ -24,7 +25,7 @@ from medssl.encoders.timm2d import TimmEncoder
 README = (ROOT / "README.md").read_text()
 KOREAN = (ROOT / "README.ko.md").read_text()
 PAGES = {path: path.read_text() for path in sorted(ROOT.glob("ssl/medssl/*/README.md"))}
-PAGES |= {
+PAGES |= {family_tree.PAGE: family_tree.PAGE.read_text()} | {
     ROOT / name: (ROOT / name).read_text() for name in ("README.md", "README.ko.md", "benchmarks/results/README.md")
 }
 
@@ -110,6 +111,15 @@ def test_every_method_that_is_named_exists_and_stands_in_its_family():
     named = {name: family for family, text in rows.items() for name in re.findall(r"`(\w+)`", text)}
     assert named.items() <= families.items()
     assert len(named) > 30
+
+
+def test_the_family_tree_is_what_its_script_writes_and_every_method_says_when_to_choose_it():
+    assert family_tree.PAGE.read_text("utf-8") == family_tree.page()
+    named = re.findall(r"^\| (\d*) \| `(\w+)` \|", family_tree.page(), re.M)
+    entries = catalog.entries("method")
+    assert sorted(name for _, name in named) == sorted(entries)
+    assert [name for name, e in entries.items() if not re.match(r"When: .{20,}\.$", e.more)] == []
+    assert ("2006", "dbn") in named
 
 
 def test_the_top_level_is_what_it_should_be():

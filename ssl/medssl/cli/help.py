@@ -63,7 +63,7 @@ def command_help(command: str) -> str:
     lines = [
         *textwrap.wrap(entry.about, WIDTH),
         "",
-        f"  {entry.example}",
+        f"  {entry.more}",
         "",
         "Keys (those shown as … are required):",
         *_columns(keys),
@@ -111,7 +111,8 @@ def choice_help(group: str, name: str) -> str:
             run.append((f"{key}={value.strip()}", note.strip()))
         else:
             options.append((f"{group}.{inside + '.' if inside else ''}{key}={value.strip()}", note.strip()))
-    lines = [*textwrap.wrap(f"{group}={name}: {entry.about}", WIDTH), "", "Options:", *_columns(options)]
+    head = [f"{group}={name}: {entry.about}", *([entry.more] if group == "method" and entry.more else [])]
+    lines = [*(line for text in head for line in textwrap.wrap(text, WIDTH)), "", "Options:", *_columns(options)]
     if run:
         lines += ["", f"Defaults of pretrain with this {group}:", *_columns(run)]
     return "\n".join(lines if options or run else [*lines[:-1], "This has no options."])

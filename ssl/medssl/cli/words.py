@@ -93,7 +93,7 @@ def _takes_list(command: str, key: str) -> bool:
 
 def example(command: str) -> str:
     """Return the example in a command's yaml."""
-    return catalog.entries("command")[command].example
+    return catalog.entries("command")[command].more
 
 
 def _special(command: str, key: str) -> Any:

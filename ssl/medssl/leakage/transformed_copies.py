@@ -132,18 +132,20 @@ def best_pairs(
     query, agreeing = found.query, torch.full((2, len(coarse)), torch.nan)
     score = agreeing[0]
     order = torch.argsort(coarse, descending=True, stable=True)
+    _, best_transforms = np.unique(torch.stack([query, found.image])[:, order], axis=1, return_index=True)
+    order = order[np.sort(best_transforms)]
     order = order[torch.argsort(query[order], stable=True)]
     rank = torch.arange(len(order)) - torch.searchsorted(query[order], query[order])
     first = order[(rank < FINALISTS) & (coarse[order] >= MIN_COARSE)]
     if len(first):
         agreeing[:, first] = final(first)
     hit = torch.isin(query, query[first[score[first] >= floor]])
-    rest = torch.nonzero(hit & score.isnan())[:, 0]  # compared as well, for the runner-up and other copies
+    rest = order[(hit & score.isnan())[order]]  # compared as well, for the runner-up and other copies
     if len(rest):
         agreeing[:, rest] = final(rest)
     kept, runner_up = [], torch.zeros(len(score))
     for q in query[hit].unique().tolist():
-        at = torch.nonzero(query == q)[:, 0]
+        at = torch.nonzero((query == q) & ~score.isnan())[:, 0]
         at = at[torch.argsort(score[at], descending=True, stable=True)]
         first_of = {int(scan): int(pair) for pair, scan in zip(at.flip(0), owner[at].flip(0), strict=True)}
         best = sorted(first_of.values(), key=lambda pair: -float(score[pair]))  # one pair per scan

@@ -26,7 +26,7 @@ from medssl.leakage.volume_grid import VolumeGrid
 from medssl.leakage.volume_search import VolumeTransforms
 from medssl.readers.phash import BLANK
 
-VERSION = 5  # of everything that decides about a pair; cached results of other versions are ignored
+VERSION = 6  # of everything that decides about a pair; cached results of other versions are ignored
 # Least correlation of a copy if both images resolve 64 x 64 pixels, and if one does not; and largest share of what is left to a
 # perfect correlation, relative to the runner-up: images of one organ are alike, and simple images more so.
 NEAR_SHARP, NEAR_SMALL, NEAR_SHARE = 0.80, 0.88, 0.40
