@@ -25,7 +25,8 @@ from medssl.encoders.timm2d import TimmEncoder
 README = (ROOT / "README.md").read_text()
 KOREAN = (ROOT / "README.ko.md").read_text()
 PAGES = {path: path.read_text() for path in sorted(ROOT.glob("ssl/medssl/*/README.md"))}
-PAGES |= {family_tree.PAGE: family_tree.PAGE.read_text()} | {
+ETHICS = ROOT / "ssl/medssl/ingestion/ETHICS.md"
+PAGES |= {page: page.read_text() for page in (family_tree.PAGE, ETHICS)} | {
     ROOT / name: (ROOT / name).read_text() for name in ("README.md", "README.ko.md", "benchmarks/results/README.md")
 }
 
