@@ -153,6 +153,8 @@ def test_contrasts_share_their_positions_and_stay_apart(name, a, b, blocks):
     found = divided(at(places, contrast=[contrast(**{name: v}) for v in values]))
     parts = [whole(9), whole(9, 9)] if blocks else [list(range(0, 18, 2)), list(range(1, 18, 2))]
     assert found == (parts, {}, 0)
+    slices = at(places, contrast=[contrast(**{name: v}) for v in values])
+    assert divide(slices, lambda asked: {s.file: s.file for s in asked}).notes == [{}, {}]  # not repeats of one
 
 
 def test_other_contrasts_between_the_slices_stay_apart():

@@ -7,6 +7,8 @@ from pydicom import DataElement
 from pydicom.uid import UID
 
 from dicom_files import JPEG_2000, JPEG_LOSSLESS, JPEG_LS, PLACED, compressed, dataset, only
+from medssl.readers.dicom.assemble import assemble
+from medssl.readers.dicom.pixels import AIR, Pixels
 from medssl.readers.dicom.stored_values import BEYOND, CLIPPED
 
 JPEG_2000_LOSSY, JPEG_LS_LOSSY = (UID(f"1.2.840.10008.1.2.4.{n}") for n in (91, 81))
@@ -136,3 +138,11 @@ def test_padding_of_ct_that_was_lossy_before_is_air():
     assert (lossy[radius > 31] == -1024).all()
     plain = padded_ct(imagecodecs.jpegls_encode(stored.view(np.uint16)), JPEG_LS)
     assert plain.min() == -3028  # without a word of loss only the stated value is padding
+
+
+def test_air_for_padding_fits_in_the_type_of_a_volume_with_values_above_int16():
+    values = np.array([[[0, 40_000], [5, 7]]], np.int64)
+    padding = np.array([[True, False], [False, False]])
+    array, _ = assemble([Pixels(values, np.dtype(np.int16), padding, ())] * 2, hounsfield=True)
+    assert array[0, :, 0, 0].tolist() == [AIR, AIR]
+    assert array[0, :, 0, 1].tolist() == [40_000, 40_000]
