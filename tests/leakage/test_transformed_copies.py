@@ -21,9 +21,9 @@ from medssl.leakage.equalised_grid import (
 from medssl.leakage.image_sets import ImageComparer
 from medssl.leakage.leak_check import check_leaks
 from medssl.leakage.registration import Affine, correlation, independent_values, register
-from medssl.leakage.transformed_copies import AgreeingPairs, agreeing_pairs
+from medssl.leakage.transformed_copies import AgreeingPairs, agreeing_pairs, best_pairs
 from medssl.leakage.transformed_duplicates import classify, find_transformed
-from medssl.leakage.transformed_search import Transforms
+from medssl.leakage.transformed_search import Candidates, TransformedSearch, Transforms
 
 HARD = (
     "a square of a quarter blacked anywhere",
@@ -75,6 +75,36 @@ def test_each_kind_of_copy_is_found_and_other_xrays_are_not(xrays, transforms, s
     weak = [way for way in WAYS if seen_side == 28 and ("local" in way or "quadrant" in way)]
     assert {way: n for way, n in hits.items() if n < 2 and way not in weak} == {}
     assert np.mean([found.get(k) == k % 3 for k in range(len(copies))]) >= (0.95 if seen_side == 224 else 0.8)
+
+
+def test_a_window_that_saturates_parts_all_over_an_image_leaves_it_among_the_candidates(xrays, transforms):
+    small = [shrunk(x, 64) for x in xrays]
+    described = [(x, g) for x in small if (g := grid(x)) is not None]
+    search = TransformedSearch(np.stack([g.ranks for _, g in described]), torch.arange(len(described)), transforms)
+    queries = described[:60]
+    copies = [
+        grid(np.clip((x - low) / (high - low), 0, 1)) for x, _ in queries for low, high in [np.percentile(x, (30, 70))]
+    ]
+    asked = [i for i, g in enumerate(copies) if g is not None]
+    found = search.candidates(np.stack([copies[i].ranks for i in asked]))
+    right = {asked[q] for q, image in zip(found.query.tolist(), found.image.tolist(), strict=True) if image == asked[q]}
+    assert len(asked) > 50
+    assert len(right) >= 0.95 * len(asked)
+
+
+def test_transforms_of_one_wrong_image_do_not_take_the_places_of_the_right_one():
+    """Two finalists are compared in full: the best transform of each of the two best images."""
+    candidates = Candidates(*(torch.tensor(x) for x in ([0] * 3, [5, 5, 3], [0, 1, 2], [1.0] * 3)))
+    final = {0: 0.1, 1: 0.1, 2: 0.97}
+    pairs, score, _, _ = best_pairs(
+        candidates,
+        candidates.image,
+        torch.tensor([0.9, 0.8, 0.7]),
+        lambda at: torch.tensor([[final[i] for i in at.tolist()], [20.0] * len(at)]),
+        0.8,
+    )
+    assert candidates.image[pairs].tolist() == [3]
+    assert score.tolist() == pytest.approx([0.97])
 
 
 def test_a_test_of_transformed_training_scans_is_refused_and_other_patients_are_not(xrays, tmp_path):

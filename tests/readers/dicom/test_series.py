@@ -702,3 +702,11 @@ def test_a_real_head_ct_in_one_group_is_cut_where_the_step_changes(shared):
     assert sum(map(len, result.stacks)) + len(result.rejected) == 28
     steps = sorted(round(voxel_spacing(stack_affine(stack)[0])[0], 1) for stack in result.stacks)
     assert steps == [4.2, 7.4]
+
+
+def test_a_series_that_was_sent_twice_under_new_uids_is_one_volume_and_its_copies():
+    """Instance numbers go on, as if there were two acquisitions, and only the pixels show that there are not."""
+    slices = flat([*range(8)] * 2)
+    result = plan(slices, lambda asked: {s.file: str(s.position) for s in asked})
+    assert files(result.volumes) == [[f"f{i}" for i in range(8)]]
+    assert codes(result) == {f"f{i}": "DUPLICATE" for i in range(8, 16)}
