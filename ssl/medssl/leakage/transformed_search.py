@@ -185,7 +185,7 @@ class TransformedSearch:
         grid, weight = (torch.cat(x) for x in zip(*(flat_grids(ranks[i]) for i in _blocks(len(ranks))), strict=True))
         queries, everything = torch.arange(len(ranks)), torch.arange(len(self.ranks))
         found = [self._nearest(self.transforms.whole, *self._whole, grid, queries, everything, CANDIDATES)]
-        found.append(self._unmoved(grid, weight))
+        found.append(self._unmoved(grid))
         uniform = (weight == 0).float()
         for block, bank in zip(self.transforms.blocks, self.transforms.rest, strict=True):
             share = uniform @ self.transforms.orientations[:, block].mean(1).T  # the block's share, by orientation
@@ -235,44 +235,27 @@ class TransformedSearch:
                 found.append((query.expand(count), among[at], bank.first + transform, sign))
         return tuple(torch.cat(x) for x in zip(*found, strict=True))  # type: ignore[return-value]
 
-    def _unmoved(self, grid: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return query, image, transform and sign (P,) of the images that agree best pixel by pixel with what queries show.
+    def _unmoved(self, grid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return query, image, transform and sign (P,) of the images that agree best pixel by pixel with queries.
 
         A window that saturates parts all over an image leaves holes, which change the descriptors, and not the pixels beside.
 
-        Args:
-            grid, weight: (M, n * n) normalised grids of the queries, and where they have structure.
+        grid: (M, n * n) normalised grids of the queries.
         """
         turns, scans = self.transforms.orientations, len(self.scan.unique())
         first, count = len(self.transforms.maps.shift) - len(turns), min(UNMOVED_CANDIDATES, scans)
-        images = [flat_grids(self.ranks[at]) for at in _blocks(len(self.ranks))]
+        images = torch.cat([normalize(flat_grids(self.ranks[at])[0], dim=1) for at in _blocks(len(self.ranks))])
         found = []
         for some in torch.arange(len(grid)).split(64):
-            x, shown = (torch.einsum("vij,mj->mvi", turns, part[some]) for part in (grid, weight))
-            parts = [_correlated(x * shown, shown, *part) for part in images]
-            for query, value, turn, sign in zip(
-                some, *(torch.cat(x, 1) for x in zip(*parts, strict=True)), strict=True
-            ):
-                at = (
-                    torch.topk(value, count).indices
-                    if scans == len(self.scan)
-                    else best_of_each(value, self.scan, count)
-                )
-                found.append((query.expand(count), at, first + turn[at], sign[at]))
+            views = normalize(torch.einsum("vij,mj->mvi", turns, grid[some]), dim=2)
+            cosine = views @ images.T  # (M, V, N)
+            best, turn = cosine.abs().max(1)
+            sign = torch.where(cosine.gather(1, turn[:, None])[:, 0] < 0, -1.0, 1.0)
+            for k, query in enumerate(some):
+                every = scans == len(self.scan)
+                at = torch.topk(best[k], count).indices if every else best_of_each(best[k], self.scan, count)
+                found.append((query.expand(count), at, first + turn[k, at], sign[k, at]))
         return tuple(torch.cat(x) for x in zip(*found, strict=True))  # type: ignore[return-value]
-
-
-def _correlated(x: Tensor, shown: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return size, orientation and sign (M, N) of the best correlation of queries with images over what both show.
-
-    Args:
-        x, shown: (M, V, n * n) normalised grids of queries in V orientations, and their weights.
-        y, weight: (N, n * n) those of images.
-    """
-    both = (x * x @ weight.T) * (shown @ (y * y).T)
-    cosine = x @ y.T / both.sqrt().clamp(min=1e-3)
-    best, turn = cosine.abs().max(1)
-    return best, turn, torch.where(cosine.gather(1, turn[:, None])[:, 0] < 0, -1.0, 1.0)
 
 
 def best_of_each(value: Tensor, scan: Tensor, count: int) -> Tensor:
