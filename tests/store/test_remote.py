@@ -7,9 +7,12 @@ import sys
 import threading
 import urllib.request
 from contextlib import suppress
+from typing import ClassVar
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from medssl.commands.data.shard import shard
 from medssl.errors import UserError
@@ -159,6 +162,34 @@ def test_a_connection_that_is_cut_in_the_middle_is_tried_again(local, bucket, se
     assert np.array_equal(far[0], local[0])
     assert len(cut) == 1
     listener.close()
+
+
+class Unsteady(LocalFileSystem):
+    """Local files behind a line that breaks, and then hands over half of what was asked: not every library tries again."""
+
+    protocol = "unsteady"
+    cachable = False
+    broken: ClassVar[list[str]] = []
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        data = super().cat_file(path, start=start, end=end, **kwargs)
+        if start is None or len(self.broken) == 2:
+            return data
+        self.broken.append(path)
+        if len(self.broken) == 1:
+            raise ConnectionResetError
+        return data[: len(data) // 2]
+
+
+def test_a_library_that_does_not_try_again_is_asked_again_and_half_an_answer_is_none(local, tmp_path, monkeypatch):
+    fsspec.register_implementation("unsteady", Unsteady, clobber=True)
+    monkeypatch.setenv("MEDSSL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    Unsteady.broken.clear()
+    far = Store.open(f"unsteady://{local.path}")
+    last = int(np.argmax(far.column("offset")))  # beyond the half of its block
+    assert np.array_equal(far[last], local[last])
+    assert len(Unsteady.broken) == 2
 
 
 def test_a_store_that_changed_is_not_read_from_blocks_of_the_old_one(local, bucket, tmp_path):
