@@ -12,6 +12,7 @@ from contextlib import suppress
 from types import FrameType
 
 from medssl import __version__, catalog
+from medssl.cli.completion import script
 from medssl.cli.help import GROUPS, choice_help, command_help, group_taken, overview
 from medssl.errors import PREEMPTED, UsageError, UserError, nearest
 
@@ -99,6 +100,8 @@ def _dispatch(args: list[str]) -> None:
         print(overview())
     elif args[0] == "--version":
         print(__version__)
+    elif args[0] == "--completion":
+        print(script(*args[1:2] or [""]))
     elif args[0] not in commands:
         raise UsageError(f"there is no command {args[0]!r}.{nearest(args[0], commands)}")
     elif {"-h", "--help"} & set(args[1:]):
