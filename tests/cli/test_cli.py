@@ -77,7 +77,7 @@ def test_help_lists_every_command_and_every_choice(capsys):
     commands = catalog.entries("command")
     assert [line.split()[0] for line in out.splitlines() if re.match(r"  [a-z]+ ", line)] == [
         *commands,
-        *["medssl"] * 3,
+        *["medssl"] * 4,
     ]
     for command, entry in commands.items():
         code, out, _ = medssl(capsys, command, "--help")

@@ -46,7 +46,7 @@ def overview() -> str:
         "medssl COMMAND --help": "keys and choices",
         "medssl pretrain method=NAME --help": "options of one method",
         "medssl pretrain -m …": "sweep: method=simclr,byol seed=0,1,2",
-        "source <(medssl --completion bash)": "complete keys and names; or zsh",
+        "medssl --completion bash": "for the shell, to complete keys; or zsh",
     }
     return "\n".join([*lines, "", *_columns(more.items())])
 
