@@ -12,12 +12,13 @@ from medssl.ingestion.label_table import read_labels
 from medssl.ingestion.ledger import Ledger
 from medssl.ingestion.manifest import build_manifest
 from medssl.ingestion.manifest_table import FoundScan, Manifest
-from medssl.ingestion.options import IngestOptions
+from medssl.ingestion.options import IngestOptions, available_cores
 from medssl.ingestion.patients import require_patients
 from medssl.ingestion.pipeline import TRANSIENT, VERSION, IngestPipeline
+from medssl.ingestion.ray_pool import RayPool
 from medssl.ingestion.staged_store import StagedStore
 from medssl.ingestion.summary import changes, summary
-from medssl.ingestion.worker_pool import WorkerPool
+from medssl.ingestion.worker_pool import Message, WorkerPool
 from medssl.readers.pseudonyms import open_key
 from medssl.store.release import read_released
 from medssl.store.store import Store
@@ -43,7 +44,7 @@ def build_store(options: IngestOptions) -> Store:
             before = None if old is None else old.table  # in memory: publishing replaces the files
             with _begin(staged, old, settings, options.overwrite) as ledger:
                 pipeline = IngestPipeline(ledger, staged, pseudonyms)
-                pipeline.find_files(options.source, options.archives, options.table, sidecars)
+                pipeline.find_files(options.source.absolute(), options.archives, options.table, sidecars)
                 gone = _forget_gone(ledger, options.source, old)
                 unread = ledger.count("unread")
                 manifest = _read(options, pipeline, sidecars)
@@ -75,8 +76,8 @@ def _read(options: IngestOptions, pipeline: IngestPipeline, sidecars: Sidecars |
         ledger.names(),
         options.missing,
     )
-    init_message = {"key": pseudonyms.secret(), "intensity": options.intensity, "out": str(staged.folder)}
-    with WorkerPool(options.workers, init_message | {"memory": int(options.memory * GIGABYTE)}) as pool:
+    init_message = {"key": pseudonyms.secret(), "intensity": options.intensity, "out": str(staged.folder.absolute())}
+    with _pool(options, init_message | {"memory": int(options.memory * GIGABYTE)}) as pool:
         pipeline.read_files(pool)
         pipeline.build_volumes(pool)
     ledger.forget_unplanned()
@@ -108,6 +109,13 @@ def _read(options: IngestOptions, pipeline: IngestPipeline, sidecars: Sidecars |
         require_patients(manifest.info["uncertain_patients"])
     manifest.info["counts"]["files"] = ledger.count("seen")
     return manifest
+
+
+def _pool(options: IngestOptions, init_message: Message) -> WorkerPool | RayPool:
+    if options.engine == "local":
+        return WorkerPool(options.workers or available_cores(), init_message)
+    paths = [str(options.source.absolute()), f"{init_message['out']}/lock"]
+    return RayPool(options.address, options.workers, init_message, paths, VERSION)
 
 
 def _open_old(options: IngestOptions, key_id: str) -> Store | None:

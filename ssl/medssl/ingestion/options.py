@@ -12,6 +12,8 @@ from medssl.ingestion.label_sources import SOURCES
 from medssl.ingestion.staged_store import check_destination
 from medssl.store.intensity_windows import check_intensity
 
+ENGINES = ("local", "ray")
+
 
 @dataclass(frozen=True)
 class IngestOptions:
@@ -41,13 +43,19 @@ class IngestOptions:
     archives: bool = False
     masks: Path | None = None
     site: str = ""
-    workers: int = 1
+    workers: int | None = None
+    engine: str = "local"
+    address: str = "auto"
     memory: float = 4.0
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         check_intensity(self.intensity)
-        if self.workers < 1 or self.memory < 0.5:
+        if self.engine not in ENGINES:
+            raise UserError(f"engine is {self.engine!r}.{nearest(self.engine, ENGINES)}")
+        if self.engine == "local" and self.address != "auto":
+            raise UserError(f"address={self.address} is that of a Ray cluster: add engine=ray")
+        if (self.workers is not None and self.workers < 1) or self.memory < 0.5:
             raise UserError(f"workers={self.workers} must be at least 1, and memory={self.memory} at least 0.5 GB")
         if self.keys and self.aihub is None:
             raise UserError(f"keys={dict(self.keys)} are looked up in JSON files: add aihub=auto")

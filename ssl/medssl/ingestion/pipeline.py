@@ -11,7 +11,7 @@ from medssl.ingestion.json_sidecars import Sidecars
 from medssl.ingestion.json_values import MAX_BYTES
 from medssl.ingestion.ledger import Ledger
 from medssl.ingestion.staged_store import StagedStore
-from medssl.ingestion.worker_pool import Event, Task, WorkerPool
+from medssl.ingestion.worker_pool import Event, Pool, Task
 from medssl.progress import Progress
 from medssl.readers.dicom import grouping
 from medssl.readers.pseudonyms import Pseudonyms
@@ -73,7 +73,7 @@ class IngestPipeline:
             self.ledger.reject(pseudonym, "", why.code, "walk", str(why))
             self.ledger.mark_read(pseudonym)
 
-    def read_files(self, pool: WorkerPool) -> None:
+    def read_files(self, pool: Pool) -> None:
         """Read every new file: images and whole volumes are packed at once, headers of slices are recorded."""
         n = self.ledger.count("unread")
         self.left_out = self.ledger.count("rejects")
@@ -142,7 +142,7 @@ class IngestPipeline:
             file = self.ledger.file(event.task.context)
             self.ledger.add_crash(_content_hash(file), file.size)
 
-    def build_volumes(self, pool: WorkerPool) -> None:
+    def build_volumes(self, pool: Pool) -> None:
         """Divide slices into volumes and build them; again, for groups in which slices turn out to be unreadable."""
         deaths: dict[str, int] = {}
         groups = self.ledger.groups()
@@ -154,7 +154,7 @@ class IngestPipeline:
             groups = sorted(self._build(pool, deaths))
         self._save(now=True)
 
-    def _plan(self, group: str, pool: WorkerPool) -> None:
+    def _plan(self, group: str, pool: Pool) -> None:
         self.ledger.start_plan(group)
         slices = self.ledger.slices(group)
         if not slices:
@@ -170,7 +170,7 @@ class IngestPipeline:
             name = hashlib.blake2b("|".join(words).encode(), digest_size=16).hexdigest()
             self.ledger.plan(name, group, files, facts)
 
-    def _digests(self, slices: list[Slice], pool: WorkerPool) -> dict[str, str]:
+    def _digests(self, slices: list[Slice], pool: Pool) -> dict[str, str]:
         """Return a hash of each slice's pixel data; one that cannot be read equals no other."""
         files = {s.file: vars(self.ledger.file(s.file)) for s in slices}
         message = {"digest": [s.as_dict() for s in slices], "files": files}
@@ -179,7 +179,7 @@ class IngestPipeline:
             found |= event.message.get("digests", {})
         return found
 
-    def _build(self, pool: WorkerPool, deaths: dict[str, int]) -> set[str]:
+    def _build(self, pool: Pool, deaths: dict[str, int]) -> set[str]:
         """Build the planned volumes. Returns the groups to divide again because of unreadable slices."""
         todo = self.ledger.unbuilt()
         again: set[str] = set()

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import medssl
 from medssl.errors import UserError
@@ -57,6 +57,14 @@ class Event:
     def last(self) -> bool:
         """Return whether no further event of this task follows."""
         return bool(self.death) or "end" in self.message
+
+
+class Pool(Protocol):
+    """What executes the tasks of an ingest."""
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Event]:
+        """Yield the events of all tasks."""
+        ...
 
 
 class WorkerPool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medssl.ingestion.build import build_store
-from medssl.ingestion.options import IngestOptions, available_cores, key_path
+from medssl.ingestion.options import IngestOptions, key_path
 from medssl.store.store import Store
 
 
@@ -27,6 +27,8 @@ def ingest(
     key: str | Path | None = None,
     workers: int | None = None,
     memory: float = 4.0,
+    engine: str = "local",
+    address: str = "auto",
     overwrite: bool = False,
 ) -> Store:
     r"""Read every scan below `source` and write a store to `out`: arrays, pseudonyms and allow-listed metadata.
@@ -69,6 +71,9 @@ def ingest(
             Keep it safe, secret, and apart from the store: it links pseudonyms to patients.
         workers: number of processes that read; default: one per core. The result does not depend on it.
         memory: GB that each of them may use; a file that needs more is rejected.
+        engine: local, or ray: the processes are on the nodes of a Ray cluster, which see the source and `out` under
+            the same paths. The key travels to them.
+        address: of the cluster: host:port, or auto for the one that this machine belongs to; it must belong to it.
         overwrite: replace a store at `out` once the new one is complete; nothing of the old one is used.
 
     Returns:
@@ -95,8 +100,10 @@ def ingest(
         archives=archives,
         masks=None if masks is None else Path(masks).expanduser(),
         site=site,
-        workers=available_cores() if workers is None else workers,
+        workers=workers,
         memory=memory,
+        engine=engine,
+        address=address,
         overwrite=overwrite,
     )
     return build_store(options)
