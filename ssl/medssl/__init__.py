@@ -15,6 +15,8 @@ What they return shows itself in a notebook: a store as a contact sheet, a run a
 
 `medssl.Encoder(run).transform(["new.png"])` embeds files and arrays without a store.
 
+`medssl.maps(run, "store/").by("label", "scanner")` draws maps of embeddings, with how faithful each is under it.
+
 `medssl.list_runs("folder/")` lists runs.
 
 `medssl.load_encoder(run)` returns the encoder, `medssl.Store.open(path)` the scans, `medssl.recipe(name)` the settings of a
@@ -32,6 +34,7 @@ _OBJECTS = {
     "Store": "medssl.reporting.notebook",
     "Run": "medssl.reporting.notebook",
     "Encoder": "medssl.scoring.new_scans",
+    "maps": "medssl.reporting.map_grid",
     "list_runs": "medssl.runs.listing",  # medssl.runs is the package of that name
 }
 

@@ -110,3 +110,17 @@ def test_impossible_cohorts_are_refused_before_anything_is_written(tmp_path, wro
     with pytest.raises(UserError, match=words):
         write_lesion_cohort(tmp_path / "out", **wrong)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_whole_cohort_stays_and_one_that_was_cut_short_is_written_again(tmp_path):
+    out = write_lesion_cohort(tmp_path / "c", PATIENTS, LABELLED, SIZE)
+    first = out / "scans/0000/0.dcm"
+    whole = first.read_bytes()
+    first.write_bytes(b"")
+    write_lesion_cohort(out, PATIENTS, LABELLED, SIZE)
+    assert first.read_bytes() == b""
+    (out / "cohort.json").unlink()
+    write_lesion_cohort(out, PATIENTS, LABELLED, SIZE)
+    assert first.read_bytes() == whole
+    write_lesion_cohort(out, PATIENTS, LABELLED, SIZE, seed=1)
+    assert first.read_bytes() not in (b"", whole)

@@ -1,9 +1,9 @@
-"""Deterministic t-SNE, and the share of neighbourhoods that it preserves."""
+"""Deterministic t-SNE, new points in a finished map, and the share of neighbourhoods that it preserves."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from openTSNE import TSNE
+from openTSNE import TSNE, TSNEEmbedding
 from sklearn import manifold
 from sklearn.decomposition import PCA
 
@@ -45,14 +45,46 @@ def tsne(
         raise UserError(
             "t-SNE needs different embeddings, but all of these are the same point: the encoder has collapsed"
         )
-    random = seed_from(seed, len(x)) & MASK  # numpy's legacy seeds have 32 bits
-    points = PCA(min(COMPONENTS, *points.shape), random_state=random).fit_transform(points)
+    return np.asarray(_fit(points, perplexity, _random(seed, len(x)))[1], np.float64), rows
+
+
+def place(x: Floats, new: Floats, *, seed: int = 0, perplexity: float = 30) -> tuple[Floats, Floats]:
+    """Lay out the rows of x (N, D) as `tsne` does, and place those of `new` (M, D) among them, which do not move.
+
+    Each new point starts at the median of its 25 nearest points and is moved by 250 iterations, without regard to other new
+    points (Policar, Strazar and Zupan 2023, https://doi.org/10.1007/s10994-021-06043-1).
+
+    Returns (xy (N, 2), xy of the new (M, 2)), float64. Raises UserError as `tsne` does, for rows of either.
+    """
+    for rows in (x, new):
+        if not np.isfinite(rows).all():
+            raise UserError("t-SNE needs finite embeddings, but these contain NaN or infinity; embed again")
+    if len(x) < FEWEST or not len(new) or x.shape[1] != new.shape[1]:
+        raise UserError(
+            f"a map of {len(x)} embeddings of {x.shape[1]} numbers cannot take {len(new)} of {new.shape[1]}; it needs "
+            f"{FEWEST} or more embeddings, and new ones by the same encoder"
+        )
+    reduction, layout = _fit(np.asarray(x, np.float64), perplexity, _random(seed, len(x)))
+    xy = np.array(layout, np.float64)
+    k = min(25, len(x) - 1)
+    points = reduction.transform(np.asarray(new, np.float64))
+    placed = np.asarray(layout.transform(points, k=k, perplexity=min(5, k / 3), n_iter=250), np.float64)
+    return xy, placed + (xy - np.asarray(layout, np.float64)).mean(0)  # openTSNE moves the map to the origin before
+
+
+def _random(seed: int, n: int) -> int:
+    return seed_from(seed, n) & MASK  # numpy's legacy seeds have 32 bits
+
+
+def _fit(points: Floats, perplexity: float, random: int) -> tuple[PCA, TSNEEmbedding]:
+    reduction = PCA(min(COMPONENTS, *points.shape), random_state=random)
+    points = reduction.fit_transform(points)
     with Progress("t-SNE", total=EXAGGERATED + PLAIN, unit="iteration") as bar:
 
         def shown(*_: object) -> None:
             bar.update(50)
 
-        layout = TSNE(
+        return reduction, TSNE(
             perplexity=min(perplexity, (len(points) - 1) / 3),
             initialization="pca",
             neighbors="exact",
@@ -64,7 +96,6 @@ def tsne(
             callbacks_every_iters=50,
             random_state=random,
         ).fit(points)
-    return np.asarray(layout, np.float64), rows
 
 
 def trustworthiness(x: Floats, xy: Floats, k: int = 10) -> float:

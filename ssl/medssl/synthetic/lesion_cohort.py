@@ -1,9 +1,12 @@
 """A synthetic cohort of lung lesions in DICOM in which few patients have a label: the cohort of `medssl demo`."""
 
 import csv
+import json
+import os
 from pathlib import Path
 
 from medssl.errors import UserError
+from medssl.files import write_json
 from medssl.progress import track
 from medssl.synthetic.cohort import dicom_of, person, write_broken
 from medssl.synthetic.lesion import draw_lesion
@@ -13,7 +16,10 @@ SPLITS = {0: "test", 1: "test", 2: "val"}  # by the last digit of a patient's nu
 
 
 def write_lesion_cohort(out: Path, patients: int = 1300, labelled: int = 40, size: int = 28, seed: int = 0) -> Path:
-    """Write `out`/scans/…/….dcm, three broken files in `out`/scans/broken, and `out`/labels.csv; return `out`.
+    """Write `out`/scans/…/….dcm, three broken files in `out`/scans/broken, `out`/labels.csv and a key; return `out`.
+
+    A cohort that was written whole with the same arguments stays as it is. `out`/medssl.key is a key of pseudonyms that
+    everybody knows, with which results repeat: fit for patients who do not exist, and for nobody else.
 
     The table has the columns `file`, relative to `out`/scans, `split` and `malignant`, the same for all images of a patient.
     Of ten patients, two are for testing and one for validation. All test patients have a label (yes or no), and the first
@@ -34,6 +40,10 @@ def write_lesion_cohort(out: Path, patients: int = 1300, labelled: int = 40, siz
         raise UserError(f"this cohort needs patients >= 10 and size >= 24, not patients={patients}, size={size}")
     if labelled < 4 or labelled % 4:
         raise UserError(f"labelled must be a multiple of 4, of at least 4, not {labelled}")
+    asked = {"patients": patients, "labelled": labelled, "size": size, "seed": seed}
+    done = out / "cohort.json"
+    if done.exists() and json.loads(done.read_text("utf-8")) == asked:
+        return out
     scans = out / "scans"
     people = [person(seed, patient, PREVALENCE) for patient in range(patients)]
     splits = [SPLITS.get(patient % 10, "train") for patient in range(patients)]
@@ -60,4 +70,7 @@ def write_lesion_cohort(out: Path, patients: int = 1300, labelled: int = 40, siz
         writer = csv.writer(f, lineterminator="\n")
         writer.writerow(("file", "split", "malignant"))
         writer.writerows(rows)
+    with open(os.open(out / "medssl.key", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
+        f.write("0" * 64)
+    write_json(done, asked)
     return out
