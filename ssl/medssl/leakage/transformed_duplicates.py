@@ -43,7 +43,8 @@ LOOKED_FOR = (
     "or contrast, or a slice of them as an image; copies of shapes without texture (most binary masks) only mirrored, turned by "
     "right angles, inverted, padded or with other grey values; not looked for: smaller parts, montages, warped or generated "
     "images, parts of a volume, neighbouring slices, slices along other directions than its axes, images of less than 24 pixels; "
-    "not found in our tests: images equalised locally without limit, whose originals have 28 pixels"
+    "not found in our tests: images equalised locally without limit whose originals have 28 pixels, and images of 64 pixels "
+    "with strong noise"
 )
 
 Limit = float | NDArray[np.float64]
