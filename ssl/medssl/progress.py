@@ -8,10 +8,8 @@ from importlib.util import find_spec
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-FIRST, EVERY = (
-    3.0,
-    10.0,
-)  # seconds until the first plain line, and between the others, when the output is not a terminal
+FIRST, EVERY = 3.0, 10.0  # seconds until the first line, and between the others, when the output is not a terminal
+LONG = 1200.0  # seconds of work about which `Progress` says how it can be shortened
 
 
 def say(text: str) -> None:
@@ -35,14 +33,26 @@ def in_notebook() -> bool:
 
 
 class Progress:
-    """A progress display: `with Progress("train", total=1000, unit="step") as bar: bar.update(1, loss="0.31")`."""
+    """A progress display: `with Progress("train", total=1000, unit="step") as bar: bar.update(1, loss="0.31")`.
 
-    def __init__(self, label: str, total: int | None = None, unit: str = "it", done: int = 0, quiet: bool = False):
+    advice: how to shorten the work, said once, with the time left, if that is longer than LONG.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int | None = None,
+        unit: str = "it",
+        done: int = 0,
+        quiet: bool = False,
+        advice: str = "",
+    ):
         self.label, self.total, self.unit, self.done, self.first = label, total, unit, done, done
         self.notes: dict[str, str] = {}
         self.start = self.last = time.monotonic()
         self.wait = FIRST
         self.quiet = quiet or bool(os.environ.get("CI"))
+        self.advice = advice
         self.bar: Any = None
         if not self.quiet and (sys.stderr.isatty() or in_notebook()):
             from tqdm.auto import tqdm  # a bar of text on a terminal, a widget in a notebook
@@ -53,6 +63,10 @@ class Progress:
         """Count `n` more as done; show `notes` beside the rate."""
         self.done += n
         self.notes |= notes
+        if self.advice and not self.quiet and time.monotonic() - self.start > FIRST:
+            if (left := self._left()) > LONG:
+                say(f"{self.label}: about {duration(left)} at this rate; {self.advice}")
+            self.advice = ""
         if self.bar is not None:
             self.bar.set_postfix(self.notes, refresh=False)
             self.bar.update(n)
@@ -60,10 +74,18 @@ class Progress:
             self.last, self.wait = time.monotonic(), EVERY
             self._line()
 
+    def _rate(self) -> float:
+        return (self.done - self.first) / max(time.monotonic() - self.start, 1e-9)
+
+    def _left(self) -> float:
+        """Return the seconds left, 0 if that is unknown."""
+        rate = self._rate()
+        return (self.total - self.done) / rate if self.total and rate > 0 else 0.0
+
     def _line(self) -> None:
         """Write one line."""
-        rate = (self.done - self.first) / max(time.monotonic() - self.start, 1e-9)
-        left = f", {duration((self.total - self.done) / rate)} left" if self.total and rate > 0 else ""
+        rate = self._rate()
+        left = f", {duration(self._left())} left" if self.total and rate > 0 else ""
         of = f"/{self.total}" if self.total else ""
         notes = "".join(f", {k} {v}" for k, v in self.notes.items())
         say(f"{self.label}: {self.done}{of} {self.unit}, {rate:.3g} {self.unit}/s{left}{notes}")
