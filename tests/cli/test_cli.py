@@ -23,7 +23,7 @@ from medssl import catalog
 from medssl.cli.aliases import ALIASES, known_as
 from medssl.cli.help import GROUPS
 from medssl.cli.main import main
-from medssl.cli.run import compose_config, typed
+from medssl.cli.run import compose_config, run_name, typed
 from medssl.cli.run import run as run_command
 from medssl.cli.words import bracketed, expand_recipe, literal
 from medssl.errors import UsageError
@@ -410,7 +410,25 @@ def test_a_sweep_makes_a_run_for_each_combination(store, tmp_path):
     said = [line.split(":")[0] for line in done.stderr.splitlines() if line.startswith("run ")]
     assert said == [f"run {k} of 4" for k in (1, 2, 3, 4)]
     runs = {p.name for p in out.iterdir() if (p / "encoder.json").exists()}
-    assert runs == {f"method={m},seed={s}" for m in ("simclr", "byol") for s in (0, 1)}
+    assert runs == {f"{m}-seed{s}" for m in ("simclr", "byol") for s in (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "name"),
+    [
+        ({"seed": "0", "method": "simclr"}, "simclr-seed0"),
+        ({"lr": "1e-3", "encoder.widths": "[8,16]"}, "encoder.widths8_16-lr1e-3"),
+        ({"augment": "xray", "precision": "bf16-mixed"}, "xray-precision-bf16-mixed"),
+    ],
+)
+def test_the_folder_of_a_run_of_a_sweep_is_a_word_that_shells_and_lists_leave_alone(chosen, name):
+    assert run_name(chosen.items()) == name
+
+
+def test_values_that_differ_in_other_characters_get_different_folders():
+    names = {run_name([("where", f"slices {sign} 5")]) for sign in ("<", ">", ">=", "==")}
+    assert len(names) == 4
+    assert all(re.fullmatch(r"[\w.+-]+", name) for name in names)
 
 
 def test_any_timm_model_by_its_name(capsys, store, tmp_path):

@@ -106,12 +106,12 @@ def test_a_sweep_is_one_job_for_each_run_in_the_folders_of_a_sweep_here(slurm, t
     ]
     command_line.run("pretrain", words)
     expected = [
-        ["store=s", "where=dims == 2", f"method={m}", f"seed={s}", f"out={tmp_path}/runs/method={m},seed={s}"]
+        ["store=s", "where=dims == 2", f"method={m}", f"seed={s}", f"out={tmp_path}/runs/{m}-seed{s}"]
         for m in ("byol", "simclr")
         for s in (0, 1)
     ]
     assert sorted(slurm(tmp_path / "runs.jobs")) == expected
-    assert all(f"runs/method={m},seed={s}\n" in capsys.readouterr().out for m, s in [("byol", 1)])
+    assert all(f"runs/{m}-seed{s}\n" in capsys.readouterr().out for m, s in [("byol", 1)])
     command_line.run("pretrain", ["store=s", f"out={tmp_path}/one", "recipe=chest_xray_28", "launcher=slurm"])
     assert slurm(tmp_path / "one.jobs") == [["store=s", f"out={tmp_path}/one", "recipe=chest_xray_28"]]
 

@@ -1,6 +1,7 @@
 """Turn the words of the command line into plain arguments, with Hydra. No other file knows Hydra."""
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
@@ -36,6 +37,7 @@ from medssl.cli.words import (
     refuse_old_keys,
 )
 from medssl.errors import Interrupted, UsageError, UserError, nearest
+from medssl.files import digest
 from medssl.results import Result
 
 
@@ -88,15 +90,13 @@ def _sweep(command: str, cfg: DictConfig, words: list[str], parsed: list[Overrid
                 timm = " A timm model in a sweep: encoder=timm encoder.model=A,B." if group == "encoder" else ""
                 raise UsageError(f"there is no {group} {value!r}.{timm or nearest(value, catalog.choices(group))}")
     out = OmegaConf.select(cfg, "out")
-    fixed = {o.key_or_group for o in parsed} - {o.key_or_group for o in swept}
     sys.argv = [
         f"medssl {command}",
         "--multirun",
         *words,
         *_search_path(command),
         f"hydra.sweep.dir={quote(str(out))}",
-        "hydra.sweep.subdir=${hydra.job.override_dirname}",
-        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(fixed))}]",
+        "hydra.sweep.subdir=.",
         "hydra.output_subdir=null",
         "hydra/job_logging=disabled",
         "hydra/hydra_logging=disabled",
@@ -111,12 +111,15 @@ def _sweep(command: str, cfg: DictConfig, words: list[str], parsed: list[Overrid
         hydra_cfg = HydraConfig.get()
         if any(isinstance(e, Interrupted) for e in failed):
             return
-        print(f"run {next(begun)} of {total}: {hydra_cfg.job.override_dirname}", file=sys.stderr, flush=True)
+        keys = {o.get_key_element() for o in swept}
+        pairs = (word.split("=", 1) for word in hydra_cfg.overrides.task)
+        name = run_name((key, value) for key, value in pairs if key in keys)
+        print(f"run {next(begun)} of {total}: {name}", file=sys.stderr, flush=True)
         try:
-            call(command, cfg, dict(hydra_cfg.runtime.choices) | own, Path(hydra_cfg.runtime.output_dir))
+            call(command, cfg, dict(hydra_cfg.runtime.choices) | own, Path(hydra_cfg.runtime.output_dir) / name)
         except Exception as e:
             error = e if isinstance(e, UserError) else UserError(f"unexpected {type(e).__name__}: {e}")
-            print(f"medssl: {hydra_cfg.job.override_dirname}: {error}", file=sys.stderr)
+            print(f"medssl: {name}: {error}", file=sys.stderr)
             failed.append(error)
 
     hydra.main(version_base="1.3", config_path=str(catalog.root() / "command"), config_name=command)(job)()
@@ -133,10 +136,22 @@ def _swept_runs(out: Path, given: list[str], parsed: list[Override], own: dict[s
     keys = [o.get_key_element() for o in parsed if o.is_sweep_override()]
     runs = {}
     for values in product(*(o.sweep_string_iterator() for o in parsed if o.is_sweep_override())):
-        chosen = [f"{k}={v}" for k, v in zip(keys, values, strict=True)]
-        folder = out / ",".join(sorted(chosen))
-        runs[folder] = [*fixed, *chosen, f"out={folder}"]
+        folder = out / run_name(zip(keys, values, strict=True))
+        runs[folder] = [*fixed, *(f"{k}={v}" for k, v in zip(keys, values, strict=True)), f"out={folder}"]
     return runs
+
+
+def run_name(chosen: Iterable[tuple[str, str]]) -> str:
+    """Return the folder of one run of a sweep, a word that shells leave alone: simclr-lr0.001-seed0."""
+    parts = []
+    for key, value in sorted(chosen, key=lambda pair: (pair[0] not in GROUPS, pair[0])):
+        plain = re.sub(r"[,\s]+", "_", value.strip("[]'\" "))
+        word = re.sub(r"[^\w.+-]+", "_", plain).strip("_")
+        word = (
+            word if word == plain and word else f"{word}{digest(value, 4)}"
+        )  # other values may lose the same characters
+        parts.append(word if key in GROUPS else f"{key}{word}" if word[0].isdigit() else f"{key}-{word}")
+    return "-".join(parts)
 
 
 def call(command: str, cfg: DictConfig, choices: Any, out: Path | None) -> None:
