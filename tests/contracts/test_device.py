@@ -140,14 +140,13 @@ def test_masks_move_with_their_scan_without_a_wait():
 class CudaFabric:
     """What the loop asks of Fabric, for one process on the device."""
 
-    device, world_size, global_rank, is_global_zero = CUDA, 1, 0, True
+    device, world_size, global_rank, is_global_zero, strategy = CUDA, 1, 0, True, None
 
-    def setup(self, method, optimizer):
-        before = [*method.parameters()]
-        new = dict(zip(before, move(method).parameters(), strict=True))
-        for group in optimizer.param_groups:
-            group["params"] = [new[p] for p in group["params"]]
-        return method, optimizer
+    def setup_module(self, method):
+        return move(method)
+
+    def setup_optimizers(self, optimizer):
+        return optimizer
 
     def backward(self, loss):
         backward(loss)
