@@ -14,6 +14,7 @@ from PIL import Image
 
 import tiny
 from medssl.cli.main import main
+from medssl.commands.data.ingest import ingest
 from medssl.commands.data.inspect import inspect
 from medssl.commands.data.rejects import rejects
 from medssl.commands.data.release import release
@@ -22,7 +23,7 @@ from medssl.ingestion.writer import StoreWriter
 from medssl.readers.pseudonyms import open_key
 from medssl.readers.reject_codes import remedy
 from medssl.readers.scan import Scan, Unreadable
-from medssl.reporting.contact_sheet import CAPTION, CELL, GAP, MOST, contact_sheet
+from medssl.reporting.contact_sheet import CAPTION, CELL, GAP, MOST, _captions, contact_sheet
 from medssl.reporting.privacy import faces, privacy_page
 from medssl.reporting.store_tables import tilts
 from medssl.reporting.text_table import aligned
@@ -240,6 +241,31 @@ def test_the_sheet_shows_the_middle_slices_of_the_chosen_scans(store, tmp_path):
         middle = np.clip((scan[len(scan) // 2] - low) / (high - low), 0, 1) * 255
         inside = cell[CELL // 2 - 40 : CELL // 2 + 40, CELL // 2 - 40 : CELL // 2 + 40]
         assert inside.mean() == pytest.approx(middle.mean(), abs=12)
+
+
+def test_captions_have_row_modality_split_flags_and_labels_and_masks_are_outlined(tmp_path):
+    rng, disc = np.random.default_rng(0), np.hypot(*np.mgrid[-20:20, -20:20]) < 9
+    noise, white = rng.integers(0, 200, (2, 40, 40)), rng.random((40, 40)) < 0.3
+    files = {"images/a": noise[0], "images/b": np.where(white, 255, noise[1]), "masks/a": 255 * disc}
+    for name, pixels in files.items():
+        path = tmp_path / f"source/{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    (tmp_path / "labels.csv").write_text("file,label\na.png,폐렴\nb.png,healthy\n", "utf-8")
+    key = tiny.secret(tmp_path / "key")
+    made = ingest(tmp_path / "source", tmp_path / "store", labels=tmp_path / "labels.csv", key=key, workers=1)
+    store = Store.open(made.path)
+    labels, rows = store.column("label:label").tolist(), np.arange(2)
+    a, b = labels.index("폐렴"), labels.index("healthy")
+    split = store.column("split")
+    captions = _captions(store, rows)
+    assert captions[a] == (f"{a}, {split[a]}", "폐렴", False)
+    assert captions[b][0] == f"{b}, {split[b]}"
+    assert captions[b][1:] == ("saturated; healthy", True)
+    pixels = np.asarray(contact_sheet(store, rows))
+    outline = [(pixels[:CELL, GAP + i * (GAP + CELL) :][:, :CELL] == (0, 229, 255)).all(-1).sum() for i in (a, b)]
+    assert outline[0] > 2 * np.pi * 9 * CELL / 40 * 0.8  # the circumference of the disc, in pixels of the sheet
+    assert outline[1] == 0
 
 
 def test_the_sheet_reads_only_what_it_shows(fresh):

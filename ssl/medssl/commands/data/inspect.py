@@ -27,8 +27,9 @@ def inspect(
         store: the store.
         where: filter expression selecting scans; see `medssl.store.query`.
         quarantined: include scans that a person must look at before training.
-        sheet: a PNG file for pictures of at most 200 evenly spaced scans. Captions are row numbers of
-            Store.open(store, where=where, quarantined=quarantined). It shows patients: keep it where scans may be kept.
+        sheet: a PNG file for pictures of at most 200 evenly spaced scans, with the outlines of masks. Captions are row
+            numbers of Store.open(store, where=where, quarantined=quarantined), modality, split, quality flags and labels. It
+            shows patients: keep it where scans may be kept.
         privacy: an HTML file for an ethics committee, about the whole store.
 
     Returns:
