@@ -7,6 +7,7 @@ of two devices, or a result that is left there, fails. What takes a device is fo
 import inspect
 import pkgutil
 import sys
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -186,7 +187,8 @@ def of_encoder(encoder, store):
     knn = HeldOutKnn(np.arange(48) % 2, names, np.arange(12), np.arange(12, 24), 2)
 
     def segmented(net, device):
-        return Grid(store, WANTED, device).segment(net, 0)
+        several = replace(WANTED, spacing=0.5)  # windows of each scan, which are put together
+        return Grid(store, several, device).segment(net, 0)
 
     def by_pixel(kind):
         def run(device):

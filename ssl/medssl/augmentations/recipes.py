@@ -104,12 +104,12 @@ class Recipe:
         return self._apply(moving, (mask[:, None] == each).float(), key, view).argmax(1)
 
     def _apply(self, ops: tuple[tuple[int, Op], ...], x: Tensor, key: rng.Key, view: int) -> Tensor:
-        """Apply `ops` in order to x. Consecutive separable ops become one matrix per axis."""
+        """Apply `ops` in order to x. On a GPU, consecutive separable ops become one matrix per axis."""
         u = rng.uniform(key, view, 0, max(SLOT * slot + op.draws for slot, op in self.ops))
         weights: Weights | None = None
         for slot, op in ops:
             params = op.params(u[:, SLOT * slot : SLOT * slot + op.draws])
-            if isinstance(op, Separable):
+            if isinstance(op, Separable) and not x.is_cpu:
                 weights = op.fold(weights, params, x)
                 continue
             x, weights = _resampled(x, weights), None
