@@ -27,7 +27,9 @@ from medssl.augmentations.intensity import (
     Window,
 )
 from medssl.augmentations.recipes import Recipe
+from medssl.augmentations.resampling import places
 from medssl.errors import UsageError, UserError
+from medssl.resample import apply_axes
 from medssl.rng import Key
 from medssl.store.intensity_windows import CT_WINDOWS
 
@@ -140,6 +142,38 @@ def test_rotation_matches_torchvision(degrees, shape):
     angles = torch.tensor([[math.radians(degrees), 9.0, 9.0]])
     theirs = tv.rotate(x, degrees, interpolation=tv.InterpolationMode.BILINEAR)
     assert (Rotate(1.0, 45.0).apply(x, angles) - theirs).abs().max() < LEVEL
+
+
+@pytest.mark.parametrize("shape", [(9, 14), (7, 5, 6), (1, 4)])
+@pytest.mark.parametrize("name", ["crop", "flip", "blur"])
+def test_on_a_processor_an_op_equals_its_matrices(name, shape):
+    """A GPU applies the matrices (`fold`), and both are to make the same views."""
+    size = tuple(n + 3 for n in shape)
+    ops = {
+        "crop": Crop(size, (0.2, 1.0)), "flip": Flip((0.5,) * len(shape)), "blur": Blur(0.7, (20.0, 60.0), shape)
+    }  # fmt: skip
+    op, x = ops[name], torch.rand(12, 2, *shape, generator=torch.Generator().manual_seed(0))
+    params = op.params(torch.rand(12, op.draws, generator=torch.Generator().manual_seed(1)))
+    done, before = op.direct(x, params), x.clone()
+    assert done.is_contiguous()
+    assert (done - apply_axes(x, op.fold(None, params, x))).abs().max() < 1e-6
+    assert torch.equal(x, before)
+
+
+def test_a_crop_to_fewer_pixels_is_antialiased_by_its_matrices():
+    op, x = Crop((8, 8), (0.5, 1.0)), torch.rand(3, 1, 20, 8)
+    params = op.params(torch.rand(3, op.draws))
+    assert op.direct(x, params) is None
+    assert torch.equal(op.apply(x, params), apply_axes(x, op.fold(None, params, x)))
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (3, 5, 4)])
+def test_the_places_of_a_rotation_are_those_of_an_affine_grid(shape):
+    D = len(shape)
+    turn = torch.randn(4, D, D, generator=torch.Generator().manual_seed(0))
+    theta = torch.cat([turn, torch.zeros(4, D, 1)], 2)
+    expected = torch.nn.functional.affine_grid(theta, [4, 1, *shape], align_corners=False)
+    assert (places(turn, torch.zeros(4, 1, *shape)) - expected).abs().max() < 1e-6
 
 
 def test_3d_rotation_turns_each_plane():
