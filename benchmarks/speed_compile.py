@@ -3,8 +3,8 @@
     python benchmarks/speed_compile.py --threads 1
 
 Each variant makes a step (forward, backward, update) of SimCLR in turn with the others, on the same views, from the same weights.
-The ratio is the median over rounds, with quartiles. The difference is the largest one between the losses of a variant and the plain
-ones in all rounds, relative to the plain loss. Compiling takes the seconds of the first step.
+The ratio is the median over rounds, with quartiles. The difference is the largest one between the losses of a variant and of the
+plain steps in all rounds, relative to the plain loss. Compiling takes the seconds of the first step.
 """
 
 import argparse
