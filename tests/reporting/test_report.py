@@ -492,7 +492,7 @@ def test_neighbours_are_never_of_the_same_patient(run, store):
 def test_embeddings_are_joined_with_the_store(run, store):
     embeddings = read_embeddings(run, store)
     assert embeddings.labels == ["finding"]
-    assert list(embeddings.columns) == ["finding", "site", "scanner", "split"]
+    assert list(embeddings.columns) == ["finding", "site", "scanner", "sex", "split"]
     np.testing.assert_array_equal(embeddings.columns["site"], store.column("site"))
     np.testing.assert_array_equal(embeddings.row, np.arange(N))
 

@@ -11,7 +11,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from medssl.errors import UserError
+from medssl.evals.stats.subgroups import bands
+from medssl.scoring.clinical import AGES
 from medssl.store.store import Store
+
+PEOPLE = ("sex", "age", "view")
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Embeddings:
         patient: (N,) pseudonyms, to leave out other scans of the same patient; never shown.
         row: (N,) int64, the row of each scan in the store, -1 if it is not in this store.
         labels: names of the labels among the columns.
-        columns: name -> (N,) strings or None: the labels, then site, scanner and split.
+        columns: name -> (N,) strings or None: the labels, then site and scanner; sex, age in bands and view where the store
+            has them; split.
     """
 
     x: NDArray[np.float32]
@@ -52,10 +57,25 @@ def read_embeddings(run: Path, store: Store) -> Embeddings:
         name.removeprefix("label:"): column for name, column in values.items() if name.startswith("label:")
     }
     labels = list(columns)
-    for name in ("site", "scanner"):
-        columns[name] = np.where(row >= 0, store.column(name)[row], "") if len(store) else np.full(len(row), "", object)
+    for name, column in _facts(store).items():
+        columns.setdefault(
+            name, np.where(row >= 0, column[row], None) if len(store) else np.full(len(row), None, object)
+        )
     columns["split"] = split
     return Embeddings(x, patient, row, labels, columns)
+
+
+def _facts(store: Store) -> dict[str, NDArray[Any]]:
+    """Return what is known of the scans of a store, name -> (N,) strings, None where unknown."""
+    found = {name: np.array([v or None for v in store.column(name)], object) for name in ("site", "scanner")}
+    for name in PEOPLE:
+        if f"fact:{name}" in store.table.column_names:
+            raw = store.column(f"fact:{name}")
+            if name == "age":
+                found[name] = bands([np.nan if v is None else float(v) for v in raw], AGES, "years")
+            else:
+                found[name] = np.array([None if v is None else str(v) for v in raw], object)
+    return found
 
 
 def neighbours(embeddings: Embeddings, query: int, k: int) -> NDArray[np.int64]:

@@ -20,13 +20,10 @@ from medssl.rng import seed_from
 from medssl.train.checkpoint import load, save
 from medssl.train.finite import FiniteChecks
 from medssl.train.log import Log
-from medssl.train.options import TrainingData, TrainOptions
+from medssl.train.options import TrainingData, TrainOptions, advice
 from medssl.train.precision import channels_last
 from medssl.train.ranks import stop_searching, unsharded
 from medssl.train.stop import StopRequest, TrainingStopped
-
-SLOW = "encoder=small_resnet, fewer steps=, a smaller size= or a GPU take less; it may be stopped and goes on later"
-"""Advice for a long run on the CPU."""
 
 
 def train(
@@ -84,8 +81,7 @@ def train(
     raws = iter(loader(*drawn, options.workers, data.targets, data.partners))
     started, waited = time.perf_counter(), 0.0
     checks = FiniteChecks(method, last, at_once=fabric.device.type == "cpu")
-    mute, advice = quiet or not fabric.is_global_zero, SLOW if fabric.device.type == "cpu" else ""
-    bar = Progress(type(method).__name__, steps, "step", done=start, quiet=mute, advice=advice)
+    bar = Progress(type(method).__name__, steps, "step", start, quiet or fabric.global_rank > 0, advice(fabric.device))
     with StopRequest() as stop, bar:
         method.train()
         for step in range(start, steps):

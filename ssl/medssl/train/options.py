@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from medssl.augmentations.recipes import Recipe
 from medssl.store.partners import Partners
@@ -43,3 +44,10 @@ class TrainOptions:
     log_every: int = 10
     save_every: int = 100
     monitor_every: int = 0
+
+
+def advice(device: torch.device) -> str:
+    """Return how a long run on this device can be shortened, "" if there is nothing to say."""
+    if device.type != "cpu":
+        return ""
+    return "encoder=small_resnet, fewer steps=, a smaller size= or a GPU take less; it may be stopped and goes on later"
