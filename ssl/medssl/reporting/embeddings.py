@@ -57,10 +57,9 @@ def read_embeddings(run: Path, store: Store) -> Embeddings:
         name.removeprefix("label:"): column for name, column in values.items() if name.startswith("label:")
     }
     labels = list(columns)
+    unknown = np.full(len(row), None, object)
     for name, column in _facts(store).items():
-        columns.setdefault(
-            name, np.where(row >= 0, column[row], None) if len(store) else np.full(len(row), None, object)
-        )
+        columns.setdefault(name, np.where(row >= 0, column[row], unknown) if len(store) else unknown)
     columns["split"] = split
     return Embeddings(x, patient, row, labels, columns)
 
