@@ -21,7 +21,7 @@ from medssl.methods.base import Clock
 from medssl.rng import Key
 from medssl.train.precision import channels_last
 
-ENCODERS = {"small_resnet": 28, "small_resnet ": 64, "resnet18": 64}
+ENCODERS = (("small_resnet", 28), ("small_resnet", 64), ("resnet18", 64))
 CLOCK = Clock(0, 100)
 
 
@@ -50,7 +50,7 @@ class Contestant:
 
 def contestants(name: str, size: int) -> dict[str, Contestant]:
     torch.manual_seed(0)
-    encoder = catalog.build(catalog.spec("encoder", name.strip()), channels=1, size=(size, size))
+    encoder = catalog.build(catalog.spec("encoder", name), channels=1, size=(size, size))
     spec = catalog.load("method", "simclr")
     spec.pop("_run_", None)
     method = catalog.build(spec, encoder=encoder).train()
@@ -67,13 +67,16 @@ def contestants(name: str, size: int) -> dict[str, Contestant]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--encoder", help="one of them; all without")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=12)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print("| encoder | variant | first step, s | ms a step | times as fast as plain | largest difference of the loss |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for name, size in ENCODERS.items():
+    for name, size in ENCODERS:
+        if given.encoder not in (None, name):
+            continue
         entries = contestants(name, size)
         random = torch.Generator().manual_seed(0)
         key = Key(0, torch.zeros(given.batch, dtype=torch.int64), torch.arange(given.batch))
@@ -87,7 +90,7 @@ def main() -> None:
             apart = max(abs(a - b) / abs(a) for a, b in zip(plain.losses, entry.losses, strict=True))
             times = f"{entry.seconds[0]:.1f} | {1e3 * np.median(entry.seconds[1:]):.0f}"
             faster = f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]"
-            print(f"| {name.strip()}, {size} pixels | {words} | {times} | {faster} | {apart:.1e} |", flush=True)
+            print(f"| {name}, {size} pixels | {words} | {times} | {faster} | {apart:.1e} |", flush=True)
 
 
 if __name__ == "__main__":

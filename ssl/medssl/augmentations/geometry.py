@@ -209,7 +209,7 @@ class Blur(Separable):
         return torch.where(u[:, 0] < self.p, between(u[:, 1], *self.pixels), 0.0)
 
     def direct(self, x: Tensor, params: Tensor) -> Tensor:
-        """Add up shifted copies of the scans that are blurred, along one axis after another."""
+        """Blur along one axis after another, the scans that are."""
         return apply_to_rows(x, params > 0, lambda part, sigma: blurred(part, sigma, self.radius), params)
 
     def fold(self, weights: Weights | None, params: Tensor, x: Tensor) -> Weights | None:

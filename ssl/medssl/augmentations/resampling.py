@@ -4,27 +4,36 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+
+def weighted(x: Tensor, axis: int, at: Tensor, weights: Tensor) -> Tensor:
+    """Return x (B, C, *S) with n_out places along an axis in place of its n, each a weighted sum of K of them.
+
+    at: (B or 1, n_out, K) int64 places. weights: (B or 1, n_out, K). The sums are bags of embeddings, which torch reads once and
+    writes once.
+    """
+    last = axis == x.ndim - 1
+    if last:  # whole rows are added up, so the axis must not be the last
+        x, axis = x.transpose(-1, -2), axis - 1
+    before, n, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+    each, (_, n_out, K) = math.prod(before[1:]), at.shape
+    blocks = torch.arange(before[0] * each).view(before[0], each, 1, 1) * n
+    bags = (blocks + at[:, None]).flatten(0, 2)
+    shares = weights[:, None].expand(before[0], each, n_out, K).reshape(bags.shape)
+    rows = x.reshape(-1, math.prod(after))
+    out = embedding_bag(bags, rows, per_sample_weights=shares, mode="sum").view(*before, n_out, *after)
+    return out.transpose(-1, -2) if last else out
 
 
 def interpolated(x: Tensor, axis: int, start: Tensor, extent: Tensor, n_out: int) -> Tensor:
     """Return x with the pixels [start, start + extent) of an axis, (B,) each, interpolated linearly at n_out >= extent places."""
-    last = axis == x.ndim - 1
-    if last:  # whole rows are gathered, so the axis must not be the last
-        x, axis = x.transpose(-1, -2), axis - 1
-    before, n, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
     step = (extent / n_out)[:, None]
-    centre = start[:, None] + (torch.arange(n_out) + 0.5) * step - 0.5
     first, final = start[:, None], (start + extent - 1)[:, None]
-    centre = centre.maximum(first).minimum(final)
+    centre = (first + (torch.arange(n_out) + 0.5) * step - 0.5).maximum(first).minimum(final)
     low = centre.floor()
     share = centre - low
-    left, right = low.long(), (low + 1).minimum(final).long()
-    each = math.prod(before[1:])
-    blocks = torch.arange(before[0] * each).view(before[0], each, 1) * n
-    rows = x.reshape(-1, math.prod(after))
-    a, b = (rows.index_select(0, (blocks + at[:, None]).flatten()) for at in (left, right))
-    out = a.lerp_(b, share[:, None].expand(-1, each, -1).reshape(-1, 1)).view(*before, n_out, *after)
-    return out.transpose(-1, -2) if last else out
+    return weighted(x, axis, torch.stack([low, (low + 1).minimum(final)], 2).long(), torch.stack([1 - share, share], 2))
 
 
 def blurred(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
@@ -32,15 +41,13 @@ def blurred(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     for axis in range(2, x.ndim):
         n = x.shape[axis]
         reach = min(radius, n - 1)
-        taps = (-0.5 * (torch.arange(reach + 1) / sigma[:, None]) ** 2).exp()
-        taps = taps / (2 * taps.sum(1, keepdim=True) - taps[:, :1])
-        weights = [w.view(-1, *[1] * (x.ndim - 1)) for w in taps.unbind(1)]
-        at = (n - 1) - (n - 1 - torch.arange(-reach, n + reach).abs()).abs()  # reflected without the edge
-        padded = x.index_select(axis, at)
-        x = padded.narrow(axis, reach, n) * weights[0]
-        for k, w in enumerate(weights[1:], start=1):
-            x.addcmul_(padded.narrow(axis, reach - k, n), w).addcmul_(padded.narrow(axis, reach + k, n), w)
-    return x
+        offsets = torch.arange(-reach, reach + 1)
+        taps = (-0.5 * (offsets / sigma[:, None]) ** 2).exp()
+        taps = taps / taps.sum(1, keepdim=True)
+        at = torch.arange(n)[:, None] + offsets
+        at = (n - 1) - (n - 1 - at.abs()).abs()  # reflected without the edge
+        x = weighted(x, axis, at[None], taps[:, None].expand(-1, n, -1))
+    return x.contiguous()
 
 
 def places(turn: Tensor, x: Tensor) -> Tensor:
