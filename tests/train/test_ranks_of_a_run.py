@@ -20,6 +20,8 @@ from medssl.train.optim import Optim
 from medssl.train.options import TrainingData, TrainOptions
 from medssl.train.ranks import check_shards, make_fabric
 
+TRAINED = [name for name in tiny.METHODS if tiny.trains(tiny.method(name))]
+
 
 class Idle(torch.nn.Module):
     """An encoder with a parameter that nothing uses, as the classifiers of some libraries."""
@@ -113,7 +115,7 @@ def test_the_search_for_unused_parameters_ends_where_all_are_used(tmp_path, name
         np.testing.assert_allclose([r[key] for r in rows], [r[key] for r in alone], rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", [n for n in tiny.METHODS if tiny.trains(tiny.method(n))])
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_method_that_uses_every_parameter_in_one_step_does_so_in_all_later_ones(name):
     """`stop_searching` looks at one step. A batch without a known label is the hardest for a method with labels."""
     method, used = tiny.method(name).train(), []
@@ -182,6 +184,21 @@ def test_fsdp_trains_as_one_process_does_and_resumes_to_the_same_bits(tmp_path, 
     again, resumed = trained(name, tmp_path / "stopped", 2, strategy="fsdp", **options)
     assert again == rows
     assert same(resumed, state)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_fsdp_refuses_methods_with_scalars_or_that_write_weights_in_a_pass_and_no_other(name):
+    """What a pass writes into a weight that is put together for it would be lost with it."""
+    method = tiny.method(name).train()
+    trained = {n: p for n, p in method.named_parameters() if p.requires_grad}
+    before = {n: p._version for n, p in trained.items()}
+    method(tiny.batch_for(method), Clock(0, 10))
+    fits = all(p.ndim and p._version == before[n] for n, p in trained.items()) and method.parts == 1
+    try:
+        check_shards(method)
+        assert fits
+    except UserError:
+        assert not fits
 
 
 @pytest.mark.parametrize(
