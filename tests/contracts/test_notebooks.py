@@ -77,3 +77,18 @@ def test_it_runs_and_shows_as_much_as_it_keeps(path, run):
         for notebook in (nbformat.read(path, 4), run(path))
     ]
     assert kinds[0] == kinds[1]
+
+
+def test_kept_outputs_go_into_the_twin_too(tmp_path):
+    path = tmp_path / "01_a.ipynb"
+    (tmp_path / "ko").mkdir()
+    for file, text in ((path, "one"), (tmp_path / "ko" / path.name, "하나")):
+        cells = [nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell("print(1)")]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), file)
+    done = nbformat.read(path, 4)
+    done.cells[1].outputs = [nbformat.v4.new_output("stream", text=f"{tmp_path}/store")]
+    execute.tidy(done, tmp_path)
+    execute.keep(done, path)
+    for file, text in ((path, "one"), (tmp_path / "ko" / path.name, "하나")):
+        kept = nbformat.read(file, 4)
+        assert [kept.cells[0].source, kept.cells[1].outputs[0].text] == [text, "store"]

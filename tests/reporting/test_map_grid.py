@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from sklearn.manifold import trustworthiness
 
@@ -98,3 +99,9 @@ def test_what_cannot_be_drawn_is_refused(made, tmp_path):
         place(np.eye(12, 6), np.eye(5, 4))
     with pytest.raises(UserError, match="NaN or infinity"):
         place(np.eye(12), np.full((2, 12), np.nan))
+
+
+def test_umap_leaves_the_number_of_threads_as_it_was():
+    threads = torch.get_num_threads()
+    assert lay_out("umap", np.random.default_rng(0).normal(size=(30, 5)), 0).shape == (30, 2)
+    assert torch.get_num_threads() == threads

@@ -33,6 +33,9 @@ IN_MAP, PLACED = "in the map", "placed later"
 class Picture(bytes):
     """A PNG, which a notebook shows."""
 
+    def __repr__(self) -> str:
+        return f"<PNG of {len(self):,} bytes>"
+
     def _repr_png_(self) -> bytes:
         return bytes(self)
 

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
@@ -63,10 +64,14 @@ def _pca(x: NDArray[Any], seed: int) -> Points:
 
 
 def _umap(x: NDArray[Any], seed: int) -> Points:
+    threads = torch.get_num_threads()
     from umap import UMAP  # an extra, and takes seconds
 
-    found = UMAP(random_state=seed_from(seed, len(x)) & MASK, n_jobs=1, n_neighbors=min(15, len(x) - 1))
-    return np.asarray(found.fit_transform(x), np.float64)
+    try:
+        found = UMAP(random_state=seed_from(seed, len(x)) & MASK, n_jobs=1, n_neighbors=min(15, len(x) - 1))
+        return np.asarray(found.fit_transform(x), np.float64)
+    finally:
+        torch.set_num_threads(threads)  # numba sets OpenMP's number of threads for the whole process
 
 
 _WAYS: dict[str, Callable[[NDArray[Any], int], Points]] = {"tsne": _tsne, "pca": _pca, "umap": _umap}
