@@ -208,7 +208,6 @@ def test_fsdp_refuses_methods_with_scalars_or_that_write_weights_in_a_pass_and_n
         (lambda: tiny.method("similarity"), "Similarity cannot be trained in pieces"),
         (lambda: tiny.method("greedy_ae"), "GreedyAE cannot be trained in pieces"),
         (lambda: tiny.method("kmeans_bank"), "trains nothing by gradient"),
-        (lambda: tiny.method("simclr", adapted="lora"), "adapt=lora"),
     ],
 )
 def test_what_fsdp_cannot_divide_is_refused(made, says):

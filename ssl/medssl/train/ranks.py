@@ -13,7 +13,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from medssl.encoders.adaptation import LowRank
 from medssl.errors import UserError
 from medssl.methods.base import Method
 from medssl.train.precision import NetworkPrecision
@@ -73,10 +72,6 @@ def check_shards(method: Method) -> None:
         raise UserError(f"{name} trains nothing by gradient, so there is nothing for strategy=fsdp; use strategy=ddp")
     if not method.shards or method.parts > 1:  # in torch an optimiser that has not moved all of them cannot be loaded
         raise UserError(f"{name} cannot be trained in pieces, as strategy=fsdp does; use strategy=ddp")
-    if any(isinstance(module, LowRank) for module in method.modules()):
-        raise UserError(
-            "strategy=fsdp does not resume the matrices of adapt=lora exactly; use strategy=ddp, or another adapt="
-        )
 
 
 @contextmanager
