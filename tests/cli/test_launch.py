@@ -50,6 +50,9 @@ def children(pid):
 def test_a_preempted_job_saves_is_requeued_and_ends_with_the_bits_of_one_that_was_not(store, tmp_path, monkeypatch):
     """As on Slurm: submitit gets the signal, the run saves, the job ends and starts again."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as this process: bits are those of one number of threads
+    step = {"NTASKS": 2, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "NNODES": 1, "JOB_NAME": "medssl"}
+    for key, value in step.items():  # of a step with two tasks, of which no second one must be waited for
+        monkeypatch.setenv(f"SLURM_{key}", str(value))
     words = [f"store={store}", *SMALL, "steps=400", "save_every=100000", "log_every=1"]
     executor = submitit.LocalExecutor(folder=tmp_path / "jobs")
     executor.update_parameters(timeout_min=10)
@@ -71,6 +74,8 @@ def test_a_preempted_job_saves_is_requeued_and_ends_with_the_bits_of_one_that_wa
     assert "Requeued job" in job.stdout() + job.stderr()
     assert "saved at step" in job.stderr()
     options = {"method": "simclr", "encoder": "cnn", "encoder_options": {"widths": [4]}, "size": 8, "batch": 8}
+    for key in step:
+        monkeypatch.delenv(f"SLURM_{key}")
     medssl.pretrain(
         store, tmp_path / "b", steps=400, monitor_every=0, accelerator="cpu", save_every=100000, log_every=1, **options
     )
