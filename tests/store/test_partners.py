@@ -1,5 +1,7 @@
 """Two series of a study, or two scans of a patient, are paired, and a store without such a study is refused before training."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -117,3 +119,15 @@ def test_one_series_per_study_is_refused_before_training(tmp_path):
         medssl.pretrain(made, tmp_path / "run", method="session_vae", encoder="cnn", size=16, steps=2)
     assert "\n" not in str(e.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("pairs", "warned"), [("scan", True), ("patient", False)])
+def test_views_without_augmentation_are_the_same_only_within_a_scan(store, tmp_path, pairs, warned):
+    options = PAIRS | {
+        "augment": "plain",
+        "augment_options": {},
+        "method_options": PAIRS["method_options"] | {"pairs": pairs},
+    }
+    run = medssl.pretrain(store, tmp_path / "run", **options | {"steps": 2, "monitor_every": 1, "log_every": 1})
+    said = [json.loads(line).get("warning", "") for line in (run / "metrics.jsonl").open()]
+    assert any("are the same image" in words for words in said) == warned
