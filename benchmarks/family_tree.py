@@ -27,7 +27,8 @@ the sections of the paper that they follow.
 The last two columns are the gain over the same network untrained, with its 95 % interval, at one small equal budget for all
 (100 steps of 128 scans on a CPU): AUROC on chest X-rays (PneumoniaMNIST), accuracy on digits (MNIST). They show whether a method
 learns, not how good it gets: long training, large scans and transformers change the order. Bold: better after Holm's
-correction. A dash: not measured at this budget.
+correction. A dash: not measured at this budget. Two seeds each: intervals of tables since 30 November 2026 allow for that and are
+wide; the older, narrower ones claim more than two seeds can show.
 """
 
 
