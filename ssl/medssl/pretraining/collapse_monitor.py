@@ -113,7 +113,11 @@ class CollapseMonitor:
             with evaluating(head, self.device, as_training=True):
                 projected = head(torch.from_numpy(views[:, 0]).to(self.device)).float().cpu().numpy()
         layer = max(dead, key=lambda name: dead[name], default="")
-        seen = evidence(views, projected) | self._pixels(method.views > 1 and not method.paired_within) | self._teacher(method)
+        seen = (
+            evidence(views, projected)
+            | self._pixels(method.views > 1 and not method.paired_within)
+            | self._teacher(method)
+        )
         seen |= {"dead_relu": dead[layer]} if layer else {}
         if "length" in seen:
             seen["growth"] = seen["length"] / max(self.length, 1e-12)
