@@ -9,8 +9,8 @@ from torch.autograd.function import once_differentiable
 
 LARGE = 1 << 24
 """Similarities from which the losses use tiles: 64 MB in float32 for each of the copies that they would make."""
-TILE = 1 << 20
-"""Similarities in a tile: 4 MB in float32."""
+TILE = 1 << 21
+"""Similarities in a tile: 8 MB in float32."""
 
 
 class _RowLogSumExp(Function):
