@@ -1,7 +1,7 @@
 """The script of `medssl --completion`: commands, keys, options and choices, completed by bash and zsh without starting Python."""
 
 from medssl import catalog
-from medssl.cli.help import GROUPS, LAUNCH_KEYS
+from medssl.cli.help import GROUPS, LAUNCH_KEYS, group_taken
 from medssl.errors import UsageError, nearest
 
 SHELLS = ("bash", "zsh")
@@ -62,7 +62,7 @@ def script(shell: str) -> str:
     if shell not in SHELLS:
         raise UsageError(f"--completion is for {' or '.join(SHELLS)}, got {shell!r}.{nearest(shell, SHELLS)}")
     commands = catalog.entries("command")
-    groups = {name: [g for g in GROUPS if f"\n  - {g}: " in catalog.text("command", name)] for name in commands}
+    groups = {name: [g for g in GROUPS if group_taken(name, g)] for name in commands}
     keys = {name: [*_keys("command", name), *groups[name]] for name in commands}
     keys["pretrain"] += ["recipe", *LAUNCH_KEYS]
     options = {

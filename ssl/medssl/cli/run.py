@@ -147,9 +147,8 @@ def run_name(chosen: Iterable[tuple[str, str]]) -> str:
     for key, value in sorted(chosen, key=lambda pair: (pair[0] not in GROUPS, pair[0])):
         plain = re.sub(r"[,\s]+", "_", value.strip("[]'\" "))
         word = re.sub(r"[^\w.+-]+", "_", plain).strip("_")
-        word = (
-            word if word == plain and word else f"{word}{digest(value, 4)}"
-        )  # other values may lose the same characters
+        if word != plain or not word:  # other values may lose the same characters
+            word += digest(value, 4)
         parts.append(word if key in GROUPS else f"{key}{word}" if word[0].isdigit() else f"{key}-{word}")
     return "-".join(parts)
 

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from medssl.errors import UserError
-from medssl.evals.stats.subgroups import bands
-from medssl.scoring.clinical import AGES
+from medssl.scoring.clinical import groups_of
 from medssl.store.store import Store
 
 PEOPLE = ("sex", "age", "view")
@@ -65,15 +64,11 @@ def read_embeddings(run: Path, store: Store) -> Embeddings:
 
 
 def _facts(store: Store) -> dict[str, NDArray[Any]]:
-    """Return what is known of the scans of a store, name -> (N,) strings, None where unknown."""
+    """Return what is known of the scans of a store, name -> (N,) strings, None where unknown; ages in bands."""
     found = {name: np.array([v or None for v in store.column(name)], object) for name in ("site", "scanner")}
     for name in PEOPLE:
-        if f"fact:{name}" in store.table.column_names:
-            raw = store.column(f"fact:{name}")
-            if name == "age":
-                found[name] = bands([np.nan if v is None else float(v) for v in raw], AGES, "years")
-            else:
-                found[name] = np.array([None if v is None else str(v) for v in raw], object)
+        if (groups := groups_of(store, np.arange(len(store)), name)) is not None:
+            found[name] = groups
     return found
 
 

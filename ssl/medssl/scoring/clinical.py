@@ -13,7 +13,8 @@ from medssl.evals.stats.subgroups import Subgroups, bands, by_subgroup
 from medssl.evals.stats.text_table import Cell, text_table
 from medssl.results import Result
 from medssl.scoring.eval_splits import EvalSplits
-from medssl.scoring.targets import Subset, values
+from medssl.scoring.targets import values
+from medssl.store.store import Store
 
 AGES = (18, 40, 60, 75)  # years
 GROUPS = ("sex", "age", "view", "scanner", "site")
@@ -90,17 +91,17 @@ def subgroup_scores(splits: EvalSplits, p_test: np.ndarray, seed: int, wanted: I
     metric, test, target = splits.target.kind.metrics[0], splits.test, splits.target
     found: dict[str, Subgroups] = {}
     for name in wanted:
-        group = groups_of(test, name)
+        group = groups_of(test.store, test.rows, name)
         if group is not None and name not in target.columns and len({g for g in group if g}) >= 2:
             found[name] = by_subgroup(metric, test.y, p_test, test.patient, group, seed=seed)
     tables = [f"{metric.name} by {name}\n{_table(groups, name, metric.name)}" for name, groups in found.items()]
     return Result({"subgroups": {name: _described(groups) for name, groups in found.items()}}, "\n\n".join(tables))
 
 
-def groups_of(subset: Subset, name: str) -> np.ndarray | None:
+def groups_of(store: Store, rows: np.ndarray, name: str) -> np.ndarray | None:
     """Return each scan's group by a metadata field, (N,), None where unknown; ages in bands. None if there is no such field."""
     try:
-        raw = values(subset.store, name)[subset.rows]
+        raw = values(store, name)[rows]
     except UserError:
         return None
     if name == "age":
