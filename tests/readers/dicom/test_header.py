@@ -73,7 +73,7 @@ def test_the_position_of_the_pixels_equals_pydicoms():
 
 
 @pytest.mark.parametrize("name", SMALL, ids=lambda p: Path(p).name)
-@settings(max_examples=80, deadline=2000)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_damaged_headers_are_refused_or_read(name, data):
     whole = bytearray(Path(name).read_bytes()[:6000])
@@ -83,7 +83,7 @@ def test_damaged_headers_are_refused_or_read(name, data):
     read_all(bytes(whole[:cut]))
 
 
-@settings(max_examples=120, deadline=2000)
+@settings(max_examples=120, deadline=None)
 @given(st.binary(max_size=400), st.booleans())
 def test_any_bytes_are_refused_or_read(data, preamble):
     read_all((b"\0" * 128 + b"DICM" if preamble else b"") + data)
