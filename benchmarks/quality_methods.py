@@ -1,26 +1,29 @@
 """Every method on one budget: does it learn, compared with its own untrained encoder, and what does it cost?
 
-    python benchmarks/quality_methods.py --source pneumoniamnist.npz --seeds 3 --steps 150 --batch 128 --work runs
+    python benchmarks/quality_methods.py --source pneumoniamnist.npz --seeds 4 --steps 200 --batch 128 --work runs
 
-Each method sees the same number of scans (steps x batch) with its own default views and learning rate, on a small CNN or on the
-default encoder in its yaml. `medssl probe` then gives the test AUROC of frozen features with its interval over patients and
-seeds, paired with the same encoder and seed at its initial weights, with p adjusted by Holm over all methods. Seconds are of
-pretraining alone; memory is the largest resident set of its process. Methods that learn from labels get those of the training
-part and are marked. With --work, finished runs are kept and an interrupted benchmark continues. Methods not shown to learn stay
-in the table.
+Each method sees the same number of scans (steps x batch) with its own default views and learning rate, on one small encoder or on
+the default encoder in its yaml. A linear probe then gives the score of frozen features on the test scans, with an interval over
+patients and seeds, paired with the same encoder and seed at its initial weights, with p adjusted by Holm over all methods. The
+leak check is made once, with the first run. Runs have a process and a thread each, --jobs at a time; seconds are the CPU's, of
+pretraining alone; memory is the largest resident set of the process. Methods that learn from labels get those of the training
+part and are marked; `distill` has the SimCLR run of its seed as its teacher. With --work, finished runs are kept and an
+interrupted benchmark continues. Methods not shown to learn stay in the table.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
-import subprocess
-import sys
+import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("CI", "1")  # quiet
+os.environ["OMP_NUM_THREADS"] = "1"  # processes are forked, which threads would not survive
 
 import numpy as np
 import torch
@@ -32,10 +35,15 @@ from medssl.errors import UserError
 from medssl.evals.stats.bootstrap import paired, score_seeds
 from medssl.evals.stats.significance import holm
 from medssl.evals.task_types.task_types import task_type
-from medssl.runs.predictions import predictions_of
+from medssl.files import digest
+from medssl.scoring import probes
+from medssl.scoring.baselines import Baseline, FeatureSources
+from medssl.scoring.eval_splits import EvalSplits, SplitOptions, load_splits
+from medssl.scoring.features import FeatureSource
+from medssl.scoring.targets import Subset, resolve_target
+from medssl.store.store import Store
 
 METRICS = {m.name: m for m in task_type("classification").metrics}
-BASELINES = ["raw pixels", "k-means patch bank"]
 
 
 def main() -> None:
@@ -51,106 +59,138 @@ def main() -> None:
     args.add_argument("--metric", default="AUROC", choices=list(METRICS))
     args.add_argument("--target", default="label")
     args.add_argument("--methods", nargs="+", default=sorted(catalog.choices("method")))
-    args.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64])
-    args.add_argument(
-        "--baselines", nargs="*", default=BASELINES, choices=BASELINES, help="beside the first method's first seed"
-    )
-    args.add_argument("--seeds", type=int, default=3)
-    args.add_argument("--steps", type=int, default=150)
+    args.add_argument("--encoder", default="small_resnet", help="for methods without an encoder in their yaml")
+    args.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64], help="of that encoder, and of cnn")
+    args.add_argument("--options", nargs="*", default=[], help="METHOD.KEY=VALUE, options that differ from the yaml")
+    args.add_argument("--seeds", type=int, default=4)
+    args.add_argument("--steps", type=int, default=200)
     args.add_argument("--batch", type=int, default=128)
-    args.add_argument("--threads", type=int, default=1)
+    args.add_argument("--jobs", type=int, default=2, help="runs at a time")
     args.add_argument("--work")
-    args.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a method and a seed: one run, in a process of its own
     given = args.parse_args()
-    torch.set_num_threads(given.threads)
-    if given.one:
-        one(given, *given.one)
-        return
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        given.work = given.work or scratch
-        work = Path(given.work)
+        work = Path(given.work or scratch)
         work.mkdir(parents=True, exist_ok=True)
         if given.mnist:
             given.source, given.allow_overlap = archive(given.mnist, work / "mnist.npz", train=5000, val=1000), True
         medssl.ingest(given.source, work / "store", key=work / "key")
-        words = [f"--{k}={getattr(given, k)}" for k in ("source", "target", "steps", "batch", "threads", "work")]
-        words += ["--allow-overlap"] * given.allow_overlap
-        for method in given.methods:
-            for seed in range(given.seeds):
-                if not (work / f"{method}{seed}.json").exists():
-                    words_one = [*words, "--widths", *map(str, given.widths), "--baselines"]
-                    words_one += [*given.baselines, "--one", method, str(seed)]
-                    subprocess.run([sys.executable, __file__, *words_one], check=True)
+        names = sorted(given.methods, key=lambda m: m != "simclr")  # first, as a teacher
+        for part in (names[:1], names[1:]):
+            todo = [(given, work, m, s) for s in range(given.seeds) for m in part if not _note(work, m, s).exists()]
+            with multiprocessing.get_context("fork").Pool(given.jobs, maxtasksperchild=1) as pool:
+                for line in pool.imap_unordered(_one, todo, chunksize=1):
+                    print(line, flush=True)
+            if part == names[:1]:
+                check_leaks(given, work, names[0])
         table(given, work)
 
 
-def one(given: argparse.Namespace, method: str, seed: str) -> None:
-    """Pretrain, probe, and write the cost to WORK/METHODSEED.json."""
-    work = Path(given.work)
+def _one(job: tuple[argparse.Namespace, Path, str, int]) -> str:
+    return one(*job)
+
+
+def _note(work: Path, method: str, seed: int) -> Path:
+    return work / f"{method}{seed}.json"
+
+
+def one(given: argparse.Namespace, work: Path, method: str, seed: int) -> str:
+    """Pretrain and probe; write WORK/METHODSEED.json with the cost, and .npz with the predictions. Returns the former."""
     spec = catalog.load("method", method)
     labels = catalog.takes(spec, "target_loss") == "yes" or spec.get("positives") == "label"
     own = spec.get("_run_", {}).get("encoder")
-    encoder = {} if own else {"encoder": "cnn", "encoder_options": {"widths": given.widths}}
-    target = {"target": given.target} if labels else {}
-    note = {"method": method, "seed": int(seed), "labels": labels, "encoder": own or "cnn"}
-    start = time.perf_counter()
+    encoder: dict[str, Any] = {"encoder": own or given.encoder}
+    if encoder["encoder"] in (given.encoder, "cnn"):
+        encoder["encoder_options"] = {"widths": given.widths}
+    more: dict[str, Any] = {"target": given.target} if labels else {}
+    if method == "distill":
+        more["teacher"] = work / f"simclr{seed}"
+    changed = [o.split(".", 1)[1].split("=", 1) for o in given.options if o.startswith(f"{method}.")]
+    options = catalog.read_yaml("\n".join(f"{k}: {v}" for k, v in changed)) if changed else {}
+    note: dict[str, Any] = {"method": method, "seed": seed, "labels": labels, "encoder": encoder["encoder"]}
+    run = work / f"{method}{seed}"
+    shutil.rmtree(run, ignore_errors=True)  # left by an interrupted benchmark
+    start = time.process_time()
     try:
-        run = medssl.pretrain(
-            work / "store", work / f"{method}{seed}", method=method, seed=int(seed), steps=given.steps, batch=given.batch,
-            monitor_every=0, **encoder, **target,
+        medssl.pretrain(
+            work / "store", run, method=method, method_options=options, seed=seed, steps=given.steps, batch=given.batch,
+            monitor_every=0, **encoder, **more,
         )  # fmt: skip
     except UserError as e:
         note["refused"] = str(e)
     else:
-        note["seconds"] = time.perf_counter() - start
+        note["seconds"] = time.process_time() - start
         note["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        baselines = given.baselines if (method, seed) == (given.methods[0], "0") else []
-        medssl.probe(
-            run, work / "store", given.target, baselines=["random init", *baselines], allow_overlap=given.allow_overlap
-        )
-    (work / f"{method}{seed}.json").write_text(json.dumps(note))
-    print(json.dumps(note), flush=True)
+        splits = unchecked_splits(given, work)
+        sources = FeatureSources(run, splits.train.store, "cpu")
+        untrained = _untrained(work, sources, splits)
+        np.savez(work / f"{method}{seed}.npz", run=predictions(sources.of_run(), splits), untrained=untrained)
+    text = json.dumps(note)
+    _note(work, method, seed).write_text(text)
+    return text
+
+
+def unchecked_splits(given: argparse.Namespace, work: Path) -> EvalSplits:
+    """Return the splits of the store without a leak check, which `check_leaks` makes once."""
+    store = Store.open(work / "store")
+    target = resolve_target(store, store.rows("train"), given.target)
+    train, val, test = (Subset.of(target, store, store.rows(part)) for part in ("train", "val", "test"))
+    return EvalSplits(target, train, val, test, "held-out patients")
+
+
+def check_leaks(given: argparse.Namespace, work: Path, method: str) -> None:
+    """Print what the leak check says; raises UserError if the test is not to be scored."""
+    store = work / "store"
+    sources = FeatureSources(work / f"{method}0", Store.open(store), "cpu")
+    options = SplitOptions(allow_overlap=given.allow_overlap)
+    print(*load_splits(sources.run, sources.encoder, store, given.target, options).flags, sep="\n")
+
+
+def predictions(source: FeatureSource, splits: EvalSplits) -> np.ndarray:
+    """Return the probabilities (N, classes) of the test scans by a linear probe."""
+    return probes.linear(source, splits, splits.predicted)[probes.ALL][0].predictions[0]
+
+
+def _untrained(work: Path, sources: FeatureSources, splits: EvalSplits) -> np.ndarray:
+    """Return the predictions of a run's encoder at its initial weights, which runs of one encoder and seed share."""
+    settings = sources.config.as_dict()
+    key = digest([{k: settings[k] for k in ("encoder", "size", "spacing", "seed")}], 8)
+    kept = work / f"untrained-{key}.npy"
+    if not kept.exists():
+        found = predictions(sources.frozen(Baseline.RANDOM_INIT), splits)
+        part = kept.with_suffix(f".{os.getpid()}.npy")  # another process may do the same
+        np.save(part, found)
+        part.replace(kept)
+    return np.load(kept)
 
 
 def table(given: argparse.Namespace, work: Path) -> None:
     """Print all rows, the best first, then the methods that were refused."""
     metric, rows, refused = METRICS[given.metric], [], []
+    test = unchecked_splits(given, work).test
     for method in given.methods:
-        notes = [json.loads((work / f"{method}{s}.json").read_text()) for s in range(given.seeds)]
+        notes = [json.loads(_note(work, method, s).read_text()) for s in range(given.seeds)]
         if "refused" in notes[0]:
             refused.append((method, notes[0]["refused"]))
             continue
-        found = [predictions_of(work / f"{method}{s}")[0] for s in range(given.seeds)]
-        run, fresh = ([e.p[0] for f in found for e in f.rows if e.source == name] for name in ("run", "random init"))
-        score = score_seeds(metric, found[0].y, run, found[0].patient)
-        gain = paired(metric, found[0].y, run, fresh, found[0].patient)
-        for entry in found[0].rows:
-            if entry.source in BASELINES:
-                print(f"{entry.source}: {score_seeds(metric, found[0].y, entry.p, found[0].patient)}")
+        kept = [np.load(work / f"{method}{s}.npz") for s in range(given.seeds)]
+        run, fresh = ([found[name] for found in kept] for name in ("run", "untrained"))
+        score = score_seeds(metric, test.y, run, test.patient)
+        gain = paired(metric, test.y, run, fresh, test.patient)
         seconds, memory = (float(np.mean([n[k] for n in notes])) for k in ("seconds", "peak_mb"))
         rows.append((method, notes[0], score, gain, seconds, memory))
     adjusted = holm([row[3].p for row in rows])
-    print(
-        f"\n{given.steps} steps of {given.batch}, {given.seeds} seeds, {given.threads} threads; {metric.name} of the linear probe"
-    )
-    print(
-        f"| method | encoder | {metric.name} | Δ vs untrained | p, Holm | learns | s a seed | MB |\n"
-        + "| --- " * 8
-        + "|"
-    )
+    print(f"\n{given.steps} steps of {given.batch}, {given.seeds} seeds; {metric.name} of the linear probe")
+    print(f"| method | encoder | {metric.name} | minus untrained | p, Holm | learns | CPU s a seed | MB |")
+    print("| --- " * 8 + "|")
     lines = []
     for (method, note, score, gain, seconds, memory), p in zip(rows, adjusted, strict=True):
-        learns = (
-            "yes" if p < 0.05 and gain.score.low > 0 else "worse" if p < 0.05 and gain.score.high < 0 else "not shown"
-        )
+        shown, above = p < 0.05, gain.score.value > 0
+        learns = ("yes" if above else "worse") if shown else "not shown"
         name = f"{method} (labels)" if note["labels"] else method
         s, g = (f"{x.value:.3f} [{x.low:.3f}, {x.high:.3f}]" for x in (score, gain.score))
-        lines.append(
-            (
-                score.value,
-                f"| {name} | {note['encoder']} | {s} | {g} | {p:.3g} | {learns} | {seconds:.0f} | {memory:.0f} |",
-            )
-        )
+        costs = f"{seconds:.0f} | {memory:.0f}"
+        lines.append((score.value, f"| {name} | {note['encoder']} | {s} | {g} | {p:.3g} | {learns} | {costs} |"))
     print("\n".join(line for _, line in sorted(lines, reverse=True)))
     for method, why in refused:
         print(f"not run: {method}: {why}")
