@@ -264,14 +264,16 @@ def test_shifts_of_small_images_are_found_though_their_hashes_differ():
 def test_comparisons_are_cached_unless_an_image_could_not_be_read(tmp_path, monkeypatch):
     images = texture(12, 300)
     a, b = of("training", images), of("test", [moved(x, 1, 0) ** 0.8 for x in images[:5]])
-    kept, compared_pairs = tmp_path / "cache" / "alike.npz", []
+    cache, compared_pairs = tmp_path / "cache", []
     monkeypatch.setattr(
         image_sets_module, "is_near_duplicate", lambda x, y: compared_pairs.append(1) or is_near_duplicate(x, y)
     )
 
     def found(a=a, b=b):
         compared_pairs.clear()
-        report = check_leaks(empty("pretraining"), a, empty("validation"), b, cache=kept)
+        report = check_leaks(empty("pretraining"), a, empty("validation"), b, cache=cache)
+        for file in cache.glob("leaks_*.json"):
+            file.unlink()
         return report["training", "test"].near, len(compared_pairs)
 
     dark = dataclasses.replace(b, image=lambda _: None)
@@ -280,11 +282,49 @@ def test_comparisons_are_cached_unless_an_image_could_not_be_read(tmp_path, monk
     assert near == 5
     assert compared >= 5
     assert found() == (5, 0)
-    kept.write_bytes(kept.read_bytes()[:50])
+    pairs = cache / "alike.npz"
+    pairs.write_bytes(pairs.read_bytes()[:50])
     assert found() == (5, compared)
     monkeypatch.setattr(image_sets_module, "VERSION", -1)
     assert found() == (5, compared)
     assert found() == (5, 0)
+
+
+def test_a_report_is_kept_until_something_differs(tmp_path, monkeypatch):
+    images = texture(12, 300)
+    sets = [bare("pretraining", "ab", "12"), of("training", images), empty("validation")]
+    sets.append(of("test", [moved(x, 1, 0) ** 0.8 for x in images[:5]] + texture(2, 300) + [images[0]] * 2))
+    read = []
+
+    def report(**changed):
+        read.clear()
+        pixels = {part.name: part.image for part in sets if part.image is not None}
+        noting = [
+            dataclasses.replace(part, image=lambda i, name=part.name: read.append(i) or pixels[name](i))
+            if part.name in pixels
+            else part
+            for part in sets
+        ]
+        noting[3] = dataclasses.replace(noting[3], **changed)
+        return check_leaks(*noting, cache=tmp_path)
+
+    dark = report(image=lambda i: None)
+    assert dark["training", "test"].near == 0  # and not kept
+    first = report()
+    assert first["training", "test"].near == 5
+    assert first.repeats
+    assert read
+    (kept,) = tmp_path.glob("leaks_*.json")
+    assert report() == first
+    assert not read
+    assert report(patient=np.roll(sets[3].patient, 1)) != dark
+    assert read
+    kept.write_text(kept.read_text()[:50])
+    assert report() == first
+    assert read
+    monkeypatch.setattr(image_sets_module, "VERSION", -1)
+    assert report() == first
+    assert read
 
 
 # messages

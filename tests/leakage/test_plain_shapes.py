@@ -67,7 +67,7 @@ def test_a_test_of_transformed_masks_is_refused(tmp_path):
         test = as_set(
             "test", [*(change(x) for change, x in zip(list(WAYS.values())[1:6], masks, strict=False)), *masks[6:]]
         )
-        report = check_leaks(empty("pretraining"), train, empty("validation"), test, tmp_path / "cache" / "alike.npz")
+        report = check_leaks(empty("pretraining"), train, empty("validation"), test, tmp_path / "cache")
         assert report["training", "test"].near == 5
     clean = check_leaks(empty("pretraining"), train, empty("validation"), as_set("test", masks[6:]))
     assert not clean["training", "test"]

@@ -63,9 +63,13 @@ class ImageComparer:
     Args:
         sets: the sets, in order of preference for reading.
         cache: file with the results of earlier comparisons, which `save` extends. It can be deleted at any time.
+
+    Attributes:
+        incomplete: whether an image or volume that a set should have could not be read, its bytes being missing or damaged.
     """
 
     def __init__(self, sets: Iterable[ScanSet], cache: Path | None = None):
+        self.incomplete = False
         self._sources: dict[str, tuple[Callable[[int], np.ndarray | None], int]] = {}
         self._small: set[str] = set()
         self._volumes: dict[str, Callable[[], np.ndarray | None]] = {}
@@ -86,8 +90,17 @@ class ImageComparer:
         self._saved = len(self._results)
 
     def _read_image(self, content: str) -> np.ndarray | None:
-        image, row = self._sources.get(content, (None, 0))
-        return None if image is None else image(row)
+        if content not in self._sources:
+            return None
+        image, row = self._sources[content]
+        return self._noted(image(row))
+
+    def _read_volume(self, content: str) -> np.ndarray | None:
+        return self._noted(self._volumes[content]()) if content in self._volumes else None
+
+    def _noted(self, array: np.ndarray | None) -> np.ndarray | None:
+        self.incomplete |= array is None
+        return array
 
     def is_readable(self, content: str) -> bool:
         """Return whether some set can read the image of a content hash."""
@@ -111,17 +124,17 @@ class ImageComparer:
         return self._volume_grid(content)
 
     def _describe_volume(self, content: str) -> VolumeGrid | None:
-        volume = self._volumes[content]() if content in self._volumes else None
+        volume = self._read_volume(content)
         return None if volume is None else VolumeGrid.from_volume(volume)
 
     def shape_digest(self, content: str) -> str:
         """Return `plain_shapes.shape_digest` of an image or volume; "" if it cannot be read."""
-        array = self._volumes[content]() if content in self._volumes else self.read(content)
+        array = self._read_volume(content) if content in self._volumes else self.read(content)
         return "" if array is None else shape_digest(array)
 
     def slices(self, content: str) -> list[EqualisedGrid]:
         """Return the grids of a volume's slices, see `slice_grids`; none if it cannot be read."""
-        volume = self._volumes[content]()
+        volume = self._read_volume(content)
         return [] if volume is None else slice_grids(volume)
 
     def count_unreadable(self, hashes: Strings) -> int:

@@ -7,7 +7,6 @@ Patients whose source names them are compared by pseudonym, images as in `medssl
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 from medssl.errors import UserError
 from medssl.leakage.equalised_grid import MIN_PIXELS
 from medssl.leakage.image_sets import TINY, ImageComparer, ScanSet
+from medssl.leakage.leak_report import LeakReport, SetOverlap, keep_report, read_report, report_file
 from medssl.leakage.near_duplicates import find_duplicates
 from medssl.leakage.transformed_duplicates import Transformed, find_transformed
 from medssl.store.intensity_windows import to_unit_range
@@ -27,86 +27,6 @@ from medssl.store.store import Store
 TEXT_COLUMNS = ("patient", "scan", "hash", "phash")
 PRETRAINED_ON_COLUMNS = (*TEXT_COLUMNS, "patient_known")  # columns of RUN/pretrained_on.parquet
 EXAMPLES = 3  # pairs of scans named per kind
-MANY, MANY_SHARE = 5, 0.03  # possible copies, and share of a set, from which chance does not explain them
-
-
-@dataclass(frozen=True)
-class SetOverlap:
-    """The overlap of set `b` with set `a`; within one set, the scans that repeat an earlier scan of another patient.
-
-    Attributes:
-        a, b: names of the sets.
-        scans, patients: how many `b` has.
-        shared_patients: named patients of b that are in a; None if the sets were made with different keys, 0 inside one set.
-        exact, near, maybe: numbers of scans of b, see `near_duplicates.Duplicates`; there may be more that were not found.
-        examples: (kind, scan of a, scan of b), pseudonyms, a few of each kind.
-    """
-
-    a: str
-    b: str
-    scans: int
-    patients: int
-    shared_patients: int | None
-    exact: int
-    near: int
-    maybe: int
-    examples: tuple[tuple[str, str, str], ...]
-
-    def __bool__(self) -> bool:
-        return self.certain or bool(self.maybe)
-
-    @property
-    def certain(self) -> bool:
-        """Return whether something is certainly shared."""
-        return bool(self.shared_patients or self.exact or self.near)
-
-    @property
-    def refuses(self) -> bool:
-        """Return whether so much is shared that a score on b would be too high: something certain, or many possible copies."""
-        return self.certain or self.maybe >= max(MANY, MANY_SHARE * self.scans)
-
-    def __str__(self) -> str:
-        images = f"at least {self.exact + self.near} of the {self.scans} {self.b} images ({self.near} near-duplicates)"
-        if self.a == self.b:
-            more = f", and possibly {self.maybe} more" if self.maybe else ""
-            once = "; their patients count as one in intervals" if self.a == "test" and self.certain else ""
-            return f"{images} repeat another patient's image in {self.a}{more}{once}"
-        shared = [f"{self.shared_patients} of the {self.patients} {self.b} patients"] if self.shared_patients else []
-        if self.exact or self.near:
-            shared.append(images)
-        if self.maybe:
-            shared.append(
-                f"possibly {self.maybe} {self.b} images (similar, but their pixels cannot be read or do not decide)"
-            )
-        return f"{self.a} includes {' and '.join(shared) or f'none of the {self.scans} {self.b} images'}"
-
-
-@dataclass(frozen=True)
-class LeakReport:
-    """The overlap of each pair of sets, and notes on checks that were not possible.
-
-    repeats: (scan, scan) of the last set that certainly show the same image, of two patients.
-    """
-
-    pairs: tuple[SetOverlap, ...]
-    unchecked: tuple[str, ...]
-    repeats: tuple[tuple[str, str], ...] = ()
-
-    def __getitem__(self, names: tuple[str, str]) -> SetOverlap:
-        return next(pair for pair in self.pairs if (pair.a, pair.b) == names)
-
-    @property
-    def refusal(self) -> str:
-        """Reasons why a score on this test set would be too high, in one line; "" if there are none."""
-        return "; ".join(str(p) for p in self.pairs if p.b == "test" and p.a != "test" and p.refuses)
-
-    def warnings(self) -> list[str]:
-        """Return a line for each pair of sets that share something, with an example, then what could not be checked."""
-        lines = []
-        for pair in filter(None, self.pairs):
-            example = next((f", for example {a} and {b}" for _, a, b in pair.examples), "")
-            lines.append(f"{pair}{example}")
-        return [*lines, *self.unchecked]
 
 
 def check_leaks(
@@ -116,13 +36,28 @@ def check_leaks(
 
     Args:
         pretrained, train, val, test: the sets; any may be empty. Pixels of one set are also read through another that has them.
-        cache: file with the results of pixel comparisons, reused by later checks of these sets.
+        cache: folder where reports and the results of comparisons are kept for later checks, if it can be written. It can be
+            deleted at any time.
     """
-    images = ImageComparer((test, val, train, pretrained), cache)  # pretraining last, since its store may be gone
-    folder = None if cache is None else cache.parent
+    file = None if cache is None else report_file(cache, (pretrained, train, val, test))
+    kept = None if file is None else read_report(file)
+    if kept is not None:
+        return kept
+    # pretraining last, since its store may be gone
+    images = ImageComparer((test, val, train, pretrained), None if cache is None else cache / "alike.npz")
+    report = _compare(pretrained, train, val, test, images, cache)
+    images.save()
+    if file is not None and not images.incomplete:  # what cannot be read now may be readable the next time
+        keep_report(file, report)
+    return report
+
+
+def _compare(
+    pretrained: ScanSet, train: ScanSet, val: ScanSet, test: ScanSet, images: ImageComparer, cache: Path | None
+) -> LeakReport:
     transformed = {
-        "test": find_transformed((pretrained, train, val), test, images, folder),
-        "validation": find_transformed((train,), val, images, folder),
+        "test": find_transformed((pretrained, train, val), test, images, cache),
+        "validation": find_transformed((train,), val, images, cache),
     }
     pairs = []
     compared = [(pretrained, test), (train, test), (val, test), (train, val), (train, train), (val, val), (test, test)]
@@ -136,7 +71,6 @@ def check_leaks(
         )
         counts = (len(found.exact), len(found.near), len(found.maybe))
         pairs.append(SetOverlap(a.name, b.name, len(b), len(set(b.patient)), shared, *counts, examples))
-    images.save()
     repeats = tuple((str(test.scan[i]), str(test.scan[j])) for j, i in [*found.exact.items(), *found.near.items()])
     return LeakReport(tuple(pairs), tuple(_unchecked(pretrained, train, test, images, transformed["test"])), repeats)
 

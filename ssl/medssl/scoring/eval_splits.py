@@ -191,7 +191,7 @@ def check_overlap(run: Run, encoder: EncoderConfig, splits: EvalSplits, allow_ov
         scan_set_from_store(name, part.store, part.rows)
         for name, part in (("training", train), ("validation", splits.val), ("test", test))
     )
-    report = check_leaks(before, home, val, away, cache=test.store.path / "cache" / "alike.npz")
+    report = check_leaks(before, home, val, away, cache=test.store.path / "cache")
     certain = [pair.a for pair in report.pairs if pair.b == "test" and pair.a != "test" and pair.refuses]
     splits.overlap = certain or ([before.name] if report.refusal else [])
     splits.test = replace(test, tied=report.repeats)
