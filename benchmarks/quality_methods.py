@@ -31,7 +31,7 @@ from mnist import archive
 
 import medssl
 from medssl import catalog
-from medssl.errors import UserError
+from medssl.errors import Interrupted, UserError
 from medssl.evals.stats.bootstrap import paired, score_seeds
 from medssl.evals.stats.significance import holm
 from medssl.evals.task_types.task_types import task_type
@@ -61,6 +61,7 @@ def main() -> None:
     args.add_argument("--methods", nargs="+", default=sorted(catalog.choices("method")))
     args.add_argument("--encoder", default="small_resnet", help="for methods without an encoder in their yaml")
     args.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64], help="of that encoder, and of cnn")
+    args.add_argument("--vit", type=int, nargs=2, default=[96, 3], help="width and depth of transformers")
     args.add_argument("--options", nargs="*", default=[], help="METHOD.KEY=VALUE, options that differ from the yaml")
     args.add_argument("--seeds", type=int, default=4)
     args.add_argument("--steps", type=int, default=200)
@@ -102,6 +103,8 @@ def one(given: argparse.Namespace, work: Path, method: str, seed: int) -> str:
     encoder: dict[str, Any] = {"encoder": own or given.encoder}
     if encoder["encoder"] in (given.encoder, "cnn"):
         encoder["encoder_options"] = {"widths": given.widths}
+    elif encoder["encoder"] == "vit":
+        encoder["encoder_options"] = dict(zip(("dim", "depth"), given.vit, strict=True))
     more: dict[str, Any] = {"target": given.target} if labels else {}
     if method == "distill":
         more["teacher"] = work / f"simclr{seed}"
@@ -116,6 +119,8 @@ def one(given: argparse.Namespace, work: Path, method: str, seed: int) -> str:
             work / "store", run, method=method, method_options=options, seed=seed, steps=given.steps, batch=given.batch,
             monitor_every=0, **encoder, **more,
         )  # fmt: skip
+    except Interrupted:
+        raise
     except UserError as e:
         note["refused"] = str(e)
     else:

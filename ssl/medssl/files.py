@@ -11,7 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from medssl.errors import UserError
+from medssl.errors import PREEMPTED, UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 
 def follow_links(path: Path) -> Path:
@@ -74,6 +79,24 @@ def check_writable(folder: Path) -> None:
     """Raise UserError if no file can be written to a folder, so that this is known before the work and not after it."""
     with disk_errors(folder), tempfile.TemporaryFile(dir=folder):
         pass
+
+
+@contextmanager
+def locked(folder: Path, command: str) -> Iterator[None]:
+    """Hold a folder, made if it is not there, for this process. Raises UserError if another one holds it for `command`."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a")
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                why = f"another {command} is running on {folder}; wait for it or choose another out="
+                raise UserError(why, PREEMPTED) from e  # a job may try again
+            except OSError:  # a network disk without locks
+                pass
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

@@ -56,7 +56,7 @@ def test_a_preempted_job_saves_is_requeued_and_ends_with_the_bits_of_one_that_wa
     words = [f"store={store}", *SMALL, "steps=400", "save_every=100000", "log_every=1"]
     executor = submitit.LocalExecutor(folder=tmp_path / "jobs")
     executor.update_parameters(timeout_min=10)
-    job = executor.submit(Job([*words, f"out={tmp_path / 'a'}"]))
+    job = executor.submit(Job(["pretrain", *words, f"out={tmp_path / 'a'}"]))
     log, state = tmp_path / "a/metrics.jsonl", tmp_path / "a/checkpoints/last.ckpt"
     until = time.monotonic() + 240
     while not (log.exists() and log.read_text().count("\n") > 20):
@@ -111,14 +111,14 @@ def test_a_sweep_is_one_job_for_each_run_in_the_folders_of_a_sweep_here(slurm, t
     ]
     command_line.run("pretrain", words)
     expected = [
-        ["store=s", "where=dims == 2", f"method={m}", f"seed={s}", f"out={tmp_path}/runs/{m}-seed{s}"]
+        ["pretrain", "store=s", "where=dims == 2", f"method={m}", f"seed={s}", f"out={tmp_path}/runs/{m}-seed{s}"]
         for m in ("byol", "simclr")
         for s in (0, 1)
     ]
     assert sorted(slurm(tmp_path / "runs.jobs")) == expected
     assert all(f"runs/{m}-seed{s}\n" in capsys.readouterr().out for m, s in [("byol", 1)])
     command_line.run("pretrain", ["store=s", f"out={tmp_path}/one", "recipe=chest_xray_28", "launcher=slurm"])
-    assert slurm(tmp_path / "one.jobs") == [["store=s", f"out={tmp_path}/one", "recipe=chest_xray_28"]]
+    assert slurm(tmp_path / "one.jobs") == [["pretrain", "store=s", f"out={tmp_path}/one", "recipe=chest_xray_28"]]
 
 
 @pytest.mark.parametrize(
@@ -137,15 +137,15 @@ def test_a_launch_that_cannot_work_is_refused(words, says):
 def test_a_missing_library_and_a_missing_slurm_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no sbatch here"):
-        launch({tmp_path / "a": []}, tmp_path / "jobs", {"launcher": "slurm"})
+        launch({tmp_path / "a": ["pretrain"]}, tmp_path / "jobs", {"launcher": "slurm"})
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"medssl\[slurm\]"):
-        launch({tmp_path / "a": []}, tmp_path / "jobs", {"launcher": "local"})
+        launch({tmp_path / "a": ["pretrain"]}, tmp_path / "jobs", {"launcher": "local"})
 
 
 def test_slurm_is_asked_for_what_was_said_and_devices_follow_the_gpus(slurm, tmp_path):
     settings = {"launcher": "slurm", "partition": "gpu", "gpus": "2", "hours": "12", "memory": "32", "account": "lab"}
-    text = launch({tmp_path / "a": ["store=s"]}, tmp_path / "jobs", settings)
+    text = launch({tmp_path / "a": ["pretrain", "store=s"]}, tmp_path / "jobs", settings)
     assert f": {tmp_path / 'a'}" in text
     asked = (tmp_path / "asked").read_text()
     for line in (
@@ -158,9 +158,24 @@ def test_slurm_is_asked_for_what_was_said_and_devices_follow_the_gpus(slurm, tmp
         "nodes=1",
     ):
         assert f"#SBATCH --{line}\n" in asked, asked
-    assert slurm(tmp_path / "jobs") == [["store=s", "devices=2", "accelerator=cuda"]]
+    assert slurm(tmp_path / "jobs") == [["pretrain", "store=s", "devices=2", "accelerator=cuda"]]
+
+
+def test_scoring_has_a_job_for_each_run(slurm, tmp_path):
+    words = [f"run={tmp_path}/a,{tmp_path}/b", "store=s", "target=label", "where=dims == 2"]
+    command_line.run("probe", [*words, "launcher=slurm", "gpus=1"])
+    expected = [
+        ["probe", f"run={tmp_path}/{name}", "store=s", "target=label", "where=dims == 2", "device=cuda"]
+        for name in "ab"
+    ]
+    assert sorted(slurm(tmp_path / "a.jobs")) == expected
+    with pytest.raises(UserError, match="needs run=RUN"):
+        command_line.run("probe", ["store=s", "target=label", "launcher=slurm"])
+    with pytest.raises(UserError, match=r"targt.*target"):
+        command_line.run("probe", [*words[:2], "targt=label", "launcher=slurm"])
 
 
 def test_help_lists_the_keys_of_a_launch():
     text = command_help("pretrain")
     assert all(f"\n  {key} " in text for key in LAUNCH_KEYS)
+    assert "run=A,B is a job for each run" in " ".join(command_help("knn").split())

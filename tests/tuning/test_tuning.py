@@ -12,6 +12,7 @@ import yaml
 from medssl.cli.run import compose_config
 from medssl.commands.train.tune import tune
 from medssl.errors import UsageError, UserError
+from medssl.files import locked
 from medssl.ingestion.writer import StoreWriter
 from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan
@@ -20,7 +21,7 @@ from medssl.scoring.eval_splits import SplitOptions
 from medssl.store.store import Store
 from medssl.tuning.measure import LabelFree, measure_of
 from medssl.tuning.space import Range, Space, Values
-from medssl.tuning.study import Budget, Search, locked
+from medssl.tuning.study import Budget, Search
 from medssl.tuning.wandb_sweep import wandb_sweep
 
 BY = LabelFree("score", "score", 1)
@@ -200,7 +201,11 @@ def test_another_search_in_the_folder_a_second_process_and_a_damaged_file_are_re
         search(tmp_path / "a", {"lr": [0.1, 0.3]})
     with pytest.raises(UsageError, match="sampler"):
         search(tmp_path / "b", {"lr": [0.1, 0.2]}, sampler="tpi")
-    with locked(tmp_path), pytest.raises(UserError, match="another medssl tune"), locked(tmp_path):
+    with (
+        locked(tmp_path, "medssl tune"),
+        pytest.raises(UserError, match="another medssl tune"),
+        locked(tmp_path, "medssl tune"),
+    ):
         pass
     (tmp_path / "c").mkdir()
     (tmp_path / "c/study.db").write_bytes(b"not a database" * 100)

@@ -1,7 +1,7 @@
 """The script of `medssl --completion`: commands, keys, options and choices, completed by bash and zsh without starting Python."""
 
 from medssl import catalog
-from medssl.cli.help import GROUPS, LAUNCH_KEYS, group_taken
+from medssl.cli.help import GROUPS, LAUNCH_KEYS, LAUNCHED, group_taken
 from medssl.errors import UsageError, nearest
 
 SHELLS = ("bash", "zsh")
@@ -64,7 +64,9 @@ def script(shell: str) -> str:
     commands = catalog.entries("command")
     groups = {name: [g for g in GROUPS if group_taken(name, g)] for name in commands}
     keys = {name: [*_keys("command", name), *groups[name]] for name in commands}
-    keys["pretrain"] += ["recipe", *LAUNCH_KEYS]
+    keys["pretrain"].append("recipe")
+    for name in LAUNCHED:
+        keys[name] += LAUNCH_KEYS
     options = {
         f"{group}={name}": [f"{group}.{key}" for key in _keys(group, name)]
         for group in GROUPS

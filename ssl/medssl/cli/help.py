@@ -8,17 +8,22 @@ from medssl.errors import UsageError, nearest
 
 WIDTH = 80
 GROUPS = ("method", "encoder", "augment")
+LAUNCHERS = ("slurm", "ray", "local")
 LAUNCH_KEYS = {
-    "launcher": "slurm, or local: jobs of this machine, one after the other",
+    "launcher": "slurm, ray, or local: jobs of this machine, one after the other",
+    "address": "host:port of a Ray cluster, auto if not given: the one of this machine",
+    "gpus": "GPUs of a job, all on one node; pretrain has one process on each",
+    "cpus": "processor cores of a job",
+    "memory": "GB of a job of Slurm",
+    "hours": "longest time of a job of Slurm, 24 if not given; an unfinished run is requeued",
     "partition": "of Slurm",
-    "gpus": "GPUs of a run, all on one node: one process each",
-    "cpus": "processor cores of a run",
-    "memory": "GB of a run",
-    "hours": "longest time of a job, 24 if not given; an unfinished run is requeued",
     "account": "of Slurm",
     "qos": "of Slurm",
 }
-"""Keys of a launch: of pretrain, with launcher=."""
+"""Keys of a launch, with launcher=."""
+SCORED = ("embed", "probe", "knn", "retrieve", "survive", "finetune", "segment", "transfer", "quality")
+LAUNCHED = ("pretrain", *SCORED)
+"""Commands that launcher= takes; those that score have a job for each run of run=A,B."""
 COMMAND_GROUPS = {"data": "Data", "train": "Train", "score": "Score", "analyse": "Look at results"}
 FAMILIES = {
     "contrastive": "Contrastive and mutual information",
@@ -80,9 +85,15 @@ def command_help(command: str) -> str:
         ]
         lines += [
             "",
-            "On a cluster, for one run or a sweep (-m), with launcher=slurm or local:",
+            "As jobs of a cluster, for one run or a sweep (-m), with launcher=:",
             *_columns(LAUNCH_KEYS.items()),
         ]
+    elif command in LAUNCHED:
+        words = (
+            "As jobs of a cluster: launcher=slurm, ray or local, with the keys that medssl pretrain --help lists; run=A,B is "
+            "a job for each run."
+        )
+        lines += ["", *textwrap.wrap(words, WIDTH)]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""`launcher=slurm` or `local`: submit `medssl pretrain` as jobs, one per run, which go on after preemption (submitit)."""
+"""`launcher=slurm`, `ray` or `local`: commands as jobs, one per run, of which `pretrain` goes on after preemption."""
 
 import os
 import signal
@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medssl.cli.help import LAUNCH_KEYS
+from medssl.cli.help import LAUNCH_KEYS, LAUNCHERS
 from medssl.errors import PREEMPTED, UsageError, UserError, nearest
 from medssl.progress import say
 
-LAUNCHERS = ("slurm", "local")
 SAVING = 60.0  # seconds that a run is given to save; a step and a checkpoint take less
 OF_SLURM = (
     "SLURM_NTASKS",
@@ -28,9 +27,9 @@ OF_SLURM = (
 
 
 class Job:
-    """One `medssl pretrain` command, in a process of its own: what submitit runs on a node, and again after preemption.
+    """One command, in a process of its own: what submitit or Ray runs on a node, and again after preemption.
 
-    words: of the command line, after `medssl pretrain`.
+    words: of the command line, after `medssl`.
     """
 
     def __init__(self, words: Sequence[str]):
@@ -39,27 +38,36 @@ class Job:
 
     def __call__(self) -> int:
         """Run the command. Raises RuntimeError if it fails."""
-        own = {k: v for k, v in os.environ.items() if not k.startswith(OF_SLURM)}
-        self.child = subprocess.Popen([sys.executable, "-m", "medssl.cli", "pretrain", *self.words], env=own)
-        while self.child.poll() is None:  # not wait(), which would hold a lock that `checkpoint` needs
+        child = self.start()
+        while child.poll() is None:  # not wait(), which would hold a lock that `checkpoint` needs
             time.sleep(0.2)
-        if self.child.returncode == PREEMPTED:
+        if child.returncode == PREEMPTED:
             # the run got the scheduler's signal and this process did not: pass it on, so that submitit requeues
             signal.raise_signal(getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")))
-        if self.child.returncode:
-            raise RuntimeError(f"medssl pretrain ended with exit code {self.child.returncode}")
+        if child.returncode:
+            raise RuntimeError(f"medssl {self.words[0]} ended with exit code {child.returncode}")
         return 0
 
-    def checkpoint(self) -> Any:
-        """Let the run save and end, and return the same job for submitit to requeue; called on its signal."""
-        from submitit.core.utils import DelayedSubmission
+    def start(self, **options: Any) -> subprocess.Popen[bytes]:
+        """Start the command; options: of Popen."""
+        own = {k: v for k, v in os.environ.items() if not k.startswith(OF_SLURM)}
+        self.child = subprocess.Popen([sys.executable, "-m", "medssl.cli", *self.words], env=own, **options)
+        return self.child
 
+    def stop(self) -> None:
+        """Let the run save and end."""
         if self.child is not None and self.child.poll() is None:
             self.child.send_signal(signal.SIGTERM)
             try:
                 self.child.wait(SAVING)
             except subprocess.TimeoutExpired:
                 self.child.kill()  # the last regular checkpoint remains
+
+    def checkpoint(self) -> Any:
+        """Let the run save and end, and return the same job for submitit to requeue; called on its signal."""
+        from submitit.core.utils import DelayedSubmission
+
+        self.stop()
         return DelayedSubmission(Job(self.words))
 
 
@@ -85,28 +93,33 @@ def take_launcher(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def launch(runs: Mapping[Path, Sequence[str]], folder: Path, settings: Mapping[str, str]) -> str:
-    """Submit the runs {run folder: words of the command}; returns what to print.
+    """Submit the jobs {run folder: words of the command}; returns what to print.
 
-    slurm returns at once; local runs one after the other and returns when all have ended.
+    slurm returns at once; ray and local (one after the other) return when all have ended.
 
-    folder: for submitit's files and logs. Raises UserError without submitit or Slurm, and with local if a run fails.
+    folder: for logs and submitit's files. Raises UserError without submitit, Slurm or Ray, and with ray and local if a job
+    fails.
     """
+    kind, gpus = settings["launcher"], int(float(settings.get("gpus", 0)))
+    jobs = {}
+    for out, words in runs.items():
+        more = (
+            [] if not gpus else [f"devices={gpus}", "accelerator=cuda"] if words[0] == "pretrain" else ["device=cuda"]
+        )
+        jobs[out] = Job([*words, *(w for w in more if not any(x.startswith(w.split("=")[0] + "=") for x in words))])
+    if kind == "ray":
+        from medssl.cli.launch_ray import launch_on_ray
+
+        return launch_on_ray(jobs, folder, settings)
     try:
         import submitit
     except ImportError as e:
         raise UserError("launcher= needs submitit: pip install 'medssl[slurm]'") from e
-    kind = settings["launcher"]
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=kind)
     except RuntimeError as e:
         raise UserError("launcher=slurm, but there is no sbatch here; run it on a login node, or launcher=local") from e
     executor.update_parameters(**_parameters(settings))
-    gpus = int(float(settings.get("gpus", 0)))
-    more = [f"devices={gpus}", "accelerator=cuda"] if gpus else []
-    jobs = {
-        out: Job([*words, *(w for w in more if not any(given.startswith(w.split("=")[0] + "=") for given in words))])
-        for out, words in runs.items()
-    }
     if kind == "slurm":
         try:
             with executor.batch():

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medssl import catalog
 from medssl.cli.aliases import known_as
-from medssl.cli.help import GROUPS
+from medssl.cli.help import GROUPS, LAUNCHED, SCORED
 from medssl.cli.launch import launch, take_launcher
 from medssl.cli.words import (
     any_timm,
@@ -49,8 +49,12 @@ def run(command: str, args: list[str]) -> None:
         import_named(modules)
     sweep = bool({"-m", "--multirun"} & set(args))
     given = [a for a in args if a not in {"-m", "--multirun"}]
-    given, launcher = take_launcher(given) if command == "pretrain" else (given, {})
-    asked = given
+    given, launcher = take_launcher(given) if command in LAUNCHED else (given, {})
+    scored: dict[Path, list[str]] = {}
+    if launcher and command in SCORED:
+        scored = _scored_runs(command, given)
+        given = next(iter(scored.values()))[1:]
+    asked = [command, *given]
     if command == "pretrain":
         given = expand_recipe(given)
     if has_groups(command):
@@ -69,8 +73,8 @@ def run(command: str, args: list[str]) -> None:
     first = [_first(o) if o.is_sweep_override() else w for o, w in zip(parsed, words, strict=True)]
     cfg = compose_config(command, first)
     if launcher:
-        out = Path(str(OmegaConf.select(cfg, "out"))).expanduser()
-        runs = _swept_runs(out, given, parsed, own) if sweep else {out: asked}
+        out = next(iter(scored)) if scored else Path(str(OmegaConf.select(cfg, "out"))).expanduser()
+        runs = scored or (_swept_runs(out, given, parsed, own) if sweep else {out: asked})
         print(launch(runs, out.with_name(f"{out.name}.jobs"), launcher))
     elif sweep:
         _sweep(command, cfg, words, parsed, own)
@@ -127,6 +131,15 @@ def _sweep(command: str, cfg: DictConfig, words: list[str], parsed: list[Overrid
         raise UserError(f"{len(failed)} of the runs under {out} did not finish; {failed[-1]}", failed[-1].code)
 
 
+def _scored_runs(command: str, given: list[str]) -> dict[Path, list[str]]:
+    """Return the words of a job for each run of run=A,B, by the run's folder."""
+    found = [word.partition("=")[2] for word in given if word.startswith("run=")]
+    if len(found) != 1:
+        raise UsageError(f"a job of {command} needs run=RUN, or run=A,B for a job for each. {example(command)}")
+    runs = found[0].strip("[]").split(",")
+    return {Path(r).expanduser(): [command, *(f"run={r}" if w.startswith("run=") else w for w in given)] for r in runs}
+
+
 def _swept_runs(out: Path, given: list[str], parsed: list[Override], own: dict[str, str]) -> dict[Path, list[str]]:
     """Return the words of each run of a sweep by its folder, where `_sweep` would put it."""
     if own:
@@ -137,7 +150,7 @@ def _swept_runs(out: Path, given: list[str], parsed: list[Override], own: dict[s
     runs = {}
     for values in product(*(o.sweep_string_iterator() for o in parsed if o.is_sweep_override())):
         folder = out / run_name(zip(keys, values, strict=True))
-        runs[folder] = [*fixed, *(f"{k}={v}" for k, v in zip(keys, values, strict=True)), f"out={folder}"]
+        runs[folder] = ["pretrain", *fixed, *(f"{k}={v}" for k, v in zip(keys, values, strict=True)), f"out={folder}"]
     return runs
 
 

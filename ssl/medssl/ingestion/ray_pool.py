@@ -4,8 +4,6 @@ The ledger, the pseudonyms of paths and the packed images stay with the caller. 
 the `worker_pool` and passes on its answers. All nodes see the source and the folder of the store under the same paths.
 """
 
-import logging
-import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -16,8 +14,8 @@ from typing import Any
 from medssl.errors import UserError
 from medssl.ingestion.worker_pool import Event, Message, Task, WorkerPool
 from medssl.progress import say
+from medssl.ray_cluster import connect
 
-CONNECT = 10.0  # seconds to reach the cluster
 START = 120.0  # seconds in which it must have started the first actor, which includes imports from a slow disk
 CHUNK = 1 << 24  # bytes of answers that an actor collects before it sends them
 MOST_LOSSES = 2  # actors lost with a task after which it is not tried again
@@ -90,13 +88,7 @@ class RayPool:
         self.actors: list[Any] = []
 
     def __enter__(self) -> "RayPool":
-        try:
-            import ray
-        except ImportError as e:
-            raise UserError("engine=ray needs Ray: pip install 'medssl[ray]'") from e
-        self.ray = ray
-        if not ray.is_initialized():
-            self._connect()
+        self.ray, self.connected = connect(self.address, "engine=ray")
         try:
             self._start()
         except BaseException:
@@ -110,21 +102,6 @@ class RayPool:
                 self.ray.kill(actor)
         if self.connected:
             self.ray.shutdown()
-
-    def _connect(self) -> None:
-        remedy = "start Ray there (ray start --head), or give the address that it prints"
-        if self.address != "auto":
-            host, _, port = self.address.rpartition(":")
-            try:
-                socket.create_connection((host, int(port)), CONNECT).close()
-            except (OSError, ValueError) as e:
-                raise UserError(f"address={self.address} does not answer ({type(e).__name__}); {remedy}") from e
-        try:
-            self.ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as e:
-            why = " ".join(str(e).split())[:200]
-            raise UserError(f"address={self.address} is no Ray cluster for this machine: {why}; {remedy}") from e
-        self.connected = True
 
     def _start(self) -> None:
         ray, processors = self.ray, int(self.ray.cluster_resources().get("CPU", 0))

@@ -1,13 +1,11 @@
 """A search as an Optuna study in a SQLite file: it goes on after a kill, within a budget, one trial at a time."""
 
-import fcntl
 import json
 import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,20 +191,6 @@ class Search:
         for t in sorted(done, key=lambda t: -t.value):
             best.setdefault(digest(t.params), (dict(t.params), Score.from_dict(t.user_attrs["score"])))
         return list(best.values())
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a search for this process. Raises UserError if another one runs it."""
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise UserError(f"another medssl tune is running on {folder}; wait for it or choose another out=") from e
-        yield
 
 
 def _optuna() -> Any:

@@ -4,6 +4,7 @@ import copy
 import math
 import shlex
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from medssl.encoders.config import EncoderConfig, InputConfig
 from medssl.encoders.export import ENCODER, save_encoder
 from medssl.encoders.own import build_encoder
 from medssl.errors import UserError
-from medssl.files import atomic
+from medssl.files import atomic, locked
 from medssl.leakage.leak_check import pretrained_on
 from medssl.methods.base import Method
 from medssl.methods.parts.heads import pairs_of
@@ -66,6 +67,18 @@ def pretrain_watched(
     store: str | Path | Store, out: str | Path, options: PretrainOptions, watch: Callable[[dict[str, Any]], None] | None
 ) -> Path:
     """`pretrain`, which calls `watch` with each evaluated row of metrics.jsonl; what it raises ends the run, unfinished."""
+    with ExitStack() as held:
+        return _pretrain(store, out, options, watch, held)
+
+
+def _pretrain(
+    store: str | Path | Store,
+    out: str | Path,
+    options: PretrainOptions,
+    watch: Callable[[dict[str, Any]], None] | None,
+    held: ExitStack,
+) -> Path:
+    """`pretrain_watched`; `held` keeps the run folder for this process."""
     scans = Store.open(store, options.where)
     spec = catalog.spec("method", options.method, **(options.method_options or {}))
     defaults = DEFAULTS | spec.pop("_run_", {})
@@ -99,6 +112,7 @@ def pretrain_watched(
         run = Run(Path(out))
         if zero:
             run.start({"store": str(scans.path), "out": str(out)} | options.given(), config)
+            held.enter_context(locked(run.path, "medssl pretrain"))
             passes = config.steps * config.batch / len(rows)
             what = f"{config.steps} steps of {config.batch} ({passes:.0f} epochs)"
             where = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "CPU"

@@ -10,7 +10,7 @@ from medssl.commands.train.pretrain import pretrain_watched
 from medssl.errors import UserError
 from medssl.evals.stats.score import Score
 from medssl.evals.stats.text_table import Cell, text_table
-from medssl.files import write_json, write_text
+from medssl.files import locked, write_json, write_text
 from medssl.progress import say
 from medssl.results import Result
 from medssl.runs.config import PretrainOptions
@@ -19,7 +19,7 @@ from medssl.scoring.eval_splits import SplitOptions
 from medssl.store.store import Store
 from medssl.tuning.measure import measure_of
 from medssl.tuning.space import Space
-from medssl.tuning.study import Budget, Search, Watch, locked
+from medssl.tuning.study import Budget, Search, Watch
 from medssl.tuning.wandb_sweep import wandb_sweep
 
 SHOWN = 5  # best trials in the table
@@ -78,7 +78,7 @@ def tune(
     space, budget = Space.of(search), Budget(trials, seconds)
     if seeds < 1:
         raise UserError(f"seeds={seeds} must be 1 or more")
-    with locked(folder):
+    with locked(folder, "medssl tune"):
         closed = folder / "result.json"
         if closed.exists():
             return _closed(closed)
