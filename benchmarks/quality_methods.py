@@ -174,28 +174,36 @@ def table(given: argparse.Namespace, work: Path) -> None:
     metric, rows, refused = METRICS[given.metric], [], []
     test = unchecked_splits(given, work).test
     for method in given.methods:
-        notes = [json.loads(_note(work, method, s).read_text()) for s in range(given.seeds)]
+        seeds = [
+            s for s in range(given.seeds) if _note(work, method, s).exists()
+        ]  # some, if an earlier run was stopped
+        notes = [json.loads(_note(work, method, s).read_text()) for s in seeds]
         if "refused" in notes[0]:
             refused.append((method, notes[0]["refused"]))
             continue
-        kept = [np.load(work / f"{method}{s}.npz") for s in range(given.seeds)]
+        kept = [np.load(work / f"{method}{s}.npz") for s in seeds]
         run, fresh = ([found[name] for found in kept] for name in ("run", "untrained"))
         score = score_seeds(metric, test.y, run, test.patient)
         gain = paired(metric, test.y, run, fresh, test.patient)
         seconds, memory = (float(np.mean([n[k] for n in notes])) for k in ("seconds", "peak_mb"))
-        rows.append((method, notes[0], score, gain, seconds, memory))
+        rows.append((method, notes[0] | {"seeds": len(seeds)}, score, gain, seconds, memory))
     adjusted = holm([row[3].p for row in rows])
-    print(f"\n{given.steps} steps of {given.batch}, {given.seeds} seeds; {metric.name} of the linear probe")
-    print(f"| method | encoder | {metric.name} | minus untrained | p, Holm | learns | CPU s a seed | MB |")
-    print("| --- " * 8 + "|")
+    print(f"\n{given.steps} steps of {given.batch}; {metric.name} of the linear probe")
+    print(f"| method | encoder | seeds | {metric.name} | minus untrained | p, Holm | learns | CPU s a seed | MB |")
+    print("| --- " * 9 + "|")
     lines = []
     for (method, note, score, gain, seconds, memory), p in zip(rows, adjusted, strict=True):
         shown, above = p < 0.05, gain.score.value > 0
         learns = ("yes" if above else "worse") if shown else "not shown"
         name = f"{method} (labels)" if note["labels"] else method
         s, g = (f"{x.value:.3f} [{x.low:.3f}, {x.high:.3f}]" for x in (score, gain.score))
-        costs = f"{seconds:.0f} | {memory:.0f}"
-        lines.append((score.value, f"| {name} | {note['encoder']} | {s} | {g} | {p:.3g} | {learns} | {costs} |"))
+        what, costs = f"{name} | {note['encoder']} | {note['seeds']}", f"{seconds:.0f} | {memory:.0f}"
+        lines.append(
+            (
+                score.value,
+                f"| {what} | {s} | {g} | {p:.3g} | {learns} | {costs} |",
+            )
+        )
     print("\n".join(line for _, line in sorted(lines, reverse=True)))
     for method, why in refused:
         print(f"not run: {method}: {why}")
