@@ -11,10 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
+from medssl import catalog
 from medssl.errors import UserError
 from medssl.losses.regression import masked_squared_error
 from medssl.methods.base import Clock
-from medssl.methods.parts.patches import distant_permutations, random_boxes, slab, tiles
+from medssl.methods.parts.patches import (
+    distant_permutations,
+    random_boxes,
+    slab,
+    standardise,
+    tile_size,
+    tiles,
+)
 from medssl.methods.pretext.context_restoration import swapped
 from medssl.methods.pretext.rotation import rotations
 from medssl.methods.reconstruction.models_genesis import curved, shuffled
@@ -104,24 +112,52 @@ def test_tiles_are_those_of_the_grid(dims):
         number = number.repeat_interleave(edge, axis)
     x = number.expand(2, 1, *[-1] * dims).contiguous()
     which = torch.stack([torch.arange(grid**dims), torch.arange(grid**dims).flip(0)])
-    out = tiles(x, which, grid, 0.5, tiny.key(2), 1001)
-    assert out.shape == (2 * grid**dims, 1, *(12,) * dims)
+    out = tiles(x, which, grid, 0.5, (6,) * dims, tiny.key(2), 1001)
+    assert out.shape == (2 * grid**dims, 1, *(6,) * dims)
     torch.testing.assert_close(out, which.flatten().view(-1, 1, *[1] * dims).float().expand_as(out))
     ramp = torch.linspace(0, 1, 12).expand(2, 1, *(12,) * dims)
-    first, second = (tiles(ramp, which, grid, 0.5, tiny.key(2, start=s), 1001) for s in (0, 2))
+    first, second = (tiles(ramp, which, grid, 0.5, (12,) * dims, tiny.key(2, start=s), 1001) for s in (0, 2))
     assert not torch.allclose(first, second), "tiles are jittered by the scan"
 
 
+def of_own_brightness(tile):
+    """Return a tile (C, *S) less its mean, over its deviation."""
+    return (tile - tile.mean()) / (tile.var(correction=0) + 0.01).sqrt()
+
+
+@pytest.mark.parametrize(("dims", "channels"), [(2, 1), (2, 3), (3, 2)])
+def test_a_tile_tells_neither_its_brightness_nor_its_contrast(dims, channels):
+    x = torch.randn(5, channels, *(6,) * dims, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = standardise(x)
+    for tile, expected in zip(found, x, strict=True):
+        torch.testing.assert_close(tile, of_own_brightness(expected))
+    torch.testing.assert_close(standardise(x + 3), found)
+    noise = standardise(x * 1e-3)
+    assert noise.std() < 0.05, "what hardly varies stays faint"
+    assert not standardise(torch.full_like(x, 4)).any()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "share", "edge"), [("cnn", 0.43, 7), ("vit", 0.43, 8), ("vit", 0.1, 4), ("mlp", 0.43, 16)]
+)
+def test_tiles_have_the_size_that_the_encoder_takes(encoder, share, edge):
+    """7 of 16 pixels; whole patches of 4, at least one; all pixels for an encoder of one size."""
+    options = tiny.SMALL[encoder]
+    made = catalog.build(catalog.spec("encoder", encoder, **options), channels=1, size=(16, 16))
+    assert tile_size(made, share) == (edge, edge)
+
+
 def test_jigsaw_shows_the_tiles_in_the_target_order():
-    method = tiny.method("jigsaw", grid=2, permutations=24, keep=1.0).eval()
+    method = tiny.method("jigsaw", grid=2, permutations=24, keep=1.0, edge=0.5).eval()
     batch = tiny.batch_for(method, n=6)
     (given,), loss = shown_to(method.encoder, method, batch)
     quarters = [batch["views"][0][:, :, a : a + 8, b : b + 8] for a in (0, 8) for b in (0, 8)]
     asked = []
     for i in range(6):
-        means = given[0].view(6, 4, 16, 16)[i].mean((1, 2))
-        own = torch.stack([q[i].mean() for q in quarters])
-        order = [(own - m).abs().argmin().item() for m in means]
+        own = [of_own_brightness(q[i]) for q in quarters]
+        order = [
+            next(k for k in range(4) if torch.allclose(own[k], t, atol=1e-5)) for t in given[0].view(6, 4, 1, 8, 8)[i]
+        ]
         asked.append([o.tolist() for o in method.orders].index(order))
     assert len(set(asked)) > 1
     scores, out = answers(method, batch)
@@ -131,18 +167,25 @@ def test_jigsaw_shows_the_tiles_in_the_target_order():
 
 @pytest.mark.parametrize(("dims", "places"), [(2, 8), (3, 26)])
 def test_relative_patch_targets_are_neighbour_positions(dims, places):
-    method = tiny.method("relative_patch", dims=dims, size=15, keep=0.5).eval()
-    number = torch.arange(3**dims).view((3,) * dims).float()
-    for axis in range(dims):
-        number = number.repeat_interleave(5, axis)
-    batch = {"views": [number.expand(8, 1, *[-1] * dims).contiguous()], "key": tiny.key(8)}
+    method = tiny.method("relative_patch", dims=dims, size=15, keep=1.0, edge=1 / 3).eval()
+    x = torch.randn(8, 1, *(15,) * dims, generator=torch.Generator().manual_seed(0))
+    batch = {"views": [x], "key": tiny.key(8)}
     (given,), _ = shown_to(method.encoder, method, batch)
-    pairs = given[0].flatten(1).median(1)[0].round().view(8, 2)
-    assert (pairs[:, 0] == 3**dims // 2).all()
-    asked = torch.tensor([[i for i in range(3**dims) if i != 3**dims // 2].index(int(p)) for p in pairs[:, 1]])
+    asked = []
+    for i, (first, second) in enumerate(given[0].unflatten(0, (8, 2))):
+        cells = [
+            of_own_brightness(x[(i, slice(None), *(slice(5 * k, 5 * k + 5) for k in place))])
+            for place in itertools.product(range(3), repeat=dims)
+        ]
+        middle, other = (
+            next(k for k, c in enumerate(cells) if torch.allclose(c, t, atol=1e-5)) for t in (first, second)
+        )
+        assert middle == 3**dims // 2
+        asked.append([k for k in range(3**dims) if k != middle].index(other))
+    assert len(set(asked)) > 1
     assert len(method.others) == places
     scores, out = answers(method, batch)
-    assert out["loss"].item() == pytest.approx(F.cross_entropy(scores, asked).item(), rel=1e-5)
+    assert out["loss"].item() == pytest.approx(F.cross_entropy(scores, torch.tensor(asked)).item(), rel=1e-5)
 
 
 @given(st.floats(0.05, 0.9), st.floats(0, 1), st.integers(2, 3))
@@ -351,6 +394,8 @@ def test_the_decoder_returns_scans_of_any_size(name, encoder, size):
         ("jigsaw", {"grid": 8}, "leaves less than 2"),
         ("jigsaw", {"permutations": 1}, "2 or more"),
         ("relative_patch", {"keep": 0.0}, "keep"),
+        ("jigsaw", {"edge": 0.0}, "method.edge is a share"),
+        ("relative_patch", {"edge": 1.5}, "method.edge is a share"),
         ("inpainting", {"smallest": 0.6}, "smallest <= method.largest"),
         ("denoising", {"sigma": 0.0}, "sigma"),
         ("colour", {"channels": 1}, "these scans have one"),

@@ -1,12 +1,16 @@
 """Parts of scans, resized to the encoder's input: crops, tiles, slabs and boxes for pretext tasks."""
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from medssl.methods.parts.small_views import patch_of, whole_patches, why_refused
 from medssl.resample import apply_axes, axis_weights
 from medssl.rng import Key, generator, uniform
+
+FLAT = 0.01  # added to the variance of a tile, 1 being that of all scans, so that noise in a flat one is not enlarged
 
 
 def crop_resize(x: Tensor, start_BA: Tensor, extent_BA: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -16,19 +20,34 @@ def crop_resize(x: Tensor, start_BA: Tensor, extent_BA: Tensor, size: tuple[int,
     return apply_axes(x, weights)
 
 
-def tiles(x: Tensor, which_BT: Tensor, grid: int, keep: float, key: Key, slot: int) -> Tensor:
-    """Cut T tiles from each scan, numbered row by row in a grid of `grid` tiles per axis: (B, C, *S) -> (B * T, C, *S).
+def tile_size(encoder: Any, share: float) -> tuple[int, ...]:
+    """Return the pixels along each axis of the tiles that an encoder gets: `share` of its input, in whole patches.
+
+    It is the whole input for an encoder that takes no other size.
+    """
+    edges = tuple(max(n, p) for n, p in zip(whole_patches(encoder, share), patch_of(encoder), strict=True))
+    return edges if why_refused(encoder, edges) is None else tuple(encoder.size)
+
+
+def tiles(x: Tensor, which_BT: Tensor, grid: int, keep: float, size: tuple[int, ...], key: Key, slot: int) -> Tensor:
+    """Cut T tiles from each scan, numbered row by row in a grid of `grid` tiles per axis: (B, C, *S) -> (B * T, C, *size).
 
     Shows a random part of each tile, the share `keep` of its edge, so that lines do not continue into neighbouring tiles.
     """
     B, T = which_BT.shape
-    size = x.shape[2:]
-    shape = torch.tensor(size, dtype=torch.float32).to(x.device, non_blocking=True)
+    shape = torch.tensor(x.shape[2:], dtype=torch.float32).to(x.device, non_blocking=True)
     place = torch.stack([which_BT // grid**a % grid for a in reversed(range(len(size)))], -1)
     jitter = uniform(key, 0, slot, T * len(size)).view(B, T, -1) * (1 - keep)
     start = (place + jitter) * shape / grid
     extent = (keep * shape / grid).expand(B * T, -1)
-    return crop_resize(x.repeat_interleave(T, 0), start.flatten(0, 1), extent, tuple(size))
+    return crop_resize(x.repeat_interleave(T, 0), start.flatten(0, 1), extent, size)
+
+
+def standardise(x: Tensor) -> Tensor:
+    """Return each tile (C, *S) of x (B, C, *S) with mean 0 and variance 1, or less for one that is nearly flat."""
+    axes = tuple(range(1, x.ndim))
+    x = x - x.mean(axes, keepdim=True)
+    return x / (x.square().mean(axes, keepdim=True) + FLAT).sqrt()
 
 
 def slab(x: Tensor, start_B: Tensor, share: float) -> Tensor:

@@ -31,22 +31,38 @@ def small_views(encoder: Any, count: int, size: float, scale: tuple[float, float
         raise UserError(f"method.small.scale must be [low, high] with 0 < low <= high <= 1, got {list(scale)}")
     if count == 0:
         return SmallViews()
-    patch = encoder.patch if hasattr(encoder, "tokens") else (1,) * len(encoder.size)
-    edges = tuple(round(size * n / p) * p for n, p in zip(encoder.size, patch, strict=True))
+    edges = whole_patches(encoder, size)
     if 0 in edges:
         raise UserError(
-            f"method.small.size={size} of {encoder.size} pixels is less than a patch of {tuple(patch)}; raise it, or "
+            f"method.small.size={size} of {encoder.size} pixels is less than a patch of {patch_of(encoder)}; raise it, or "
             "lower encoder.patch"
         )
+    if (why := why_refused(encoder, edges)) is not None:
+        raise UserError(
+            f"small views have {edges} pixels and this {type(encoder).__name__} takes only {tuple(encoder.size)}; use "
+            "encoder=cnn, resnet18 or vit, or method.small.count=0"
+        ) from why
+    return SmallViews(count, edges, (scale[0], scale[1]))
+
+
+def patch_of(encoder: Any) -> tuple[int, ...]:
+    """Return the pixels of a patch along each axis: 1 for an encoder without `tokens`."""
+    return tuple(encoder.patch) if hasattr(encoder, "tokens") else (1,) * len(encoder.size)
+
+
+def whole_patches(encoder: Any, share: float) -> tuple[int, ...]:
+    """Return `share` of the encoder's input along each axis, in pixels, rounded to whole patches."""
+    return tuple(round(share * n / p) * p for n, p in zip(encoder.size, patch_of(encoder), strict=True))
+
+
+def why_refused(encoder: Any, edges: tuple[int, ...]) -> Exception | None:
+    """Return the error with which an encoder refuses scans of `edges` pixels, or None if it takes them."""
     try:
         with dry_run(encoder):
             encoder(torch.zeros(1, encoder.channels, *edges))
     except (RuntimeError, ValueError, AssertionError, UserError) as e:
-        raise UserError(
-            f"small views have {edges} pixels and this {type(encoder).__name__} takes only {tuple(encoder.size)}; use "
-            "encoder=cnn, resnet18 or vit, or method.small.count=0"
-        ) from e
-    return SmallViews(count, edges, (scale[0], scale[1]))
+        return e
+    return None
 
 
 def encode_views(encoder: Any, views: list[Tensor]) -> Tensor:
