@@ -20,6 +20,7 @@ from medssl.store.resampled import ResampledScans
 METHODS = sorted(catalog.choices("method"))
 SMALL = {
     "cnn": {"widths": [8, 16]},
+    "small_resnet": {"widths": [8, 16]},
     "mlp": {"widths": [32, 16]},
     "vit": {"patch": 4, "dim": 24, "depth": 2, "heads": 2},
     "patch_bank": {"patch": 3, "centroids": 16},

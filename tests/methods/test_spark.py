@@ -15,6 +15,7 @@ from medssl.methods.parts.visible_convolution import at_size, mean_of_cells, vis
 CLOCK = Clock(0, 10)
 ENCODERS = {
     "cnn": ("cnn", {"widths": [8, 16]}, (16, 16)),
+    "small_resnet": ("small_resnet", {"widths": [8, 16]}, (16, 16)),
     "cnn in 3D": ("cnn", {"widths": [8, 16]}, (8, 8, 8)),
     "cnn with group norm": ("cnn", {"widths": [8, 16], "norm": "group"}, (16, 16)),
     "cells of unequal size": ("cnn", {"widths": [8, 8, 16, 16]}, (28, 28)),
@@ -117,7 +118,7 @@ def test_means_of_cells_are_over_their_places_and_channels(size, grid):
 
 
 def test_the_loss_is_the_squared_error_of_standardised_hidden_cells():
-    method, batch = tiny.method("spark").double(), tiny.batch(1, n=4)
+    method, batch = tiny.method("spark", encoder="cnn").double(), tiny.batch(1, n=4)
     batch["views"] = [batch["views"][0].double()]
     (x,), rebuilt, seen = batch["views"], [], []
     method.decoder.register_forward_hook(lambda m, given, out: rebuilt.append(out) or seen.append(given[1]))
@@ -133,7 +134,7 @@ def test_the_loss_is_the_squared_error_of_standardised_hidden_cells():
 
 
 def test_the_decoder_fills_hidden_places_of_every_stage_with_its_own_vector():
-    method, batch = tiny.method("spark").double(), tiny.batch(1, n=4)
+    method, batch = tiny.method("spark", encoder="cnn").double(), tiny.batch(1, n=4)
     stages = visible_stages(method.encoder, batch["views"][0].double(), visible := torch.rand(4, 1, 8, 8) < 0.5)
     with torch.no_grad():
         for hole in method.decoder.holes:
@@ -159,7 +160,7 @@ def test_the_decoder_fills_hidden_places_of_every_stage_with_its_own_vector():
 )
 def test_what_cannot_work_is_refused_at_construction(options, words):
     with pytest.raises(UserError, match=words):
-        tiny.method("spark", **options)
+        tiny.method("spark", **{"encoder": "cnn"} | options)
 
 
 def test_transformers_and_maps_of_one_place_are_refused():
