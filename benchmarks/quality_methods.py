@@ -74,7 +74,9 @@ def main() -> None:
         work = Path(given.work or scratch)
         work.mkdir(parents=True, exist_ok=True)
         if given.mnist:
-            given.source, given.allow_overlap = archive(given.mnist, work / "mnist.npz", train=5000, val=1000), True
+            given.source, given.allow_overlap = work / "mnist.npz", True
+            if not given.source.exists():
+                archive(given.mnist, given.source, train=5000, val=1000)
         medssl.ingest(given.source, work / "store", key=work / "key")
         names = sorted(given.methods, key=lambda m: m != "simclr")  # first, as a teacher
         for part in (names[:1], names[1:]):
