@@ -26,24 +26,28 @@ from medssl.scoring.features import check_input
 from medssl.scoring.kept_segmentation import keep_network
 from medssl.scoring.targets import Subset, Target
 from medssl.scoring.trained_rows import LabelDraw, TrainedRow
-from medssl.scoring.training import TrainingSettings, train_in
+from medssl.scoring.training import LONGER, TrainingSettings, end_to_end, train_in
 from medssl.store.masks import labels_to_classes, mask_labels, resample_masks
 from medssl.store.resampled import resampled_for_encoder
 from medssl.store.store import Store
 from medssl.tasks.segment import Segment
 
-BASELINES = ("scratch", "frozen", "random frozen", "dense linear", "dense kNN")
+SCRATCH, LONG_SCRATCH, *_ = BASELINES = (
+    "scratch", f"scratch {LONGER}x", "frozen", "random frozen", "dense linear", "dense kNN"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class SegmentationRow(TrainedRow):
     """A row and its model: "train" all weights, the "decoder" only, or a probe of every pixel, "linear" or "kNN".
 
-    decoder: whether the decoder starts from the run's, rather than from random weights.
+    decoder: whether the decoder starts from the run's, rather than from random weights. times: the steps of training, as a
+    multiple of the settings'.
     """
 
     model: str
     decoder: bool = False
+    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -80,17 +84,23 @@ class Segmentation:
     def rows(self, baselines: Sequence[str]) -> list[SegmentationRow]:
         """Return the rows of the table, the run's own first; with a pretrained decoder, the encoder alone is the second."""
         pretrained, initial, random = self.sources.pretrained, self.sources.initial, Baseline.RANDOM_INIT.value
-        rows = {
-            "scratch": [SegmentationRow(random, "end to end", initial, "train")],
-            "frozen": [SegmentationRow(RUN_FROZEN, "decoder only", pretrained, "decoder")],
-            "random frozen": [SegmentationRow(RANDOM_INIT_FROZEN, "decoder only", initial, "decoder")],
-        } | {
-            f"dense {model}": [
-                SegmentationRow(RUN, f"dense {model}", pretrained, model),
-                SegmentationRow(random, f"dense {model}", initial, model),
-            ]
-            for model in ("linear", "kNN")
-        }
+        rows = (
+            {
+                name: [SegmentationRow(random, end_to_end(times), initial, "train", times=times)]
+                for name, times in ((SCRATCH, 1), (LONG_SCRATCH, LONGER))
+            }
+            | {
+                "frozen": [SegmentationRow(RUN_FROZEN, "decoder only", pretrained, "decoder")],
+                "random frozen": [SegmentationRow(RANDOM_INIT_FROZEN, "decoder only", initial, "decoder")],
+            }
+            | {
+                f"dense {model}": [
+                    SegmentationRow(RUN, f"dense {model}", pretrained, model),
+                    SegmentationRow(random, f"dense {model}", initial, model),
+                ]
+                for model in ("linear", "kNN")
+            }
+        )
         own = [SegmentationRow(RUN, "fine-tuned", pretrained, "train", self.sources.encoder.decoder is not None)]
         if own[0].decoder:
             own.append(SegmentationRow(RUN_ENCODER, "fine-tuned", pretrained, "train"))
@@ -128,7 +138,8 @@ class Segmentation:
             torch.manual_seed(seed_from(draw.seed, 1))
             decoder = load_decoder(self.sources.path, self.sources.encoder, classes) if row.decoder else None
             method = Segment(encoder, classes, self.width, row.model == "decoder", decoder)
-            train_in(folder, method, store, labelled.rows, wanted, replace(self.settings, seed=draw.seed), masks)
+            settings = replace(self.settings, seed=draw.seed, steps=row.times * self.settings.steps)
+            train_in(folder, method, store, labelled.rows, wanted, settings, masks)
         if (row.source, row.model) == (RUN, "train"):
             keep_network(folder, method, self.labels, self.width)
         method = method.eval().to(device)

@@ -66,9 +66,9 @@ def segment(
         augment: an augmentation recipe in configs/augment; None: by the store's modality, with crops of at least CROP of the
             scan, since test scans are shown whole. Masks move with their images.
         tolerance: mm (pixels where no spacing is known) within which a surface counts as correct.
-        baselines: the members of BASELINES to include: the run's initial weights trained from scratch; a decoder on
-            the frozen encoder; one on the frozen initial weights; probes of every pixel's features without a decoder,
-            linear and kNN, of the run and of the initial weights.
+        baselines: the members of BASELINES to include: the run's initial weights trained from scratch, with the steps of the
+            run's row and with LONGER times as many; a decoder on the frozen encoder; one on the frozen initial weights;
+            probes of every pixel's features without a decoder, linear and kNN, of the run and of the initial weights.
         save_every: steps between checkpoints.
         options: keyword arguments; see `medssl.scoring.eval_splits.SplitOptions`.
 
