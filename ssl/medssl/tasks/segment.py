@@ -26,7 +26,7 @@ class Segment(Method):
     """
 
     def __init__(
-        self, encoder: Any, classes: int, width: int = 16, frozen: bool = False, decoder: UNetDecoder | None = None
+        self, encoder: Any, classes: int, width: int = 8, frozen: bool = False, decoder: UNetDecoder | None = None
     ):
         super().__init__()
         if not 2 <= classes <= MAX_CLASSES:

@@ -22,7 +22,7 @@ from medssl.store.store import Store
 from medssl.train.optim import Optim
 
 CROP = 0.8  # share of a scan that a crop keeps, by default; see benchmarks/results/quality_segmentation.md
-WIDTH = 16  # channels of the decoder's finest level, where neither the call nor the run gives it
+WIDTH = 8  # channels of the decoder's finest level, where neither the call nor the run gives it
 
 
 @accepts(SplitOptions, omit=("task", "positive", "unknown"))
@@ -62,7 +62,7 @@ def segment(
         label_budgets: training scans with masks, as "10 %", 5 or "all".
         draws: how often each budget is drawn.
         steps, batch, lr, weight_decay: for AdamW with a short warm-up and a half-cosine schedule.
-        width: channels of the decoder's finest level; None: as in the run's decoder, or 16 without one.
+        width: channels of the decoder's finest level; None: as in the run's decoder, or 8 without one.
         augment: an augmentation recipe in configs/augment; None: by the store's modality, with crops of at least CROP of the
             scan, since test scans are shown whole. Masks move with their images.
         tolerance: mm (pixels where no spacing is known) within which a surface counts as correct.
