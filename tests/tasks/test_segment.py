@@ -279,7 +279,7 @@ def test_it_learns_and_a_frozen_encoder_stays(tmp_path):
     torch.manual_seed(0)
     before = Segment(CNN(1, (16, 16), widths=(4, 8)), 2, width=4).encoder.state_dict()
     for frozen in (False, True):
-        method = go(tmp_path / str(frozen), steps=30, frozen=frozen, views="plain", lr=2e-2).eval()
+        method = go(tmp_path / str(frozen), steps=60, frozen=frozen, views="plain", lr=2e-2).eval()
         with torch.inference_mode():
             found = method.scores(x).argmax(1) == 1
         assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.9
