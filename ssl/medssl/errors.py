@@ -27,6 +27,6 @@ class Interrupted(UserError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean X?" if a known word is close to `word`, else " Known: …" with all of them."""
-    known = sorted(known)
+    known = sorted(map(str, known))
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."

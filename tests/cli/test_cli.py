@@ -26,8 +26,9 @@ from medssl.cli.main import main
 from medssl.cli.run import compose_config, run_name, typed
 from medssl.cli.run import run as run_command
 from medssl.cli.words import bracketed, expand_recipe, literal
-from medssl.errors import UsageError
+from medssl.errors import UsageError, UserError
 from medssl.runs.config import PretrainOptions
+from medssl.scoring.baselines import select_baselines
 
 ENV = {"PYTHONPATH": "ssl", "PATH": os.environ["PATH"], "CI": "true", "OMP_NUM_THREADS": "1"}
 
@@ -69,6 +70,15 @@ def run(store) -> Path:
     from medssl import pretrain
 
     return pretrain(store, store.parent / "run", encoder="mlp", encoder_options={"widths": [16]}, steps=6, batch=8)
+
+
+def test_a_wrong_key_or_choice_is_answered_in_the_words_of_the_user(capsys):
+    code, _, err = medssl(capsys, "ingest", "source=a", "out=b", "qqqq=1")
+    assert code == 2
+    assert "Known: address, aihub" in err
+    assert "_" not in err.partition("Known:")[2].replace("strict_patients", "")
+    with pytest.raises(UserError, match=r"there is no baseline 'pixels'\. Did you mean 'raw pixels'\?$"):
+        select_baselines(["pixels"])
 
 
 def test_help_lists_every_command_and_every_choice(capsys):

@@ -282,15 +282,42 @@ def test_a_table_is_aligned_and_describes_its_intervals():
     assert lines[0].split() == ["features", "AUROC", "minus", "run"]
     assert lines[2] == "raw pixels  0.927 [0.901, 0.949]  –"
     assert lines[3] == "simclr      0.950 [0.930, 0.960]  –"
-    assert lines[4] == f"Brackets: {how}, 624 scans."
+    assert lines[4] == f"Intervals in brackets: {how}, 624 scans."
 
 
 def test_intervals_made_in_two_ways_are_distinguished():
     rows = [{"a": Score(0.5, 0.4, 0.6, 9, 9, "one way"), "b": Score(0.5, 0.4, 0.6, 9, 9, "another way")}]
     assert text_table(rows, ["a", "b"]).splitlines()[3:] == [
-        "Brackets of a: one way, 9 scans.",
-        "Brackets of b: another way, 9 scans.",
+        "Intervals of a: one way, 9 scans.",
+        "Intervals of b: another way, 9 scans.",
     ]
+
+
+def test_intervals_that_differ_in_their_numbers_share_a_line():
+    made = [
+        Score(0.1, 0.0, 0.2, n, 9, f"jackknife, bias of up to {bias}") for n, bias in ((9, 0.02), (9, 0.015), (8, 0.1))
+    ]
+    lines = text_table([{"ECE": score} for score in made], ["ECE"]).splitlines()
+    assert lines[5:] == ["Intervals in brackets: jackknife, bias of up to 0.015 to 0.1, 8 to 9 scans."]
+
+
+def test_a_table_wider_than_the_terminal_comes_in_parts_that_fit(monkeypatch):
+    rows = [
+        {"features": f"network {k}", "probe": "end to end"}
+        | {m: Score(k / 10, 0.0, 1.0, 9, 9, "one way") for m in "abcd"}
+        for k in range(3)
+    ]
+    columns = ["features", "probe", *"abcd"]
+    whole = text_table(rows, columns)
+    monkeypatch.setenv("COLUMNS", "72")
+    shown = text_table(rows, columns)
+    assert max(map(len, whole.splitlines())) > 72
+    assert max(map(len, shown.splitlines())) <= 72
+    parts = shown.split("\n\n")
+    assert [part.splitlines()[0].split()[2:] for part in parts] == [["a", "b"], ["c", "d"]]
+    assert all("network 2, end to end  0.200 [0.000, 1.000]  0.200 [0.000, 1.000]" in part for part in parts)
+    monkeypatch.setenv("COLUMNS", str(max(map(len, whole.splitlines()))))
+    assert text_table(rows, columns) == whole
 
 
 @pytest.mark.parametrize("bare", [0.9, 3, np.float64(0.9), "0.9", " 91 %", "nan"])

@@ -24,6 +24,7 @@ from medssl import catalog
 from medssl.cli.aliases import known_as
 from medssl.cli.help import GROUPS, LAUNCHED, SCORED
 from medssl.cli.launch import launch, take_launcher
+from medssl.cli.terminal import fitted
 from medssl.cli.words import (
     any_timm,
     bracketed,
@@ -183,7 +184,7 @@ def call(command: str, cfg: DictConfig, choices: Any, out: Path | None) -> None:
     result = function(**{k: typed(k, v, hints[k]) for k, v in kwargs.items()})
     text = str(result) if isinstance(result, Result) else getattr(result, "summary", "")
     if text:
-        print(text)
+        print(fitted(text))
 
 
 def typed(key: str, value: Any, hint: Any) -> Any:
@@ -258,10 +259,12 @@ def _explain(command: str, words: list[str], error: Exception) -> str:
 
 def _keys(cfg: Any, prefix: str = "") -> Iterator[str]:
     for k in cfg:
+        if str(k).startswith("_"):
+            continue
         inner = None if OmegaConf.is_missing(cfg, k) else cfg[k]
         if isinstance(inner, DictConfig):
-            yield from (x for x in _keys(inner, f"{prefix}{k}.") if "._" not in x)
-        elif not str(k).startswith("_"):
+            yield from _keys(inner, f"{prefix}{k}.")
+        else:
             yield f"{prefix}{k}"
 
 

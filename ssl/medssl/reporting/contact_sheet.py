@@ -17,34 +17,34 @@ CAPTION = 2 * LINE + 2
 SOFT, WARNING = "#5b6470", "#b35900"
 
 
-def contact_sheet(store: Store, rows: NDArray[np.int64]) -> Image.Image:
+def contact_sheet(store: Store, rows: NDArray[np.int64], cell: int = CELL) -> Image.Image:
     """Return an RGB picture of the scans `rows`, windowed to [low, high]; for a volume the middle slice of its first axis.
 
     Captions are the row numbers in this `store`, modality, split and labels, and the quality flags; no identifier. Masks are
-    outlined. Only what is shown is read from disk.
+    outlined. Only what is shown is read from disk. `cell`: pixels of the longer side of a picture.
     """
     low, high, spacing, shape = (store.column(name) for name in ("low", "high", "spacing", "shape"))
     captions = _captions(store, rows)
     columns = max(1, min(len(rows), round((len(rows) * 1.3) ** 0.5)))
-    wide, tall = CELL + GAP, CELL + CAPTION + GAP
+    wide, tall = cell + GAP, cell + CAPTION + GAP
     sheet = Image.new("RGB", (columns * wide + GAP, -(-len(rows) // columns) * tall + GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for k, row in enumerate(rows):
         x, y = GAP + k % columns * wide, GAP + k // columns * tall
         scan, mask = _middle(store, int(row), shape[row]), _middle_of_mask(store, int(row))
-        shown = picture(scan, float(low[row]), float(high[row]), spacing[row], most=CELL)
+        shown = picture(scan, float(low[row]), float(high[row]), spacing[row], most=cell)
         image = Image.fromarray(np.round(255 * shown).astype(np.uint8)).convert("RGB")
-        scale = CELL / max(image.size)
+        scale = cell / max(image.size)
         size = [max(1, round(side * scale)) for side in image.size]
         image = image.resize(size, Image.Resampling.BILINEAR)
         if mask is not None:
             inside = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
             over = outlined(np.asarray(image, np.float32) / 255, np.asarray(inside, bool), 1)
             image = Image.fromarray(np.round(255 * over).astype(np.uint8))
-        sheet.paste(image, (x + (CELL - image.width) // 2, y + (CELL - image.height) // 2))
+        sheet.paste(image, (x + (cell - image.width) // 2, y + (cell - image.height) // 2))
         first, second, flagged = captions[k]
         for text, down, colour in ((first, 0, SOFT), (second, LINE, WARNING if flagged else SOFT)):
-            draw.text((x, y + CELL + down), _fitting(text), fill=colour, font=_font(text))
+            draw.text((x, y + cell + down), _fitting(text, cell), fill=colour, font=_font(text))
     return sheet
 
 
@@ -68,12 +68,12 @@ def _font(text: str) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(findfont(FontProperties(family=family)), 10)
 
 
-def _fitting(text: str) -> str:
-    """Cut a caption to the width of its cell."""
+def _fitting(text: str, width: int) -> str:
+    """Cut a caption to a width in pixels."""
     font = _font(text)
-    if font.getlength(text) <= CELL:
+    if font.getlength(text) <= width:
         return text
-    while text and font.getlength(f"{text}…") > CELL:
+    while text and font.getlength(f"{text}…") > width:
         text = text[:-1]
     return f"{text}…"
 

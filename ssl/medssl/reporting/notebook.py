@@ -28,7 +28,9 @@ from medssl.store import store as stores
 from medssl.store.dataset import ScanDataset
 from medssl.store.splits import SPLITS
 
-SHOWN = 24  # scans of a store that are shown
+SHEETS = ((24, 192, 80), (24, 192, 50), (24, 96, 60), (12, 96, 50))
+"""Scans of a store that are shown, pixels of each, and quality of the WebP: the first whose picture is small enough."""
+MOST_BYTES = 100_000  # of a picture in a notebook, which keeps it in its file
 
 
 class Store(stores.Store):
@@ -41,13 +43,19 @@ class Store(stores.Store):
         return ScanDataset(self, split, transform)
 
     def _repr_html_(self) -> str:
-        rows = self.rows()[:: max(1, len(self) // SHOWN)][:SHOWN]
-        out = io.BytesIO()
-        contact_sheet(self, rows).save(out, "PNG")
         counts = ", ".join(f"{len(self.rows(split)):,} {split}" for split in SPLITS)
         about = [f"{len(self):,} scans of {len(set(self.column('patient'))):,} patients: {counts}", *self.kinds]
         about += [f"labels: {', '.join(self.labels)}"] if self.labels else []
-        return "<br>".join(map(escape, about)) + _picture(out.getvalue(), "contact sheet, with row numbers")
+        return "<br>".join(map(escape, about)) + _picture(self._sheet(), "contact sheet, with row numbers", "webp")
+
+    def _sheet(self) -> bytes:
+        for scans, cell, quality in SHEETS:
+            out = io.BytesIO()
+            rows = self.rows()[:: max(1, len(self) // scans)][:scans]
+            contact_sheet(self, rows, cell).save(out, "WEBP", quality=quality)
+            if len(out.getvalue()) <= MOST_BYTES:
+                break
+        return out.getvalue()
 
 
 class ScoreTable(Result):
@@ -115,9 +123,9 @@ class Run(ShownPath):
         return f"<p>{escape(about)}</p>{_picture(plots.curves(rows), 'curves') if rows else ''}<ul>{said}</ul>"
 
 
-def _picture(png: bytes, alt: str) -> Markup:
-    source = base64.b64encode(png).decode()
-    return Markup('<br><img alt="{}" style="max-width:100%" src="data:image/png;base64,{}">').format(alt, source)
+def _picture(image: bytes, alt: str, kind: str = "png") -> Markup:
+    source = base64.b64encode(image).decode()
+    return Markup('<br><img alt="{}" style="max-width:100%" src="data:image/{};base64,{}">').format(alt, kind, source)
 
 
 def shown(value: Any) -> Any:

@@ -30,6 +30,7 @@ from medssl.scoring.targets import Subset
 KEPT = ("command", "target", "task", "classes", "test", "train_store", "test_store", "asked", "flags", "overlap")
 """What is kept of a table with its predictions."""
 
+CHECKED = "The test images were compared with those of pretraining and training; `medssl report` says which copies are found."
 Scores = Callable[[PredictedRow], dict[str, Score]]
 
 
@@ -215,7 +216,8 @@ def heading(about: dict[str, Any]) -> str:
         f"tested on {about['n_test']} scans of {about['patients_test']} patients ({about['test']})"
         + (f"; AUPRC is for {about['classes'][1]!r}" if two else "")
     ]
-    return "\n".join([*lines, *(f"! {flag}" for flag in about["flags"]), *about.get("notes", []), LOOKED_FOR])
+    flags = (f"! {flag}" for flag in about["flags"])
+    return "\n".join([*lines, *flags, *about.get("notes", []), CHECKED])
 
 
 def read_tables(path: Path) -> list[dict[str, Any]]:
