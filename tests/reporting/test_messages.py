@@ -1,19 +1,36 @@
 """A report in English or Korean: the same keys and placeholders in both, and every number in its sentence."""
 
 import copy
+import itertools
+import math
 import re
 
+import numpy as np
 import pytest
 import yaml
 
 from medssl.errors import UserError
+from medssl.evals.explain.evidence import ASSOCIATION, Evidence, _listed
+from medssl.evals.explain.picture_properties import picture_properties
+from medssl.evals.label_free.collapse import LIMITS, diagnose
+from medssl.evals.label_free.quality import MEASURES
+from medssl.evals.stats.score import Score
+from medssl.leakage.leak_check import SetOverlap
+from medssl.leakage.transformed_duplicates import LOOKED_FOR
+from medssl.readers.quality_flags import FLAGS
 from medssl.reporting.answer import answer
 from medssl.reporting.clinical_use import meaning, subgroups
 from medssl.reporting.conclusions import conclusions
 from medssl.reporting.glossary import explain
 from medssl.reporting.korean import particles
 from medssl.reporting.messages import FOLDER, GLOSSARY, LANGUAGES, messages, phrases, placeholders, table
+from medssl.reporting.report import CONFIG
 from medssl.reporting.score_table import score_table
+from medssl.scoring.attention_probes import READERS
+from medssl.scoring.baselines import BASELINES, RANDOM_INIT_FROZEN
+from medssl.scoring.clinical import GROUPS
+from medssl.scoring.training import end_to_end
+from medssl.store.intensity_windows import INTENSITIES
 
 HANGUL = re.compile("[가-힣]")
 HOW = "95 % Wilson interval by a jackknife over 7 patients"
@@ -170,9 +187,9 @@ def test_natural_frequencies_by_hand():
     shown = text(meaning(make_table()))
     assert "250 have" in shown
     assert (
-        "275 are called positive, of which 200 have it and 75 do not; of the 725 called negative, 50 have it" in shown
+        "275 are called positive, of which 200 have it and 75 do not. Of the 725 called negative, 50 have it" in shown
     )
-    assert "135 are called positive, of which 40 have it and 95 do not; of the 865 called negative, 10 have it" in shown
+    assert "135 are called positive, of which 40 have it and 95 do not. Of the 865 called negative, 10 have it" in shown
 
 
 def test_both_languages_have_the_same_keys_and_placeholders():
@@ -184,7 +201,7 @@ def test_both_languages_have_the_same_keys_and_placeholders():
     for entry in yaml.safe_load((FOLDER / f"{GLOSSARY}.yaml").read_text("utf-8")).values():
         assert entry["term"].keys() == LANGUAGES.keys()
         assert HANGUL.search(entry["ko"])
-    assert 18 <= len(messages("en").glossary()) <= 26
+    assert 18 <= len(messages("en").glossary()) <= 32
     for english, korean in phrases():
         assert placeholders(english) == placeholders(korean), english
 
@@ -196,6 +213,7 @@ def test_an_unknown_language_is_refused_in_one_line():
 
 def test_particles_follow_the_sound():
     assert particles("모델은(는) 환자이(가) AUROC을(를) cnn과(와) 서울으로(로)") == "모델은 환자가 AUROC를 cnn과 서울로"
+    assert particles("small_resnet(선형 프로브)은(는) AUROC은(는)") == "small_resnet(선형 프로브)은 AUROC는"
     assert particles('"병변"(예)을(를)') == '"병변"(예)을'
     assert particles("모델(선형 프로브)은(는) 3이(가) 4이(가)") == "모델(선형 프로브)은 3이 4가"
 
@@ -214,7 +232,7 @@ def test_terms_are_explained_once_in_each_section():
 def test_kept_sentences_are_translated_without_pseudonyms():
     ids = "b5boyafka2pyopvq6amyxcnkav", "s5vglzw4lz64fgb2wi5m36sk3k"
     flag = (
-        "training includes possibly 7 test images (similar, but their pixels cannot be read or do not decide), for example "
+        "training may include 7 of the 90 test images (similar, but their pixels cannot be read or do not decide), for example "
         f"{ids[0]} and {ids[1]}"
     )
     for language in LANGUAGES:
@@ -225,6 +243,109 @@ def test_kept_sentences_are_translated_without_pseudonyms():
     unknown = "a sentence nobody has translated"
     assert messages("ko").marked(unknown) == f'<span lang="en">{unknown}</span>'
     assert messages("en").marked("a < b") == "a &lt; b"
+
+
+def english_in(text: str, names: tuple[str, ...] = ()) -> list[str]:
+    """Return the English words of a Korean sentence, apart from names, acronyms and what stands in <…>."""
+    for name in (*names, "CT, MR, PET, X", "alpha-ReQ", "SIGReg", "min(N - 1, D)"):
+        text = text.replace(name, "")
+    return re.findall(r"\b[a-z]{2,}\b", re.sub(r"<[^>]*>", "", text))
+
+
+def test_every_name_that_a_page_takes_from_the_code_is_korean():
+    t = messages("ko")
+    names = [
+        *FLAGS,
+        *INTENSITIES.values(),
+        *picture_properties(np.ones((16, 16))),
+        *(m.about for m in MEASURES.values()),
+    ]
+    names += [b for b in (*BASELINES, RANDOM_INIT_FROZEN) if b != "PCA"]
+    names += [end_to_end(1), end_to_end(3), *READERS, *CONFIG.values(), *GROUPS, *ASSOCIATION.values()]
+    assert [
+        name for name in names if not HANGUL.search(t.phrase(name)) or english_in(t.phrase(name), ("ImageNet", "mm"))
+    ] == []
+
+
+def test_every_leak_warning_is_one_korean_sentence_with_its_numbers():
+    t = messages("ko")
+    some = [(0, 0, 0), (2, 0, 0), (0, 3, 0), (0, 0, 4), (2, 3, 0), (0, 3, 4), (2, 3, 4)]
+    for a, b in (("pretraining", "test"), ("training", "validation"), ("training", "training"), ("test", "test")):
+        for shared, exact, maybe in some[1:]:
+            overlap = SetOverlap(a, b, 90, 50, 0 if a == b else shared, exact, 1, maybe, ())
+            said, shown = str(overlap), t.phrase(str(overlap))
+            assert english_in(shown) == [], said
+            assert sorted(re.findall(r"\d+", shown)) == sorted(re.findall(r"\d+", said)), said
+            assert shown.endswith(("니다", "음)")), shown
+    assert english_in(t.phrase(LOOKED_FOR), ("JPEG",)) == []
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_every_sentence_of_an_audit_is_korean(kind):
+    t, low, middle, high = messages("ko"), score(0.2, 0.1, 0.3), score(0.55, 0.4, 0.7), score(0.8, 0.7, 0.9)
+    none = score(0.5, math.nan, math.nan) | {"how": "no interval from 3 patients"}
+    low, middle, high, none = (Score(**s) for s in (low, middle, high, none))
+    down, same, up = (Score(v, v - 0.1, v + 0.1, 9, 9, HOW) for v in (-0.2, 0.0, 0.2))
+    baselines = ("raw pixels", "random init", "PCA")
+    choices = itertools.product(
+        (low, middle, high, none), (low, middle, high, none), (down, same, up, none), (same, none)
+    )
+    for number, (predicted, alone, change, train) in enumerate(choices):
+        versus = dict(
+            zip(baselines, itertools.islice(itertools.cycle((down, same, up)), number % 3, None)), strict=False
+        )
+        evidence = Evidence(
+            "age" if kind == "regression" else "scanner", kind, (), "AUROC", {"run": {"AUROC": predicted}}, predicted, versus,
+            alone, train, train, high, high, (high, middle)[number % 2], high, {"within": change},
+        )  # fmt: skip
+        said = evidence.sentence("lesion")
+        shown = t.phrase(said)
+        assert english_in(shown, ("lesion",)) == [], said
+        assert sorted(re.findall(r"\d\.\d{3}", shown)) == sorted(re.findall(r"\d\.\d{3}", said)), said
+    for fields in (["age"], ["age", "scanner"], ["age", "scanner", "view"]):
+        shown = t.phrase(f"No shortcut was found in the metadata at hand: {_listed(fields)}.")
+        assert english_in(shown) == []
+
+
+def test_every_warning_of_a_training_is_korean():
+    t = messages("ko")
+    settings = "lr clip precision warmup weight decay batch augment mae simclr medssl inspect sheet png crop scale true ln".split()
+    low = dict.fromkeys(LIMITS, 0.0)
+    high = dict.fromkeys(LIMITS, 1e3) | {
+        "rankme": 2.0,
+        "rankme_of": 64,
+        "finite": 0.5,
+        "teacher_moved": 0,
+        "common": 0.95,
+    }
+    found = [diagnose(low | {"rankme_of": 64, "spread": 1.0}), diagnose(low | {"spread_untrained": 1.0})]
+    found += [
+        diagnose({**high, "chance": math.log(64)}, [math.log(64)] * 100, "encoder.relu"),
+        diagnose({"dead": 0.95}),
+    ]
+    said = {collapse.words for part in found for collapse in part}
+    assert len(said) >= 12
+    for words in said:
+        shown = t.phrase(f"Step 50: {words}")
+        assert [w for w in english_in(shown) if w not in (*settings, "encoder", "relu")] == [], words
+
+
+def test_a_kept_warning_is_shown_as_a_sentence():
+    assert messages().sentence("pretraining has seen it") == "Pretraining has seen it."
+    assert messages().sentence("Is it so?") == "Is it so?"
+    shown = messages("ko").sentence("training includes 2 of the 5 test patients")
+    assert shown == "학습 자료에 시험 환자 5명 중 2명이 들어 있습니다."
+
+
+def test_a_specificity_that_was_missed_on_the_test_is_said():
+    table = make_table()
+    table["operating_point"]["how"] = "threshold 0.4, the lowest with specificity 0.9 on 50 validation scans"
+    assert "more false alarms" not in text(meaning(table))
+    table["operating_point"]["scores"]["specificity"] = score(0.57, 0.5, 0.63)
+    assert "it is only 0.570 [0.500, 0.630]: there are more false alarms than intended" in text(meaning(table))
+    assert "0.570 [0.500, 0.630]에 그쳤습니다" in text(meaning(table, messages("ko")))
+    table["operating_point"]["scores"]["specificity"] = score(0.97, 0.95, 0.99)
+    assert "it is 0.970 [0.950, 0.990]: the sensitivity is lower" in text(meaning(table))
 
 
 def test_kept_sentences_of_an_audit_are_translated_with_their_numbers():

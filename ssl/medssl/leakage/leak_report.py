@@ -12,6 +12,7 @@ from medssl.files import atomic
 from medssl.leakage import image_sets, transformed_duplicates
 from medssl.leakage.image_sets import ScanSet
 
+UNDECIDED = "similar, but their pixels cannot be read or do not decide"
 VERSION = 1  # of everything that decides about a pair and has no version of its own; reports of others are made anew
 MANY, MANY_SHARE = 5, 0.03  # possible copies, and share of a set, from which chance does not explain them
 
@@ -55,15 +56,15 @@ class SetOverlap:
         images = f"at least {self.exact + self.near} of the {self.scans} {self.b} images ({self.near} near-duplicates)"
         if self.a == self.b:
             more = f", and possibly {self.maybe} more" if self.maybe else ""
-            once = "; their patients count as one in intervals" if self.a == "test" and self.certain else ""
+            once = ", and count as one patient in intervals" if self.a == "test" and self.certain else ""
             return f"{images} repeat another patient's image in {self.a}{more}{once}"
         shared = [f"{self.shared_patients} of the {self.patients} {self.b} patients"] if self.shared_patients else []
         if self.exact or self.near:
             shared.append(images)
+        if self.maybe and not shared:
+            return f"{self.a} may include {self.maybe} of the {self.scans} {self.b} images ({UNDECIDED})"
         if self.maybe:
-            shared.append(
-                f"possibly {self.maybe} {self.b} images (similar, but their pixels cannot be read or do not decide)"
-            )
+            shared.append(f"possibly {self.maybe} more ({UNDECIDED})")
         return f"{self.a} includes {' and '.join(shared) or f'none of the {self.scans} {self.b} images'}"
 
 

@@ -12,6 +12,7 @@ from medssl.reporting.plots import decision_curve, reliability
 from medssl.reporting.render import render
 
 AT = re.compile(r"PPV at ([\d.e-]+) %")
+ASKED = re.compile(r"the lowest with specificity ([\d.]+) on")
 THOUSAND = 1000
 
 
@@ -25,6 +26,7 @@ def meaning(table: Table, t: Messages | None = None) -> Markup:
         target=table["target"],
         point=point,
         frequencies=frequencies(point["scores"], table, t) if point else [],
+        **_rates(point, t),
         why=table.get("why"),
         calibration=calibration,
         scaled=_calibrated(calibration, t) if calibration else [],
@@ -67,11 +69,23 @@ def frequencies(scores: Mapping[str, Any], table: Table, t: Messages) -> list[tu
         ill = round(THOUSAND * share)
         tp, fp = round(ill * sensitivity["value"]), round((THOUSAND - ill) * (1 - specificity["value"]))
         counts = {"ill": ill, "tp": tp, "fp": fp, "fn": ill - tp, "called": tp + fp, "cleared": THOUSAND - tp - fp}
-        words = {"sensitivity": " ".join(number(sensitivity)), "specificity": " ".join(number(specificity))}
-        said = t("natural", name=table["classes"][1], share=f"{100 * share:.3g} %", **counts, **words)
+        said = t("natural", name=table["classes"][1], share=f"{100 * share:.3g} %", **counts)
         values = {k.lower(): " ".join(number(scores[k + suffix])) for k in ("PPV", "NPV")}
         out.append((when, said, t("predictive", **values)))
     return out
+
+
+def _rates(point: Mapping[str, Any] | None, t: Messages) -> dict[str, str]:
+    """Return sensitivity and specificity in a sentence, and one that the specificity asked for was missed on the test, or ""."""
+    if not point:
+        return {"rates": "", "missed": ""}
+    rates = {k: point["scores"][k] for k in ("sensitivity", "specificity")}
+    asked, found = ASKED.search(point["how"]), rates["specificity"]
+    missed = ""
+    if asked and has_interval(found) and not found["low"] <= float(asked[1]) <= found["high"]:
+        key = "specificity_below" if found["high"] < float(asked[1]) else "specificity_above"
+        missed = t(key, asked=asked[1], found=" ".join(number(found)))
+    return {"rates": t("rates", **{k: " ".join(number(score)) for k, score in rates.items()}), "missed": missed}
 
 
 def _calibrated(calibration: Mapping[str, Any], t: Messages) -> list[list[Any]]:

@@ -43,7 +43,7 @@ def write_comparison(
         "compared.html.j2",
         t=t,
         models=[group.name for group in groups],
-        flags=list(dict.fromkeys(t.marked(flag) for flag in found["flags"])),
+        flags=list(dict.fromkeys(t.sentence(flag) for flag in found["flags"])),
         blocks=blocks,
         target=first.about["target"],
         scans=len(first.scan),

@@ -11,7 +11,7 @@ RIEUL = ["1", "7", "8", "L", "l"]  # 일, 칠, 팔, 엘
 def particles(text: str) -> str:
     """Choose each particle by the sound that the word before it ends in; brackets and quotation marks are not heard.
 
-    Latin words are read as English: those ending in l, m or n, or in a capital R, end in a consonant.
+    Latin words are read as English: those ending in l, m, n or net, or in a capital R, end in a consonant.
     """
     parts = PARTICLES.split(text)
     for i in range(1, len(parts), 2):
@@ -20,7 +20,7 @@ def particles(text: str) -> str:
         while (shorter := BRACKET.sub("", before.rstrip("\"'”’ "))) != before:
             before = shorter
         last = before[-1:]
-        closed = _closed(last)
+        closed = _closed(last) or before.lower().endswith("net")
         if after_vowel == "로" and _rieul(last):
             closed = False
         parts[i] = after_consonant if closed else after_vowel

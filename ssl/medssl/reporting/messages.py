@@ -20,6 +20,9 @@ from medssl.reporting.korean import particles
 LANGUAGES = {"en": "English", "ko": "한국어"}
 FOLDER = Path(__file__).parent / "translations"
 GLOSSARY, PHRASES = "glossary", "phrases"  # their files have rules of their own
+COUNTS = ("n", "k", "all", "near", "more", "images", "side", "draws", "neg")  # placeholders for numbers
+LONG = ("said", "rest", "warning")  # placeholders that may hold several sentences
+SENTENCE = re.compile(r"니다(\([^()]*\))?$")  # the end of a Korean sentence
 EXAMPLE = re.compile(r", for example [a-z2-7]{26} and [a-z2-7]{26}")  # pseudonyms of two scans; the page holds none
 
 
@@ -47,6 +50,11 @@ class Messages:
         foreign = self.language != "en" and shown == EXAMPLE.sub("", text) and " " in shown
         return Markup('<span lang="en">{}</span>').format(shown) if foreign else escape(shown)
 
+    def sentence(self, text: str) -> Markup:
+        """Return `marked(text)` as a sentence: with a capital and a full stop, which a kept text need not have."""
+        shown = self.marked(text[:1].upper() + text[1:] if self.language == "en" else text)
+        return shown if shown.striptags().endswith((".", "?", "!", ":")) else shown + "."
+
     def names(self, words: str) -> str:
         """Return names joined by commas, each translated where it has a translation."""
         return ", ".join(self.phrase(word) for word in words.split(", "))
@@ -60,19 +68,33 @@ class Messages:
 
     def _translated(self, text: str) -> str | None:
         for pattern, korean in _patterns():
-            if found := pattern.fullmatch(text):
-                parts = {k: self._translated(v) or v for k, v in found.groupdict().items()}
+            found = pattern.fullmatch(text)
+            if found and all(_is_one(name, part) for name, part in found.groupdict().items()):
+                parts = {k: self._translated(v) or self._list(v) or v for k, v in found.groupdict().items()}
                 return korean.format(**parts)
         # several sentences, or parts joined by a semicolon, are translated one by one
         for mark in (". ", "; ", ": "):
-            if mark in text:
-                head, tail = text.split(mark, 1)
+            head, *others = _outside(text, mark)
+            if others:
+                tail = mark.join(others)
                 end = mark.strip() if mark == ". " else ""
                 left, right = self._translated(head + end), self._translated(tail)
                 if left or right:
-                    return f"{left or head + end}{mark.removeprefix(end)}{right or tail}"
+                    said = left or head + end
+                    # Korean has no semicolon between sentences
+                    joined = ". " if mark == "; " and SENTENCE.search(said) else mark.removeprefix(end)
+                    return f"{said}{joined}{right or tail}"
         stem = self._translated(text[:-1]) if text.endswith(".") else None
         return f"{stem}." if stem else None
+
+    def _list(self, text: str) -> str | None:
+        """Return a list of names, "A, B and C", if each of them has a translation."""
+        items = [item for part in _outside(text, ", ") for item in _outside(part, " and ")]
+        found = [self._translated(item) for item in items]
+        if len(items) < 2 or not all(found):
+            return None
+        *first, last = map(str, found)
+        return f"{', '.join(first)}{', ' if text.rfind(', ') > text.rfind(' and ') else '과(와) '}{last}"
 
 
 @cache
@@ -117,6 +139,27 @@ def _patterns() -> list[tuple[re.Pattern[str], str]]:
     return [(_pattern(english), korean) for english, korean in found]
 
 
+def _is_one(name: str, text: str) -> bool:
+    """Return whether a part of a sentence is whole: its brackets are paired, and it holds no second sentence."""
+    depth = 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if depth < 0:
+            return False
+    return depth == 0 and (name in LONG or len(_outside(text, "; ")) == 1)
+
+
+def _outside(text: str, mark: str) -> list[str]:
+    """Split at a mark that stands outside brackets."""
+    parts, depth, start = [], 0, 0
+    for i, letter in enumerate(text):
+        depth += (letter in "([") - (letter in ")]")
+        if depth == 0 and i >= start and text.startswith(mark, i):
+            parts.append(text[start:i])
+            start = i + len(mark)
+    return [*parts, text[start:]]
+
+
 def _pattern(english: str) -> re.Pattern[str]:
     parts: list[str] = []
     seen: set[str] = set()
@@ -124,6 +167,7 @@ def _pattern(english: str) -> re.Pattern[str]:
         parts.append(re.escape(words))
         if name is not None:
             # one sentence, so that two are never taken for one
-            parts.append(f"(?P={name})" if name in seen else rf"(?P<{name}>(?:(?!\. ).)+?)")
+            part = r"\d[\d,.]*" if name in COUNTS else ".+?" if name == "warning" else r"(?:(?!\. ).)+?"
+            parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>{part})")
             seen.add(name)
     return re.compile("".join(parts), re.DOTALL)

@@ -46,6 +46,20 @@ STYLE: Any = {
     "text.parse_math": False,  # a label may hold a dollar sign
 }
 WIDTH = 8.2  # inches, the text width of the page
+NAMES = {
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "knn_auroc": "kNN AUROC (validation)",
+    "rankme": "RankMe, centred",
+    "rankme_raw": "RankMe",
+    "rankme_share": "RankMe, share",
+    "lidar": "LiDAR",
+    "lidar_share": "LiDAR, share",
+    "alpha": "alpha-ReQ",
+    "alpha_r2": "alpha-ReQ, fit (R2)",
+}
+"""Titles of curves, where the name in metrics.jsonl is short."""
+CHANCE = "chance"  # the loss of a guess, drawn as a line in the panel of the loss
 SUFFIXES = ("_low", "_high", "_of")  # bounds and maximum of another number
 POINTS = 600  # a curve is averaged down to about this many points
 
@@ -74,10 +88,12 @@ def curves(rows: Sequence[Mapping[str, Any]], *, max_panels: int = 12) -> bytes:
     """Draw every number in the rows of metrics.jsonl against `step`, one panel each, the loss first. PNG.
 
     Long curves are averaged in bins of steps. NAME_low and NAME_high shade an interval around NAME, and NAME_of, the
-    largest value that NAME can have, goes into its title.
+    largest value that NAME can have, goes into its title. A dashed line in the panel of the loss is the loss of a guess.
     """
     found = list(dict.fromkeys(k for row in rows for k, v in row.items() if k != "step" and _is_number(v)))
     names = [name for name in found if not (name.endswith(SUFFIXES) and name.rpartition("_")[0] in found)]
+    if "loss" in names and CHANCE in names:
+        names.remove(CHANCE)
     names = sorted(names, key=lambda name: (name != "loss", "loss" not in name))[:max_panels]
     columns = min(3, max(1, len(names)))
     lines = max(1, math.ceil(len(names) / columns))
@@ -87,8 +103,11 @@ def curves(rows: Sequence[Mapping[str, Any]], *, max_panels: int = 12) -> bytes:
             axes = fig.add_subplot(lines, columns, i + 1)
             x, y = _series(rows, name)
             most = {row[f"{name}_of"] for row in rows if f"{name}_of" in row}
-            axes.set_title(name.replace("_", " ") + (f" (of {max(most)})" if most else ""))
+            title = NAMES.get(name, name.replace("_", " "))
+            axes.set_title(title + (f" (of {max(most):g})" if most else ""))
             axes.plot(*_thin(x, y), color=COLOURS[0], marker="o" if len(x) <= 30 else "", markersize=2.5)
+            if name == "loss":
+                axes.plot(*_thin(*_series(rows, CHANCE)), color=SOFT, linewidth=0.8, linestyle="--")
             (at, low), (_, high) = _series(rows, f"{name}_low"), _series(rows, f"{name}_high")
             if len(low) and len(low) == len(high):
                 axes.fill_between(at, low, high, color=COLOURS[0], alpha=0.18, linewidth=0)

@@ -57,7 +57,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "thousands": "{:,}".format, "methods": _interval_methods}
-    environment.filters |= {"base64": _base64, "size": _size, "marked_in": lambda text, t: t.marked(text)}
+    environment.filters |= {"base64": _base64, "size": _size, "sentence_in": lambda text, t: t.sentence(text)}
     return environment
 
 

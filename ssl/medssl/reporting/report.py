@@ -31,7 +31,18 @@ from medssl.store.store import Store
 
 VIEWS = 24  # training views shown
 WARNINGS = 3  # warnings of a training that are shown
-CONFIG = ("options", "channels", "size", "spacing", "equalise", "dim", "step", "intensity", "store")
+CONFIG = {
+    "options": "network options",
+    "channels": "channels",
+    "size": "input size",
+    "spacing": "spacing (mm)",
+    "equalise": "histogram equalisation",
+    "dim": "features per scan",
+    "step": "training steps",
+    "intensity": "intensity window",
+    "store": "store fingerprint",
+}
+"""Facts in encoder.json that are shown, and their names."""
 CHECKED = ("encoder.safetensors", "encoder.json", "resolved.yaml", "env.json", "metrics.jsonl", "scores.json",
            "audit.json", "cam.json", "cam.npz", "quality.json", "embeddings.parquet")  # fmt: skip
 """Files of a run whose checksums are shown."""
@@ -72,7 +83,7 @@ def write_report(
     embeddings = read_embeddings(run, store) if (run / "embeddings.parquet").exists() else None
     sites = len({site for site in store.column("site") if site})
     # pseudonyms of examples are left out, so two warnings may become one
-    flags = list(dict.fromkeys(t.marked(flag) for table in tables for flag in table["flags"]))
+    flags = list(dict.fromkeys(t.sentence(flag) for table in tables for flag in table["flags"]))
     trust = map_sheet(embeddings, seed, t)
     page = render(
         "report.html.j2",
@@ -84,7 +95,7 @@ def write_report(
         flags=flags,
         tables=tables,
         **how_trained(run, t),
-        environment=list(_flat(env)) if env else [],
+        environment=[(t.phrase(name.removeprefix("libraries ")), value) for name, value in _flat(env or {})],
         data=data_sheet(store, t),
         samples=sample_sheet(store, seed, t),
         score_tables=[score_table(table, t, flags=False) for table in tables],
@@ -107,7 +118,9 @@ def how_trained(run: Path, t: Messages) -> dict[str, Any]:
     """Return the facts, settings, curves and checksums of a run, each empty where its file is missing."""
     encoder = read_json(run / "encoder.json")
     return {
-        "config": [(key, _plain(encoder.get(key))) for key in CONFIG] if encoder else [],
+        "config": [(t.phrase(name), t.phrase(_plain(encoder.get(key)))) for key, name in CONFIG.items()]
+        if encoder
+        else [],
         # a path may name people
         "settings": [line for line in _lines(run / "resolved.yaml") if not line.startswith("store: ")],
         "checksums": [(name, _checksum(run / name)) for name in CHECKED if (run / name).exists()],
@@ -127,6 +140,8 @@ def _lines(path: Path) -> list[str]:
 def _plain(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    if value is True or value is False:
+        return "yes" if value else ""
     if isinstance(value, list):
         return " x ".join(map(str, value))
     return "" if value is None else str(value)
@@ -143,7 +158,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 def _curves(path: Path, t: Messages) -> dict[str, Any]:
     """Return the training curves, the last step and the warnings in metrics.jsonl."""
     rows = read_lines(path)
-    warnings = [t.phrase(f"Step {row.get('step', '?')}: {row['warning']}") for row in rows if row.get("warning")]
+    warnings = [t.sentence(f"Step {row.get('step', '?')}: {row['warning']}") for row in rows if row.get("warning")]
     return {
         "curves": plots.curves(rows) if rows else b"",
         "last_step": rows[-1].get("step", len(rows) - 1) if rows else 0,

@@ -30,7 +30,9 @@ from medssl.scoring.targets import Subset
 KEPT = ("command", "target", "task", "classes", "test", "train_store", "test_store", "asked", "flags", "overlap")
 """What is kept of a table with its predictions."""
 
-CHECKED = "The test images were compared with those of pretraining and training; `medssl report` says which copies are found."
+CHECKED = (
+    "The test images were compared with those of pretraining and training; `medssl report` says which copies are found."
+)
 Scores = Callable[[PredictedRow], dict[str, Score]]
 
 
