@@ -164,8 +164,12 @@ def test_a_box_a_lasso_and_a_search_select_and_the_selection_is_saved(opened):
         browser.execute_script("keys[arguments[0]]()", key)
         mouse(browser, *path, drag=True)
         wait_for(browser, "state.selected && [...state.selected].join() === String(arguments[0])", i)
+        # the others are dimmed once, by the page, and no longer than they are selected
+        wait_for(browser, "!plot._fullData[0].selectedpoints && !(plot.layout.selections || []).length")
+        assert browser.execute_script("return [...new Set(plot.data[0].marker.opacity)].length") == 2
         browser.execute_script("keys.Escape()")
         assert browser.execute_script("return state.selected") is None
+        wait_for(browser, "!plot._fullData[0].selectedpoints && new Set(plot.data[0].marker.opacity).size === 1")
     box = browser.find_element("id", "search")
     box.send_keys("site: north\n")
     chosen = browser.execute_script("return [...state.selected]")

@@ -10,7 +10,7 @@ const near = Object.fromEntries(Object.entries(data.neighbours).map(([name, foun
 const CIVIDIS = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
 // Columns with one value stand among the facts of a scan and colour nothing.
 const colourable = columns.filter((c) => c.numbers || c.values.length > 1);
-const state = {map: 0, colour: 0, chosen: -1, selected: null, hidden: new Set(), dim: 0, same: false, drag: "pan", dark: matchMedia("(prefers-color-scheme: dark)").matches};
+const state = {map: 0, colour: 0, chosen: -1, selected: null, hidden: new Set(), dim: 0, same: false, drag: "pan", drawn: 0, dark: matchMedia("(prefers-color-scheme: dark)").matches};
 const size = n < 400 ? 9 : n < 4000 ? 6 : n < 15000 ? 4 : 3;
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const make = (tag, words = "", kind = "") => { const made = document.createElement(tag); made.textContent = words; if (kind) made.className = kind; return made; };
@@ -82,7 +82,7 @@ function opacities() {
   const column = colourable[state.colour], placed = maps[state.map].placed, out = new Array(n), alpha = n > 15000 ? 0.6 : state.dark ? 0.95 : 0.8;
   for (let i = 0; i < n; i++) {
     const hidden = column && !column.numbers && state.hidden.has(column.codes[i]);
-    out[i] = hidden ? 0 : placed[i] < state.dim ? 0.07 : state.selected && !state.selected.has(i) ? 0.1 : alpha;
+    out[i] = hidden ? 0 : placed[i] < state.dim ? 0.07 : state.selected && !state.selected.has(i) ? 0.15 : alpha;
   }
   return out;
 }
@@ -94,6 +94,8 @@ function layout() {
   return {
     paper_bgcolor: css("--page"), plot_bgcolor: css("--page"), margin: {l: 8, r: 8, t: 8, b: 8}, showlegend: false,
     dragmode: state.drag, hovermode: "closest", hoverdistance: 12, uirevision: String(state.map),
+    // plotly's own selection would dim the others once more, until they cannot be seen, and outlive ours
+    selections: [], selectionrevision: String(state.drawn++),
     xaxis: {...axis}, yaxis: {...axis, scaleanchor: "x"}, newselection: {line: {color: css("--ink")}},
   };
 }
@@ -165,7 +167,8 @@ function choose(i) {
   box.replaceChildren();
   if (data.pictures) box.append(picture(i, wide ? 306 : 192, "large"));
   const ids = make("dl");
-  ids.append(make("dt", "scan"), make("dd", data.scan[i], "id"), make("dt", "patient"), make("dd", data.patients[patient[i]], "id"), make("dt", "placed"), make("dd", maps[state.map].placed[i].toFixed(3)));
+  ids.append(make("dt", "scan"), make("dd", data.scan[i], "id"), make("dt", "patient"), make("dd", data.patients[patient[i]], "id"), make("dt", "placement"), make("dd", maps[state.map].placed[i].toFixed(3)));
+  ids.lastChild.title = "1: its neighbours on this map are its neighbours in the features";
   box.append(ids, make("h2", state.same ? "Nearest scans" : "Nearest scans of other patients"));
   const asked = make("label"), check = make("input");
   check.type = "checkbox";
@@ -184,8 +187,11 @@ function choose(i) {
     item.append(button);
     list.append(item);
   }
-  box.append(asked, list.children.length ? list : make("p", "There is none.", "soft"), make("h2", "What is known of it"), facts(i));
+  const coloured = colourable[state.colour];
+  const below = make("p", "Below each: cosine distance" + (coloured ? " and " + coloured.name : ""), "soft");
+  box.append(asked, below, list.children.length ? list : make("p", "There is none.", "soft"), make("h2", "What is known of it"), facts(i));
   draw();
+  if (innerWidth <= 820) box.scrollIntoView({block: "nearest"});
 }
 
 // ---- selecting ------------------------------------------------------------------------------------------------------------
@@ -248,7 +254,6 @@ function clear() {
   $("search").value = "";
   state.hidden = new Set();
   legend();
-  Plotly.relayout(plot, {selections: []});
   select(null);
 }
 function step(by) {
@@ -276,7 +281,7 @@ maps.forEach((m, i) => $("map").append(new Option(m.name, i)));
 colourable.forEach((c, i) => $("colour").append(new Option(c.name, i)));
 $("map").onchange = () => setMap(Number($("map").value));
 $("colour").onchange = () => setColour(Number($("colour").value));
-$("dim").oninput = () => { state.dim = Number($("dim").value); $("limit").textContent = state.dim.toFixed(2); faith(); draw(); };
+$("dim").oninput = () => { state.dim = Number($("dim").value); $("limit").textContent = state.dim ? state.dim.toFixed(2) : "off"; faith(); draw(); };
 $("search").onkeydown = (event) => {
   if (event.key !== "Enter") return;
   const found = search($("search").value);
@@ -321,8 +326,10 @@ function listen() {
     plot.on("plotly_unhover", () => { $("tip").hidden = true; });
     plot.on("plotly_click", (event) => { const p = event.points[0]; if (!p.curveNumber && visible(p.pointIndex)) choose(p.pointIndex); });
     plot.on("plotly_selected", (event) => {
-      if (!event) return;
-      select(event.points.filter((p) => !p.curveNumber && visible(p.pointIndex)).map((p) => p.pointIndex));
+      // that the page has removed plotly's selection is an event, too
+      if (!event || !(event.range || event.lassoPoints)) return;
+      const rows = event.points.filter((p) => !p.curveNumber && visible(p.pointIndex)).map((p) => p.pointIndex);
+      select(rows);
     });
     document.documentElement.dataset.ready = "true";
   });
