@@ -40,7 +40,10 @@ def page(n: int) -> str:
     ids = np.array([f"s{i:05d}" for i in range(n)])
     near = Neighbours(rng.integers(0, n, (n, 8)).astype(np.int32), rng.random((n, 8)).astype(np.float32))
     faithful = Faithfulness(0.9, 0.8, 0.3, np.full(n, 0.9, np.float32), 10)
-    columns = {"kind": np.array([*"abcde"], object)[rng.integers(0, 5, n)], "age": rng.normal(60, 9, n).astype(np.float32)}
+    columns = {
+        "kind": np.array([*"abcde"], object)[rng.integers(0, 5, n)],
+        "age": rng.normal(60, 9, n).astype(np.float32),
+    }
     return str(explorer_page(Exploration("speed", ids, ids, columns, [Map("PCA", xy, faithful)], near, near)))
 
 
@@ -87,7 +90,9 @@ def measure(driver: Any, path: Path) -> dict[str, float]:
     send(driver, "mousePressed", *wander(0), button="left", clickCount=1)
     found["pan"] = rate(driver, lambda k: send(driver, "mouseMoved", *wander(k), button="left", buttons=1))
     send(driver, "mouseReleased", *wander(0), button="left", clickCount=1)
-    found["zoom"] = rate(driver, lambda k: send(driver, "mouseWheel", x, y, deltaX=0, deltaY=40 if k % 20 < 10 else -40))
+    found["zoom"] = rate(
+        driver, lambda k: send(driver, "mouseWheel", x, y, deltaX=0, deltaY=40 if k % 20 < 10 else -40)
+    )
     found["hover"] = rate(driver, lambda k: send(driver, "mouseMoved", *wander(k)))
     return found
 
@@ -106,8 +111,10 @@ def main() -> None:
             path.write_text(page(n), "utf-8")
             runs = [measure(driver, path) for _ in range(args.repeats)]
             load = " / ".join(f"{r['load']:.1f}" for r in runs)
-            shown = [f"{statistics.median(r[k] for r in runs):.0f} ({min(r[k] for r in runs):.0f} to {max(r[k] for r in runs):.0f})"
-                     for k in ("pan", "zoom", "hover")]  # fmt: skip
+            shown = []
+            for k in ("pan", "zoom", "hover"):
+                rates = sorted(r[k] for r in runs)
+                shown.append(f"{statistics.median(rates):.0f} ({rates[0]:.0f} to {rates[-1]:.0f})")
             print(f"| {n:,} | {path.stat().st_size / 1e6:.1f} MB | {load} s | {' | '.join(shown)} |", flush=True)
 
 

@@ -24,6 +24,7 @@ from medssl.reporting.conclusions import conclusions
 from medssl.reporting.glossary import explain
 from medssl.reporting.korean import particles
 from medssl.reporting.messages import FOLDER, GLOSSARY, LANGUAGES, messages, phrases, placeholders, table
+from medssl.reporting.render import _interval_methods
 from medssl.reporting.report import CONFIG
 from medssl.reporting.score_table import score_table
 from medssl.scoring.attention_probes import READERS
@@ -308,7 +309,9 @@ def test_every_sentence_of_an_audit_is_korean(kind):
 
 def test_every_warning_of_a_training_is_korean():
     t = messages("ko")
-    settings = "lr clip precision warmup weight decay batch augment mae simclr medssl inspect sheet png crop scale true ln"
+    settings = (
+        "lr clip precision warmup weight decay batch augment mae simclr medssl inspect sheet png crop scale true ln"
+    )
     low = dict.fromkeys(LIMITS, 0.0)
     high = dict.fromkeys(LIMITS, 1e3) | {
         "rankme": 2.0,
@@ -327,6 +330,16 @@ def test_every_warning_of_a_training_is_korean():
     for words in said:
         shown = t.phrase(f"Step 50: {words}")
         assert [w for w in english_in(shown) if w not in (*settings.split(), "encoder", "relu")] == [], words
+
+
+def test_ways_of_computing_intervals_that_differ_in_numbers_are_told_once():
+    how = "95 % jackknife interval over {} patients, which allows for a bias of up to {} upwards"
+    scores = [score(0.1, 0.0, 0.2) | {"how": how.format(n, bias)} for n, bias in ((19, 0.031), (39, 0.019))]
+    shown = _interval_methods(scores, messages())
+    assert shown == how.format("19 to 39", "0.019 to 0.031")
+    assert _interval_methods(scores, messages("ko")).startswith(
+        "환자 19~39명의 잭나이프에 의한 95 % 신뢰구간(최대 0.019~0.031의"
+    )
 
 
 def test_a_kept_warning_is_shown_as_a_sentence():

@@ -20,7 +20,7 @@ from medssl.reporting.korean import particles
 LANGUAGES = {"en": "English", "ko": "한국어"}
 FOLDER = Path(__file__).parent / "translations"
 GLOSSARY, PHRASES = "glossary", "phrases"  # their files have rules of their own
-COUNTS = ("n", "k", "all", "near", "more", "images", "side", "draws", "neg")  # placeholders for numbers
+COUNTS = ("n", "k", "all", "near", "more", "images", "side", "draws", "neg", "bias")  # placeholders for numbers
 LONG = ("said", "rest", "warning")  # placeholders that may hold several sentences
 SENTENCE = re.compile(r"니다(\([^()]*\))?$")  # the end of a Korean sentence
 EXAMPLE = re.compile(r", for example [a-z2-7]{26} and [a-z2-7]{26}")  # pseudonyms of two scans; the page holds none
@@ -70,7 +70,10 @@ class Messages:
         for pattern, korean in _patterns():
             found = pattern.fullmatch(text)
             if found and all(_is_one(name, part) for name, part in found.groupdict().items()):
-                parts = {k: self._translated(v) or self._list(v) or v for k, v in found.groupdict().items()}
+                parts = {
+                    k: v.replace(" to ", "~") if k in COUNTS else self._translated(v) or self._list(v) or v
+                    for k, v in found.groupdict().items()
+                }
                 return korean.format(**parts)
         # several sentences, or parts joined by a semicolon, are translated one by one
         for mark in (". ", "; ", ": "):
@@ -167,7 +170,9 @@ def _pattern(english: str) -> re.Pattern[str]:
         parts.append(re.escape(words))
         if name is not None:
             # one sentence, so that two are never taken for one
-            part = r"\d[\d,.]*" if name in COUNTS else ".+?" if name == "warning" else r"(?:(?!\. ).)+?"
+            part = (
+                r"\d[\d,.]*(?: to \d[\d,.]*)?" if name in COUNTS else ".+?" if name == "warning" else r"(?:(?!\. ).)+?"
+            )
             parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>{part})")
             seen.add(name)
     return re.compile("".join(parts), re.DOTALL)

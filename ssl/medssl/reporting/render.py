@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from medssl.errors import UserError
+from medssl.evals.stats.text_table import in_few_words
 from medssl.reporting.conclusions import number
 from medssl.reporting.messages import Messages, messages
 
@@ -72,7 +73,7 @@ def _size(png: bytes) -> tuple[int, ...]:
 
 def _interval_methods(scores: object, t: Messages) -> str:
     """Return how the intervals of all scores in nested lists and dicts were made, each method once."""
-    return "; ".join(dict.fromkeys(map(t.phrase, _methods(scores))))
+    return "; ".join(map(t.phrase, in_few_words(dict.fromkeys(_methods(scores)))))
 
 
 def _methods(scores: object) -> Iterator[str]:

@@ -77,22 +77,26 @@ def _pad(text: str, width: int, right: bool) -> str:
 
 def _footnotes(rows: Sequence[Mapping[str, Cell]], columns: Sequence[str]) -> list[str]:
     """Return a line for each way in which intervals were computed; ways that differ only in their numbers share a line."""
-    made: dict[str, tuple[list[str], list[str]]] = {}
+    made: dict[str, list[str]] = {}
     for row in rows:
         for c in columns:
             if isinstance(value := row.get(c), Score):
-                how = f"{value.how}, {value.n} scans"
-                names, hows = made.setdefault(NUMBER.sub("#", how), ([], []))
-                names.extend([c] * (c not in names))
-                hows.append(how)
-    if len(made) == 1:
-        return [f"Intervals in brackets: {_in_one(next(iter(made.values()))[1])}."]
-    return [f"Intervals of {', '.join(names)}: {_in_one(hows)}." for names, hows in made.values()]
+                made.setdefault(f"{value.how}, {value.n} scans", []).append(c)
+    ways = [(how, {c for one in hows for c in made[one]}) for how, hows in in_few_words(made).items()]
+    if len(ways) == 1:
+        return [f"Intervals in brackets: {ways[0][0]}."]
+    return [f"Intervals of {', '.join(c for c in columns if c in names)}: {how}." for how, names in ways]
 
 
-def _in_one(hows: Iterable[str]) -> str:
-    """Return sentences that differ only in their numbers as one, with a range where they differ."""
-    hows = list(hows)
+def in_few_words(hows: Iterable[str]) -> dict[str, list[str]]:
+    """Return sentences that differ only in their numbers as one, with a range where they differ: {one: those it stands for}."""
+    alike: dict[str, list[str]] = {}
+    for how in hows:
+        alike.setdefault(NUMBER.sub("#", how), []).append(how)
+    return {_in_one(group): group for group in alike.values()}
+
+
+def _in_one(hows: Sequence[str]) -> str:
     columns = zip(*(NUMBER.findall(how) for how in hows), strict=True)
     ranges = [sorted(set(column), key=float) for column in columns]
     shown = iter(found[0] if len(found) == 1 else f"{found[0]} to {found[-1]}" for found in ranges)
