@@ -3,8 +3,8 @@
     python benchmarks/speed_explorer.py
 
 Needs Chromium and its driver. Points, columns and neighbours are random; there are no pictures, which are drawn only for the scan
-pointed at. A frame is a call of requestAnimationFrame while the mouse moves as fast as the page takes its events. Without a graphics
-card Chromium draws by SwiftShader on the processor, so these are lower bounds for a computer with one.
+pointed at. A frame is a call of requestAnimationFrame while the mouse moves as fast as the page takes its events. Without a
+graphics card Chromium draws by SwiftShader on the processor, so these are lower bounds for a computer with one.
 """
 
 import argparse

@@ -369,7 +369,7 @@ def test_warnings_and_flags_are_shown(page):
     assert "have warnings" in section(page, "limits")
     assert "4 scans no patient was found" in section(page, "limits")
     assert "Trustworthiness 0." in section(page, "tsne")
-    assert "By scanner: not drawn, since it has one value only, scanner A." in section(page, "tsne")
+    assert "Not drawn: scanner (always scanner A)" in section(page, "tsne")
 
 
 def test_volumes_have_a_page_too(tmp_path):

@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent / "translations"
 GLOSSARY, PHRASES = "glossary", "phrases"  # their files have rules of their own
 COUNTS = ("n", "k", "all", "near", "more", "images", "side", "draws", "neg", "bias")  # placeholders for numbers
 LONG = ("said", "rest", "warning")  # placeholders that may hold several sentences
-SENTENCE = re.compile(r"니다(\([^()]*\))?$")  # the end of a Korean sentence
+SENTENCE = re.compile(r"니다(\(.*\))?$")  # the end of a Korean sentence
 EXAMPLE = re.compile(r", for example [a-z2-7]{26} and [a-z2-7]{26}")  # pseudonyms of two scans; the page holds none
 
 
