@@ -304,7 +304,7 @@ def test_a_report_on_two_runs_has_the_numbers_of_compare(made, tmp_path):
     result = medssl.compare(runs)
     pair = result["comparisons"][0]["pairs"][0]
     d = pair["difference"]
-    for language, word in (("en", "after Holm correction"), ("ko", "홀름 보정 후")):
+    for language, word in (("en", "after Holm correction"), ("ko", "Holm 다중 비교 교정 후")):
         path = medssl.report(runs=runs, out=tmp_path / f"{language}.html", language=language)
         page = re.sub(r"</?abbr[^>]*>", "", path.read_text("utf-8"))
         assert word in page
