@@ -15,7 +15,7 @@ from medssl.evals.explain.picture_properties import picture_properties
 from medssl.evals.label_free.collapse import LIMITS, diagnose
 from medssl.evals.label_free.quality import MEASURES
 from medssl.evals.stats.score import Score
-from medssl.leakage.leak_check import SetOverlap
+from medssl.leakage.leak_report import SetOverlap
 from medssl.leakage.transformed_duplicates import LOOKED_FOR
 from medssl.readers.quality_flags import FLAGS
 from medssl.reporting.answer import answer
