@@ -15,7 +15,7 @@ from medssl import catalog
 
 PACKAGE = ROOT / "ssl" / "medssl"
 FLOORS = [
-    {"errors", "rng", "schedule", "progress", "files", "resample", "catalog", "results"},
+    {"errors", "rng", "schedule", "progress", "files", "resample", "catalog", "results", "ray_cluster"},
     {"readers", "synthetic", "losses", "encoders"},
     {"store"},
     {"leakage", "augmentations"},
