@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 import medssl
 from medssl.cli import run as command_line
 from medssl.cli.help import LAUNCH_KEYS, command_help
-from medssl.cli.launch import Job, launch, take_launcher
+from medssl.cli.job import Job
+from medssl.cli.launch import launch, take_launcher
 from medssl.errors import UserError
 from medssl.ingestion.writer import StoreWriter
 from medssl.readers.pseudonyms import Pseudonyms

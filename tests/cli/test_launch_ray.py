@@ -12,7 +12,7 @@ import medssl
 from explored import write_store
 from medssl.cli import launch_ray
 from medssl.cli import run as command_line
-from medssl.cli.launch import Job
+from medssl.cli.job import Job
 from medssl.cli.launch_ray import launch_on_ray, run_on_node
 from medssl.errors import PREEMPTED, UserError
 from medssl.files import locked

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medssl import __version__
-from medssl.cli.launch import Job
+from medssl.cli.job import Job
 from medssl.errors import PREEMPTED, UserError
 from medssl.progress import say
 from medssl.ray_cluster import connect
