@@ -35,16 +35,18 @@ wide; the older, narrower ones claim more than two seeds can show.
 def gains() -> dict[tuple[str, str], str]:
     """Return {(method, metric): its gain over the untrained network}, bold where the table says that it learns."""
     found: dict[tuple[str, str], str] = {}
-    metric = ""
+    head: list[str] = []
     for line in RESULTS.read_text("utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if cells[:2] == ["method", "encoder"]:
-            metric = cells[2]
+            head = cells
         elif not line.startswith("|"):
-            metric = ""
-        elif metric in COLUMNS and len(cells) >= 6 and not cells[0].startswith("---"):
-            gain = f"**{cells[3]}**" if cells[5] == "yes" else cells[3]
-            found.setdefault((cells[0].removesuffix(" (labels)"), metric), gain)
+            head = []
+        elif "minus untrained" in head and "learns" in head and not cells[0].startswith("---"):
+            row = dict(zip(head, cells, strict=True))
+            gain = f"**{row['minus untrained']}**" if row["learns"] == "yes" else row["minus untrained"]
+            (metric,) = set(row) & set(COLUMNS)
+            found.setdefault((row["method"].removesuffix(" (labels)"), metric), gain)
     return found
 
 
