@@ -24,11 +24,11 @@ Made by `benchmarks/family_tree.py` from `configs/method/` and [measured results
 Within a family, the oldest comes first. `medssl pretrain method=NAME --help` shows the options of a method, and its file names
 the sections of the paper that they follow.
 
-The last two columns are the gain over the same network untrained, with its 95 % interval, at one small equal budget for all
-(100 steps of 128 scans on a CPU): AUROC on chest X-rays (PneumoniaMNIST), accuracy on digits (MNIST). They show whether a method
-learns, not how good it gets: long training, large scans and transformers change the order. Bold: better after Holm's
-correction. A dash: not measured at this budget. Two seeds each: intervals of tables since 30 November 2026 allow for that and are
-wide; the older, narrower ones claim more than two seeds can show.
+The last two columns are the gain over the same network untrained, with its 95 % interval, at one small equal budget for all:
+AUROC on chest X-rays (PneumoniaMNIST, 100 steps of 128 scans, two seeds) and accuracy on digits (MNIST, 150 steps of 64, four
+seeds; those of older tables two). They show whether a method learns, not how good it gets: long training, large scans and
+transformers change the order. Bold: better after Holm's correction for all methods of the table. A dash: not measured at such a
+budget. Intervals of X-rays from before 30 November 2026 are narrower than two seeds allow.
 """
 
 
