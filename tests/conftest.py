@@ -30,6 +30,12 @@ def _one_thread():
 
 
 @pytest.fixture(autouse=True)
+def _a_wide_terminal(monkeypatch):
+    """Tables come in parts that fit the terminal, and a worker's standard output may be one or not."""
+    monkeypatch.setenv("COLUMNS", "10000")
+
+
+@pytest.fixture(autouse=True)
 def _one_thread_again():
     """A test that wants two threads must not leave them to the next file of its worker."""
     yield

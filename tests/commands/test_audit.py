@@ -177,7 +177,8 @@ def test_the_section_of_a_report(made, found):
     _, _, run = made
     page = audit_section(run)
     assert escape(found["verdict"]) in page
-    assert escape(found["metadata"][0]["sentence"]) in page
+    sentence = found["metadata"][0]["sentence"]
+    assert escape(sentence[0].upper() + sentence[1:]) in page
     assert "laterality: always L" in page
     assert page.count('<tr class="ours">') == 2  # the view, in both tables
     assert "The border alone predicts lesion" in page

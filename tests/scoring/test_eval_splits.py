@@ -41,6 +41,6 @@ def test_repeated_test_images_count_once_in_every_interval(made):
     (row,) = found["rows"]
     assert {score["patients"] for score in row["scores"].values()} == {8}
     assert "at least 8 of the 16 test images" in str(found)
-    assert "their patients count as one in intervals" in str(found)
+    assert "and count as one patient in intervals" in str(found)
     (kept,) = predictions_of(run)
     assert len(set(kept.patient)) == 8

@@ -200,7 +200,7 @@ def test_the_leak_check_names_the_copies_within_the_test_set(copies):
     patient = dict(zip(store.column("scan"), store.column("patient"), strict=True))
     assert len(report.repeats) == 2
     assert all(patient[a] != patient[b] for a, b in report.repeats)
-    assert "their patients count as one in intervals" in report.warnings()[0]
+    assert "and count as one patient in intervals" in report.warnings()[0]
 
 
 # values that are written in other ways
