@@ -28,6 +28,16 @@ SMALL = {
     "layer": {"widths": [16]},
     "hourglass": {"widths": [32, 16]},
 }
+PRETRAIN = [
+    "method=simclr",
+    "encoder=cnn",
+    "encoder.widths=[4]",
+    "size=8",
+    "batch=8",
+    "accelerator=cpu",
+    "monitor_every=0",
+]
+"""Words of a small `medssl pretrain`."""
 SHRINK = {
     "hidden": 32,
     "out": 16,

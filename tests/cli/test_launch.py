@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 import medssl
+import tiny
 from medssl.cli import run as command_line
 from medssl.cli.help import LAUNCH_KEYS, command_help
 from medssl.cli.job import Job
@@ -21,15 +22,6 @@ from medssl.readers.pseudonyms import Pseudonyms
 from medssl.readers.scan import Scan
 
 submitit = pytest.importorskip("submitit")
-SMALL = [
-    "method=simclr",
-    "encoder=cnn",
-    "encoder.widths=[4]",
-    "size=8",
-    "batch=8",
-    "accelerator=cpu",
-    "monitor_every=0",
-]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +46,7 @@ def test_a_preempted_job_saves_is_requeued_and_ends_with_the_bits_of_one_that_wa
     step = {"NTASKS": 2, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "NNODES": 1, "JOB_NAME": "medssl"}
     for key, value in step.items():  # of a step with two tasks, of which no second one must be waited for
         monkeypatch.setenv(f"SLURM_{key}", str(value))
-    words = [f"store={store}", *SMALL, "steps=400", "save_every=100000", "log_every=1"]
+    words = [f"store={store}", *tiny.PRETRAIN, "steps=400", "save_every=100000", "log_every=1"]
     executor = submitit.LocalExecutor(folder=tmp_path / "jobs")
     executor.update_parameters(timeout_min=10)
     job = executor.submit(Job(["pretrain", *words, f"out={tmp_path / 'a'}"]))

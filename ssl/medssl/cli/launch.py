@@ -44,10 +44,9 @@ def launch(runs: Mapping[Path, Sequence[str]], folder: Path, settings: Mapping[s
     kind, gpus = settings["launcher"], int(float(settings.get("gpus", 0)))
     jobs = {}
     for out, words in runs.items():
-        more = (
-            [] if not gpus else [f"devices={gpus}", "accelerator=cuda"] if words[0] == "pretrain" else ["device=cuda"]
-        )
-        jobs[out] = Job([*words, *(w for w in more if not any(x.startswith(w.split("=")[0] + "=") for x in words))])
+        more = [f"devices={gpus}", "accelerator=cuda"] if words[0] == "pretrain" else ["device=cuda"]
+        more = [w for w in more if gpus and not any(x.startswith(w.split("=")[0] + "=") for x in words)]
+        jobs[out] = Job([*words, *more])
     if kind == "ray":
         return launch_on_ray(jobs, folder, settings)
     try:

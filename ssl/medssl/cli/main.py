@@ -22,7 +22,7 @@ OF_SCHEDULERS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0, 1 for wrong input, 2 for a command that cannot be understood, 75 for preemption."""
+    """Run a command and exit: 0, 1 for wrong input, 2 for a command that cannot be understood, 75 to try again."""
     args = list(sys.argv[1:] if argv is None else argv)
     warnings.filterwarnings("ignore", "`torch.jit.interface`", FutureWarning)  # on import of timm below 1.0.23
     _never_fail_to_print()
